@@ -1,0 +1,77 @@
+"""What every source yields and every builder eats: plain documents and the typed facts stated in them."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fact:
+    """One statement that a source makes in a structured field, so that a question about it has a certain answer.
+
+    Attributes:
+      subject: what the fact is about, as a person would name it ("Phishing", "CWE-79").
+      relation: one of `RELATIONS`.
+      object: the answer ("Initial Access").
+      evidence: the source's own sentence, or one that restates its structured field; the offline teacher quotes it.
+    """
+
+    subject: str
+    relation: str
+    object: str
+    evidence: str
+
+
+RELATIONS = {
+    "tactic": "a technique serves a tactic",
+    "mitigation": "a technique is mitigated by a mitigation",
+    "detection": "a technique is detected by a data component",
+    "weakness_name": "a CWE id stands for a weakness name",
+    "weakness_class": "a described flaw belongs to a weakness class",
+    "attack_pattern_name": "a CAPEC id stands for a pattern name",
+    "related_weakness": "an attack pattern exploits a weakness",
+    "expansion": "an acronym stands for its expansion",
+    "port_service": "a TCP or UDP port belongs to a service",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One document of one source.
+
+    Attributes:
+      id: unique and stable within the source; the train/validation/test split is drawn from it.
+      source: the adapter's or corpus's short name ("attack", "capec", "cwe", "cve_trickest").
+      title: what the document is about, without its id ("Phishing: Spearphishing Link").
+      text: plain text, markup and citations removed; paragraphs are separated by a blank line.
+      url: where a person can read it; empty where the publisher gives none.
+      license: the publisher's terms, in a few words.
+      facts: the typed facts that the document states.
+    """
+
+    id: str
+    source: str
+    title: str
+    text: str
+    url: str
+    license: str
+    facts: tuple[Fact, ...] = ()
+
+
+def without_duplicates(records: Iterable[Record], dropped: dict[str, int]) -> Iterator[Record]:
+    """Yields records whose id and whose text were not seen before; counts the others by source in `dropped`.
+
+    Only 16 bytes a record are remembered, so memory does not grow with the corpus's text.
+    """
+    import hashlib
+
+    seen: set[bytes] = set()
+    for record in records:
+        keys = [
+            hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            for key in (f"id\0{record.source}\0{record.id}", "text\0" + " ".join(record.text.lower().split()))
+        ]
+        if any(key in seen for key in keys):
+            dropped[record.source] = dropped.get(record.source, 0) + 1
+            continue
+        seen.update(keys)
+        yield record

@@ -1,0 +1,82 @@
+"""How a user's mistake reaches the user: one paragraph on standard error and an exit code, never a traceback.
+
+Anything that the person at the keyboard can put right (a file, a key, a full disk) is raised as `UserError`; a
+traceback on the screen therefore always means a defect of ours. Every command of the project is wrapped in
+`command`, so that the exit codes are the same everywhere.
+"""
+
+import errno
+import functools
+import signal
+import sys
+import textwrap
+from collections.abc import Callable
+
+DONE, FAILED, BAD_USAGE, STOPPED_BY_WATCH = 0, 1, 2, 3
+
+
+class UserError(Exception):
+    """A fault that the user can mend. The message says what is wrong, where, and what to do."""
+
+    exit_code = FAILED
+
+
+class UsageError(UserError):
+    """The command line itself is wrong: an unknown flag, config key or preset."""
+
+    exit_code = BAD_USAGE
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Returns ` Did you mean "…"?` for the known word nearest to `word`, or the list of what is known."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(sorted(known))}."
+
+
+def say_error(message: str) -> None:
+    """Prints one paragraph on standard error, folded at the width of a terminal."""
+    paragraph = textwrap.fill(
+        "error: " + " ".join(message.split()), width=100, break_long_words=False, break_on_hyphens=False
+    )
+    print(paragraph, file=sys.stderr, flush=True)
+
+
+def _interrupt(signum: int, frame) -> None:
+    raise KeyboardInterrupt
+
+
+def command(main: Callable[[], int | None]) -> Callable[[], int]:
+    """Wraps a command's main function: it returns an exit code, and prints a paragraph instead of a traceback.
+
+    Asking a process to stop (SIGTERM) is treated like Ctrl-C, so that every `finally` and context manager runs and
+    nothing half-written is left behind.
+    """
+
+    @functools.wraps(main)
+    def wrapped() -> int:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return main() or DONE
+        except UserError as fault:
+            say_error(str(fault))
+            return fault.exit_code
+        except KeyboardInterrupt:
+            say_error("Stopped on request. What was finished is kept; repeat the same command to go on from there.")
+            return FAILED
+        except OSError as fault:
+            where = f" ({fault.filename})" if fault.filename else ""
+            advice = {
+                errno.ENOSPC: "Free some space, or point --workdir and XDG_CACHE_HOME at a larger disk, and repeat "
+                "the command: it goes on from the last whole checkpoint.",
+                errno.EDQUOT: "Your disk quota is used up. Free some of it and repeat the command.",
+                errno.EACCES: "Give yourself the right to read and write there, or choose another folder.",
+                errno.EROFS: "That file system is read-only; choose another folder with --workdir or XDG_CACHE_HOME.",
+            }.get(fault.errno)
+            if advice is None:
+                raise
+            say_error(f"{fault.strerror}{where}. {advice}")
+            return FAILED
+
+    return wrapped
