@@ -1,6 +1,7 @@
 """What every source yields and every builder eats: plain documents and the typed facts stated in them."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 
 
@@ -62,8 +63,6 @@ def without_duplicates(records: Iterable[Record], dropped: dict[str, int]) -> It
 
     Only 16 bytes a record are remembered, so memory does not grow with the corpus's text.
     """
-    import hashlib
-
     seen: set[bytes] = set()
     for record in records:
         keys = [
@@ -75,3 +74,17 @@ def without_duplicates(records: Iterable[Record], dropped: dict[str, int]) -> It
             continue
         seen.update(keys)
         yield record
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def split_of(subject: str) -> str:
+    """Returns the split that everything about `subject` belongs to: 80% train, 10% validation, 10% test.
+
+    Drawn from a hash of the subject and not of the question, so that no subject is trained on under one phrasing and
+    tested under another.
+    """
+    digest = hashlib.blake2b(subject.lower().encode("utf-8", "surrogatepass"), digest_size=4).digest()
+    draw = int.from_bytes(digest) % 10
+    return "validation" if draw == 0 else "test" if draw == 1 else "train"

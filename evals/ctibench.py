@@ -1,0 +1,194 @@
+"""CTIBench MCQ, or any items, for a run: `python -m evals.ctibench --workdir=runs/NAME`.
+
+The headline is the accuracy over the cyclic shifts of each question's options, where every constant letter scores
+exactly 1/k: a model latched onto a letter cannot look good on it. Accuracy in the published order stands beside it,
+and so do the policies that read nothing.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import ghost_jax
+from evals import stats
+from evals.items import Items, Order, cyclic_orders, order_name, read_items
+from evals.policies import policies
+from evals.score import Predict, letter_scores
+from ghost_jax import run_dir
+from ghost_jax.checkpoint import load_model
+from ghost_jax.compile_cache import use_compile_cache
+from ghost_jax.data.prepare import data_folders
+from ghost_jax.errors import UserError, command
+from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.step import make_predict
+from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.text.chat import LETTERS
+from ghost_jax.text.tokenizer import ASSISTANT, Tokenizer
+
+FILE = "ctibench/cti-mcq.tsv"
+HELD_OUT = "heldout.jsonl"
+LATCHED = 0.6  # share of one letter above which the answers say nothing but that letter
+NO_CONTROLS = ("options only", "question swapped")  # what a verdict of knowledge would need beside the policies
+
+
+def find_items(data_dir: str | None, workdir: Path) -> tuple[Items, str]:
+    """Returns the items to score and a note: CTIBench where it is found, else the run's own held-out questions."""
+    folders = data_folders(data_dir)
+    for folder in folders:
+        if (folder / FILE).is_file():
+            return read_items(folder / FILE), ""
+    path = workdir / HELD_OUT
+    if not path.is_file():
+        raise UserError(
+            f"There is neither {FILE} in {', '.join(map(str, folders))} nor {path}. Set GHOST_DATA to the folder that "
+            "holds ctibench/, or name a file with --items."
+        )
+    own = read_items(path)
+    note = (
+        f"THIS IS NOT CTIBENCH: {FILE} was not found in {', '.join(map(str, folders))}, so the run's own held-out "
+        f"questions are scored ({len(own):,} on subjects it was not tuned on)."
+    )
+    return Items("held-out questions of this project, not CTIBench", own.path, own.sha256, own.items, own.quirks), note
+
+
+def evaluate(
+    predict: Predict, tokenizer: Tokenizer, items: Items, *, context: int, batch_size: int = 64, orders: str = "cyclic"
+) -> dict:
+    """Returns the report of a model on items with one number of options; accuracies are fractions.
+
+    Args:
+      predict: `(tokens [B, T], last [B], ids [K]) -> log-probabilities [B, K]`.
+      context: longest prompt in tokens; a longer one loses its beginning and is counted.
+      orders: "cyclic" for the headline, "published" for a quick look in one order alone.
+    """
+    letters = len(items.items[0].options)
+    if any(len(item.options) != letters for item in items):
+        raise UserError(
+            f"{items.path}: its items differ in their number of options. Score those of one number at once."
+        )
+    if orders not in ("cyclic", "published"):
+        raise UserError(f'evals.ctibench.orders is "{orders}"; use cyclic or published.')
+    asked = cyclic_orders(letters)[: None if orders == "cyclic" else 1]
+    scores, cropped = letter_scores(predict, tokenizer, items.items, asked, context=context, batch_size=batch_size)
+    return report_of(scores, items, asked) | {"prompts_cropped": cropped, "book": "closed", "reader": "model"}
+
+
+def report_of(scores: np.ndarray, items: Items, asked: Sequence[Order]) -> dict:
+    """Returns the report of letter scores [N, O, K] (higher is better) given to N items in O orders."""
+    letters = scores.shape[-1]
+    predicted = scores.argmax(axis=-1)  # [N, O]
+    gold = np.array([[order[item.answer] for order in asked] for item in items])  # [N, O]
+    correct = predicted == gold
+    mean, low, high = stats.clustered_interval(correct.mean(axis=1), [item.url for item in items])
+    share = stats.letter_share(predicted, letters)
+    trivial = policies(items, asked)
+    report = {
+        "ghost_jax": ghost_jax.__version__,
+        "n": len(items),
+        "items": {"name": items.name, "path": items.path, "sha256": items.sha256, "quirks": list(items.quirks)},
+        "headline": {"accuracy": mean, "ci95": [low, high], "orders": [order_name(order) for order in asked]},
+        "single_order": float(correct[:, 0].mean()),
+        "letter_share": dict(zip(LETTERS, share, strict=False)),
+        "recall": dict(zip(LETTERS, stats.recall_by_letter(gold, predicted, letters), strict=False)),
+        "policies": {name: result["single_order"] for name, result in trivial.items()},
+        "policies_over_orders": {name: result["all_orders"] for name, result in trivial.items()},
+        "controls": {},
+        "controls_missing": list(NO_CONTROLS),
+        "predicted": ["".join(LETTERS[letter] for letter in row) for row in predicted],
+    }
+    return report | {"verdict": verdict(report)}
+
+
+def verdict(report: dict) -> str:
+    """Returns "latched", "chance" or "shortcut".
+
+    "knowledge" is not among them here: it needs the controls that `controls_missing` names.
+    """
+    if max(report["letter_share"].values()) > LATCHED:
+        return "latched"
+    if len(report["headline"]["orders"]) == 1:
+        baseline = max(report["policies"].values())
+    else:
+        baseline = 1 / len(report["letter_share"])
+    return "chance" if report["headline"]["ci95"][0] <= baseline else "shortcut"
+
+
+def show(report: dict, console: Console) -> None:
+    """Prints the report as a table."""
+    for quirk in report["items"]["quirks"]:
+        console.print(f"[dim]{report['items']['path']}, {quirk}[/dim]", highlight=False, soft_wrap=True)
+    headline = report["headline"]
+    low, high = headline["ci95"]
+    orders = len(headline["orders"])
+    drawn = Table(title=f"{report['items']['name']}: {report['n']:,} questions, closed book", title_justify="left")
+    drawn.add_column("accuracy, %")
+    drawn.add_column("published order", justify="right")
+    drawn.add_column(f"over {orders} orders", justify="right")
+    drawn.add_column("95% interval", justify="right")
+    drawn.add_row(
+        "[bold]this model[/bold]",
+        f"{100 * report['single_order']:.2f}",
+        f"[bold]{100 * headline['accuracy']:.2f}[/bold]",
+        f"{100 * low:.2f} to {100 * high:.2f}",
+    )
+    for name, single in report["policies"].items():
+        drawn.add_row(
+            name.replace("_", " "), f"{100 * single:.2f}", f"{100 * report['policies_over_orders'][name]:.2f}"
+        )
+    console.print(drawn)
+    answered = "  ".join(f"{letter} {share:.1%}" for letter, share in report["letter_share"].items())
+    console.print(f"letters answered: {answered}", highlight=False)
+    words = {
+        "latched": "LATCHED: more than 60% of the answers are one letter; the accuracy measures that letter.",
+        "chance": "chance: not told apart from answering without knowledge.",
+        "shortcut": "shortcut not excluded: above chance, but no control was run.",
+    }
+    missing = f" Controls missing: {', '.join(report['controls_missing'])}." if report["controls_missing"] else ""
+    console.print(f"verdict: {words[report['verdict']]}{missing}", highlight=False, soft_wrap=True)
+
+
+@command
+def main() -> int:
+    """Scores a run on CTIBench MCQ, or on items of your own."""
+    parser = argparse.ArgumentParser(prog="python -m evals.ctibench", description=main.__doc__)
+    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
+    parser.add_argument("--items", type=Path, metavar="FILE", help="items (.tsv or .jsonl) instead of CTIBench")
+    parser.add_argument("--data_dir", metavar="DIR", help="folder with ctibench/ (default: $GHOST_DATA)")
+    parser.add_argument("--batch_size", type=int, default=64, help="prompts a forward pass (default: 64)")
+    parser.add_argument("--orders", choices=("cyclic", "published"), default="cyclic", help="default: cyclic")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes (default: evals/ in the run)")
+    flags = parser.parse_args()
+
+    use_compile_cache()
+    tokenizer = tokenizer_lib.load(flags.workdir / "tokenizer.json")
+    if not tokenizer.has(ASSISTANT):
+        raise UserError(f"{flags.workdir} is a base model without a chat format. Score a chat run made from it.")
+    items, note = (read_items(flags.items), "") if flags.items else find_items(flags.data_dir, flags.workdir)
+    if note:
+        print(note, flush=True)
+    mesh = make_mesh()
+    model, params, step = load_model(flags.workdir, mesh)
+    predict = make_predict(model, params, mesh)
+    report = evaluate(
+        predict, tokenizer, items, context=model.context, batch_size=flags.batch_size, orders=flags.orders
+    )
+    out = flags.out or flags.workdir / "evals" / f"{'items' if flags.items else 'ctibench'}.json"
+    run_dir.write_json(out, report | {"step": step, "machine": run_dir.machine(), "note": note})
+    show(report, Console())
+    print(f"written to {out}")
+    return 0
+
+
+def read_report(workdir: Path, name: str) -> dict:
+    """Returns the stored report of a run."""
+    return json.loads((workdir / "evals" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

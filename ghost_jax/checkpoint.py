@@ -1,0 +1,150 @@
+"""Orbax checkpoints of a run: only ever whole, restored into the shardings of the mesh at hand.
+
+Each holds three items: `params`, `rest` (step, optimizer state, key) and `identity`, which says of which model,
+tokenizer and data it is. Parameters stand apart so that the evaluator need not know the optimizer.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from ghost_jax.errors import UserError
+from ghost_jax.model import transformer
+from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.parallel.rules import shardings
+from ghost_jax.step import TrainState, state_shardings
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save at INFO and each clean-up at WARNING
+
+FOLDER = "checkpoints"
+
+
+def identity_of(model: ModelConfig, tokenizer_sha256: str, data_fingerprint: str) -> dict:
+    """Returns what a checkpoint must agree with to be continued."""
+    return {"model": dataclasses.asdict(model), "tokenizer": tokenizer_sha256, "data": data_fingerprint}
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. Use as a context manager: leaving it waits for saves under way."""
+
+    def __init__(self, workdir: Path, keep: int, read_only: bool = False):
+        self._workdir = workdir
+        self._manager = ocp.CheckpointManager(
+            (workdir / FOLDER).resolve(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else keep, read_only=read_only, cleanup_tmp_directories=not read_only
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The newest whole checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, identity: dict) -> None:
+        """Starts saving in the background; the state is copied first, so it may be donated at once."""
+        rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+        step = int(state.step)
+        if step == self.latest:
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                rest=ocp.args.StandardSave(rest),
+                identity=ocp.args.JsonSave(identity),
+            ),
+        )
+
+    def wait(self) -> None:
+        """Returns when every save is on disk and whole."""
+        self._manager.wait_until_finished()
+
+    def identity(self, step: int) -> dict:
+        """Returns the identity stored with a checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())).identity
+
+    def restore(self, step: int, abstract: TrainState, mesh: Mesh, identity: dict) -> TrainState:
+        """Returns the state of a checkpoint, sharded for `mesh`. Raises UserError where it is of another run."""
+        self._check(step, identity)
+        target = with_shardings(abstract, state_shardings(abstract, mesh))
+        rest = {"step": target.step, "opt_state": target.opt_state, "key": target.key}
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(target.params), rest=ocp.args.StandardRestore(rest)
+            ),
+        )
+        return TrainState(params=found.params, **found.rest)
+
+    def restore_params(self, step: int, model: ModelConfig, mesh: Mesh) -> dict:
+        """Returns the parameters alone, sharded for `mesh`."""
+        abstract = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
+        target = with_shardings(abstract, shardings(abstract, mesh))
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
+        return self._manager.restore(step, args=args).params
+
+    def _check(self, step: int, wanted: dict) -> None:
+        found = self.identity(step)
+        for key, value in wanted.items():
+            if found[key] != value:
+                differences = (
+                    ", ".join(
+                        f"{k}: {found[key].get(k)} there, {value[k]} here"
+                        for k in value
+                        if found[key].get(k) != value[k]
+                    )
+                    if isinstance(value, dict)
+                    else f"{found[key][:12]} there, {value[:12]} here"
+                )
+                raise UserError(
+                    f"The checkpoint of step {step} in {self._workdir} is of another {key} ({differences}). Repeat the "
+                    "command that made it to continue it, or give this run another --workdir."
+                )
+
+
+def with_shardings(abstract: Any, tree_of_shardings: Any) -> Any:
+    """Returns ShapeDtypeStructs that say where each leaf shall lie."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        tree_of_shardings,
+    )
+
+
+def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
+    """Returns `(model config, parameters, step)` of a run's newest checkpoint.
+
+    Raises UserError where the directory holds no whole checkpoint.
+    """
+    if not (workdir / FOLDER).is_dir():
+        raise UserError(
+            f"{workdir} holds no run. Train one first, for example: python -m ghost_jax.train "
+            "--config=configs/chat_v5.py:nano."
+        )
+    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
+        step = checkpoints.latest
+        if step is None:
+            raise UserError(f"{workdir} has no whole checkpoint yet. Repeat its train command: it goes on from there.")
+        model = ModelConfig(**checkpoints.identity(step)["model"])
+        return model, checkpoints.restore_params(step, model, mesh), step
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of a run directory. Raises UserError where it is absent or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise UserError(f"{path} cannot be read ({fault}). The run is incomplete: repeat its train command.") from None

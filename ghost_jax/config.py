@@ -1,0 +1,137 @@
+"""A config file and a command line become one locked, checked ConfigDict.
+
+`--config=configs/chat_v5.py:nano` calls that file's `get_config("nano")`; `--config.optim.peak_lr=1e-4` then changes
+one value. A key that does not exist is an error with the nearest one named, and a value keeps the type it had.
+"""
+
+import argparse
+import ast
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from ghost_jax.errors import UsageError, UserError, did_you_mean
+
+
+def load(spec: str) -> ConfigDict:
+    """Returns the locked config of `path[:preset,…]`. Raises UsageError where there is none or the preset is unknown."""
+    path_text, _, preset = spec.partition(":")
+    path = Path(path_text).resolve()
+    if not path.is_file():
+        raise UsageError(
+            f"There is no config file {path_text}. Run from the repository's root and name one of configs/, for "
+            "example --config=configs/chat_v5.py:nano."
+        )
+    root = str(path.parent.parent)  # a config imports its neighbours as `configs.…`, wherever the command is run from
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    module_spec = importlib.util.spec_from_file_location(f"ghost_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        config = module.get_config(preset)
+    except UserError:
+        raise
+    except AttributeError as fault:
+        raise UsageError(f"{path_text} is no config file: {fault}. It must define get_config(preset).") from None
+    except Exception as fault:
+        raise UsageError(f"{path_text} could not be read: {type(fault).__name__}: {fault}.") from None
+    config.name = path.stem
+    config.preset = preset
+    config.spec = spec
+    return config.lock()
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets `key` ("optim.peak_lr") from its text. Raises UsageError for an unknown key or a value of another type."""
+    node, done, parts = config, [], key.split(".")
+    for part in parts:
+        if not isinstance(node, ConfigDict) or part not in node:
+            known = [".".join([*done, k]) for k in node] if isinstance(node, ConfigDict) else [".".join(done)]
+            raise UsageError(f"The config has no key {key}.{did_you_mean(key, known)}")
+        done.append(part)
+        parent, node = node, node[part]
+    if isinstance(node, ConfigDict):
+        raise UsageError(f"--config.{key} is a group; set one of {', '.join(f'{key}.{k}' for k in node)}.")
+    try:
+        parent[parts[-1]] = _parse(text, node)
+    except (ValueError, TypeError, SyntaxError):
+        raise UsageError(
+            f"--config.{key}={text} does not fit: the value is a {type(node).__name__}, by default {node!r}."
+        ) from None
+
+
+def _parse(text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        return (
+            {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+            if text.lower() in ("true", "false", "1", "0")
+            else _refuse(text)
+        )
+    if isinstance(default, str):
+        return text
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.strip("()").split(",") if part.strip())
+    value = ast.literal_eval(text)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value if type(value) is type(default) else _refuse(text)
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict, argparse.Namespace]:
+    """Returns the config and the other flags of a command line; adds `--config` and `--data_dir` to `parser`."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:PRESET]", help="config file, e.g. configs/chat_v5.py:nano"
+    )
+    parser.add_argument("--data_dir", metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
+    parser.epilog = "Any value of the config can be set by --config.KEY=VALUE, e.g. --config.optim.peak_lr=1e-4."
+    overrides = [word for word in argv if word.startswith("--config.")]
+    flags = parser.parse_args([word for word in argv if word not in overrides])
+    config = load(flags.config)
+    for word in overrides:
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            raise UsageError(f"{word} has no value: write {word}=VALUE.")
+        override(config, key, text)
+    validate(config)
+    return config, flags
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UsageError where the values of a config contradict each other."""
+    micro, batch = config.micro_batch_size, config.batch_size
+    if batch < 1 or micro < 1 or batch % micro:
+        raise UsageError(f"batch_size ({batch}) must be a multiple of micro_batch_size ({micro}), both at least 1.")
+    if config.steps < 1:
+        raise UsageError(f"steps is {config.steps}; a run needs at least one.")
+    if config.data.seq_len > config.model.context:
+        raise UsageError(f"data.seq_len ({config.data.seq_len}) is longer than model.context ({config.model.context}).")
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"model.dtype is {config.model.dtype}; use float32 or bfloat16.")
+    if config.stage == "chat":
+        validate(config.base)
+        shape = ("layers", "width", "heads", "hidden", "vocab_size", "context", "generation", "attention_bias")
+        unlike = [key for key in shape if config.model[key] != config.base.model[key]]
+        if unlike:
+            raise UsageError(
+                f"The chat model and its base differ in {', '.join(f'model.{key}' for key in unlike)}: a chat run "
+                "starts from the base's weights. Set both, e.g. --config.model.width and --config.base.model.width."
+            )
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the resolved config as the JSON that a run directory keeps."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+
+
+def from_json(text: str) -> FrozenConfigDict:
+    """Returns the config of a run directory; the inverse of `to_json` up to tuples."""
+    return FrozenConfigDict(json.loads(text))

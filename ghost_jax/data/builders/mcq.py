@@ -1,0 +1,102 @@
+"""Multiple-choice questions as the study had them: vulnerability class, tactic, acronym; letter alone or with text."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from ghost_jax.data.builders import Conversation, Documents, first_sentences, rng_of
+from ghost_jax.data.records import split_of
+from ghost_jax.text.chat import LETTERS, Message, letter_question
+
+# relation -> how it is asked; {subject} is the fact's subject
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "weakness_class": (
+        'Which weakness class does this describe? "{subject}"',
+        'A report says: "{subject}" Which class of vulnerability is it?',
+        'How would you classify the following flaw? "{subject}"',
+    ),
+    "tactic": (
+        "Which ATT&CK tactic does the technique {subject} serve?",
+        "An adversary uses {subject}. Which tactic is this?",
+        "Under which tactic does MITRE ATT&CK list {subject}?",
+    ),
+    "expansion": (
+        "What does {subject} stand for in security?",
+        "Which of these is the expansion of the acronym {subject}?",
+    ),
+}
+# The study's counts: 1,000 vulnerability-class, 655 tactic and 147 acronym questions.
+COUNTS = {"weakness_class": 1000, "tactic": 655, "expansion": 147}
+LETTER_ONLY_SHARE = 0.7
+OPTIONS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """A multiple-choice question with its evidence; the letter, CoT and held-out forms are rendered from it."""
+
+    id: str
+    source: str
+    split: str
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    evidence: str
+    url: str
+
+    @property
+    def letter(self) -> str:
+        return LETTERS[self.answer]
+
+
+def questions(documents: Documents, seed: int) -> Iterator[Question]:
+    """Yields the questions of every relation, at most `COUNTS` each over train and validation together.
+
+    Every test subject is asked beyond that count: they are the held-out questions. Which facts are asked is a draw by
+    `seed`; a subject is asked once a relation, with one of its true objects and three that are true of it nowhere.
+    """
+    asked: dict[str, dict[str, tuple]] = {relation: {} for relation in COUNTS}
+    true_of: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for record in documents():
+        for fact in record.facts:
+            if fact.relation in asked:
+                asked[fact.relation].setdefault(fact.subject, (fact, record))
+                true_of[fact.relation, fact.subject].add(fact.object)
+    for relation, by_subject in asked.items():
+        objects = sorted({name for (r, _), names in true_of.items() if r == relation for name in names})
+        subjects = sorted(by_subject, key=lambda subject: rng_of(seed, relation, subject).random())
+        left = COUNTS[relation]
+        for subject in subjects:
+            fact, record = by_subject[subject]
+            rng = rng_of(seed, "question", relation, subject)
+            wrong = [name for name in objects if name not in true_of[relation, subject]]
+            if len(wrong) < OPTIONS - 1:
+                continue
+            split = split_of(subject)
+            if split != "test":
+                if left == 0:
+                    continue
+                left -= 1
+            answer = rng.randrange(OPTIONS)
+            options = rng.sample(wrong, OPTIONS - 1)
+            options.insert(answer, fact.object)
+            short = first_sentences(subject, count=2, limit=350)
+            yield Question(
+                id=f"{relation}/{record.source}/{record.id}/{rng_of(subject).getrandbits(32):08x}",
+                source=record.source,
+                split=split,
+                question=rng.choice(PHRASINGS[relation]).format(subject=short),
+                options=tuple(options),
+                answer=answer,
+                evidence=fact.evidence,
+                url=record.url,
+            )
+
+
+def build(asked: Iterable[Question], seed: int) -> Iterator[Conversation]:
+    """Yields the raw set: 70% of the answers are the bare letter, 30% are "B. <option>"."""
+    for q in asked:
+        bare = rng_of(seed, "form", q.id).random() < LETTER_ONLY_SHARE
+        answer = q.letter if bare else f"{q.letter}. {q.options[q.answer]}"
+        turns = (Message("user", letter_question(q.question, q.options)), Message("assistant", answer))
+        yield Conversation(q.id, q.source, turns, q.split, q.letter)

@@ -1,0 +1,55 @@
+"""Questions and answers templated from every source: what a thing is, and what its typed facts say."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from ghost_jax.data.builders import Conversation, Documents, first_sentences, rng_of
+from ghost_jax.data.records import Record, split_of
+from ghost_jax.text.chat import Message
+
+ABOUT = (
+    "What is {title}?",
+    "Explain {title}.",
+    "Tell me about {title}.",
+    "Describe {title} in a few sentences.",
+)
+# relation -> question and answer
+FACTS: dict[str, tuple[str, str]] = {
+    "tactic": ("Which tactic does {subject} serve?", "{subject} serves the tactic {object}."),
+    "mitigation": ("How can {subject} be mitigated?", "One mitigation is {object}. {evidence}"),
+    "detection": ("Which data helps to detect {subject}?", "{object} helps to detect it. {evidence}"),
+    "weakness_name": ("What is {subject} called?", "{subject} is {object}."),
+    "attack_pattern_name": ("What is {subject} called?", "{subject} is {object}."),
+    "related_weakness": ("Which weakness does {subject} exploit?", "It exploits {object}."),
+    "expansion": ("What does {subject} stand for?", "{subject} stands for {object}."),
+    "port_service": ("Which service uses {subject}?", "{subject} is used by {object}."),
+}
+
+
+def build(documents: Documents, per_source: int, seed: int) -> Iterator[Conversation]:
+    """Yields at most `per_source` conversations about documents and as many about facts, drawn by `seed`.
+
+    A document's own id and title both count as its name, so both directions are asked.
+    """
+    sizes = Counter(record.source for record in documents())
+    facts = Counter(record.source for record in documents() for fact in record.facts if fact.relation in FACTS)
+    for record in documents():
+        rng = rng_of(seed, "qa", record.source, record.id)
+        split = split_of(f"{record.source}/{record.id}")
+        answer = first_sentences(record.text, count=3, limit=480)
+        if record.title and len(answer) > 40 and rng.random() * sizes[record.source] < per_source:
+            yield _conversation(record, "about", rng.choice(ABOUT).format(title=record.title), answer, split)
+        for i, fact in enumerate(record.facts):
+            if fact.relation in FACTS and rng.random() * facts[record.source] < per_source:
+                question, answer_form = FACTS[fact.relation]
+                values = {
+                    "subject": first_sentences(fact.subject, count=2, limit=300),
+                    "object": fact.object,
+                    "evidence": first_sentences(fact.evidence, count=1, limit=300),
+                }
+                yield _conversation(record, f"fact{i}", question.format(**values), answer_form.format(**values), split)
+
+
+def _conversation(record: Record, kind: str, question: str, answer: str, split: str) -> Conversation:
+    turns = (Message("user", question), Message("assistant", answer))
+    return Conversation(f"{record.source}/{record.id}/{kind}", record.source, turns, split)

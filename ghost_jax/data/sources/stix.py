@@ -1,0 +1,262 @@
+"""What ATT&CK and CAPEC share: the STIX bundle, its relationships, and prose without its markup."""
+
+import collections
+import dataclasses
+import html
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ghost_jax.data.sources import files
+from ghost_jax.errors import UserError
+
+# The form of every field that an adapter reads: [form] is a list of it, a dict tells its keys, ANY_KEY all its keys.
+_ANY_KEY = "*"
+_FORM = {
+    "type": str,
+    "id": str,
+    "name": str,
+    "description": str,
+    "aliases": [str],
+    "external_references": [{"source_name": str, "external_id": str, "url": str}],
+    "first_seen": str,
+    "kill_chain_phases": [{"phase_name": str}],
+    "last_seen": str,
+    "relationship_type": str,
+    "source_ref": str,
+    "target_ref": str,
+    "x_capec_alternate_terms": [str],
+    "x_capec_child_of_refs": [str],
+    "x_capec_consequences": {_ANY_KEY: [str]},
+    "x_capec_example_instances": [str],
+    "x_capec_execution_flow": str,
+    "x_capec_extended_description": str,
+    "x_capec_likelihood_of_attack": str,
+    "x_capec_prerequisites": [str],
+    "x_capec_resources_required": [str],
+    "x_capec_skills_required": {_ANY_KEY: str},
+    "x_capec_typical_severity": str,
+    "x_mitre_aliases": [str],
+    "x_mitre_analytic_refs": [str],
+    "x_mitre_data_source_ref": str,
+    "x_mitre_defense_bypassed": [str],
+    "x_mitre_detection": str,
+    "x_mitre_domains": [str],
+    "x_mitre_impact_type": [str],
+    "x_mitre_log_source_references": [{"x_mitre_data_component_ref": str}],
+    "x_mitre_permissions_required": [str],
+    "x_mitre_platforms": [str],
+    "x_mitre_shortname": str,
+    "x_mitre_system_requirements": [str],
+}
+_REQUIRED = {
+    "relationship": ("relationship_type", "source_ref", "target_ref"),
+    "x-mitre-tactic": ("name", "x_mitre_shortname", "x_mitre_domains"),
+} | dict.fromkeys(
+    (
+        "attack-pattern",
+        "campaign",
+        "course-of-action",
+        "intrusion-set",
+        "malware",
+        "tool",
+        "x-mitre-asset",
+        "x-mitre-data-component",
+        "x-mitre-data-source",
+        "x-mitre-detection-strategy",
+    ),
+    ("name",),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Edge:
+    """One relationship as seen from one of its ends: the object at the other end, and what is said of the two."""
+
+    other: dict
+    description: str
+
+
+class Bundle:
+    """The live objects of a STIX bundle and the relationships between them.
+
+    Attributes:
+      path: the file, for messages.
+      objects: id -> object in the order of the file, without relationships and without what is revoked or deprecated.
+      dangling: how many relationships were left out because one of their ends is not among `objects`.
+    """
+
+    def __init__(self, path: Path, objects: Iterable[dict]):
+        live = [thing for thing in objects if not _is_retired(thing)]
+        self.path = path
+        self.objects = {thing["id"]: thing for thing in live if thing["type"] != "relationship"}
+        self.dangling = 0
+        self._incoming, self._outgoing = collections.defaultdict(list), collections.defaultdict(list)
+        for thing in live:
+            if thing["type"] == "relationship":
+                self._link(thing)
+        logging.debug("%s: %d relationships lead to no live object and are skipped", path, self.dangling)
+
+    def _link(self, relationship: dict) -> None:
+        source, target = (self.objects.get(relationship[end]) for end in ("source_ref", "target_ref"))
+        if source is None or target is None:
+            self.dangling += 1
+            return
+        kind, description = relationship["relationship_type"], clean(relationship.get("description", ""))
+        self._incoming[kind, target["id"]].append(Edge(source, description))
+        self._outgoing[kind, source["id"]].append(Edge(target, description))
+
+    def of_type(self, kind: str) -> Iterator[dict]:
+        """Yields the objects of one STIX type in the order of the file."""
+        return (thing for thing in self.objects.values() if thing["type"] == kind)
+
+    def incoming(self, kind: str, target: dict, *types: str) -> list[Edge]:
+        """Returns the relationships of one kind that end at `target`, from objects of the given types or of any."""
+        return _of_types(self._incoming.get((kind, target["id"]), []), types)
+
+    def outgoing(self, kind: str, source: dict, *types: str) -> list[Edge]:
+        """Returns the relationships of one kind that start at `source`, to objects of the given types or of any."""
+        return _of_types(self._outgoing.get((kind, source["id"]), []), types)
+
+    def present(self, references: Iterable[str]) -> list[dict]:
+        """Returns the live objects that `references` name, leaving out the dangling ones."""
+        return [self.objects[reference] for reference in references if reference in self.objects]
+
+
+def _of_types(edges: list[Edge], types: tuple[str, ...]) -> list[Edge]:
+    return [edge for edge in edges if not types or edge.other["type"] in types]
+
+
+def load(path: Path) -> Bundle:
+    """Reads a STIX 2.0 or 2.1 bundle.
+
+    Raises:
+      UserError: the file cannot be read, is not JSON, or has not the form of a bundle; names the place.
+    """
+    with files.open_bytes(path) as stream:
+        bundle = files.parse_json(stream.read(), path)
+    if not isinstance(bundle, dict) or bundle.get("type") != "bundle":
+        found = "an object of another type" if isinstance(bundle, dict) else f"a {type(bundle).__name__}"
+        raise UserError(
+            f'{path} is not a STIX bundle: its top level is {found} instead of an object with "type": "bundle". Fetch '
+            "the file again from its publisher."
+        )
+    if not isinstance(bundle.get("objects"), list):
+        raise UserError(f'{path} is a STIX bundle without a list of "objects". Fetch it again from its publisher.')
+    for position, thing in enumerate(bundle["objects"]):
+        _check(thing, f"{path}, objects[{position}]")
+    return Bundle(path, bundle["objects"])
+
+
+def _check(thing: Any, where: str) -> None:
+    if not isinstance(thing, dict):
+        raise UserError(f"{where} is a {type(thing).__name__} instead of an object. Fetch the file again.")
+    for key in _FORM.keys() & thing.keys():
+        if not _has_form(thing[key], _FORM[key]):
+            raise UserError(f'{where}: "{key}" has not the form that STIX gives it. Mend it or fetch the file again.')
+    for key in ("type", "id", *_REQUIRED.get(thing.get("type"), ())):
+        if key not in thing and not _is_retired(thing):
+            raise UserError(f'{where} has no "{key}". Mend the object or fetch the file again.')
+
+
+def _has_form(value: Any, form: Any) -> bool:
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_has_form(item, form[0]) for item in value)
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(
+            _has_form(item, form.get(key, form.get(_ANY_KEY, object))) for key, item in value.items()
+        )
+    return isinstance(value, form)
+
+
+def _is_retired(thing: dict) -> bool:
+    return bool(thing.get("revoked") or thing.get("x_mitre_deprecated") or thing.get("x_capec_status") == "Deprecated")
+
+
+def reference(thing: dict, source_names: tuple[str, ...], path: Path) -> tuple[str, str]:
+    """Returns the id and the address that an object has at its publisher, such as ("T1055", "https://…").
+
+    Raises:
+      UserError: no external reference of the given source names holds an id.
+    """
+    for entry in thing.get("external_references", []):
+        if entry.get("source_name") in source_names and "external_id" in entry:
+            return entry["external_id"], entry.get("url", "")
+    raise UserError(
+        f"{path}: the object {thing['id']} has no external reference of {' or '.join(source_names)} with an id. Mend "
+        "the object or fetch the file again."
+    )
+
+
+# Words in angle brackets such as <username> are what a placeholder or an exploit looks like: only tags that format
+# text are markup.
+_FORMATTING = "b|br|code|div|em|h[1-6]|i|li|ol|p|pre|span|strong|sub|sup|table|tbody|td|th|thead|tr|u|ul"
+_TAG = re.compile(rf"<(?P<close>/?)(?:xhtml:(?P<xhtml>\w+)|(?P<html>{_FORMATTING}))(?:\s[^<>]*)?/?>", re.IGNORECASE)
+LINE_TAGS = {"br": "\n", "li": "\n- ", "tr": "\n", "td": " ", "th": " "}
+BLOCK_TAGS = {"div", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "table", "ul"}
+_EMPTY_ITEM = re.compile(r"\n- \s+")  # what <li><p> leaves
+_CITATION = re.compile(r"[^\S\n]*\(Citation:(?:[^()]|\([^()]*\))*\)")
+_LINK = re.compile(r"\[([^\[\]]*)\]\((?:https?://|/)[^()\s]*(?:\([^()\s]*\)[^()\s]*)*\)")
+_HEADING = re.compile(r"^#{1,6} +", re.MULTILINE)
+
+
+def clean(text: str) -> str:
+    """Returns the text without citations, links, tags, heading marks and backticks; their content stays."""
+    text = _LINK.sub(r"\1", _CITATION.sub("", text))
+    if "<xhtml:" in text:
+        text = text.replace("\n", " ")  # in XHTML a line break of the file is a blank, unlike in Markdown
+    text = html.unescape(_TAG.sub(_as_break, text)).replace("`", "")
+    return tidy(_HEADING.sub("", _EMPTY_ITEM.sub("\n- ", text)))
+
+
+def _as_break(tag: re.Match) -> str:
+    name = (tag["xhtml"] or tag["html"]).lower()
+    if name in BLOCK_TAGS:
+        return "\n\n"
+    return "" if tag["close"] else LINE_TAGS.get(name, "")
+
+
+# At the end of a clause a reference is a footnote; elsewhere it is a word of its sentence and stays.
+_FOOTNOTE = re.compile(r"\s*\[REF-\d+\](?=\s*(?:[.,;:)]|\[REF-|$))")
+
+
+def tidy(text: str) -> str:
+    """Returns the text without footnotes, with single blanks and with one blank line between paragraphs."""
+    text = re.sub(r"[^\S\n]+", " ", _FOOTNOTE.sub("", text))
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
+
+
+def flat(text: str) -> str:
+    """Returns the text on one line, as the content of one labelled paragraph or of a fact."""
+    return " ".join(text.split())
+
+
+# A full stop ends no sentence after a single capital ("U.S. banks") or after these abbreviations.
+_SENTENCE_END = re.compile(
+    r"""(?<!\b[A-Z])(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)(?<!\bex)[.!?]['")\]]*(?=\s+["'(\[]?[A-Z0-9])"""
+)
+
+
+def first_sentence(text: str) -> str:
+    """Returns the first sentence of the first paragraph."""
+    paragraph = flat(text.split("\n\n", 1)[0])
+    end = _SENTENCE_END.search(paragraph)
+    return paragraph[: end.end()] if end else paragraph
+
+
+def listing(items: Iterable[str]) -> str:
+    """Returns "A", "A and B" or "A, B and C"."""
+    *front, last = items
+    return f"{', '.join(front)} and {last}" if front else last
+
+
+def labelled(label: str, content: str) -> str:
+    """Returns the paragraph "label: content", or nothing where there is no content."""
+    return f"{label}: {flat(content)}" if content else ""
+
+
+def paragraphs(*parts: str) -> str:
+    """Joins the parts that are not empty by blank lines."""
+    return "\n\n".join(part for part in parts if part)

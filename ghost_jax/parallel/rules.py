@@ -1,0 +1,45 @@
+"""Which axis of which parameter is split over which axis of the mesh: one regex table, for optimizer state as well."""
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+# The first pattern found in a parameter's path wins. Optimizer moments carry the path of their parameter.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"(^|/)embedding$", P("tensor", "fsdp")),  # [V, D]
+    (r"(^|/)position_embedding$", P(None, "fsdp")),  # [context, D]
+    (r"qkv/kernel$", P("fsdp", None, "tensor", None)),  # [D, 3, H, K]
+    (r"qkv/bias$", P(None, "tensor", None)),  # [3, H, K]
+    (r"attention/out/kernel$", P("tensor", None, "fsdp")),  # [H, K, D]
+    (r"(up|gate)/kernel$", P("fsdp", "tensor")),  # [D, F]
+    (r"up/bias$", P("tensor")),  # [F]
+    (r"down/kernel$", P("tensor", "fsdp")),  # [F, D]
+    (r"(out|down)/bias$", P()),  # [D]
+    (r"norm/(scale|bias)$", P()),  # [D]
+)
+
+
+def spec_of(path: str, leaf: Any) -> P:
+    """Returns the PartitionSpec of the leaf at `path` ("opt_state/1/mu/block_0/attention/qkv/kernel").
+
+    Scalars and PRNG keys are replicated. Raises ValueError for a path that no rule knows: a new parameter must say
+    how it is split before it can be trained.
+    """
+    if leaf.ndim == 0 or path == "key":
+        return P()
+    for pattern, spec in RULES:
+        if re.search(pattern, path):
+            return spec
+    raise ValueError(f"no sharding rule matches parameter {path} {leaf.shape}; add one to RULES in {__name__}")
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Returns the tree of NamedShardings for a tree of arrays or ShapeDtypeStructs."""
+
+    def of(path, leaf):
+        return NamedSharding(mesh, spec_of(jax.tree_util.keystr(path, simple=True, separator="/"), leaf))
+
+    return jax.tree_util.tree_map_with_path(of, tree)

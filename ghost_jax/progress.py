@@ -1,0 +1,73 @@
+"""How long work shows itself: a live bar on a terminal, a line every few seconds in a log, an ETA in both."""
+
+import sys
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+LINE_SECONDS = 10.0
+
+
+def duration(seconds: float) -> str:
+    """Returns a time a person can read: "42 s", "3 min 20 s", "5 h 10 min"."""
+    seconds = round(seconds)
+    if seconds < 90:
+        return f"{seconds} s"
+    if seconds < 5400:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds / 86400:.1f} days"
+
+
+class Progress:
+    """Counts work done and says how far it is. Use as a context manager.
+
+    Args:
+      label: what is going on ("training").
+      total: how much there is, in `unit`.
+      done: how much of it was done before, in an earlier run of the same command.
+      shown: False on all hosts but one.
+    """
+
+    def __init__(self, label: str, total: int, *, unit: str, done: int = 0, shown: bool = True):
+        self._label, self._total, self._unit, self._done = label, total, unit, done
+        self._started, self._first = time.monotonic(), done
+        self._said = self._started
+        self._shown = shown
+        self._bar = None
+        if shown and sys.stdout.isatty():
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+            )
+            self._task = self._bar.add_task(label, total=total, completed=done, note="")
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, amount: int, note: str = "") -> None:
+        """Adds work done; `note` stands beside the count ("loss 3.1  lr 5.0e-05  9,100 tok/s")."""
+        self._done += amount
+        if self._bar:
+            self._bar.update(self._task, completed=self._done, note=note)
+            return
+        now = time.monotonic()
+        if self._shown and (now - self._said >= LINE_SECONDS or self._done >= self._total):
+            self._said = now
+            spent = now - self._started
+            left = spent / max(self._done - self._first, 1) * (self._total - self._done)
+            line = f"{self._label} {self._done:,}/{self._total:,} {self._unit}  {note}".rstrip()
+            print(f"{line}  {duration(spent)}, ETA {duration(left)}", flush=True)

@@ -1,0 +1,244 @@
+"""Pictures and one page from run records: `python -m ghost_jax.report --runs=runs --out=report`.
+
+Reads what runs wrote and nothing else: every number on the page is in a file of a run directory. The page holds its
+pictures in itself, so that it can be sent as one file.
+"""
+
+import argparse
+import base64
+import html
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed, nor looked for
+from matplotlib.figure import Figure
+
+from ghost_jax import metrics
+from ghost_jax.errors import UserError, command
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1d2733; }
+table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #d5dbe2; }
+th { text-align: left; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; height: auto; } .note { background: #fff4d6; padding: .6rem .8rem; border-radius: .3rem; }
+.wide { overflow-x: auto; } code { background: #eef1f4; padding: 0 .2rem; }
+"""
+INK, ACCENT, MUTED, WARM = "#1d2733", "#2a6fb0", "#a9b4c0", "#c4622d"
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Returns the run directories at or below `folder`, by name. Raises UserError where there is none."""
+    runs = sorted(path.parent for path in [*folder.glob("config.json"), *folder.glob("*/config.json")])
+    if not runs:
+        raise UserError(
+            f"There is no run in {folder}. Train one: python -m ghost_jax.train --config=configs/chat_v5.py:nano."
+        )
+    return runs
+
+
+def read_run(workdir: Path) -> dict:
+    """Returns a run's records: config, environment, data, metrics lines, scores by name; absent ones are empty."""
+
+    def read(name: str) -> dict:
+        path = workdir / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    return {
+        "name": workdir.name,
+        "config": read("config.json"),
+        "environment": read("environment.json"),
+        "data": read("data.json"),
+        "finished": (workdir / "status.json").is_file(),
+        "metrics": metrics.read(workdir),
+        "evals": {path.stem: read(f"evals/{path.name}") for path in sorted((workdir / "evals").glob("*.json"))},
+    }
+
+
+def loss_picture(run: dict) -> Figure:
+    """Draws training loss, and validation losses where they were taken, in nats a supervised token."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    lines = run["metrics"]
+    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], color=MUTED, label="training")
+    for key, color, label in (
+        ("val_loss", ACCENT, "validation, own mix"),
+        ("val_loss_shared", WARM, "validation, shared"),
+    ):
+        taken = [line for line in lines if key in line]
+        if taken:
+            axes.plot([line["step"] for line in taken], [line[key] for line in taken], "o-", color=color, label=label)
+    _finish(axes, "update", "loss, nats a token", run["name"])
+    axes.legend(frameon=False)
+    return figure
+
+
+def accuracy_picture(run: dict, score: dict) -> Figure:
+    """Draws the headline with its interval beside the policies that read nothing, over the same orders."""
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    names = [*reversed(score["policies_over_orders"]), "this model"]
+    values = [*reversed(score["policies_over_orders"].values()), score["headline"]["accuracy"]]
+    low, high = score["headline"]["ci95"]
+    axes.barh(
+        [name.replace("_", " ") for name in names],
+        [100 * v for v in values],
+        color=[MUTED] * (len(names) - 1) + [ACCENT],
+    )
+    axes.errorbar(
+        100 * values[-1],
+        len(names) - 1,
+        xerr=[[100 * (values[-1] - low)], [100 * (high - values[-1])]],
+        color=INK,
+        capsize=4,
+    )
+    axes.axvline(100 / len(score["letter_share"]), color=WARM, linewidth=1, linestyle="--")
+    _finish(axes, f"accuracy over {len(score['headline']['orders'])} orders, %", "", score["items"]["name"])
+    return figure
+
+
+def letter_picture(score: dict) -> Figure:
+    """Draws the share of each answered letter; a latch is one tall bar."""
+    figure = Figure(figsize=(4.2, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(list(score["letter_share"]), [100 * share for share in score["letter_share"].values()], color=ACCENT)
+    axes.axhline(100 / len(score["letter_share"]), color=WARM, linewidth=1, linestyle="--")
+    axes.set_ylim(0, 100)
+    _finish(axes, "letter answered", "share of answers, %", f"verdict: {score['verdict']}")
+    return figure
+
+
+def _finish(axes, x: str, y: str, title: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def write(workdirs: list[Path], out: Path) -> Path:
+    """Writes `RESULTS.md`, PNG pictures and `index.html` into `out`; returns the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    runs = [read_run(workdir) for workdir in workdirs]
+    sections = [section(run, out) for run in runs]
+    results = table_of(runs)
+    _replace(out / "RESULTS.md", "# Results\n\n" + markdown(results) + "\n")
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in results[1:])
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in results[0])
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>ghost_jax report</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body><h1>ghost_jax report</h1>"
+        f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>{"".join(sections)}</body></html>'
+    )
+    _replace(out / "index.html", page)
+    return out / "index.html"
+
+
+def table_of(runs: list[dict]) -> list[tuple[str, ...]]:
+    """Returns the rows of the results table, the header first."""
+    rows = [
+        (
+            "run",
+            "recipe",
+            "steps",
+            "lr",
+            "val",
+            "val shared",
+            "items",
+            "accuracy over orders (95%)",
+            "published order",
+            "verdict",
+        )
+    ]
+    for run in runs:
+        config = run["config"]
+        mix = config.get("data", {}).get("mixture", {})
+        recipe = " + ".join(f"{name} x{m:g}" for name, m in mix.items() if m > 0) or "pretraining"
+        last = {key: line[key] for line in run["metrics"] for key in ("val_loss", "val_loss_shared") if key in line}
+        done = run["metrics"][-1]["step"] if run["metrics"] else 0
+        head = (
+            run["name"],
+            recipe,
+            f"{done:,}" if run["finished"] else f"{done:,} (unfinished)",
+            f"{config.get('optim', {}).get('peak_lr', 0):g}",
+            *(f"{last[key]:.3f}" if key in last else "—" for key in ("val_loss", "val_loss_shared")),
+        )
+        for score in run["evals"].values() or [None]:
+            rows.append(head + (score_cells(score) if score else ("—",) * 4))
+    return rows
+
+
+def score_cells(score: dict) -> tuple[str, ...]:
+    """Returns a score as cells: items, headline with interval, single order, verdict."""
+    low, high = score["headline"]["ci95"]
+    return (
+        f"{score['items']['name']} (n={score['n']:,}, {score['book']} book)",
+        f"{100 * score['headline']['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+        f"{100 * score['single_order']:.1f}",
+        score["verdict"].upper() if score["verdict"] == "latched" else score["verdict"],
+    )
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    """Returns rows, the header first, as a Markdown table."""
+    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def section(run: dict, out: Path) -> str:
+    """Returns one run's part of the page, and writes its pictures into `out`."""
+    parts = [f"<h2>{html.escape(run['name'])}</h2>"]
+    parts += [f'<p class="note">{html.escape(note)}</p>' for note in run["data"].get("notes", [])]
+    parts += [f'<p class="note">{html.escape(s["note"])}</p>' for s in run["evals"].values() if s.get("note")]
+    environment = run["environment"]
+    parts.append(
+        f"<p>{html.escape(environment.get('machine', ''))}; code {html.escape(environment.get('git_commit', '')[:10])}, "
+        f"ghost_jax {html.escape(environment.get('ghost_jax', ''))}; command <code>python -m ghost_jax.train "
+        f"--config={html.escape(run['config'].get('spec', ''))}</code></p>"
+    )
+    if run["metrics"]:
+        parts.append(_picture(loss_picture(run), out / f"{run['name']}-loss.png", "losses of the run"))
+    for name, score in run["evals"].items():
+        parts.append(
+            _picture(
+                accuracy_picture(run, score), out / f"{run['name']}-{name}-accuracy.png", "accuracy beside policies"
+            )
+        )
+        parts.append(_picture(letter_picture(score), out / f"{run['name']}-{name}-letters.png", "share of each letter"))
+    return "".join(parts)
+
+
+def _picture(figure: Figure, path: Path, alt: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    path.write_bytes(buffer.getvalue())
+    return f'<p><img alt="{alt}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+@command
+def main() -> int:
+    """Writes RESULTS.md, pictures and one page from the records of runs."""
+    parser = argparse.ArgumentParser(prog="python -m ghost_jax.report", description=main.__doc__)
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="a run or a folder of runs (default: runs)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), metavar="DIR", help="where to write (default: report)"
+    )
+    flags = parser.parse_args()
+    print(write(find_runs(flags.runs), flags.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""A run directory is the record of a run: what was asked, on what it ran, what came out.
+
+config.json        the resolved config                metrics.jsonl, tensorboard/   losses and rates
+environment.json   code, packages, machine            checkpoints/                  Orbax, whole ones only
+data.json          stores, mixture, notes             tokenizer.json, heldout.jsonl
+git.diff           uncommitted changes, if any        evals/*.json                  scores
+status.json        written last: the run is finished
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+import ghost_jax
+from ghost_jax import config as config_lib
+from ghost_jax.errors import UserError
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml_collections", "tokenizers")
+# These may change between a run and its continuation: they say how it is shown and kept, not what it computes.
+FREE_KEYS = {"name", "preset", "spec", "log_every", "keep", "evals", "base", "mesh"}
+
+
+def default(config: ConfigDict) -> Path:
+    """Returns `runs/<name>-<preset>`, where the preset is "full" if none was given."""
+    return Path("runs") / name_of(config)
+
+
+def name_of(config: ConfigDict) -> str:
+    """Returns the directory name of a config."""
+    return f"{config.name}-{config.preset.replace(',', '-') or 'full'}"
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds the directory for this process. Raises UserError where another run is in it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is training in {workdir}. Wait until it is done, or give this run another --workdir."
+            ) from None
+        yield
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def is_finished(workdir: Path) -> bool:
+    """Returns whether the run there came to its end."""
+    return (workdir / "status.json").is_file()
+
+
+def open_run(workdir: Path, config: ConfigDict) -> None:
+    """Writes the config and the environment of a new run, or checks that an old one is continued with the same config.
+
+    Raises UserError, with both sides of each difference, where the config changed.
+    """
+    path = workdir / "config.json"
+    asked = json.loads(config_lib.to_json(config))
+    if not path.is_file():
+        write_json(path, asked)
+        write_json(workdir / "environment.json", environment())
+        if diff := _git("diff", "HEAD"):
+            (workdir / "git.diff").write_text(diff, encoding="utf-8")
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise UserError(f"{path} is broken ({fault}). Delete {workdir} and repeat the command.") from None
+    differences = list(_differences(found, asked))
+    if differences:
+        raise UserError(
+            f"{workdir} holds a run of another config: {'; '.join(differences)}. Repeat the command that made it to "
+            "continue it, or give this one another --workdir (its base run lies beside it)."
+        )
+
+
+def _differences(found: dict, asked: dict, prefix: str = "") -> Iterator[str]:
+    for key in sorted(found.keys() | asked.keys()):
+        if not prefix and key in FREE_KEYS:
+            continue
+        there, here = found.get(key), asked.get(key)
+        if isinstance(there, dict) and isinstance(here, dict):
+            yield from _differences(there, here, f"{prefix}{key}.")
+        elif there != here:
+            yield f"{prefix}{key} is {there} there and {here} here"
+
+
+def environment() -> dict:
+    """Returns what a reader needs to repeat the run: code, packages, machine."""
+    return {
+        "ghost_jax": ghost_jax.__version__,
+        "git_commit": _git("rev-parse", "HEAD").strip(),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": machine(),
+        "processes": jax.process_count(),
+    }
+
+
+def machine() -> str:
+    """Returns the machine in words: "2-core x86_64 CPU" or "8 x NVIDIA H200"."""
+    devices = jax.devices()
+    kind = devices[0].device_kind
+    if devices[0].platform == "cpu":
+        simulated = f", {len(devices)} simulated devices" if len(devices) > 1 else ""
+        return f"{os.cpu_count()}-core {platform.machine()} CPU{simulated}"
+    return f"{len(devices)} x {kind}"
+
+
+def _git(*arguments: str) -> str:
+    """Returns what git prints about the code's own checkout, empty where there is none (an installed package)."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,134 @@
+"""The compiled functions: one training step, one evaluation step, one letter predictor. Pure, sharded, jitted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from ghost_jax.loss import loss_sum
+from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.transformer import Transformer
+from ghost_jax.parallel.mesh import BATCH, batch_sharding, replicated
+from ghost_jax.parallel.rules import shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that one update reads and the next needs: one pytree, one checkpoint.
+
+    Attributes:
+      step: number of updates done, int32 [].
+      params: float32 tree of the model.
+      opt_state: the optimizer's tree, sharded like the parameters.
+      key: raw PRNG key [2] uint32; the randomness of update t is `fold_in(key, t)`, so a resume needs nothing more.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: Any
+    key: jax.Array
+
+
+def new_state(params: dict, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """Returns the state before the first update."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), key=jax.random.key_data(key)
+    )
+
+
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """Returns the sharding of every leaf of a (possibly abstract) state."""
+    return shardings(state, mesh)
+
+
+def make_train_step(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    abstract_state: TrainState,
+    mesh: Mesh,
+    micro_batch_size: int,
+) -> Callable[[TrainState, dict, float], tuple[TrainState, dict]]:
+    """Returns the jitted `(state, batch, learning_rate) -> (state, metrics)`; the old state's memory is donated.
+
+    The batch [B, T] is cut into micro-batches of `micro_batch_size` rows over all devices. Gradient sums and weights
+    are added up and divided once, so the update does not depend on how the batch was cut.
+
+    Metrics: `loss` (nats a supervised token), `grad_norm` (before clipping), `weights` (supervised tokens).
+    """
+    in_state, in_batch = state_shardings(abstract_state, mesh), batch_sharding(mesh)
+    dropout = model.config.dropout > 0
+
+    def step(state: TrainState, batch: dict, learning_rate: jax.Array) -> tuple[TrainState, dict]:
+        rows = batch["tokens"].shape[0]
+        micro_batches = rows // micro_batch_size
+        update_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+        def gradient(index: jax.Array, micro: dict) -> tuple:
+            key = jax.random.fold_in(update_key, index) if dropout else None
+            (total, weights), grads = jax.value_and_grad(
+                lambda params: loss_sum(model, params, micro, key), has_aux=True
+            )(state.params)
+            return total, weights, grads
+
+        if micro_batches == 1:
+            total, weights, grads = gradient(jnp.int32(0), batch)
+        else:
+            # Row r goes to micro-batch r % A: each device keeps its own rows, nothing moves between devices.
+            cut = jax.tree.map(lambda x: x.reshape(micro_batch_size, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+            cut = jax.lax.with_sharding_constraint(cut, jax.NamedSharding(mesh, jax.P(None, *BATCH)))
+
+            def add(carry: tuple, inputs: tuple) -> tuple:
+                return jax.tree.map(jnp.add, carry, gradient(*inputs)), None
+
+            zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            (total, weights, grads), _ = jax.lax.scan(add, zero, (jnp.arange(micro_batches), cut))
+
+        denominator = jnp.maximum(weights, 1.0)
+        grads = jax.tree.map(lambda g: g / denominator, grads)
+        direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+        metrics = {"loss": total / denominator, "grad_norm": optax.global_norm(grads), "weights": weights}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return jax.jit(
+        step,
+        in_shardings=(in_state, in_batch, replicated(mesh)),
+        out_shardings=(in_state, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(model: Transformer, abstract_params: dict, mesh: Mesh) -> Callable[[dict, dict], tuple]:
+    """Returns the jitted `(params, batch) -> (loss sum in nats, weight sum)`."""
+    return jax.jit(
+        lambda params, batch: loss_sum(model, params, batch),
+        in_shardings=(shardings(abstract_params, mesh), batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def make_predict(config: ModelConfig, params: dict, mesh: Mesh) -> Callable[..., jax.Array]:
+    """Returns the evaluator's view of a model: `(tokens [B, T], last [B], ids [K]) -> log-probabilities [B, K]`.
+
+    They are those of `ids` as the token after position `last` of each row. The head is applied at that position only,
+    so a forward pass costs no [B, T, V] logits. Compiled once for each shape [B, T].
+    """
+    model = Transformer(config)
+
+    def predict(params: dict, tokens: jax.Array, last: jax.Array, ids: jax.Array) -> jax.Array:
+        hidden = model.apply({"params": params}, tokens, method="hidden")  # [B, T, D]
+        at_last = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]  # [B, D]
+        logits = model.apply({"params": params}, at_last, method="head")  # [B, V]
+        return jax.nn.log_softmax(logits)[:, ids]
+
+    rows = batch_sharding(mesh)
+    jitted = jax.jit(
+        predict,
+        in_shardings=(shardings(params, mesh), rows, rows, replicated(mesh)),
+        out_shardings=replicated(mesh),
+    )
+    return lambda tokens, last, ids: jitted(params, tokens, last, ids)

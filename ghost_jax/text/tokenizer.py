@@ -1,0 +1,165 @@
+"""Byte-level BPE: text to ids and back, exact on any bytes.
+
+The base vocabulary is trained on the corpus and holds four plain specials. The chat stage adds three role tokens and
+the anchor words. Text is always encoded as text: a user who types `<|ghost_end|>` gets the letters of it, never the
+role token, so that nobody can end a turn from inside one. Role tokens are placed by `ghost_jax.text.chat` alone.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from ghost_jax.errors import UserError
+
+PAD, BOS, EOS, UNK = SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>")
+USER, ASSISTANT, END = ROLES = ("<|ghost_user|>", "<|ghost_assistant|>", "<|ghost_end|>")
+
+
+def _printable_bytes() -> dict[int, str]:
+    """The byte-level alphabet: a printable character for each of the 256 bytes, as every byte-level BPE spells them."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [byte for byte in range(256) if byte not in set(kept)]
+    return {byte: chr(byte) for byte in kept} | {byte: chr(256 + i) for i, byte in enumerate(moved)}
+
+
+_CHAR_OF_BYTE = _printable_bytes()
+_BYTE_OF_CHAR = {char: byte for byte, char in _CHAR_OF_BYTE.items()}
+# Undecodable bytes arrive as lone surrogates (PEP 383); the tokenizers library takes none, so they are cut out.
+_UNDECODABLE = re.compile("([\udc80-\udcff])")
+
+
+class Tokenizer:
+    """A trained vocabulary. Immutable; `with_chat_tokens` returns a larger one.
+
+    Attributes:
+      vocab_size: number of ids, added tokens included.
+      sha256: of the vocabulary's canonical JSON; equal vocabularies have equal hashes.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        # Without this, the names of special tokens inside a user's text would become those tokens.
+        backend.encode_special_tokens = True
+        self._backend = backend
+        self.vocab_size: int = backend.get_vocab_size()
+        self.sha256: str = hashlib.sha256(backend.to_str().encode()).hexdigest()
+        specials = {t.content for t in backend.get_added_tokens_decoder().values()}
+        self._bytes = [b""] * self.vocab_size
+        for token, i in backend.get_vocab().items():
+            spelled = token.encode() if token in specials else bytes(_BYTE_OF_CHAR[char] for char in token)
+            self._bytes[i] = spelled
+        self._id_of_byte = [backend.token_to_id(_CHAR_OF_BYTE[byte]) for byte in range(256)]
+
+    def id(self, token: str) -> int:
+        """Returns the id of a special or role token; raises KeyError where the vocabulary lacks it."""
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise KeyError(token)
+        return found
+
+    def has(self, token: str) -> bool:
+        """Returns whether the vocabulary has this special, role or anchor token."""
+        return self._backend.token_to_id(token) is not None
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """Returns the ids of `text`; bytes that are no UTF-8 (or lone surrogates of a str) become one id each."""
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "surrogateescape")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            return self._encode_broken(text)
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of many valid texts, on all cores."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _encode_broken(self, text: str) -> list[int]:
+        # Surrogates that stand for no byte (say U+D800 from a JSON escape) are spelled as UTF-8 would spell them.
+        text = (
+            text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+            if not _only_escapes(text)
+            else text
+        )
+        ids: list[int] = []
+        for piece in _UNDECODABLE.split(text):
+            if _UNDECODABLE.fullmatch(piece):
+                ids.append(self._id_of_byte[ord(piece) - 0xDC00])
+            elif piece:
+                ids += self._backend.encode(piece, add_special_tokens=False).ids
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """Returns the bytes that `ids` stand for; the exact inverse of `encode`."""
+        return b"".join(self._bytes[i] for i in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`; bytes that are no UTF-8 show as U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def with_chat_tokens(self, anchors: Iterable[str]) -> "Tokenizer":
+        """Returns a copy with the role tokens and each anchor word as one token.
+
+        An anchor that already is a token of the base keeps its id. New ids follow the old ones, so the old rows of an
+        embedding stay where they are.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.add_special_tokens(list(ROLES))
+        backend.add_tokens([tokenizers.AddedToken(word, single_word=True, normalized=False) for word in anchors])
+        return Tokenizer(backend)
+
+    def save(self, path: Path) -> None:
+        """Writes `tokenizer.json`, whole or not at all."""
+        aside = path.with_name(path.name + ".partial")
+        aside.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+        os.replace(aside, path)
+
+
+def _only_escapes(text: str) -> bool:
+    return all(not 0xD800 <= ord(char) <= 0xDFFF or 0xDC80 <= ord(char) <= 0xDCFF for char in text)
+
+
+def load(path: Path) -> Tokenizer:
+    """Reads a `tokenizer.json`. Raises UserError where it is absent or is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        json.loads(text)
+        return Tokenizer(tokenizers.Tokenizer.from_str(text))
+    except FileNotFoundError:
+        raise UserError(f"There is no tokenizer at {path}. The run is incomplete: repeat its train command.") from None
+    except Exception as fault:  # the library raises plain Exception
+        raise UserError(f"{path} is no tokenizer: {fault}. Delete it and repeat the command that made it.") from None
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE of exactly `vocab_size` ids, the four specials first.
+
+    A corpus too small to give that many merges is topped up with reserved ids, so that the model's shape depends on
+    the config alone.
+    """
+    if vocab_size < 256 + len(SPECIALS):
+        raise UserError(
+            f"A byte-level vocabulary needs at least {256 + len(SPECIALS)} ids, the config asks for {vocab_size}. "
+            "Raise --config.model.vocab_size."
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    missing = vocab_size - backend.get_vocab_size()
+    backend.add_special_tokens([f"<|reserved_{i}|>" for i in range(missing)])
+    return Tokenizer(backend)
