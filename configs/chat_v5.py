@@ -31,11 +31,11 @@ def get_config(preset=""):
         c.steps = 400
         c.optim.warmup_steps = 20
     if size == "nano":
-        c.data.seq_len = 256
+        c.data.seq_len = 192
         c.steps = 40  # 2,000 / 50
-        c.micro_batch_size = 16
+        c.batch_size = c.micro_batch_size = 16
         c.optim.warmup_steps = 4
-        c.data.validation_records = 64
+        c.data.validation_records = 32
         c.log_every = 2
         c.eval_every = c.save_every = 20
     return c

@@ -34,17 +34,20 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.data.validation_records = 100_000  # most records of a dataset whose loss is taken
     c.data.seed = 0  # which facts are asked; apart from `seed`, so that seeds share their data
 
-    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # -1: the devices that are left
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: the devices that are left
 
     c.log_every = 10  # updates between lines of metrics.jsonl
     c.eval_every = 100  # updates between validation losses
     c.save_every = 100  # updates between checkpoints
     c.keep = 2  # checkpoints kept
+    c.evals = ConfigDict()  # evals/<name>.py with its options, run at the end
 
     if stage == "chat":
-        c.data.mixture = ConfigDict(dict(qa=0.0, mcq=0.0, cot=0.0, small_talk=0.0))  # multiplier = record repetition
+        c.data.mixture = ConfigDict(
+            {"qa": 0.0, "mcq": 0.0, "cot": 0.0, "small_talk": 0.0}
+        )  # multiplier = record repetition
         c.data.qa_per_source = 3500  # most documents, and most facts, asked of one source
-        c.evals = ConfigDict(dict(ctibench=ConfigDict(dict(batch_size=64))))  # evals/<name>.py, run at the end
+        c.evals.ctibench = ConfigDict({"batch_size": 64, "orders": "cyclic"})
     return c
 
 

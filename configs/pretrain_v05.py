@@ -31,11 +31,11 @@ def get_config(preset=""):
         c.data.sources = ("attack", "capec", "cwe", "embedded")
         c.data.seq_len = 256
         c.model.dropout = 0.0
-        c.steps = 120
-        c.batch_size = c.micro_batch_size = 16
+        c.steps = 100
+        c.batch_size = c.micro_batch_size = 8
         c.optim.peak_lr = 3e-3  # a small model on few updates wants a higher rate
-        c.optim.warmup_steps = 12
+        c.optim.warmup_steps = 10
         c.data.validation_records = 64
         c.log_every = 5
-        c.eval_every = c.save_every = 40
+        c.eval_every = c.save_every = 50
     return c

@@ -6,7 +6,6 @@ and so do the policies that read nothing.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,12 @@ from evals.items import Items, Order, cyclic_orders, order_name, read_items
 from evals.policies import policies
 from evals.score import Predict, letter_scores
 from ghost_jax import run_dir
-from ghost_jax.checkpoint import load_model
+from ghost_jax.checkpoint import load_model, read_json
 from ghost_jax.compile_cache import use_compile_cache
-from ghost_jax.data.prepare import data_folders
 from ghost_jax.errors import UserError, command
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.paths import data_folders
+from ghost_jax.progress import make_console
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat import LETTERS
@@ -153,6 +153,30 @@ def show(report: dict, console: Console) -> None:
     console.print(f"verdict: {words[report['verdict']]}{missing}", highlight=False, soft_wrap=True)
 
 
+def evaluate_run(
+    predict: Predict,
+    tokenizer: Tokenizer,
+    workdir: Path,
+    data_dir: str | None,
+    *,
+    context: int,
+    batch_size: int,
+    orders: str,
+    path: Path | None = None,
+) -> dict:
+    """Returns the report of a run on the items at `path`, by default those of `find_items`."""
+    items, note = (read_items(path), "") if path else find_items(data_dir, workdir)
+    if note:
+        print(note, flush=True)
+    report = evaluate(predict, tokenizer, items, context=context, batch_size=batch_size, orders=orders)
+    return report | {"note": note}
+
+
+def show_run(workdir: Path, console: Console) -> None:
+    """Prints the report that a run's directory holds."""
+    show(read_json(workdir / "evals" / "ctibench.json"), console)
+
+
 @command
 def main() -> int:
     """Scores a run on CTIBench MCQ, or on items of your own."""
@@ -162,32 +186,30 @@ def main() -> int:
     parser.add_argument("--data_dir", metavar="DIR", help="folder with ctibench/ (default: $GHOST_DATA)")
     parser.add_argument("--batch_size", type=int, default=64, help="prompts a forward pass (default: 64)")
     parser.add_argument("--orders", choices=("cyclic", "published"), default="cyclic", help="default: cyclic")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes (default: evals/ in the run)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON report (default: in the run's evals/)")
     flags = parser.parse_args()
 
     use_compile_cache()
+    mesh = make_mesh()
+    model, params, step = load_model(flags.workdir, mesh)
     tokenizer = tokenizer_lib.load(flags.workdir / "tokenizer.json")
     if not tokenizer.has(ASSISTANT):
         raise UserError(f"{flags.workdir} is a base model without a chat format. Score a chat run made from it.")
-    items, note = (read_items(flags.items), "") if flags.items else find_items(flags.data_dir, flags.workdir)
-    if note:
-        print(note, flush=True)
-    mesh = make_mesh()
-    model, params, step = load_model(flags.workdir, mesh)
-    predict = make_predict(model, params, mesh)
-    report = evaluate(
-        predict, tokenizer, items, context=model.context, batch_size=flags.batch_size, orders=flags.orders
+    report = evaluate_run(
+        make_predict(model, params, mesh),
+        tokenizer,
+        flags.workdir,
+        flags.data_dir,
+        context=model.context,
+        batch_size=flags.batch_size,
+        orders=flags.orders,
+        path=flags.items,
     )
-    out = flags.out or flags.workdir / "evals" / f"{'items' if flags.items else 'ctibench'}.json"
-    run_dir.write_json(out, report | {"step": step, "machine": run_dir.machine(), "note": note})
-    show(report, Console())
+    out = flags.out or flags.workdir / "evals" / f"{flags.items.stem if flags.items else 'ctibench'}.json"
+    run_dir.write_json(out, report | {"step": step, "machine": run_dir.machine()})
+    show(report, make_console())
     print(f"written to {out}")
     return 0
-
-
-def read_report(workdir: Path, name: str) -> dict:
-    """Returns the stored report of a run."""
-    return json.loads((workdir / "evals" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import jax
 
-from ghost_jax.data.store import cache_dir
+from ghost_jax.paths import cache_dir
 
 
 def use_compile_cache() -> None:

@@ -18,7 +18,7 @@ from ghost_jax.errors import UsageError, UserError, did_you_mean
 
 
 def load(spec: str) -> ConfigDict:
-    """Returns the locked config of `path[:preset,…]`. Raises UsageError where there is none or the preset is unknown."""
+    """Returns the locked config of `path[:preset,…]`. Raises UsageError where there is no such file or preset."""
     path_text, _, preset = spec.partition(":")
     path = Path(path_text).resolve()
     if not path.is_file():

@@ -1,12 +1,20 @@
 """How long work shows itself: a live bar on a terminal, a line every few seconds in a log, an ETA in both."""
 
+import shutil
 import sys
 import time
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 LINE_SECONDS = 10.0
+
+
+def make_console() -> Console:
+    """Returns the console for tables: as wide as the terminal, or 120 columns where there is none to ask."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+    return Console(width=width)
 
 
 def duration(seconds: float) -> str:

@@ -194,11 +194,13 @@ def section(run: dict, out: Path) -> str:
     parts = [f"<h2>{html.escape(run['name'])}</h2>"]
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in run["data"].get("notes", [])]
     parts += [f'<p class="note">{html.escape(s["note"])}</p>' for s in run["evals"].values() if s.get("note")]
-    environment = run["environment"]
+
+    def said(key: str) -> str:
+        return html.escape(str(run["environment"].get(key, "")))
+
     parts.append(
-        f"<p>{html.escape(environment.get('machine', ''))}; code {html.escape(environment.get('git_commit', '')[:10])}, "
-        f"ghost_jax {html.escape(environment.get('ghost_jax', ''))}; command <code>python -m ghost_jax.train "
-        f"--config={html.escape(run['config'].get('spec', ''))}</code></p>"
+        f"<p>{said('machine')}; code {said('git_commit')[:10]}, ghost_jax {said('ghost_jax')}; command "
+        f"<code>python -m ghost_jax.train --config={html.escape(run['config'].get('spec', ''))}</code></p>"
     )
     if run["metrics"]:
         parts.append(_picture(loss_picture(run), out / f"{run['name']}-loss.png", "losses of the run"))

@@ -29,13 +29,8 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-dat
 FREE_KEYS = {"name", "preset", "spec", "log_every", "keep", "evals", "base", "mesh"}
 
 
-def default(config: ConfigDict) -> Path:
-    """Returns `runs/<name>-<preset>`, where the preset is "full" if none was given."""
-    return Path("runs") / name_of(config)
-
-
 def name_of(config: ConfigDict) -> str:
-    """Returns the directory name of a config."""
+    """Returns the directory name of a config, `<name>-<preset>`; the preset is "full" if none was given."""
     return f"{config.name}-{config.preset.replace(',', '-') or 'full'}"
 
 
@@ -53,12 +48,22 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def write_json(path: Path, content: object) -> None:
-    """Writes a JSON file, whole or not at all."""
+def write_text(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def mark_finished(workdir: Path, steps: int) -> None:
+    """Says that everything of the run is there; written last."""
+    write_json(workdir / "status.json", {"status": "finished", "steps": steps})
 
 
 def is_finished(workdir: Path) -> bool:

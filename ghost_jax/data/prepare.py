@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from ghost_jax.data import sources, store
 from ghost_jax.data.builders import Conversation, Documents, cot, mcq, pretrain, qa, small_talk
 from ghost_jax.data.records import SPLITS, Fact, Record, without_duplicates
 from ghost_jax.errors import UserError, command
+from ghost_jax.paths import data_folders
 from ghost_jax.text import chat, tokenizer
 from ghost_jax.text.tokenizer import Tokenizer
 
@@ -51,19 +51,6 @@ class Prepared:
     examples: Path
     tokenizer: Tokenizer
     notes: tuple[str, ...]
-
-
-def data_folders(data_dir: str | None) -> list[Path]:
-    """Returns where data is looked for, in order: `--data_dir`, `$GHOST_DATA`, the user's cache."""
-    given = [data_dir, os.environ.get("GHOST_DATA")]
-    folders = [Path(folder) for folder in given if folder]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(
-                f"The data folder {folder} does not exist. Give --data_dir or GHOST_DATA a folder that holds raw/, "
-                "corpus/ and ctibench/, or leave both unset to use the embedded pack."
-            )
-    return [*folders, store.cache_dir() / "data"]
 
 
 def prepare(config: ConfigDict, data_dir: str | None) -> Prepared:
@@ -229,10 +216,8 @@ def main() -> int:
     prepared = prepare(config, flags.data_dir)
     for note in prepared.notes:
         _say(note)
-    made = store.manifest(prepared.corpus)
-    _say(
-        f"corpus    {prepared.corpus}: {sum(made['documents'].values()):,} documents of {len(made['documents'])} sources"
-    )
+    documents = store.manifest(prepared.corpus)["documents"]
+    _say(f"corpus    {prepared.corpus}: {sum(documents.values()):,} documents of {len(documents)} sources")
     _say(f"examples  {prepared.examples}: vocabulary of {prepared.tokenizer.vocab_size:,}")
     for name, splits in store.manifest(prepared.examples)["datasets"].items():
         counts = ", ".join(f"{split} {c['records']:,} records / {c['tokens']:,} tokens" for split, c in splits.items())

@@ -21,13 +21,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from ghost_jax.errors import UserError
+from ghost_jax.paths import cache_dir
 
 FORMAT = 1  # raised when what is written under a fingerprint changes
-
-
-def cache_dir() -> Path:
-    """Returns the user's cache of this project: `$XDG_CACHE_HOME/ghost_jax`, by default `~/.cache/ghost_jax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ghost_jax"
 
 
 def fingerprint(facts: Any) -> str:

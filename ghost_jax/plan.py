@@ -1,0 +1,94 @@
+"""What a run is going to be, before it is: size, mesh, mixture, and how long it will take here."""
+
+import functools
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from ghost_jax import run_dir
+from ghost_jax.data import mixture
+from ghost_jax.data.prepare import Prepared
+from ghost_jax.errors import UserError
+from ghost_jax.metrics import measured_flops
+from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.parallel.mesh import batch_shards, make_mesh
+from ghost_jax.progress import duration
+
+EFFICIENCY = 0.4  # of the measured matrix product, what a training step reaches; for estimates only
+LONG = 600  # seconds from which a quicker preset is named
+
+
+def announce(config: ConfigDict, workdir: Path, console: Console, is_base: bool = False) -> None:
+    """Says in one line what is about to run, for how long about on this machine, and what would be quicker."""
+    size, updates = ModelConfig(**config.model), f"{config.steps:,} updates of {config.batch_size} x "
+    seconds = estimated_seconds(config)
+    why = f"The base {workdir} is not trained yet, so it is trained first: " if is_base else ""
+    quick = f" For minutes instead, use the preset {config.name}.py:nano." if seconds > LONG else ""
+    console.print(
+        f"{why}{config.name} ({config.preset or 'full size'}, {size.parameters():,} parameters), {updates}"
+        f"{config.data.seq_len} tokens, about {duration(seconds)} on this machine ({run_dir.machine()}).{quick}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def estimated_seconds(config: ConfigDict) -> float:
+    """Returns about how long the updates of a config take on the devices at hand."""
+    tokens = config.steps * config.batch_size * config.data.seq_len
+    work = tokens * ModelConfig(**config.model).flops_per_token(config.data.seq_len)
+    return work / (_flops() * jax.device_count() * EFFICIENCY)
+
+
+@functools.cache
+def _flops() -> float:
+    return measured_flops()
+
+
+def multipliers_of(config: ConfigDict) -> dict[str, float]:
+    """Returns dataset name -> record repetition. Raises UserError where nothing is mixed in, or less than nothing."""
+    if config.stage == "pretrain":
+        return {"pretrain": 1.0}
+    multipliers = {name: float(config.data.mixture[name]) for name in config.data.mixture}
+    if max(multipliers.values()) <= 0 or min(multipliers.values()) < 0:
+        raise UserError("The mixture is empty or negative: give a --config.data.mixture.NAME above zero.")
+    return multipliers
+
+
+def shares_of(config: ConfigDict, prepared: Prepared) -> list[mixture.Share]:
+    """Returns the lines of the run's mixture table."""
+    draws = config.steps * config.batch_size
+    return mixture.shares(prepared.examples, multipliers_of(config), draws, config.data.seq_len)
+
+
+def mesh_of(config: ConfigDict) -> Mesh:
+    """Returns the mesh of a config. Raises UserError where its micro-batch cannot be split over it."""
+    mesh = make_mesh(**config.mesh)
+    shards = batch_shards(mesh)
+    if config.micro_batch_size % shards:
+        raise UserError(
+            f"micro_batch_size is {config.micro_batch_size}, but the mesh splits a batch over {shards} devices. Set "
+            f"--config.micro_batch_size to a multiple of {shards}."
+        )
+    return mesh
+
+
+def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
+    """Prints notes on the data, parameters, mesh, schedule and the mixture table."""
+    mesh = mesh_of(config)
+    size = ModelConfig(**config.model)
+    axes = ", ".join(f"{axis}={count}" for axis, count in mesh.shape.items())
+    grown = prepared.tokenizer.vocab_size - size.vocab_size
+    lines = [
+        *(f"NOTE: {note}" for note in prepared.notes),
+        f"{config.name}: {size.parameters():,} parameters ({size.layers} layers x {size.width}), "
+        f"vocabulary {size.vocab_size:,}" + (f" + {grown} chat tokens" if grown else ""),
+        f"mesh {axes} on {run_dir.machine()}; {config.batch_size // config.micro_batch_size} micro-batch(es) of "
+        f"{config.micro_batch_size}; {config.model.dtype}",
+        f"{config.steps:,} updates, rate {config.optim.peak_lr:g} after {config.optim.warmup_steps:,}, "
+        f"down to {config.optim.floor_lr:g}; about {duration(estimated_seconds(config))}",
+    ]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    console.print(mixture.table(shares_of(config, prepared)))
