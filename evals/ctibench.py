@@ -126,7 +126,8 @@ def show(report: dict, console: Console) -> None:
     headline = report["headline"]
     low, high = headline["ci95"]
     orders = len(headline["orders"])
-    drawn = Table(title=f"{report['items']['name']}: {report['n']:,} questions, closed book", title_justify="left")
+    console.print(f"{report['items']['name']}: {report['n']:,} questions, closed book", highlight=False)
+    drawn = Table()
     drawn.add_column("accuracy, %")
     drawn.add_column("published order", justify="right")
     drawn.add_column(f"over {orders} orders", justify="right")

@@ -47,6 +47,22 @@ def _interrupt(signum: int, frame) -> None:
     raise KeyboardInterrupt
 
 
+def _disk_full(fault: BaseException | None) -> bool:
+    while fault is not None:
+        if getattr(fault, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(fault):
+            return True
+        fault = fault.__cause__ or fault.__context__
+    return False
+
+
+def _say_disk_full() -> int:
+    say_error(
+        "The disk is full. Free some space, or point --workdir and XDG_CACHE_HOME at a larger disk, and repeat the "
+        "command: it goes on from the last whole checkpoint."
+    )
+    return FAILED
+
+
 def command(main: Callable[[], int | None]) -> Callable[[], int]:
     """Wraps a command's main function: it returns an exit code, and prints a paragraph instead of a traceback.
 
@@ -66,11 +82,10 @@ def command(main: Callable[[], int | None]) -> Callable[[], int]:
             say_error("Stopped on request. What was finished is kept; repeat the same command to go on from there.")
             return FAILED
         except OSError as fault:
+            if _disk_full(fault):
+                return _say_disk_full()
             where = f" ({fault.filename})" if fault.filename else ""
             advice = {
-                errno.ENOSPC: "Free some space, or point --workdir and XDG_CACHE_HOME at a larger disk, and repeat "
-                "the command: it goes on from the last whole checkpoint.",
-                errno.EDQUOT: "Your disk quota is used up. Free some of it and repeat the command.",
                 errno.EACCES: "Give yourself the right to read and write there, or choose another folder.",
                 errno.EROFS: "That file system is read-only; choose another folder with --workdir or XDG_CACHE_HOME.",
             }.get(fault.errno)
@@ -78,5 +93,10 @@ def command(main: Callable[[], int | None]) -> Callable[[], int]:
                 raise
             say_error(f"{fault.strerror}{where}. {advice}")
             return FAILED
+        except Exception as fault:
+            # Libraries wrap the system's error in one of their own; the cause is in the chain or in the text.
+            if _disk_full(fault):
+                return _say_disk_full()
+            raise
 
     return wrapped

@@ -23,7 +23,7 @@ from ghost_jax import config as config_lib
 from ghost_jax.data import sources, store
 from ghost_jax.data.builders import Conversation, Documents, cot, mcq, pretrain, qa, small_talk
 from ghost_jax.data.records import SPLITS, Fact, Record, without_duplicates
-from ghost_jax.errors import UserError, command
+from ghost_jax.errors import UsageError, UserError, command, did_you_mean
 from ghost_jax.paths import data_folders
 from ghost_jax.text import chat, tokenizer
 from ghost_jax.text.tokenizer import Tokenizer
@@ -68,8 +68,12 @@ def prepare(config: ConfigDict, data_dir: str | None) -> Prepared:
 def corpus(config: ConfigDict, data_dir: str | None) -> tuple[Path, tuple[str, ...]]:
     """Returns the corpus store of `config.data.sources`, and notes on sources that are nowhere to be found."""
     folders = data_folders(data_dir)
+    for name in config.data.sources:
+        if name not in sources.SOURCES:
+            known = did_you_mean(name, list(sources.SOURCES))
+            raise UsageError(f"data.sources names {name}, which is no source.{known}")
     files = {name: sources.locate(name, folders) for name in config.data.sources}
-    missing = [name for name, paths in files.items() if not paths and name != "embedded"]
+    missing = [name for name, paths in files.items() if not paths and sources.SOURCES[name].stems]
     notes = []
     if missing:
         looked = ", ".join(map(str, folders))
@@ -91,11 +95,13 @@ def corpus(config: ConfigDict, data_dir: str | None) -> tuple[Path, tuple[str, .
 
         def read() -> Iterator[Record]:
             for name, paths in files.items():
-                _say(f"reading {name} ({', '.join(path.name for path in paths) or 'in the package'})")
+                source = sources.SOURCES[name]
                 for path in paths:
-                    yield from sources.SOURCES[name].read(path)
-                if name == "embedded":
-                    yield from sources.SOURCES[name].read()
+                    _say(f"reading {name}: {path}")
+                    yield from source.read(path)
+                if not source.stems:
+                    _say(f"reading {name}: in the package")
+                    yield from source.read()
 
         with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
             for record in without_duplicates(read(), dropped):

@@ -24,8 +24,12 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "What does {subject} stand for in security?",
         "Which of these is the expansion of the acronym {subject}?",
     ),
+    "weakness_name": ("Which weakness has the id {subject}?", "What does {subject} name?"),
+    "attack_pattern_name": ("Which attack pattern has the id {subject}?", "What does {subject} name?"),
+    "port_service": ("Which service is found on {subject}?", "What does {subject} usually carry?"),
 }
-# The study's counts: 1,000 vulnerability-class, 655 tactic and 147 acronym questions.
+# The study's counts: 1,000 vulnerability-class, 655 tactic and 147 acronym questions. The other relations are asked of
+# test subjects alone: they are in the held-out questions and in no training record.
 COUNTS = {"weakness_class": 1000, "tactic": 655, "expansion": 147}
 LETTER_ONLY_SHARE = 0.7
 OPTIONS = 4
@@ -55,17 +59,21 @@ def questions(documents: Documents, seed: int) -> Iterator[Question]:
     Every test subject is asked beyond that count: they are the held-out questions. Which facts are asked is a draw by
     `seed`; a subject is asked once a relation, with one of its true objects and three that are true of it nowhere.
     """
-    asked: dict[str, dict[str, tuple]] = {relation: {} for relation in COUNTS}
+    asked: dict[str, dict[str, tuple]] = {relation: {} for relation in PHRASINGS}
     true_of: dict[tuple[str, str], set[str]] = defaultdict(set)
+    official = {fact.object for record in documents() for fact in record.facts if fact.relation == "weakness_name"}
     for record in documents():
         for fact in record.facts:
+            # Vendors spell one class in many ways; two spellings among the options would both be right.
+            if fact.relation == "weakness_class" and fact.object not in official:
+                continue
             if fact.relation in asked:
                 asked[fact.relation].setdefault(fact.subject, (fact, record))
                 true_of[fact.relation, fact.subject].add(fact.object)
     for relation, by_subject in asked.items():
         objects = sorted({name for (r, _), names in true_of.items() if r == relation for name in names})
         subjects = sorted(by_subject, key=lambda subject: rng_of(seed, relation, subject).random())
-        left = COUNTS[relation]
+        left = COUNTS.get(relation, 0)
         for subject in subjects:
             fact, record = by_subject[subject]
             rng = rng_of(seed, "question", relation, subject)
