@@ -193,13 +193,12 @@ def state_from_base(
 
 def record_data(config: ConfigDict, workdir: Path, prepared: Prepared) -> None:
     """Writes what the run eats into its directory: tokenizer, sources, mixture, notes, held-out questions."""
-    corpus, examples = store.manifest(prepared.corpus), store.manifest(prepared.examples)
+    corpus = store.manifest(prepared.corpus)
     record = {key: corpus[key] for key in ("made_from", "documents", "duplicates_dropped", "licenses")}
     record |= {
         "notes": prepared.notes,
         "corpus": prepared.corpus.name,
         "examples": prepared.examples.name,
-        "examples_fingerprint": examples["fingerprint"],
         "mixture": [dataclasses.asdict(share) for share in plan.shares_of(config, prepared)],
     }
     run_dir.write_json(workdir / "data.json", record)

@@ -155,7 +155,7 @@ def validation_batches(
 
 
 def fingerprint(examples: Path, multipliers: dict[str, float], seed: int, batch_size: int, seq_len: int) -> str:
-    """Returns the hash of all that decides what batch t is."""
-    content = store.manifest(examples)["fingerprint"]
-    mixed = sorted((name, multiplier) for name, multiplier in multipliers.items() if multiplier > 0)
-    return store.fingerprint([content, mixed, seed, batch_size, seq_len])
+    """Returns the hash of all that decides what batch t is: the rows mixed in, how, and in which order."""
+    datasets = store.manifest(examples)["datasets"]
+    mixed = [(name, m, datasets[name]["train"]["sha256"]) for name, m in sorted(multipliers.items()) if m > 0]
+    return store.fingerprint([mixed, seed, batch_size, seq_len])

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-import ghost_jax
 from ghost_jax import config as config_lib
 from ghost_jax.data import sources, store
 from ghost_jax.data.builders import Conversation, Documents, cot, mcq, pretrain, qa, small_talk
@@ -86,7 +85,7 @@ def corpus(config: ConfigDict, data_dir: str | None) -> tuple[Path, tuple[str, .
         for name, paths in files.items()
         for path in paths
     ]
-    made_from = {"inputs": inputs, "sources": list(files), "version": ghost_jax.__version__}
+    made_from = {"inputs": inputs, "sources": list(files)}
 
     def write(folder: Path) -> dict:
         dropped: dict[str, int] = {}
@@ -158,7 +157,6 @@ def chat_store(config: ConfigDict, corpus_store: Path, base: Tokenizer) -> Path:
         "anchors": anchors,
         "qa_per_source": per_source,
         "seed": seed,
-        "version": ghost_jax.__version__,
     }
 
     def write(folder: Path) -> dict:

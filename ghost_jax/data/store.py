@@ -20,10 +20,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+import ghost_jax
+
 from ghost_jax.errors import UserError
 from ghost_jax.paths import cache_dir
-
-FORMAT = 1  # raised when what is written under a fingerprint changes
 
 
 def fingerprint(facts: Any) -> str:
@@ -37,6 +37,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache
+def code_fingerprint() -> str:
+    """Returns the SHA-256 of the code and the embedded pack that stores are made with.
+
+    Part of every store's identity: after an edit of a builder no stale store is found in place of its new one.
+    """
+    package = Path(ghost_jax.__file__).parent
+    files = sorted(path for folder in ("data", "text") for path in (package / folder).rglob("*") if path.is_file())
+    parts = [path for path in files if "__pycache__" not in path.parts]
+    return fingerprint([(path.relative_to(package).as_posix(), sha256_of(path)) for path in parts])
+
+
 def build(kind: str, made_from: dict, write: Callable[[Path], dict]) -> Path:
     """Returns the store of this kind and inputs, building it with `write` where it is not there yet.
 
@@ -45,7 +57,7 @@ def build(kind: str, made_from: dict, write: Callable[[Path], dict]) -> Path:
       made_from: everything that decides the content; goes into the fingerprint and the manifest.
       write: fills an empty folder and returns what the manifest shall say of it.
     """
-    identity = {"format": FORMAT, "kind": kind, "made_from": made_from}
+    identity = {"kind": kind, "code": code_fingerprint(), "made_from": made_from}
     home = cache_dir() / "stores"
     place = home / f"{kind}-{fingerprint(identity)[:16]}"
     if (place / "manifest.json").is_file():
@@ -114,7 +126,7 @@ class Examples(tfds.core.GeneratorBasedBuilder):
 
 
 def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -> dict[str, dict]:
-    """Writes the dataset `name` under `folder`; returns the counts of each split.
+    """Writes the dataset `name` under `folder`; returns the counts of each split and the hash of its rows.
 
     Args:
       splits: split name -> rows with the features of `Examples`; ids are unique within a split. Empty splits are
@@ -122,12 +134,15 @@ def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -
     """
     counts: dict[str, dict] = {}
 
+    hashes = {split: hashlib.sha256() for split in splits}
+
     def counted(split: str, rows: Iterable[dict]) -> Iterator[dict]:
         count = counts.setdefault(split, {"records": 0, "tokens": 0, "supervised": 0, "letters": {}, "lengths": {}})
         for row in rows:
             supervised = int(row["mask"].sum())
             if supervised == 0:
                 raise ValueError(f"{name}/{split}: record {row['id']} has no supervised token")
+            hashes[split].update(f"{row['id']}\0".encode() + row["tokens"].tobytes() + row["mask"].tobytes())
             count["records"] += 1
             count["tokens"] += len(row["tokens"])
             count["supervised"] += supervised
@@ -149,7 +164,7 @@ def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -
             Examples(name, wanted, folder).download_and_prepare()
     finally:
         logging.set_verbosity(verbosity)
-    return counts
+    return {split: count | {"sha256": hashes[split].hexdigest()} for split, count in counts.items()}
 
 
 def _add_one(histogram: dict, key: object) -> None:
