@@ -120,15 +120,19 @@ def train_batches(
     Element t holds rows `process * batch_size / processes` and following of global batch t.
     """
     datasets, weights = [], []
-    for position, (name, multiplier) in enumerate(sorted(multipliers.items())):
+    for name, multiplier in sorted(multipliers.items()):
         if multiplier > 0:
             source = store.open_examples(examples, name, "train")
-            # The seed belongs to the name's place among all builders: dropping one source moves no other's order.
-            datasets.append(grain.MapDataset.source(source).seed(seed * 1000 + position).shuffle().repeat())
+            # The seed belongs to the name, so that dropping one source moves no other's order.
+            datasets.append(grain.MapDataset.source(source).seed(_seed_of(seed, name)).shuffle().repeat())
             weights.append(multiplier * len(source))
     mixed = grain.MapDataset.mix(datasets, weights=weights) if len(datasets) > 1 else datasets[0]
     local = batch_size // processes
     return mixed.map(lambda example: row(example, seq_len)).batch(local)[process::processes]
+
+
+def _seed_of(seed: int, name: str) -> int:
+    return int(store.fingerprint([seed, name])[:8], 16)
 
 
 def read_from(batches: grain.MapDataset, step: int) -> Iterator[dict[str, np.ndarray]]:

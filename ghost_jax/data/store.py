@@ -21,7 +21,6 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 import ghost_jax
-
 from ghost_jax.errors import UserError
 from ghost_jax.paths import cache_dir
 
