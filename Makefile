@@ -1,0 +1,38 @@
+# Two commands do all the set-up: `make quickstart` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-all lint results clean
+
+quickstart: .venv/ready  ## train chat_v5 at nano size, score it, write the report
+	$(BIN)/python -m ghost_jax.train --config=configs/chat_v5.py:nano
+
+test: .venv/ready-dev lint  ## what CI runs: everything that is quick
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/ready-dev lint  ## before a release: the long tests as well
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+results: .venv/ready  ## RESULTS.md from the run records in the repository
+	$(BIN)/python -m ghost_jax.report --runs=evals/records --out=report
+	cp report/RESULTS.md RESULTS.md
+
+clean:  ## remove what commands made here, runs included
+	rm -rf .venv runs report
+
+.venv/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
+	  f"ghost_jax needs Python 3.11 to 3.13 and this is {sys.version.split()[0]}: run make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv: about a minute and 1.2 GB"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
