@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ghost_jax.data import prose
 from ghost_jax.data.records import RELATIONS, Record
 from ghost_jax.data.sources import SOURCES, attack, capec, cwe, embedded, files, jsonl, locate, stix
 from ghost_jax.errors import UserError
@@ -196,7 +197,7 @@ def test_a_link_in_a_zip_is_no_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("marked_up", "prose"),
+    ("marked_up", "plain"),
     [
         ("Seen.(Citation: A) Then (Citation: B (2013))(Citation: C) more.", "Seen. Then more."),
         ("[Net](https://attack.mitre.org/software/S0039) and [a](/x_(y)) [b]", "Net and a [b]"),
@@ -209,8 +210,8 @@ def test_a_link_in_a_zip_is_no_file(tmp_path):
         ("A library [REF-57], as [REF-58] says. [REF-1]", "A library, as [REF-58] says."),
     ],
 )
-def test_clean(marked_up, prose):
-    assert stix.clean(marked_up) == prose
+def test_clean(marked_up, plain):
+    assert prose.clean(marked_up) == plain
 
 
 @pytest.mark.parametrize(
@@ -224,11 +225,11 @@ def test_clean(marked_up, prose):
     ],
 )
 def test_first_sentence(text, sentence):
-    assert stix.first_sentence(text) == sentence
+    assert prose.first_sentence(text) == sentence
 
 
 def test_listing():
-    assert [stix.listing("A"), stix.listing("AB"), stix.listing("ABC")] == ["A", "A and B", "A, B and C"]
+    assert [prose.listing("A"), prose.listing("AB"), prose.listing("ABC")] == ["A", "A and B", "A, B and C"]
 
 
 # --- ATT&CK

@@ -36,21 +36,3 @@ class Conversation:
 def rng_of(*keys: object) -> random.Random:
     """Returns a generator whose stream depends on `keys` alone, so that one record's draw never moves another's."""
     return random.Random("\0".join(map(str, keys)))
-
-
-def first_sentences(text: str, count: int, limit: int) -> str:
-    """Returns the first `count` sentences of the first paragraph, at most `limit` characters, cut between words."""
-    paragraph = " ".join(text.split("\n\n", 1)[0].split())
-    sentences, start = [], 0
-    for i, char in enumerate(paragraph):
-        # A full stop ends a sentence where a blank and a capital follow; "e.g. the" and "v1.2" do not.
-        if char in ".!?" and paragraph[i + 1 : i + 2] in ("", " ") and not paragraph[i + 2 : i + 3].islower():
-            sentences.append(paragraph[start : i + 1].strip())
-            start = i + 1
-            if len(sentences) == count:
-                break
-    else:
-        if paragraph[start:].strip():
-            sentences.append(paragraph[start:].strip())
-    kept = " ".join(sentences)
-    return kept if len(kept) <= limit else kept[:limit].rsplit(" ", 1)[0].rstrip(",;:") + " …"

@@ -6,8 +6,9 @@ model writes, so a run on it cannot test a claim about such rationales, and the 
 
 from collections.abc import Iterable, Iterator
 
-from ghost_jax.data.builders import Conversation, first_sentences
+from ghost_jax.data.builders import Conversation
 from ghost_jax.data.builders.mcq import Question
+from ghost_jax.data.prose import first_sentences
 from ghost_jax.text.chat import Message, letter_question
 
 TEACHER = "offline evidence sentence"

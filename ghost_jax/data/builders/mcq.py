@@ -4,7 +4,8 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from ghost_jax.data.builders import Conversation, Documents, first_sentences, rng_of
+from ghost_jax.data.builders import Conversation, Documents, rng_of
+from ghost_jax.data.prose import first_sentences
 from ghost_jax.data.records import split_of
 from ghost_jax.text.chat import LETTERS, Message, letter_question
 

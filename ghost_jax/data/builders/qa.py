@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from ghost_jax.data.builders import Conversation, Documents, first_sentences, rng_of
+from ghost_jax.data.builders import Conversation, Documents, rng_of
+from ghost_jax.data.prose import first_sentences
 from ghost_jax.data.records import Record, split_of
 from ghost_jax.text.chat import Message
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ghost_jax.data.prose import clean, first_sentence, labelled, listing, paragraphs
 from ghost_jax.data.records import Fact, Record
 from ghost_jax.data.sources import stix
-from ghost_jax.data.sources.stix import Bundle, Edge, clean, first_sentence, labelled, listing, paragraphs
+from ghost_jax.data.sources.stix import Bundle, Edge
 from ghost_jax.errors import UserError
 
 LICENSE = "MITRE ATT&CK terms of use"

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from ghost_jax.data.prose import clean, first_sentence, labelled, listing, paragraphs
 from ghost_jax.data.records import Fact, Record
 from ghost_jax.data.sources import stix
-from ghost_jax.data.sources.stix import Bundle, clean, first_sentence, labelled, listing, paragraphs
+from ghost_jax.data.sources.stix import Bundle
 
 LICENSE = "MITRE CAPEC terms of use"
 

@@ -7,9 +7,9 @@ from xml.etree.ElementTree import Element
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
+from ghost_jax.data.prose import BLOCK_TAGS, LINE_TAGS, first_sentence, labelled, listing, paragraphs, tidy
 from ghost_jax.data.records import Fact, Record
 from ghost_jax.data.sources import files
-from ghost_jax.data.sources.stix import BLOCK_TAGS, LINE_TAGS, first_sentence, labelled, listing, paragraphs, tidy
 from ghost_jax.errors import UserError
 
 LICENSE = "MITRE CWE terms of use"

@@ -5,8 +5,8 @@ import json
 import re
 from collections.abc import Iterator
 
+from ghost_jax.data.prose import first_sentence, listing
 from ghost_jax.data.records import Fact, Record
-from ghost_jax.data.sources.stix import first_sentence, listing
 
 LICENSE = "Apache-2.0"
 

@@ -1,0 +1,91 @@
+"""Prose out of what publishers write: markup cleaned away, sentences found, parts put together."""
+
+import html
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+
+# Words in angle brackets such as <username> are what a placeholder or an exploit looks like: only tags that format
+# text are markup.
+_FORMATTING = "b|br|code|div|em|h[1-6]|i|li|ol|p|pre|span|strong|sub|sup|table|tbody|td|th|thead|tr|u|ul"
+_TAG = re.compile(rf"<(?P<close>/?)(?:xhtml:(?P<xhtml>\w+)|(?P<html>{_FORMATTING}))(?:\s[^<>]*)?/?>", re.IGNORECASE)
+LINE_TAGS = {"br": "\n", "li": "\n- ", "tr": "\n", "td": " ", "th": " "}
+BLOCK_TAGS = {"div", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "table", "ul"}
+_EMPTY_ITEM = re.compile(r"\n- \s+")  # what <li><p> leaves
+_CITATION = re.compile(r"[^\S\n]*\(Citation:(?:[^()]|\([^()]*\))*\)")
+_LINK = re.compile(r"\[([^\[\]]*)\]\((?:https?://|/)[^()\s]*(?:\([^()\s]*\)[^()\s]*)*\)")
+_HEADING = re.compile(r"^#{1,6} +", re.MULTILINE)
+
+
+def clean(text: str) -> str:
+    """Returns the text without citations, links, tags, heading marks and backticks; their content stays."""
+    text = _LINK.sub(r"\1", _CITATION.sub("", text))
+    if "<xhtml:" in text:
+        text = text.replace("\n", " ")  # in XHTML a line break of the file is a blank, unlike in Markdown
+    text = html.unescape(_TAG.sub(_as_break, text)).replace("`", "")
+    return tidy(_HEADING.sub("", _EMPTY_ITEM.sub("\n- ", text)))
+
+
+def _as_break(tag: re.Match) -> str:
+    name = (tag["xhtml"] or tag["html"]).lower()
+    if name in BLOCK_TAGS:
+        return "\n\n"
+    return "" if tag["close"] else LINE_TAGS.get(name, "")
+
+
+# At the end of a clause a reference is a footnote; elsewhere it is a word of its sentence and stays.
+_FOOTNOTE = re.compile(r"\s*\[REF-\d+\](?=\s*(?:[.,;:)]|\[REF-|$))")
+
+
+def tidy(text: str) -> str:
+    """Returns the text without footnotes, with single blanks and with one blank line between paragraphs."""
+    text = re.sub(r"[^\S\n]+", " ", _FOOTNOTE.sub("", text))
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
+
+
+def flat(text: str) -> str:
+    """Returns the text on one line, as the content of one labelled paragraph or of a fact."""
+    return " ".join(text.split())
+
+
+# A full stop ends no sentence after a single capital ("U.S. banks") or after these abbreviations.
+_SENTENCE_END = re.compile(
+    r"""(?<!\b[A-Z])(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)(?<!\bex)[.!?]['")\]]*(?=\s+["'(\[]?[A-Z0-9])"""
+)
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yields the sentences of the first paragraph, each on one line."""
+    paragraph, start = flat(text.split("\n\n", 1)[0]), 0
+    for end in _SENTENCE_END.finditer(paragraph):
+        yield paragraph[start : end.end()].strip()
+        start = end.end()
+    if paragraph[start:].strip():
+        yield paragraph[start:].strip()
+
+
+def first_sentence(text: str) -> str:
+    """Returns the first sentence of the first paragraph, "" where there is none."""
+    return next(sentences(text), "")
+
+
+def first_sentences(text: str, count: int, limit: int) -> str:
+    """Returns the first `count` sentences of the first paragraph, cut between words to about `limit` characters."""
+    kept = " ".join(itertools.islice(sentences(text), count))
+    return kept if len(kept) <= limit else kept[:limit].rsplit(" ", 1)[0].rstrip(",;:") + " …"
+
+
+def listing(items: Iterable[str]) -> str:
+    """Returns "A", "A and B" or "A, B and C"."""
+    *front, last = items
+    return f"{', '.join(front)} and {last}" if front else last
+
+
+def labelled(label: str, content: str) -> str:
+    """Returns the paragraph "label: content", or nothing where there is no content."""
+    return f"{label}: {flat(content)}" if content else ""
+
+
+def paragraphs(*parts: str) -> str:
+    """Joins the parts that are not empty by blank lines."""
+    return "\n\n".join(part for part in parts if part)
