@@ -46,7 +46,8 @@ def defaults(stage: str, size: str) -> ConfigDict:
         c.data.mixture = ConfigDict(
             {"qa": 0.0, "mcq": 0.0, "cot": 0.0, "small_talk": 0.0}
         )  # multiplier = record repetition
-        c.data.qa_per_source = 3500  # most documents, and most facts, asked of one source
+        c.data.qa_sources = ("attack", "capec", "cwe", "cve_trickest", "embedded")  # as documents call them
+        c.data.qa_per_source = 3500  # about as many documents, and as many facts, are asked of one source
         c.evals.ctibench = ConfigDict({"batch_size": 64, "orders": "cyclic"})
     return c
 

@@ -6,13 +6,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from ghost_jax.loss import loss_sum
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.parallel.mesh import BATCH, batch_sharding, replicated
+from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replicated
 from ghost_jax.parallel.rules import shardings
 
 
@@ -115,7 +116,7 @@ def make_predict(config: ModelConfig, params: dict, mesh: Mesh) -> Callable[...,
     """Returns the evaluator's view of a model: `(tokens [B, T], last [B], ids [K]) -> log-probabilities [B, K]`.
 
     They are those of `ids` as the token after position `last` of each row. The head is applied at that position only,
-    so a forward pass costs no [B, T, V] logits. Compiled once for each shape [B, T].
+    so a forward pass costs no [B, T, V] logits. Compiled once for each shape [B, T]; any B will do, whatever the mesh.
     """
     model = Transformer(config)
 
@@ -131,4 +132,9 @@ def make_predict(config: ModelConfig, params: dict, mesh: Mesh) -> Callable[...,
         in_shardings=(shardings(params, mesh), rows, rows, replicated(mesh)),
         out_shardings=replicated(mesh),
     )
-    return lambda tokens, last, ids: jitted(params, tokens, last, ids)
+
+    def on_any_batch(tokens: np.ndarray, last: np.ndarray, ids: np.ndarray) -> jax.Array:
+        fill = -len(tokens) % batch_shards(mesh)  # rows that make the batch divide over the devices
+        return jitted(params, np.pad(tokens, ((0, fill), (0, 0))), np.pad(last, (0, fill)), ids)[: len(tokens)]
+
+    return on_any_batch

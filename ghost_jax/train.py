@@ -106,11 +106,13 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
                 if pending:
                     clock = write_metrics(config, log, progress, clock, *pending)
                 done, pending = step + 1, (step + 1, lr, metrics)
-                if done % config.eval_every == 0 or done == config.steps:
-                    take = functools.partial(validate, state.params)
+                last = done == config.steps
+                evaluates, saves = last or done % config.eval_every == 0, last or done % config.save_every == 0
+                if evaluates or saves:  # a state is saved only when its update is known to be finite
+                    take = functools.partial(validate, state.params) if evaluates else None
                     clock = write_metrics(config, log, progress, clock, *pending, validate=take)
                     pending = None
-                if done % config.save_every == 0 or done == config.steps:
+                if saves:
                     checkpoints.save(state, identity)
 
 
@@ -126,15 +128,15 @@ def write_metrics(
 ) -> float:
     """Fetches, shows and logs the metrics of an update; returns the time from which the next update counts.
 
-    Validation, where it is due, runs after the update's own time is taken. Raises Diverged where the loss is
-    not finite.
+    Validation, where it is due, runs after the update's own time is taken. Raises Diverged where the loss or the
+    gradient is not finite.
     """
-    loss = float(metrics["loss"])
+    loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
     tokens_per_s = config.batch_size * config.data.seq_len / (time.perf_counter() - clock)
-    if not math.isfinite(loss):
+    if not math.isfinite(loss + grad_norm):
         raise Diverged(
-            f"The loss of update {step:,} is {loss}. The run is stopped; its last checkpoint is from before. Lower "
-            "--config.optim.peak_lr and give it another --workdir."
+            f"The loss of update {step:,} is {loss} and its gradient's norm {grad_norm}. The run is stopped; its last "
+            "checkpoint is from before. Lower --config.optim.peak_lr and give it another --workdir."
         )
     progress.advance(1, f"loss {loss:.3f}  lr {lr:.1e}  {tokens_per_s:,.0f} tok/s")
     losses = validate() if validate else {}
@@ -144,7 +146,7 @@ def write_metrics(
             loss=loss,
             lr=lr,
             tokens_per_s=tokens_per_s,
-            grad_norm=float(metrics["grad_norm"]),
+            grad_norm=grad_norm,
             supervised_tokens=float(metrics["weights"]),
             **losses,
         )

@@ -149,12 +149,13 @@ def chat_store(config: ConfigDict, corpus_store: Path, base: Tokenizer) -> Path:
 
     It holds all builders whatever the recipe's multipliers are: recipes share it, and with it one validation set.
     """
-    seed, per_source = config.data.seed, config.data.qa_per_source
+    seed, asked_of, per_source = config.data.seed, config.data.qa_sources, config.data.qa_per_source
     anchors = sources.embedded.anchors()
     made_from = {
         "corpus": corpus_store.name,
         "base_tokenizer": base.sha256,
         "anchors": anchors,
+        "qa_sources": list(asked_of),
         "qa_per_source": per_source,
         "seed": seed,
     }
@@ -166,7 +167,7 @@ def chat_store(config: ConfigDict, corpus_store: Path, base: Tokenizer) -> Path:
         documents = documents_of(corpus_store)
         asked = list(mcq.questions(documents, seed))
         conversations = {
-            "qa": functools.partial(qa.build, documents, per_source, seed),
+            "qa": functools.partial(qa.build, documents, asked_of, per_source, seed),
             "mcq": functools.partial(mcq.build, asked, seed),
             "cot": functools.partial(cot.build, asked),
             "small_talk": small_talk.build,

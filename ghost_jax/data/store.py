@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 import ghost_jax
 from ghost_jax.errors import UserError
@@ -36,27 +37,33 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@functools.cache
-def code_fingerprint() -> str:
-    """Returns the SHA-256 of the code and the embedded pack that stores are made with.
+# kind -> the code that makes it, below the package: an edit of a builder must not find the store from before it
+MADE_BY = {
+    "corpus": ("data/sources", "data/prose.py", "data/records.py", "data/store.py", "data/prepare.py"),
+    "pretrain": ("data/builders/pretrain.py", "text/tokenizer.py", "data/store.py", "data/prepare.py"),
+    "chat": ("data/builders", "data/sources/pack", "data/prose.py", "text", "data/store.py", "data/prepare.py"),
+}
 
-    Part of every store's identity: after an edit of a builder no stale store is found in place of its new one.
-    """
+
+def code_fingerprint(kind: str) -> str:
+    """Returns the SHA-256 of the code, and of the embedded pack, that a kind of store is made with."""
     package = Path(ghost_jax.__file__).parent
-    files = sorted(path for folder in ("data", "text") for path in (package / folder).rglob("*") if path.is_file())
-    parts = [path for path in files if "__pycache__" not in path.parts]
-    return fingerprint([(path.relative_to(package).as_posix(), sha256_of(path)) for path in parts])
+    files: list[Path] = []
+    for part in MADE_BY[kind]:
+        path = package / part
+        files += [path] if path.is_file() else [p for p in path.rglob("*") if p.suffix != ".pyc" and p.is_file()]
+    return fingerprint([(path.relative_to(package).as_posix(), sha256_of(path)) for path in sorted(files)])
 
 
 def build(kind: str, made_from: dict, write: Callable[[Path], dict]) -> Path:
     """Returns the store of this kind and inputs, building it with `write` where it is not there yet.
 
     Args:
-      kind: the first part of the folder's name.
+      kind: one of `MADE_BY`; the first part of the folder's name.
       made_from: everything that decides the content; goes into the fingerprint and the manifest.
       write: fills an empty folder and returns what the manifest shall say of it.
     """
-    identity = {"kind": kind, "code": code_fingerprint(), "made_from": made_from}
+    identity = {"kind": kind, "code": code_fingerprint(kind), "made_from": made_from}
     home = cache_dir() / "stores"
     place = home / f"{kind}-{fingerprint(identity)[:16]}"
     if (place / "manifest.json").is_file():
@@ -159,11 +166,24 @@ def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
-        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), _same_bytes_in_every_process():
             Examples(name, wanted, folder).download_and_prepare()
     finally:
         logging.set_verbosity(verbosity)
     return {split: count | {"sha256": hashes[split].hexdigest()} for split, count in counts.items()}
+
+
+@contextlib.contextmanager
+def _same_bytes_in_every_process() -> Iterator[None]:
+    """Has TFDS write the fields of an example in one order: protobuf's default order differs between processes."""
+    default = ExampleSerializer.serialize_example
+    ExampleSerializer.serialize_example = lambda self, example: self.get_tf_example(example).SerializeToString(
+        deterministic=True
+    )
+    try:
+        yield
+    finally:
+        ExampleSerializer.serialize_example = default
 
 
 def _add_one(histogram: dict, key: object) -> None:

@@ -1,7 +1,7 @@
 """Questions and answers templated from every source: what a thing is, and what its typed facts say."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ghost_jax.data.builders import Conversation, Documents, rng_of
 from ghost_jax.data.prose import first_sentences
@@ -27,14 +27,18 @@ FACTS: dict[str, tuple[str, str]] = {
 }
 
 
-def build(documents: Documents, per_source: int, seed: int) -> Iterator[Conversation]:
-    """Yields at most `per_source` conversations about documents and as many about facts, drawn by `seed`.
+def build(documents: Documents, asked_of: Sequence[str], per_source: int, seed: int) -> Iterator[Conversation]:
+    """Yields conversations about the documents of the sources `asked_of`, and about their facts.
 
-    A document's own id and title both count as its name, so both directions are asked.
+    About `per_source` of either kind are drawn by `seed` where a source has more.
     """
-    sizes = Counter(record.source for record in documents())
-    facts = Counter(record.source for record in documents() for fact in record.facts if fact.relation in FACTS)
-    for record in documents():
+
+    def read() -> Iterator[Record]:
+        return (record for record in documents() if record.source in asked_of)
+
+    sizes = Counter(record.source for record in read())
+    facts = Counter(record.source for record in read() for fact in record.facts if fact.relation in FACTS)
+    for record in read():
         rng = rng_of(seed, "qa", record.source, record.id)
         split = split_of(f"{record.source}/{record.id}")
         answer = first_sentences(record.text, count=3, limit=480)
