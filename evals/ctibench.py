@@ -20,9 +20,9 @@ from evals.items import Items, Order, cyclic_orders, order_name, read_items
 from evals.policies import policies
 from evals.score import Predict, letter_scores
 from ghost_jax import run_dir
-from ghost_jax.checkpoint import load_model, read_json
+from ghost_jax.checkpoint import load_model
 from ghost_jax.compile_cache import use_compile_cache
-from ghost_jax.errors import UserError, command
+from ghost_jax.errors import UsageError, UserError, command
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.paths import data_folders
 from ghost_jax.progress import make_console
@@ -30,6 +30,7 @@ from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat import LETTERS
 from ghost_jax.text.tokenizer import ASSISTANT, Tokenizer
+from ghost_jax.whole import read_json, write_json
 
 FILE = "ctibench/cti-mcq.tsv"
 HELD_OUT = "heldout.jsonl"
@@ -72,8 +73,10 @@ def evaluate(
         raise UserError(
             f"{items.path}: its items differ in their number of options. Score those of one number at once."
         )
+    if batch_size < 1:
+        raise UsageError(f"The batch size of an evaluation is {batch_size}; it must be at least 1.")
     if orders not in ("cyclic", "published"):
-        raise UserError(f'evals.ctibench.orders is "{orders}"; use cyclic or published.')
+        raise UsageError(f'evals.ctibench.orders is "{orders}"; use cyclic or published.')
     asked = cyclic_orders(letters)[: None if orders == "cyclic" else 1]
     scores, cropped = letter_scores(predict, tokenizer, items.items, asked, context=context, batch_size=batch_size)
     return report_of(scores, items, asked) | {"prompts_cropped": cropped, "book": "closed", "reader": "model"}
@@ -207,7 +210,7 @@ def main() -> int:
         path=flags.items,
     )
     out = flags.out or flags.workdir / "evals" / f"{flags.items.stem if flags.items else 'ctibench'}.json"
-    run_dir.write_json(out, report | {"step": step, "machine": run_dir.machine()})
+    write_json(out, report | {"step": step, "machine": run_dir.machine()})
     show(report, make_console())
     print(f"written to {out}")
     return 0

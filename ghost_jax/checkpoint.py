@@ -5,7 +5,6 @@ tokenizer and data it is. Parameters stand apart so that the evaluator need not 
 """
 
 import dataclasses
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.parallel.rules import shardings
 from ghost_jax.step import TrainState, state_shardings
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each save at INFO and each clean-up at WARNING
+# Orbax reports each save, and what it then raises too, with its traceback. A user reads the error once, as a paragraph.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 FOLDER = "checkpoints"
 
@@ -140,11 +140,3 @@ def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
             raise UserError(f"{workdir} has no whole checkpoint yet. Repeat its train command: it goes on from there.")
         model = ModelConfig(**checkpoints.identity(step)["model"])
         return model, checkpoints.restore_params(step, model, mesh), step
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file of a run directory. Raises UserError where it is absent or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise UserError(f"{path} cannot be read ({fault}). The run is incomplete: repeat its train command.") from None

@@ -110,12 +110,20 @@ def validate(config: ConfigDict) -> None:
     micro, batch = config.micro_batch_size, config.batch_size
     if batch < 1 or micro < 1 or batch % micro:
         raise UsageError(f"batch_size ({batch}) must be a multiple of micro_batch_size ({micro}), both at least 1.")
-    if config.steps < 1:
-        raise UsageError(f"steps is {config.steps}; a run needs at least one.")
+    for key in ("steps", "log_every", "eval_every", "save_every", "keep"):
+        if config[key] < 1:
+            raise UsageError(f"{key} is {config[key]}; it must be at least 1.")
+    if config.data.seq_len < 1:
+        raise UsageError(f"data.seq_len is {config.data.seq_len}; a row needs at least one token.")
     if config.data.seq_len > config.model.context:
         raise UsageError(f"data.seq_len ({config.data.seq_len}) is longer than model.context ({config.model.context}).")
     if config.model.dtype not in ("float32", "bfloat16"):
         raise UsageError(f"model.dtype is {config.model.dtype}; use float32 or bfloat16.")
+    if config.model.generation not in ("v04", "v05"):
+        raise UsageError(f"model.generation is {config.model.generation}; use v04 or v05.")
+    width, heads = config.model.width, config.model.heads
+    if heads < 1 or width % (2 * heads):  # rotary positions turn pairs of a head's dimensions
+        raise UsageError(f"model.heads ({heads}) must cut model.width ({width}) into parts of an even size.")
     if config.stage == "chat":
         validate(config.base)
         shape = ("layers", "width", "heads", "hidden", "vocab_size", "context", "generation", "attention_bias")

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from tensorboardX import SummaryWriter
 
+from ghost_jax.whole import write_text
+
 FILE = "metrics.jsonl"
 
 
@@ -20,9 +22,7 @@ class MetricsLog:
     def __init__(self, workdir: Path, start_step: int):
         path = workdir / FILE
         kept = [line for line in read(workdir) if line["step"] <= start_step]
-        aside = path.with_name(FILE + ".partial")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        aside.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10)
 

@@ -29,9 +29,13 @@ def schedule(peak_lr: float, floor_lr: float, warmup_steps: int, steps: int) -> 
     else:
         parts.append(optax.cosine_decay_schedule(peak_lr, max(steps - warmup, 1), alpha=floor_lr / peak_lr))
     joined = optax.join_schedules(parts, boundaries)
-    # On the host: the rate travels into the compiled step as a number, so a sweep of rates compiles once.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return lambda update: float(joined(update))
+
+    def rate(update: int) -> float:
+        # On the host: the rate travels into the compiled step as a number, so a sweep of rates compiles once.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return float(joined(update))
+
+    return rate
 
 
 def adamw(b1: float, b2: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:

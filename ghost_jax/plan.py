@@ -21,12 +21,16 @@ EFFICIENCY = 0.4  # of the measured matrix product, what a training step reaches
 LONG = 600  # seconds from which a quicker preset is named
 
 
-def announce(config: ConfigDict, workdir: Path, console: Console, is_base: bool = False) -> None:
-    """Says in one line what is about to run, for how long about on this machine, and what would be quicker."""
+def announce(config: ConfigDict, workdir: Path, asked: ConfigDict, console: Console) -> None:
+    """Says in one line what is about to run, for how long about on this machine, and what would be quicker.
+
+    Args:
+      asked: the config of the command line; where `config` is another, it is the base of that.
+    """
     size, updates = ModelConfig(**config.model), f"{config.steps:,} updates of {config.batch_size} x "
     seconds = estimated_seconds(config)
-    why = f"The base {workdir} is not trained yet, so it is trained first: " if is_base else ""
-    quick = f" For minutes instead, use the preset {config.name}.py:nano." if seconds > LONG else ""
+    why = f"The base {workdir} is not trained yet, so it is trained first: " if config is not asked else ""
+    quick = f" For minutes instead, use the preset {asked.name}.py:nano." if seconds > LONG else ""
     console.print(
         f"{why}{config.name} ({config.preset or 'full size'}, {size.parameters():,} parameters), {updates}"
         f"{config.data.seq_len} tokens, about {duration(seconds)} on this machine ({run_dir.machine()}).{quick}",

@@ -9,7 +9,6 @@ import base64
 import html
 import io
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 
 from ghost_jax import metrics
 from ghost_jax.errors import UserError, command
+from ghost_jax.whole import write_bytes, write_text
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1d2733; }
@@ -125,7 +125,7 @@ def write(workdirs: list[Path], out: Path) -> Path:
     runs = [read_run(workdir) for workdir in workdirs]
     sections = [section(run, out) for run in runs]
     results = table_of(runs)
-    _replace(out / "RESULTS.md", "# Results\n\n" + markdown(results) + "\n")
+    write_text(out / "RESULTS.md", "# Results\n\n" + markdown(results) + "\n")
     rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in results[1:])
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in results[0])
     page = (
@@ -134,7 +134,7 @@ def write(workdirs: list[Path], out: Path) -> Path:
         f"<style>{STYLE}</style></head><body><h1>ghost_jax report</h1>"
         f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>{"".join(sections)}</body></html>'
     )
-    _replace(out / "index.html", page)
+    write_text(out / "index.html", page)
     return out / "index.html"
 
 
@@ -217,14 +217,8 @@ def section(run: dict, out: Path) -> str:
 def _picture(figure: Figure, path: Path, alt: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    path.write_bytes(buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     return f'<p><img alt="{alt}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 @command

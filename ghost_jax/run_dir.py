@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 import ghost_jax
 from ghost_jax import config as config_lib
 from ghost_jax.errors import UserError
+from ghost_jax.whole import write_json, write_text
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml_collections", "tokenizers")
 # These may change between a run and its continuation: they say how it is shown and kept, not what it computes.
@@ -48,19 +49,6 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Writes a JSON file, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1))
-
-
 def mark_finished(workdir: Path, steps: int) -> None:
     """Says that everything of the run is there; written last."""
     write_json(workdir / "status.json", {"status": "finished", "steps": steps})
@@ -82,7 +70,7 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
         write_json(path, asked)
         write_json(workdir / "environment.json", environment())
         if diff := _git("diff", "HEAD"):
-            (workdir / "git.diff").write_text(diff, encoding="utf-8")
+            write_text(workdir / "git.diff", diff)
         return
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -39,6 +39,7 @@ from ghost_jax.progress import Progress, make_console
 from ghost_jax.step import TrainState, make_predict, make_train_step, new_state, state_shardings
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.validation import make_validation
+from ghost_jax.whole import write_json, write_text
 
 
 class Diverged(UserError):
@@ -203,11 +204,11 @@ def record_data(config: ConfigDict, workdir: Path, prepared: Prepared) -> None:
         "examples": prepared.examples.name,
         "mixture": [dataclasses.asdict(share) for share in plan.shares_of(config, prepared)],
     }
-    run_dir.write_json(workdir / "data.json", record)
+    write_json(workdir / "data.json", record)
     prepared.tokenizer.save(workdir / "tokenizer.json")
     held_out = prepared.examples / "heldout.jsonl"
     if held_out.is_file():
-        run_dir.write_text(workdir / "heldout.jsonl", held_out.read_text(encoding="utf-8"))
+        write_text(workdir / "heldout.jsonl", held_out.read_text(encoding="utf-8"))
 
 
 def evaluate(config: ConfigDict, workdir: Path, data_dir: str | None) -> None:
@@ -220,7 +221,7 @@ def evaluate(config: ConfigDict, workdir: Path, data_dir: str | None) -> None:
         evaluation = importlib.import_module(f"evals.{name}")
         result = evaluation.evaluate_run(predict, tokenizer, workdir, data_dir, context=model.context, **options)
         record = result | {"step": step, "machine": run_dir.machine()}
-        run_dir.write_json(workdir / "evals" / f"{name}.json", record)
+        write_json(workdir / "evals" / f"{name}.json", record)
 
 
 def run_stage(config: ConfigDict, workdir: Path, base_workdir: Path, data_dir: str | None, console: Console) -> None:
@@ -255,7 +256,7 @@ def main() -> int:
 
     for stage, directory in stages:
         if not run_dir.is_finished(directory):
-            plan.announce(stage, directory, console, is_base=stage is not config)
+            plan.announce(stage, directory, config, console)
     for stage, directory in stages:
         if flags.plan:
             plan.show(stage, prepare(stage, flags.data_dir), console)

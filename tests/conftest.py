@@ -1,9 +1,193 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share: the project's commands as real processes, and one finished tiny run."""
 
+import dataclasses
+import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+# Before anything imports jax. A command that a test starts inherits it: `Ghost` gives it an environment without it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+ROOT = Path(__file__).parents[1]
+WAIT = 180  # seconds that no command of a tiny run needs, on the slowest machine
+# Both stages of a chat run, made as small as they can be; its stores and compiled programs are shared by the session.
+TINY = {
+    "model.layers": 1,
+    "model.width": 32,
+    "model.heads": 2,
+    "model.hidden": 64,
+    "model.vocab_size": 1024,
+    "model.context": 128,
+    "data.seq_len": 96,
+    "data.validation_records": 8,
+    "steps": 8,
+    "batch_size": 8,
+    "micro_batch_size": 8,
+    "optim.warmup_steps": 2,
+    "eval_every": 4,
+    "save_every": 2,
+    "log_every": 1,
+}
+
+
+def set_all(values: dict) -> list[str]:
+    """Returns the flags that set these keys of a config."""
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def tiny_base(workdir: Path, *flags: str) -> list[str]:
+    """Returns the command line of the tiny run's base alone in `workdir`; `flags` come last and win."""
+    return ["ghost_jax.train", "--config=configs/pretrain_v05.py:nano", f"--workdir={workdir}", *set_all(TINY), *flags]
+
+
+def tiny_chat(workdir: Path, *flags: str) -> list[str]:
+    """Returns the command line of the tiny chat run in `workdir`; `flags` come last and win."""
+    both = set_all(TINY) + set_all({f"base.{key}": value for key, value in TINY.items()})
+    return ["ghost_jax.train", "--config=configs/chat_v5.py:nano", f"--workdir={workdir}", *both, *flags]
+
+
+class Ghost:
+    """Runs the project's commands as a user does: a new process each, from the repository's root.
+
+    The environment is that of the tests without what could lead a run elsewhere: no GHOST_DATA, no XLA flags, no
+    Python flags, the CPU alone, and a cache of the session's own. No command may ever show a traceback.
+    """
+
+    def __init__(self, cache: Path):
+        self.cache = cache
+
+    def start(self, *command: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen:
+        """Starts `python -m command…` and does not wait for it."""
+        unwanted = ("GHOST_", "XLA_", "JAX_", "PYTHON")
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
+        clean |= {"XDG_CACHE_HOME": str(self.cache), "JAX_PLATFORMS": "cpu"} | (env or {})
+        words = [sys.executable, "-m", *map(str, command)]
+        return subprocess.Popen(
+            words, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+
+    def finish(self, process: subprocess.Popen, check: bool = True) -> subprocess.CompletedProcess:
+        """Waits for a process and returns its exit code and what it printed."""
+        try:
+            out, err = process.communicate(timeout=WAIT)
+        finally:
+            process.kill()
+        assert "Traceback" not in err, err
+        assert not check or process.returncode == 0, out + err
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def __call__(self, *command: str | Path, env: dict[str, str] | None = None, check: bool = True):
+        """Runs a command to its end; with `check`, it must succeed."""
+        return self.finish(self.start(*command, env=env), check)
+
+    def refused(self, *command: str | Path, code: int = 1, env: dict[str, str] | None = None) -> str:
+        """Runs a command that must fail with one paragraph and this exit code; returns the paragraph on one line."""
+        return paragraph_of(self(*command, env=env, check=False), code)
+
+    def together(self, tasks: dict) -> dict:
+        """Returns what each function of `tasks` returns; two run at a time, because most of a start is one thread."""
+        with ThreadPoolExecutor(2) as pool:
+            return dict(zip(tasks, pool.map(lambda task: task(), tasks.values()), strict=True))
+
+    def stop_at(self, process: subprocess.Popen, workdir: Path, updates: int, signum: int = signal.SIGKILL) -> None:
+        """Sends a signal when the run in `workdir` has logged so many updates, which must be before its end."""
+        deadline = time.monotonic() + WAIT
+        while len(updates_of(workdir)) < updates and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signum)
+        result = self.finish(process, check=False)
+        assert not (workdir / "status.json").exists(), "the run came to its end before the signal"
+        assert len(updates_of(workdir)) >= updates, result.stdout + result.stderr
+        if signum == signal.SIGKILL:
+            assert result.returncode == -signal.SIGKILL
+        else:
+            assert "Stopped on request" in paragraph_of(result, 1)
+
+
+def paragraph_of(result: subprocess.CompletedProcess, code: int) -> str:
+    """Returns the error of a failed command on one line, after checking that it is one paragraph and its exit code."""
+    assert result.returncode == code, result.stdout + result.stderr
+    usage, error, text = result.stderr.rpartition("error: ")
+    assert error, f"no error is named:\n{result.stderr}"
+    assert "\n\n" not in text.strip(), result.stderr
+    assert code == 2 or not usage, f"something stands before the paragraph:\n{result.stderr}"
+    return " ".join(text.split())
+
+
+def updates_of(workdir: Path) -> list[str]:
+    """Returns the whole lines of a run's metrics."""
+    path = workdir / "metrics.jsonl"
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+def losses_of(workdir: Path) -> list[dict]:
+    """Returns what a run computed, update by update: its metrics without the only one that a clock decides."""
+    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in updates_of(workdir)]
+
+
+def score_of(workdir: Path) -> dict:
+    """Returns the score that a run took at its end."""
+    return json.loads((workdir / "evals" / "ctibench.json").read_text())
+
+
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
+    """The run directories of a finished tiny chat run and of its base, and what its first command printed."""
+
+    workdir: Path
+    base: Path
+    stdout: str
+
+    def beside_base(self, folder: Path) -> Path:
+        """Returns a free run directory in `folder` for a chat run; a copy of the trained base lies beside it."""
+        shutil.copytree(self.base, folder / self.base.name)
+        return folder / "chat"
+
+
+@pytest.fixture(scope="session")
+def ghost(tmp_path_factory) -> Ghost:
+    """Runs the project's commands in a clean environment with a cache of the session's own."""
+    return Ghost(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(ghost, tmp_path_factory) -> FinishedRun:
+    """A chat run with its base, trained from nothing by the real command. Tests read it and do not change it."""
+    workdir = tmp_path_factory.mktemp("runs") / "chat"
+    result = ghost(*tiny_chat(workdir))
+    return FinishedRun(workdir, workdir.parent / "pretrain_v05-nano", result.stdout)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator:
+    """A function `(megabytes) -> folder` that gives a small disk of its own, and resizes it when called again."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = False
+
+    def resize(megabytes: int) -> Path:
+        nonlocal mounted
+        options = f"{'remount,' if mounted else ''}size={megabytes}m"
+        command = ["mount", "-t", "tmpfs", "-o", options, "ghost_jax_test", str(folder)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as fault:
+            pytest.skip(f"a small disk cannot be mounted here: {getattr(fault, 'stderr', '') or fault}")
+        mounted = True
+        return folder
+
+    yield resize
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from rich.table import Table
 from ghost_jax.data import store
 
 LETTERS = "ABCD"
+PASSES = 1 << 30  # over a source: more than any run reads, where an endless stream's length would overflow in a mix
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def train_batches(
         if multiplier > 0:
             source = store.open_examples(examples, name, "train")
             # The seed belongs to the name, so that dropping one source moves no other's order.
-            datasets.append(grain.MapDataset.source(source).seed(_seed_of(seed, name)).shuffle().repeat())
+            datasets.append(grain.MapDataset.source(source).seed(_seed_of(seed, name)).shuffle().repeat(PASSES))
             weights.append(multiplier * len(source))
     mixed = grain.MapDataset.mix(datasets, weights=weights) if len(datasets) > 1 else datasets[0]
     local = batch_size // processes
@@ -145,12 +146,15 @@ def validation_batches(
 ) -> list[dict[str, np.ndarray]]:
     """Returns the validation split of one dataset, at most `records` of it, in batches of one shape.
 
-    The last batch is filled up with rows that weigh nothing. Empty where the dataset has no such split.
+    The last batch is filled up with rows that weigh nothing. Empty where the dataset has no such split, or none of
+    its records is asked for.
     """
     if "validation" not in store.manifest(examples)["datasets"][name]:
         return []
     source = store.open_examples(examples, name, "validation")
     rows = [row(source[i], seq_len) for i in range(min(len(source), records))]
+    if not rows:
+        return []
     rows += [{key: np.zeros_like(value) for key, value in rows[0].items()}] * (-len(rows) % batch_size)
     return [
         {key: np.stack([r[key] for r in rows[i : i + batch_size]]) for key in rows[0]}

@@ -70,7 +70,8 @@ def build(kind: str, made_from: dict, write: Callable[[Path], dict]) -> Path:
         return place
     home.mkdir(parents=True, exist_ok=True)
     for left in home.glob(f"{kind}-*.partial-*"):
-        if not _alive(int(left.name.rpartition("-")[2])):
+        pid = int(left.name.rpartition("-")[2])
+        if pid == os.getpid() or not _alive(pid):  # in a container, a command has the same number each time
             shutil.rmtree(left, ignore_errors=True)
     aside = place.with_name(f"{place.name}.partial-{os.getpid()}")
     aside.mkdir()
@@ -163,13 +164,9 @@ def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -
         if next(first, None) is not None:
             wanted[split] = functools.partial(counted, split, rest)
     tfds.display_progress_bar(False)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), _same_bytes_in_every_process():
-            Examples(name, wanted, folder).download_and_prepare()
-    finally:
-        logging.set_verbosity(verbosity)
+    logging.set_verbosity(logging.FATAL)
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), _same_bytes_in_every_process():
+        Examples(name, wanted, folder).download_and_prepare()
     return {split: count | {"sha256": hashes[split].hexdigest()} for split, count in counts.items()}
 
 
@@ -192,5 +189,5 @@ def _add_one(histogram: dict, key: object) -> None:
 
 def open_examples(store: Path, name: str, split: str) -> Any:
     """Returns the random-access source of one split: `len(source)` rows, `source[i]` a dict of the features."""
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
     return tfds.builder_from_directory(store / "examples" / name / "1.0.0").as_data_source(split)

@@ -7,7 +7,6 @@ role token, so that nobody can end a turn from inside one. Role tokens are place
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from ghost_jax.errors import UserError
+from ghost_jax.whole import write_text
 
 PAD, BOS, EOS, UNK = SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>")
 USER, ASSISTANT, END = ROLES = ("<|ghost_user|>", "<|ghost_assistant|>", "<|ghost_end|>")
@@ -116,9 +116,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Writes `tokenizer.json`, whole or not at all."""
-        aside = path.with_name(path.name + ".partial")
-        aside.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        os.replace(aside, path)
+        write_text(path, self._backend.to_str(pretty=True))
 
 
 def _only_escapes(text: str) -> bool:

@@ -1,11 +1,11 @@
 """Questions and answers templated from every source: what a thing is, and what its typed facts say."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ghost_jax.data.builders import Conversation, Documents, rng_of
 from ghost_jax.data.prose import first_sentences
-from ghost_jax.data.records import Record, split_of
+from ghost_jax.data.records import SPLITS, Record, split_of
 from ghost_jax.text.chat import Message
 
 ABOUT = (
@@ -40,7 +40,10 @@ def build(documents: Documents, asked_of: Sequence[str], per_source: int, seed: 
     facts = Counter(record.source for record in read() for fact in record.facts if fact.relation in FACTS)
     for record in read():
         rng = rng_of(seed, "qa", record.source, record.id)
-        split = split_of(f"{record.source}/{record.id}")
+        # A fact is held out with its subject, and a document that states such a fact with it.
+        split = _strictest(
+            split_of(key) for key in (f"{record.source}/{record.id}", *(f.subject for f in record.facts))
+        )
         answer = first_sentences(record.text, count=3, limit=480)
         if record.title and len(answer) > 40 and rng.random() * sizes[record.source] < per_source:
             yield _conversation(record, "about", rng.choice(ABOUT).format(title=record.title), answer, split)
@@ -52,9 +55,14 @@ def build(documents: Documents, asked_of: Sequence[str], per_source: int, seed: 
                     "object": fact.object,
                     "evidence": first_sentences(fact.evidence, count=1, limit=300),
                 }
-                yield _conversation(record, f"fact{i}", question.format(**values), answer_form.format(**values), split)
+                turns = question.format(**values), answer_form.format(**values)
+                yield _conversation(record, f"fact{i}", *turns, split_of(fact.subject))
 
 
 def _conversation(record: Record, kind: str, question: str, answer: str, split: str) -> Conversation:
     turns = (Message("user", question), Message("assistant", answer))
     return Conversation(f"{record.source}/{record.id}/{kind}", record.source, turns, split)
+
+
+def _strictest(splits: Iterable[str]) -> str:
+    return max(splits, key=SPLITS.index)

@@ -1,0 +1,184 @@
+"""ghost_jax/checkpoint.py: what is restored is what was saved, on any mesh, and only of the same run."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghost_jax.checkpoint import FOLDER, Checkpoints, identity_of, load_model
+from ghost_jax.errors import UserError
+from ghost_jax.model import transformer
+from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.optim import adamw
+from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.step import TrainState, new_state, state_shardings
+from ghost_jax.whole import read_json
+
+TINY = ModelConfig(layers=1, width=16, heads=2, hidden=32, vocab_size=100, context=16)
+OPTIMIZER = adamw(0.9, 0.95, 0.1, 1.0)
+IDENTITY = identity_of(TINY, "t" * 64, "d" * 64)
+needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
+
+
+ABSTRACT = jax.eval_shape(lambda key: new_state(transformer.init(TINY, key), OPTIMIZER, key), jax.random.key(0))
+
+
+def state_at(step: int, mesh=None) -> TrainState:
+    """A state in which no two numbers of a leaf are equal and every leaf says of which update it is."""
+    numbered = jax.tree.map(lambda leaf: np.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape) + step, ABSTRACT)
+    return jax.device_put(numbered, state_shardings(ABSTRACT, mesh or make_mesh()))
+
+
+def save(workdir, *steps: int, keep: int = 5, mesh=None) -> None:
+    with Checkpoints(workdir, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(state_at(step, mesh), IDENTITY)
+
+
+def restore(workdir, mesh, identity=IDENTITY) -> TrainState:
+    with Checkpoints(workdir, keep=5) as checkpoints:
+        return checkpoints.restore(checkpoints.latest, ABSTRACT, mesh, identity)
+
+
+def assert_same(state: TrainState, other: TrainState) -> None:
+    assert jax.tree.structure(state) == jax.tree.structure(other)  # the optimizer's own types, not plain dicts
+    jax.tree.map(np.testing.assert_array_equal, state, other)
+    jax.tree.map(lambda a, b: None if a.dtype == b.dtype else pytest.fail(f"{a.dtype} became {b.dtype}"), state, other)
+
+
+def assert_placed(state: TrainState, mesh) -> None:
+    def check(leaf, wanted):
+        assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
+
+    jax.tree.map(check, state, state_shardings(ABSTRACT, mesh))
+
+
+# ---- Save and restore ----
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+    mesh = make_mesh()
+    save(tmp_path, 7)
+    restored = restore(tmp_path, mesh)
+    assert_same(restored, state_at(7))
+    assert_placed(restored, mesh)
+
+
+@needs_eight
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=str)
+def test_a_checkpoint_moves_to_another_mesh(tmp_path, sizes):
+    save(tmp_path, 3, mesh=make_mesh(4, 1, 2))
+    mesh = make_mesh(*sizes)
+    restored = restore(tmp_path, mesh)
+    assert_same(restored, state_at(3))
+    assert_placed(restored, mesh)
+
+
+def test_saving_goes_on_while_the_state_is_donated(tmp_path):
+    state, expected = state_at(1), jax.device_get(state_at(1).params)
+    spoil = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state, IDENTITY)
+        spoil(state)
+        checkpoints.wait()
+    jax.tree.map(np.testing.assert_array_equal, restore(tmp_path, make_mesh()).params, expected)
+
+
+def test_the_parameters_alone_say_which_model_they_are(tmp_path):
+    save(tmp_path, 2, 4)
+    model, params, step = load_model(tmp_path, make_mesh())
+    assert (model, step) == (TINY, 4)
+    jax.tree.map(np.testing.assert_array_equal, params, state_at(4).params)
+
+
+# ---- What is kept ----
+
+
+def test_the_newest_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, keep=2)
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["3", "4"]
+    assert int(restore(tmp_path, make_mesh()).step) == 4
+
+
+def test_saving_a_step_again_is_no_error(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 1, 2)
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+        assert checkpoints.latest == 2
+
+
+def test_a_new_run_has_no_checkpoint(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest is None
+
+
+@pytest.mark.parametrize("name", ["9.orbax-checkpoint-tmp", "9.orbax-checkpoint-tmp-1700000000"])
+def test_a_checkpoint_that_was_being_written_does_not_count(tmp_path, name):
+    save(tmp_path, 1, 2)
+    folder = tmp_path / FOLDER
+    shutil.copytree(folder / "2", folder / name)
+    shutil.rmtree(folder / name / "rest")
+    assert load_model(tmp_path, make_mesh())[2] == 2  # a reader sees only what is whole, and deletes nothing
+    assert (folder / name).is_dir()
+    assert int(restore(tmp_path, make_mesh()).step) == 2
+    save(tmp_path, 9)
+    assert int(restore(tmp_path, make_mesh()).step) == 9
+
+
+# ---- Identity ----
+
+
+@pytest.mark.parametrize(
+    ("identity", "parts"),
+    [
+        (IDENTITY | {"tokenizer": "u" * 64}, ("tokenizer", "tttttttttttt there, uuuuuuuuuuuu here")),
+        (IDENTITY | {"data": "e" * 64}, ("data", "dddddddddddd there, eeeeeeeeeeee here")),
+        (
+            identity_of(ModelConfig(2, 16, 2, 32, 100, context=32), "t" * 64, "d" * 64),
+            ("model", "layers: 1 there, 2 here", "context: 16 there, 32 here"),
+        ),
+    ],
+    ids=["tokenizer", "data", "model"],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_both_sides(tmp_path, identity, parts):
+    save(tmp_path, 5)
+    with pytest.raises(UserError) as caught:
+        restore(tmp_path, make_mesh(), identity)
+    for part in ("step 5", str(tmp_path), *parts):
+        assert part in str(caught.value)
+    assert "width" not in str(caught.value)  # what agrees is not named
+
+
+def test_an_identity_is_json(tmp_path):
+    save(tmp_path, 1)
+    assert json.loads(json.dumps(IDENTITY)) == IDENTITY
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+        assert checkpoints.identity(1) == IDENTITY
+
+
+# ---- What is not there ----
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    for workdir in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(UserError, match=f"{workdir} holds no run"):
+            load_model(workdir, make_mesh())
+    assert list(tmp_path.iterdir()) == []  # looking makes nothing
+
+
+def test_a_run_without_a_whole_checkpoint_is_named(tmp_path):
+    (tmp_path / FOLDER / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{tmp_path} has no whole checkpoint yet"):
+        load_model(tmp_path, make_mesh())
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_a_record_that_cannot_be_read_is_named(tmp_path, content):
+    path = tmp_path / "scores.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"scores\.json cannot be read"):
+        read_json(path)

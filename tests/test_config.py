@@ -1,0 +1,218 @@
+"""ghost_jax/config.py: every config of the house loads, and a wrong word on the command line gets a hint."""
+
+import argparse
+import ast
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from ghost_jax import config as config_lib
+from ghost_jax.errors import BAD_USAGE, UsageError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+CHAT = str(CONFIGS / "chat_v5.py")
+FILES = sorted(path for path in CONFIGS.rglob("*.py") if path.name not in ("common.py", "__init__.py"))
+
+
+def presets_of(path: Path) -> list[str]:
+    """The presets that a config file offers: the keywords of its call of `common.pick`."""
+    calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    picks = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "pick"]
+    return ["", *(keyword.arg for call in picks for keyword in call.keywords)]
+
+
+def parse(*argv: str) -> tuple[ConfigDict, argparse.Namespace]:
+    return config_lib.parse(argparse.ArgumentParser(), list(argv))
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        parse(*argv)
+    assert caught.value.exit_code == BAD_USAGE
+    return str(caught.value)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a config file of its own and returns its path."""
+
+    def write(content: str) -> str:
+        path = tmp_path / "configs" / "mine.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+# ---- The configs of the house ----
+
+
+@pytest.mark.parametrize(
+    ("path", "preset"),
+    [(path, preset) for path in FILES for preset in presets_of(path)],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_every_config_loads_with_each_of_its_presets(path, preset):
+    spec = f"{path}:{preset}" if preset else str(path)
+    config, flags = parse(f"--config={spec}")
+    assert (config.name, config.preset, config.spec) == (path.stem, preset, spec)
+    assert config.is_locked
+    assert flags.data_dir is None
+    if config.stage == "chat":
+        assert config.base.stage == "pretrain"
+
+
+def test_the_presets_are_found():
+    assert len(FILES) >= 2
+    assert presets_of(Path(CHAT)) == ["", "nano", "mini"]
+
+
+# ---- Overrides ----
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("optim.peak_lr", "1e-4", 1e-4),
+        ("optim.peak_lr", "1", 1.0),
+        ("steps", "7", 7),
+        ("steps", "1_000", 1000),
+        ("mesh.data", "-1", -1),
+        ("model.attention_bias", "false", False),
+        ("model.attention_bias", "True", True),
+        ("model.attention_bias", "0", False),
+        ("data.sources", "attack,cwe", ("attack", "cwe")),
+        ("data.sources", "(attack, cwe)", ("attack", "cwe")),
+        ("data.sources", "embedded", ("embedded",)),
+        ("model.dtype", "bfloat16", "bfloat16"),
+        ("data.mixture.mcq", "0", 0.0),
+        ("base.steps", "3", 3),
+        ("evals.ctibench.orders", "published", "published"),
+    ],
+)
+def test_a_value_keeps_its_type(key, text, value):
+    found = config = config_lib.load(f"{CHAT}:nano")
+    config_lib.override(config, key, text)
+    for part in key.split("."):
+        found = found[part]
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("optim.peak_rl=1", 'Did you mean "optim.peak_lr"?'),
+        ("stepz=1", 'Did you mean "steps"?'),
+        ("data.mixture.mqc=1", 'Did you mean "data.mixture.mcq"?'),
+        ("xyzzy=1", "Known: base, batch_size, data"),
+        ("steps.more=1", "has no key steps.more"),
+        ("=1", "has no key"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(word, hint):
+    assert hint in refusal(f"--config={CHAT}", f"--config.{word}")
+
+
+@pytest.mark.parametrize(
+    ("word", "part"),
+    [
+        ("steps=many", "the value is a int"),
+        ("steps=1.5", "the value is a int"),
+        ("steps=True", "the value is a int"),
+        ("steps=", "the value is a int"),
+        ("optim.peak_lr=fast", "by default 5e-05"),
+        ("optim.peak_lr=(1,)", "the value is a float"),
+        ("model.attention_bias=maybe", "the value is a bool"),
+        ("optim=1", "is a group; set one of optim.b1, optim.b2"),
+        ("steps", "has no value: write --config.steps=VALUE"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused(word, part):
+    assert part in refusal(f"--config={CHAT}", f"--config.{word}")
+
+
+# ---- Files ----
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest():
+    assert 'no preset nanno. Did you mean "nano"?' in refusal(f"--config={CHAT}:nanno")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert "no config file" in refusal(f"--config={tmp_path}/gone.py")
+    assert "no config file" in refusal(f"--config={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ("is no config file", "must define get_config")),
+        ("def get_config(:", ("could not be read", "SyntaxError")),
+        ("import no_such_module", ("could not be read", "no_such_module")),
+        ("def get_config(preset):\n    return 1 / 0", ("could not be read", "ZeroDivisionError")),
+        ("def get_config():\n    return {}", ("could not be read", "TypeError")),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(written, content, parts):
+    message = refusal(f"--config={written(content)}")
+    for part in ("mine.py", *parts):
+        assert part in message
+
+
+def test_a_config_of_ones_own_may_use_the_house_defaults(written):
+    path = written(
+        "from configs import common\ndef get_config(preset=''):\n"
+        "    c = common.defaults('pretrain', 'nano')\n    c.steps = 3\n    return c\n"
+    )
+    config, _ = parse(f"--config={path}")
+    assert (config.name, config.steps) == ("mine", 3)
+
+
+# ---- Contradictions ----
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["micro_batch_size=5"], ("batch_size (16)", "micro_batch_size (5)")),
+        (["batch_size=0"], ("batch_size (0)",)),
+        (["micro_batch_size=-4"], ("micro_batch_size (-4)",)),
+        (["steps=0"], ("steps",)),
+        (["log_every=0"], ("log_every",)),
+        (["eval_every=0"], ("eval_every",)),
+        (["save_every=0"], ("save_every",)),
+        (["keep=0"], ("keep",)),
+        (["data.seq_len=0"], ("data.seq_len",)),
+        (["data.seq_len=4096"], ("data.seq_len (4096)", "model.context (1024)")),
+        (["model.dtype=float16"], ("float16", "bfloat16")),
+        (["model.generation=v06"], ("v06", "v05")),
+        (["model.heads=3", "base.model.heads=3"], ("model.heads", "3")),
+        (["model.heads=128", "base.model.heads=128"], ("model.heads", "128")),
+        (["base.steps=0"], ("steps",)),
+        (["model.width=256"], ("differ in model.width", "--config.base.model.width")),
+        (["model.layers=2", "model.vocab_size=500"], ("model.layers, model.vocab_size",)),
+    ],
+    ids=lambda value: value[0],
+)
+def test_values_that_contradict_each_other_are_refused(words, parts):
+    message = refusal(f"--config={CHAT}:nano", *(f"--config.{word}" for word in words))
+    for part in parts:
+        assert part in message
+
+
+def test_a_chat_model_and_its_base_may_be_changed_together():
+    words = ["model.width=64", "base.model.width=64", "model.dropout=0.1", "model.dtype=bfloat16"]
+    config, _ = parse(f"--config={CHAT}:nano", *(f"--config.{word}" for word in words))
+    assert config.model.width == config.base.model.width == 64
+
+
+# ---- The run directory's copy ----
+
+
+def test_the_json_of_a_config_gives_it_back():
+    config, _ = parse(f"--config={CHAT}:nano", "--config.optim.peak_lr=1e-4")
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert again.to_dict() == config.to_dict()
+    assert config_lib.to_json(again) == config_lib.to_json(config)

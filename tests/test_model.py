@@ -1,0 +1,228 @@
+"""ghost_jax/model: counts, causality, padding rows, and a forward pass written again in NumPy."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghost_jax.loss import loss_sum
+from ghost_jax.model import transformer
+from ghost_jax.model.sizes import SIZES, ModelConfig
+from ghost_jax.model.transformer import Transformer
+
+V05 = ModelConfig(layers=2, width=32, heads=4, hidden=48, vocab_size=100, context=32)  # 100 of 128 rows are real
+V04 = dataclasses.replace(V05, generation="v04")
+both_generations = pytest.mark.parametrize("config", [V05, V04], ids=["v05", "v04"])
+
+
+initial = jax.jit(transformer.init, static_argnums=0)
+
+
+@functools.cache
+def build(config: ModelConfig) -> dict:
+    """Random everywhere: what starts as zeros or ones (biases, scales) would hide an error there."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        return np.float32(path[-1].key == "scale") + 0.2 * rng.standard_normal(leaf.shape, np.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: initial(config, jax.random.key(0))))
+    params["embedding"][config.vocab_size :] = 0.0
+    return params
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly():
+    """Compiling takes the time here, and what is computed does not depend on how well."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def tokens_of(config: ModelConfig, rows: int = 3, length: int = 12) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, config.vocab_size, (rows, length)).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(config: ModelConfig, params: dict, tokens: np.ndarray) -> jax.Array:
+    return Transformer(config).apply({"params": params}, tokens)
+
+
+def logits_of(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
+    return np.asarray(apply(config, params, tokens))
+
+
+# ---- Sizes ----
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("nano", 1_330_304),
+        ("mini", 6_923_520),
+        ("small36m", 35_670_528),
+        ("base350m", 341_099_520),
+        ("v04", 45_174_784),
+    ],
+)
+def test_a_named_size_has_the_published_number_of_parameters(name, parameters):
+    config = SIZES[name]
+    built = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
+    assert transformer.count(built, config) == parameters
+    assert config.parameters() == parameters
+    assert config.context >= 512
+
+
+def test_every_named_size_is_counted_here():
+    assert set(SIZES) == {"nano", "mini", "small36m", "base350m", "v04"}
+
+
+@both_generations
+@pytest.mark.parametrize("attention_bias", [True, False])
+def test_the_arithmetic_count_is_that_of_the_built_model(config, attention_bias):
+    config = dataclasses.replace(config, attention_bias=attention_bias)
+    built = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
+    assert transformer.count(built, config) == config.parameters()
+
+
+# ---- The forward pass ----
+
+
+def numpy_forward(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
+    """The v0.5 model from its description: pre-norm, RoPE on halves, SwiGLU, tied head. Returns logits [B, T, V]."""
+
+    def norm(x, scale):
+        return x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * scale
+
+    def rope(x):  # [B, T, H, K]; dimension i and i + K/2 are one complex number that turns with the position
+        half = x.shape[-1] // 2
+        turn = np.exp(1j * np.outer(np.arange(x.shape[1]), 10_000.0 ** (-np.arange(half) / half)))
+        turned = (x[..., :half] + 1j * x[..., half:]) * turn[None, :, None, :]
+        return np.concatenate([turned.real, turned.imag], axis=-1).astype(np.float32)
+
+    p = jax.tree.map(np.asarray, params)
+    x = p["embedding"][tokens]
+    length = tokens.shape[1]
+    future = np.triu(np.ones((length, length), bool), k=1)
+    for i in range(config.layers):
+        block = p[f"block_{i}"]
+        h = norm(x, block["attention_norm"]["scale"])
+        qkv = np.einsum("btd,dchk->cbthk", h, block["attention"]["qkv"]["kernel"])
+        q, k, v = qkv + block["attention"]["qkv"]["bias"][:, None, None]
+        scores = np.einsum("bthk,bshk->bhts", rope(q), rope(k)) / math.sqrt(q.shape[-1])
+        scores = np.where(future, -np.inf, scores)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        attended = np.einsum("bhts,bshk->bthk", weights, v)
+        x = x + np.einsum("bthk,hkd->btd", attended, block["attention"]["out"]["kernel"])
+        x = x + block["attention"]["out"]["bias"]
+        h = norm(x, block["feed_forward_norm"]["scale"])
+        gate = h @ block["feed_forward"]["gate"]["kernel"]
+        swish = gate / (1 + np.exp(-gate))
+        x = x + (swish * (h @ block["feed_forward"]["up"]["kernel"])) @ block["feed_forward"]["down"]["kernel"]
+    return norm(x, p["final_norm"]["scale"]) @ p["embedding"].T
+
+
+def test_the_v05_forward_is_the_one_written_in_numpy():
+    params, tokens = build(V05), tokens_of(V05)
+    logits, expected = logits_of(V05, params, tokens), numpy_forward(V05, params, tokens)
+    assert np.abs(expected).max() > 0.5  # else a tolerance of 1e-4 says little
+    np.testing.assert_allclose(logits[..., :100], expected[..., :100], rtol=1e-4, atol=1e-4)
+
+
+@both_generations
+@pytest.mark.parametrize("changed", [0, 5, 11])
+def test_no_token_sees_a_later_one(config, changed):
+    params, tokens = build(config), tokens_of(config)
+    other = tokens.copy()
+    other[:, changed] = (other[:, changed] + 1) % config.vocab_size
+    before, after = logits_of(config, params, tokens), logits_of(config, params, other)
+    np.testing.assert_array_equal(before[:, :changed], after[:, :changed])
+    assert (np.abs(before - after).max(axis=-1)[:, changed:] > 1e-6).all()  # and every later one sees it
+
+
+@both_generations
+def test_positions_matter(config):
+    # Without positions, a causal layer could not tell the order of two tokens before the last.
+    params, tokens = build(config), tokens_of(config)
+    swapped = tokens.copy()
+    swapped[:, [0, 1]] = swapped[:, [1, 0]]
+    assert np.abs(logits_of(config, params, tokens)[:, -1] - logits_of(config, params, swapped)[:, -1]).max() > 1e-4
+
+
+@both_generations
+def test_padding_rows_get_no_probability_and_no_gradient(config):
+    params, tokens = build(config), tokens_of(config)
+    probabilities = np.asarray(jax.nn.softmax(logits_of(config, params, tokens)))
+    assert probabilities.shape[-1] == 128
+    assert (probabilities[..., config.vocab_size :] == 0).all()
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+
+    batch = {"tokens": tokens, "targets": np.roll(tokens, -1, axis=1), "weights": np.ones(tokens.shape, np.float32)}
+    grads = jax.jit(jax.grad(lambda p: loss_sum(Transformer(config), p, batch)[0]))(params)
+    assert (np.asarray(grads["embedding"])[config.vocab_size :] == 0).all()
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+
+
+def test_a_sequence_longer_than_the_context_is_an_error():
+    with pytest.raises(ValueError, match="33 tokens do not fit a context of 32"):
+        logits_of(V05, build(V05), np.zeros((1, 33), np.int32))
+
+
+@both_generations
+def test_bfloat16_computes_about_the_same_from_float32_parameters(config):
+    half = dataclasses.replace(config, dtype="bfloat16")
+    abstract = jax.eval_shape(lambda: initial(half, jax.random.key(0)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
+    params = build(config)
+    tokens = tokens_of(config)
+    logits = apply(half, params, tokens)
+    assert logits.dtype == jnp.float32
+    exact = logits_of(config, params, tokens)[..., : config.vocab_size]
+    error = np.asarray(logits)[..., : config.vocab_size] - exact
+    assert 0 < np.abs(error).max() < 0.05 * np.abs(exact).max()  # bfloat16 has 8 bits: 0.4% an operation
+
+
+# ---- Initialisation and growth ----
+
+
+@both_generations
+def test_kernels_that_write_to_the_residual_stream_start_smaller(config):
+    config = dataclasses.replace(config, width=128, hidden=256, layers=3)
+    params = initial(config, jax.random.key(0))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.endswith("/kernel"):
+            expected = 0.02 / math.sqrt(2 * 3) if "/out/" in name or "/down/" in name else 0.02
+            assert float(leaf.std()) == pytest.approx(expected, rel=0.05), name
+    assert float(params["embedding"][: config.vocab_size].std()) == pytest.approx(0.02, rel=0.05)
+    assert not params["embedding"][config.vocab_size :].any()
+
+
+@pytest.mark.parametrize("added", [32, 0])
+def test_new_tokens_start_as_the_average_one_and_old_ones_stay(added):
+    old = dataclasses.replace(V05, width=64)
+    new = dataclasses.replace(old, vocab_size=old.vocab_size + added)
+    params = build(old)
+    grow = jax.jit(lambda params, key: transformer.grow_vocabulary(params, old, new, key))
+    grown = grow(params, jax.random.key(7))
+
+    before, after = np.asarray(params["embedding"]), np.asarray(grown["embedding"])
+    assert after.shape == (new.padded_vocab, 64)
+    np.testing.assert_array_equal(after[:100], before[:100])
+    assert not after[new.vocab_size :].any()
+    if added:
+        noise = after[100 : new.vocab_size] - before[:100].mean(axis=0)  # 32 x 64 draws
+        assert abs(noise.mean()) < 5 * 0.001 / math.sqrt(noise.size)
+        assert noise.std() == pytest.approx(0.001, rel=0.08)
+        assert len({row.tobytes() for row in noise}) == added
+    tokens = tokens_of(old)
+    np.testing.assert_allclose(
+        logits_of(new, grown, tokens)[..., :100], logits_of(old, params, tokens)[..., :100], atol=1e-6
+    )
+    rest = [{key: value for key, value in tree.items() if key != "embedding"} for tree in (params, grown)]
+    jax.tree.map(np.testing.assert_array_equal, *rest)

@@ -1,0 +1,123 @@
+"""ghost_jax/parallel: every leaf has a rule, every size divides, and a mesh that cannot be is refused in numbers."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ghost_jax.errors import UserError
+from ghost_jax.model import transformer
+from ghost_jax.model.sizes import SIZES, ModelConfig
+from ghost_jax.optim import adamw
+from ghost_jax.parallel.mesh import AXES, batch_shards, make_mesh
+from ghost_jax.parallel.rules import RULES, shardings, spec_of
+from ghost_jax.step import new_state, state_shardings
+
+needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
+MESHES = [(1, 1, 1), (8, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (1, 8, 1), (1, 2, 4)]
+
+
+def abstract_state(config: ModelConfig):
+    optimizer = adamw(0.9, 0.95, 0.1, 1.0)
+    return jax.eval_shape(lambda key: new_state(transformer.init(config, key), optimizer, key), jax.random.key(0))
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def state(request):
+    return abstract_state(SIZES[request.param])
+
+
+def leaves(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def test_every_leaf_has_a_rule_as_long_as_its_shape(state):
+    for path, leaf in leaves(state):
+        spec = spec_of(path, leaf)
+        assert len(spec) in (0, leaf.ndim), path
+        if leaf.ndim >= 2:
+            assert any(spec), f"{path} {leaf.shape} is left whole on every device"
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_every_size_divides(state, sizes):
+    axes = dict(zip(AXES, sizes, strict=True))
+    for path, leaf in leaves(state):
+        for length, axis in zip(leaf.shape, spec_of(path, leaf), strict=False):
+            assert axis is None or length % axes[axis] == 0, f"{path} {leaf.shape}: {length} by {axes[axis]}"
+
+
+@pytest.mark.parametrize("growth", [3, 32, 200])
+def test_the_chat_tokens_leave_the_vocabulary_divisible(growth):
+    config = SIZES["small36m"]
+    grown = ModelConfig(config.layers, config.width, config.heads, config.hidden, config.vocab_size + growth)
+    assert grown.padded_vocab >= grown.vocab_size
+    assert grown.padded_vocab % 128 == 0
+
+
+@needs_eight
+def test_moments_lie_where_their_parameters_lie(state):
+    placed = state_shardings(state, make_mesh(2, 2, 2))
+    adam = placed.opt_state[1]
+    assert adam.mu == adam.nu == placed.params
+    assert {placed.step.spec, placed.key.spec, adam.count.spec} == {P()}
+
+
+@needs_eight
+def test_fsdp_over_eight_holds_an_eighth(state):
+    placed = state_shardings(state, make_mesh(1, 8, 1))
+    here = jax.tree.map(lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)), state, placed)
+    whole = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+    assert sum(jax.tree.leaves(here)) < 1.2 * whole / 8
+
+
+@pytest.mark.parametrize("path", ["params/extra", "opt_state/1/mu/block_0/adapter/kernel", "params/my_embedding_2"])
+def test_a_parameter_that_no_rule_knows_is_an_error(path):
+    tree = leaf = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    for part in reversed(path.split("/")):
+        tree = {part: tree}
+    with pytest.raises(ValueError, match=rf"{path} \(8, 8\)"):
+        shardings(tree, make_mesh())
+    assert spec_of(path, jax.ShapeDtypeStruct((), leaf.dtype)) == P()
+
+
+def test_no_rule_is_idle():
+    generations = [abstract_state(SIZES["nano"]), abstract_state(SIZES["v04"])]
+    used = {id(spec_of(path, leaf)) for state in generations for path, leaf in leaves(state)}
+    idle = [pattern for pattern, spec in RULES if id(spec) not in used]
+    assert not idle
+
+
+# ---- Meshes ----
+
+
+@needs_eight
+@pytest.mark.parametrize(
+    ("asked", "made"),
+    [
+        ((), (8, 1, 1)),
+        ((-1, 2, 2), (2, 2, 2)),
+        ((2, -1, 1), (2, 4, 1)),
+        ((1, 1, -1), (1, 1, 8)),
+        ((8, 1, -1), (8, 1, 1)),
+        ((2, 2, 2), (2, 2, 2)),
+    ],
+)
+def test_minus_one_takes_the_devices_that_are_left(asked, made):
+    mesh = make_mesh(*asked)
+    assert tuple(mesh.shape.values()) == made
+    assert mesh.axis_names == AXES
+    assert batch_shards(mesh) == made[0] * made[1]
+
+
+@needs_eight
+@pytest.mark.parametrize(
+    "asked", [(3, 1, 1), (4, 1, 1), (2, 2, 4), (0, 1, 1), (-1, 3, 1), (-1, -1, 1), (-1, -1, 8), (-2, -2, 2), (-1, 0, 1)]
+)
+def test_a_mesh_that_does_not_cover_the_devices_is_refused_in_numbers(asked):
+    data, fsdp, tensor = asked
+    with pytest.raises(UserError, match=f"data={data}, fsdp={fsdp}, tensor={tensor} does not cover the 8 device"):
+        make_mesh(*asked)

@@ -1,0 +1,139 @@
+"""ghost_jax/text/tokenizer.py: exact on any bytes, special tokens out of a text's reach, ids that never move."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghost_jax.errors import UserError
+from ghost_jax.text.tokenizer import ROLES, SPECIALS, Tokenizer, load, train
+
+CORPUS = ("hello, the attacker sends a phishing mail.", "hello again: a buffer overflow.", "Äpfel über 日本語 🙂")
+VOCAB = 400  # more than the corpus has merges for, so reserved ids are in it
+ANCHORS = ("hello", "goodbye", "grüß dich")
+
+
+@pytest.fixture(scope="module")
+def base() -> Tokenizer:
+    return train(CORPUS * 5, VOCAB)
+
+
+@pytest.fixture(scope="module")
+def chat(base) -> Tokenizer:
+    return base.with_chat_tokens(ANCHORS)
+
+
+# ---- Round trip ----
+
+
+@given(data=st.binary(max_size=200))
+def test_any_bytes_come_back(chat, data):
+    assert chat.decode_bytes(chat.encode(data)) == data
+
+
+@given(text=st.text(alphabet=st.characters(codec="utf-8"), max_size=100))
+def test_any_text_comes_back(chat, text):
+    assert chat.decode(chat.encode(text)) == text
+    assert chat.encode(text) == chat.encode(text.encode())
+    assert chat.encode_batch([text, "hello"]) == [chat.encode(text), chat.encode("hello")]
+
+
+@given(text=st.text(st.sampled_from("\ud800\udbff\udc00\udc7f\udc80\udcff\udfffaé 🙂"), max_size=20))
+def test_lone_surrogates_come_back_as_the_bytes_they_stand_for(chat, text):
+    # Python writes a byte that is no UTF-8 as U+DC80..U+DCFF; any other surrogate stands for no byte.
+    only_bytes = all(not 0xD800 <= ord(char) <= 0xDFFF or 0xDC80 <= ord(char) <= 0xDCFF for char in text)
+    expected = text.encode("utf-8", "surrogateescape" if only_bytes else "surrogatepass")
+    assert chat.decode_bytes(chat.encode(text)) == expected
+
+
+@pytest.mark.parametrize("pattern", ["{}", "x {} y", "hello{}hello", "{0}{0}", "\udcff{}"])
+def test_names_of_special_tokens_in_a_text_are_letters(chat, pattern):
+    names = [*SPECIALS, *ROLES, "<|reserved_0|>"]
+    special = {chat.id(name) for name in names}
+    for name in names:
+        text = pattern.format(name)
+        ids = chat.encode(text)
+        assert not special & set(ids), name
+        assert chat.decode_bytes(ids) == text.encode("utf-8", "surrogateescape")
+
+
+# ---- The vocabulary ----
+
+
+@pytest.mark.parametrize("vocab_size", [260, 261, 300, 1000])
+@pytest.mark.parametrize("texts", [[], ["a"], CORPUS], ids=["no text", "one letter", "three lines"])
+def test_the_vocabulary_has_the_size_that_was_asked_for(texts, vocab_size):
+    tokenizer = train(texts, vocab_size)
+    assert tokenizer.vocab_size == vocab_size
+    assert [tokenizer.id(name) for name in SPECIALS] == [0, 1, 2, 3]
+    assert len([tokenizer.decode_bytes([i]) for i in range(vocab_size)]) == vocab_size
+
+
+def test_a_vocabulary_without_room_for_all_bytes_is_refused():
+    with pytest.raises(UserError, match=r"at least 260 ids, the config asks for 259"):
+        train(CORPUS, 259)
+
+
+def test_equal_corpora_give_equal_vocabularies(base):
+    assert train(CORPUS * 5, VOCAB).sha256 == base.sha256
+    assert train(CORPUS, 300).sha256 != base.sha256
+
+
+def test_chat_tokens_move_no_old_id(base, chat):
+    assert [chat.decode_bytes([i]) for i in range(VOCAB)] == [base.decode_bytes([i]) for i in range(VOCAB)]
+    text = "An attacker sends a phishing mail; äh."
+    assert chat.encode(text) == base.encode(text)
+    assert not any(base.has(name) for name in ROLES)
+
+
+def test_roles_and_anchors_are_one_token_each(base, chat):
+    assert [chat.id(role) for role in ROLES] == [VOCAB, VOCAB + 1, VOCAB + 2]
+    assert chat.vocab_size == VOCAB + len(ROLES) + 2  # "hello" was there
+    for word in ANCHORS:
+        assert chat.encode(word) == [chat.id(word)]
+    assert chat.id("goodbye") not in chat.encode("goodbyes")  # whole words alone
+
+
+def test_an_anchor_that_was_a_token_keeps_its_id(base, chat):
+    assert base.encode("hello") == [base.id("hello")]
+    assert chat.id("hello") == base.id("hello")
+
+
+def test_an_unknown_token_has_no_id(base):
+    with pytest.raises(KeyError):
+        base.id("<|ghost_user|>")
+
+
+# ---- On disk ----
+
+
+@pytest.mark.parametrize("kind", ["base", "chat"])
+def test_saved_and_loaded_is_the_same(request, tmp_path, kind):
+    tokenizer = request.getfixturevalue(kind)
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(path)
+    again = load(path)
+    assert (again.sha256, again.vocab_size) == (tokenizer.sha256, tokenizer.vocab_size)
+    for text in ("hello <|ghost_end|>", b"\xff\x00", "goodbye, 日本", "".join(CORPUS)):
+        assert again.encode(text) == tokenizer.encode(text)
+    assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no tokenizer at .*gone\.json"):
+        load(tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": 1}', b"\xff\xfe", b'{"version": "1.0"'])
+def test_a_damaged_file_is_named(tmp_path, content):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"broken\.json is no tokenizer"):
+        load(path)
+
+
+def test_half_a_file_is_damaged(base, tmp_path):
+    path = tmp_path / "half.json"
+    base.save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"half\.json is no tokenizer"):
+        load(path)
