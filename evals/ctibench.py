@@ -58,6 +58,14 @@ def find_items(data_dir: str | None, workdir: Path) -> tuple[Items, str]:
     return Items("held-out questions of this project, not CTIBench", own.path, own.sha256, own.items, own.quirks), note
 
 
+def check_options(batch_size: int, orders: str) -> None:
+    """Raises UsageError where the options of an evaluation are none; a training run asks before it begins."""
+    if batch_size < 1:
+        raise UsageError(f"The batch size of an evaluation is {batch_size}; it must be at least 1.")
+    if orders not in ("cyclic", "published"):
+        raise UsageError(f'evals.ctibench.orders is "{orders}"; use cyclic or published.')
+
+
 def evaluate(
     predict: Predict, tokenizer: Tokenizer, items: Items, *, context: int, batch_size: int = 64, orders: str = "cyclic"
 ) -> dict:
@@ -68,15 +76,12 @@ def evaluate(
       context: longest prompt in tokens; a longer one loses its beginning and is counted.
       orders: "cyclic" for the headline, "published" for a quick look in one order alone.
     """
+    check_options(batch_size, orders)
     letters = len(items.items[0].options)
     if any(len(item.options) != letters for item in items):
         raise UserError(
             f"{items.path}: its items differ in their number of options. Score those of one number at once."
         )
-    if batch_size < 1:
-        raise UsageError(f"The batch size of an evaluation is {batch_size}; it must be at least 1.")
-    if orders not in ("cyclic", "published"):
-        raise UsageError(f'evals.ctibench.orders is "{orders}"; use cyclic or published.')
     asked = cyclic_orders(letters)[: None if orders == "cyclic" else 1]
     scores, cropped = letter_scores(predict, tokenizer, items.items, asked, context=context, batch_size=batch_size)
     return report_of(scores, items, asked) | {"prompts_cropped": cropped, "book": "closed", "reader": "model"}

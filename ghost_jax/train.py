@@ -247,6 +247,8 @@ def main() -> int:
         "--plan", action="store_true", help="print parameters, mesh, mixture, steps, ETA; train nothing"
     )
     config, flags = config_lib.parse(parser, sys.argv[1:])
+    for name, options in config.evals.items():
+        importlib.import_module(f"evals.{name}").check_options(**options)
     use_compile_cache()
     console = make_console()
     workdir = flags.workdir or Path("runs") / run_dir.name_of(config)
