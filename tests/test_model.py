@@ -192,12 +192,12 @@ def test_bfloat16_computes_about_the_same_from_float32_parameters(config):
 
 @both_generations
 def test_kernels_that_write_to_the_residual_stream_start_smaller(config):
-    config = dataclasses.replace(config, width=128, hidden=256, layers=3)
+    config = dataclasses.replace(config, width=128, hidden=256, layers=2)
     params = initial(config, jax.random.key(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name.endswith("/kernel"):
-            expected = 0.02 / math.sqrt(2 * 3) if "/out/" in name or "/down/" in name else 0.02
+            expected = 0.02 / math.sqrt(2 * config.layers) if "/out/" in name or "/down/" in name else 0.02
             assert float(leaf.std()) == pytest.approx(expected, rel=0.05), name
     assert float(params["embedding"][: config.vocab_size].std()) == pytest.approx(0.02, rel=0.05)
     assert not params["embedding"][config.vocab_size :].any()
