@@ -19,9 +19,8 @@ from evals import stats
 from evals.items import Items, Order, cyclic_orders, order_name, read_items
 from evals.policies import policies
 from evals.score import Predict, letter_scores
-from ghost_jax import run_dir
+from ghost_jax import run_dir, runtime
 from ghost_jax.checkpoint import load_model
-from ghost_jax.compile_cache import use_compile_cache
 from ghost_jax.errors import UsageError, UserError, command
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.paths import data_folders
@@ -198,7 +197,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON report (default: in the run's evals/)")
     flags = parser.parse_args()
 
-    use_compile_cache()
+    runtime.set_up()
     mesh = make_mesh()
     model, params, step = load_model(flags.workdir, mesh)
     tokenizer = tokenizer_lib.load(flags.workdir / "tokenizer.json")

@@ -21,9 +21,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from ghost_jax import config as config_lib
-from ghost_jax import plan, report, run_dir
+from ghost_jax import plan, report, run_dir, runtime
 from ghost_jax.checkpoint import Checkpoints, identity_of, load_model
-from ghost_jax.compile_cache import use_compile_cache
 from ghost_jax.data import mixture, store
 from ghost_jax.data.prepare import Prepared, prepare
 from ghost_jax.errors import STOPPED_BY_WATCH, UserError, command
@@ -249,7 +248,7 @@ def main() -> int:
     config, flags = config_lib.parse(parser, sys.argv[1:])
     for name, options in config.evals.items():
         importlib.import_module(f"evals.{name}").check_options(**options)
-    use_compile_cache()
+    runtime.set_up()
     console = make_console()
     workdir = flags.workdir or Path("runs") / run_dir.name_of(config)
     # The base of a chat run lies beside it, where the next recipe finds it too.

@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ghost_jax",),  # the version alone
     ("ghost_jax.errors", "ghost_jax.progress"),
     ("ghost_jax.paths", "ghost_jax.whole", "ghost_jax.config"),
-    ("ghost_jax.compile_cache",),
+    ("ghost_jax.runtime",),
     ("ghost_jax.text",),
     ("ghost_jax.data.records", "ghost_jax.data.prose"),
     ("ghost_jax.data.sources",),
