@@ -6,8 +6,11 @@ tokenizer and data it is. Parameters stand apart so that the evaluator need not 
 
 import dataclasses
 import logging
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -23,6 +26,7 @@ from ghost_jax.step import TrainState, state_shardings
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 FOLDER = "checkpoints"
+T = TypeVar("T")
 
 
 def identity_of(model: ModelConfig, tokenizer_sha256: str, data_fingerprint: str) -> dict:
@@ -34,7 +38,7 @@ class Checkpoints:
     """The checkpoints of one run directory. Use as a context manager: leaving it waits for saves under way."""
 
     def __init__(self, workdir: Path, keep: int, read_only: bool = False):
-        self._workdir = workdir
+        self._workdir, self._read_only = workdir, read_only
         self._manager = ocp.CheckpointManager(
             (workdir / FOLDER).resolve(),
             options=ocp.CheckpointManagerOptions(
@@ -75,6 +79,35 @@ class Checkpoints:
     def identity(self, step: int) -> dict:
         """Returns the identity stored with a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())).identity
+
+    def newest(self, read: Callable[[int], T]) -> T | None:
+        """Returns `read(step)` of the newest checkpoint that can be read, None where there is none at all.
+
+        A damaged one is named, set aside and the one before it read. Raises UserError where all are damaged, rather
+        than begin from nothing as if there had been no run.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return read(step)
+            except (ValueError, KeyError, FileNotFoundError) as fault:  # what Orbax and TensorStore raise of damage
+                reason = str(fault).splitlines()[0][:200] if str(fault) else type(fault).__name__
+                print(f"the checkpoint of step {step:,} in {self._workdir} is damaged ({reason})", flush=True)
+                if not self._read_only:
+                    self._set_aside(step)
+        if steps:
+            raise UserError(
+                f"No checkpoint in {self._workdir} can be read. Delete the folder and repeat its train command to "
+                "begin anew."
+            )
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        """Moves a damaged checkpoint out of the way of the one that will be written in its place."""
+        shelf = self._workdir / "damaged"
+        shelf.mkdir(exist_ok=True)
+        shutil.move(self._workdir / FOLDER / str(step), tempfile.mkdtemp(prefix=f"{step}-", dir=shelf))
+        self._manager.reload()
 
     def restore(self, step: int, abstract: TrainState, mesh: Mesh, identity: dict) -> TrainState:
         """Returns the state of a checkpoint, sharded for `mesh`. Raises UserError where it is of another run."""
@@ -135,8 +168,12 @@ def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
             "--config=configs/chat_v5.py:nano."
         )
     with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
-        step = checkpoints.latest
-        if step is None:
+
+        def read(step: int) -> tuple[ModelConfig, dict, int]:
+            model = ModelConfig(**checkpoints.identity(step)["model"])
+            return model, checkpoints.restore_params(step, model, mesh), step
+
+        found = checkpoints.newest(read)
+        if found is None:
             raise UserError(f"{workdir} has no whole checkpoint yet. Repeat its train command: it goes on from there.")
-        model = ModelConfig(**checkpoints.identity(step)["model"])
-        return model, checkpoints.restore_params(step, model, mesh), step
+        return found

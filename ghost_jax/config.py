@@ -6,15 +6,17 @@ one value. A key that does not exist is an error with the nearest one named, and
 
 import argparse
 import ast
+import difflib
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from ghost_jax.errors import UsageError, UserError, did_you_mean
+from ghost_jax.errors import UsageError, UserError
 
 
 def load(spec: str) -> ConfigDict:
@@ -48,12 +50,10 @@ def load(spec: str) -> ConfigDict:
 
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets `key` ("optim.peak_lr") from its text. Raises UsageError for an unknown key or a value of another type."""
-    node, done, parts = config, [], key.split(".")
+    node, parts = config, key.split(".")
     for part in parts:
         if not isinstance(node, ConfigDict) or part not in node:
-            known = [".".join([*done, k]) for k in node] if isinstance(node, ConfigDict) else [".".join(done)]
-            raise UsageError(f"The config has no key {key}.{did_you_mean(key, known)}")
-        done.append(part)
+            raise UsageError(f"The config has no key {key}.{_nearest_key(config, key)}")
         parent, node = node, node[part]
     if isinstance(node, ConfigDict):
         raise UsageError(f"--config.{key} is a group; set one of {', '.join(f'{key}.{k}' for k in node)}.")
@@ -63,6 +63,27 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         raise UsageError(
             f"--config.{key}={text} does not fit: the value is a {type(node).__name__}, by default {node!r}."
         ) from None
+
+
+def _nearest_key(config: ConfigDict, key: str) -> str:
+    """Names the key meant: the one whose last part is nearest, in the group that was named if it is there."""
+    leaves = [name for name, _ in _leaves(config)]
+    group, _, last = key.rpartition(".")
+    here = {name.rpartition(".")[2]: name for name in leaves if name.rpartition(".")[0] == group}
+    anywhere = {name.rpartition(".")[2]: name for name in reversed(leaves)}
+    for known in (here, anywhere):
+        near = difflib.get_close_matches(last, list(known), n=1)
+        if near:
+            return f' Did you mean "{known[near[0]]}"?'
+    return f" Known: {', '.join(sorted(here.values()) or list(config))}."
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _parse(text: str, default: Any) -> Any:

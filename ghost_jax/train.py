@@ -64,9 +64,9 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
     identity = identity_of(model_config, prepared.tokenizer.sha256, fingerprint)
 
     with Checkpoints(workdir, config.keep) as checkpoints:
-        if checkpoints.latest is not None:
-            state = checkpoints.restore(checkpoints.latest, abstract, mesh, identity)
-            print(f"resuming {workdir} after update {checkpoints.latest:,}", flush=True)
+        state = checkpoints.newest(lambda step: checkpoints.restore(step, abstract, mesh, identity))
+        if state is not None:
+            print(f"resuming {workdir} after update {int(state.step):,}", flush=True)
         elif config.stage == "chat":
             state = state_from_base(config.seed, model_config, optimizer, abstract, mesh, base_workdir, prepared)
         else:

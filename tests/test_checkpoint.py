@@ -182,3 +182,48 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path, content):
         path.write_text(content)
     with pytest.raises(UserError, match=r"scores\.json cannot be read"):
         read_json(path)
+
+
+# ---- Damage ----
+
+
+def without_params(checkpoint):
+    shutil.rmtree(checkpoint / "params")
+
+
+def cut_short(checkpoint):
+    for path in (checkpoint / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_identity(checkpoint):
+    for path in (checkpoint / "identity").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b'{"mod')
+
+
+DAMAGE = pytest.mark.parametrize("damage", [without_params, cut_short, without_identity])
+
+
+@DAMAGE
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, damage, capsys):
+    save(tmp_path, 2, 4)
+    damage(tmp_path / FOLDER / "4")
+    mesh = make_mesh()
+    assert load_model(tmp_path, mesh)[2] == 2
+    assert (tmp_path / FOLDER / "4").is_dir()  # a reader moves nothing
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        found = checkpoints.newest(lambda step: checkpoints.restore(step, ABSTRACT, mesh, IDENTITY))
+        assert int(found.step) == 2
+        checkpoints.save(state_at(4), IDENTITY)  # its place is free again
+    assert "checkpoint of step 4" in capsys.readouterr().out
+    assert load_model(tmp_path, mesh)[2] == 4
+    assert [path.name[:2] for path in (tmp_path / "damaged").iterdir()] == ["4-"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
+    save(tmp_path, 2)
+    without_params(tmp_path / FOLDER / "2")
+    with pytest.raises(UserError, match="No checkpoint in .* can be read"):
+        load_model(tmp_path, make_mesh())

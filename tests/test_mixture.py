@@ -1,6 +1,7 @@
 """ghost_jax/data/mixture.py: batch t is a function of the seed and t alone, and the table says what the run sees."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from ghost_jax.data import mixture, store
 from ghost_jax.data.mixture import read_from, row, train_batches, validation_batches
+from ghost_jax.errors import UserError
 
 RECORDS = {"big": 20, "middle": 14, "small": 6}  # Grain shuffles a smaller source ever more slowly
 MIX = {"big": 1.0, "middle": 3.0, "small": 0.5}
@@ -242,3 +244,12 @@ def test_validation_reads_the_same_each_time(examples):
 
 def test_a_dataset_without_a_validation_split_has_no_batches(examples):
     assert validation(examples, "middle") == []
+
+
+def test_a_dataset_without_records_is_refused_by_name(examples, tmp_path):
+    shutil.copytree(examples, tmp_path / "store")
+    manifest = json.loads((examples / "manifest.json").read_text())
+    manifest["datasets"]["none"] = {}
+    (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="asks for none, but"):
+        mixture.shares(tmp_path / "store", {**MIX, "none": 1.0}, draws=100, seq_len=6)

@@ -14,6 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from ghost_jax.data import store
+from ghost_jax.errors import UserError
 
 LETTERS = "ABCD"
 PASSES = 1 << 30  # over a source: more than any run reads, where an endless stream's length would overflow in a mix
@@ -47,7 +48,14 @@ class Share:
 def shares(examples: Path, multipliers: dict[str, float], draws: int, seq_len: int) -> list[Share]:
     """Returns the table of a run that draws `draws` records; datasets of multiplier 0 are left out."""
     datasets = store.manifest(examples)["datasets"]
-    counts = {name: datasets[name]["train"] for name, multiplier in multipliers.items() if multiplier > 0}
+    mixed = [name for name, multiplier in multipliers.items() if multiplier > 0]
+    empty = [name for name in mixed if "train" not in datasets[name]]
+    if empty:
+        raise UserError(
+            f"The mixture asks for {', '.join(empty)}, but the sources of the config hold no record of it. Add sources "
+            f"to --config.data.sources, or set --config.data.mixture.{empty[0]}=0."
+        )
+    counts = {name: datasets[name]["train"] for name in mixed}
     weights = {name: multipliers[name] * count["records"] for name, count in counts.items()}
     total = sum(weights.values())
     supervised = {name: multipliers[name] * count["supervised"] for name, count in counts.items()}

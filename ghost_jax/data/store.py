@@ -160,9 +160,10 @@ def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -
 
     wanted = {}
     for split, rows in splits.items():
-        first, rest = itertools.tee(rows)
-        if next(first, None) is not None:
-            wanted[split] = functools.partial(counted, split, rest)
+        rest = iter(rows)
+        first = next(rest, None)
+        if first is not None:
+            wanted[split] = functools.partial(counted, split, itertools.chain([first], rest))
     tfds.display_progress_bar(False)
     logging.set_verbosity(logging.FATAL)
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), _same_bytes_in_every_process():
