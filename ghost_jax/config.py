@@ -67,23 +67,23 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 def _nearest_key(config: ConfigDict, key: str) -> str:
     """Names the key meant: the one whose last part is nearest, in the group that was named if it is there."""
-    leaves = [name for name, _ in _leaves(config)]
+    leaves = sorted(_leaves(config), key=lambda name: name.count("."), reverse=True)  # the shallowest of a name wins
     group, _, last = key.rpartition(".")
     here = {name.rpartition(".")[2]: name for name in leaves if name.rpartition(".")[0] == group}
-    anywhere = {name.rpartition(".")[2]: name for name in reversed(leaves)}
+    anywhere = {name.rpartition(".")[2]: name for name in leaves}
     for known in (here, anywhere):
         near = difflib.get_close_matches(last, list(known), n=1)
         if near:
             return f' Did you mean "{known[near[0]]}"?'
-    return f" Known: {', '.join(sorted(here.values()) or list(config))}."
+    return f" Known: {', '.join(sorted(here.values()) or sorted(config))}."
 
 
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield prefix + key
 
 
 def _parse(text: str, default: Any) -> Any:

@@ -225,5 +225,5 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, dama
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
     save(tmp_path, 2)
     without_params(tmp_path / FOLDER / "2")
-    with pytest.raises(UserError, match="No checkpoint in .* can be read"):
+    with pytest.raises(UserError, match=r"No checkpoint in .* can be read"):
         load_model(tmp_path, make_mesh())

@@ -107,7 +107,7 @@ def test_a_value_keeps_its_type(key, text, value):
         ("stepz=1", 'Did you mean "steps"?'),
         ("peak_lr=1", 'Did you mean "optim.peak_lr"?'),  # the group was forgotten
         ("data.mixture.mqc=1", 'Did you mean "data.mixture.mcq"?'),
-        ("xyzzy=1", "Known: base, batch_size, data"),
+        ("xyzzy=1", "Known: batch_size, eval_every"),
         ("steps.more=1", "has no key steps.more"),
         ("=1", "has no key"),
     ],
