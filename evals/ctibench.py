@@ -98,7 +98,12 @@ def report_of(scores: np.ndarray, items: Items, asked: Sequence[Order]) -> dict:
     report = {
         "ghost_jax": ghost_jax.__version__,
         "n": len(items),
-        "items": {"name": items.name, "path": items.path, "sha256": items.sha256, "quirks": list(items.quirks)},
+        "items": {
+            "name": items.name,
+            "file": Path(items.path).name,
+            "sha256": items.sha256,
+            "quirks": list(items.quirks),
+        },
         "headline": {"accuracy": mean, "ci95": [low, high], "orders": [order_name(order) for order in asked]},
         "single_order": float(correct[:, 0].mean()),
         "letter_share": dict(zip(LETTERS, share, strict=False)),
@@ -129,7 +134,7 @@ def verdict(report: dict) -> str:
 def show(report: dict, console: Console) -> None:
     """Prints the report as a table."""
     for quirk in report["items"]["quirks"]:
-        console.print(f"[dim]{report['items']['path']}, {quirk}[/dim]", highlight=False, soft_wrap=True)
+        console.print(f"[dim]{report['items']['file']}, {quirk}[/dim]", highlight=False, soft_wrap=True)
     headline = report["headline"]
     low, high = headline["ci95"]
     orders = len(headline["orders"])
