@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+RECORDS := config.json environment.json data.json metrics.jsonl status.json
 
-.PHONY: quickstart test test-all lint results clean
+.PHONY: quickstart test test-all lint record results clean
 
 quickstart: .venv/ready  ## train chat_v5 at nano size, score it, write the report
 	$(BIN)/python -m ghost_jax.train --config=configs/chat_v5.py:nano
@@ -17,6 +18,11 @@ test-all: .venv/ready-dev lint  ## before a release: the long tests as well
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+record:  ## keep a run's records, not its weights, for RESULTS.md: make record RUN=runs/chat_v5-nano
+	mkdir -p evals/records/$(notdir $(RUN))
+	cd $(RUN) && cp -r $(RECORDS) $(CURDIR)/evals/records/$(notdir $(RUN))
+	if [ -d $(RUN)/evals ]; then cp -r $(RUN)/evals $(CURDIR)/evals/records/$(notdir $(RUN)); fi
 
 results: .venv/ready  ## RESULTS.md from the run records in the repository
 	$(BIN)/python -m ghost_jax.report --runs=evals/records --out=report

@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ghost_jax import metrics
 from ghost_jax.errors import UserError, command
+from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.whole import write_bytes, write_text
 
 STYLE = """
@@ -138,38 +140,38 @@ def write(workdirs: list[Path], out: Path) -> Path:
     return out / "index.html"
 
 
+COLUMNS = (
+    *("run", "parameters", "machine", "recipe", "steps", "lr", "tokens/s", "val", "val shared"),
+    *("items", "accuracy over orders (95%)", "published order", "verdict"),
+)
+
+
 def table_of(runs: list[dict]) -> list[tuple[str, ...]]:
-    """Returns the rows of the results table, the header first."""
-    rows = [
-        (
-            "run",
-            "recipe",
-            "steps",
-            "lr",
-            "val",
-            "val shared",
-            "items",
-            "accuracy over orders (95%)",
-            "published order",
-            "verdict",
-        )
-    ]
+    """Returns the rows of the results table, the header first; a run with several scores has a row for each."""
+    rows = [COLUMNS]
     for run in runs:
-        config = run["config"]
-        mix = config.get("data", {}).get("mixture", {})
-        recipe = " + ".join(f"{name} x{m:g}" for name, m in mix.items() if m > 0) or "pretraining"
-        last = {key: line[key] for line in run["metrics"] for key in ("val_loss", "val_loss_shared") if key in line}
-        done = run["metrics"][-1]["step"] if run["metrics"] else 0
-        head = (
-            run["name"],
-            recipe,
-            f"{done:,}" if run["finished"] else f"{done:,} (unfinished)",
-            f"{config.get('optim', {}).get('peak_lr', 0):g}",
-            *(f"{last[key]:.3f}" if key in last else "—" for key in ("val_loss", "val_loss_shared")),
-        )
         for score in run["evals"].values() or [None]:
-            rows.append(head + (score_cells(score) if score else ("—",) * 4))
+            rows.append(run_cells(run) + (score_cells(score) if score else ("—",) * 4))
     return rows
+
+
+def run_cells(run: dict) -> tuple[str, ...]:
+    """Returns a run as cells; tokens/s is the median over its logged updates."""
+    config, lines = run["config"], run["metrics"]
+    mix = config.get("data", {}).get("mixture", {})
+    done = lines[-1]["step"] if lines else 0
+    last = {key: line[key] for line in lines for key in ("val_loss", "val_loss_shared") if key in line}
+    speed = f"{statistics.median(line['tokens_per_s'] for line in lines):,.0f}" if lines else "—"
+    return (
+        run["name"],
+        f"{ModelConfig(**config['model']).parameters():,}",
+        run["environment"].get("machine", "—"),
+        " + ".join(f"{name} x{m:g}" for name, m in mix.items() if m > 0) or "pretraining",
+        f"{done:,}" if run["finished"] else f"{done:,} (unfinished)",
+        f"{config['optim']['peak_lr']:g}",
+        speed,
+        *(f"{last[key]:.3f}" if key in last else "—" for key in ("val_loss", "val_loss_shared")),
+    )
 
 
 def score_cells(score: dict) -> tuple[str, ...]:
