@@ -1,6 +1,8 @@
-"""Settings of the process that computes: kept compilations, and kept memory on the CPU."""
+"""Settings of the process that computes: kept compilations, kept memory on the CPU, one quieted library."""
 
 import ctypes
+import errno
+import logging
 import sys
 
 import jax
@@ -20,6 +22,25 @@ def set_up() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     _keep_freed_memory()
+    _hush_echoes()
+
+
+def _hush_echoes() -> None:
+    """Keeps the echoes of a failed save off the screen; the failure itself is raised, and told in one paragraph.
+
+    When a save fails, say on a full disk, Orbax raises the reason and closes its event loop. TensorStore's threads
+    then find the loop closed, asyncio misses a reader for each write that was under way, and at exit TensorBoard's
+    writer cannot write its last lines either: a hundred tracebacks that tell nothing new.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        fault = unraisable.exc_value
+        if "Event loop is closed" not in str(fault) and getattr(fault, "errno", None) != errno.ENOSPC:
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _keep_freed_memory() -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import statistics
 
 import matplotlib.image
 import pytest
@@ -35,11 +36,16 @@ def rows_of(report) -> dict[str, dict[str, str]]:
 
 
 def test_the_numbers_are_those_of_the_records(report, tiny_run):
-    rows, score, last = rows_of(report), score_of(tiny_run.workdir), json.loads(updates_of(tiny_run.workdir)[-1])
+    rows, score = rows_of(report), score_of(tiny_run.workdir)
+    lines = [json.loads(line) for line in updates_of(tiny_run.workdir)]
+    last = lines[-1]
     assert rows.keys() == {"base", "chat", "cut"}
     low, high = (f"{100 * bound:.1f}" for bound in score["headline"]["ci95"])
     assert rows["chat"] == {
         "run": "chat",
+        "parameters": "43,232",
+        "machine": json.loads((tiny_run.workdir / "environment.json").read_text())["machine"],
+        "tokens/s": f"{statistics.median(line['tokens_per_s'] for line in lines):,.0f}",
         "recipe": "cot x2 + mcq x5 + qa x1 + small_talk x8",
         "steps": "8",
         "lr": "0.001",
