@@ -175,11 +175,15 @@ def run_cells(run: dict) -> tuple[str, ...]:
 
 
 def score_cells(score: dict) -> tuple[str, ...]:
-    """Returns a score as cells: items, headline with interval, single order, verdict."""
+    """Returns a score as cells: items, headline with interval, single order, verdict.
+
+    A score in one order has no headline: there a constant letter can look like knowledge.
+    """
     low, high = score["headline"]["ci95"]
+    headline = f"{100 * score['headline']['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
     return (
         f"{score['items']['name']} (n={score['n']:,}, {score['book']} book)",
-        f"{100 * score['headline']['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+        headline if len(score["headline"]["orders"]) > 1 else "— (one order)",
         f"{100 * score['single_order']:.1f}",
         score["verdict"].upper() if score["verdict"] == "latched" else score["verdict"],
     )

@@ -8,7 +8,8 @@ import statistics
 import matplotlib.image
 import pytest
 
-from tests.conftest import score_of, updates_of
+from ghost_jax.report import find_runs, write
+from tests.conftest import ROOT, score_of, updates_of
 
 NOTE = "<script>alert('x')</script> & more"
 
@@ -95,3 +96,8 @@ def test_a_folder_without_runs_is_refused(ghost, tmp_path):
     said = ghost.refused("ghost_jax.report", f"--runs={tmp_path}", f"--out={tmp_path / 'report'}")
     assert said.startswith(f"There is no run in {tmp_path}.")
     assert not (tmp_path / "report").exists()
+
+
+def test_the_results_in_the_repository_are_those_of_its_records(tmp_path):
+    write(find_runs(ROOT / "evals" / "records"), tmp_path)
+    assert (tmp_path / "RESULTS.md").read_text() == (ROOT / "RESULTS.md").read_text(), "run `make results`"
