@@ -59,10 +59,11 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.evals = ConfigDict()  # evals/<name>.py with its options, run at the end
 
     if stage == "chat":
-        c.data.mixture = ConfigDict(dict.fromkeys(("qa", "mcq", "cot", "small_talk", "fact_mcq", "raft", "rank"), 0.0))
+        names = ("qa", "mcq", "cot", "small_talk", "fact_mcq", "raft", "rank", "read")
+        c.data.mixture = ConfigDict(dict.fromkeys(names, 0.0))
         c.init_tokens = "mean"  # how the new rows of the embedding start: "mean" of the old ones or "random"
         # Mixing weights of the objectives: the masked language-model loss, cross-entropy over the option letters,
-        # and softmax over the log-probabilities of the options' texts (of the dataset "rank").
+        # and softmax over the log-probabilities of the options' texts (of the datasets "rank" and "read").
         c.objective = ConfigDict({"lm": 1.0, "letter": 0.0, "ranking": 0.0})
         c.data.packing = True
         c.data.layout = "classic"  # how multiple choice is put; names in ghost_jax/text/multiple_choice.py

@@ -10,10 +10,10 @@ import numpy as np
 
 from evals import stats
 from evals.answers import Answers
-from evals.items import Item, Items, cyclic_orders
+from evals.items import Item, Items, Order, cyclic_orders
 from evals.trees import Branch, Predict, Tree, cropped, read
 from ghost_jax.text.chat import Message, render, render_prompt
-from ghost_jax.text.multiple_choice import answer, ask
+from ghost_jax.text.multiple_choice import answer, ask, with_context
 from ghost_jax.text.tokenizer import Tokenizer
 
 # By the difference to what the option has without the question, a model that does not read the question gives every
@@ -69,16 +69,53 @@ def option_scores(
     return scores
 
 
-def tree_of(tokenizer: Tokenizer, question: str, options: Sequence[str]) -> Tree:
+def ranked_answers(
+    predict: Predict,
+    tokenizer: Tokenizer,
+    items: Sequence[Item],
+    orders: Sequence[Sequence[Order]],
+    *,
+    context: int,
+    batch_size: int,
+    passages: Sequence[Sequence[str]] | None = None,
+    doing: str = "scoring",
+) -> tuple[Answers, int]:
+    """Returns the answers to N items by the log-probability of each option's text, and how many prompts were cropped.
+
+    That is the sum which `objective.ranking` trains: over the option's tokens and the end of its turn. It is the same
+    in every order. `passages` are what the prompts of each item show in front of the question. An option without text
+    is worth less than every other.
+    """
+    in_front = passages or [()] * len(items)
+    worded = [list(dict.fromkeys(option for option in item.options if option.strip())) for item in items]
+    trees = [
+        tree_of(tokenizer, item.question, options, shown, ended=True)
+        for item, options, shown in zip(items, worded, in_front, strict=True)
+    ]
+    readings = read(
+        predict, [cropped(tree, context) for tree in trees], context=context, batch_size=batch_size, doing=doing
+    )
+    scores = []
+    for item, options, of_tree in zip(items, worded, readings, strict=True):
+        total = {text: found.log_probs.astype(float).sum() for text, found in zip(options, of_tree, strict=True)}
+        least = min(total.values(), default=0.0) - 1
+        scores.append(np.array([total.get(option, least) for option in item.options]))
+    return Answers.from_options(orders, scores), sum(tree.depth > context for tree in trees)
+
+
+def tree_of(
+    tokenizer: Tokenizer, question: str, options: Sequence[str], passages: Sequence[str] = (), *, ended: bool = False
+) -> Tree:
     """Returns the question as a trunk with an option a branch, all of whose tokens are read.
 
-    A branch begins with the prompt's last token, because that is the place which predicts its first one.
+    A branch begins with the prompt's last token, because that is the place which predicts its first one. With `ended`
+    the end of the turn is read as well.
     """
-    message = Message("user", ask(question, options, "cloze"))
+    message = Message("user", with_context(ask(question, options, "cloze"), passages))
     prompt = render_prompt(tokenizer, [message])
     branches = []
     for option in options:
         said, _ = render(tokenizer, [message, Message("assistant", answer("", option, "cloze"))])
-        ids = said[len(prompt) - 1 : -1]  # without the end of the turn
+        ids = said[len(prompt) - 1 : None if ended else -1]
         branches.append(Branch(ids[:-1], np.arange(len(ids) - 1), ids[1:, None]))
     return Tree(prompt[:-1], tuple(branches))

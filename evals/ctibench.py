@@ -18,7 +18,7 @@ from rich.console import Console
 
 from evals import matching
 from evals.answers import ORDERS, Answers, orders_of
-from evals.asking import check_options, evaluate
+from evals.asking import check_options, evaluate, putting
 from evals.contamination import check, refuse
 from evals.controls import TRAINED, check_trained_without_questions, trained_without_questions, with_controls
 from evals.diagnosis import show
@@ -26,7 +26,7 @@ from evals.find import NoItems, find_items
 from evals.formats import read_items
 from evals.items import Item, Items
 from evals.open_book.scoring import Book, both_report, lexical_report, show_evidence, show_open
-from evals.score import letter_answers, lettered
+from evals.score import lettered
 from evals.splits import SPLITS, part_of
 from evals.trees import Predict
 from ghost_jax import run_dir, runtime
@@ -76,19 +76,19 @@ def evaluate_run(
         run_dir.say(note)
     contamination = contamination_of(items, workdir)
     items = part_of(items, split)
-    layout = lettered(read_json(workdir / "config.json")["data"].get("layout", "classic"))
-    how = {"context": context, "batch_size": batch_size}
+    layout = read_json(workdir / "config.json")["data"].get("layout", "classic")
+    if not book:
+        layout = lettered(layout)  # a closed-book score is one of letters; the options' texts stand beside it
+    how = {"context": context, "batch_size": batch_size, "layout": layout}
     several = ", then without the question and with another's" if orders != "published" else ""
-    run_dir.say(f"asking {len(items):,} questions, orders {orders}{several}, and with the options not shown")
-    report, answers = evaluate(
-        predict, tokenizer, items, **how, orders=orders, layout=layout, passages=book.passages if book else None
-    )
+    unseen = "" if book else ", and with the options not shown"
+    run_dir.say(f"asking {len(items):,} questions, orders {orders}{several}{unseen}")
+    passages = book.passages if book else None
+    report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
     if book and reader == "both":
 
         def ask(others: Sequence[Item], passages: Sequence[Sequence[str]], doing: str) -> Answers:
-            asked = orders_of(others, orders)
-            put = functools.partial(letter_answers, predict, tokenizer, others, asked, **how)
-            return put(layout=layout, passages=passages, doing=doing)[0]
+            return putting(predict, tokenizer, **how)(others, orders_of(others, orders), passages, doing)[0]
 
         report = both_report(report, answers, items, book, ask, run_dir.say)
     if options_only:

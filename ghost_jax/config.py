@@ -187,6 +187,7 @@ def validate(config: ConfigDict) -> None:
 
 
 LETTERED = ("mcq", "cot", "fact_mcq", "raft")  # datasets whose answers begin with a letter
+RANKED = ("rank", "read")  # datasets whose options are ranked
 # key -> its values; the names that rooms further on give a meaning to
 CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
@@ -222,10 +223,10 @@ def _validate_choices(config: ConfigDict) -> None:
                 f"objective.letter needs a dataset with letters: give a --config.data.mixture.NAME, one of "
                 f"{', '.join(LETTERED)}, above 0."
             )
-        if config.objective.ranking and not config.data.mixture.rank:
+        if config.objective.ranking and not any(config.data.mixture[name] for name in RANKED):
             raise UsageError(
-                "objective.ranking ranks the options of the dataset rank, which is not mixed in: set "
-                "--config.data.mixture.rank=1 as well."
+                f"objective.ranking ranks the options of the datasets {' and '.join(RANKED)}, none of which is mixed "
+                "in: set --config.data.mixture.rank=1 as well."
             )
 
 

@@ -25,6 +25,7 @@ WORDS = {
     "fact_mcq": "fact MCQ",
     "raft": "RAFT MCQ",
     "rank": "ranked MCQ",
+    "read": "read MCQ",
     "small_talk": "small talk",
 }
 

@@ -70,7 +70,7 @@ def docstring(name: str) -> str:
 
 
 def test_every_config_that_is_asked_for_is_there():
-    assert {path.stem for path in FILES} == {*ROWS, *BASES, "chat_ours", "chat_base350m"}
+    assert {path.stem for path in FILES} == {*ROWS, *BASES, "chat_ours", "chat_base350m", "chat_reader"}
 
 
 @pytest.mark.parametrize("preset", SIZES)

@@ -42,7 +42,7 @@ def vocabulary() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def rows(vocabulary) -> list[dict]:
-    return [rank.row(vocabulary, ranking) for ranking in rank.build(ASKED)]
+    return [rank.row(vocabulary, ranking) for ranking in rank.build((q, ()) for q in ASKED)]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_each_branch_behind_the_prompt_is_the_conversation_in_which_that_option_
 
 
 def test_its_split_is_the_question_s(rows):
-    assert [ranking.split for ranking in rank.build(ASKED)] == [q.split for q in ASKED]
+    assert [ranking.split for ranking in rank.build((q, ()) for q in ASKED)] == [q.split for q in ASKED]
 
 
 def test_it_is_a_dataset_that_a_recipe_can_name():

@@ -80,9 +80,12 @@ def _fact_mcq(given: Ingredients) -> Iterator[Conversation]:
 
 def _raft(given: Ingredients) -> Iterator[Conversation]:
     asked = list(mcq.questions(given.documents, given.options.seed))
+    return raft.build(asked, _index_of(asked, given), given.options.seed, given.options.layout)
+
+
+def _index_of(asked: Iterable[Question], given: Ingredients) -> Index:
     pages_of = {*BOOK, *(q.source for q in asked)}  # a vulnerability's own page holds its oracle
-    index = Index.load(index_store(given.corpus, pages_of, given.say))
-    return raft.build(asked, index, given.options.seed, given.options.layout)
+    return Index.load(index_store(given.corpus, pages_of, given.say))
 
 
 def _small_talk(given: Ingredients) -> Iterator[Conversation]:
@@ -90,7 +93,12 @@ def _small_talk(given: Ingredients) -> Iterator[Conversation]:
 
 
 def _rank(given: Ingredients) -> Iterator[rank.Ranking]:
-    return rank.build(mcq.questions(given.documents, given.options.seed))
+    return rank.build((q, ()) for q in mcq.questions(given.documents, given.options.seed))
+
+
+def _read(given: Ingredients) -> Iterator[rank.Ranking]:
+    asked = fact_mcq.questions(given.documents, given.options.seed)
+    return rank.build(raft.with_passages(asked, _index_of(asked, given), given.options.seed))
 
 
 def _row(vocabulary: Tokenizer, conversation: Conversation) -> dict:
@@ -129,6 +137,7 @@ DATASETS = {
     "fact_mcq": Dataset("multiple choice from typed facts that no shortcut answers", _fact_mcq, ("seed", "layout")),
     "raft": Dataset("multiple choice with retrieved passages", _raft, ("seed", "layout")),
     "rank": Dataset("multiple choice whose options are ranked", _rank, ("seed",), rank.row),
+    "read": Dataset("multiple choice with retrieved passages, its options ranked", _read, ("seed",), rank.row),
 }
 # Built for every chat recipe, mixed in or not: recipes share their validation records, so that losses compare.
 SHARED = ("qa", "mcq", "cot", "small_talk")

@@ -23,7 +23,15 @@ RANDOM_DRAWS = 100  # far more than are needed, unless nearly every passage tell
 
 
 def build(asked: Iterable[Question], index: Index, seed: int, layout: str) -> Iterator[Conversation]:
-    """Yields the conversations of `mcq.build` with a context in front of most questions.
+    """Yields the conversations of `mcq.build` with a context in front of most questions, see `with_passages`."""
+    found = list(with_passages(asked, index, seed))
+    for (_, context), plain in zip(found, mcq.build([q for q, _ in found], seed, layout), strict=True):
+        user, assistant = plain.messages
+        yield dataclasses.replace(plain, messages=(Message("user", with_context(user.content, context)), assistant))
+
+
+def with_passages(asked: Iterable[Question], index: Index, seed: int) -> Iterator[tuple[Question, list[str]]]:
+    """Yields each question with the passages that stand in front of it, as a prompt shows them; a tenth has none.
 
     The oracle is the passage of the question's page, known by its address, that matches the evidence best. Where it is
     not among the retrieved, it takes the place of the last; where it is replaced, every passage of its page and every
@@ -31,7 +39,7 @@ def build(asked: Iterable[Question], index: Index, seed: int, layout: str) -> It
     """
     asked = list(asked)
     retrieved = index.context([q.question for q in asked]).tolist()
-    for q, found, plain in zip(asked, retrieved, mcq.build(asked, seed, layout), strict=True):
+    for q, found in zip(asked, retrieved, strict=True):
         page = index.rows_of(q.url)
         if not len(page):
             continue
@@ -47,9 +55,7 @@ def build(asked: Iterable[Question], index: Index, seed: int, layout: str) -> It
         else:
             rows = []
         rng.shuffle(rows)  # its place must not give the oracle away
-        user, assistant = plain.messages
-        context = [shown(index.passage(row)) for row in rows]
-        yield dataclasses.replace(plain, messages=(Message("user", with_context(user.content, context)), assistant))
+        yield q, [shown(index.passage(row)) for row in rows]
 
 
 def held(passage: Passage, evidence: str) -> float:

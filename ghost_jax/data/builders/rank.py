@@ -1,4 +1,4 @@
-"""Multiple choice without letters, to be ranked: the question alone, and every option as a way to go on from it.
+"""Multiple choice without letters, to be ranked: the question, and every option as a way to go on from it.
 
 What is learnt is not a text but a comparison: the gold option shall be more likely than the others. So a record holds
 the prompt once and all options beside one another, as branches that do not see each other
@@ -6,13 +6,13 @@ the prompt once and all options beside one another, as branches that do not see 
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from ghost_jax.data.builders import Question
 from ghost_jax.text.chat import Message, render, render_prompt
-from ghost_jax.text.multiple_choice import answer, ask
+from ghost_jax.text.multiple_choice import answer, ask, with_context
 from ghost_jax.text.tokenizer import Tokenizer
 
 LAYOUT = "cloze"
@@ -37,10 +37,10 @@ class Ranking:
     letter: str
 
 
-def build(asked: Iterable[Question]) -> Iterator[Ranking]:
-    """Yields one ranking a question."""
-    for q in asked:
-        prompt = Message("user", ask(q.question, q.options, LAYOUT))
+def build(asked: Iterable[tuple[Question, Sequence[str]]]) -> Iterator[Ranking]:
+    """Yields one ranking a question, given with the passages that its prompt shows in front of it, if any."""
+    for q, passages in asked:
+        prompt = Message("user", with_context(ask(q.question, q.options, LAYOUT), passages))
         answers = tuple(Message("assistant", answer(q.letter, option, LAYOUT)) for option in q.options)
         yield Ranking(q.id, q.source, q.split, prompt, answers, q.letter)
 
