@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType
 
 from evals import cloze
+from evals.answers import orders_of
 from evals.items import Item, Items
 from evals.trees import Predict
 from ghost_jax.checkpoint import load_model
@@ -16,7 +17,7 @@ from ghost_jax.parallel.mesh import AXES
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat import Message, render, render_prompt
-from ghost_jax.text.multiple_choice import ask
+from ghost_jax.text.multiple_choice import ask, with_context
 from tests.test_trees import seen_by
 
 ITEMS = Items(
@@ -87,3 +88,55 @@ def test_a_model_that_does_not_read_the_question_is_at_chance_under_the_primary(
     assert report["pmi"]["accuracy"] == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
     assert report["sum"]["accuracy"] != report["pmi"]["accuracy"]
     assert all(set(report[name]) == {"accuracy", "ci95"} for name in ("sum", "per_token", "pmi"))
+
+
+# ---- Ranked behind passages ----
+
+PASSAGES = (
+    ["Phishing: It gives initial access.", "Phishing, Detection: Read the mail."],
+    [],
+    ["CWE-77: It is injection."],
+)
+
+
+def ranked(tiny, items, **how):
+    predict, tokenizer, model, _ = tiny
+    how = {"context": model.context, "batch_size": 2, "passages": PASSAGES} | how
+    return cloze.ranked_answers(predict, tokenizer, items, orders_of(items, "cyclic"), **how)
+
+
+def test_a_ranked_option_is_worth_its_log_probability_behind_question_and_passages_with_the_end_of_its_turn(tiny):
+    _, tokenizer, model, params = tiny
+    answers, cropped = ranked(tiny, ITEMS.items)
+    assert cropped == 0
+    forward = jax.jit(Transformer(model).apply)
+    for item, passages, scores in zip(ITEMS, PASSAGES, answers.log_probs, strict=True):
+        turns = [Message("user", with_context(ask(item.question, (), "cloze"), passages))]
+        start = len(render_prompt(tokenizer, turns))
+        for place, option in enumerate(item.options):
+            if not option:
+                assert scores[0][place] < np.delete(scores[0], place).min(), "no text is never chosen"
+                continue
+            whole, _ = render(tokenizer, [*turns, Message("assistant", option)])
+            padded = np.pad(whole, (0, model.context - len(whole)))[None]
+            logits = jax.nn.log_softmax(forward({"params": params}, padded)[0])
+            expected = sum(float(logits[at - 1, whole[at]]) for at in range(start, len(whole)))
+            assert scores[0][place] == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_ranked_answer_is_the_same_option_in_every_order_and_equal_texts_tie(tiny):
+    items = [*ITEMS.items[:2], Item("4", "Which?", ("impact", "impact"), 0)]
+    answers, _ = ranked(tiny, items)
+    for of_item in answers.options():
+        assert (of_item == of_item[0]).all()
+    assert answers.options()[2][0].tolist() == [0.5, 0.5]
+
+
+def test_prompts_over_the_context_are_counted_and_lose_their_beginning(tiny):
+    *_, model, _ = tiny
+    long = [["word " * model.context], [], []]
+    answers, cropped = ranked(tiny, ITEMS.items, passages=long)
+    assert cropped == 1
+    whole, _ = ranked(tiny, ITEMS.items)
+    assert not np.allclose(answers.log_probs[0], whole.log_probs[0])
+    np.testing.assert_allclose(answers.log_probs[1], whole.log_probs[1], atol=1e-4)

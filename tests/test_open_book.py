@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,13 +82,25 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def commands(ghost, tiny_run, data, tmp_path_factory):
+def ranking_run(tiny_run, tmp_path_factory) -> Path:
+    """A run whose config says that it was trained to rank options: it has the layout without letters."""
+    folder = tmp_path_factory.mktemp("ranking") / "run"
+    shutil.copytree(tiny_run.workdir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["layout"] = "cloze"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def commands(ghost, tiny_run, ranking_run, data, tmp_path_factory):
     """What each command said: `name -> (process, report or None)`."""
     folder = tmp_path_factory.mktemp("reports")
     own, run = [f"--items={data / 'items.jsonl'}", f"--data_dir={data}"], [f"--workdir={tiny_run.workdir}"]
     asked = {
         "lexical": [*own, "--book=open", "--reader=lexical", "--evidence", "--controls"],
         "model": [*own, *run, "--book=open"],
+        "ranking": [*own, f"--workdir={ranking_run}", "--book=open"],
         "no book": [f"--items={data / 'items.jsonl'}", f"--data_dir={folder}", "--book=open", "--reader=lexical"],
         "closed lexical": [*own, *run, "--reader=lexical"],
         "no run": [*own, "--book=open"],
@@ -151,6 +164,17 @@ def test_a_model_reads_the_lines_in_its_prompts(commands):
     assert (report["book"], report["reader"], report["n"]) == ("open", "model", 6)
     assert set(report["controls"]) == {"options only", "question swapped"}
     assert "6 questions, open book" in result.stdout
+
+
+def test_a_run_that_was_trained_to_rank_options_is_asked_to_rank_them(commands):
+    result, report = commands["ranking"]
+    assert result.returncode == 0, result.stderr
+    assert report["layout"] == "cloze"
+    assert report["headline"]["accuracy"] == report["single_order"]
+    assert report["letter_share"] == pytest.approx(dict.fromkeys("ABCD", 0.25))
+    assert report["flip_rate"] == 0
+    assert set(report["controls"]) == {"options only", "question swapped"}
+    assert not {"cloze", "contextual_calibration"} & report.keys(), "closed-book figures stand in no open-book report"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghost_jax.data.builders import Question, mcq, raft
+from ghost_jax.data.builders import Question, mcq, raft, rank
 from ghost_jax.data.records import SPLITS, Record
 from ghost_jax.retrieve import CONTEXT, SHOWN_CHARACTERS, Index, Passage, passages_of, shown
 from ghost_jax.text.multiple_choice import LAYOUTS, ask, with_context
@@ -195,3 +195,14 @@ def test_an_index_smaller_than_a_context_gives_what_it_has():
     asked = [question(1, id=f"colour/test/G1/{i}") for i in range(60)]
     sizes = Counter(len(context_of(conversation)) for conversation in raft.build(asked, tiny, 0, "classic"))
     assert set(sizes) == {0, 1}
+
+
+def test_a_question_can_be_ranked_behind_the_very_passages_of_its_conversation(index, built):
+    ranked = list(rank.build(raft.with_passages(ASKED, index, seed=0)))
+    assert [ranking.id for ranking in ranked] == [conversation.id for conversation in built]
+    for ranking, conversation in zip(ranked, built, strict=True):
+        assert (
+            ranking.prompt.content.partition("Question:")[0].split("\n")[:-1]
+            == (conversation.messages[0].content.partition("Pick the best answer")[0].split("\n")[:-1])
+        )
+        assert ranking.prompt.content.endswith("?\nAnswer:")
