@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ghost_jax.model.transformer import MASKED, Transformer
+from ghost_jax.cross_entropy import cross_entropy, cross_entropy_sum
+from ghost_jax.model.transformer import MASKED, Transformer, tables_of
+from ghost_jax.parallel.mesh import batch_shards
 
 OBJECTIVES = ("lm", "letter", "ranking")
 
@@ -24,8 +26,8 @@ def loss_sum(model: Transformer, params: dict, batch: dict) -> tuple[jax.Array, 
       batch: `tokens` [B, T] int32, `targets` [B, T] int32 (the next token) and `weights` [B, T] float32 (zero where
         nothing is learnt); of packed rows also `positions` and `segments` [B, T] int32.
     """
-    losses = _token_losses(model, params, _hidden(model, params, batch, None), batch)
-    return jnp.sum(losses * batch["weights"]), jnp.sum(batch["weights"])
+    hidden = _hidden(model, params, batch, None)
+    return cross_entropy_sum(hidden, *_against(model, params, batch)), jnp.sum(batch["weights"])
 
 
 def denominators(batch: dict) -> dict[str, jax.Array]:
@@ -73,12 +75,14 @@ def loss(
     weighs = {name for name in OBJECTIVES if objective.get(name, 0.0) > 0}
     hidden = _hidden(model, params, batch, dropout_key)
     parts = {}
-    if weighs & {"lm", "ranking"}:
-        losses = _token_losses(model, params, hidden, batch)
+    table, targets, weights, vocab_size, shards = _against(model, params, batch)
+    if "ranking" in weighs:
+        losses = cross_entropy(hidden, table, targets, vocab_size, shards)
+        parts["ranking"] = _ranking(losses, batch)
         if "lm" in weighs:
-            parts["lm"] = jnp.sum(losses * batch["weights"])
-        if "ranking" in weighs:
-            parts["ranking"] = _ranking(losses, batch)
+            parts["lm"] = jnp.sum(losses * weights)
+    elif "lm" in weighs:
+        parts["lm"] = cross_entropy_sum(hidden, table, targets, weights, vocab_size, shards)
     if "letter" in weighs:
         # From the hidden states again: columns taken out of the logits would cost another [B, T, V] going backward.
         scores = model.apply({"params": params}, hidden, letter_ids, method="head")  # [B, T, K]
@@ -103,10 +107,11 @@ def _hidden(model: Transformer, params: dict, batch: dict, dropout_key: jax.Arra
     )
 
 
-def _token_losses(model: Transformer, params: dict, hidden: jax.Array, batch: dict) -> jax.Array:
-    """Returns the cross-entropy [B, T] of each target."""
-    logits = model.apply({"params": params}, hidden, method="head")  # [B, T, V]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+def _against(model: Transformer, params: dict, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array, int, int]:
+    """Returns what hidden states are compared with: table, targets, their weights, vocabulary, parts of the batch."""
+    table = params[tables_of(model.config)[-1]]
+    shards = batch_shards(model.rows.mesh) if model.rows else 1
+    return table, batch["targets"], batch["weights"], model.config.vocab_size, shards
 
 
 def _option_starts(batch: dict) -> jax.Array:

@@ -17,7 +17,7 @@ class ModelConfig:
       attention_bias: whether the QKV and output projections have a bias.
       dropout: rate in training, applied to the embedding and each residual branch.
       dtype: compute type, "float32" or "bfloat16"; parameters are float32 always.
-      remat: whether the backward pass computes the inside of a block again rather than keep it.
+      remat: whether the backward pass computes all of a block again, rather than only what is cheap.
       scan: whether the blocks are one loop over stacked parameters: a deep model compiles as fast as a shallow one.
       kv_heads: heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023); 0: one a query.
       head_dim: width K of a head; 0: width / heads.

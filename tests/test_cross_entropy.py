@@ -1,0 +1,95 @@
+"""ghost_jax/cross_entropy.py: in chunks, what the whole logits would give, and its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ghost_jax import cross_entropy as module
+from ghost_jax.cross_entropy import cross_entropy, cross_entropy_sum
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+VOCAB, PADDED, WIDTH = 97, 128, 16
+
+
+def drawn(rows: int, length: int) -> tuple:
+    rng = np.random.default_rng(length)
+    hidden = rng.standard_normal((rows, length, WIDTH), np.float32)
+    table = rng.standard_normal((PADDED, WIDTH), np.float32)
+    targets = rng.integers(0, VOCAB, (rows, length)).astype(np.int32)
+    weights = rng.random((rows, length), np.float32) * (rng.random((rows, length)) < 0.7)
+    return hidden, table, targets, weights.astype(np.float32)
+
+
+def plain(hidden, table, targets) -> jax.Array:
+    logits = jnp.einsum("btd,vd->btv", hidden, table)[..., :VOCAB]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 8)
+
+
+# One token a chunk, several chunks, a last one that is filled up, one chunk alone.
+@pytest.mark.parametrize(("rows", "length"), [(9, 4), (2, 12), (2, 11), (2, 3)])
+def test_losses_and_their_gradients_are_those_of_whole_logits(rows, length):
+    hidden, table, targets, weights = drawn(rows, length)
+
+    def ours(hidden, table):
+        return cross_entropy(hidden, table, targets, VOCAB)
+
+    losses, expected = (jax.jit(f)(hidden, table) for f in (ours, lambda h, t: plain(h, t, targets)))
+    np.testing.assert_allclose(losses, expected, rtol=2e-6)
+
+    def weighted(losses):  # as the ranking objective weighs them: not known before the losses
+        return jnp.sum(jnp.tanh(losses) * weights)
+
+    found = jax.jit(jax.grad(lambda h, t: weighted(ours(h, t)), (0, 1)))(hidden, table)
+    wanted = jax.jit(jax.grad(lambda h, t: weighted(plain(h, t, targets)), (0, 1)))(hidden, table)
+    for mine, its in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(mine, its, atol=2e-6)
+
+
+@pytest.mark.parametrize(("rows", "length"), [(9, 4), (2, 12), (2, 11), (2, 3)])
+def test_the_weighted_sum_comes_with_its_gradients(rows, length):
+    hidden, table, targets, weights = drawn(rows, length)
+
+    def ours(hidden, table):
+        return 3 * cross_entropy_sum(hidden, table, targets, weights, VOCAB)
+
+    def theirs(hidden, table):
+        return 3 * jnp.sum(plain(hidden, table, targets) * weights)
+
+    (value, found), (expected, wanted) = (jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, table) for f in (ours, theirs))
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    assert float(jax.jit(ours)(hidden, table)) == pytest.approx(float(expected), rel=1e-6), "not differentiated"
+    for mine, its in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(mine, its, atol=5e-6)
+    assert not found[1][VOCAB:].any(), "rows that are no tokens learn nothing"
+
+
+def test_in_bfloat16_the_gradient_to_the_table_is_summed_in_float32():
+    hidden, table, targets, weights = drawn(2, 12)
+    low = jnp.asarray(hidden, jnp.bfloat16)
+    gradients = jax.jit(jax.grad(cross_entropy_sum, (0, 1)), static_argnums=4)
+    to_hidden, to_table = gradients(low, table, targets, weights, VOCAB)
+    assert (to_hidden.dtype, to_table.dtype) == (jnp.bfloat16, jnp.float32)
+    _, exact = gradients(low.astype(jnp.float32), table, targets, weights, VOCAB)
+    np.testing.assert_allclose(to_table, exact, atol=0.05)
+
+
+def test_no_logits_of_all_tokens_are_held(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 64)
+    hidden, _, targets, weights = drawn(4, 256)
+    table = np.zeros((8192, WIDTH), np.float32)
+    logits = 4 * targets.size * len(table)
+
+    def held(f) -> int:
+        return jax.jit(jax.grad(f, (0, 1))).lower(hidden, table).compile().memory_analysis().temp_size_in_bytes
+
+    assert held(lambda h, t: jnp.sum(plain(h, t[:VOCAB], targets) * weights)) < logits  # of 97 tokens alone
+    assert held(lambda h, t: cross_entropy_sum(h, t, targets, weights, 8192)) < logits / 4
+    assert held(lambda h, t: jnp.sum(cross_entropy(h, t, targets, 8192) ** 2)) < logits / 4
