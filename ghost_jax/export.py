@@ -1,7 +1,8 @@
 """A run as a folder that Hugging Face transformers loads: `python -m ghost_jax.export --workdir=runs/NAME --out=DIR`.
 
 A v0.5 model becomes a `LlamaForCausalLM`, a v0.4 one a `GPT2LMHeadModel`. The embedding's padding rows stay behind.
-There, a text that spells a role token becomes that token; our own commands read it as text.
+There, a text that spells a role token becomes that token; our own commands read it as text. The model card beside the
+weights is written from the run's records (`ghost_jax/card.py`), and `--push_to` uploads the folder.
 """
 
 import argparse
@@ -12,14 +13,15 @@ from pathlib import Path
 import jax.numpy as jnp
 
 import ghost_jax
-from ghost_jax import run_dir, runtime
+from ghost_jax import card, run_dir, runtime
+from ghost_jax.channel import CANONICAL, CHANNELS, EXPERIMENTAL, Channel, decide
 from ghost_jax.checkpoint import load_model
 from ghost_jax.errors import UsageError, UserError, command
-from ghost_jax.hf import gpt2, llama, vocabulary, weights
+from ghost_jax.hf import gpt2, hub, llama, vocabulary, weights
 from ghost_jax.model import transformer
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.whole import new_folder, read_json, write_json
+from ghost_jax.whole import new_folder, read_json, write_json, write_text
 
 FORMATS = {"v05": llama, "v04": gpt2}
 DTYPES = ("float32", "bfloat16")
@@ -53,6 +55,12 @@ def write_model(folder: Path, workdir: Path, dtype: str, shard_bytes: int) -> st
     return f"{form.ARCHITECTURE}, {model.parameters():,} parameters, {dtype}, {size:,} bytes, {chat} a chat template"
 
 
+def write_card(folder: Path, run: dict, channel: Channel, present: dict | None) -> None:
+    """Writes the model card beside the weights that `write_model` left in a folder."""
+    exported = read_json(folder / "config.json")
+    write_text(folder / card.FILE, card.card_of(run, exported, channel, present))
+
+
 def check_out(out: Path, force: bool) -> None:
     """Raises UserError where something stands at `out` that may not be replaced: with `force`, all but an export."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -70,22 +78,55 @@ def _bytes(text: str) -> int:
     return int(found[1]) * UNITS[found[2]]
 
 
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raises UsageError where flags contradict each other, and UserError where nothing can be uploaded."""
+    if flags.dry_run and not flags.push_to:
+        raise UsageError("--dry_run shows what an upload would send: add --push_to=OWNER/NAME.")
+    if flags.push_to:
+        hub.check_name(flags.push_to)
+        if not flags.dry_run:
+            hub.check_reachable()  # before minutes of export
+
+
 @command
 def main() -> int:
-    """Exports a finished run as a folder that Hugging Face transformers loads."""
+    """Exports a finished run as a folder that Hugging Face transformers loads, with its model card."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.export", description=main.__doc__)
     parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     parser.add_argument("--shard_size", default="5GB", metavar="SIZE", help="most of a file of weights (default: 5GB)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--channel",
+        choices=CHANNELS,
+        default=EXPERIMENTAL,
+        help="canonical only where it is shown to be above --present, else experimental (default: experimental)",
+    )
+    parser.add_argument("--present", type=Path, metavar="DIR", help="the present canonical run, to compare with")
+    parser.add_argument("--items", type=Path, metavar="FILE", help="the questions of that comparison, as evals.compare")
+    parser.add_argument("--push_to", metavar="OWNER/NAME", help="upload the folder to the hub that HF_ENDPOINT names")
+    parser.add_argument("--dry_run", action="store_true", help="show what --push_to would send, and send nothing")
     flags = parser.parse_args()
     shard_bytes, out = _bytes(flags.shard_size), flags.out.resolve()
+    check_flags(flags)
     check_out(out, flags.force)
+    run = card.read_records(flags.workdir)
+    channel = decide(flags.channel, flags.workdir, flags.present, flags.items)
+    present = card.read_records(flags.present) if flags.present else None
     runtime.set_up()
     with new_folder(out) as folder:
         written = write_model(folder, flags.workdir, flags.dtype, shard_bytes)
+        write_card(folder, run, channel, present)
     print(f"{flags.out}: {written}")
+    print(f"{channel.name}: {channel.reason}")
+    if flags.push_to:
+        for name, size in hub.files_of(out):
+            print(f"{size:>15,}  {name}")
+        if flags.dry_run:
+            print(f"Nothing was uploaded to {flags.push_to}.")
+        else:
+            print(f"uploaded to {hub.push(out, flags.push_to, tag=channel.name, keeps=CANONICAL)}")
     return 0
 
 

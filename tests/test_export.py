@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+import ghost_jax
 from ghost_jax import run_dir
 from ghost_jax.checkpoint import Checkpoints, identity_of
 from ghost_jax.errors import UserError
@@ -27,6 +29,8 @@ from ghost_jax.step import new_state
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat import Message, render, render_prompt
 from ghost_jax.text.tokenizer import END, EOS, Tokenizer
+from tests.conftest import ROOT
+from tests.test_compare import report, write_items
 
 CORPUS = ("A buffer overflow lets an attacker run code.", "hello, phishing is T1566 in ATT&CK.", "Äpfel 日本語 🙂")
 BASE = tokenizer_lib.train(CORPUS * 5, 400)
@@ -79,6 +83,11 @@ def make_run(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> dict:
     tokenizer.save(folder / "tokenizer.json")
     run_dir.mark_finished(folder, steps=0)
     return params
+
+
+def add_records(folder: Path, name: str = "chat_v3-seed0") -> None:
+    """Writes beside a model the records of a real run, as training and scoring leave them."""
+    shutil.copytree(ROOT / "evals" / "records" / name, folder, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -275,11 +284,17 @@ def test_a_chat_run_and_its_base_are_exported_by_the_command(ghost, tiny_run, tm
     assert "LlamaForCausalLM" in said["chat"]
     assert "with a chat template" in said["chat"]
     assert "without a chat template" in said["base"]
-    expected = {"config.json", "generation_config.json", FILE, "tokenizer.json", "tokenizer_config.json"}
+    expected = {"README.md", "config.json", "generation_config.json", FILE, "tokenizer.json", "tokenizer_config.json"}
     for out in (tmp_path / "chat", tmp_path / "base"):
         assert {path.name for path in out.iterdir()} == expected
         assert "chat_template" in json.loads((out / "tokenizer_config.json").read_text()) or out.name == "base"
     assert "holds an export already. Give --force" in ghost.refused(*command)
+    assert "experimental: It was not put forward as canonical." in said["chat"]
+    score = json.loads((tiny_run.workdir / "evals" / "ctibench.json").read_text())
+    card = (tmp_path / "chat" / "README.md").read_text()
+    assert f"| this model | {100 * score['single_order']:.1f} | {100 * score['headline']['accuracy']:.1f} |" in card
+    assert f"exported with ghost_jax {ghost_jax.__version__}" in card
+    assert "nothing is known of what it knows" in (tmp_path / "base" / "README.md").read_text()
     before = (tmp_path / "base" / "config.json").read_text()
     ghost(*command, "--force", "--dtype=float32")
     assert (tmp_path / "base" / "config.json").read_text() == before.replace("bfloat16", "float32")
@@ -293,8 +308,9 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ghost, tiny_r
     out = tmp_path / "out"
     said = ghost.together(
         {
-            "holds no run": lambda: refused(tmp_path / "nowhere", out),
+            "holds no records of a run": lambda: refused(tmp_path / "nowhere", out),
             "500MB, 5GB": lambda: refused(tiny_run.workdir, out, "--shard_size=5", code=2),
+            "add --push_to=OWNER/NAME": lambda: refused(tiny_run.workdir, out, "--dry_run", code=2),
             # Not even --force takes a folder away that is no export, the run itself among them.
             "chat holds something that is no export of ours": lambda: refused(
                 tiny_run.workdir, tiny_run.workdir, "--force"
@@ -315,9 +331,30 @@ def test_an_unfinished_run_is_refused(tmp_path):
         write_model(tmp_path / "out", tmp_path / "run", "float32", 10**9)
 
 
+def test_what_was_put_forward_and_not_accepted_is_said_on_the_screen_and_in_the_card(ghost, tmp_path):
+    run, present, out = (tmp_path / name for name in ("run", "present", "out"))
+    items = write_items(tmp_path / "own.jsonl")
+    make_run(run, V05, CHAT)
+    for folder, knows, steps in ((run, 122, 30), (present, 120, 31)):
+        add_records(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"steps": steps}))
+        (folder / "evals" / "ctibench.json").write_text(json.dumps(report(items, range(knows))))
+        shutil.copy(items.path, folder / "heldout.jsonl")
+    command = ("ghost_jax.export", f"--workdir={run}", f"--out={out}", f"--present={present}", "--channel=canonical")
+    said = ghost(*command).stdout
+    reason = next(line for line in said.splitlines() if line.startswith("experimental: ")).partition(": ")[2]
+    assert "not accepted: it is not shown to be above the present canonical run." in reason
+    assert "run is not told apart from present: +0.8 points" in reason
+    card = (out / "README.md").read_text()
+    assert f"**Experimental.** {reason}" in card
+    assert card.index("\n| present | Q&A") < card.index("\n| run | Q&A")
+
+
 def test_an_export_that_is_killed_leaves_nothing_that_looks_whole(ghost, tmp_path):
     large = dataclasses.replace(V05, width=512, hidden=2048, layers=6, heads=8)
     make_run(tmp_path / "run", large, CHAT)
+    add_records(tmp_path / "run")
     out, aside = tmp_path / "out", tmp_path / "out.partial"
     command = ("ghost_jax.export", f"--workdir={tmp_path / 'run'}", f"--out={out}", "--shard_size=1MB")
     process = ghost.start(*command)
