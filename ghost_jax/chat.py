@@ -1,8 +1,9 @@
 """Talking to a run: `python -m ghost_jax.chat --workdir=runs/NAME [--book=open]`.
 
 On a terminal it is a conversation. Where standard input is a file or a pipe, each line of it is a turn; with `--jsonl`
-each is a conversation of its own and gets a JSON object. Questions and answers are text to the end: role tokens are
-placed by the renderer alone, and control characters, which a terminal would obey, are shown and not sent to it.
+each is a conversation of its own and gets a JSON object. `--workdir=A,B --transcript=FILE.md` asks several runs the
+same held-out prompts instead. Questions and answers are text to the end: role tokens are placed by the renderer alone,
+and control characters, which a terminal would obey, are shown and not sent to it.
 """
 
 import argparse
@@ -20,31 +21,22 @@ from types import FrameType
 import jax
 from rich.console import Console
 
-from ghost_jax import runtime
+from ghost_jax import runtime, transcript
 from ghost_jax.checkpoint import load_model
-from ghost_jax.conversation import Conversation, Turn, text_of
+from ghost_jax.conversation import Conversation, Turn, harmless, text_of
 from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, index_store
 from ghost_jax.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, say_error
 from ghost_jax.generate import Generator
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.retrieve import Index, Passage, shown
-from ghost_jax.sampling import Sampling
+from ghost_jax.sampling import GREEDY, Sampling
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import ROLES, SPECIALS
+from ghost_jax.whole import write_text
 
 COMMANDS = {"/reset": "forget the conversation", "/help": "show this", "/quit": "leave, as Ctrl-D does"}
 BATCH_SIZE = 16  # of --jsonl
 TOGETHER = 128  # questions of --jsonl answered before any is written: of like length, they fill batches
-
-
-# Of the C0 and C1 controls a terminal needs the tab and the new line; the others move its cursor, change its title or
-# paste into it. Marks of direction can make a line read as another than it is.
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def harmless(text: str) -> str:
-    r"""Returns text that changes nothing of a terminal: `\x1b` for an escape."""
-    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 # ---- Standard input and output ----
@@ -191,14 +183,16 @@ def open_index(data_dir: str | None) -> Index:
     return Index.load(index_store(book_corpus(data_dir, say), PUBLISHED_BOOK, say))
 
 
-def open_run(flags: argparse.Namespace, sampling: Sampling, index: Index | None) -> tuple[Conversation, int]:
+def open_run(
+    workdir: Path, flags: argparse.Namespace, sampling: Sampling, index: Index | None
+) -> tuple[Conversation, int]:
     """Returns a conversation with a run and the step it is at. Raises UserError where it holds no whole chat model."""
     mesh = make_mesh(devices=jax.devices()[:1])  # one conversation is a batch of one
-    model, params, step = load_model(flags.workdir, mesh)
-    tokenizer = tokenizer_lib.load(flags.workdir / "tokenizer.json")
+    model, params, step = load_model(workdir, mesh)
+    tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
     if absent := [role for role in ROLES if not tokenizer.has(role)]:
         raise UserError(
-            f"{flags.workdir} is a base model without a chat format: its vocabulary lacks {', '.join(absent)}. Name a "
+            f"{workdir} is a base model without a chat format: its vocabulary lacks {', '.join(absent)}. Name a "
             "chat run that was made from it, or make one: python -m ghost_jax.train --config=configs/chat_v5.py:nano."
         )
     # A special token is no text, so that any of them ends an answer.
@@ -228,7 +222,15 @@ def flags_of() -> argparse.Namespace:
         action="store_true",
         help='each line of standard input is a question, or {"prompt": …}, and gets a JSON object',
     )
+    parser.add_argument(
+        "--transcript",
+        type=Path,
+        metavar="FILE",
+        help="ask the runs --workdir=A,B the same 27 held-out prompts, greedily, and write a column a run (Markdown)",
+    )
     flags = parser.parse_args()
+    if flags.transcript and flags.jsonl:
+        raise UsageError("--transcript asks prompts of its own, and --jsonl those of standard input. Give one of them.")
     if flags.max_new_tokens < 1:
         raise UsageError(f"--max_new_tokens is {flags.max_new_tokens}; an answer has at least 1.")
     if not 0 <= flags.seed < 1 << 32:
@@ -236,11 +238,41 @@ def flags_of() -> argparse.Namespace:
     return flags
 
 
+def compare_runs(flags: argparse.Namespace, sampling: Sampling) -> int:
+    """Asks the runs that `flags.workdir` names, with commas between, the held-out prompts, and writes a transcript.
+
+    Raises UsageError where something would be drawn, and UserError where the file is there already.
+    """
+    places = [Path(place) for place in str(flags.workdir).split(",") if place]
+    if sampling != GREEDY:
+        raise UsageError("A transcript is greedy, so that runs differ by what they learnt. Leave out how to draw.")
+    if len(set(places)) < len(places):
+        raise UsageError(f"--workdir={flags.workdir} names a run twice. Name every run once.")
+    if flags.transcript.exists():
+        raise UserError(f"{flags.transcript} is there already. Choose another --transcript, or delete it.")
+    runtime.set_up()
+    index = open_index(flags.data_dir) if flags.book == "open" else None
+    alike = len({place.name for place in places}) < len(places)
+    conversations = {}
+    for place in places:
+        conversation, step = open_run(place, flags, sampling, index)
+        conversations[f"{place if alike else place.name}, step {step:,}"] = conversation
+    asked = transcript.prompts()
+    texts = [prompt.text for prompt in asked]
+    answers = {name: list(conversation.answers(texts, 0)) for name, conversation in conversations.items()}
+    how = f"asked greedily for at most {flags.max_new_tokens} tokens, {flags.book} book"
+    write_text(flags.transcript, transcript.markdown(asked, answers, how))
+    print(flags.transcript)
+    return DONE
+
+
 @command
 def main() -> int:
-    """Talks to a chat run: on a terminal, or a question a line from standard input."""
+    """Talks to a chat run: on a terminal, or a question a line from standard input; or compares runs side by side."""
     flags = flags_of()
     sampling = Sampling(flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty)
+    if flags.transcript:
+        return compare_runs(flags, sampling)
     if not flags.jsonl and codecs.lookup(sys.stdout.encoding).name != "utf-8":
         raise UserError(
             f"Standard output takes {sys.stdout.encoding}, and an answer may hold any character. Use a terminal and a "
@@ -251,7 +283,7 @@ def main() -> int:
     notes = Console(stderr=not typed, markup=False, emoji=False, highlight=False, soft_wrap=True)
     runtime.set_up()
     index = open_index(flags.data_dir) if flags.book == "open" else None
-    conversation, step = open_run(flags, sampling, index)
+    conversation, step = open_run(flags.workdir, flags, sampling, index)
     if flags.jsonl:
         return FAILED if answer_lines(conversation, sys.stdin) else DONE
     if not typed:

@@ -2,6 +2,7 @@
 
 import codecs
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -66,6 +67,16 @@ def text_of(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest
+
+
+# Of the C0 and C1 controls a terminal needs the tab and the new line; the others move its cursor, change its title or
+# paste into it. Marks of direction can make a line read as another than it is.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    r"""Returns text that changes nothing of a terminal: `\x1b` for an escape."""
+    return _UNSAFE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class Conversation:

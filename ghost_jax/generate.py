@@ -5,6 +5,7 @@ the mesh. A batch is as long as its longest row; programs are compiled for few l
 A stream reads its prompt a few tokens at a time and keeps what it has read, so that a conversation is read once.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import flax.struct
@@ -23,8 +24,9 @@ from ghost_jax.progress import Progress
 from ghost_jax.sampling import GREEDY, Sampling, choose, penalised
 
 SHORTEST = 32  # tokens that a prompt is padded to at least; longer ones to a power of two or the context
-# Tokens that a stream reads at once. Of 36M on a CPU fewer take nearly as long as so many, and more gain little.
-CHUNK = 64
+# Tokens that a stream reads at once, of a prompt's body and of its tail. Of 36M on a CPU more than CHUNK gain nothing a
+# token; the tail is short, so that little is read for nothing, and the body needs no hidden states.
+CHUNK, TAIL = 64, 16
 # Slots of a stream's first cache, which doubles when it is full: an unused slot costs a CPU what a used one does.
 SLOTS = 256
 NOTHING = -1  # in place of an id, where a row had ended
@@ -81,12 +83,9 @@ class Generator:
         self._all = jax.jit(self._run, in_shardings=(by_rule, rows, rows, rows, rows, whole), out_shardings=whole)
         self._empty = jax.jit(self._no_text, out_shardings=cache)
         self._grown = jax.jit(_grown, static_argnums=1, out_shardings=cache)
-        self._read = jax.jit(
-            self._read_chunk,
-            in_shardings=(by_rule, cache, whole, rows, whole),
-            out_shardings=(rows, cache),
-            donate_argnums=1,
-        )
+        reads = functools.partial(jax.jit, in_shardings=(by_rule, cache, whole, rows, whole), donate_argnums=1)
+        self._read_body = reads(self._kept_of_chunk, out_shardings=cache)
+        self._read_tail = reads(self._read_chunk, out_shardings=(rows, cache))
         self._first = jax.jit(
             self._choose_first,
             in_shardings=(by_rule, rows, cache, rows, rows, whole),
@@ -170,10 +169,11 @@ class Generator:
     def warm_up(self) -> None:
         """Compiles all that `stream` needs, so that nobody waits for it in the middle of an answer."""
         self._forget()
-        tokens, keys = np.zeros((self._rows, CHUNK), np.int32), np.zeros((self._rows, 2), np.uint32)
-        seen, cache = self._seen([], self._rows), self._empty()
+        body, end = (np.zeros((self._rows, length), np.int32) for length in (CHUNK, TAIL))
+        seen, cache, keys = self._seen([], self._rows), self._empty(), np.zeros((self._rows, 2), np.uint32)
         while True:
-            hidden, cache = self._read(self._params, cache, np.int32(0), tokens, np.int32(1))
+            cache = self._read_body(self._params, cache, np.int32(0), body, np.int32(1))
+            hidden, cache = self._read_tail(self._params, cache, np.int32(0), end, np.int32(1))
             state = self._first(self._params, hidden, cache, seen, keys, GREEDY.scalars())
             cache = self._next(self._params, state, keys, GREEDY.scalars()).cache
             slots = cache.filled.shape[1]
@@ -198,13 +198,22 @@ class Generator:
         start = int(differs[0]) if len(differs) else shared
         cache = self._cache if start else self._empty()
         self._forget()
-        while start < len(prompt):
-            piece = prompt[start : start + CHUNK]
-            tokens = np.broadcast_to(np.pad(piece, (0, CHUNK - len(piece))), (self._rows, CHUNK))
+        while len(prompt) - start > 2 * TAIL:  # fewer are read faster as two tails
+            piece = prompt[start : min(start + CHUNK, len(prompt) - TAIL)]
             cache = self._with_room(cache, start + CHUNK)
-            hidden, cache = self._read(self._params, cache, np.int32(start), tokens, np.int32(len(piece)))
+            cache = self._read_body(self._params, cache, *self._chunk(piece, start, CHUNK))
+            start += len(piece)
+        while start < len(prompt):
+            piece = prompt[start : start + TAIL]
+            cache = self._with_room(cache, start + TAIL)
+            hidden, cache = self._read_tail(self._params, cache, *self._chunk(piece, start, TAIL))
             start += len(piece)
         return hidden, cache
+
+    def _chunk(self, piece: np.ndarray, start: int, length: int) -> tuple[np.int32, np.ndarray, np.int32]:
+        """Returns where a piece of a prompt starts, its ids filled up to [B, length], and how many are its own."""
+        tokens = np.broadcast_to(np.pad(piece, (0, length - len(piece))), (self._rows, length))
+        return np.int32(start), tokens, np.int32(len(piece))
 
     @property
     def _most_slots(self) -> int:
@@ -260,12 +269,18 @@ class Generator:
     def _read_chunk(
         self, params: dict, cache: Cache, start: jax.Array, tokens: jax.Array, count: jax.Array
     ) -> tuple[jax.Array, Cache]:
-        """Reads the first `count` of tokens [B, CHUNK] behind the first `start` of a cache, which keeps no others.
+        """Reads the first `count` of tokens [B, T] behind the first `start` of a cache, which keeps no others.
 
         Returns the last hidden state [B, 1, D] and the cache.
         """
         hidden, cache = self._model.apply({"params": params}, tokens, _held(cache, start), method="extend")
         return jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1), _held(cache, start + count)
+
+    def _kept_of_chunk(
+        self, params: dict, cache: Cache, start: jax.Array, tokens: jax.Array, count: jax.Array
+    ) -> Cache:
+        """Returns the cache of `_read_chunk` alone: the compiler leaves out what only the hidden state needs."""
+        return self._read_chunk(params, cache, start, tokens, count)[1]
 
     def _choose_first(
         self, params: dict, hidden: jax.Array, cache: Cache, seen: jax.Array, keys: jax.Array, scalars: tuple

@@ -11,9 +11,10 @@ matplotlib.use("Agg")  # no screen is needed, nor looked for
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ghost_jax.report_table import orders_of
+from ghost_jax.report_table import WORDS, orders_of
 
 INK, ACCENT, MUTED, WARM = "#1d2733", "#2a6fb0", "#a9b4c0", "#c4622d"
+WIDTH = 5  # inches: on a phone, which shows a picture 3.7 inches wide, its words stay readable
 LETTER_COLORS = (ACCENT, WARM, "#4f8f5b", "#8a5aa5", "#b0882a", MUTED)
 
 
@@ -31,6 +32,21 @@ def loss_picture(run: dict) -> Figure:
             axes.plot([line["step"] for line in taken], [line[key] for line in taken], "o-", color=color, label=label)
     _finish(axes, "update", "loss, nats a token", run["name"])
     axes.legend(frameon=False)
+    return figure
+
+
+def mixture_picture(run: dict) -> Figure:
+    """Draws each dataset's share of the records that a run learns from, and of the tokens that are learnt."""
+    shares = list(reversed(run["data"]["mixture"]))
+    names = [f"{WORDS.get(share['name'], share['name'])} x{_last(share['multiplier']):g}" for share in shares]
+    figure, axes = _figure(1.6 + 0.45 * len(shares))
+    places = range(len(shares))
+    of_tokens = [100 * share["supervised_share"] for share in shares]
+    axes.barh([place + 0.2 for place in places], [100 * share["record_share"] for share in shares], 0.4, color=ACCENT)
+    axes.barh([place - 0.2 for place in places], of_tokens, 0.4, color=WARM)
+    axes.set_yticks(places, names)
+    axes.set_xlim(0, 100)
+    _finish(axes, "share, %: records (blue), learnt tokens (orange)", "", "mixture")
     return figure
 
 
@@ -121,7 +137,7 @@ def study_picture(runs: Sequence[dict]) -> Figure | None:
                 each["headline"]["ci95"],
             )
         )
-    figure, axes = _figure(1.4 + 0.24 * len(rows), 8)
+    figure, axes = _figure(1.4 + 0.24 * len(rows), 1.2 * WIDTH)
     for place, (_, published, over, interval) in enumerate(reversed(rows)):
         if interval:
             axes.plot([100 * bound for bound in interval], [place, place], color=ACCENT, linewidth=2)
@@ -136,7 +152,7 @@ def study_picture(runs: Sequence[dict]) -> Figure | None:
     axes.axvline(100 * _chance(score), color=ACCENT, linewidth=1, linestyle="--")
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor=WARM, label="in the published order")
     axes.plot([], [], "o", color=ACCENT, markersize=5, label=f"over {orders} cyclic orders")
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     _finish(axes, "accuracy, %", "", f"{score['items']['name']}: who reads the question?")
     return figure
 
@@ -158,7 +174,12 @@ def _chance(score: Mapping) -> float:
     return max(accuracy for name, accuracy in score["policies_over_orders"].items() if name.startswith("always_"))
 
 
-def _figure(height: float, width: float = 7) -> tuple[Figure, Axes]:
+def _last(multiplier: float | Sequence[float]) -> float:
+    """The multiplier of a dataset, the last one where it changes during the run; the oldest records have a number."""
+    return multiplier[-1] if isinstance(multiplier, Sequence) else multiplier
+
+
+def _figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ghost_jax.chat import harmless, main, open_run, prompt_of, say_answer
-from ghost_jax.conversation import fitted, text_of
+from ghost_jax.chat import main, open_run, prompt_of, say_answer
+from ghost_jax.conversation import fitted, harmless, text_of
 from ghost_jax.errors import UserError
 from ghost_jax.retrieve import Passage
 from ghost_jax.sampling import GREEDY
@@ -105,8 +106,8 @@ def test_what_a_terminal_would_obey_is_shown_instead():
 
 @pytest.mark.usefixtures("compile_quickly")
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(tiny_run, capsys):
-    flags = argparse.Namespace(workdir=tiny_run.workdir, max_new_tokens=20, seed=0)
-    conversation, _ = open_run(flags, GREEDY, None)
+    flags = argparse.Namespace(max_new_tokens=20, seed=0)
+    conversation, _ = open_run(tiny_run.workdir, flags, GREEDY, None)
     notes = Console(markup=False)
     whole = conversation.turn("hello")
     say_answer(conversation, whole, lambda: False, notes)
@@ -159,6 +160,7 @@ def said(ghost, tiny_run, data, tmp_path_factory) -> dict[str, subprocess.Comple
     }
     for name, text in asked.items():
         (folder / name).write_text(text, encoding="utf-8", errors="surrogateescape")
+    again = shutil.copytree(tiny_run.workdir, folder / "again")
     run, book = f"--workdir={tiny_run.workdir}", ("--book=open", f"--data_dir={data}", "--max_new_tokens=8")
     commands = {
         "turns": ("turns", run, *DRAWN),
@@ -168,6 +170,8 @@ def said(ghost, tiny_run, data, tmp_path_factory) -> dict[str, subprocess.Comple
         "batch of the book": ("of the book", run, *book, "--jsonl"),
         "no book": ("nothing", run, "--book=open", f"--data_dir={folder}"),
         "base": ("nothing", f"--workdir={tiny_run.base}"),
+        "transcript": ("nothing", f"{run},{again}", "--max_new_tokens=8", f"--transcript={folder / 'said.md'}"),
+        "a base's transcript": ("nothing", f"{run},{tiny_run.base}", f"--transcript={folder / 'half.md'}"),
         "no run": ("nothing", f"--workdir={folder / 'nowhere'}"),
     }
     tasks = {name: functools.partial(chat, ghost, folder / file, *flags) for name, (file, *flags) in commands.items()}
@@ -204,6 +208,32 @@ def test_each_line_of_a_batch_is_a_conversation_of_its_own(said):
     assert found[1].keys() == {"prompt", "error"}
     assert "Shorten the prompt" in found[1]["error"]
     assert (said["batch"].returncode, said["batch"].stderr) == (1, "")
+
+
+def test_a_transcript_has_a_column_for_each_run(said):
+    assert said["transcript"].returncode == 0, said["transcript"].stderr
+    path = Path(said["transcript"].stdout.strip())
+    rows = [line.strip("| ").split(" | ") for line in path.read_text().splitlines() if line.startswith("|")]
+    assert rows[0] == ["prompt", "chat, step 8", "again, step 8"]
+    prompts = [row for row in rows if row[0] not in ("prompt", "---")]
+    assert len(prompts) == 27
+    assert all(one == other for _, one, other in prompts)  # greedy, and copies of one run
+    assert len({one for _, one, _ in prompts}) > 1
+
+
+def test_a_run_that_cannot_be_asked_leaves_no_transcript(said):
+    paragraph = paragraph_of(said["a base's transcript"], 1)
+    assert "is a base model without a chat format" in paragraph
+    assert not list(Path(said["transcript"].stdout.strip()).parent.glob("half*"))
+
+
+def test_a_transcript_that_is_there_is_not_overwritten(monkeypatch, capsys, tmp_path):
+    there = tmp_path / "there.md"
+    there.write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["chat", "--workdir=nowhere", f"--transcript={there}"])
+    assert main() == 1
+    assert "is there already" in " ".join(capsys.readouterr().err.split())
+    assert there.read_text() == "mine"
 
 
 def test_another_seed_draws_other_answers(said):
@@ -251,10 +281,13 @@ def test_what_cannot_be_talked_to_is_told(said, name, words):
         ("--repetition_penalty=0", "repetition_penalty is 0.0"),
         ("--max_new_tokens=0", "--max_new_tokens is 0"),
         ("--seed=-1", "--seed is -1"),
+        ("--transcript=t.md --jsonl", "Give one of them"),
+        ("--transcript=t.md --temperature=1", "A transcript is greedy"),
+        ("--transcript=t.md --workdir=a,b,a", "names a run twice"),
     ],
 )
 def test_numbers_that_mean_nothing_are_bad_usage(monkeypatch, capsys, flag, words):
-    monkeypatch.setattr(sys, "argv", ["chat", "--workdir=nowhere", flag])
+    monkeypatch.setattr(sys, "argv", ["chat", "--workdir=nowhere", *flag.split()])
     assert main() == 2
     assert words in capsys.readouterr().err
 

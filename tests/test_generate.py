@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from ghost_jax.errors import UserError
-from ghost_jax.generate import CHUNK, Generator
+from ghost_jax.generate import CHUNK, TAIL, Generator
 from ghost_jax.model import transformer
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import Transformer
@@ -189,20 +189,25 @@ def long_prompt(length: int, seed: int = 0) -> np.ndarray:
 
 
 class Reads:
-    """Counts the chunks that a generator reads."""
+    """Counts the tokens that a generator reads, and the places that they are filled up to."""
 
     def __init__(self, generator: Generator, monkeypatch):
-        self.chunks, read = 0, generator._read
+        self.tokens = self.places = 0
 
-        def counted(*arguments):
-            self.chunks += 1
-            return read(*arguments)
+        def counted(read):
+            def reading(params, cache, start, tokens, count):
+                self.tokens += int(count)
+                self.places += tokens.shape[1]
+                return read(params, cache, start, tokens, count)
 
-        monkeypatch.setattr(generator, "_read", counted)
+            return reading
 
-    def since(self) -> int:
-        chunks, self.chunks = self.chunks, 0
-        return chunks
+        for name in ("_read_body", "_read_tail"):
+            monkeypatch.setattr(generator, name, counted(getattr(generator, name)))
+
+    def since(self) -> tuple[int, int]:
+        read, self.tokens, self.places = (self.tokens, self.places), 0, 0
+        return read
 
 
 def test_a_stream_that_begins_like_the_one_before_reads_the_rest_alone(monkeypatch):
@@ -210,18 +215,18 @@ def test_a_stream_that_begins_like_the_one_before_reads_the_rest_alone(monkeypat
     talks.warm_up()  # whatever was read before is forgotten
     reads = Reads(talks, monkeypatch)
     longest = long_prompt(310)
-    for prompt, chunks in (
-        (longest[:5], 1),
-        (longest[:CHUNK], 1),
-        (longest[: CHUNK + 5], 1),  # of the 69 tokens, 64 are known
-        (longest[: CHUNK + 5], 1),  # the same again: its last token
-        (longest[: 3 * CHUNK + 1], 2),
-        (longest, 2),  # 117 more, over the end of the first 256 slots
-        (np.append(longest[:100], long_prompt(60, 1)), 1),  # another way from the 100th on
-        (long_prompt(130, 2), 3),  # another conversation
+    # Of a text, what it chose last is not in the cache, and the last token of a prompt is always read.
+    for prompt, tokens, bodies, tails in (
+        (longest[:5], 5, 0, 1),
+        (longest[: 2 * TAIL + 5], 2 * TAIL, 0, 2),
+        (longest[: 2 * TAIL + 5], 1, 0, 1),  # the same again: its last token
+        (longest[: CHUNK + 2 * TAIL], CHUNK - 5, 1, 1),
+        (longest, 310 - CHUNK - 2 * TAIL, 3, 2),  # over the end of the first 256 slots
+        (np.append(longest[:100], long_prompt(60, 1)), 60, 1, 1),  # another way from the 100th on
+        (long_prompt(200, 2), 200, 3, 1),  # another conversation
     ):
         assert list(talks.stream(prompt)) == plainly(LONG, prompt, NEW), len(prompt)
-        assert reads.since() == chunks, len(prompt)
+        assert reads.since() == (tokens, bodies * CHUNK + tails * TAIL), len(prompt)
 
 
 def test_a_conversation_goes_on_from_its_own_text_and_from_an_answer_that_was_left(monkeypatch):
@@ -231,7 +236,8 @@ def test_a_conversation_goes_on_from_its_own_text_and_from_an_answer_that_was_le
     for leave_after in (NEW, 4, 1):
         answer = list(itertools.islice(talks.stream(prompt), leave_after))
         assert answer == plainly(LONG, prompt, NEW)[:leave_after]
-        assert reads.since() == (4 if leave_after == NEW else 1)
+        tokens, _ = reads.since()
+        assert tokens == (200 if leave_after == NEW else 21)  # the newest turn, and what was chosen last
         prompt = np.concatenate([prompt, answer, long_prompt(20, leave_after)]).astype(np.int32)
 
 
@@ -239,16 +245,16 @@ def test_a_stream_that_failed_leaves_nothing_half_read(monkeypatch):
     talks = generator(LONG)
     prompt = long_prompt(150, 4)
     first = list(talks.stream(prompt))
-    read = talks._read
+    read = talks._read_tail
     calls = iter([read])
 
     def failing(*arguments):
         return next(calls, lambda *_: 1 / 0)(*arguments)
 
-    monkeypatch.setattr(talks, "_read", failing)
+    monkeypatch.setattr(talks, "_read_tail", failing)
     with pytest.raises(ZeroDivisionError):
-        list(talks.stream(np.append(prompt[:40], long_prompt(100, 5))))
-    monkeypatch.setattr(talks, "_read", read)
+        list(talks.stream(np.append(prompt[:40], long_prompt(2 * TAIL, 5))))
+    monkeypatch.setattr(talks, "_read_tail", read)
     assert list(talks.stream(prompt)) == first
 
 
@@ -309,9 +315,9 @@ def test_programs_are_compiled_for_padded_lengths_and_nothing_else():
 def test_a_warm_stream_compiles_nothing():
     fresh = generator(LONG)
     fresh.warm_up()
-    programs = (fresh._empty, fresh._read, fresh._first, fresh._next, fresh._grown)
+    programs = (fresh._empty, fresh._read_body, fresh._read_tail, fresh._first, fresh._next, fresh._grown)
     compiled = [program._cache_size() for program in programs]
-    assert compiled == [1, 2, 2, 2, 1]  # the caches of 256 slots and of all that the context needs
+    assert compiled == [1, 2, 2, 2, 2, 1]  # the caches of 256 slots and of all that the context needs
     for length in (1, 64, 65, 254, 255, 256, 257, 319):
         list(fresh.stream(long_prompt(length), Sampling(0.7, 5, 0.9, 1.5), keys_of(1)[0]))
     assert [program._cache_size() for program in programs] == compiled

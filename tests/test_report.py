@@ -9,11 +9,14 @@ import statistics
 import matplotlib.image
 import pytest
 
+import ghost_jax
 from configs import chat_v4_failed
+from ghost_jax import sweep_table
 from ghost_jax.data import conversations, windows
-from ghost_jax.report import find_runs, read_run, write
-from ghost_jax.report_pictures import study_picture
+from ghost_jax.report import find_runs, parts_of, read_run, results_of
+from ghost_jax.report_pictures import mixture_picture, study_picture
 from ghost_jax.report_table import WORDS, recipe_of, result_table
+from ghost_jax.sweep_grid import Sweep, grid
 from tests.conftest import ROOT, score_of, updates_of
 
 NOTE = "<script>alert('x')</script> & more"
@@ -116,17 +119,61 @@ def test_the_pictures_are_pictures(report):
     pictures = {path.name: matplotlib.image.imread(path) for path in report.glob("*.png")}
     assert pictures.keys() == {
         "base-loss.png",
+        "base-mixture.png",
         "chat-loss.png",
+        "chat-mixture.png",
         "chat-ctibench-accuracy.png",
         "chat-ctibench-letters.png",
         "chat-ctibench-log-probs.png",
         "chat-ctibench-reliability.png",
         "cut-loss.png",
+        "cut-mixture.png",
         "stopped-loss.png",
+        "stopped-mixture.png",
     }
     for name, pixels in pictures.items():
         assert min(pixels.shape[:2]) > 200, name
         assert pixels.std() > 0, name
+
+
+def test_the_mixture_is_drawn_as_the_run_recorded_it(tiny_run):
+    recorded = read_run(tiny_run.workdir)["data"]["mixture"]
+    (axes,) = mixture_picture(read_run(tiny_run.workdir)).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert sorted(names) == sorted(["Q&A x1", "raw MCQ x5", "CoT MCQ x2", "small talk x8"])
+    of_records, of_tokens = ([bar.get_width() for bar in bars][::-1] for bars in axes.containers)
+    assert of_records == pytest.approx([100 * share["record_share"] for share in recorded])
+    assert of_tokens == pytest.approx([100 * share["supervised_share"] for share in recorded])
+
+
+def test_every_artefact_names_the_version_that_wrote_it(report):
+    signed = f"Written by ghost_jax {ghost_jax.__version__}, "
+    assert (report / "RESULTS.md").read_text().splitlines()[-1].startswith(signed)
+    assert signed in (report / "index.html").read_text()
+    assert f"Software\0ghost_jax {ghost_jax.__version__}".encode() in (report / "chat-loss.png").read_bytes()
+
+
+def test_what_cannot_be_told_without_a_comparison_is_said(report):
+    text = (report / "RESULTS.md").read_text()
+    assert "## What we learned\n\nNothing can be told: it takes two scored runs" in text
+
+
+def test_a_sweep_among_the_runs_is_shown_with_its_picture(ghost, tiny_run, tmp_path):
+    """The tables and the picture are the sweep's own; here of two rates that were not run with three seeds."""
+    runs, out = tmp_path / "runs", tmp_path / "report"
+    rates = (1e-3, 2e-3)
+    sweep = Sweep(
+        grid("configs/chat_v5.py:nano", {"optim.peak_lr": rates}), seeds=(0,), axis="optim.peak_lr", name="lr"
+    )
+    for run in sweep.runs():
+        shutil.copytree(tiny_run.workdir, runs / "sweeps" / "lr" / run.name)
+    sweep_table.write(sweep, runs / "sweeps" / "lr", {run.name: "finished" for run in sweep.runs()})
+    shutil.copytree(tiny_run.workdir, runs / "chat", ignore=shutil.ignore_patterns("checkpoints"))
+    ghost("ghost_jax.report", f"--runs={runs}", f"--out={out}")
+    assert (out / "sweep-lr.png").read_bytes() == (runs / "sweeps" / "lr" / "sweep.png").read_bytes()
+    page = (out / "index.html").read_text()
+    assert "<h2>Sweep lr over optim.peak_lr</h2>" in page
+    assert "Never a claim from one seed" in page
 
 
 def test_the_study_is_drawn_among_the_policies_where_a_rebuilt_run_was_scored_on_its_benchmark(tiny_run):
@@ -231,7 +278,8 @@ def test_every_dataset_has_its_words():
     assert WORDS.keys() == {*windows.DATASETS, *conversations.DATASETS}
 
 
-def test_the_results_in_the_repository_are_those_of_its_records(tmp_path):
+def test_the_results_in_the_repository_are_those_of_its_records():
     records = ROOT / "evals" / "records"
-    write(find_runs(records), tmp_path, sorted(records.glob("*.json")))
-    assert (tmp_path / "RESULTS.md").read_text() == (ROOT / "RESULTS.md").read_text(), "run `make results`"
+    runs = [read_run(workdir) for workdir in find_runs(records)]
+    beside = [json.loads(path.read_text()) for path in sorted(records.glob("*.json"))]
+    assert results_of(parts_of(runs, beside)) == (ROOT / "RESULTS.md").read_text(), "run `make results`"

@@ -1,0 +1,88 @@
+"""What `pip install .` gives: both packages with their data files, no configs, and every command from any folder."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import ghost_jax
+from tests.conftest import ROOT, WAIT
+
+SHIPPED = ("ghost_jax", "evals")
+COMMANDS = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in SHIPPED
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
+]
+
+
+def pip(*arguments: str | Path, cwd: Path) -> None:
+    """Runs pip; skips the test where the build's own requirements cannot be had."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=WAIT)
+    if re.search(r"No matching distribution found for (setuptools|wheel)", done.stdout + done.stderr):
+        pytest.skip("setuptools, which builds the wheel, cannot be fetched here")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout, built beside it so that nothing is left in it."""
+    source = tmp_path_factory.mktemp("source")
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "runs", "report", "build", "dist", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=ignored, dirs_exist_ok=True)
+    pip("wheel", "--no-deps", f"--wheel-dir={source / 'wheels'}", ".", cwd=source)
+    (built,) = (source / "wheels").iterdir()
+    return built
+
+
+def test_the_wheel_holds_both_packages_whole_and_nothing_else(wheel):
+    """`configs` and `launch` are names of everybody's, and records of runs are no part of a program."""
+    with zipfile.ZipFile(wheel) as file:
+        names = {name for name in file.namelist() if ".dist-info/" not in name}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for package in SHIPPED
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and "records" not in path.parts
+    }
+    assert names == wanted
+    assert {"ghost_jax/transcript_prompts.jsonl", "ghost_jax/data/sources/pack/attack.tsv"} <= names
+
+
+def test_the_wheel_is_of_this_version_and_asks_for_what_runs_it(wheel):
+    assert wheel.name == f"ghost_jax-{ghost_jax.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as file:
+        (metadata,) = (file.read(name).decode() for name in file.namelist() if name.endswith("/METADATA"))
+    asked = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
+    pinned = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    assert asked == [line for line in pinned if line]
+
+
+@pytest.mark.slow
+def test_every_command_explains_itself_from_an_empty_folder(wheel, tmp_path):
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    pip("install", "--no-deps", f"--target={installed}", wheel, cwd=empty)
+    environment = os.environ | {"PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def asked(name: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", name, "--help"]
+        return subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, timeout=WAIT)
+
+    with ThreadPoolExecutor(2) as pool:
+        said = dict(zip(COMMANDS, pool.map(asked, COMMANDS), strict=True))
+    assert len(said) > 12
+    for name, done in said.items():
+        assert (done.returncode, done.stderr) == (0, ""), (name, done.stderr)
+        assert done.stdout.startswith(f"usage: python -m {name} "), name
+        silent = re.findall(r"^  (--\w+)(?: \S+)?$(?!\n    )", done.stdout, re.MULTILINE)
+        assert not silent, f"{name} says nothing of {silent}"
+    assert not list(empty.iterdir())
