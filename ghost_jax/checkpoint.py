@@ -1,10 +1,12 @@
 """Orbax checkpoints of a run: only ever whole, restored into the shardings of the mesh at hand.
 
-Each holds three items: `params`, `rest` (step, optimizer state, key, skipped updates) and `identity`, which says of
-which model, tokenizer and data it is. Parameters stand apart so that the evaluator need not know the optimizer.
+Each holds four items: `params`, `rest` (step, optimizer state, key, skipped updates), `identity`, which says of which
+model, tokenizer and data it is, and `checksums`, by which a bit that flipped on the disk is noticed. Parameters stand
+apart so that the evaluator need not know the optimizer.
 """
 
 import logging
+import math
 import operator
 import shutil
 import tempfile
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -28,6 +32,8 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 FOLDER = "checkpoints"
 REST = ("step", "opt_state", "key", "skipped")  # of a state, beside its parameters
+# What reading raises and is no damage. A flipped bit may raise anything, down to an AssertionError within Orbax.
+_NO_DAMAGE = (UserError, PermissionError, MemoryError, jax.errors.JaxRuntimeError)
 T = TypeVar("T")
 
 
@@ -36,6 +42,25 @@ def identity_of(model: ModelConfig, tokenizer_sha256: str, data_fingerprint: str
     shape = model.record()
     del shape["remat"]  # computing the same in another way
     return {"model": shape, "tokenizer": tokenizer_sha256, "data": data_fingerprint}
+
+
+def checksums(tree: Any) -> list[int]:
+    """Returns a number for the bits of each leaf, below 2^32 and the same on every mesh.
+
+    Any change of one element changes it. TensorStore has checksums of its own for its indexes, and none for arrays.
+    """
+    return [int(number) for number in jax.device_get([_checksum(leaf) for leaf in jax.tree.leaves(tree)])]
+
+
+@jax.jit  # a leaf at a time: layers and moments share their shapes, and so the compiled program
+def _checksum(leaf: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    places = [
+        jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * np.uint32(math.prod(leaf.shape[axis + 1 :]))
+        for axis in range(leaf.ndim)
+    ]
+    # Modulo 2^32, sums are the same in any order, and an odd factor maps no difference of bits to zero.
+    return jnp.sum(bits * (2 * sum(places, jnp.uint32(0)) + 1), dtype=jnp.uint32)
 
 
 class Checkpoints:
@@ -86,6 +111,7 @@ class Checkpoints:
                 params=ocp.args.StandardSave(state.params),
                 rest=ocp.args.StandardSave(rest),
                 identity=ocp.args.JsonSave(identity),
+                checksums=ocp.args.JsonSave({"params": checksums(state.params), "rest": checksums(rest)}),
             ),
             metrics={self._keep_best: losses[self._keep_best]} if self._keep_best in losses else None,
         )
@@ -108,7 +134,9 @@ class Checkpoints:
         for step in steps:
             try:
                 return read(step)
-            except (ValueError, KeyError, FileNotFoundError) as fault:  # what Orbax and TensorStore raise of damage
+            except _NO_DAMAGE:
+                raise
+            except Exception as fault:
                 reason = str(fault).splitlines()[0][:200] if str(fault) else type(fault).__name__
                 print(f"the checkpoint of step {step:,} in {self._workdir} is damaged ({reason})", flush=True)
                 if not self._read_only:
@@ -138,6 +166,7 @@ class Checkpoints:
                 params=ocp.args.StandardRestore(target.params), rest=ocp.args.StandardRestore(rest)
             ),
         )
+        self._prove(step, params=found.params, rest=found.rest)
         return TrainState(params=found.params, **found.rest)
 
     def restore_params(self, step: int, model: ModelConfig, mesh: Mesh) -> dict:
@@ -145,7 +174,19 @@ class Checkpoints:
         abstract = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
         target = with_shardings(abstract, shardings(abstract, mesh))
         args = ocp.args.Composite(params=ocp.args.StandardRestore(target))
-        return self._manager.restore(step, args=args).params
+        params = self._manager.restore(step, args=args).params
+        self._prove(step, params=params)
+        return params
+
+    def _prove(self, step: int, **trees: Any) -> None:
+        """Raises ValueError where a tree is not the one that was saved."""
+        if not (self._workdir / FOLDER / str(step) / "checksums").is_dir():
+            return  # it was written before there were any
+        args = ocp.args.Composite(checksums=ocp.args.JsonRestore())
+        saved = self._manager.restore(step, args=args).checksums
+        for name, tree in trees.items():
+            if checksums(tree) != saved[name]:
+                raise ValueError(f"{name} are not what was saved")
 
     def _check(self, step: int, wanted: dict) -> None:
         found = self.identity(step)

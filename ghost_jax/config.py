@@ -9,6 +9,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -66,9 +67,9 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         raise UsageError(f"--config.{key} is a group; set one of {', '.join(f'{key}.{k}' for k in node)}.")
     try:
         parent[parts[-1]] = _parse(text, node)
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, TypeError, OverflowError, SyntaxError, RecursionError, MemoryError):  # of endless brackets, too
         raise UsageError(
-            f"--config.{key}={text} does not fit: the value is a {type(node).__name__}, by default {node!r}."
+            f"--config.{key}={text[:200]} does not fit: the value is a {type(node).__name__}, by default {node!r}."
         ) from None
 
 
@@ -106,7 +107,9 @@ def _parse(text: str, default: Any) -> Any:
         return tuple(part.strip() for part in text.strip("()").split(",") if part.strip())
     value = ast.literal_eval(text)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):  # 1e999; JSON has no such number
+        _refuse(text)
     return value if type(value) is type(default) else _refuse(text)
 
 
@@ -170,9 +173,12 @@ def validate(config: ConfigDict) -> None:
             raise UsageError(
                 f"The mixture from update {start} on is empty or negative: give a --config.data.mixture.NAME above 0."
             )
+    for key in ("layers", "width", "heads", "hidden", "vocab_size", "context"):
+        if config.model[key] < 1:
+            raise UsageError(f"model.{key} is {config.model[key]}; it must be at least 1.")
     width, heads = config.model.width, config.model.heads
     # Rotary positions turn pairs of a head's dimensions.
-    if heads < 1 or (config.model.get("head_dim") or width / heads) % 2:
+    if config.model.head_dim % 2 if config.model.get("head_dim") else width % (2 * heads):
         raise UsageError(f"model.heads ({heads}) must cut model.width ({width}) into parts of an even size.")
     if config.stage == "chat":
         if "vocabulary" not in config.base:  # else it is there already

@@ -49,6 +49,17 @@ def _interrupt(signum: int, frame) -> None:
     raise KeyboardInterrupt
 
 
+_IN_THE_WAY = "There is a file where a folder belongs, or a folder where a file does: choose another place."
+_ADVICE = {
+    errno.EACCES: "Give yourself the right to read and write there, or choose another folder.",
+    errno.EROFS: "That file system is read-only; choose another folder with --workdir or XDG_CACHE_HOME.",
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EIO: "The disk fails there: copy what can be read to another one, and repeat the command there.",
+}
+
 # The system's words, and NumPy's, which drops the system's error: "1028 requested and 606 written"
 _NO_SPACE = re.compile(r"No space left|\d+ requested and \d+ written")
 
@@ -93,13 +104,10 @@ def command(main: Callable[[], int | None]) -> Callable[[], int]:
         except OSError as fault:
             if _disk_full(fault):
                 return _say_disk_full()
-            where = f" ({fault.filename})" if fault.filename else ""
-            advice = {
-                errno.EACCES: "Give yourself the right to read and write there, or choose another folder.",
-                errno.EROFS: "That file system is read-only; choose another folder with --workdir or XDG_CACHE_HOME.",
-            }.get(fault.errno)
+            advice = _ADVICE.get(fault.errno)
             if advice is None:
                 raise
+            where = f" ({str(fault.filename)[:200]})" if fault.filename else ""
             say_error(f"{fault.strerror}{where}. {advice}")
             return FAILED
         except Exception as fault:

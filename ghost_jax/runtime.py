@@ -22,7 +22,9 @@ def set_up() -> None:
     Compiled programs go into the user's cache of this project, so that only the first start of a run waits for the
     compiler. Where the arrays live in this process's own memory, freed memory is kept for the next step.
     """
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    programs = cache_dir() / "xla"
+    programs.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is said once and not by JAX each time
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     _keep_freed_memory()
     _hush_echoes()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghost_jax.checkpoint import FOLDER, Checkpoints, identity_of, load_model
+from ghost_jax.checkpoint import FOLDER, Checkpoints, checksums, identity_of, load_model
 from ghost_jax.errors import UserError
 from ghost_jax.model import transformer
 from ghost_jax.model.sizes import ModelConfig
@@ -215,7 +215,13 @@ def without_identity(checkpoint):
             path.write_bytes(b'{"mod')
 
 
-DAMAGE = pytest.mark.parametrize("damage", [without_params, cut_short, without_identity])
+def with_other_arrays(checkpoint):
+    """Whole arrays that are not those that were saved, as a flipped bit that no decompression notices leaves them."""
+    without_params(checkpoint)
+    shutil.copytree(checkpoint.with_name("2") / "params", checkpoint / "params")
+
+
+DAMAGE = pytest.mark.parametrize("damage", [without_params, cut_short, without_identity, with_other_arrays])
 
 
 @DAMAGE
@@ -232,6 +238,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, dama
     assert "checkpoint of step 4" in capsys.readouterr().out
     assert load_model(tmp_path, mesh)[2] == 4
     assert [path.name[:2] for path in (tmp_path / "damaged").iterdir()] == ["4-"]
+
+
+@pytest.mark.parametrize("bit", [0, 7, 31])
+@pytest.mark.parametrize("place", [(0, 0), (2, 1)])
+def test_every_bit_of_an_array_counts_in_its_checksum(place, bit):
+    sound = {"kernel": jnp.arange(6, dtype=jnp.float32).reshape(3, 2), "count": jnp.int32(7)}
+    bits = np.array(sound["kernel"]).view(np.uint32)
+    bits[place] ^= np.uint32(1 << bit)
+    there, here = checksums(sound), checksums(sound | {"kernel": jnp.asarray(bits.view(np.float32))})
+    assert [a == b for a, b in zip(there, here, strict=True)] == [True, False]  # leaves in the order of their names
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):

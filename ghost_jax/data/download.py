@@ -26,6 +26,7 @@ from ghost_jax.progress import Progress
 
 CONNECT_SECONDS = 4.0
 SILENCE_SECONDS = 30.0  # a server that sends nothing for so long is given up
+SLOWEST = 1_000  # bytes/s; a server that sends less for SILENCE_SECONDS drips, and would for days
 ATTEMPTS = 5  # how often one download is taken up again after its connection broke
 _CHUNK = 1 << 16
 _WORDS = (
@@ -239,10 +240,18 @@ def _go_on(http: requests.Session, url: str, stream: BinaryIO, etag: Path, name:
         left = response.raw.length_remaining  # None where the server does not say
         total = position + (left or 0)
         with Progress(f"fetching {name}", total, unit="bytes", done=position, shown=bool(left)) as progress:
-            # Raw, because a file that is itself a .gz would be unpacked where the server calls that an encoding.
-            for chunk in response.raw.stream(_CHUNK, decode_content=False):
+            since, came = time.monotonic(), 0
+            # Raw, because a file that is itself a .gz would be unpacked where the server calls that an encoding; and
+            # as it comes, because each byte of a chunk that drips begins the wait for the next one anew.
+            while chunk := response.raw.read1(_CHUNK, decode_content=False):
                 stream.write(chunk)
                 progress.advance(len(chunk))
+                came += len(chunk)
+                if (passed := time.monotonic() - since) > SILENCE_SECONDS:
+                    if came < SLOWEST * passed:
+                        host, speed = urlsplit(url).netloc, came / passed
+                        raise Unavailable(f"{host} sends {speed:,.0f} bytes/s; what came is kept for the next try")
+                    since, came = time.monotonic(), 0
     return True
 
 

@@ -1,8 +1,9 @@
 """Prepared data on disk: folders named by what they were made from, whole or absent.
 
 A store is built in a folder beside its place and renamed when its manifest is written, so a folder with the final name
-is always complete. Its name carries a fingerprint of its inputs and of the code that makes it, so a change of either
-gives another store and an unchanged one is found again.
+is always complete. The manifest holds the hash of every file, and of itself: a store that was damaged since is made
+anew. Its name carries a fingerprint of its inputs and of the code that makes it, so a change of either gives another
+store and an unchanged one is found again.
 """
 
 import ast
@@ -101,20 +102,25 @@ def build(kind: str, code: Sequence[str], made_from: dict, write: Callable[[Path
     identity = {"kind": kind, "code": code_fingerprint(*code), "made_from": made_from}
     home = cache_dir() / "stores"
     place = home / f"{kind}-{fingerprint(identity)[:16]}"
-    if (place / "manifest.json").is_file():
+    if is_whole(place):
         return place
     locks = home / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     with (locks / place.name).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system if this process dies
-        if (place / "manifest.json").is_file():
+        if is_whole(place):
             return place
+        if place.exists():
+            print(f"the store {place} is damaged: it is made anew", flush=True)
+            shutil.rmtree(place)
         aside = home / f"{place.name}.partial"
         shutil.rmtree(aside, ignore_errors=True)  # what a killed process left: nobody else can be writing it
         aside.mkdir()
         try:
             content = write(aside)
             manifest = {**identity, "fingerprint": fingerprint(identity), "tools": tools(), **content}
+            manifest = json.loads(json.dumps(manifest | {"files": _hashes(aside)}))  # keys are text, as when it is read
+            manifest["sha256"] = fingerprint(manifest)
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
             os.rename(aside, place)
         finally:
@@ -131,7 +137,28 @@ def tools() -> dict[str, str]:
 def find(name: str) -> Path | None:
     """Returns the whole store of this name, as a run's records give it, or None where it is not on this machine."""
     place = cache_dir() / "stores" / name
-    return place if (place / "manifest.json").is_file() else None
+    return place if is_whole(place) else None
+
+
+def is_whole(store: Path) -> bool:
+    """Returns whether a store is there and every byte of it is as it was written."""
+    path = store / "manifest.json"
+    return path.is_file() and _proven(store, path.stat().st_mtime_ns)
+
+
+@functools.cache  # a process proves a store once; one that is made anew has another time
+def _proven(store: Path, written: int) -> bool:
+    try:
+        said = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
+        return said.pop("sha256") == fingerprint(said) and said["files"] == _hashes(store)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file of a store but its manifest, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
 
 
 def manifest(store: Path) -> dict:

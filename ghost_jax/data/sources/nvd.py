@@ -59,7 +59,7 @@ def _vulnerabilities(path: Path) -> Iterator[tuple[str, dict]]:
                 forms.check(entry, {"cve": dict}, where)
                 forms.require(entry, ("cve",), where)
                 yield where, entry["cve"]
-        except ijson.JSONError as fault:
+        except (ijson.JSONError, UnicodeDecodeError) as fault:
             raise UserError(
                 f"{path}, vulnerabilities[{position + 1}]: not valid JSON in UTF-8 from here on, or cut short. Fetch "
                 "the file again."

@@ -1,0 +1,39 @@
+"""Faults on purpose: the quick ones here, the others before a release; and what must never be written down."""
+
+import random
+import secrets
+
+import pytest
+
+from tests.bench.fault_cases import FAULTS, QUICK, Place
+from tests.bench.faults import attempt
+from tests.conftest import set_all, tiny_base
+
+EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_fault_is_survived(ghost, tiny_run, tmp_path, name):
+    outcome = attempt(name, Place(tmp_path, ghost, tiny_run, random.Random(f"0 {name}")))
+    if outcome["survived"] is None:
+        pytest.skip(outcome["said"])
+    assert outcome["survived"], outcome["said"]
+
+
+KEYS = ("HF_TOKEN", "GHOST_TEACHER_KEY", "WANDB_API_KEY")
+
+
+def test_no_key_of_the_environment_is_in_a_record_a_log_or_an_export(ghost, tiny_run, tmp_path):
+    canary = secrets.token_hex(16)  # drawn: a run records the uncommitted changes of this very file
+    env = dict.fromkeys(KEYS, canary)
+    run, out = tmp_path / "run", tmp_path / "out"
+    export = ("ghost_jax.export", f"--workdir={run}", f"--out={out}")
+    said = [
+        ghost(*tiny_base(run, *set_all({"steps": 2, "save_every": 2})), env=env),
+        ghost(*export, env=env),
+        ghost(*export, env=env, check=False),  # refused: something is there
+    ]
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"environment.json", "metrics.jsonl", "tokenizer.json", "config.json"} <= {path.name for path in written}
+    everything = [path.read_bytes() for path in written] + [(one.stdout + one.stderr).encode() for one in said]
+    assert not [text for text in everything if canary.encode() in text]

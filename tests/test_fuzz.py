@@ -1,0 +1,220 @@
+"""Whatever a file or a command line holds is read or refused in one paragraph: no crash, no hang, no flood of memory.
+
+Benchmarks and predictions are drawn in test_formats.py and test_audit.py, the tokenizer's round trip in
+test_tokenizer.py, a teacher's replies in test_teacher.py.
+"""
+
+import argparse
+import copy
+import json
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ghost_jax import config as config_lib
+from ghost_jax.data.sources import attack, capec, cwe, embedded, exploitdb, jsonl, kev, nvd
+from ghost_jax.errors import UserError
+from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.text.chat import Message, render
+from ghost_jax.text.tokenizer import ROLES
+from tests.test_sources_cwe import BOMB, CWE_XML
+from tests.test_sources_stix import CAPEC_66, COMMON, bundle
+from tests.test_sources_vulnerabilities import CVE, EXPLOIT, EXPLOITED, catalogue, page, table
+
+SECONDS = 10  # for one drawn file, on a busy machine; what backtracks or recurses without end takes for ever
+MEMORY = 1 << 30  # bytes that a file of some kilobytes must not take
+
+LINE = {"id": "a", "source": "s", "title": "CVE-2024-1", "text": "A. Weakness: CWE-416: Use After Free.\nIt frees."}
+SOUND = {  # name -> (suffix, a file that is read, its reader)
+    "attack": (".json", bundle(*COMMON), attack.read),
+    "capec": (".json", bundle(CAPEC_66), capec.read),
+    "cwe": (".xml", CWE_XML.encode(), cwe.read),
+    "nvd": (".json", page(CVE, CVE), nvd.read),
+    "kev": (".json", catalogue(EXPLOITED), kev.read),
+    "exploitdb": (".csv", table(EXPLOIT, EXPLOIT), exploitdb.read),
+    "jsonl": (".jsonl", json.dumps(LINE).encode() + b"\n" + json.dumps(LINE | {"id": "b"}).encode(), jsonl.read),
+}
+
+# ---- Damage ----
+
+LONG = ["(" * 5000, "<p" * 5000, " " * 9999 + "x", "[a](" * 3000, "A. " * 3000, "\n" * 9999, "&" * 5000, "9" * 5000]
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([*LONG, 10**400])
+)
+ANYTHING = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
+BYTES = st.binary(max_size=8) | st.sampled_from(
+    [
+        *(b"\x00", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\\ud800", b"\r"),  # no UTF-8, no character, no line
+        *(b'"', b"<", b"]", b"{", b"-", b"[" * 20000, b"<a>" * 20000, b"&a;", BOMB.encode()),
+        *(b"9" * 5000, b"1e999", b"NaN", b"\x1f\x8b", b"PK\x03\x04"),
+    ]
+)
+
+
+def with_bytes_changed(data: bytes) -> st.SearchStrategy[bytes]:
+    """The file with one to three stretches of it replaced, or cut off."""
+
+    def change(edits: list[tuple[int, int, bytes]]) -> bytes:
+        changed = data
+        for start, length, new in edits:
+            changed = changed[:start] + new + changed[start + length :]
+        return changed
+
+    edit = st.tuples(st.integers(0, len(data)), st.sampled_from([0, 1, 9, len(data)]), BYTES)
+    return st.lists(edit, min_size=1, max_size=3).map(change)
+
+
+def places_in(value: object, place: tuple = ()) -> list[tuple]:
+    """Returns where every value of a JSON document stands."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(found for key, child in inner for found in places_in(child, (*place, key)))]
+
+
+def with_values_changed(document: object) -> st.SearchStrategy[object]:
+    """The document with one or two of its values replaced by anything."""
+
+    def change(edits: list[tuple[tuple, object]]) -> object:
+        changed = {"": copy.deepcopy(document)}
+        for place, new in edits:
+            node, path = changed, ("", *place)
+            try:
+                for key in path[:-1]:
+                    node = node[key]
+                node[path[-1]] = new
+            except (LookupError, TypeError):
+                continue  # an edit before has replaced what held it
+        return changed[""]
+
+    return st.lists(st.tuples(st.sampled_from(places_in(document)), ANYTHING), min_size=1, max_size=2).map(change)
+
+
+def damaged(suffix: str, data: bytes) -> st.SearchStrategy[bytes]:
+    """A file with damage to its bytes or, where it is JSON, to its values; sometimes none."""
+    drawn = st.just(data) | with_bytes_changed(data)
+    documents = {".json": lambda: json.loads(data), ".jsonl": lambda: LINE}
+    if suffix not in documents:
+        return drawn
+    return drawn | with_values_changed(documents[suffix]()).map(lambda changed: json.dumps(changed).encode())
+
+
+@pytest.fixture
+def bounded():
+    """Bounds what a test may take; a process that recurses or backtracks without end is over them at once."""
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    yield
+    assert time.process_time() - start < 4 * SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before < MEMORY
+
+
+def refusal_of(attempt: Callable[[], object]) -> str:
+    """Returns in what words something is refused, "" where it is done; no other exception may pass."""
+    try:
+        attempt()
+    except UserError as fault:
+        said = str(fault)
+    else:
+        return ""
+    assert said
+    assert len(said) < 2_000
+    return said
+
+
+# ---- Files ----
+
+
+@pytest.mark.usefixtures("bounded")
+@pytest.mark.parametrize("name", SOUND)
+def test_any_file_of_a_publisher_is_read_or_refused_in_one_paragraph(tmp_path, name):
+    suffix, data, read = SOUND[name]
+    path = tmp_path / f"file{suffix}"
+    outcomes = Counter()
+
+    @settings(max_examples=150, deadline=SECONDS * 1000)
+    @given(damaged(suffix, data))
+    def drawn(content):
+        path.write_bytes(content)
+        said = refusal_of(lambda: [record.text.encode() for record in read(path)])  # and no half of a surrogate pair
+        assert not said or str(path) in said
+        outcomes["refused" if said else "read"] += 1
+
+    drawn()
+    assert outcomes["read"] > 0 < outcomes["refused"]
+
+
+# ---- Command lines ----
+
+CONFIG = "configs/chat_v5.py:nano"
+
+
+def leaves(node: dict, prefix: str = "") -> list[str]:
+    return [
+        name
+        for key, value in node.items()
+        for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key])
+    ]
+
+
+KEYS = leaves(config_lib.load(CONFIG).to_dict())
+HOSTILE = ["1e999", "-1e999", "nan", "-" * 5000 + "1", "(" * 5000, "[" * 150 + "]" * 150, "9" * 4300, "1" + "0" * 400]
+TYPED = ["None", "", "0", "-1", "3", "1_0", "0x10", "b'a'", "True", "()", "{}", "1j", "\0", "\udcff"]
+TEXTS = st.sampled_from([*HOSTILE, *TYPED]) | st.integers().map(str) | st.floats().map(repr) | st.text(max_size=10)
+WORDS = st.tuples(st.sampled_from(KEYS) | st.text(max_size=12), TEXTS).map("=".join) | st.text(max_size=12)
+
+
+@pytest.mark.usefixtures("bounded")
+def test_any_value_on_the_command_line_makes_a_config_that_can_be_kept_or_one_paragraph():
+    outcomes = Counter()
+
+    @settings(max_examples=250, deadline=SECONDS * 1000)
+    @given(st.lists(WORDS, min_size=1, max_size=2))
+    def drawn(words):
+        argv = [f"--config={CONFIG}", *(f"--config.{word}" for word in words)]
+
+        def keep() -> None:
+            config, _ = config_lib.parse(argparse.ArgumentParser(), argv)
+            json.dumps(config.to_dict(), allow_nan=False)  # a run directory keeps it as JSON, which has no infinity
+
+        outcomes["refused" if refusal_of(keep) else "taken"] += 1
+
+    drawn()
+    assert outcomes["taken"] > 0 < outcomes["refused"]
+
+
+# ---- Conversations ----
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_lib.train(["Pick the best answer and reply with its letter."] * 5, 400).with_chat_tokens(
+        embedded.anchors()
+    )
+
+
+PIECES = st.sampled_from([*ROLES, *(role[:-2] for role in ROLES), *(role.upper() for role in ROLES), "<|", "|>"])
+
+
+@given(
+    contents=st.lists(
+        st.tuples(
+            st.sampled_from(["user", "assistant"]),
+            st.lists(PIECES | st.text(st.characters(codec="utf-8"), max_size=6), max_size=5).map("".join),
+        ),
+        max_size=4,
+    )
+)
+def test_any_conversation_comes_back_from_its_tokens_and_no_content_opens_or_closes_a_turn(tokenizer, contents):
+    ids, mask = render(tokenizer, [Message(role, text) for role, text in contents])
+    roles = [tokenizer.id(name) for name in ROLES]
+    borders = [i for i, token in enumerate(ids) if token in roles]
+    assert len(borders) == 2 * len(contents)
+    for (role, text), start, end in zip(contents, borders[::2], borders[1::2], strict=True):
+        assert tokenizer.decode(ids[start + 1 : end]) == text
+        assert mask[start + 1 : end + 1].all() == (role == "assistant")
+        assert not mask[start]
