@@ -1,0 +1,181 @@
+"""Our sides of the comparisons: the product's own functions, put together as its commands put them together."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evals.answers import orders_of
+from evals.score import letter_answers
+from ghost_jax import initial, runtime
+from ghost_jax.checkpoint import load_model
+from ghost_jax.data import mixture
+from ghost_jax.data.prepare import mix_of, prepare
+from ghost_jax.generate import Generator
+from ghost_jax.metrics import memory_bytes
+from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.transformer import Transformer
+from ghost_jax.optim import adamw
+from ghost_jax.parallel.hosts import to_global
+from ghost_jax.parallel.mesh import batch_sharding, make_mesh
+from ghost_jax.step import make_predict, make_train_step
+from ghost_jax.text import tokenizer as tokenizer_lib
+from tests.bench import ragged, subject
+from tests.bench.work import OPTIMIZER, PRODUCTS, RATE, SEED, Files, Work
+
+
+class OnJax:
+    """A side that computes with JAX, prepared as our commands prepare a process."""
+
+    def __init__(self, work: dict, folder: str):
+        runtime.set_up()
+        self.work, self.files = Work(**work), Files(Path(folder))
+
+    def peak_bytes(self) -> int:
+        return memory_bytes(jax.devices())
+
+
+class Training(OnJax):
+    """Updates of one model, batch by batch."""
+
+    def begin(self, model: ModelConfig, micro_batch_size: int) -> None:
+        """Makes the state of an untrained model, and its step."""
+        self._mesh, optimizer = make_mesh(rows=micro_batch_size), adamw(**OPTIMIZER)
+        abstract = initial.abstract_state(model, optimizer)
+        self._state = initial.from_scratch(SEED, model, optimizer, abstract, self._mesh)
+        self._step = make_train_step(Transformer(model), optimizer, abstract, self._mesh, micro_batch_size)
+
+    def update(self, batch: dict) -> jax.Array:
+        """Starts one update; returns its loss [], which may not be there yet."""
+        placed = to_global(batch, batch_sharding(self._mesh))
+        self._state, metrics = self._step(self._state, placed, RATE)
+        return metrics["loss"]
+
+
+class Pretrain(Training):
+    """Updates on rows of random tokens. Unit: tokens. It comes to the loss of the first update."""
+
+    def __init__(self, work: dict, folder: str):
+        super().__init__(work, folder)
+        self.begin(subject.base_model(self.work), self.work.batch_size)
+        tokens = np.stack(ragged.read(self.files.rows, "tokens"))
+        weights = np.ones(tokens[:, 1:].shape, np.float32)
+        self._batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
+
+    def warm_up(self) -> list[float]:
+        return [float(self.update(self._batch))]
+
+    def turn(self) -> float:
+        for _ in range(self.work.steps):
+            loss = self.update(self._batch)
+        jax.block_until_ready(loss)
+        return self.work.steps * self._batch["tokens"].size
+
+
+class Sft(Training):
+    """Updates on packed rows of the chat recipe's real mixture. Unit: places that hold a conversation's token."""
+
+    def __init__(self, work: dict, folder: str):
+        super().__init__(work, folder)
+        config = subject.chat_config(self.work)
+        prepared = prepare(config, None)
+        self.begin(subject.chat_model(config, prepared), config.micro_batch_size)
+        self._batches = mixture.read_from(mixture.train_batches(mix_of(config, prepared)), 0)
+
+    def warm_up(self) -> list[float]:
+        self.turn()
+        return []
+
+    def turn(self) -> float:
+        places = 0
+        for _ in range(self.work.steps):
+            batch = next(self._batches)
+            places += np.count_nonzero(batch["segments"])
+            loss = self.update(batch)
+        jax.block_until_ready(loss)
+        return float(places)
+
+
+class Letters(OnJax):
+    """The evaluator's letters for a part of the questions in each of their orders. Unit: prompts.
+
+    It comes to the log-probabilities of the letters of the first part.
+    """
+
+    def __init__(self, work: dict, folder: str):
+        super().__init__(work, folder)
+        mesh = make_mesh()
+        config, params, _ = load_model(self.files.chat, mesh)
+        self._score = functools.partial(
+            letter_answers,
+            functools.partial(make_predict(config, params, mesh), params),
+            tokenizer_lib.load(self.files.chat / "tokenizer.json"),
+            context=config.context,
+            batch_size=16,
+        )
+        self._parts = subject.parts_of(Path(self.work.items), self.work)
+        self._next = 0
+
+    def warm_up(self) -> list[float]:
+        first, *_ = [self._scores(part) for part in self._parts]  # each may have a shape of its own
+        return np.concatenate(first).ravel().tolist()
+
+    def turn(self) -> float:
+        part = self._parts[self._next % len(self._parts)]
+        self._next += 1
+        return float(sum(map(len, self._scores(part))))
+
+    def _scores(self, items: list) -> list[np.ndarray]:
+        return self._score(items, orders_of(items, "cyclic"))[0].log_probs
+
+
+class Decoding(OnJax):
+    """One prompt continued greedily. Unit: new tokens. It comes to their ids.
+
+    Args:
+      streamed: whether each token is handed out as it is chosen, as in a chat, or the text when it is whole.
+    """
+
+    def __init__(self, work: dict, folder: str, streamed: bool):
+        super().__init__(work, folder)
+        mesh = make_mesh()
+        config, params, _ = load_model(self.files.chat, mesh)
+        nothing = [config.padded_vocab]  # no id ends the text: every turn is of the same length
+        size = {"batch_size": 1, "new_tokens": self.work.new_tokens, "stop_ids": nothing}
+        self._generator = Generator(config, params, mesh, **size)
+        self._prompt = ragged.read(self.files.prompts, "continued")[0]
+        self._streamed = streamed
+
+    def warm_up(self) -> list[float]:
+        if self._streamed:
+            self._generator.warm_up()
+        return [float(each) for each in self._text()]
+
+    def turn(self) -> float:
+        self._prompt = np.roll(self._prompt, 1)  # a stream keeps what it read of the last prompt
+        return float(len(self._text()))
+
+    def _text(self) -> list[int]:
+        if self._streamed:
+            return list(self._generator.stream(self._prompt))
+        return self._generator([self._prompt], shown=False)[0].tolist()
+
+
+class Product(OnJax):
+    """The largest rate at which XLA multiplies float32 matrices here, or bfloat16 ones. Unit: FLOP."""
+
+    def __init__(self, work: dict, folder: str):
+        super().__init__(work, folder)
+        self._x = jnp.ones((self.work.product, self.work.product), self.work.dtype)
+        self._multiply = jax.jit(lambda x: x @ x)
+
+    def warm_up(self) -> list[float]:
+        self.turn()
+        return []
+
+    def turn(self) -> float:
+        for _ in range(PRODUCTS):
+            self._multiply(self._x).block_until_ready()
+        return 2.0 * self.work.product**3 * PRODUCTS

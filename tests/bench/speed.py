@@ -1,0 +1,113 @@
+"""How fast this is beside its peers: `python -m tests.bench.speed --out=DIR [--only=pretrain,letters] [--short]`.
+
+Each comparison lets its sides take turns on the same machine, in processes of their own of which one runs at a time.
+Peers are not part of the project. Where they are missing they are left out, and the record says so:
+
+    pip install torch==2.13.0 transformers==5.23.0     # torch.compile asks for g++ beside
+    pip install libtpu==0.0.42.1                       # for the slices of TPUs
+"""
+
+import argparse
+import dataclasses
+import importlib
+import importlib.metadata
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from ghost_jax.errors import UsageError, command, did_you_mean
+from ghost_jax.whole import write_json, write_text
+from tests.bench import table
+from tests.bench.comparisons import BASE, CHAT, COMPARISONS, Subject
+from tests.bench.work import RECIPES, Work
+
+PACKAGES = ("jax", "flax", "torch", "transformers", "libtpu")
+# A GPU's turn holds so many updates that starting one costs nothing beside them.
+CPU = Work("small36m", batch_size=8, seq_len=512, dtype="float32", steps=1, rounds=7, questions=500)
+GPU = dataclasses.replace(CPU, batch_size=64, seq_len=1024, dtype="bfloat16", steps=10, questions=2500, product=8192)
+TINY = {"size": "nano", "batch_size": 4, "seq_len": 64, "rounds": 2, "questions": 8}
+SHORT = dataclasses.replace(
+    CPU, **TINY, product=256, prompt_tokens=32, new_tokens=16, devices=(1, 2), slices=("v5e:2x2",)
+)
+
+
+def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> None:
+    """Measures the chosen comparisons and writes `speed.json` and `speed.md` into a folder, anew after each of them."""
+    with tempfile.TemporaryDirectory(prefix="ghost_jax-bench-") as folder:
+        subject = _prepared(chosen, short, changes, folder)
+        record = {
+            "machine": subject.machine["machine"],
+            "packages": _packages(),
+            "work": dataclasses.asdict(subject.work),
+            "measured": {},
+        }
+        for name in chosen:
+            measure = COMPARISONS[name].measure
+            measured = measure(subject, lambda line, name=name: print(f"{name}: {line}", flush=True))
+            record["measured"][name] = {"about": measure.__doc__.splitlines()[0]} | measured
+            write_json(out / "speed.json", record)
+            write_text(out / "speed.md", table.markdown(record))
+
+
+def _prepared(chosen: Sequence[str], short: bool, changes: dict, folder: str) -> Subject:
+    """Returns what the comparisons work on, its files written.
+
+    By a process that ends with it: this one holds no device, and no memory that the sides would seem to have.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        machine = pool.submit(_call, "machine").result()
+        work = dataclasses.replace(SHORT if short else CPU if machine["platform"] == "cpu" else GPU, **changes)
+        makers = dict.fromkeys(maker for name in chosen for maker in COMPARISONS[name].files)
+        written = {maker: pool.submit(_call, maker, work, folder).result() for maker in makers}
+    items = written.get(CHAT, {}).get("items", work.items)
+    return Subject(dataclasses.replace(work, items=items), Path(folder), machine, written.get(BASE, {}))
+
+
+def _call(name: str, *arguments: object) -> dict:
+    return getattr(importlib.import_module("tests.bench.subject"), name)(*arguments)
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@command
+def main() -> int:
+    """Measures speed against peers, side by side; writes speed.json and speed.md."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.speed", description=main.__doc__)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the record and its table go")
+    parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(COMPARISONS)} (default: all)")
+    parser.add_argument("--short", action="store_true", help="everything small and two turns a side: does it work?")
+    parser.add_argument("--size", choices=RECIPES, help="of the model (default: small36m)")
+    parser.add_argument("--batch_size", type=int, help="rows of a pretraining step (default: 8; on a GPU 64)")
+    parser.add_argument("--seq_len", type=int, help="tokens of its rows (default: 512; on a GPU 1,024)")
+    parser.add_argument("--steps", type=int, help="updates a turn (default: 1; on a GPU 10)")
+    parser.add_argument("--rounds", type=int, help="turns of each side that are timed (default: 7)")
+    parser.add_argument("--questions", type=int, help="asked in four orders (default: 500; on a GPU 2,500)")
+    parser.add_argument("--items", metavar="FILE", help="of the questions (default: the chat recipe's held-out ones)")
+    flags = parser.parse_args()
+    chosen = flags.only.split(",") if flags.only else list(COMPARISONS)
+    for name in chosen:
+        if name not in COMPARISONS:
+            raise UsageError(f"--only names {name}, which is no comparison.{did_you_mean(name, list(COMPARISONS))}")
+    fields = ("size", "batch_size", "seq_len", "steps", "rounds", "questions", "items")
+    changes = {name: value for name in fields if (value := getattr(flags, name)) is not None}
+    for name, value in changes.items():
+        if isinstance(value, int) and value < 1:
+            raise UsageError(f"--{name} is {value}; it must be at least 1.")
+    run(chosen, flags.short, changes, flags.out)
+    print((flags.out / "speed.md").read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

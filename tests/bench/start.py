@@ -1,0 +1,70 @@
+"""From the shell to the end of the first update, with everything compiled and prepared by an earlier start."""
+
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ghost_jax.errors import UserError
+from tests.bench.work import Work
+
+# One row an update: the start is the same as of a larger batch, and the update adds little to it.
+ROWS = 1
+SECONDS = 600  # that no start needs; the first one of all prepares its data
+
+
+def measure(work: Work, say: Callable[[str], None]) -> dict:
+    """Returns the seconds of `work.rounds` starts of a base's training and their median, one update's time taken off.
+
+    `first_s` is the start that found nothing compiled or prepared, if none was made before.
+    """
+    starts = []
+    for number in range(work.rounds + 1):
+        starts.append(_started(work))
+        say(f"start {number} of {work.rounds}: {starts[-1]:.2f} s" if number else f"first start: {starts[0]:.1f} s")
+    first, *warm = starts
+    return {"config": work.base_recipe, "first_s": first, "seconds": warm, "median_s": statistics.median(warm)}
+
+
+def _started(work: Work) -> float:
+    """Returns the seconds from starting a training run to the end of its first update, without the update's own.
+
+    Those are taken from the second update: the first one's hold what was compiled or found for it.
+    """
+    values = {"steps": 100, "batch_size": ROWS, "micro_batch_size": ROWS, "data.seq_len": work.seq_len, "log_every": 1}
+    values |= {"model.dropout": 0.0, "model.dtype": work.dtype}
+    with tempfile.TemporaryDirectory(prefix="ghost_jax-start-") as folder:
+        command = [sys.executable, "-m", "ghost_jax.train", f"--config={work.base_recipe}", f"--workdir={folder}/run"]
+        command += [f"--config.{key}={value}" for key, value in values.items()]
+        metrics = Path(folder) / "run" / "metrics.jsonl"
+        with (Path(folder) / "said").open("w+", encoding="utf-8") as said:
+            started = time.perf_counter()
+            process = subprocess.Popen(command, stdout=said, stderr=said)
+            try:
+                _lines(process, metrics, 1, started)
+                seconds = time.perf_counter() - started
+                second = _lines(process, metrics, 2, started)[1]
+            except UserError:
+                said.seek(0)
+                print(said.read(), file=sys.stderr)
+                raise
+            finally:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+    return seconds - ROWS * work.seq_len / second["tokens_per_s"]
+
+
+def _lines(process: subprocess.Popen, path: Path, count: int, started: float) -> list[dict]:
+    """Returns the whole lines of a run's metrics as soon as there are so many."""
+    while time.perf_counter() - started < SECONDS and process.poll() is None:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if len(whole) >= count:
+            return [json.loads(line) for line in whole]
+        time.sleep(0.01)
+    raise UserError(f"The training run that was started made no {count} update(s); what it said stands above.")

@@ -1,0 +1,153 @@
+"""What the sides work on: models with weights as they are drawn, prompts, conversations.
+
+How fast a model is computed does not depend on how well it is trained.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from evals.answers import orders_of
+from evals.formats import read_items
+from evals.items import Item, permute
+from evals.score import prompt_of
+from ghost_jax import config as config_lib
+from ghost_jax import run_dir
+from ghost_jax.checkpoint import Checkpoints, identity_of
+from ghost_jax.data import mixture
+from ghost_jax.data.prepare import Prepared, mix_of, prepare
+from ghost_jax.export import write_model
+from ghost_jax.hf import llama, weights
+from ghost_jax.metrics import peak_flops
+from ghost_jax.model import transformer
+from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.step import new_state
+from ghost_jax.text.multiple_choice import letter_ids
+from ghost_jax.text.tokenizer import Tokenizer
+from tests.bench import ragged
+from tests.bench.work import LETTERS, SEED, Files, Work
+
+SHARD_BYTES = 10**10  # of an export: one file
+
+
+def machine() -> dict:
+    """Returns what the sides run on: in words, its platform, and the FLOP/s of its data sheet if it has one."""
+    devices = jax.devices()
+    platform = devices[0].platform
+    peak = None if platform == "cpu" else peak_flops(devices)  # a CPU's is measured, beside the sides
+    return {"machine": run_dir.machine(), "platform": platform, "peak_flops": peak}
+
+
+# ---- Models ----
+
+
+def base_model(work: Work) -> ModelConfig:
+    """Returns the shape that is pretrained, without dropout."""
+    shape = config_lib.load(work.base_recipe).model.to_dict()
+    return ModelConfig(**{**shape, "dropout": 0.0, "dtype": work.dtype})
+
+
+def chat_config(work: Work) -> ConfigDict:
+    """Returns the recipe of the chat model, computed in the benchmark's type."""
+    config = config_lib.load(work.chat_recipe)
+    config_lib.override(config, "model.dtype", work.dtype)
+    return config
+
+
+def chat_model(config: ConfigDict, prepared: Prepared) -> ModelConfig:
+    """Returns the shape of the chat model over the vocabulary of its data."""
+    return ModelConfig(**{**config.model, "vocab_size": prepared.tokenizer.vocab_size})
+
+
+def write_base(work: Work, folder: str) -> dict:
+    """Writes the weights and the rows that pretraining starts from, as PyTorch's sides read them; returns the shape."""
+    model, files = base_model(work), Files(Path(folder))
+    files.base.mkdir()
+    params = transformer.init(model, jax.random.key(SEED))
+    params = transformer.unstack_blocks(params) if model.scan else params
+    weights.write(files.base, llama.tensors_of(params, model), jnp.dtype("float32"), SHARD_BYTES)
+    shape = (work.batch_size, work.seq_len + 1)
+    tokens = np.random.default_rng(SEED).integers(0, model.vocab_size, shape, dtype=np.int32)
+    ragged.write(files.rows, tokens=list(tokens))
+    shape = {"layers": model.layers, "width": model.width, "heads": model.heads, "hidden": model.hidden}
+    shape |= {"vocab_size": model.vocab_size, "attention_bias": model.attention_bias, "norm_eps": model.norm_eps}
+    return {
+        "shape": shape | {"rope_base": model.rope_base},
+        "parameters": model.parameters(),
+        "flops_per_token": model.flops_per_token(work.seq_len),
+    }
+
+
+# ---- Conversations and prompts ----
+
+
+def write_records(work: Work, folder: str) -> dict:
+    """Writes the conversations that our packed rows hold, turn by turn, in an order of their own; returns their count.
+
+    A conversation that lost its beginning to a row's length has lost it here too.
+    """
+    config = chat_config(work)
+    batches, rng = mixture.train_batches(mix_of(config, prepare(config, None))), np.random.default_rng(SEED)
+    columns, count = {}, 0
+    for turn in range(work.turns):
+        records = [each for t in range(work.steps) for each in records_of(batches[turn * work.steps + t])]
+        records = [records[i] for i in rng.permutation(len(records))]
+        columns[f"ids {turn}"], columns[f"learnt {turn}"] = zip(*records, strict=True)
+        count += len(records)
+    ragged.write(Files(Path(folder)).records, **columns)
+    return {"records": count, "updates": work.turns * work.steps}
+
+
+def records_of(batch: dict) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the conversations of packed rows: ids [n + 1], and which of them are learnt [n + 1]."""
+    found = []
+    for tokens, targets, learnt, segments in zip(
+        *(batch[name] for name in ("tokens", "targets", "weights", "segments")), strict=True
+    ):
+        for segment in range(1, segments.max() + 1):
+            places = np.flatnonzero(segments == segment)
+            ids = np.append(tokens[places], targets[places[-1]])
+            found.append((ids, np.append(False, learnt[places] > 0)))
+    return found
+
+
+def write_chat(work: Work, folder: str) -> dict:
+    """Writes a run directory of the chat model, its export, and the prompts; returns how large they are."""
+    files, config = Files(Path(folder)), chat_config(work)
+    prepared = prepare(config, None)
+    model, tokenizer = chat_model(config, prepared), prepared.tokenizer
+    state = new_state(transformer.init(model, jax.random.key(SEED)), optax.identity(), jax.random.key(SEED))
+    with Checkpoints(files.chat, keep=1) as checkpoints:
+        checkpoints.save(state, identity_of(model, tokenizer.sha256, ""), {})
+    tokenizer.save(files.chat / "tokenizer.json")
+    run_dir.mark_finished(files.chat, steps=0)
+    files.exported.mkdir()
+    write_model(files.exported, files.chat, work.dtype, SHARD_BYTES)
+
+    source = Path(work.items) if work.items else prepared.stores["mcq"] / "items-test.jsonl"
+    parts = parts_of(source, work)
+    prompts = {f"part {number}": _prompts(tokenizer, part) for number, part in enumerate(parts)}
+    whole = np.concatenate([prompt for of_part in prompts.values() for prompt in of_part])
+    continued = whole[: work.prompt_tokens]
+    ragged.write(files.prompts, **prompts, continued=[continued], letters=[letter_ids(tokenizer)])
+    return {"parameters": model.parameters(), "items": str(source), "questions": sum(map(len, parts))}
+
+
+def parts_of(source: Path, work: Work) -> list[list[Item]]:
+    """Returns the questions asked, spread over a file's, in as many parts as there are rounds."""
+    items = [item for item in read_items(source).items if len(item.options) == len(LETTERS)]
+    asked = items[:: max(1, len(items) // work.questions)][: work.questions]
+    return [asked[number :: work.rounds] for number in range(work.rounds)]
+
+
+def _prompts(tokenizer: Tokenizer, items: Sequence[Item]) -> list[np.ndarray]:
+    return [
+        prompt_of(tokenizer, permute(item, order))
+        for item, orders in zip(items, orders_of(items, "cyclic"), strict=True)
+        for order in orders
+    ]

@@ -1,0 +1,162 @@
+"""The sides of a comparison take turns: while one works, the others are stopped, threads and all.
+
+A thread pool that waits for work by spinning would otherwise take the cores from whoever is being timed.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ghost_jax.errors import UserError
+
+# Everything is compiled anew, so that the time of the first call says what compiling costs. JAX takes what memory it
+# needs of an accelerator and not most of it, because the sides share it.
+ENVIRONMENT = {
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A side of a comparison.
+
+    Attributes:
+      name: what tables call it.
+      side: "module:Class" of a `tests.bench.side.Side`.
+      arguments: of its constructor, as JSON takes them.
+      unit: of its work.
+      needs, programs: packages and programs without which it is left out.
+      environment: variables of its process.
+    """
+
+    name: str
+    side: str
+    arguments: Mapping
+    unit: str
+    needs: tuple[str, ...] = ()
+    programs: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def lacks(self) -> list[str]:
+        """Returns what it needs and is not installed."""
+        packages = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return packages + [name for name in self.programs if shutil.which(name) is None]
+
+
+class Process:
+    """The process of a side: it runs while it is asked, and is stopped otherwise. `pid` is also that of its group."""
+
+    def __init__(self, contender: Contender):
+        self._name = contender.name
+        command = [sys.executable, "-m", "tests.bench.side", contender.side, json.dumps(contender.arguments)]
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **ENVIRONMENT, **contender.environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            process_group=0,  # its helpers are stopped with it
+        )
+        self.pid = self._process.pid
+
+    def warmed_up(self) -> dict:
+        """Returns what the first call took and came to; then the process is stopped."""
+        return self._reply()
+
+    def turn(self) -> dict:
+        """Lets the process do one turn; returns its seconds, its units and its memory so far."""
+        self._signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):  # the missing reply tells it
+            self._process.stdin.write("turn\n")
+            self._process.stdin.flush()
+        return self._reply()
+
+    def end(self) -> None:
+        """Ends the process wherever it stands."""
+        self._signal(signal.SIGKILL)
+        self._process.communicate()
+
+    def _reply(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise UserError(
+                f"The side {self._name} ended in the middle (exit code {self._process.wait()}). What it said of that "
+                "stands above; leave its comparison out with --only, or mend it."
+            )
+        self._signal(signal.SIGSTOP)
+        return json.loads(line)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+
+def compare(contenders: Sequence[Contender], rounds: int, say: Callable[[str], None]) -> dict:
+    """Lets contenders take `rounds` turns each, A B A B …, and returns the record of it; the first one is ours.
+
+    `sides`: of each, the seconds and units of its turns, their median rate, the seconds of its first call (`warm_up_s`,
+    compiling included) and its most memory. `times`: our rate over that of each other with our unit.
+    `largest_difference`: between what we came to while warming up and what they came to, where both said.
+    `left_out`: who could not run, and why.
+    """
+    lacking = {each.name: lacks for each in contenders if (lacks := each.lacks())}
+    for name, lacks in lacking.items():
+        say(f"{name}: left out, {' and '.join(lacks)} not installed")
+    present = [each for each in contenders if each.name not in lacking]
+    with contextlib.ExitStack() as stack:
+        processes, warmed, turns = {}, {}, {each.name: [] for each in present}
+        for each in present:
+            say(f"{each.name}: starting and compiling")
+            processes[each.name] = stack.enter_context(_running(each))
+            warmed[each.name] = processes[each.name].warmed_up()
+        for number in range(1, rounds + 1):
+            for name, process in processes.items():
+                turns[name].append(process.turn())
+            say(f"round {number} of {rounds}: " + ", ".join(f"{n} {t[-1]['seconds']:.2f} s" for n, t in turns.items()))
+    sides = {each.name: _side(each, warmed[each.name], turns[each.name]) for each in present}
+    ours, *others = present
+    return {
+        "sides": sides,
+        "times": {
+            each.name: sides[ours.name]["per_s"] / sides[each.name]["per_s"]
+            for each in others
+            if each.unit == ours.unit
+        },
+        "largest_difference": {
+            each.name: max(abs(a - b) for a, b in zip(theirs, warmed[ours.name]["figures"], strict=True))
+            for each in others
+            if (theirs := warmed[each.name]["figures"])
+        },
+        "left_out": {name: f"{' and '.join(lacks)} not installed" for name, lacks in lacking.items()},
+    }
+
+
+@contextlib.contextmanager
+def _running(contender: Contender) -> Iterator[Process]:
+    process = Process(contender)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+def _side(contender: Contender, warmed: Mapping, turns: Sequence[Mapping]) -> dict:
+    return {
+        "unit": contender.unit,
+        "per_s": statistics.median(turn["units"] / turn["seconds"] for turn in turns),
+        "seconds": [turn["seconds"] for turn in turns],
+        "units": [turn["units"] for turn in turns],
+        "warm_up_s": warmed["seconds"],
+        "peak_bytes": turns[-1]["peak_bytes"],
+    }

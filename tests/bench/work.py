@@ -1,0 +1,107 @@
+"""What is timed: the sizes of a benchmark, the same for all sides. Imports neither JAX nor PyTorch."""
+
+import dataclasses
+from pathlib import Path
+
+# size -> the recipes of its base and of its chat model
+RECIPES = {
+    "nano": ("configs/pretrain_v05.py:nano", "configs/chat_v5.py:nano"),
+    "small36m": ("configs/pretrain_v05.py", "configs/chat_v5.py"),
+    "base350m": ("configs/pretrain_base350m.py", "configs/chat_base350m.py"),
+}
+# Of all sides alike. The rate is too low to move anything in the few updates that are timed.
+RATE = 1e-6
+OPTIMIZER = {"b1": 0.9, "b2": 0.95, "weight_decay": 0.1, "clip_norm": 1.0}
+
+SEED = 0  # of weights, tokens and shuffles
+LETTERS = "ABCD"  # both sides score four
+PRODUCTS = 5  # of large matrices a turn: their rate is the ceiling
+
+PADDED_BATCH = 8  # conversations that TRL's trainer pads and updates with at once, by default
+SCORED_BATCH = 32  # prompts that the peer pads and scores at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How much of everything is done.
+
+    Attributes:
+      size: a name in `RECIPES`.
+      batch_size, seq_len: rows and tokens a row of a pretraining step.
+      dtype: what all sides compute in, "float32" or "bfloat16"; weights of what is trained are float32.
+      steps: updates a turn.
+      rounds: turns of each side that are timed.
+      product: width of the matrices whose products are the ceiling.
+      questions: asked in each of their four orders.
+      items: the file that they are taken from, spread over it; "" for those that the chat recipe holds out.
+      prompt_tokens, new_tokens: read and written of one text a turn.
+      devices: numbers of simulated devices that a step is spread over.
+      slices: of TPUs that it is compiled for; v5e-16 to v5p-256, which has 128 chips: the cloud counts cores.
+    """
+
+    size: str
+    batch_size: int
+    seq_len: int
+    dtype: str
+    steps: int
+    rounds: int
+    questions: int
+    items: str = ""
+    product: int = 2048
+    prompt_tokens: int = 200
+    new_tokens: int = 128
+    devices: tuple[int, ...] = (1, 2, 4, 8)
+    slices: tuple[str, ...] = ("v5e:4x4", "v5e:8x8", "v5e:16x16", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x4x8")
+
+    @property
+    def base_recipe(self) -> str:
+        return RECIPES[self.size][0]
+
+    @property
+    def chat_recipe(self) -> str:
+        return RECIPES[self.size][1]
+
+    @property
+    def turns(self) -> int:
+        """Turns that a side does: warming up, once more unobserved, and those that are timed."""
+        return self.rounds + 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where lies what `tests.bench.subject` writes and the sides read.
+
+    Attributes:
+      base: weights of the untrained base, under Llama's names.
+      rows: what it is trained on.
+      chat: the run directory of an untrained chat model.
+      exported: the same for transformers.
+      prompts: "part N", what is scored in turn N; "continued", the one prompt that is; "letters", the letters' ids.
+      records: "ids N" and "learnt N", the conversations of turn N.
+    """
+
+    folder: Path
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / "rows.npz"
+
+    @property
+    def chat(self) -> Path:
+        return self.folder / "chat"
+
+    @property
+    def exported(self) -> Path:
+        return self.folder / "exported"
+
+    @property
+    def prompts(self) -> Path:
+        return self.folder / "prompts.npz"
+
+    @property
+    def records(self) -> Path:
+        return self.folder / "records.npz"
