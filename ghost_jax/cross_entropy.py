@@ -68,12 +68,12 @@ def _with_gradients(
         total, to_table = carry
         hidden, targets, weights = few
         logits = _logits(hidden, rows, vocab_size)
-        log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        gold = jnp.arange(logits.shape[-1]) == targets[..., None]
-        total += jnp.sum(weights * (log_total[..., 0] - _of_targets(logits, targets)))
-        to_logits = (weights[..., None] * (jnp.exp(logits - log_total) - gold)).astype(hidden.dtype)
-        to_table += jnp.einsum("btv,btd->vd", to_logits, hidden, preferred_element_type=jnp.float32)
-        return (total, to_table), jnp.einsum("btv,vd->btd", to_logits, rows)
+        log_total = jax.nn.logsumexp(logits, axis=0)
+        gold = jnp.arange(len(logits))[:, None, None] == targets
+        total += jnp.sum(weights * (log_total - _of_targets(logits, targets)))
+        to_logits = (weights * (jnp.exp(logits - log_total) - gold)).astype(hidden.dtype)
+        to_table += jnp.einsum("vbt,btd->vd", to_logits, hidden, preferred_element_type=jnp.float32)
+        return (total, to_table), jnp.einsum("vbt,vd->btd", to_logits, rows)
 
     nothing = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
     (total, to_table), to_hidden = jax.lax.scan(of_chunk, nothing, _chunks((hidden, targets, weights), shards))
@@ -89,16 +89,17 @@ cross_entropy_sum.defvjp(_with_gradients, _scaled)
 
 
 def _logits(hidden: jax.Array, rows: jax.Array, vocab_size: int) -> jax.Array:
-    logits = jnp.einsum("btd,vd->btv", hidden, rows, preferred_element_type=jnp.float32)
-    return jnp.where(jnp.arange(len(rows)) < vocab_size, logits, MASKED)
+    """Returns the logits [V, B, T] float32; the vocabulary comes first, which is the faster product."""
+    logits = jnp.einsum("vd,btd->vbt", rows, hidden, preferred_element_type=jnp.float32)
+    return jnp.where(jnp.arange(len(rows))[:, None, None] < vocab_size, logits, MASKED)
 
 
 def _losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    return jax.nn.logsumexp(logits, axis=-1) - _of_targets(logits, targets)
+    return jax.nn.logsumexp(logits, axis=0) - _of_targets(logits, targets)
 
 
 def _of_targets(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.take_along_axis(logits, targets[None], axis=0)[0]
 
 
 def _chunks(arrays: tuple[jax.Array, ...], shards: int) -> tuple[jax.Array, ...]:

@@ -1,12 +1,19 @@
-"""Attention in pure functions: rotary positions, who sees whom, and queries that look back at a cache.
+"""Attention in pure functions: rotary positions, who sees whom, whole sequences, and queries that look back at a cache.
 
 Shapes: B sequences, T tokens, H heads, G heads of keys and values, K head width; of a cache, S slots.
 """
 
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+# A block of queries, whose weights are held at once: they are less than a cache of the processor, and what stands
+# behind a block is not computed for it. A long sequence has larger ones, because each is compiled for itself.
+BLOCK, MOST_BLOCKS = 128, 8
+ATTENDED = "attended"  # what a backward pass must keep of `attend_causally`, to compute nothing of it twice
 
 MASKED = -1e30  # logit of what must get no weight: exp() of it is exactly zero, and unlike -inf it has a gradient
 
@@ -43,6 +50,80 @@ def sights(visible: jax.Array | None, at: jax.Array, length: int) -> jax.Array:
     """Returns what the places at [B, R] see of `length` places, [B, 1, R, T], by `visibility` and causality."""
     earlier = jnp.arange(length) <= at[:, :, None]
     return (earlier if visible is None else earlier & taken(visible[:, 0], at))[:, None]
+
+
+def attend_causally(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
+    """Returns the attention [B, T, H, K] of q [B, T, H, K] to k and v [B, T, G, K]; no token sees a later one.
+
+    Weights [B, H, T, T] are never held: block by block of the queries they are made, used and, going backward, made
+    again from the logarithm of their sum (Dao et al. 2022, "FlashAttention", arXiv 2205.14135).
+
+    Args:
+      visible: [B, 1, T, T], who may see whom of what came before; None where all do. Everyone sees himself.
+    """
+    sharing = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(each, sharing, axis=2) if sharing > 1 else each for each in (k, v))
+    return _attended(*(each.swapaxes(1, 2) for each in (q, k, v)), visible).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _attended(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
+    return _attended_and_kept(q, k, v, visible)[0]
+
+
+def _attended_and_kept(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> tuple[jax.Array, tuple]:
+    """Returns the attention [B, H, T, K] of q, k and v [B, H, T, K], and what its gradient needs."""
+    parts, log_sums = [], []
+    for start, end in _blocks(q.shape[2]):
+        scores = _scores(q, k, visible, start, end)
+        largest = jnp.max(scores, axis=2)
+        weights = jnp.exp(scores - largest[:, :, None])
+        total = jnp.sum(weights, axis=2)  # [B, H, block]
+        seen = _product("bhst,bhsk->bhtk", weights.astype(v.dtype), v[:, :, :end])
+        parts.append((seen / total[..., None]).astype(q.dtype))
+        log_sums.append(largest + jnp.log(total))
+    attended = checkpoint_name(jnp.concatenate(parts, axis=2), ATTENDED)
+    log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=2), ATTENDED)
+    return attended, (q, k, v, visible, attended, log_sum)
+
+
+def _gradients(kept: tuple, to_attended: jax.Array) -> tuple:
+    q, k, v, visible, attended, log_sum = kept
+    through = jnp.sum(attended.astype(jnp.float32) * to_attended.astype(jnp.float32), axis=-1)  # [B, H, T]
+    to_q, to_k, to_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for start, end in _blocks(q.shape[2]):
+        here = slice(start, end)
+        weights = jnp.exp(_scores(q, k, visible, start, end) - log_sum[:, :, None, here])
+        to_weights = _product("bhsk,bhtk->bhst", v[:, :, :end], to_attended[:, :, here])
+        to_scores = weights * (to_weights - through[:, :, None, here]) / math.sqrt(q.shape[-1])
+        weights, to_scores = weights.astype(q.dtype), to_scores.astype(q.dtype)
+        to_q.append(_product("bhst,bhsk->bhtk", to_scores, k[:, :, :end]))
+        to_k = to_k.at[:, :, :end].add(_product("bhst,bhtk->bhsk", to_scores, q[:, :, here]))
+        to_v = to_v.at[:, :, :end].add(_product("bhst,bhtk->bhsk", weights, to_attended[:, :, here]))
+    return *(each.astype(q.dtype) for each in (jnp.concatenate(to_q, axis=2), to_k, to_v)), None
+
+
+_attended.defvjp(_attended_and_kept, _gradients)
+
+
+def _blocks(length: int) -> Iterator[tuple[int, int]]:
+    """Yields the blocks of queries of a sequence, first and one past the last."""
+    size = max(BLOCK, math.ceil(length / MOST_BLOCKS))
+    for start in range(0, length, size):
+        yield start, min(start + size, length)
+
+
+def _scores(q: jax.Array, k: jax.Array, visible: jax.Array | None, start: int, end: int) -> jax.Array:
+    """Returns the scores [B, H, S, block] of a block of queries; the keys come first, which is the faster product."""
+    scores = _product("bhsk,bhtk->bhst", k[:, :, :end], q[:, :, start:end]) / math.sqrt(q.shape[-1])
+    seen = jnp.arange(end)[:, None] <= jnp.arange(start, end)
+    if visible is not None:
+        seen = seen & visible[:, :, start:end, :end].swapaxes(2, 3)
+    return jnp.where(seen, scores, MASKED)
+
+
+def _product(shapes: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(shapes, a, b, preferred_element_type=jnp.float32)
 
 
 def attend(q: jax.Array, past: KeysValues, new: KeysValues, visible: jax.Array) -> jax.Array:

@@ -14,7 +14,17 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from ghost_jax.model.attention import MASKED, KeysValues, attend, rotate, sights, taken, visibility
+from ghost_jax.model.attention import (
+    ATTENDED,
+    MASKED,
+    KeysValues,
+    attend,
+    attend_causally,
+    rotate,
+    sights,
+    taken,
+    visibility,
+)
 from ghost_jax.model.sizes import ModelConfig
 
 INIT_STD = 0.02
@@ -93,7 +103,7 @@ class Attention(nn.Module):
         if at is not None:
             new, attended = None, jax.nn.dot_product_attention(taken(q, at), k, v, mask=visible)
         elif past is None:
-            new, attended = None, jax.nn.dot_product_attention(q, k, v, mask=visible, is_causal=True)  # [B, T, H, K]
+            new, attended = None, attend_causally(q, k, v, visible)  # [B, T, H, K]
         else:
             new = k.swapaxes(1, 2), v.swapaxes(1, 2)
             attended = attend(q, past, new, visible)
@@ -164,9 +174,13 @@ class Transformer(nn.Module):
             self.position_embedding = self.param(
                 "position_embedding", nn.initializers.normal(INIT_STD), (c.context, c.width)
             )
-        # What is kept for the backward pass is what matrices made of x. Attention's weights [B, H, T, T] and everything
-        # elementwise are cheaper computed again than kept: 3% more arithmetic for less than half the memory.
-        policy = None if c.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        # What is kept for the backward pass is what matrices and attention made of x. Everything elementwise is cheaper
+        # computed again than kept.
+        policies = jax.checkpoint_policies
+        kept = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENDED)
+        )
+        policy = None if c.remat else kept
         # Inside a scan nothing can undo a remat by merging both computations of a block into one.
         block = nn.remat(Block, static_argnums=(4,), prevent_cse=not c.scan, policy=policy)
         if c.scan:
