@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RECORDS := config.json environment.json data.json metrics.jsonl status.json stopped.json
 
-.PHONY: quickstart test test-all lint ablation record results clean
+.PHONY: quickstart test test-all lint ablation bench record results clean
 
 quickstart: .venv/ready  ## train chat_v5 at nano size, score it, write the report
 	$(BIN)/python -m ghost_jax.train --config=configs/chat_v5.py:nano
@@ -23,6 +23,10 @@ ablation: .venv/ready  ## the study's eight recipes at nano, and its table with 
 	$(BIN)/python -m ghost_jax.sweep --config=configs/sweeps/ablation.py:nano
 	$(BIN)/python -m ghost_jax.report --runs=runs/sweeps/ablation-nano --out=report/ablation
 	cat report/ablation/RESULTS.md
+
+bench: .venv/ready  ## speed beside peers, those that are installed
+	$(BIN)/python -m tests.bench.speed --out=report/bench
+	@echo "to keep it: cp report/bench/speed.json report/bench/speed.md tests/bench/records/"
 
 record:  ## keep a run's records, not its weights, for RESULTS.md: make record RUN=runs/chat_v5-nano
 	mkdir -p evals/records/$(notdir $(RUN))

@@ -29,6 +29,7 @@ from ghost_jax.model.transformer import Transformer
 from ghost_jax.optim import adamw, schedule
 from ghost_jax.parallel import hosts
 from ghost_jax.parallel.mesh import batch_sharding
+from ghost_jax.paths import data_folders
 from ghost_jax.progress import make_console
 from ghost_jax.step import make_predict, make_train_step
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -173,6 +174,7 @@ def main() -> int:
         "--plan", action="store_true", help="print parameters, mesh, mixture, steps, ETA; train nothing"
     )
     config, flags = config_lib.parse(parser, sys.argv[1:])
+    data_folders(flags.data_dir)  # a wrong one is said even where everything is finished and nothing is read
     for name, options in config.evals.items():
         importlib.import_module(f"evals.{name}").check_options(**options)
     hosts.start()
