@@ -175,3 +175,9 @@ def test_the_short_form_of_every_comparison_runs(ghost, tmp_path):
     assert measured["decoding"]["largest_difference"]["ghost_jax, streamed"] == 0
     assert measured["start"]["median_s"] > 0
     assert table.LEFT_OUT in (tmp_path / "speed.md").read_text()
+
+
+def test_the_table_in_the_repository_is_that_of_its_record():
+    records = Path(__file__).parent / "bench" / "records"
+    record = json.loads((records / "speed.json").read_text(encoding="utf-8"))
+    assert (records / "speed.md").read_text(encoding="utf-8") == table.markdown(record)
