@@ -67,7 +67,7 @@ class Ghost:
 
     def start(self, *command: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen:
         """Starts `python -m command…` and does not wait for it."""
-        unwanted = ("GHOST_", "XLA_", "JAX_", "PYTHON")
+        unwanted = ("GHOST_", "HF_", "XLA_", "JAX_", "PYTHON")
         clean = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
         clean |= {"XDG_CACHE_HOME": str(self.cache), "JAX_PLATFORMS": "cpu", "GHOST_OFFLINE": "1"} | (env or {})
         words = [sys.executable, "-m", *map(str, command)]

@@ -85,7 +85,7 @@ def test_metrics_hold_every_update(tiny_run, stage, validation):
 
 def test_the_report_of_a_run_holds_its_pictures(tiny_run):
     report = tiny_run.workdir / "report"
-    assert (report / "index.html").read_text().count("data:image/png;base64,") == len(list(report.glob("*.png"))) == 5
+    assert (report / "index.html").read_text().count("data:image/png;base64,") == len(list(report.glob("*.png"))) == 6
     for picture in report.glob("*.png"):
         assert matplotlib.image.imread(picture).std() > 0, "a blank picture"
 
