@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import ghost_jax
 from evals import stats
 from evals.items import Items
 from evals.recorded import Report, check_alike, credits_of, items_of, read_reports
@@ -275,7 +276,7 @@ def main() -> int:
     comparison = compare(rows_of(reports, items), items)
     show(comparison, make_console())
     if flags.out:
-        write_json(flags.out, comparison)
+        write_json(flags.out, {"ghost_jax": ghost_jax.__version__} | comparison)
         if len(comparison["rows"]) > 1:
             write_bytes(flags.out.with_suffix(".png"), picture(comparison))
         print(f"written to {flags.out}")

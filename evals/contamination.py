@@ -33,6 +33,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+import ghost_jax
 from evals.formats import read_items
 from evals.items import Item, Items
 from evals.phrases import Alphabet, Patterns, blanked, ngrams_of, words_of
@@ -344,7 +345,7 @@ def main() -> int:
     result = check(read_items(flags.items), flags.data)
     show(result, make_console())
     if flags.out:
-        write_json(flags.out, result)
+        write_json(flags.out, {"ghost_jax": ghost_jax.__version__} | result)
         print(f"written to {flags.out}")
     refuse(result)
     return 0

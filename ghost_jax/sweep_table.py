@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+import ghost_jax
 from evals.stats import ENOUGH_SEEDS, pool
 from ghost_jax import report
 from ghost_jax.report_pictures import ACCENT, INK, MUTED, WARM
@@ -231,7 +232,8 @@ def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[t
     buffer = io.BytesIO()
     picture(sweep, rows).savefig(buffer, format="png", dpi=150)
     write_bytes(folder / "sweep.png", buffer.getvalue())
-    write_json(folder / "sweep.json", {"name": sweep.name, "axis": sweep.axis, "settings": rows, "notes": notes})
+    signed = {"ghost_jax": ghost_jax.__version__, "name": sweep.name, "axis": sweep.axis}
+    write_json(folder / "sweep.json", signed | {"settings": rows, "notes": notes})
     said = "".join(f"\n{note}\n" for note in notes)
     page = f"# {sweep.name}\n\n{markdown(table)}\n{said}\n![accuracy and loss](sweep.png)\n"
     write_text(folder / "sweep.md", page)

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
 
+import ghost_jax
 from ghost_jax import config as config_lib
 from ghost_jax import initial
 from ghost_jax.data.sources import embedded
@@ -259,7 +260,8 @@ def main() -> int:
     report = check(config, flags.topology)
     make_console().print(table(report))
     if flags.out:
-        write_json(flags.out, dataclasses.asdict(report) | {"fits": report.fits})
+        signed = {"ghost_jax": ghost_jax.__version__}
+        write_json(flags.out, signed | dataclasses.asdict(report) | {"fits": report.fits})
     if not report.fits:
         needs = f"it needs {_bytes(report.memory)} of {_bytes(report.memory_limit)}"
         raise UserError(_does_not_fit(config, flags.topology, report.mesh, needs))

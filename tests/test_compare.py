@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_rel
 
+import ghost_jax
 from evals.answers import Answers, orders_of
 from evals.compare import compare, rows_of, sentence
 from evals.diagnosis import report_of
@@ -108,6 +109,7 @@ def test_a_table_a_picture_and_a_sentence_a_run(commands, items):
 
 def test_the_numbers_are_those_of_textbook_tests(commands, items):
     comparison = json.loads((commands["folder"] / "out" / "compared.json").read_text())
+    assert comparison["ghost_jax"] == ghost_jax.__version__
     reference, strong, near = comparison["rows"]
     assert reference["against_reference"] is None
     assert comparison["reference"] == "weak"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import ghost_jax
 from evals import contamination
 from evals.formats import read_items
 from ghost_jax.data import array_record
@@ -248,6 +249,7 @@ def test_the_command(ghost, tmp_path):
     paragraph = paragraph_of(outcomes["leaking"], 1)
     assert "item long in leaking documents, record leak (stem with its gold option)" in paragraph
     result = json.loads(out.read_text())
+    assert result["ghost_jax"] == ghost_jax.__version__
     assert result["stores"] == [{"name": name, "fingerprint": name} for name in ("clean", "leaking")]
     assert found_in(result) == {"leak": {"long": BY_GOLD}}
     assert "nowhere is no prepared store" in paragraph_of(outcomes["no store"], 1)

@@ -12,6 +12,7 @@ import time
 import matplotlib.image
 import pytest
 
+import ghost_jax
 from configs import chat_v5
 from ghost_jax import config as config_lib
 from ghost_jax import run_dir, sweep_table
@@ -329,6 +330,7 @@ def test_runs_share_one_base(swept):
 def test_the_table_holds_the_numbers_of_the_records(swept):
     folder, _, result = swept
     record = json.loads((folder / "sweep.json").read_text())
+    assert record["ghost_jax"] == ghost_jax.__version__
     rows = {row["setting"]: row for row in record["settings"]}
     sound, last = rows["sound"], json.loads(updates_of(folder / "sound-seed0")[-1])
     score = score_of(folder / "sound-seed0")
