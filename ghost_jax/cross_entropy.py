@@ -39,7 +39,7 @@ def cross_entropy(
         return _losses(_logits(few[0], rows, vocab_size), few[1])
 
     losses = jax.lax.map(of_chunk, _chunks((hidden, targets), shards))
-    return _joined(losses, targets.shape[1])
+    return _joined(losses, targets.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -69,15 +69,15 @@ def _with_gradients(
         hidden, targets, weights = few
         logits = _logits(hidden, rows, vocab_size)
         log_total = jax.nn.logsumexp(logits, axis=0)
-        gold = jnp.arange(len(logits))[:, None, None] == targets
+        gold = jnp.arange(len(logits))[:, None] == targets
         total += jnp.sum(weights * (log_total - _of_targets(logits, targets)))
         to_logits = (weights * (jnp.exp(logits - log_total) - gold)).astype(hidden.dtype)
-        to_table += jnp.einsum("vbt,btd->vd", to_logits, hidden, preferred_element_type=jnp.float32)
-        return (total, to_table), jnp.einsum("vbt,vd->btd", to_logits, rows)
+        to_table += jnp.einsum("vn,nd->vd", to_logits, hidden, preferred_element_type=jnp.float32)
+        return (total, to_table), jnp.einsum("vn,vd->nd", to_logits, rows)
 
     nothing = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
     (total, to_table), to_hidden = jax.lax.scan(of_chunk, nothing, _chunks((hidden, targets, weights), shards))
-    return total, (_joined(to_hidden, hidden.shape[1]), to_table.astype(table.dtype))
+    return total, (_joined(to_hidden, targets.shape), to_table.astype(table.dtype))
 
 
 def _scaled(vocab_size: int, shards: int, gradients: tuple, by: jax.Array) -> tuple:
@@ -89,9 +89,9 @@ cross_entropy_sum.defvjp(_with_gradients, _scaled)
 
 
 def _logits(hidden: jax.Array, rows: jax.Array, vocab_size: int) -> jax.Array:
-    """Returns the logits [V, B, T] float32; the vocabulary comes first, which is the faster product."""
-    logits = jnp.einsum("vd,btd->vbt", rows, hidden, preferred_element_type=jnp.float32)
-    return jnp.where(jnp.arange(len(rows))[:, None, None] < vocab_size, logits, MASKED)
+    """Returns the logits [V, N] float32 of N tokens; the vocabulary comes first, which is the faster product."""
+    logits = jnp.einsum("vd,nd->vn", rows, hidden, preferred_element_type=jnp.float32)
+    return jnp.where(jnp.arange(len(rows))[:, None] < vocab_size, logits, MASKED)
 
 
 def _losses(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -103,7 +103,7 @@ def _of_targets(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _chunks(arrays: tuple[jax.Array, ...], shards: int) -> tuple[jax.Array, ...]:
-    """Returns arrays [B, T, ...] as [N, B, T / N, ...], zeros behind the last: rows stay on their devices."""
+    """Returns arrays [B, T, ...] as chunks [C, B * T / C, ...], zeros behind the last: rows stay on their devices."""
     rows, length = arrays[0].shape[:2]
     size = max(1, min(length, CHUNK * shards // rows))
     count = math.ceil(length / size)
@@ -111,12 +111,13 @@ def _chunks(arrays: tuple[jax.Array, ...], shards: int) -> tuple[jax.Array, ...]
 
     def cut(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, count * size - length), *[(0, 0)] * (x.ndim - 2)))
-        return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(rows, count, size, *x.shape[2:]).swapaxes(0, 1).reshape(count, rows * size, *x.shape[2:])
 
     return tuple(map(cut, arrays))
 
 
-def _joined(chunks: jax.Array, length: int) -> jax.Array:
-    """Returns chunks [N, B, T / N, ...] as [B, T, ...]; the inverse of `_chunks`."""
-    joined = chunks.swapaxes(0, 1)
-    return joined.reshape(joined.shape[0], -1, *joined.shape[3:])[:, :length]
+def _joined(chunks: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Returns chunks [C, B * T / C, ...] as [B, T, ...] of this B and T; the inverse of `_chunks`."""
+    (rows, length), rest = shape, chunks.shape[2:]
+    joined = chunks.reshape(len(chunks), rows, -1, *rest).swapaxes(0, 1)
+    return joined.reshape(rows, -1, *rest)[:, :length]

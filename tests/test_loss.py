@@ -254,6 +254,6 @@ def test_an_objective_without_weight_costs_nothing():
 
 def test_all_objectives_share_one_pass_of_logits_and_letters_alone_need_none():
     batch = batch_of(TOGETHER)
-    logits = f"f32[{TINY.padded_vocab},6,{ROW}] = dot_general"
+    logits = f"f32[{TINY.padded_vocab},{6 * ROW}] = dot_general"
     assert program(batch, **MIXED).count(logits) == 1
     assert program(batch, letter=1.0).count(logits) == 0

@@ -17,15 +17,25 @@ ATTENDED = "attended"  # what a backward pass must keep of `attend_causally`, to
 
 MASKED = -1e30  # logit of what must get no weight: exp() of it is exactly zero, and unlike -inf it has a gradient
 
+Angles = tuple[jax.Array, jax.Array]  # each [B, T, 1, K/2] float32: cosines, sines
 KeysValues = tuple[jax.Array, jax.Array]  # each [..., B, G, T, K]
 
 
-def rotate(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
-    """Applies rotary positions of this base to x [B, T, H, K] at positions [B, T] (the halves of K are the pairs)."""
-    half = x.shape[-1] // 2
+def angles_of(positions: jax.Array, width: int, base: float) -> Angles:
+    """Returns the cosines and sines of the rotary angles of heads of this width at positions [B, T].
+
+    All layers share them. Left to each, they are made again for every head in every pass.
+    """
+    half = width // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency  # [B, T, 1, K/2]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    angles = positions[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, angles: Angles) -> jax.Array:
+    """Applies rotary positions to x [B, T, H, K] (the halves of K are the pairs)."""
+    cos, sin = angles
+    half = x.shape[-1] // 2
     left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from ghost_jax.model.attention import (
     ATTENDED,
     MASKED,
+    Angles,
     KeysValues,
+    angles_of,
     attend,
     attend_causally,
     rotate,
@@ -25,6 +27,7 @@ from ghost_jax.model.attention import (
     taken,
     visibility,
 )
+from ghost_jax.model.product import product
 from ghost_jax.model.sizes import ModelConfig
 
 INIT_STD = 0.02
@@ -72,7 +75,8 @@ class Attention(nn.Module):
 
     Returns what it adds to x [B, T, D]. With `past`, the keys and values of what stands before x, `visible`
     [B, 1, T, S + T] is the whole mask, and the keys and values of x are returned too. With `at` [B, R], it is what is
-    added to the places `at` alone [B, R, D], and `visible` [B, 1, R, T] is their whole mask.
+    added to the places `at` alone [B, R, D], and `visible` [B, 1, R, T] is their whole mask. `angles` are those of
+    its rotary positions, if it has such.
     """
 
     config: ModelConfig
@@ -81,7 +85,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        positions: jax.Array,
+        angles: Angles | None,
         visible: jax.Array | None,
         past: KeysValues | None = None,
         at: jax.Array | None = None,
@@ -91,15 +95,14 @@ class Attention(nn.Module):
         bias = c.attention_bias or c.generation == "v04"
         init = nn.initializers.normal(INIT_STD)
         # Heads have an axis of their own, so that a tensor-parallel mesh splits heads and never the inside of one.
-        project = functools.partial(nn.DenseGeneral, use_bias=bias, dtype=dtype, kernel_init=init)
+        project = functools.partial(nn.DenseGeneral, use_bias=bias, dtype=dtype, dot_general=product)
         if c.cached_heads == c.heads:
-            qkv = project((3, c.heads, c.head_width), name="qkv")(x)
-            q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+            q, k, v = jnp.unstack(project((3, c.heads, c.head_width), kernel_init=init, name="qkv")(x), axis=2)
         else:
-            q, kv = project((c.heads, c.head_width), name="q")(x), project((2, c.kv_heads, c.head_width), name="kv")(x)
-            k, v = kv[:, :, 0], kv[:, :, 1]
-        if c.generation == "v05":
-            q, k = rotate(q, positions, c.rope_base), rotate(k, positions, c.rope_base)
+            q = project((c.heads, c.head_width), kernel_init=init, name="q")(x)
+            k, v = jnp.unstack(project((2, c.kv_heads, c.head_width), kernel_init=init, name="kv")(x), axis=2)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         if at is not None:
             new, attended = None, jax.nn.dot_product_attention(taken(q, at), k, v, mask=visible)
         elif past is None:
@@ -108,8 +111,7 @@ class Attention(nn.Module):
             new = k.swapaxes(1, 2), v.swapaxes(1, 2)
             attended = attend(q, past, new, visible)
         out_init = nn.initializers.normal(INIT_STD / math.sqrt(2 * c.layers))
-        out = nn.DenseGeneral(c.width, axis=(-2, -1), use_bias=bias, dtype=dtype, kernel_init=out_init, name="out")
-        return out(attended), new
+        return project(c.width, axis=(-2, -1), kernel_init=out_init, name="out")(attended), new
 
 
 class FeedForward(nn.Module):
@@ -123,7 +125,8 @@ class FeedForward(nn.Module):
         dtype, bias = jnp.dtype(c.dtype), c.generation == "v04"
 
         def dense(width: int, name: str, std: float = INIT_STD) -> nn.Dense:
-            return nn.Dense(width, use_bias=bias, dtype=dtype, kernel_init=nn.initializers.normal(std), name=name)
+            init = nn.initializers.normal(std)
+            return nn.Dense(width, use_bias=bias, dtype=dtype, kernel_init=init, dot_general=product, name=name)
 
         up = dense(c.hidden, "up")(x)
         h = nn.gelu(up, approximate=True) if bias else nn.silu(dense(c.hidden, "gate")(x)) * up
@@ -139,14 +142,14 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        positions: jax.Array,
+        angles: Angles | None,
         visible: jax.Array | None,
         deterministic: bool,
         past: KeysValues | None = None,
         at: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         c = self.config
-        attended, new = Attention(c, name="attention")(Norm(c, name="attention_norm")(x), positions, visible, past, at)
+        attended, new = Attention(c, name="attention")(Norm(c, name="attention_norm")(x), angles, visible, past, at)
         x = (x if at is None else taken(x, at)) + nn.Dropout(c.dropout, deterministic=deterministic)(attended)
         fed = FeedForward(c, name="feed_forward")(Norm(c, name="feed_forward_norm")(x))
         return x + nn.Dropout(c.dropout, deterministic=deterministic)(fed), new
@@ -265,11 +268,12 @@ class Transformer(nn.Module):
         x = self.embedding[tokens].astype(c.dtype)
         if c.generation == "v04":
             x = x + self.position_embedding[positions].astype(c.dtype)
+        angles = angles_of(positions, c.head_width, c.rope_base) if c.generation == "v05" else None
         x = self._in_place(self.embedding_dropout(x, deterministic=deterministic))
         if c.scan:
 
             def layer(block: Block, x: jax.Array, past: KeysValues | None) -> tuple[jax.Array, KeysValues | None]:
-                x, new = block(x, positions, visible, deterministic, past)
+                x, new = block(x, angles, visible, deterministic, past)
                 return self._in_place(x), new
 
             each = {"params": True, "dropout": True}  # a layer has its own draws
@@ -279,9 +283,9 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.block):
             of_layer = jax.tree.map(lambda leaf, i=i: leaf[i], past)
             if at is not None and i == c.layers - 1:  # nothing reads the last layer anywhere else
-                x, new = block(x, positions, sights(visible, at, tokens.shape[1]), deterministic, None, at)
+                x, new = block(x, angles, sights(visible, at, tokens.shape[1]), deterministic, None, at)
             else:
-                x, new = block(x, positions, visible, deterministic, of_layer)
+                x, new = block(x, angles, visible, deterministic, of_layer)
             x = self._in_place(x)
             of_layers.append(new)
         return self.final_norm(x), jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers)
