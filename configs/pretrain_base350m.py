@@ -14,7 +14,7 @@ from configs import common
 def get_config(preset=""):
     c = common.pretrain_on("base350m", preset)
     c.data.mixture.facts = 1.0
-    c.model.remat = c.model.scan = True
+    c.model.remat = True
     c.mesh.update(data=1, fsdp=-1)
     if common.scale_of(preset) == "full":
         c.model.dtype = "bfloat16"

@@ -5,6 +5,7 @@ model, tokenizer and data it is, and `checksums`, by which a bit that flipped on
 apart so that the evaluator need not know the optimizer.
 """
 
+import dataclasses
 import logging
 import math
 import operator
@@ -216,8 +217,15 @@ def with_shardings(abstract: Any, tree_of_shardings: Any) -> Any:
     )
 
 
+def _apart(model: ModelConfig, params: dict, mesh: Mesh) -> tuple[ModelConfig, dict]:
+    if not model.scan:
+        return model, params
+    placed = shardings(jax.eval_shape(transformer.unstack_blocks, params), mesh)
+    return dataclasses.replace(model, scan=False), jax.jit(transformer.unstack_blocks, out_shardings=placed)(params)
+
+
 def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
-    """Returns `(model config, parameters, step)` of a run's newest checkpoint.
+    """Returns `(model config, parameters, step)` of a run's newest checkpoint, its blocks apart, which reads faster.
 
     Raises UserError where the directory holds no whole checkpoint.
     """
@@ -230,7 +238,7 @@ def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
 
         def read(step: int) -> tuple[ModelConfig, dict, int]:
             model = ModelConfig(**checkpoints.identity(step)["model"])
-            return model, checkpoints.restore_params(step, model, mesh), step
+            return *_apart(model, checkpoints.restore_params(step, model, mesh), mesh), step
 
         found = checkpoints.newest(read)
         if found is None:

@@ -18,7 +18,6 @@ from ghost_jax.channel import CANONICAL, CHANNELS, EXPERIMENTAL, Channel, decide
 from ghost_jax.checkpoint import load_model
 from ghost_jax.errors import UsageError, UserError, command
 from ghost_jax.hf import gpt2, hub, llama, vocabulary, weights
-from ghost_jax.model import transformer
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.whole import new_folder, read_json, write_json, write_text
@@ -40,7 +39,6 @@ def write_model(folder: Path, workdir: Path, dtype: str, shard_bytes: int) -> st
         raise UserError(f"The run in {workdir} is not finished. Repeat its train command: it goes on from there.")
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
     form = FORMATS[model.generation]
-    params = transformer.unstack_blocks(params) if model.scan else params
     size = weights.write(folder, form.tensors_of(params, model), jnp.dtype(dtype), shard_bytes)
     described = vocabulary.files_of(read_json(workdir / "tokenizer.json"), tokenizer, model.context)
     described["config.json"] = {

@@ -56,8 +56,7 @@ def from_base(
         )
 
     def begin(params: dict, key: jax.Array) -> TrainState:
-        if base.scan != model.scan:
-            params = transformer.stack_blocks(params) if model.scan else transformer.unstack_blocks(params)
+        params = transformer.stack_blocks(params) if model.scan else params
         return new_state(transformer.grow_vocabulary(params, base, model, key, config.init_tokens), optimizer, key)
 
     make = jax.jit(

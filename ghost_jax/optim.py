@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ghost_jax.errors import UserError
+from ghost_jax.model.transformer import unstack_blocks
 
 
 def _wsd(peak: float, floor: float, updates: int, decay: int) -> optax.Schedule:
@@ -86,6 +87,8 @@ def finite_or_same(old: Any, new: Any, ok: jax.Array) -> Any:
 
 
 def norms_by_layer(params: dict, grads: dict) -> dict[str, jax.Array]:
-    """Returns `param_norm/<layer>` and `grad_norm/<layer>`, Euclidean, for each top-level name of the two trees."""
+    """Returns `param_norm/<layer>` and `grad_norm/<layer>`, Euclidean, for each block and other top-level name."""
     trees = {"param_norm": params, "grad_norm": grads}
+    if "blocks" in params:
+        trees = {kind: unstack_blocks(tree) for kind, tree in trees.items()}
     return {f"{kind}/{layer}": optax.global_norm(tree[layer]) for kind, tree in trees.items() for layer in tree}

@@ -27,11 +27,12 @@ def product(x: jax.Array, kernel: jax.Array, axes: Axes, precision: Any = None) 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product(x: jax.Array, kernel: jax.Array, count: int, precision: Any) -> jax.Array:
-    return dot_general(x, kernel, ((_last(x, count), _first(count)), ((), ())), precision)
+    return _and_operands(x, kernel, count, precision)[0]
 
 
-def _with_operands(x: jax.Array, kernel: jax.Array, count: int, precision: Any) -> tuple[jax.Array, tuple]:
-    return _product(x, kernel, count, precision), (x, kernel)
+def _and_operands(x: jax.Array, kernel: jax.Array, count: int, precision: Any) -> tuple[jax.Array, tuple]:
+    # Stands here in the open, for remat's policy to see that it is a product and keep it.
+    return dot_general(x, kernel, ((_last(x, count), _first(count)), ((), ())), precision), (x, kernel)
 
 
 def _gradients(count: int, precision: Any, operands: tuple, to_result: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -41,7 +42,7 @@ def _gradients(count: int, precision: Any, operands: tuple, to_result: jax.Array
     return to_x, dot_general(x, to_result, ((rows, rows), ((), ())), precision)
 
 
-_product.defvjp(_with_operands, _gradients)
+_product.defvjp(_and_operands, _gradients)
 
 
 def _last(x: jax.Array, count: int) -> tuple[int, ...]:

@@ -18,7 +18,8 @@ class ModelConfig:
       dropout: rate in training, applied to the embedding and each residual branch.
       dtype: compute type, "float32" or "bfloat16"; parameters are float32 always.
       remat: whether the backward pass computes all of a block again, rather than only what is cheap.
-      scan: whether the blocks are one loop over stacked parameters: a deep model compiles as fast as a shallow one.
+      scan: whether training goes through the blocks in a loop over stacked parameters: a deep model compiles as fast as
+        a shallow one, and of what a block can compute again only one block's is held. Who reads a model has them apart.
       kv_heads: heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023); 0: one a query.
       head_dim: width K of a head; 0: width / heads.
       rope_base: wavelengths of rotary positions reach up to 2 pi times this.
@@ -90,9 +91,11 @@ LATER = ("kv_heads", "head_dim", "rope_base", "norm_eps", "tied")  # what only m
 
 
 SIZES = {
-    "nano": ModelConfig(layers=4, width=128, heads=4, hidden=352, vocab_size=4096, context=1024),
-    "mini": ModelConfig(layers=6, width=256, heads=4, hidden=704, vocab_size=8192),
-    "small36m": ModelConfig(layers=6, width=512, heads=8, hidden=1408, vocab_size=32000),
-    "base350m": ModelConfig(layers=24, width=1024, heads=16, hidden=2816, vocab_size=32000, attention_bias=False),
-    "v04": ModelConfig(layers=6, width=512, heads=8, hidden=2048, vocab_size=50264, generation="v04"),
+    "nano": ModelConfig(layers=4, width=128, heads=4, hidden=352, vocab_size=4096, context=1024, scan=True),
+    "mini": ModelConfig(layers=6, width=256, heads=4, hidden=704, vocab_size=8192, scan=True),
+    "small36m": ModelConfig(layers=6, width=512, heads=8, hidden=1408, vocab_size=32000, scan=True),
+    "base350m": ModelConfig(
+        layers=24, width=1024, heads=16, hidden=2816, vocab_size=32000, attention_bias=False, scan=True
+    ),
+    "v04": ModelConfig(layers=6, width=512, heads=8, hidden=2048, vocab_size=50264, generation="v04", scan=True),
 }

@@ -6,6 +6,7 @@ and values, and whose head may be a table of its own. Shapes: B sequences, T tok
 and values, K head width, F feed-forward width, V padded vocabulary; of a cache, L layers and S slots.
 """
 
+import dataclasses
 import functools
 import math
 
@@ -318,8 +319,13 @@ class Transformer(nn.Module):
 
 
 def init(config: ModelConfig, key: jax.Array) -> dict:
-    """Returns freshly initialised float32 parameters; the padding rows of the embedding and the head are zero."""
-    params = Transformer(config).init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+    """Returns freshly initialised float32 parameters, the same numbers with `scan` and without.
+
+    The padding rows of the embedding and the head are zero.
+    """
+    apart = Transformer(dataclasses.replace(config, scan=False))
+    params = apart.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+    params = stack_blocks(params) if config.scan else params
     real = jnp.arange(config.padded_vocab)[:, None] < config.vocab_size
     return {**params, **{name: jnp.where(real, params[name], 0.0) for name in tables_of(config)}}
 
