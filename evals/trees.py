@@ -21,7 +21,9 @@ from ghost_jax.step import AT_ONCE
 # `ghost_jax.step.make_predict` returns, with the parameters bound.
 Predict = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-ROW = 384  # places of a row: longer ones spend more on attention than they save on what is shared
+# Places of a row; that is taken by which all prompts come into the fewest. Longer ones would spend more on attention
+# than they save on what is shared.
+ROWS = (256, 384, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +94,12 @@ def read(predict: Predict, trees: Sequence[Tree], *, context: int, batch_size: i
       context: the longest row that the model takes.
       batch_size: rows a forward pass, at most.
     """
-    row_len = min(ROW, context)
-    short = [number for number, tree in enumerate(trees) if tree.depth <= row_len]
-    long = [number for number, tree in enumerate(trees) if tree.depth > row_len]
+    layouts = [_laid_out(trees, length, context) for length in sorted({min(length, context) for length in ROWS})]
+    fewest = min(layouts, key=lambda layout: sum(sheet.row_len * len(sheet.rows) for sheet in layout))
     readings: list[list] = [[None] * len(tree.branches) for tree in trees]
     with Progress(doing, sum(len(tree.branches) for tree in trees), unit="prompts", shown=is_main()) as progress:
-        for numbers, length in ((short, row_len), (long, context)):
-            for piece, found in _read({number: trees[number] for number in numbers}, predict, length, batch_size):
+        for sheet in fewest:
+            for piece, found in _read(sheet, predict, batch_size):
                 readings[piece.tree][piece.first : piece.first + len(found)] = found
                 progress.advance(len(found))
     return readings
@@ -114,16 +115,32 @@ class _Piece:
     branches: tuple[Branch, ...]
 
 
-def _read(
-    trees: Mapping[int, Tree], predict: Predict, row_len: int, batch_size: int
-) -> Iterator[tuple[_Piece, list[Reading]]]:
-    """Yields the readings of all trees, a piece at a time, in rows of one length."""
-    if not trees:
-        return
-    header = shared_beginning([tree.trunk for tree in trees.values()])
-    pieces = [piece for number, tree in trees.items() for piece in _pieces(number, tree, len(header), row_len)]
-    lengths = [len(piece.trunk) + sum(len(branch.ids) for branch in piece.branches) for piece in pieces]
-    rows = [[pieces[i] for i in row] for row in pack(lengths, row_len - len(header))]
+@dataclass(frozen=True, slots=True)
+class _Sheet:
+    """Rows of one length and what they hold: first the header, which is the same in all."""
+
+    row_len: int
+    header: np.ndarray
+    rows: list[list[_Piece]]
+
+
+def _laid_out(trees: Sequence[Tree], row_len: int, context: int) -> list[_Sheet]:
+    """Returns the trees in rows of `row_len` places, and those with a longer prompt in rows of the whole context."""
+    sheets = []
+    for length, longer in ((row_len, False), (context, True)):
+        held = {number: tree for number, tree in enumerate(trees) if (tree.depth > row_len) == longer}
+        if held:
+            header = shared_beginning([tree.trunk for tree in held.values()])
+            pieces = [piece for number, tree in held.items() for piece in _pieces(number, tree, len(header), length)]
+            lengths = [len(piece.trunk) + sum(len(branch.ids) for branch in piece.branches) for piece in pieces]
+            rows = [[pieces[i] for i in row] for row in pack(lengths, length - len(header))]
+            sheets.append(_Sheet(length, header, rows))
+    return sheets
+
+
+def _read(sheet: _Sheet, predict: Predict, batch_size: int) -> Iterator[tuple[_Piece, list[Reading]]]:
+    """Yields the readings of all that stands on a sheet, a piece at a time."""
+    header, rows = sheet.header, sheet.rows
     most = max(sum(len(branch.places) for piece in row for branch in piece.branches) for row in rows)
     reads = -(-most // AT_ONCE) * AT_ONCE
     # Batches of one shape, as even as they can be: the last is filled up with its first row, which is read for nothing.
@@ -131,7 +148,7 @@ def _read(
     for start in range(0, len(rows), batch_size):
         numbers = [*range(start, min(start + batch_size, len(rows)))]
         numbers += numbers[:1] * (batch_size - len(numbers))
-        filled = [_filled(header, rows[number], row_len, reads) for number in numbers]
+        filled = [_filled(header, rows[number], sheet.row_len, reads) for number in numbers]
         batch = {key: np.stack([row[key] for row in filled]) for key in filled[0]}
         at, targets = batch.pop("at"), batch.pop("targets")
         log_probs, top = map(np.asarray, predict(batch, at, targets))

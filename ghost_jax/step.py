@@ -136,15 +136,15 @@ def make_train_step(
         in_shardings=(in_state, in_batch, replicated(mesh)),
         out_shardings=(in_state, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=_for_memory(mesh),
+        compiler_options=_options(mesh),
     )
 
 
-def _for_memory(mesh: Mesh) -> dict[str, bool | str]:
-    """Returns the compiler's options for a step that holds little memory at a time.
+def _options(mesh: Mesh) -> dict[str, bool | str]:
+    """Returns the compiler's options.
 
     On a CPU it prefers to start everything that could run at once, and holds the attention of all layers for it; and
-    its library for fused products holds gigabytes of its own beside what the compiler planned, and is no faster here.
+    its library for fused products holds gigabytes of its own beside what the compiler planned, and is slower here.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return (
@@ -161,6 +161,7 @@ def make_eval_step(model: Transformer, abstract_params: dict, mesh: Mesh) -> Cal
         lambda params, batch: loss_sum(model, params, batch),
         in_shardings=(shardings(abstract_params, mesh), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
+        compiler_options=_options(mesh),
     )
 
 
@@ -187,7 +188,10 @@ def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Call
         return tuple(x.swapaxes(0, 1).reshape(*at.shape, *x.shape[3:]) for x in jax.lax.map(head, tuple(few)))
 
     jitted = jax.jit(
-        predict, in_shardings=(shardings(abstract_params, mesh), rows, rows, rows), out_shardings=replicated(mesh)
+        predict,
+        in_shardings=(shardings(abstract_params, mesh), rows, rows, rows),
+        out_shardings=replicated(mesh),
+        compiler_options=_options(mesh),
     )
 
     def on_any_batch(params: dict, batch: dict, at: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:

@@ -89,12 +89,20 @@ _trees = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(_trees, st.integers(16, 40), st.integers(8, 40), st.integers(1, 4))
-def test_any_trees_are_read_so_whatever_the_row(drawn, context, row, batch_size):
+@given(_trees, st.integers(16, 40), st.sets(st.integers(8, 40), min_size=1, max_size=3), st.integers(1, 4))
+def test_any_trees_are_read_so_whatever_the_rows(drawn, context, rows, batch_size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trees_lib, "ROW", row)
+        patch.setattr(trees_lib, "ROWS", tuple(rows))
         witness = check([tree(trunk, *branches) for trunk, branches in drawn], context=context, batch_size=batch_size)
     assert len(witness.shapes) <= 2, "one shape for short prompts, one for long ones"
+
+
+@pytest.mark.parametrize(("lengths", "chosen"), [((8, 12), 12), ((12, 8), 12), ((6, 13), 6)])
+def test_rows_are_as_long_as_leaves_the_fewest_places(lengths, chosen, monkeypatch):
+    monkeypatch.setattr(trees_lib, "ROWS", lengths)
+    witness, of_six_tokens = Witness(), [tree([n], *[[n]] * 5) for n in (1, 2)]
+    read(witness, of_six_tokens, context=64, batch_size=8, doing="asking")
+    assert {length for *_, length in witness.shapes} == {chosen}
 
 
 def test_what_all_begin_with_stands_once_in_a_row():
@@ -162,7 +170,7 @@ def test_scores_do_not_depend_on_batch_row_or_devices(monkeypatch):
     eight = jax.make_mesh((4, 1, 2), AXES, axis_types=(AxisType.Auto,) * 3)
     np.testing.assert_allclose(scores_of(V05, eight), expected, atol=1e-5)
     for batch_size, row in ((1, 384), (5, 16), (64, 20)):
-        monkeypatch.setattr(trees_lib, "ROW", row)
+        monkeypatch.setattr(trees_lib, "ROWS", (row,))
         np.testing.assert_allclose(scores_of(V05, one_device(), batch_size), expected, atol=1e-5)
 
 
