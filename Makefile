@@ -25,7 +25,7 @@ ablation: .venv/ready  ## the study's eight recipes at nano, and its table with 
 	cat report/ablation/RESULTS.md
 
 bench: .venv/ready  ## speed beside peers, those that are installed
-	$(BIN)/python -m tests.bench.speed --out=report/bench
+	$(BIN)/python -m tests.bench.speed --out=report/bench $(addprefix --items=,$(wildcard $(GHOST_DATA)/ctibench/cti-mcq.tsv))
 	@echo "to keep it: cp report/bench/speed.json report/bench/speed.md tests/bench/records/"
 
 record:  ## keep a run's records, not its weights, for RESULTS.md: make record RUN=runs/chat_v5-nano

@@ -274,6 +274,26 @@ def test_logits_and_gradients_are_the_same_by_scan_and_by_remat(config, remat, s
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected_gradient)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_block_starts_as_the_same_numbers_in_a_loop_and_apart(scan):
+    drawn = transformer.init(dataclasses.replace(V05, scan=scan), jax.random.key(3))
+    expected = transformer.init(dataclasses.replace(V05, scan=not scan), jax.random.key(3))
+    expected = transformer.stack_blocks(expected) if scan else transformer.unstack_blocks(expected)
+    jax.tree.map(np.testing.assert_array_equal, drawn, expected)
+
+
+@pytest.mark.parametrize(("remat", "times"), [(False, 1), (True, 2)])
+def test_a_backward_pass_computes_no_product_again_unless_asked_to(remat, times):
+    config = dataclasses.replace(V05, layers=1, remat=remat)
+    tokens, abstract = tokens_of(config), jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    hidden = functools.partial(Transformer(config).apply, method="hidden")
+    program = str(jax.make_jaxpr(jax.grad(lambda params: hidden({"params": params}, tokens).sum()))(abstract))
+    made = {"up and gate": f"3,12,{config.hidden}", "qkv": f"3,12,3,{config.heads},{config.head_width}"}
+    counts = {name: program.count(f"f32[{shape}] = dot_general") for name, shape in made.items()}
+    # The gradient of what `down` makes has the shape of up and gate, and is one product more.
+    assert counts == {"up and gate": 2 * times + 1, "qkv": times}
+
+
 def test_stacking_is_undone_by_unstacking_whatever_the_number_of_layers():
     config = dataclasses.replace(V05, layers=11)  # "block_10" sorts before "block_2"
     params = build(config)
