@@ -1,5 +1,7 @@
 """The state before the first update: drawn from a seed, or a base run's parameters with room for the chat tokens."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,18 +21,20 @@ from ghost_jax.text import tokenizer as tokenizer_lib
 
 def abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
     """Returns the shapes of a state, without computing anything."""
-    return jax.eval_shape(lambda key: new_state(transformer.init(model, key), optimizer, key), jax.random.key(0))
+    return jax.eval_shape(_drawn(model, optimizer), jax.random.key(0))
 
 
 def from_scratch(
     seed: int, model: ModelConfig, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
 ) -> TrainState:
     """Returns a freshly initialised state, made where it will lie."""
-    make = jax.jit(
-        lambda key: new_state(transformer.init(model, key), optimizer, key),
-        out_shardings=state_shardings(abstract, mesh),
-    )
+    make = jax.jit(_drawn(model, optimizer), out_shardings=state_shardings(abstract, mesh))
     return make(jax.random.key(seed))
+
+
+@functools.cache  # one function, so that JAX traces it once for the shapes and for the numbers
+def _drawn(model: ModelConfig, optimizer: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
+    return lambda key: new_state(transformer.init(model, key), optimizer, key)
 
 
 def from_base(

@@ -16,9 +16,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from evals.look import make_look
 from ghost_jax import config as config_lib
-from ghost_jax import initial, interrupt, plan, report, run_dir, runtime
+from ghost_jax import initial, interrupt, plan, run_dir, runtime
 from ghost_jax.checkpoint import Checkpoints, identity_of, load_model
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, mix_of, prepare
@@ -118,6 +117,8 @@ def look_of(
     """Returns `params -> figures` of the letters that a chat model says while it trains; None where none are asked."""
     if config.stage != "chat" or not config.look.every:
         return None
+    from evals.look import make_look  # what only some runs need, no first update waits for
+
     predict = make_predict(model, abstract_params, mesh)
     look = make_look(workdir, tokenizer, config.data.layout, questions=config.look.questions, context=model.context)
     return lambda params: look(functools.partial(predict, params))
@@ -202,6 +203,8 @@ def main() -> int:
     if hosts.is_main() and not flags.plan:
         for name in config.evals:
             importlib.import_module(f"evals.{name}").show_run(workdir, console)
+        from ghost_jax import report  # it draws; no first update waits for the pictures' library
+
         console.print(f"report: {report.write([workdir], workdir / 'report')}", highlight=False, soft_wrap=True)
     return 0
 

@@ -7,6 +7,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ghost_jax.errors import UserError
+
 STACKED = re.compile(r"(^|/)blocks/")  # the parameters of all blocks at once, one layer an index of their first axis
 # The first pattern found in a parameter's path wins. Optimizer moments carry the path of their parameter.
 RULES: tuple[tuple[str, P], ...] = (
@@ -41,9 +43,21 @@ def spec_of(path: str, leaf: Any) -> P:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Returns the tree of NamedShardings for a tree of arrays or ShapeDtypeStructs."""
+    """Returns the tree of NamedShardings for a tree of arrays or ShapeDtypeStructs.
+
+    Raises UserError where the mesh has more parts than an axis can be cut into.
+    """
 
     def of(path, leaf):
-        return NamedSharding(mesh, spec_of(jax.tree_util.keystr(path, simple=True, separator="/"), leaf))
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = spec_of(name, leaf)
+        for axis, length in zip(spec, leaf.shape, strict=False):
+            if axis and length % mesh.shape[axis]:
+                raise UserError(
+                    f"A mesh of {', '.join(f'{each}={size}' for each, size in mesh.shape.items())} cannot part {name}: "
+                    f"{length} do not divide over {axis}={mesh.shape[axis]}. Set --config.mesh.{axis} to a divisor of "
+                    f"{length}; a larger --config.micro_batch_size lets `data` take more devices."
+                )
+        return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(of, tree)

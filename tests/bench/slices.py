@@ -11,6 +11,8 @@ from ghost_jax.errors import UserError
 from ghost_jax.whole import read_json
 from tests.bench.work import Work
 
+# Of an update, the same on all slices: the more chips, the fewer rows has each, and the more the links weigh.
+ROWS = 256
 KEPT = ("config", "topology", "chips", "mesh", "tokens", "memory", "fits", "seconds", "bound_by", "tokens_per_s")
 
 
@@ -47,6 +49,7 @@ def _report(config: str, topology: str) -> dict:
     with tempfile.TemporaryDirectory(prefix="ghost_jax-slice-") as folder:
         out = Path(folder) / "report.json"
         command = [sys.executable, "-m", "launch.compile_check", f"--config={config}", f"--topology={topology}"]
+        command += [f"--config.{key}={ROWS}" for key in ("batch_size", "micro_batch_size")]
         done = subprocess.run([*command, f"--out={out}"], stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             raise UserError(f"The step of {config} was not compiled for {topology}; why stands above.")

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import importlib
 import importlib.metadata
+import json
 import multiprocessing
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from ghost_jax.errors import UsageError, command, did_you_mean
-from ghost_jax.whole import write_json, write_text
+from ghost_jax.whole import read_json, write_json, write_text
 from tests.bench import table
 from tests.bench.comparisons import BASE, CHAT, COMPARISONS, Subject
 from tests.bench.work import RECIPES, Work
@@ -35,7 +36,10 @@ SHORT = dataclasses.replace(
 
 
 def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> None:
-    """Measures the chosen comparisons and writes `speed.json` and `speed.md` into a folder, anew after each of them."""
+    """Measures the chosen comparisons and writes `speed.json` and `speed.md` into a folder, anew after each of them.
+
+    Others of the same machine, packages and work that are there already are kept.
+    """
     with tempfile.TemporaryDirectory(prefix="ghost_jax-bench-") as folder:
         subject = _prepared(chosen, short, changes, folder)
         record = {
@@ -43,14 +47,22 @@ def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> None:
             "packages": _packages(),
             # Where this machine keeps its files is nobody's business.
             "work": dataclasses.asdict(subject.work) | {"items": "/".join(Path(subject.work.items).parts[-2:])},
-            "measured": {},
         }
+        record["measured"] = _measured_before(out, record)
         for name in chosen:
             measure = COMPARISONS[name].measure
             measured = measure(subject, lambda line, name=name: print(f"{name}: {line}", flush=True))
             record["measured"][name] = {"about": measure.__doc__.splitlines()[0]} | measured
             write_json(out / "speed.json", record)
             write_text(out / "speed.md", table.markdown(record))
+
+
+def _measured_before(out: Path, record: dict) -> dict:
+    if not (out / "speed.json").exists():
+        return {}
+    found = read_json(out / "speed.json")
+    measured = found.pop("measured")
+    return measured if found == json.loads(json.dumps(record)) else {}  # as it is read again, with lists for tuples
 
 
 def _prepared(chosen: Sequence[str], short: bool, changes: dict, folder: str) -> Subject:
