@@ -10,10 +10,10 @@ quickstart: .venv/ready  ## train chat_v5 at nano size, score it, write the repo
 	$(BIN)/python -m ghost_jax.train --config=configs/chat_v5.py:nano
 
 test: .venv/ready-dev lint  ## what CI runs: everything that is quick
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: .venv/ready-dev lint  ## before a release: the long tests as well
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

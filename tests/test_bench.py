@@ -11,8 +11,10 @@ import pytest
 
 from ghost_jax.data.packing import Example, fill
 from ghost_jax.errors import UserError
+from ghost_jax.whole import write_json
 from tests.bench import ragged, table
 from tests.bench.slices import taken_over
+from tests.bench.speed import measured_before
 from tests.bench.turns import Contender, Process, compare
 
 
@@ -145,6 +147,14 @@ def test_links_take_over_where_they_bind_every_larger_slice():
 
 
 # ---- The command ----
+
+
+def test_what_was_measured_under_the_same_head_is_kept(tmp_path):
+    head = {"machine": "2-core CPU", "packages": {"jax": "1"}, "work": {"devices": (1, 2)}}
+    assert measured_before(tmp_path, head) == {}
+    write_json(tmp_path / "speed.json", head | {"measured": {"letters": {"about": "scored"}}})
+    assert measured_before(tmp_path, head) == {"letters": {"about": "scored"}}
+    assert measured_before(tmp_path, head | {"packages": {"jax": "2"}}) == {}
 
 
 def test_a_comparison_that_there_is_not_is_bad_usage(ghost, tmp_path):

@@ -48,7 +48,7 @@ def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> None:
             # Where this machine keeps its files is nobody's business.
             "work": dataclasses.asdict(subject.work) | {"items": "/".join(Path(subject.work.items).parts[-2:])},
         }
-        record["measured"] = _measured_before(out, record)
+        record["measured"] = measured_before(out, record)
         for name in chosen:
             measure = COMPARISONS[name].measure
             measured = measure(subject, lambda line, name=name: print(f"{name}: {line}", flush=True))
@@ -57,7 +57,8 @@ def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> None:
             write_text(out / "speed.md", table.markdown(record))
 
 
-def _measured_before(out: Path, record: dict) -> dict:
+def measured_before(out: Path, record: dict) -> dict:
+    """Returns the comparisons of the record in `out` that a run under this `record`'s head need not repeat."""
     if not (out / "speed.json").exists():
         return {}
     found = read_json(out / "speed.json")
