@@ -24,9 +24,9 @@ from ghost_jax.progress import Progress
 from ghost_jax.sampling import GREEDY, Sampling, choose, penalised
 
 SHORTEST = 32  # tokens that a prompt is padded to at least; longer ones to a power of two or the context
-# Tokens that a stream reads at once, of a prompt's body and of its tail. Of 36M on a CPU more than CHUNK gain nothing a
-# token; the tail is short, so that little is read for nothing, and the body needs no hidden states.
-CHUNK, TAIL = 64, 16
+# Tokens that a stream reads at once, of a prompt's body and of its tail: many, so that the parameters are fetched
+# seldom, but few where little is left to read. The body needs no hidden states.
+LONG_CHUNK, CHUNK, TAIL = 192, 64, 8
 # Slots of a stream's first cache, which doubles when it is full: an unused slot costs a CPU what a used one does.
 SLOTS = 256
 NOTHING = -1  # in place of an id, where a row had ended
@@ -169,10 +169,11 @@ class Generator:
     def warm_up(self) -> None:
         """Compiles all that `stream` needs, so that nobody waits for it in the middle of an answer."""
         self._forget()
-        body, end = (np.zeros((self._rows, length), np.int32) for length in (CHUNK, TAIL))
+        *bodies, end = (np.zeros((self._rows, length), np.int32) for length in (LONG_CHUNK, CHUNK, TAIL))
         seen, cache, keys = self._seen([], self._rows), self._empty(), np.zeros((self._rows, 2), np.uint32)
         while True:
-            cache = self._read_body(self._params, cache, np.int32(0), body, np.int32(1))
+            for body in bodies:
+                cache = self._read_body(self._params, cache, np.int32(0), body, np.int32(1))
             hidden, cache = self._read_tail(self._params, cache, np.int32(0), end, np.int32(1))
             state = self._first(self._params, hidden, cache, seen, keys, GREEDY.scalars())
             cache = self._next(self._params, state, keys, GREEDY.scalars()).cache
@@ -199,9 +200,11 @@ class Generator:
         cache = self._cache if start else self._empty()
         self._forget()
         while len(prompt) - start > 2 * TAIL:  # fewer are read faster as two tails
-            piece = prompt[start : min(start + CHUNK, len(prompt) - TAIL)]
-            cache = self._with_room(cache, start + CHUNK)
-            cache = self._read_body(self._params, cache, *self._chunk(piece, start, CHUNK))
+            left = len(prompt) - TAIL - start
+            size = LONG_CHUNK if left > LONG_CHUNK - CHUNK else CHUNK
+            piece = prompt[start : start + min(size, left)]
+            cache = self._with_room(cache, start + size)
+            cache = self._read_body(self._params, cache, *self._chunk(piece, start, size))
             start += len(piece)
         while start < len(prompt):
             piece = prompt[start : start + TAIL]

@@ -116,7 +116,7 @@ class Ghost:
 def paragraph_of(result: subprocess.CompletedProcess, code: int) -> str:
     """Returns the error of a failed command on one line, after checking that it is one paragraph and its exit code."""
     assert result.returncode == code, result.stdout + result.stderr
-    usage, error, text = result.stderr.rpartition("error: ")
+    usage, error, text = result.stderr.rpartition("error:")  # a long path stands on a line of its own
     assert error, f"no error is named:\n{result.stderr}"
     assert "\n\n" not in text.strip(), result.stderr
     assert code == 2 or not usage, f"something stands before the paragraph:\n{result.stderr}"

@@ -221,7 +221,7 @@ def test_a_stream_that_begins_like_the_one_before_reads_the_rest_alone(monkeypat
         (longest[: 2 * TAIL + 5], 2 * TAIL, 0, 2),
         (longest[: 2 * TAIL + 5], 1, 0, 1),  # the same again: its last token
         (longest[: CHUNK + 2 * TAIL], CHUNK - 5, 1, 1),
-        (longest, 310 - CHUNK - 2 * TAIL, 3, 2),  # over the end of the first 256 slots
+        (longest, 310 - CHUNK - 2 * TAIL, 4, 1),  # over the end of the first 256 slots
         (np.append(longest[:100], long_prompt(60, 1)), 60, 1, 1),  # another way from the 100th on
         (long_prompt(200, 2), 200, 3, 1),  # another conversation
     ):
@@ -317,7 +317,7 @@ def test_a_warm_stream_compiles_nothing():
     fresh.warm_up()
     programs = (fresh._empty, fresh._read_body, fresh._read_tail, fresh._first, fresh._next, fresh._grown)
     compiled = [program._cache_size() for program in programs]
-    assert compiled == [1, 2, 2, 2, 2, 1]  # the caches of 256 slots and of all that the context needs
+    assert compiled == [1, 4, 2, 2, 2, 1]  # two chunks; the caches of 256 slots and of all that the context needs
     for length in (1, 64, 65, 254, 255, 256, 257, 319):
         list(fresh.stream(long_prompt(length), Sampling(0.7, 5, 0.9, 1.5), keys_of(1)[0]))
     assert [program._cache_size() for program in programs] == compiled

@@ -1,10 +1,11 @@
 """How fast this is beside its peers: `python -m tests.bench.speed --out=DIR [--only=pretrain,letters] [--short]`.
 
 Each comparison lets its sides take turns on the same machine, in processes of their own of which one runs at a time.
-Peers are not part of the project. Where they are missing they are left out, and the record says so:
+Peers are not part of the project. Where they are missing they are left out, and the record says so. In a folder of
+their own (PYTHONPATH=report/peers) they leave the product as its users have it, which the time of a start needs:
 
-    pip install torch==2.13.0 transformers==5.23.0     # torch.compile asks for g++ beside
-    pip install libtpu==0.0.42.1                       # for the slices of TPUs
+    pip install --target=report/peers torch==2.13.0 transformers==5.23.0     # torch.compile asks for g++ beside
+    pip install --target=report/peers libtpu==0.0.42.1                       # for the slices of TPUs
 """
 
 import argparse
