@@ -5,9 +5,10 @@ import secrets
 
 import pytest
 
+from ghost_jax.whole import read_json
 from tests.bench.fault_cases import FAULTS, QUICK, Place
-from tests.bench.faults import attempt
-from tests.conftest import set_all, tiny_base
+from tests.bench.faults import attempt, table
+from tests.conftest import ROOT, set_all, tiny_base
 
 EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
 
@@ -18,6 +19,15 @@ def test_a_fault_is_survived(ghost, tiny_run, tmp_path, name):
     if outcome["survived"] is None:
         pytest.skip(outcome["said"])
     assert outcome["survived"], outcome["said"]
+
+
+def test_the_table_in_the_repository_is_that_of_its_record_and_readme_says_how_many():
+    records = ROOT / "tests" / "bench" / "records"
+    record = read_json(records / "faults.json")
+    assert (records / "faults.md").read_text(encoding="utf-8") == table(record)
+    assert [one["fault"] for one in record["faults"]] == list(FAULTS)
+    counted = f"{record['survived']} faults survived of {record['tried']} tried, on a {record['machine']}"
+    assert counted in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 KEYS = ("HF_TOKEN", "GHOST_TEACHER_KEY", "WANDB_API_KEY")

@@ -11,9 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ghost_jax import run_dir
 from ghost_jax.errors import FAILED, command
-from ghost_jax.whole import write_json, write_text
+from ghost_jax.whole import read_json, write_json, write_text
 from tests.bench.fault_cases import FAULTS, NotTried, Place
 from tests.conftest import FinishedRun, Ghost, tiny_chat
 
@@ -62,7 +61,8 @@ def main() -> int:
             results.append(attempt(name, Place(place, ghost, finished, random.Random(f"{flags.seed} {name}"))))
             print(f"{name}: {results[-1]['survived']} ({results[-1]['seconds']:.0f} s)", flush=True)
     outcomes = [one["survived"] for one in results if one["survived"] is not None]
-    report = {"machine": run_dir.machine(), "seed": flags.seed, "tried": len(outcomes), "survived": sum(outcomes)}
+    machine = read_json(workdir / "environment.json")["machine"]
+    report = {"machine": machine, "seed": flags.seed, "tried": len(outcomes), "survived": sum(outcomes)}
     write_json(flags.out / "faults.json", report | {"faults": results})
     write_text(flags.out / "faults.md", table(report | {"faults": results}))
     print(f"{report['survived']} of {report['tried']} faults survived: {flags.out / 'faults.md'}")
