@@ -67,7 +67,7 @@ def test_the_weighted_sum_comes_with_its_gradients(rows, length):
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     assert float(jax.jit(ours)(hidden, table)) == pytest.approx(float(expected), rel=1e-6), "not differentiated"
     for mine, its in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(mine, its, atol=5e-6)
+        np.testing.assert_allclose(mine, its, rtol=5e-6, atol=5e-6)
     assert not found[1][VOCAB:].any(), "rows that are no tokens learn nothing"
 
 
