@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Bytecode is left to be made for what is imported: for all of it, it takes as long as the rest of the installation.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 RECORDS := config.json environment.json data.json metrics.jsonl status.json stopped.json
 
 .PHONY: quickstart test test-all lint ablation bench record results clean
@@ -46,9 +48,9 @@ clean:  ## remove what commands made here, runs included
 	  f"ghost_jax needs Python 3.11 to 3.13 and this is {sys.version.split()[0]}: run make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
 	@echo "installing into .venv: about a minute and 1.2 GB"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(INSTALL) -r requirements-dev.txt
 	touch $@

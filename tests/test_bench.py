@@ -13,6 +13,7 @@ from ghost_jax.data.packing import Example, fill
 from ghost_jax.errors import UserError
 from ghost_jax.whole import write_json
 from tests.bench import ragged, table
+from tests.bench.comparisons import COMPARISONS
 from tests.bench.slices import taken_over
 from tests.bench.speed import measured_before
 from tests.bench.turns import Contender, Process, compare
@@ -150,7 +151,7 @@ def test_links_take_over_where_they_bind_every_larger_slice():
 
 
 def test_what_was_measured_under_the_same_head_is_kept(tmp_path):
-    head = {"machine": "2-core CPU", "packages": {"jax": "1"}, "work": {"devices": (1, 2)}}
+    head = {"machine": "2-core CPU", "packages": {"jax": "1"}, "work": {"devices": [1, 2]}}
     assert measured_before(tmp_path, head) == {}
     write_json(tmp_path / "speed.json", head | {"measured": {"letters": {"about": "scored"}}})
     assert measured_before(tmp_path, head) == {"letters": {"about": "scored"}}
@@ -177,7 +178,8 @@ def test_the_short_form_measures_a_step_and_says_who_was_left_out(ghost, tmp_pat
 
 @pytest.mark.slow
 def test_the_short_form_of_every_comparison_runs(ghost, tmp_path):
-    ghost("tests.bench.speed", f"--out={tmp_path}", "--short")
+    for name in COMPARISONS:  # what was measured before is kept
+        ghost("tests.bench.speed", f"--out={tmp_path}", "--short", f"--only={name}")
     measured = json.loads((tmp_path / "speed.json").read_text())["measured"]
     assert list(measured) == ["pretrain", "sft", "letters", "decoding", "start", "devices", "slices"]
     assert set(measured["devices"]["sides"]) == {"1 device(s)", "2 device(s)"}

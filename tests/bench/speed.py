@@ -43,12 +43,13 @@ def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="ghost_jax-bench-") as folder:
         subject = _prepared(chosen, short, changes, folder)
-        record = {
+        head = {
             "machine": subject.machine["machine"],
             "packages": _packages(),
             # Where this machine keeps its files is nobody's business.
             "work": dataclasses.asdict(subject.work) | {"items": "/".join(Path(subject.work.items).parts[-2:])},
         }
+        record = json.loads(json.dumps(head))  # as it is read again, with lists for tuples
         record["measured"] = measured_before(out, record)
         for name in chosen:
             measure = COMPARISONS[name].measure
@@ -64,7 +65,7 @@ def measured_before(out: Path, record: dict) -> dict:
         return {}
     found = read_json(out / "speed.json")
     measured = found.pop("measured")
-    return measured if found == json.loads(json.dumps(record)) else {}  # as it is read again, with lists for tuples
+    return measured if found == record else {}
 
 
 def _prepared(chosen: Sequence[str], short: bool, changes: dict, folder: str) -> Subject:
