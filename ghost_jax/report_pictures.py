@@ -125,9 +125,9 @@ def study_picture(runs: Sequence[dict]) -> Figure | None:
         (name.replace("_", " "), value, score["policies_over_orders"][name], None)
         for name, value in score["policies"].items()
     ]
-    for run in sorted(studied, key=lambda run: run["config"]["published"]["accuracy"]):
-        published = run["config"]["published"]
-        rows.append((f"study: {published['run']}", published["accuracy"], None, None))
+    study = {run["config"]["published"]["run"]: run["config"]["published"]["accuracy"] for run in studied}
+    for name, accuracy in sorted(study.items(), key=lambda row: row[1]):  # one, however often it was rebuilt
+        rows.append((f"study: {name}", accuracy, None, None))
     for name, each in scored.items():
         rows.append(
             (

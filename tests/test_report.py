@@ -180,7 +180,7 @@ def test_the_study_is_drawn_among_the_policies_where_a_rebuilt_run_was_scored_on
     run = read_run(tiny_run.workdir)
     assert study_picture([run]) is None, "held-out questions are not the study's benchmark"
     score = {**run["evals"]["ctibench"], "note": ""}
-    (axes,) = study_picture([{**run, "evals": {"ctibench": score}}]).axes
+    (axes,) = study_picture([{**run, "evals": {"ctibench": score}}, run]).axes  # rebuilt twice, scored once
     rows = [label.get_text() for label in reversed(axes.get_yticklabels())]
     assert rows[:5] == ["always A", "always B", "always C", "always D", "longest"]
     latched = " LATCHED" if score["verdict"] == "latched" else ""
