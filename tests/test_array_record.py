@@ -1,6 +1,7 @@
 """ghost_jax/data/array_record.py: rows come back as they were written, and are counted right."""
 
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -107,3 +108,11 @@ def test_lengths_are_known_without_reading_the_rows(written):
     lengths = lengths_of(folder, "mcq", "train")
     assert lengths.dtype == np.int32
     assert lengths.tolist() == [len(source[i]["tokens"]) for i in range(len(source))]
+
+
+def test_nothing_is_left_in_the_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    write_examples(tmp_path, "tidy", {"train": TRAIN})
+    assert len(open_examples(tmp_path, "tidy", "train")) == len(TRAIN)
+    assert not list((tmp_path / "tmp").iterdir())

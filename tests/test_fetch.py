@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+import types
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,17 +224,21 @@ def test_a_proof_is_of_the_content_however_it_is_packed(tmp_path_factory, conten
     with zipfile.ZipFile(folder / "a.json.zip", "w") as archive:
         archive.writestr("a.json", content)
     for path in folder.iterdir():
-        assert download.measure(path, path.name, Sha256) == sha256(content)
+        assert download.measure(path, path.name, sha256(content)) == sha256(content)
         assert download.is_whole(folder / "a.json", sha256(content))
 
 
 def test_a_blob_has_the_id_that_git_gives_it(tmp_path):
     (tmp_path / "a.json").write_bytes(CONTENT)
     git = subprocess.run(["git", "hash-object", tmp_path / "a.json"], capture_output=True, text=True, check=True)
-    assert download.measure(tmp_path / "a.json", "a.json", GitBlob) == GitBlob(git.stdout.strip())
+    blob = GitBlob(git.stdout.strip())
+    assert download.measure(tmp_path / "a.json", "a.json", blob) == blob
 
 
-@pytest.mark.parametrize("note", [b"", b"sha256:00", b"size:1\nsha256", b"size:one\nsha256:00", b"\xff", b"<html>"])
+NO_NOTES = [b"", b"sha256:00", b"size:1\nsha256", b"size:one\nsha256:00", b"\xff", b"<html>"]
+
+
+@pytest.mark.parametrize("note", [*NO_NOTES, b"size:-1\nsha256:00", b"size:1" + b"0" * 30 + b"\nsha256:00"])
 def test_a_note_that_proves_nothing_is_refused(note):
     with pytest.raises(ValueError):
         fetch.read_note(note)
@@ -350,6 +355,129 @@ def test_a_server_that_falls_silent_is_given_up(publisher, tmp_path, monkeypatch
     publisher.files[PATH], publisher.pause = CONTENT, 1.0
     with pytest.raises(Unavailable, match="does not answer"):
         download_thing(publisher, tmp_path / "thing.json")
+
+
+# Servers without end
+
+
+@contextlib.contextmanager
+def endless(head: bytes, content: bytes = b"x" * (1 << 16)) -> Iterator[tuple[str, list[int]]]:
+    """A server that answers with a head and then sends for ever; gives its address and the bytes that it got rid of."""
+    sent = [0]
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n")
+            while True:
+                connection.sendall(content)
+                sent[0] += len(content)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # closed, at the end
+            while True:
+                threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", sent
+
+
+BUFFERED = 16 << 20  # bytes that the system takes from a server before anyone reads them
+SIZED = b"200 OK\r\nContent-Length: 1000000000000"
+
+
+@pytest.mark.parametrize("head", [b"200 OK", SIZED])
+@pytest.mark.parametrize("name", ["thing.json", "thing.json.gz"])
+def test_a_server_that_sends_without_end_is_given_up_and_fills_no_disk(tmp_path, head, name):
+    with endless(head) as (url, sent), download.session() as session:
+        session.trust_env = False
+        with pytest.raises(Unavailable, match=f"sends more than it should.*{sha256(CONTENT).digest}"):
+            download.download(session, url + PATH, tmp_path / name, sha256(CONTENT), print)
+        assert sent[0] < download.with_spare(len(CONTENT)) + BUFFERED
+    assert not contents(tmp_path)
+
+
+def test_a_file_that_was_begun_counts_towards_its_size(tmp_path):
+    (tmp_path / "thing.json.partial").write_bytes(CONTENT)
+    head = b"206 Partial Content\r\nContent-Range: bytes %d-9999999999/10000000000" % len(CONTENT)
+    with endless(head) as (url, sent), download.session() as session:
+        session.trust_env = False
+        with pytest.raises(Unavailable, match="sends more than it should"):
+            download.download(session, url + PATH, tmp_path / "thing.json", sha256(CONTENT), print)
+        assert sent[0] < download.SPARE + BUFFERED
+    assert not contents(tmp_path)
+
+
+def test_what_unpacks_to_more_than_it_should_is_not_unpacked_to_its_end(publisher, tmp_path, monkeypatch):
+    publisher.files[PATH] = gzip.compress(bytes(64 << 20))  # 64 KiB
+    unpacked, opened = [], download.files.open_bytes
+
+    @contextlib.contextmanager
+    def counted(path: Path) -> Iterator[types.SimpleNamespace]:
+        def read(size: int) -> bytes:
+            unpacked.append(size)
+            return stream.read(size)
+
+        with opened(path) as stream:
+            yield types.SimpleNamespace(read=read)
+
+    monkeypatch.setattr(download.files, "open_bytes", counted)
+    with pytest.raises(Unavailable, match="unpacks to more than it should"):
+        download_thing(publisher, tmp_path / "thing.json.gz")
+    assert len(CONTENT) < sum(unpacked) < download.with_spare(len(CONTENT)) + (1 << 17)
+    assert not contents(tmp_path)
+
+
+def test_a_note_without_end_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.delenv("GHOST_OFFLINE", raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    with endless(b"200 OK") as (url, sent):
+        reasons = fetch.bring(["nvd"], tmp_path, print, mirror=url)
+        assert sent[0] < BUFFERED
+    assert "is over 65,536 bytes, which is no note" in reasons["nvd"]
+    assert not contents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [(b"302 Found\r\nLocation: /again", "TooManyRedirects"), (b"503 Busy", "answers 503 Busy")],
+)
+def test_what_comes_with_a_redirect_or_a_busy_answer_is_not_read(tmp_path, monkeypatch, head, said):
+    monkeypatch.setattr(download, "BUSY_SECONDS", (0.0,))
+    with endless(head) as (url, sent), download.session() as session:
+        session.trust_env = False
+        with pytest.raises(Unavailable, match=said):
+            download.download(session, url + PATH, tmp_path / "thing.json", sha256(CONTENT), print)
+        assert sent[0] < BUFFERED * 6
+    assert not contents(tmp_path)
+
+
+def test_a_redirect_is_followed_and_what_may_be_secret_in_it_is_not_said(publisher, tmp_path):
+    publisher.files["/there"] = CONTENT
+    with download.session() as session:
+        session.trust_env = False
+        for place, fate in (("there?token=canary", "is brought"), ("nowhere?token=canary", "answers 404")):
+            secret = publisher.url.replace("//", "//me:canary@") + f"/{place}"
+            with endless(b"302 Found\r\nLocation: " + secret.encode()) as (url, _):
+                if fate == "is brought":
+                    publisher.files["/there?token=canary"] = CONTENT
+                    download.download(session, url + PATH, tmp_path / "thing.json", sha256(CONTENT), print)
+                else:
+                    with pytest.raises(Unavailable, match=fate) as refused:
+                        download.download(session, url + PATH, tmp_path / "other.json", sha256(CONTENT), print)
+                    assert f"{publisher.url}/nowhere answers 404" in str(refused.value)
+                    assert "canary" not in str(refused.value)
+    assert contents(tmp_path) == {"thing.json": CONTENT}
+
+
+@pytest.mark.parametrize("target", ["http://[", "//", "file:///etc/passwd", "http://a..b/", ""])
+def test_a_redirect_to_nowhere_is_told_like_any_failure(tmp_path, target):
+    with endless(b"302 Found\r\nLocation: " + target.encode()) as (url, _), download.session() as session:
+        session.trust_env = False
+        with pytest.raises(Unavailable):
+            download.download(session, url + PATH, tmp_path / "thing.json", sha256(CONTENT), print)
+    assert not contents(tmp_path)
 
 
 # The command
@@ -491,11 +619,18 @@ def test_mistakes_on_the_command_line_are_told_in_a_paragraph(ghost, tmp_path):
             "near": functools.partial(refused, "attack,capek"),
             "many": functools.partial(refused, "cti"),
             "mirror": functools.partial(refused, "attack", "ftp://somewhere"),
+            "password": functools.partial(refused, "attack", "http://me:canary@somewhere"),
+            "query": functools.partial(refused, "attack", "ftp://somewhere?token=canary"),
+            "bracket": functools.partial(refused, "attack", "http://["),
         }
     )
     assert 'Did you mean "capec"?' in told["near"]
     assert "no single publisher" in told["many"]
     assert "http://" in told["mirror"]
+    assert "is no web address" in told["bracket"]
+    for secret in ("password", "query"):
+        assert "--mirror holds a user name, password or query" in told[secret]
+        assert "canary" not in told[secret]
 
 
 # Real files

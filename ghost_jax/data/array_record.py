@@ -17,6 +17,13 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from ghost_jax.errors import UserError
 
 
+class LocalInfo(tfds.core.DatasetInfo):
+    """What is known of a dataset of ours: nothing of it lies in the public bucket of TFDS."""
+
+    def initialize_from_bucket(self) -> None:
+        """Asks nobody: TFDS would ask that bucket, and leave an empty folder in /tmp each time."""
+
+
 class Examples(tfds.core.GeneratorBasedBuilder):
     """Writes tokenised examples as ArrayRecord; one builder config a dataset."""
 
@@ -27,7 +34,7 @@ class Examples(tfds.core.GeneratorBasedBuilder):
         config = tfds.core.BuilderConfig(name=name, version="1.0.0", description=f"tokenised {name} examples")
         super().__init__(config=config, data_dir=data_dir, file_format="array_record")
 
-    def _info(self) -> tfds.core.DatasetInfo:
+    def _info(self) -> LocalInfo:
         features = {
             "id": tfds.features.Text(),
             "source": tfds.features.Text(),
@@ -38,7 +45,7 @@ class Examples(tfds.core.GeneratorBasedBuilder):
                 shape=(None,), dtype=np.uint8, doc="of a ranked question: 0 the prompt, 1 + index an option; else empty"
             ),
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return LocalInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         return {split: self._generate_examples(rows) for split, rows in self._splits.items()}

@@ -190,14 +190,17 @@ def book_corpus(data_dir: str | None, say: Say, names: Sequence[str] = PUBLISHED
     """Returns the corpus store of the open book: the reference pages that questions are answered from.
 
     Raises:
-      UserError: a source is neither on this machine nor can it be fetched. An open book with a part missing would be
-        another book, and its figure no figure of this one.
+      UserError: a file of a source is neither on this machine nor can it be fetched. An open book with a part missing
+        would be another book, and its figure no figure of this one.
     """
     inputs = locate(names, data_dir, say)
-    absent = [name for name in names if name not in {each.source for each in inputs.files}]
+    here = [each.path.name for each in inputs.files if each.path]
+    wanted = {stem: name for name in names for stem in sources.SOURCES[name].stems}
+    absent = {stem: name for stem, name in wanted.items() if not any(file.startswith(stem) for file in here)}
     if absent:
+        lacking = ",".join(dict.fromkeys(absent.values()))
         raise UserError(
             f"The open book lacks {', '.join(absent)}. {' '.join(inputs.notes)} Set GHOST_DATA or --data_dir to the "
-            f"folder that holds raw/, or run python -m ghost_jax.data.fetch --sources={','.join(absent)}."
+            f"folder that holds raw/, or run python -m ghost_jax.data.fetch --sources={lacking}."
         )
     return corpus_store(inputs, say)

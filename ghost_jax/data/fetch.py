@@ -26,6 +26,8 @@ from ghost_jax.paths import cache_dir
 from ghost_jax.whole import write_bytes
 
 OFFLINE_SECONDS = 4.0  # the publishers have so long to give a sign of life
+MOST_OF_A_NOTE = 1 << 16  # bytes
+MOST_OF_A_FEED = 2 << 30  # bytes that a note may state; a year is a quarter of a gigabyte
 
 
 def bring(
@@ -78,11 +80,17 @@ def _known_proof(file: File, folder: Path) -> Sha256 | GitBlob | None:
 
 
 def read_note(note: bytes) -> Sha256:
-    """Returns the proof that a feed's note states in lines of `key:value`. Raises ValueError where it states none."""
+    """Returns the proof that a feed's note states in lines of `key:value`. Raises ValueError where it states none.
+
+    A size that no feed has is none: it would let a server send as much.
+    """
     fields = dict(line.split(":", 1) for line in note.decode("ascii").splitlines() if ":" in line)
     if not {"sha256", "size"} <= fields.keys():
         raise ValueError("no sha256 and size in it")
-    return Sha256(fields["sha256"].strip().lower(), int(fields["size"]))
+    size = int(fields["size"])
+    if not 0 <= size <= MOST_OF_A_FEED:
+        raise ValueError("it states a size that no feed has")
+    return Sha256(fields["sha256"].strip().lower(), size)
 
 
 def _bring_file(
@@ -93,14 +101,13 @@ def _bring_file(
         say(f"{place} is not what its publisher has: it is replaced once the right one is whole")
     fetch = functools.partial(download.download, http, _address(file.url, mirror), place, say=say)
     if isinstance(file.proof, Feed):
-        response = download.get(http, _address(file.proof.url, mirror))
-        if response.status_code != 200:
-            raise download.refuse(response)
+        url = _address(file.proof.url, mirror)
+        note = download.read(http, url, MOST_OF_A_NOTE)
         try:
-            proof = read_note(response.content)
+            proof = read_note(note)
         except ValueError as fault:
-            raise Unavailable(f"{response.url} is no note of a feed ({fault})") from fault
-        fetch(proof=proof, before_rename=lambda: write_bytes(folder / file.proof.path, response.content))
+            raise Unavailable(f"{download.shown(url)} is no note of a feed ({fault})") from fault
+        fetch(proof=proof, before_rename=lambda: write_bytes(folder / file.proof.path, note))
     else:
         fetch(proof=file.proof)
 
@@ -111,7 +118,7 @@ def _address(url: str, mirror: str | None) -> str:
 
 def _why_offline(addresses: Iterable[str]) -> str | None:
     """Returns why none of the hosts can be reached, or None as soon as one of them answers anything at all."""
-    hosts = {urlsplit(address).netloc: address for address in addresses}
+    hosts = {download.host_of(address): address for address in addresses}
     if hosts and os.environ.get("GHOST_OFFLINE") == "1":
         return "GHOST_OFFLINE=1 forbids connections"
     answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -134,9 +141,9 @@ def _why_offline(addresses: Iterable[str]) -> str | None:
 
 def _why_silent(address: str) -> str | None:
     try:
-        requests.head(address, timeout=OFFLINE_SECONDS, allow_redirects=False)
+        requests.head(address, timeout=OFFLINE_SECONDS, allow_redirects=False)  # an answer without a content
     except requests.RequestException as fault:
-        return f"{urlsplit(address).netloc} {download.in_few_words(fault)}"
+        return f"{download.host_of(address)} {download.in_few_words(fault)}"
     return None
 
 
@@ -146,6 +153,21 @@ def _check_names(names: Sequence[str]) -> None:
             raise UsageError(f"The source {name} has no single publisher to fetch it from: {UNPUBLISHED[name]}.")
         if name not in PUBLISHED:
             raise UsageError(f"--sources names {name}, which nobody publishes.{did_you_mean(name, list(PUBLISHED))}")
+
+
+def _check_mirror(mirror: str) -> None:
+    if set("@?#") & set(mirror):
+        raise UsageError(
+            "--mirror holds a user name, password or query, which messages and other users of this machine would see. "
+            "Give the bare address, such as http://mirror.example:8080; a password for it can stand in ~/.netrc."
+        )
+    try:
+        parts = urlsplit(mirror)
+        whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        whole = False
+    if not whole:
+        raise UsageError(f"--mirror={mirror} is no web address: begin it with http:// or https:// and a host.")
 
 
 def _say(line: str) -> None:
@@ -164,8 +186,8 @@ def main() -> int:
     flags = parser.parse_args()
     names = [name.strip() for name in flags.sources.split(",") if name.strip()]
     _check_names(names)
-    if flags.mirror is not None and urlsplit(flags.mirror).scheme not in ("http", "https"):
-        raise UsageError(f"--mirror={flags.mirror} is no web address: begin it with http:// or https://.")
+    if flags.mirror is not None:
+        _check_mirror(flags.mirror)
     folder = flags.data_dir or cache_dir() / "data"
     reasons = bring(names, folder, _say, mirror=flags.mirror)
     for name in names:

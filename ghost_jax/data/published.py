@@ -6,6 +6,8 @@ packed in another way. Where a publisher's files lie in git, the address names a
 
 import dataclasses
 
+MOST_IN_GIT = 100 << 20  # bytes; git's id of a content says no size, and GitHub and GitLab take no file above this
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sha256:
@@ -13,6 +15,11 @@ class Sha256:
 
     digest: str
     size: int
+
+    @property
+    def most(self) -> int:
+        """The most bytes that the content has."""
+        return self.size
 
     def __str__(self) -> str:
         return f"SHA-256 {self.digest} of {self.size:,} bytes"
@@ -23,6 +30,11 @@ class GitBlob:
     """The id (hex) that git gives a content: SHA-1 over `blob <size>`, a zero byte and the content."""
 
     digest: str
+
+    @property
+    def most(self) -> int:
+        """The most bytes that the content has."""
+        return MOST_IN_GIT
 
     def __str__(self) -> str:
         return f"git blob {self.digest}"
