@@ -1,11 +1,15 @@
-"""Attention in blocks is the attention of a whole matrix of weights, forward and backward, and holds less."""
+"""Attention in blocks is that of a whole matrix of weights, forward and backward, and holds less; rotary waves."""
+
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghost_jax.model.attention import BLOCK, MOST_BLOCKS, attend_causally, visibility
+from ghost_jax.model.attention import BLOCK, MOST_BLOCKS, attend_causally, frequencies_of, visibility
+from ghost_jax.model.sizes import ModelConfig
 
 ROWS, HEADS, WIDTH = 2, 4, 16
 
@@ -63,3 +67,14 @@ def test_less_is_held_than_a_matrix_of_weights_and_its_gradient():
     loss = jax.jit(jax.grad(lambda *a: jnp.sum(attend_causally(*a, None)), argnums=(0, 1, 2)))
     matrix = ROWS * HEADS * (8 * BLOCK) ** 2 * 4
     assert loss.lower(*arrays).compile().memory_analysis().temp_size_in_bytes < 2 * matrix
+
+
+def test_long_waves_are_stretched_short_ones_are_not_and_those_between_in_part():
+    plain = ModelConfig(layers=1, width=32, heads=4, hidden=48, vocab_size=100, rope_base=100.0)
+    stretched = dataclasses.replace(plain, rope_factor=8.0, rope_context=64, rope_low=0.5, rope_high=5.0)
+    before, after = frequencies_of(plain), frequencies_of(stretched)
+    turns = np.array([64 / (2 * math.pi) * 100.0 ** (-i / 4) for i in range(4)])
+    assert turns[0] > 5 > turns[1] > turns[2] > 0.5 > turns[3]
+    share = (turns - 0.5) / 4.5
+    expected = [1, share[1] + (1 - share[1]) / 8, share[2] + (1 - share[2]) / 8, 1 / 8]
+    np.testing.assert_allclose(after / before, expected, rtol=1e-6)

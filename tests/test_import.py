@@ -17,6 +17,7 @@ from ghost_jax.errors import UserError
 from ghost_jax.export import write_model
 from ghost_jax.generate import Generator
 from ghost_jax.hf.vocabulary import adopt
+from ghost_jax.hf.weights import INDEX
 from ghost_jax.import_model import read_model, write_run
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
@@ -76,7 +77,7 @@ def test_what_was_exported_comes_back_bit_for_bit(tmp_path, name):
     assert tokenizer.sha256 == CHAT.sha256
 
 
-@pytest.mark.parametrize("name", ["shared keys", "a head of its own"])
+@pytest.mark.parametrize("name", ["shared keys", "a head of its own", "v05 with stretched positions"])
 def test_an_imported_run_is_exported_as_it_came(tmp_path, name):
     _, out = exported(tmp_path, LLAMAS[name])
     run, again = tmp_path / "imported", tmp_path / "again"
@@ -101,6 +102,13 @@ SHAPES = {
     "untied": {"tie_word_embeddings": False, "rope_theta": 500_000.0},
     "attention bias": {"attention_bias": True, "tie_word_embeddings": True},
     "one head of keys, wide heads": {"num_key_value_heads": 1, "head_dim": 24, "attention_bias": True},
+    "as Llama 3.2": {
+        "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": True, "rope_theta": 100.0,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
 }  # fmt: skip
 
 
@@ -119,6 +127,10 @@ def test_a_random_llama_computes_what_transformers_computes(hugging_face, tmp_pa
                 parameter.add_(0.2 * torch.randn_like(parameter))
     there.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="20KB")
     model, params, tokenizer, files = read_model(tmp_path)
+    assert (model.rope_factor, model.rope_base) == (
+        SHAPES[shape].get("rope_scaling", {"factor": 1})["factor"],
+        SHAPES[shape].get("rope_theta", 10_000.0),
+    )
     assert len(files) > 1
     assert model.vocab_size == tokenizer.vocab_size == 330
 
@@ -179,8 +191,12 @@ def test_a_vocabulary_that_is_absent_broken_too_large_or_without_an_end_is_refus
     save_vocabulary(tmp_path, foreign_vocabulary())
     with pytest.raises(UserError, match="of another model"):
         adopt(tmp_path, 200)
-    save_vocabulary(tmp_path, foreign_vocabulary(), eos_token=None)
-    with pytest.raises(UserError, match="does not say which token ends a text"):
+    for no_token in (None, 3, {"content": 3}, "</s>"):
+        save_vocabulary(tmp_path, foreign_vocabulary(), eos_token=no_token)
+        with pytest.raises(UserError, match="does not say which token ends a text"):
+            adopt(tmp_path, 400)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is broken"):
         adopt(tmp_path, 400)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is no tokenizer"):
@@ -203,10 +219,30 @@ def change_tensors(folder: Path, changed: dict, without: str = "") -> None:
 
 K = "model.layers.1.self_attn.k_proj.weight"
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 32}
 REFUSED = {
     "is a gpt2 model, and only the Llama": functools.partial(change_config, model_type="gpt2"),
     "rotary positions scaled by linear": functools.partial(change_config, rope_scaling=LINEAR),
     "rotary positions scaled by yarn": functools.partial(change_config, rope_parameters={"rope_type": "yarn"}),
+    "lacks 'factor'": functools.partial(change_config, rope_scaling={"rope_type": "llama3"}),
+    "the first must be below the second": functools.partial(change_config, rope_scaling=LLAMA3),
+    "in a part of each head": functools.partial(change_config, rope_parameters={"partial_rotary_factor": 0.5}),
+    "rope_scaling in config.json is no JSON object": functools.partial(change_config, rope_scaling=[8.0]),
+    "0 as max_position_embeddings": functools.partial(change_config, max_position_embeddings=0),
+    "-1 as num_hidden_layers": functools.partial(change_config, num_hidden_layers=-1),
+    "32.5 as hidden_size": functools.partial(change_config, hidden_size=32.5),
+    '"4" as num_attention_heads': functools.partial(change_config, num_attention_heads="4"),
+    "0 as num_key_value_heads": functools.partial(change_config, num_key_value_heads=0),
+    "true as intermediate_size": functools.partial(change_config, intermediate_size=True),
+    "[] as vocab_size": functools.partial(change_config, vocab_size=[]),
+    "2147483648 as max_position_embeddings": functools.partial(change_config, max_position_embeddings=2**31),
+    "Infinity as rope_theta": functools.partial(change_config, rope_theta=float("inf")),
+    '"1e-5" as rms_norm_eps': functools.partial(change_config, rms_norm_eps="1e-5"),
+    '"false" as tie_word_embeddings': functools.partial(change_config, tie_word_embeddings="false"),
+    "lacks 'vocab_size'": functools.partial(change_config, vocab_size=None),
+    "config.json is no JSON object": lambda folder: (folder / "config.json").write_text("[]"),
+    "index.json is broken": lambda folder: (folder / INDEX).write_text('{"weight_map": ["model.safetensors"]}'),
     "a bias in its feed-forward layers": functools.partial(change_config, mlp_bias=True),
     "the activation gelu": functools.partial(change_config, hidden_act="gelu"),
     "quantised weights": functools.partial(change_config, quantization_config={}),
@@ -249,7 +285,9 @@ def test_a_tied_head_that_is_written_twice_is_no_stranger(checkpoint, tmp_path):
 
 
 def test_the_command_makes_a_finished_run_and_overwrites_none(ghost, checkpoint, tmp_path):
-    workdir, new = tmp_path / "runs" / "llama", tmp_path / "new"
+    workdir, new, list_ = tmp_path / "runs" / "llama", tmp_path / "new", tmp_path / "list"
+    list_.mkdir()
+    (list_ / "config.json").write_text("[]")
     command = ("ghost_jax.import_model", f"--from={checkpoint}", f"--workdir={workdir}")
     assert "LlamaForCausalLM" in ghost(*command).stdout
     model, params, step = load_model(workdir, make_mesh())
@@ -261,6 +299,7 @@ def test_the_command_makes_a_finished_run_and_overwrites_none(ghost, checkpoint,
         {
             "holds something already": lambda: ghost.refused(*command),
             "holds no checkpoint": lambda: ghost.refused(command[0], "--from=nowhere", f"--workdir={new}"),
+            "is no JSON object": lambda: ghost.refused(command[0], f"--from={list_}", f"--workdir={new}"),
         }
     )
     for expected, paragraph in said.items():

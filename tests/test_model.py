@@ -225,7 +225,7 @@ def test_heads_that_share_keys_are_those_of_a_model_that_repeats_them():
         np.testing.assert_allclose(then[row], whole[row, length : length + 3], atol=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"rope_base": 10_000.0}, {"norm_eps": 1e-6}])
+@pytest.mark.parametrize("change", [{"rope_base": 1e4}, {"norm_eps": 1e-6}, {"rope_factor": 8.0, "rope_context": 16}])
 def test_each_constant_of_a_model_made_elsewhere_is_used(change):
     params, tokens = build(SHARED), tokens_of(SHARED)
     other = logits_of(dataclasses.replace(SHARED, **change), params, tokens)

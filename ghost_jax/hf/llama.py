@@ -4,7 +4,10 @@ Both rotate the halves of a head, and in both neighbouring heads share keys, so 
 not one value. Their linear layers are [out, in]; ours are [in, …, out] with an axis for heads.
 """
 
+import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +15,20 @@ from ghost_jax.errors import UserError
 from ghost_jax.model.sizes import ModelConfig
 
 ARCHITECTURE = "LlamaForCausalLM"
+MOST = 2**31 - 1  # of what programs count in int32
+COUNT, NUMBER, FLAG = f"a whole number from 1 to {MOST:,}", "a number above 0", "true or false"
+KINDS: dict[str, Callable[[Any], bool]] = {
+    COUNT: lambda value: type(value) is int and 1 <= value <= MOST,
+    NUMBER: lambda value: type(value) in (int, float) and 0 < value <= sys.float_info.max,
+    FLAG: lambda value: type(value) is bool,
+}
+STRETCHED = "llama3"  # the scaling of rotary positions that our model has: its fields, and their names and kinds there
+STRETCH = {
+    "rope_factor": ("factor", NUMBER),
+    "rope_context": ("original_max_position_embeddings", COUNT),
+    "rope_low": ("low_freq_factor", NUMBER),
+    "rope_high": ("high_freq_factor", NUMBER),
+}
 Read = Callable[[str, tuple[int, ...]], np.ndarray]  # name and shape of a tensor to its values, float32
 
 
@@ -31,57 +48,95 @@ def config_of(model: ModelConfig) -> dict:
         "hidden_act": "silu",
         "rms_norm_eps": model.norm_eps,
         "rope_theta": model.rope_base,
+        **_rope_scaling_of(model),
         "attention_bias": model.attention_bias,
         "mlp_bias": False,
         "tie_word_embeddings": model.tied,
     }
 
 
+def _rope_scaling_of(model: ModelConfig) -> dict:
+    if model.rope_factor == 1:
+        return {}
+    scaling = {key: getattr(model, field) for field, (key, _) in STRETCH.items()}
+    return {"rope_scaling": {"rope_type": STRETCHED, **scaling}}
+
+
 def model_of(config: Mapping) -> ModelConfig:
     """Returns the shape of the model that a `config.json` describes.
 
-    Raises UserError for another architecture, and for what a Llama may have and our model has not.
+    Raises UserError for another architecture, for what a Llama may have and our model has not, and for what means
+    nothing.
     """
+    _check_object(config, "config.json")
     if config.get("model_type") != "llama":
         raise UserError(
             f"The checkpoint is a {config.get('model_type')} model, and only the Llama architecture can be imported "
             '(model_type "llama" in its config.json).'
         )
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    _check_object(rope, "rope_scaling in config.json")
     kind = rope.get("rope_type", rope.get("type", "default"))
     lacking = {
-        f"rotary positions scaled by {kind}": kind != "default" or rope.get("partial_rotary_factor", 1) != 1,
-        "a bias in its feed-forward layers": config.get("mlp_bias", False),
+        f"rotary positions scaled by {kind}": kind not in ("default", STRETCHED),
+        "rotary positions in a part of each head": rope.get("partial_rotary_factor", 1) != 1,
+        "a bias in its feed-forward layers": _value(config, "mlp_bias", FLAG, False),
         f"the activation {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
         "quantised weights": "quantization_config" in config,
     }
     if found := [words for words, has in lacking.items() if has]:
         raise UserError(f"The checkpoint has {' and '.join(found)}, which our model has not. Import another one.")
-    try:
-        width, heads = config["hidden_size"], config["num_attention_heads"]
-        shared, head = config.get("num_key_value_heads") or heads, config.get("head_dim") or width // heads
-        model = ModelConfig(
-            layers=config["num_hidden_layers"],
-            width=width,
-            heads=heads,
-            hidden=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            context=config["max_position_embeddings"],
-            attention_bias=config.get("attention_bias", False),
-            kv_heads=0 if shared == heads else shared,
-            head_dim=0 if head * heads == width else head,
-            rope_base=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            tied=config.get("tie_word_embeddings", False),
-        )
-    except KeyError as fault:
-        raise UserError(f"The checkpoint's config.json lacks {fault}. Fetch the checkpoint again.") from None
+    width, heads = _value(config, "hidden_size", COUNT), _value(config, "num_attention_heads", COUNT)
+    shared = _value(config, "num_key_value_heads", COUNT, heads)
+    head = _value(config, "head_dim", COUNT, width // heads)
+    stretch = {field: _value(rope, *of_file) for field, of_file in STRETCH.items()} if kind == STRETCHED else {}
+    model = ModelConfig(
+        layers=_value(config, "num_hidden_layers", COUNT),
+        width=width,
+        heads=heads,
+        hidden=_value(config, "intermediate_size", COUNT),
+        vocab_size=_value(config, "vocab_size", COUNT),
+        context=_value(config, "max_position_embeddings", COUNT),
+        attention_bias=_value(config, "attention_bias", FLAG, False),
+        kv_heads=0 if shared == heads else shared,
+        head_dim=0 if head * heads == width else head,
+        rope_base=float(_value(rope, "rope_theta", NUMBER, _value(config, "rope_theta", NUMBER, 10_000.0))),
+        norm_eps=_value(config, "rms_norm_eps", NUMBER, 1e-6),
+        tied=_value(config, "tie_word_embeddings", FLAG, False),
+        **stretch,
+    )
     if heads % shared or head % 2:
         raise UserError(
             f"The checkpoint's config.json names {heads} heads of width {head} over {shared} of keys, which no model "
             "can have: the first must be a multiple of the last, and the width even. Fetch the checkpoint again."
         )
+    if model.rope_low >= model.rope_high:
+        raise UserError(
+            f"The checkpoint's config.json has low_freq_factor {model.rope_low} and high_freq_factor {model.rope_high} "
+            "in its rope_scaling; the first must be below the second. Fetch the checkpoint again."
+        )
     return model
+
+
+def _check_object(found: object, where: str) -> None:
+    if not isinstance(found, Mapping):
+        raise UserError(f"The checkpoint's {where} is no JSON object. Fetch the checkpoint again.")
+
+
+def _value(config: Mapping, key: str, kind: str, default: float | None = None) -> Any:
+    """Returns a value of a `config.json`, the default where it is absent or null.
+
+    Raises UserError where it must be there and is not, and where it is of another kind.
+    """
+    value = default if config.get(key) is None else config[key]
+    if value is None:
+        raise UserError(f"The checkpoint's config.json lacks {key!r}. Fetch the checkpoint again.")
+    if not KINDS[kind](value):
+        raise UserError(
+            f"The checkpoint's config.json has {json.dumps(value)} as {key}, which must be {kind}. Fetch the "
+            "checkpoint again."
+        )
+    return value
 
 
 def tensors_of(params: Mapping, model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:

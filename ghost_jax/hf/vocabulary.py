@@ -105,7 +105,7 @@ def adopt(folder: Path, vocab_size: int) -> Tokenizer:
                 f"{folder} does not say which token ends a text: tokenizer_config.json must name an eos_token of the "
                 "vocabulary. Fetch the checkpoint again, tokenizer_config.json included."
             )
-        named = {BOS: ends if begins is None else begins, EOS: ends}
+        named = {BOS: ends if begins is None or backend.token_to_id(begins) is None else begins, EOS: ends}
         backend.post_processor = processors.TemplateProcessing(
             single=f"{BOS} $A {EOS}",
             special_tokens=[
@@ -142,10 +142,11 @@ def _ends_of_a_text(folder: Path) -> tuple[str | None, str | None]:
     path = folder / "tokenizer_config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as fault:
+        named = [settings.get(key) for key in ("bos_token", "eos_token")]
+    except (ValueError, AttributeError) as fault:
         raise UserError(f"{path} is broken ({fault}). Fetch the checkpoint again.") from None
-    named = [settings.get(key) for key in ("bos_token", "eos_token")]
-    begins, ends = (token.get("content") if isinstance(token, dict) else token for token in named)
+    tokens = (token.get("content") if isinstance(token, dict) else token for token in named)
+    begins, ends = (token if isinstance(token, str) else None for token in tokens)
     return begins, ends
 
 

@@ -64,8 +64,9 @@ class Weights:
         self._folder = folder
         if (folder / INDEX).is_file():
             try:
-                places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-            except (ValueError, KeyError) as fault:
+                index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+                places = {name: Path(file).name for name, file in index["weight_map"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as fault:
                 raise UserError(f"{folder / INDEX} is broken ({fault}). Fetch the checkpoint again.") from None
         elif (folder / FILE).is_file():
             places = dict.fromkeys(self._open(folder / FILE).keys(), FILE)

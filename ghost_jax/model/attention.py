@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from ghost_jax.model.sizes import ModelConfig
+
 # A block of queries, whose weights are held at once: they are less than a cache of the processor, and what stands
 # behind a block is not computed for it. A long sequence has larger ones, because each is compiled for itself.
 BLOCK, MOST_BLOCKS = 128, 8
@@ -21,15 +23,24 @@ Angles = tuple[jax.Array, jax.Array]  # each [B, T, 1, K/2] float32: cosines, si
 KeysValues = tuple[jax.Array, jax.Array]  # each [..., B, G, T, K]
 
 
-def angles_of(positions: jax.Array, width: int, base: float) -> Angles:
-    """Returns the cosines and sines of the rotary angles of heads of this width at positions [B, T].
+def angles_of(positions: jax.Array, config: ModelConfig) -> Angles:
+    """Returns the cosines and sines of a model's rotary angles at positions [B, T].
 
     All layers share them. Left to each, they are made again for every head in every pass.
     """
-    half = width // 2
-    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequency
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies_of(config)
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def frequencies_of(config: ModelConfig) -> jax.Array:
+    """Returns by what angle each pair of a head's dimensions turns from one position to the next, [K/2] radians."""
+    c, half = config, config.head_width // 2
+    frequency = c.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if c.rope_factor == 1:
+        return frequency
+    turns = c.rope_context / (2 * math.pi) * frequency
+    kept = jnp.clip((turns - c.rope_low) / (c.rope_high - c.rope_low), 0, 1)
+    return frequency * (kept + (1 - kept) / c.rope_factor)
 
 
 def rotate(x: jax.Array, angles: Angles) -> jax.Array:

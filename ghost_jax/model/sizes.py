@@ -23,6 +23,9 @@ class ModelConfig:
       kv_heads: heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023); 0: one a query.
       head_dim: width K of a head; 0: width / heads.
       rope_base: wavelengths of rotary positions reach up to 2 pi times this.
+      rope_factor: how much longer the long ones then are made, as Llama 3.1 and later have it; 1: none is.
+      rope_context, rope_low, rope_high: a wave is long if it turns less than `rope_low` times in `rope_context` tokens,
+        and stays as it is if more than `rope_high` times.
       norm_eps: what norms add to a variance.
       tied: whether the head is the embedding; else it has a table of its own.
     """
@@ -42,6 +45,10 @@ class ModelConfig:
     kv_heads: int = 0
     head_dim: int = 0
     rope_base: float = 10_000.0
+    rope_factor: float = 1.0
+    rope_context: int = 8192
+    rope_low: float = 1.0
+    rope_high: float = 4.0
     norm_eps: float = 1e-6
     tied: bool = True
 
@@ -87,7 +94,11 @@ class ModelConfig:
         return {name: value for name, value, default in fields if name not in LATER or value != default}
 
 
-LATER = ("kv_heads", "head_dim", "rope_base", "norm_eps", "tied")  # what only models made elsewhere set
+# What only models made elsewhere set.
+LATER = (
+    *("kv_heads", "head_dim", "norm_eps", "tied"),
+    *("rope_base", "rope_factor", "rope_context", "rope_low", "rope_high"),
+)
 
 
 SIZES = {

@@ -2,8 +2,9 @@
 
 v0.5: rotary positions, RMSNorm before each branch, SwiGLU without bias. v0.4: learned positions, LayerNorm, GELU. Both
 share the fused QKV projection and the tied head. A Llama made elsewhere is a v0.5 whose heads of queries may share keys
-and values, and whose head may be a table of its own. Shapes: B sequences, T tokens, D width, H heads, G heads of keys
-and values, K head width, F feed-forward width, V padded vocabulary; of a cache, L layers and S slots.
+and values, whose head may be a table of its own, and whose long rotary waves may be stretched. Shapes: B sequences, T
+tokens, D width, H heads, G heads of keys and values, K head width, F feed-forward width, V padded vocabulary; of a
+cache, L layers and S slots.
 """
 
 import dataclasses
@@ -269,7 +270,7 @@ class Transformer(nn.Module):
         x = self.embedding[tokens].astype(c.dtype)
         if c.generation == "v04":
             x = x + self.position_embedding[positions].astype(c.dtype)
-        angles = angles_of(positions, c.head_width, c.rope_base) if c.generation == "v05" else None
+        angles = angles_of(positions, c) if c.generation == "v05" else None
         x = self._in_place(self.embedding_dropout(x, deterministic=deterministic))
         if c.scan:
 
