@@ -241,9 +241,14 @@ def flags_of() -> argparse.Namespace:
 def compare_runs(flags: argparse.Namespace, sampling: Sampling) -> int:
     """Asks the runs that `flags.workdir` names, with commas between, the held-out prompts, and writes a transcript.
 
-    Raises UsageError where something would be drawn, and UserError where the file is there already.
+    Raises UsageError where a name is empty or something would be drawn, and UserError where the file is there already.
     """
-    places = [Path(place) for place in str(flags.workdir).split(",") if place]
+    names = str(flags.workdir).split(",")
+    if not all(names):
+        raise UsageError(
+            f"--workdir={flags.workdir} has a comma without a run beside it. Name the runs with one comma between two."
+        )
+    places = [Path(name) for name in names]
     if sampling != GREEDY:
         raise UsageError("A transcript is greedy, so that runs differ by what they learnt. Leave out how to draw.")
     if len(set(places)) < len(places):

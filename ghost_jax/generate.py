@@ -57,7 +57,8 @@ class Generator:
     Args:
       params: of the model; sharded over `mesh` by the rules, and copied there only if they are not there yet.
       batch_size: prompts computed at once; rounded up to what the mesh divides.
-      new_tokens: the most that are generated after a prompt. A row ends before at the context's end.
+      new_tokens: the most that are generated after a prompt. A row ends before at the context's end, so that a number
+        above the context is that of the shortest prompt.
       stop_ids: ids that end a row, at least one; they are not part of its text.
     """
 
@@ -71,7 +72,8 @@ class Generator:
         new_tokens: int,
         stop_ids: Sequence[int],
     ):
-        self._config, self._mesh, self._new_tokens = config, mesh, new_tokens
+        self._config, self._mesh = config, mesh
+        self._new_tokens = min(new_tokens, config.context - 1)  # memory is taken for all, and no prompt leaves more
         self._model = Transformer(config, rows=batch_sharding(mesh))
         self._is_stop = np.isin(np.arange(config.padded_vocab), stop_ids)
         self._batch_size = batch_size + -batch_size % batch_shards(mesh)

@@ -42,9 +42,14 @@ class Sampling:
             raise UsageError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and is 1 for none.")
 
     def scalars(self) -> tuple[np.float32, np.int32, np.float32, np.float32]:
-        """Returns the values as arguments of a compiled program, and not its constants: others compile nothing."""
-        chosen = np.float32(self.temperature), np.int32(self.top_k), np.float32(self.top_p)
-        return *chosen, np.float32(self.repetition_penalty)
+        """Returns the values as arguments of a compiled program, and not its constants: others compile nothing.
+
+        A value beyond what 32 bits hold becomes the nearest that they do.
+        """
+        top_k = min(self.top_k, np.iinfo(np.int32).max)  # which is all of any vocabulary
+        least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+        chosen = np.float32(min(self.temperature, most)), np.int32(top_k), np.float32(max(self.top_p, least))
+        return *chosen, np.float32(min(max(self.repetition_penalty, least), most))
 
 
 GREEDY = Sampling()
@@ -54,7 +59,7 @@ def choose(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_k: ja
     """Returns the chosen ids [B] by logits [B, V] and the keys [B] of this one choice; see `Sampling` for the rest."""
 
     def draw() -> jax.Array:
-        scaled = logits / temperature
+        scaled = jnp.where(logits > MASKED, logits / temperature, MASKED)  # no heat makes a padding row probable
         limited = jax.lax.cond((top_k > 0) | (top_p < 1), lambda: cut(scaled, top_k, top_p), lambda: scaled)
         return jax.vmap(jax.random.categorical)(keys, limited).astype(jnp.int32)
 

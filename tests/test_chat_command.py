@@ -166,6 +166,8 @@ def said(ghost, tiny_run, data, tmp_path_factory) -> dict[str, subprocess.Comple
         "turns": ("turns", run, *DRAWN),
         "batch": ("batch", run, *DRAWN, "--jsonl"),
         "another seed": ("batch", run, *DRAWN, "--jsonl", "--seed=1"),
+        "as much as there is": ("batch", run, "--max_new_tokens=127", "--jsonl"),
+        "more than there is": ("batch", run, "--max_new_tokens=10000000000", "--top_k=10000000000", "--jsonl"),
         "book": ("of the book", run, *book),
         "batch of the book": ("of the book", run, *book, "--jsonl"),
         "no book": ("nothing", run, "--book=open", f"--data_dir={folder}"),
@@ -247,6 +249,13 @@ def test_an_object_without_a_prompt_is_refused(line):
         prompt_of(line, 7)
 
 
+def test_more_tokens_than_the_context_or_the_vocabulary_has_are_all_of_them(said):
+    most, more = said["as much as there is"], said["more than there is"]
+    assert (more.returncode, more.stderr) == (most.returncode, most.stderr) == (1, "")  # one question is too long
+    assert objects_of(more) == objects_of(most)
+    assert max(each.get("tokens", 0) for each in objects_of(more)) > 64
+
+
 def test_an_open_book_cites_the_lines_that_an_answer_was_shown(said):
     assert said["book"].returncode == 0
     assert f"\n[1] Glass Kite (T9000): {ASKED['Glass Kite']}\n    https://attack.mitre.org/techniques/T9000\n" in (
@@ -264,7 +273,7 @@ def test_an_open_book_cites_the_lines_that_an_answer_was_shown(said):
     [
         ("no run", "holds no run. Train one first"),
         ("base", f"is a base model without a chat format: its vocabulary lacks {', '.join(ROLES)}."),
-        ("no book", "The open book lacks attack, capec, cwe."),
+        ("no book", "The open book lacks enterprise-attack-15.1.json, mobile-attack-15.1.json,"),
         ("latin", "Standard output takes iso8859-1"),
     ],
 )
@@ -284,6 +293,8 @@ def test_what_cannot_be_talked_to_is_told(said, name, words):
         ("--transcript=t.md --jsonl", "Give one of them"),
         ("--transcript=t.md --temperature=1", "A transcript is greedy"),
         ("--transcript=t.md --workdir=a,b,a", "names a run twice"),
+        ("--transcript=t.md --workdir=,", "a comma without a run beside it"),
+        ("--transcript=t.md --workdir=a,,b", "a comma without a run beside it"),
     ],
 )
 def test_numbers_that_mean_nothing_are_bad_usage(monkeypatch, capsys, flag, words):
@@ -345,6 +356,7 @@ def test_a_conversation_on_a_terminal(screen):
     assert "forgotten" in shown
     screen.type("half a li")
     screen.until("half a li")
+    time.sleep(0.5)  # Python's readline sees no signal that comes while it echoes
     screen.process.send_signal(signal.SIGINT)
     screen.until("you> ")
     screen.type("hello\n")

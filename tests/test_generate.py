@@ -290,6 +290,14 @@ def test_a_text_ends_at_the_end_of_the_context():
     assert list(generator().stream(prompts[0])) == texts[0]
 
 
+def test_more_new_tokens_than_the_context_takes_no_more_memory_and_changes_no_text():
+    prompt = prompts_of([1])
+    more = generator(new_tokens=10**12)
+    ids = more(prompt)[0]
+    assert ids[:NEW].tolist() == generator()(prompt)[0].tolist()
+    assert NEW < len(ids) <= SMALL.context - 1 == more.room_after(1)
+
+
 @pytest.mark.parametrize("length", [0, 64, 100])
 def test_a_prompt_that_nothing_can_follow_is_refused(length):
     with pytest.raises(UserError, match=f"{length} tokens; the model's context of 64 takes 1 to 63"):

@@ -1,7 +1,6 @@
 """ghost_jax/sampling.py: tokens come as often as they are probable, and no token that was ruled out comes at all."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,14 +14,12 @@ LOGITS = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.05]))
 
 
 def shares(sampling: Sampling, logits: np.ndarray = LOGITS, draws: int = 4000) -> np.ndarray:
-    chosen = jax.jit(choose)(
-        np.broadcast_to(logits, (draws, len(logits))).astype(np.float32),
-        jax.random.split(jax.random.key(0), draws),
-        jnp.float32(sampling.temperature),
-        jnp.int32(sampling.top_k),
-        jnp.float32(sampling.top_p),
-    )
-    return np.bincount(np.asarray(chosen), minlength=len(logits)) / draws
+    padded = np.append(logits, MASKED)
+    rows = np.broadcast_to(padded, (draws, len(padded))).astype(np.float32)
+    *scalars, _ = sampling.scalars()
+    chosen = np.asarray(jax.jit(choose)(rows, jax.random.split(jax.random.key(0), draws), *scalars))
+    assert chosen.max() < len(logits)  # a padding row is never drawn
+    return np.bincount(chosen, minlength=len(logits)) / draws
 
 
 @pytest.mark.parametrize(
@@ -33,6 +30,10 @@ def shares(sampling: Sampling, logits: np.ndarray = LOGITS, draws: int = 4000) -
         (Sampling(1.0, top_k=2), [4 / 7, 3 / 7, 0, 0, 0]),
         (Sampling(1.0, top_k=5), [0.4, 0.3, 0.15, 0.1, 0.05]),
         (Sampling(1.0, top_k=50), [0.4, 0.3, 0.15, 0.1, 0.05]),
+        (Sampling(1.0, top_k=10**30), [0.4, 0.3, 0.15, 0.1, 0.05]),
+        (Sampling(1e30), [0.2] * 5),
+        (Sampling(1e300), [0.2] * 5),
+        (Sampling(1.0, top_p=1e-300), [1, 0, 0, 0, 0]),
         (Sampling(1.0, top_p=0.69), [4 / 7, 3 / 7, 0, 0, 0]),
         (Sampling(1.0, top_p=0.71), [0.4 / 0.85, 0.3 / 0.85, 0.15 / 0.85, 0, 0]),
         (Sampling(1.0, top_p=1e-6), [1, 0, 0, 0, 0]),
@@ -76,6 +77,12 @@ def test_a_penalty_makes_what_was_seen_less_probable_on_either_side_of_zero():
     logits, seen = np.array([[2.0, -2.0, 2.0, -2.0, 0.0]]), np.array([[True, True, False, False, True]])
     np.testing.assert_allclose(penalised(logits, seen, 4.0), [[0.5, -8.0, 2.0, -2.0, 0.0]])
     np.testing.assert_array_equal(penalised(logits, seen, 1.0), logits)
+
+
+def test_a_value_that_32_bits_do_not_hold_becomes_the_nearest_that_they_do():
+    *_, much = Sampling(repetition_penalty=1e300).scalars()
+    *_, little = Sampling(repetition_penalty=1e-300).scalars()
+    assert (much, little) == (np.finfo(np.float32).max, np.finfo(np.float32).tiny)
 
 
 @pytest.mark.parametrize(
