@@ -11,20 +11,19 @@ import argparse
 import contextlib
 import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from evals import matching
-from evals.answers import ORDERS, Answers, orders_of
+from evals.answers import ORDERS
 from evals.asking import check_options, evaluate, putting
 from evals.contamination import check, refuse
 from evals.controls import TRAINED, check_trained_without_questions, trained_without_questions, with_controls
 from evals.diagnosis import show
 from evals.find import NoItems, find_items
 from evals.formats import read_items
-from evals.items import Item, Items
+from evals.items import Items
 from evals.open_book.scoring import Book, both_report, lexical_report, show_evidence, show_open
 from evals.score import lettered
 from evals.splits import SPLITS, part_of
@@ -83,14 +82,12 @@ def evaluate_run(
     several = ", then without the question and with another's" if orders != "published" else ""
     unseen = "" if book else ", and with the options not shown"
     run_dir.say(f"asking {len(items):,} questions, orders {orders}{several}{unseen}")
-    passages = book.passages if book else None
-    report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
     if book and reader == "both":
-
-        def ask(others: Sequence[Item], passages: Sequence[Sequence[str]], doing: str) -> Answers:
-            return putting(predict, tokenizer, **how)(others, orders_of(others, orders), passages, doing)[0]
-
-        report = both_report(report, answers, items, book, ask, run_dir.say)
+        report = both_report(putting(predict, tokenizer, **how), orders, items, book, run_dir.say) | {"layout": layout}
+    else:
+        passages = book.passages if book else None
+        report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
+        report |= {"read_in": book.described()} if book else {}
     if options_only:
         control = trained_without_questions(options_only, workdir, stem_of(path), report, answers, items)
         report = with_controls(report, {TRAINED: control})
@@ -110,7 +107,12 @@ def contamination_of(items: Items, workdir: Path) -> dict:
 
     Raises UserError where they hold an item together with its answer.
     """
-    names = read_json(workdir / "data.json")["trained_on"]
+    names = read_json(workdir / "data.json").get("trained_on")
+    if names is None:
+        raise UserError(
+            f"{workdir}/data.json does not say which stores the run learnt from: an older version wrote it. Train the "
+            "run anew, and score that."
+        )
     stores = {name: store.find(name) for name in names}
     result = check(items, [place for place in stores.values() if place])
     refuse(result)

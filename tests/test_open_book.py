@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.answers import Answers, orders_of
+from evals.answers import Answers
 from evals.formats import read_items
 from evals.open_book.lexical import EVIDENCE
 from evals.open_book.scoring import Book, both_report
@@ -96,11 +96,17 @@ def ranking_run(tiny_run, tmp_path_factory) -> Path:
 def commands(ghost, tiny_run, ranking_run, data, tmp_path_factory):
     """What each command said: `name -> (process, report or None)`."""
     folder = tmp_path_factory.mktemp("reports")
+    less = shutil.copytree(data, folder / "less")
+    (less / "raw" / "mobile-attack-15.1.json").unlink()
+    unknown = folder / "unknown.jsonl"
+    write_items(unknown, [ITEMS[0] | {"question": "zzzqqq?"}])
     own, run = [f"--items={data / 'items.jsonl'}", f"--data_dir={data}"], [f"--workdir={tiny_run.workdir}"]
     asked = {
         "lexical": [*own, "--book=open", "--reader=lexical", "--evidence", "--controls"],
         "model": [*own, *run, "--book=open"],
         "ranking": [*own, f"--workdir={ranking_run}", "--book=open"],
+        "incomplete": [f"--items={data / 'items.jsonl'}", f"--data_dir={less}", "--book=open", "--reader=lexical"],
+        "unknown": [f"--items={unknown}", f"--data_dir={data}", "--book=open", "--reader=lexical", "--evidence"],
         "no book": [f"--items={data / 'items.jsonl'}", f"--data_dir={folder}", "--book=open", "--reader=lexical"],
         "closed lexical": [*own, *run, "--reader=lexical"],
         "no run": [*own, "--book=open"],
@@ -125,6 +131,12 @@ def test_the_lexical_reader_finds_what_the_book_tells(commands):
     assert report["retrieval"]["recall_at"]["1"] == 1
     assert report["controls"]["options only"]["accuracy"] == 0.25
     assert report["controls_missing"] == []
+    assert "missing" not in report["verdict_in_words"]
+    assert [read["file"] for read in report["read_in"]["inputs"]] == [
+        *("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json"),
+        *("stix-capec-3.9.json", "cwec_v4.14.xml"),
+    ]
+    assert f"{report['read_in']['lines']} lines of enterprise-attack-15.1.json" in result.stdout
     assert report["headline"]["ci95"][0] < 0.6, "six questions, all right, may still be luck"
     assert "the lexical reader" in result.stdout
     assert "6 questions, open book" in result.stdout
@@ -149,6 +161,14 @@ def test_each_answer_shows_its_lines_with_their_addresses(commands):
         assert answer == f"  answer: {TOLD[number]}"
         assert text in line
         assert url == f"    https://attack.mitre.org/techniques/T90{number:02}"
+
+
+def test_a_question_of_which_the_book_has_no_word_is_counted_and_not_answered(commands):
+    result, report = commands["unknown"]
+    assert report["fallbacks"] == 1
+    assert "questions of which the book has no word: 1" in result.stdout
+    assert "no answer: the book has no word of this question" in result.stdout
+    assert "answer: " not in result.stdout.replace("no answer: ", "")
 
 
 def test_too_few_facts_to_fit_are_named_and_the_unfitted_reader_stands(commands):
@@ -180,7 +200,8 @@ def test_a_run_that_was_trained_to_rank_options_is_asked_to_rank_them(commands):
 @pytest.mark.parametrize(
     ("name", "code", "part"),
     [
-        ("no book", 1, "The open book lacks attack, capec, cwe."),
+        ("no book", 1, "The open book lacks enterprise-attack-15.1.json, mobile-attack-15.1.json,"),
+        ("incomplete", 1, "The open book lacks mobile-attack-15.1.json."),
         ("closed lexical", 2, "add --book=open"),
         ("no run", 2, "--book=open --reader=lexical"),
         ("no split", 1, "has no named development split"),
@@ -205,23 +226,45 @@ def test_a_prompt_shows_what_a_search_finds_and_nothing_for_a_blank_question(boo
     assert blank == []
 
 
-def test_a_model_that_knows_is_a_gain_over_lines_that_do_not_tell(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    book = Book.of(corpus_of_facts(), PUBLISHED_BOOK, lambda line: None)
+@pytest.fixture(scope="module")
+def facts_book(tmp_path_factory) -> Book:
+    """A book of enough facts to generate questions from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield Book.of(corpus_of_facts(), PUBLISHED_BOOK, lambda line: None)
+
+
+def knows(asked, orders, passages, doing) -> tuple[Answers, int]:
+    """A model that has the answer wherever there is a question."""
+    scores = [[0.0 if k == item.answer and item.question else -3.0 for k in range(len(item.options))] for item in asked]
+    return Answers.from_options(orders, scores), 1
+
+
+def test_a_model_that_knows_is_a_gain_over_lines_that_do_not_tell(data, facts_book):
     items = read_items(data / "items.jsonl")
-    unsaid = [dataclasses.replace(item, question="Which of these?") for item in items]
-
-    def knows(asked, passages, doing) -> Answers:
-        orders = orders_of(asked, "cyclic")
-        return Answers.from_options(orders, [[0.0 if k == item.answer else -3.0 for k in range(4)] for item in asked])
-
-    part = dataclasses.replace(items, items=tuple(unsaid))
-    report = both_report({"book": "open"}, knows(unsaid, None, ""), part, book, knows, lambda line: None)
+    unsaid = tuple(dataclasses.replace(item, question="Which of these?") for item in items)
+    report = both_report(knows, "cyclic", dataclasses.replace(items, items=unsaid), facts_book, lambda line: None)
     assert report["reader"] == "both"
     assert list(report["weights"]) == [*EVIDENCE, "model"]
     assert report["weights"]["model"] > 0
-    assert report["headline"]["accuracy"] == 1
+    assert report["headline"]["accuracy"] == report["model_alone"]["accuracy"] == 1
     assert report["gain_over_lexical"] == pytest.approx(0.75)
+    assert report["controls"]["options only"]["accuracy"] == 0.25
+    assert set(report["controls"]) == {"options only", "question swapped"}
+    assert report["prompts_cropped"] == 1, "of the items, and of nothing that was asked beside"
+    assert report["fallbacks"] == 6, "nothing but words that tell nothing is asked"
+    assert report["read_in"]["lines"] == len(facts_book.reader.index)
+
+
+def test_with_a_model_too_an_option_without_text_is_never_chosen_and_one_order_stays_one(data, facts_book):
+    items = read_items(data / "items.jsonl")
+    item = dataclasses.replace(items.items[0], question="Which of these is NOT one?", options=("a", "", "c", "d"))
+    part = dataclasses.replace(items, items=(dataclasses.replace(item, answer=1),))
+    report = both_report(knows, "published", part, facts_book, lambda line: None)
+    assert report["model_alone"]["accuracy"] == 1
+    assert report["headline"]["accuracy"] == 0
+    assert report["headline"]["orders_per_item"] == 1
+    assert not report["controls"]
 
 
 def test_the_splits_of_ctibench_are_500_and_the_2000_others(ghost_data, data):

@@ -83,6 +83,27 @@ def test_a_negated_question_is_answered_by_the_option_that_the_lines_speak_least
     assert scores[2] == (scores.max() if best else scores.min())
 
 
+@pytest.mark.parametrize(
+    ("question", "negated"),
+    [
+        ("Which of the following is NOT a mitigation?", True),
+        ("Known for T1059. Which of these tools isn't used?", True),
+        ("What is not a prerequisite of the attack?", True),
+        ("For Valid Accounts, which of the following protocols does not apply?", True),
+        ("Which of the following cannot be mitigated?", True),
+        ("All of the following are mitigations, except:", True),
+        ("Which of these is least likely to help?", True),
+        ("Which weakness arises when input is not neutralized?", False),
+        ("Which mitigation suggests a language that is not susceptible?", False),
+        ("What is the impact of CWE-414 when a product does not check for a lock?", False),
+        ("The product does not check which user asks. What is a consequence?", False),
+        ("Which mitigation enforces least privilege?", False),
+    ],
+)
+def test_only_the_negation_of_the_question_itself_turns_it_round(reader, question, negated):
+    assert reader.read(asked(question, "Crash", "Exit")).negated is negated
+
+
 def test_the_evidence_of_a_negated_question_is_what_does_hold(reader):
     read = reader.read(asked("Which is NOT a consequence of Divide By Zero?", "Crash", "Phishing mail"))
     assert [line.text for line in reader.evidence(read)] == ["Crash, exit or restart."]
@@ -316,7 +337,7 @@ def test_a_book_with_a_missing_source_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("GHOST_OFFLINE", "1")
     monkeypatch.delenv("GHOST_DATA", raising=False)
-    with pytest.raises(UserError, match=r"The open book lacks attack, capec, cwe\..*ghost_jax.data.fetch"):
+    with pytest.raises(UserError, match=r"The open book lacks enterprise-.*, cwec_v4.14.xml\..*ghost_jax.data.fetch"):
         book_corpus(None, print)
 
 

@@ -49,7 +49,20 @@ Weights = Mapping[str, float]  # by name of EVIDENCE and APPEARANCE; what is not
 NOTHING_FITTED: Weights = {"line": 1.0}
 
 _WORD = re.compile(r"[^\W_]+")
-_NEGATED = re.compile(r"\b(?:NOT|EXCEPT|except|least)\b|\b(?:is|are|was|does|do|did) not\b")
+# A question is negated by its own verb, near its "which" or "what", or in capitals. Any other "not" is of a clause that
+# tells more of what is asked for: "Which weakness arises when input is not neutralized?"
+_CLAUSE = r"(?:when|where|while|if|because|that|which|what|who|whose|how|as|to)\b"
+_NEGATED = re.compile(
+    r"\b(?:NOT|EXCEPT)\b|\b(?i:all (?:of )?(?:the following|these)\b.*\bexcept)\b|"
+    r"\b(?i:least (?:likely|probable|common|effective|useful|relevant|related|suitable|appropriate))\b"
+)
+_NEGATED_VERB = re.compile(
+    rf"(?:which|what)\b(?:[\s,]+(?!{_CLAUSE})[^\s,.;?]+){{0,6}}?\s+"
+    r"(?:(?:is|are|was|were|does|do|did|has|have|can|could|would|should)(?: not|n['’]t)|cannot|can['’]t)\b",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"\b(?:which|what)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.;])\s+")
 _ALL_OF_THEM = re.compile(r"\ball (?:of )?(?:the |these )?(?:above|these|listed)\b|^all$|\bnone of\b", re.IGNORECASE)
 _ABSOLUTE = re.compile(
     r"\b(?:all|always|any|every|must|only|solely|exclusively|completely|entirely|no|not|none|never|cannot|without|"
@@ -81,6 +94,10 @@ class Read:
     def scores(self, weights: Weights = NOTHING_FITTED) -> np.ndarray:
         """Returns the score [K] of each option, higher for the better; equal ones tie."""
         scores = self.features([*EVIDENCE, *APPEARANCE]) @ [weights.get(name, 0.0) for name in (*EVIDENCE, *APPEARANCE)]
+        return self.without_empty(scores)
+
+    def without_empty(self, scores: np.ndarray) -> np.ndarray:
+        """Returns scores [K] of the options under which one without text is never chosen."""
         return np.where(self.empty, scores.min() - 1, scores) if self.empty.any() else scores
 
     def features(self, names: Sequence[str]) -> np.ndarray:
@@ -92,6 +109,13 @@ class Read:
 def answers_of(reads: Sequence[Read], orders: Sequence[Sequence[Order]], weights: Weights = NOTHING_FITTED) -> Answers:
     """Returns the answers in the orders asked; options that tie share the answer. The scores stand for log-probs."""
     return Answers.from_options(orders, [read.scores(weights) for read in reads])
+
+
+def is_negated(question: str) -> bool:
+    """Returns whether a question asks for what does not hold: "Which of these is NOT …?", "What is not …?"."""
+    last = _SENTENCE_END.split(question.strip())[-1]
+    asked = _ASKED.search(last)
+    return bool(_NEGATED.search(question) or (asked and _NEGATED_VERB.match(last, asked.start())))
 
 
 class LexicalReader:
@@ -130,7 +154,7 @@ class LexicalReader:
             np.array([of[text][0] for text in item.options]),
             np.array([looks[text] for text in item.options]),
             tuple(of[text][1] for text in item.options),
-            bool(_NEGATED.search(item.question)),
+            is_negated(item.question),
             searched.best > 0,
             np.array([not text.strip() for text in item.options]),
         )

@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 
+from evals.controls import swapped
 from evals.items import Item
 from evals.open_book.lexical import FOUND, LexicalReader, Read
 from ghost_jax.retrieve import Index
@@ -89,9 +90,10 @@ def random_passages(reader: LexicalReader, items: Sequence[Item], seed: int = 0)
 
 
 def passages_of_another(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
-    """Reads each item with the lines found for the question half the benchmark further on, which is of another page."""
-    shifted = [items[(i + len(items) // 2) % len(items)] for i in range(len(items))]
-    found = ((rows, scores) for (rows,), (scores,) in (reader.index.search([q.question], FOUND) for q in shifted))
+    """Reads each item with the lines found for another's question, of another page where there are two pages."""
+    found = (
+        (rows, scores) for (rows,), (scores,) in (reader.index.search([q.question], FOUND) for q in swapped(items))
+    )
     return [reader.read(item, rows[scores > 0]) for item, (rows, scores) in zip(items, found, strict=True)]
 
 
