@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Bytecode is left to be made for what is imported: for all of it, it takes as long as the rest of the installation.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+RUN_NAME = $(notdir $(RUN:/=))
 RECORDS := config.json environment.json data.json metrics.jsonl status.json stopped.json
 
 .PHONY: quickstart test test-all lint ablation bench record results clean
@@ -31,9 +32,10 @@ bench: .venv/ready  ## speed beside peers, those that are installed
 	@echo "to keep it: cp report/bench/speed.json report/bench/speed.md tests/bench/records/"
 
 record:  ## keep a run's records, not its weights, for RESULTS.md: make record RUN=runs/chat_v5-nano
-	mkdir -p evals/records/$(notdir $(RUN))
-	cp -r $(wildcard $(addprefix $(RUN)/,$(RECORDS))) $(CURDIR)/evals/records/$(notdir $(RUN))
-	if [ -d $(RUN)/evals ]; then cp -r $(RUN)/evals $(CURDIR)/evals/records/$(notdir $(RUN)); fi
+	@test -f $(RUN)/config.json || { echo "RUN=$(RUN) names no run directory: make record RUN=runs/chat_v5-nano"; exit 1; }
+	mkdir -p evals/records/$(RUN_NAME)
+	cp -r $(wildcard $(addprefix $(RUN)/,$(RECORDS))) $(CURDIR)/evals/records/$(RUN_NAME)
+	if [ -d $(RUN)/evals ]; then cp -r $(RUN)/evals $(CURDIR)/evals/records/$(RUN_NAME); fi
 
 results: .venv/ready  ## RESULTS.md from the run records in the repository
 	$(BIN)/python -m ghost_jax.report --runs=evals/records --out=report

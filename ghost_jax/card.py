@@ -5,6 +5,7 @@ evals/*.json, in the export's config.json, or in the comparison with the present
 lack newer keys and still read.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,13 +13,17 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from ghost_jax.channel import Channel
 from ghost_jax.errors import UserError
-from ghost_jax.report import read_run
+from ghost_jax.report_records import read_run
 from ghost_jax.report_table import (
     NONE,
     WORDS,
+    answerer_of,
+    asked_of,
+    gain_of,
     markdown,
     notes_of,
     orders_of,
+    published_of,
     recipe_of,
     result_table,
     said_of,
@@ -28,25 +33,31 @@ from ghost_jax.whole import read_json
 
 FILE = "README.md"
 NEEDED = ("config.json", "environment.json", "data.json")
+OF_THE_DATA = ("mixture", "notes", "documents", "duplicates_dropped", "licenses")
 BOOKS = ("closed", "open")
+SHOWN_LOSSES = 8
+_PATH = re.compile(r"(?<![\w:/.…])~?/(?:[^\s/:;,]+/)+([^\s/:;,]*)")
 WORTH = {
     "latched": "its accuracy measures one letter, and nothing that it knows",
     "chance": "it is not told apart from always answering the same letter",
-    "shortcut": "the same may be had without reading the question",
+    "shortcut": "it is not shown that the question has to be read for it",
     "knowledge": "it is above every policy and control that reads no question",
 }
 
 
 def read_records(workdir: Path) -> dict:
-    """Returns a run's records as `report.read_run` does. Raises UserError where a needed one is absent or broken."""
+    """Returns a run's records, see `read_run`. Raises UserError where a needed one is absent or broken."""
     if not (workdir / "config.json").is_file():
         raise UserError(
             f"{workdir} holds no records of a run. Name a run directory, such as runs/chat_v5-nano, that "
             "python -m ghost_jax.train or ghost_jax.import_model made."
         )
-    for path in (*(workdir / name for name in NEEDED), *sorted((workdir / "evals").glob("*.json"))):
-        read_json(path)
-    return read_run(workdir.resolve())
+    for name in NEEDED:
+        read_json(workdir / name)
+    run = read_run(workdir.resolve())
+    if missing := [key for key in OF_THE_DATA if key not in run["data"]]:
+        raise UserError(f"{workdir / 'data.json'} lacks {', '.join(missing)}. Train the run anew, and export that.")
+    return run
 
 
 def card_of(run: dict, exported: dict, channel: Channel, present: dict | None) -> str:
@@ -67,6 +78,7 @@ def card_of(run: dict, exported: dict, channel: Channel, present: dict | None) -
         *_recipe(run),
         "## Data",
         *_data(run),
+        *_course(run),
         *(part for book in BOOKS for part in _evaluation(run, book)),
         *_results([present, run] if present else [run]),
         "## Limits",
@@ -80,7 +92,8 @@ def card_of(run: dict, exported: dict, channel: Channel, present: dict | None) -
 
 def metadata(run: dict, channel: Channel) -> str:
     """Returns the card's YAML: what a hub sorts models by, and the scores as a model-index."""
-    results = [result for score in _scores(run) for result in _eval_results(score)]
+    own = [score for score in _scores(run) if score.get("reader") != "both"]  # of a sum, the model is a part
+    results = [result for score in own for result in _eval_results(score)]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -122,11 +135,6 @@ def _eval_results(score: dict) -> Iterator[EvalResult]:
     )
 
 
-def asked_of(score: dict) -> str:
-    """Returns how a score was asked: "closed book", "open book, reader both"."""
-    return f"{score['book']} book" + (f", reader {score['reader']}" if score["book"] == "open" else "")
-
-
 def _percent(share: float) -> float:
     return round(100 * share, 2)
 
@@ -136,11 +144,16 @@ def _percent(share: float) -> float:
 
 def _about(run: dict, exported: dict) -> Iterator[str]:
     made, environment = exported["ghost_jax"], run["environment"]
+    imported = run["config"].get("imported")
+    weights = (
+        f"the weights of `{imported['from']}`, imported"
+        if imported
+        else f"the weights after update {made['step']:,} of the run `{made['run']}`, which is {state_of(run)}. Trained"
+    )
     yield (
         f"A `{exported['architectures'][0]}` of {run['config']['model']['layers']} layers of width "
         f"{run['config']['model']['width']}, {exported['vocab_size']:,} tokens in its vocabulary and a context of "
-        f"{run['config']['model']['context']:,}, in {exported['torch_dtype']}. These are the weights after update "
-        f"{made['step']:,} of the run `{made['run']}`, which is {state_of(run)}. Trained with ghost_jax "
+        f"{run['config']['model']['context']:,}, in {exported['torch_dtype']}. These are {weights} with ghost_jax "
         f"{environment['ghost_jax']} on {environment.get('machine', 'a machine not named')}, exported with ghost_jax "
         f"{made['version']}."
     )
@@ -170,11 +183,17 @@ def _recipe(run: dict) -> Iterator[str]:
         ("warm-up updates", f"{config['optim']['warmup_steps']:,}"),
         ("weight decay", f"{config['optim']['weight_decay']:g}"),
         ("seed", str(config["seed"])),
-        *([("base", f"{config['base']['name']}, {config['base']['steps']:,} updates")] if "base" in config else []),
+        *([("base", _base(config["base"]))] if "base" in config else []),
     )
     yield markdown([("setting", "value"), *settings])
     header = ("dataset", "multiplier", "records", "tokens", "supervised", "share", "supervised share", "epochs")
     yield markdown([header, *map(_mixed, mixture)])
+
+
+def _base(base: dict) -> str:
+    if "imported" in base:
+        return f"imported from {base['imported']['from']}"
+    return f"{base['name']}, {base['steps']:,} updates"
 
 
 def _mixed(share: dict) -> tuple[str, ...]:
@@ -191,7 +210,12 @@ def _mixed(share: dict) -> tuple[str, ...]:
 
 def _data(run: dict) -> Iterator[str]:
     data = run["data"]
-    yield "\n".join(f"- {note}" for note in data["notes"])
+    yield "\n".join(f"- {without_folders(note)}" for note in data["notes"])
+    if base := run["config"].get("base", {}).get("imported"):
+        yield (
+            f"Its base was imported from `{base['from']}`. What that one learnt from, and under which licence, is not "
+            "in our records: its publisher says, and what holds for it holds for this model as well."
+        )
     if data["documents"]:
         dropped = data["duplicates_dropped"]
         yield markdown(
@@ -209,6 +233,36 @@ def _data(run: dict) -> Iterator[str]:
         "No licence is named for the weights: the licences above are of what they learnt from, and whoever publishes "
         "the weights chooses theirs."
     )
+
+
+def without_folders(text: str) -> str:
+    """Returns a text in which a file's path is its name: where a user keeps things is not for a hub."""
+    return _PATH.sub(r"…/\1", text)
+
+
+# ---- How the training went ----
+
+
+def _course(run: dict) -> Iterator[str]:
+    lines = run["metrics"]
+    if not lines:
+        return
+    yield "## How it went"
+    taken = [line for line in lines if "val_loss" in line]
+    last = lines[-1]
+    shown = [*taken[:: -(-len(taken) // SHOWN_LOSSES)], taken[-1]] if taken else [lines[0], last]
+    keys = ("loss", "val_loss", "val_loss_shared")
+    rows = [(f"{line['step']:,}", *(f"{line[key]:.3f}" if key in line else NONE for key in keys)) for line in shown]
+    yield markdown([("update", "training loss", "validation loss", "on the shared set"), *dict.fromkeys(rows)])
+    if taken:
+        best = min(taken, key=lambda line: line["val_loss"])
+        lowest = f"The lowest validation loss is {best['val_loss']:.3f}, after update {best['step']:,}"
+        end = "the last" if best is taken[-1] else f"and the last {taken[-1]['val_loss']:.3f}: it rose again"
+        yield f"Losses are nats a token. {lowest}, {end}."
+    if skipped := last.get("skipped"):
+        yield f"{skipped:,.0f} updates were skipped: their gradient was not finite."
+    if run["stopped"]:
+        yield f"The divergence watch stopped it after update {run['stopped']['step']:,}: {run['stopped']['why']}."
 
 
 # ---- What it scores ----
@@ -233,7 +287,7 @@ def accuracy_table(score: dict) -> list[tuple[str, ...]]:
     headline, several = score["headline"], orders_of(score) > 1
     # Where one order is all there is, a headline over orders would say what was not asked.
     one = score["single_order"], headline["accuracy"] if several else None, headline["ci95"]
-    rows = [("accuracy, %", "first order", "over all orders", "95% interval"), ("this model", *_cells(*one))]
+    rows = [("accuracy, %", "first order", "over all orders", "95% interval"), (answerer_of(score), *_cells(*one))]
     for name, control in score["controls"].items():
         over = control["accuracy"] if several else None
         rows.append((f"control: {name}", *_cells(control.get("single_order"), over, control.get("ci95"))))
@@ -259,14 +313,14 @@ def _contamination(searched: dict | None) -> str:
     if searched is None:
         return "not known: the data were not searched for these questions."
     missing = searched["not_searched"]
-    return searched["verdict"] + (f" Not searched: {', '.join(missing)}." if missing else "")
+    return without_folders(searched["verdict"]) + (f" Not searched: {', '.join(missing)}." if missing else "")
 
 
 def _results(runs: Sequence[dict]) -> Iterator[str]:
     """The runs as rows of the report, the study's figures beside those that rebuild a row of the study."""
     runs = [run for run in runs if run["config"]["stage"] != "imported"]
     if runs:
-        yield "## Beside the study" if any(_published(run).get("run") for run in runs) else "## In one row"
+        yield "## Beside the study" if any(published_of(run).get("run") for run in runs) else "## In one row"
         yield markdown(result_table(runs))
         yield from notes_of(runs)
 
@@ -280,11 +334,9 @@ def _limits(run: dict) -> Iterator[str]:
         yield " ".join(_limits_of(score))
     if not run["evals"]:
         yield "It has no score: nothing is known of what it knows."
-    studied, done = _published(run).get("steps"), run["config"]["steps"]
+    studied, done = published_of(run).get("steps"), run["config"]["steps"]
     if studied and done < studied:
         yield f"The study's run did {studied:,} updates; this one was planned with {done:,}."
-    if run["stopped"]:
-        yield f"The divergence watch stopped it: {run['stopped']['why']}."
     if run["environment"].get("git_dirty"):
         yield "The code that trained it had changes that no commit holds."
 
@@ -293,6 +345,8 @@ def _limits_of(score: dict) -> Iterator[str]:
     yield f"{score['items']['name']}, {asked_of(score)}: {score['verdict']}. That is, {WORTH[score['verdict']]}."
     if score["book"] == "open":
         yield "With the book open the pages are scored together with the model: it is no measure of what it knows."
+    if gain := gain_of(score):
+        yield f"It is the score of the lexical reader with the model beside it, which adds {gain}."
     if orders_of(score) == 1:
         yield "It was asked in one order of the options, where a letter that is often gold looks like knowledge."
     if score.get("controls_missing"):
@@ -300,13 +354,9 @@ def _limits_of(score: dict) -> Iterator[str]:
     if score.get("prompts_cropped"):
         yield f"{score['prompts_cropped']:,} prompts did not fit and lost their beginning."
     if score.get("note"):
-        yield score["note"]
+        yield without_folders(score["note"])
 
 
 def _scores(run: dict) -> list[dict]:
     """Returns a run's scores, those with the book closed first."""
     return sorted(run["evals"].values(), key=lambda score: BOOKS.index(score["book"]))
-
-
-def _published(run: dict) -> dict:
-    return run["config"].get("published", {})

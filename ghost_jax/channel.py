@@ -23,11 +23,13 @@ class Channel:
       name: one of `CHANNELS`.
       reason: why, in words that stand in the card.
       comparison: with the present canonical run, as `evals.compare` writes it; None where there is none.
+      above: run and step of the present canonical run that a canonical one was shown to be above; else None.
     """
 
     name: str
     reason: str
     comparison: dict | None = None
+    above: dict | None = None
 
 
 def decide(asked: str, workdir: Path, present: Path | None, items: Path | None) -> Channel:
@@ -51,7 +53,8 @@ def decide(asked: str, workdir: Path, present: Path | None, items: Path | None) 
         return Channel(EXPERIMENTAL, f"It was not put forward as canonical. {said}", comparison)
     if hindrance := hindrance_of(score, comparison):
         return Channel(EXPERIMENTAL, f"Put forward as canonical and not accepted: {hindrance}. {said}", comparison)
-    return Channel(CANONICAL, said, comparison)
+    above = {"run": present.resolve().name, "step": read_report(present, stem).content.get("step")} if present else None
+    return Channel(CANONICAL, said, comparison, above)
 
 
 def compared(workdir: Path, present: Path, items: Path | None, stem: str) -> dict:

@@ -23,6 +23,8 @@ from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.whole import new_folder, read_json, write_json, write_text
 
 FORMATS = {"v05": llama, "v04": gpt2}
+# The names of what an export writes.
+EXPORTED = re.compile(r".*\.safetensors(\.index\.json)?|(\w+_)?config\.json|tokenizer\.json|README\.md")
 DTYPES = ("float32", "bfloat16")
 UNITS = {"MB": 10**6, "GB": 10**9}
 
@@ -65,6 +67,12 @@ def check_out(out: Path, force: bool) -> None:
         return
     if not (out / "config.json").is_file() or "ghost_jax" not in read_json(out / "config.json"):
         raise UserError(f"{out} holds something that is no export of ours. Choose another --out.")
+    strangers = sorted(path.name for path in out.iterdir() if not EXPORTED.fullmatch(path.name))
+    if strangers:
+        raise UserError(
+            f"{out} holds an export, and beside it {', '.join(strangers)}, which a new one would take away. Choose "
+            "another --out, or move them."
+        )
     if not force:
         raise UserError(f"{out} holds an export already. Give --force to replace it, or choose another --out.")
 
@@ -103,7 +111,11 @@ def main() -> int:
     )
     parser.add_argument("--present", type=Path, metavar="DIR", help="the present canonical run, to compare with")
     parser.add_argument("--items", type=Path, metavar="FILE", help="the questions of that comparison, as evals.compare")
-    parser.add_argument("--push_to", metavar="OWNER/NAME", help="upload the folder to the hub that HF_ENDPOINT names")
+    parser.add_argument(
+        "--push_to",
+        metavar="OWNER/NAME",
+        help="upload the folder to the hub that HF_ENDPOINT names, where a new repository is public by default",
+    )
     parser.add_argument("--dry_run", action="store_true", help="show what --push_to would send, and send nothing")
     flags = parser.parse_args()
     shard_bytes, out = _bytes(flags.shard_size), flags.out.resolve()
@@ -122,9 +134,10 @@ def main() -> int:
         for name, size in hub.files_of(out):
             print(f"{size:>15,}  {name}")
         if flags.dry_run:
-            print(f"Nothing was uploaded to {flags.push_to}.")
+            print(f"Nothing was uploaded to {flags.push_to}. A new repository is public where the hub's default is.")
         else:
-            print(f"uploaded to {hub.push(out, flags.push_to, tag=channel.name, keeps=CANONICAL)}")
+            address = hub.push(out, flags.push_to, tag=channel.name, keeps=CANONICAL, above=channel.above)
+            print(f"uploaded to {address}")
     return 0
 
 

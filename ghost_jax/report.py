@@ -8,7 +8,6 @@ import argparse
 import base64
 import html
 import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 import ghost_jax
-from ghost_jax import metrics
 from ghost_jax.errors import UserError, command
 from ghost_jax.report_glance import glance_table
 from ghost_jax.report_learned import learned
@@ -30,7 +28,8 @@ from ghost_jax.report_pictures import (
     reliability_picture,
     study_picture,
 )
-from ghost_jax.report_table import machine_table, markdown, notes_of, result_table, said_of
+from ghost_jax.report_records import find_runs, read_beside, read_runs
+from ghost_jax.report_table import asked_of, command_of, machine_table, markdown, notes_of, result_table, said_of
 from ghost_jax.whole import write_bytes, write_text
 
 SIGNED = f"Written by ghost_jax {ghost_jax.__version__}, and every number of it read from the records of runs."
@@ -43,51 +42,22 @@ h1, h2, h3, p, li, code { overflow-wrap: anywhere; }
 """
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """Returns the run directories at or below `folder`, by name. Raises UserError where there is none."""
-    configs = [*folder.glob("config.json"), *folder.glob("*/config.json")]
-    # A model that was exported into the same folder has a config.json too, of another kind.
-    runs = sorted(path.parent for path in configs if "stage" in json.loads(path.read_text(encoding="utf-8")))
-    if not runs:
-        raise UserError(
-            f"There is no run in {folder}. Train one: python -m ghost_jax.train --config=configs/chat_v5.py:nano."
-        )
-    return runs
-
-
-def read_run(workdir: Path) -> dict:
-    """Returns a run's records: config, environment, data, metrics lines, how it ended, scores by name.
-
-    What is absent is empty: a run that is neither finished nor stopped by the watch is unfinished.
-    """
-
-    def read(name: str) -> dict:
-        path = workdir / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-    return {
-        "name": workdir.name,
-        "config": read("config.json"),
-        "environment": read("environment.json"),
-        "data": read("data.json"),
-        "finished": (workdir / "status.json").is_file(),
-        "stopped": read("stopped.json"),
-        "metrics": metrics.read(workdir),
-        "evals": {path.stem: read(f"evals/{path.name}") for path in sorted((workdir / "evals").glob("*.json"))},
-    }
-
-
 def write(workdirs: list[Path], out: Path, beside: Sequence[Path] = ()) -> Path:
     """Writes `RESULTS.md`, PNG pictures and `index.html` into `out`; returns the page's path.
 
     Args:
       beside: JSON records of no run: of the open book and an audit, which stand among the runs in the first table, of
         comparisons, and of sweeps, each with its picture beside it.
+
+    Raises UserError where no run can be read, or `out` holds a page that is no report.
     """
+    _check_out(out)
+    runs, broken = read_runs(workdirs)
+    records, broken_beside = read_beside(beside)
     out.mkdir(parents=True, exist_ok=True)
-    runs = [read_run(workdir) for workdir in workdirs]
-    records = {path: json.loads(path.read_text(encoding="utf-8")) for path in beside}
     parts = parts_of(runs, list(records.values()))
+    if left_out := broken + broken_beside:
+        parts.append(Part("Left out", [], left_out))
     write_text(out / "RESULTS.md", results_of(parts))
     drawn = [_sweep(record, path, out) for path, record in records.items() if record.keys() >= {"axis", "settings"}]
     if study := study_picture(runs):
@@ -101,6 +71,13 @@ def write(workdirs: list[Path], out: Path, beside: Sequence[Path] = ()) -> Path:
     )
     write_text(out / "index.html", page)
     return out / "index.html"
+
+
+def _check_out(out: Path) -> None:
+    """Raises UserError where a file would be replaced that no report wrote."""
+    for path in (out / "index.html", out / "RESULTS.md"):
+        if path.is_file() and SIGNED.partition(" 0.")[0] not in path.read_text(encoding="utf-8", errors="replace"):
+            raise UserError(f"{path} is no report of ours, and would be replaced. Choose another --out.")
 
 
 class Part(NamedTuple):
@@ -163,16 +140,18 @@ def section(run: dict, out: Path) -> str:
     def said(key: str) -> str:
         return html.escape(str(run["environment"].get(key, "")))
 
-    parts.append(
-        f"<p>{said('machine')}; code {said('git_commit')[:10]}, ghost_jax {said('ghost_jax')}; command "
-        f"<code>python -m ghost_jax.train --config={html.escape(run['config'].get('spec', ''))}</code></p>"
-    )
+    made = f"{said('machine')}; code {said('git_commit')[:10]}, ghost_jax {said('ghost_jax')}"
+    if command := command_of(run):
+        made += f"; command <code>{html.escape(command)}</code>"
+    parts.append(f"<p>{made}</p>")
     if run["metrics"]:
         parts.append(_picture(loss_picture(run), out / f"{run['name']}-loss.png", "losses of the run"))
     if run["data"].get("mixture"):
         parts.append(_picture(mixture_picture(run), out / f"{run['name']}-mixture.png", "share of each dataset"))
-    for name, score in run["evals"].items():
-        parts.append(f"<h3>{html.escape(score['items']['name'])}</h3><p>{html.escape(said_of(score))}</p>")
+    # What a run knows comes first; what it reads off pages is another thing.
+    for name, score in sorted(run["evals"].items(), key=lambda each: each[1]["book"]):
+        asked = f"{score['items']['name']}, {asked_of(score)}"
+        parts.append(f"<h3>{html.escape(asked)}</h3><p>{html.escape(said_of(score))}</p>")
         drawn = {"accuracy": (accuracy_picture, "accuracy beside controls and policies")}
         drawn["letters"] = letter_picture, "share of each letter"
         if score.get("letter_log_probs"):
@@ -180,7 +159,7 @@ def section(run: dict, out: Path) -> str:
         if score.get("calibration"):
             drawn["reliability"] = reliability_picture, "accuracy against confidence"
         for kind, (draw, alt) in drawn.items():
-            parts.append(_picture(draw(score), out / f"{run['name']}-{name}-{kind}.png", alt))
+            parts.append(_picture(draw(score), out / f"{run['name']}-{name}-{kind}.png", f"{alt}: {asked}"))
     return "".join(parts)
 
 

@@ -6,7 +6,7 @@ Each row names the command that it comes from. Figures with the book open and cl
 
 from collections.abc import Iterable, Sequence
 
-from ghost_jax.report_table import orders_of
+from ghost_jax.report_table import command_of, gain_of, orders_of, published_of
 
 NONE = "—"
 HEADER = ("who", "closed book, published order", "closed book, over all orders", "open book, over all orders", "from")
@@ -24,7 +24,7 @@ def glance_table(runs: Sequence[dict], reports: Sequence[dict]) -> list[tuple[st
     """Returns the rows of the table, the header first; empty where no run was scored on the benchmark in all orders.
 
     Args:
-      runs: the records of runs, as `report.read_run` returns them.
+      runs: the records of runs, as `report_records.read_run` returns them.
       reports: reports of no run: of the lexical reader, and of an audit.
     """
     scores = {run["name"]: score for run in runs if (score := _on_benchmark(run["evals"].get("ctibench")))}
@@ -38,16 +38,15 @@ def glance_table(runs: Sequence[dict], reports: Sequence[dict]) -> list[tuple[st
             rows.append((name, _percent(published), _percent(over), NONE, "every report"))
     rows += _published_models(reports)
     name, best = max(scores.items(), key=lambda each: each[1]["headline"]["accuracy"])
-    spec = next(run["config"]["spec"] for run in runs if run["name"] == name)
+    command = next(command_of(run) for run in runs if run["name"] == name)
     ours = f"ours, the best of {len(scores)} runs: {name}" if len(scores) > 1 else f"ours: {name}"
-    command = f"`python -m ghost_jax.train --config={spec}`"
-    rows.append((ours, _percent(best["single_order"]), _headline(best), NONE, command))
+    rows.append((ours, _percent(best["single_order"]), _headline(best), NONE, f"`{command}`"))
     return rows + _open_book(runs, reports)
 
 
 def _study(runs: Iterable[dict]) -> list[tuple[str, ...]]:
     """The row of the study's best; its figure is of one run in the published order, and has no interval."""
-    published = [run["config"].get("published", {}) for run in runs]
+    published = [published_of(run) for run in runs]
     best = max((each for each in published if each.get("accuracy")), key=lambda each: each["accuracy"], default=None)
     return [(f"the study's best, {best['run']}", _percent(best["accuracy"]), NONE, NONE, "the study")] if best else []
 
@@ -73,7 +72,10 @@ def _open_book(runs: Sequence[dict], reports: Iterable[dict]) -> list[tuple[str,
         for stem, score in run["evals"].items():
             if stem.startswith("ctibench-open-") and _on_benchmark(score):
                 how = f"`{command} --reader={score['reader']} --workdir=…`"
-                rows.append((f"ours: {run['name']} reads, {score['reader']}", NONE, NONE, _headline(score), how))
+                name = f"ours: {run['name']} reads"
+                if gain := gain_of(score):
+                    name = f"ours: lexical reader with {run['name']}, {gain}"
+                rows.append((name, NONE, NONE, _headline(score), how))
     return rows
 
 

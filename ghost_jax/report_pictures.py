@@ -11,7 +11,7 @@ matplotlib.use("Agg")  # no screen is needed, nor looked for
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ghost_jax.report_table import WORDS, orders_of
+from ghost_jax.report_table import WORDS, answerer_of, asked_of, orders_of, published_of
 
 INK, ACCENT, MUTED, WARM = "#1d2733", "#2a6fb0", "#a9b4c0", "#c4622d"
 WIDTH = 5  # inches: on a phone, which shows a picture 3.7 inches wide, its words stay readable
@@ -53,7 +53,7 @@ def mixture_picture(run: dict) -> Figure:
 def accuracy_picture(score: dict) -> Figure:
     """Draws the headline with its interval beside its controls and the policies that read no question."""
     policies, controls = score["policies_over_orders"], score["controls"]
-    names = [*reversed(policies), *reversed(controls), f"this model{latched(score)}"]
+    names = [*reversed(policies), *reversed(controls), f"{answerer_of(score)}{latched(score)}"]
     values = [*reversed(policies.values()), *(control["accuracy"] for control in reversed(controls.values()))]
     colors = [MUTED] * len(policies) + [WARM] * len(controls) + [ACCENT]
     figure, axes = _figure(1.2 + 0.27 * len(names))
@@ -67,7 +67,7 @@ def accuracy_picture(score: dict) -> Figure:
             100 * value, place, xerr=[[100 * (value - low)], [100 * (high - value)]], color=INK, capsize=3, linewidth=1
         )
     axes.axvline(100 * _chance(score), color=INK, linewidth=1, linestyle="--")
-    _finish(axes, f"accuracy over {orders_of(score)} orders, %", "", score["items"]["name"])
+    _finish(axes, f"accuracy over {orders_of(score)} orders, %", "", f"{score['items']['name']}, {asked_of(score)}")
     return figure
 
 
@@ -115,7 +115,7 @@ def study_picture(runs: Sequence[dict]) -> Figure | None:
 
     None where no run rebuilds a row of the study, or none was scored on its benchmark in several orders.
     """
-    studied = [run for run in runs if run["config"].get("published", {}).get("accuracy")]
+    studied = [run for run in runs if published_of(run).get("accuracy")]
     scored = {run["name"]: score for run in studied if (score := _in_several_orders(run))}
     if not scored:
         return None
@@ -125,7 +125,7 @@ def study_picture(runs: Sequence[dict]) -> Figure | None:
         (name.replace("_", " "), value, score["policies_over_orders"][name], None)
         for name, value in score["policies"].items()
     ]
-    study = {run["config"]["published"]["run"]: run["config"]["published"]["accuracy"] for run in studied}
+    study = {published_of(run)["run"]: published_of(run)["accuracy"] for run in studied}
     for name, accuracy in sorted(study.items(), key=lambda row: row[1]):  # one, however often it was rebuilt
         rows.append((f"study: {name}", accuracy, None, None))
     for name, each in scored.items():

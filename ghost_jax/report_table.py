@@ -1,8 +1,9 @@
 """Run records as tables: the study's result table with our columns beside it, and where each run was made.
 
-Pure functions of the records that `report.read_run` returns. Records of older runs lack newer keys and still read.
+Pure functions of what `report_records.read_run` returns. Records of older runs lack newer keys and still read.
 """
 
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -35,10 +36,10 @@ def result_table(runs: Sequence[dict]) -> list[tuple[str, ...]]:
 
     The study's columns stand in it where one of the runs rebuilds a row of the study.
     """
-    studied = any(_published(run).get("run") for run in runs)
+    studied = any(published_of(run).get("run") for run in runs)
     rows = [("run", "recipe", *(STUDY if studied else ()), *OURS)]
     for run in runs:
-        named = (run["name"], recipe_of(run["config"]), *(study_cells(_published(run)) if studied else ()))
+        named = (run["name"], recipe_of(run["config"]), *(study_cells(published_of(run)) if studied else ()))
         # A score with the book open says nothing of what a run knows, and stands in a table of its own.
         for score in [score for score in run["evals"].values() if score["book"] == "closed"] or [None]:
             rows.append(named + run_cells(run) + score_cells(score))
@@ -49,7 +50,7 @@ def notes_of(runs: Iterable[dict]) -> list[str]:
     """Returns what stands below the result table: how its scores compare, and what can be had without reading."""
     runs = list(runs)
     said = []
-    if any(_published(run).get("accuracy") for run in runs):
+    if any(published_of(run).get("accuracy") for run in runs):
         said.append("The study's figures are of one run each, in the published order alone; `published order` is ours.")
     scores = [score for run in runs for score in run["evals"].values()]
     for score in {score["items"]["sha256"]: score for score in scores}.values():
@@ -91,6 +92,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def recipe_of(config: dict) -> str:
     """Returns a recipe in the study's words: "Q&A x1 + raw MCQ x5 on pretrain_v04"."""
+    if "imported" in config:
+        return f"imported from {config['imported']['from']}"
     mixture = {name: multiplier for name, multiplier in config["data"].get("mixture", {}).items() if multiplier > 0}
     known = [name for name in WORDS if name in mixture] + [name for name in mixture if name not in WORDS]
     # The oldest records of a base name no mixture: there was one dataset.
@@ -98,6 +101,7 @@ def recipe_of(config: dict) -> str:
     layout, norm = config["data"].get("layout", "classic"), config.get("loss_norm", "token_mean")
     how = [f"asked as {layout}"] * (layout != "classic") + ["mean over records"] * (norm == "record_mean")
     on = f" on {config['base']['name']}" if "base" in config else ""
+    on += ", imported" if "imported" in config.get("base", {}) else ""
     return mixed + on + "".join(f", {each}" for each in how)
 
 
@@ -124,6 +128,14 @@ def run_cells(run: dict) -> tuple[str, ...]:
         *(f"{last[key]:.3f}" if key in last else NONE for key in ("val_loss", "val_loss_shared")),
         state_of(run),
     )
+
+
+def command_of(run: dict) -> str:
+    """Returns the command that trained a run, of older ones as far as it is known; empty for an imported one."""
+    if words := run["environment"].get("command"):
+        return shlex.join(["python", "-m", "ghost_jax.train", *words])
+    spec = run["config"].get("spec")
+    return f"python -m ghost_jax.train --config={spec}" if spec else ""
 
 
 def state_of(run: dict) -> str:
@@ -165,7 +177,27 @@ def said_of(score: dict) -> str:
         )
     if score.get("flip_rate") is not None:
         said.append(f"Between two orders of a question another option is chosen in {score['flip_rate']:.0%}.")
+    if gain := gain_of(score):
+        said.append(f"The model beside it adds {gain}.")
     return " ".join(said)
+
+
+def asked_of(score: dict) -> str:
+    """Returns how a score was asked: "closed book", "open book, reader both"."""
+    return f"{score['book']} book" + (f", reader {score['reader']}" if score["book"] == "open" else "")
+
+
+def answerer_of(score: dict) -> str:
+    """Returns whose answers a score is of: of the lexical reader with the model beside it, it is not the model's."""
+    return "lexical reader with this model" if score.get("reader") == "both" else "this model"
+
+
+def gain_of(score: dict) -> str:
+    """Returns in words what a model adds to the lexical reader; empty for any other score."""
+    if "gain_over_lexical" not in score:
+        return ""
+    low, high = (100 * bound for bound in score["gain_over_lexical_ci95"])
+    return f"{100 * score['gain_over_lexical']:+.2f} points ({low:+.2f} to {high:+.2f}) over the lexical reader alone"
 
 
 def orders_of(score: dict) -> int:
@@ -174,8 +206,10 @@ def orders_of(score: dict) -> int:
     return headline.get("orders_per_item", len(headline["orders"]))
 
 
-def _published(run: dict) -> dict:
-    return run["config"].get("published", {})
+def published_of(run: dict) -> dict:
+    """Returns the row of the study that a run rebuilds: none where it starts from a model of somebody else."""
+    config = run["config"]
+    return {} if "imported" in config.get("base", {}) else config.get("published", {})
 
 
 def _rate(value: float) -> str:

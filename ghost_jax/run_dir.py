@@ -8,6 +8,7 @@ status.json        written last: the run is finished
 stopped.json       the watch stopped it, and why
 """
 
+import argparse
 import contextlib
 import dataclasses
 import fcntl
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,10 +169,20 @@ def environment() -> dict:
         "git_commit": _git("rev-parse", "HEAD").strip(),
         "git_dirty": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
+        "command": _command(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": machine(),
         "processes": jax.process_count(),
     }
+
+
+def _command() -> list[str]:
+    """Returns what of the command line decides what is trained; where things lie is the user's own affair."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    spec = parser.parse_known_args(sys.argv[1:])[0].config
+    overrides = [word for word in sys.argv[1:] if word.startswith("--config.")]
+    return [f"--config={spec}", *overrides] if spec else []
 
 
 def machine() -> str:

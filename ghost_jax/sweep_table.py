@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 import ghost_jax
 from evals.stats import ENOUGH_SEEDS, pool
-from ghost_jax import report
 from ghost_jax.report_pictures import ACCENT, INK, MUTED, WARM
+from ghost_jax.report_records import read_run
 from ghost_jax.report_table import markdown, orders_of
 from ghost_jax.sweep_grid import Run, Sweep
 from ghost_jax.whole import write_bytes, write_json, write_text
@@ -34,7 +34,7 @@ def counted(runs: Sequence[dict]) -> list[dict]:
 
 def record_of(run: Run, workdir: Path, state: str, metrics: Sequence[str]) -> dict:
     """Returns what one run came to; what it did not come to is absent. Accuracies are fractions, losses nats."""
-    read = report.read_run(workdir)
+    read = read_run(workdir)
     lines, config, score = read["metrics"], read["config"], read["evals"].get("ctibench")
     record = {"run": run.name, "seed": run.seed, "state": state, "steps": lines[-1]["step"] if lines else 0}
     record |= {key: line[key] for line in lines for key in metrics if key in line}  # the last one of each

@@ -153,6 +153,48 @@ def test_a_card_holds_recipe_mixture_data_policies_verdict_contamination_study_a
         assert said in text, said
 
 
+def test_a_sum_of_reader_and_model_is_not_called_the_models():
+    run = read_records(RECORDS / "chat_v3-seed0")
+    gain = {"gain_over_lexical": -0.0009, "gain_over_lexical_ci95": [-0.0031, 0.0014]}
+    run["evals"]["ctibench-open-both"] = run["evals"]["ctibench"] | {"book": "open", "reader": "both"} | gain
+    text = card_of(run, EXPORTED, CHANNEL, None)
+    open_ = text.partition("## Evaluation, open book")[2]
+    assert "| lexical reader with this model | " in open_
+    assert "| this model |" not in open_.partition("## Beside")[0]
+    assert "adds -0.09 points (-0.31 to +0.14) over the lexical reader alone" in open_.partition("## Limits")[2]
+    assert {result.dataset_config for result in ModelCard(text).data.eval_results} == {"closed book"}
+
+
+def test_a_card_tells_that_its_base_was_imported():
+    run = read_records(RECORDS / "chat_v5-seed0")
+    run["config"]["base"] |= {"name": "smollm2", "imported": {"from": "SmolLM2-135M", "fingerprint": "0"}}
+    text = card_of(run, EXPORTED, CHANNEL, None)
+    assert "| base | imported from SmolLM2-135M |" in text
+    assert "Its base was imported from `SmolLM2-135M`" in text
+    assert "34.8" not in text, "it rebuilds no row of the study"
+    imported = {"stage": "imported", "imported": {"from": "SmolLM2-135M", "fingerprint": "0"}}
+    run["config"] = {**run["config"], **imported}
+    assert "the weights of `SmolLM2-135M`, imported with ghost_jax" in card_of(run, EXPORTED, CHANNEL, None)
+
+
+def test_a_card_tells_how_the_training_went():
+    run = read_records(RECORDS / "chat_v3-seed0")
+    taken = [line for line in run["metrics"] if "val_loss" in line]
+    text = card_of(run, EXPORTED, CHANNEL, None)
+    assert f"| {taken[0]['step']} | {taken[0]['loss']:.3f} | {taken[0]['val_loss']:.3f} |" in text
+    assert f"after update {taken[-1]['step']}, the last." in text
+    taken[-1]["val_loss"] = 99.5
+    assert "and the last 99.500: it rose again." in card_of(run, EXPORTED, CHANNEL, None)
+
+
+def test_a_card_does_not_tell_where_a_user_keeps_things():
+    run = read_records(RECORDS / "chat_v3-seed0")
+    run["data"]["notes"] = ["No files of cwe in /home/ada/.cache/ghost_jax/data, ~/work/raw: see https://a.org/b/c."]
+    text = card_of(run, EXPORTED, CHANNEL, None)
+    assert "No files of cwe in …/data, …/raw: see https://a.org/b/c." in text
+    assert "ada" not in text
+
+
 def test_a_score_in_one_order_has_no_headline():
     text = card_text("chat_v5-36m")
     assert "| this model | 15.0 | — | 13.4 to 16.5 |" in text
@@ -174,7 +216,7 @@ def test_a_run_that_the_watch_stopped_says_so(tmp_path):
     (tmp_path / "run" / "stopped.json").write_text(json.dumps({"step": 20, "why": "three losses in a row"}))
     text = card_of(read_records(tmp_path / "run"), EXPORTED, CHANNEL, None)
     assert "stopped at 20: three losses in a row" in text
-    assert "The divergence watch stopped it: three losses in a row." in text
+    assert "The divergence watch stopped it after update 20: three losses in a row." in text
 
 
 @pytest.mark.parametrize("name", ["environment.json", "data.json", "evals/ctibench.json"])
@@ -227,12 +269,16 @@ def verdict_of(workdir: Path, verdict: str) -> Path:
 
 def test_what_is_shown_to_be_above_becomes_canonical(scored):
     better, present = scored("better", 180), scored("present", 120)
+    path = present / "evals" / "ctibench.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 220}))
     channel = decide(CANONICAL, better, present, None)
     assert channel.name == CANONICAL
     assert "Beside the present canonical run, present, on 200 questions" in channel.reason
     assert "better is better than present by 22.5 points" in channel.reason
     assert channel.comparison["reference"] == "present"
-    assert decide(EXPERIMENTAL, better, present, None).name == EXPERIMENTAL
+    assert channel.above == {"run": "present", "step": 220}
+    experimental = decide(EXPERIMENTAL, better, present, None)
+    assert (experimental.name, experimental.above) == (EXPERIMENTAL, None)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import ghost_jax
 from ghost_jax import run_dir
 from ghost_jax.checkpoint import Checkpoints, identity_of
 from ghost_jax.errors import UserError
-from ghost_jax.export import write_model
+from ghost_jax.export import check_out, write_model
 from ghost_jax.generate import Generator
 from ghost_jax.hf.weights import FILE, INDEX, Weights
 from ghost_jax.model import transformer
@@ -41,6 +41,9 @@ MODELS = {
     "v05 without attention bias, scanned": dataclasses.replace(V05, attention_bias=False, scan=True),
     "v05 with shared keys, wide heads and a head of its own": dataclasses.replace(
         V05, kv_heads=2, head_dim=12, tied=False, rope_base=50_000.0, norm_eps=1e-5
+    ),
+    "v05 with stretched positions": dataclasses.replace(
+        V05, rope_base=100.0, rope_factor=8.0, rope_context=16, rope_low=0.5, rope_high=2.0
     ),
     "v04": dataclasses.replace(V05, generation="v04"),
 }
@@ -322,6 +325,18 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ghost, tiny_r
         assert expected in paragraph
     assert (tiny_run.workdir / "status.json").is_file()
     assert not list(tmp_path.iterdir())
+
+
+def test_what_lies_beside_an_export_is_not_taken_away_by_another(tmp_path):
+    make_run(tmp_path / "run", V05, CHAT)
+    out = tmp_path / "out"
+    out.mkdir()
+    write_model(out, tmp_path / "run", "float32", 10**9)
+    check_out(out, force=True)
+    (out / ".git").mkdir()
+    (out / "NOTES.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"beside it \.git, NOTES\.txt"):
+        check_out(out, force=True)
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

@@ -40,7 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ghost_jax.transcript",),
     ("ghost_jax.chat", "ghost_jax.journal", "ghost_jax.import_model"),
     ("evals",),
-    ("ghost_jax.report_table",),
+    ("ghost_jax.report_table", "ghost_jax.report_records"),
     ("ghost_jax.report_pictures", "ghost_jax.report_glance", "ghost_jax.report_learned"),
     ("ghost_jax.report",),
     ("ghost_jax.channel",),
@@ -58,9 +58,10 @@ GROUND = {"ghost_jax", "ghost_jax.errors", "ghost_jax.paths", "ghost_jax.progres
 ONLY = {
     "ghost_jax.report": GROUND
     | {
-        *("ghost_jax.metrics", "ghost_jax.report_table", "ghost_jax.report_pictures"),
+        *("ghost_jax.report_records", "ghost_jax.report_table", "ghost_jax.report_pictures"),
         *("ghost_jax.report_glance", "ghost_jax.report_learned"),
     },
+    "ghost_jax.report_records": GROUND | {"ghost_jax.metrics"},
     "ghost_jax.report_learned": GROUND,
     "ghost_jax.report_pictures": GROUND | {"ghost_jax.report_table"},
     "ghost_jax.report_glance": GROUND | {"ghost_jax.report_table"},

@@ -84,7 +84,7 @@ class Api(BaseHTTPRequestHandler):
         repo = re.search(r"^(?:/api/models)?/([^/]+/[^/.]+)", path)[1]
         return self.of_repo(repo, path, body)
 
-    do_GET = do_POST = do_PUT = handle_api
+    do_GET = do_HEAD = do_POST = do_PUT = handle_api
 
     def of_repo(self, repo: str, path: str, body: bytes) -> None:
         if repo not in self.server.repos:
@@ -93,6 +93,8 @@ class Api(BaseHTTPRequestHandler):
         if path == f"/api/models/{repo}":
             tags = yaml.safe_load(files["README.md"].decode().split("---")[1])["tags"] if "README.md" in files else []
             self.answer({"id": repo, "tags": tags})
+        elif found := re.search(r"/resolve/[^/]+/(.+)$", path):
+            self.serve(files.get(found[1]))
         elif path.endswith("/tree/main"):
             self.answer([{"type": "file", "path": name, "size": len(files[name]), "oid": "0"} for name in files])
         elif path.endswith("/preupload/main"):
@@ -113,6 +115,18 @@ class Api(BaseHTTPRequestHandler):
             self.answer({"commitUrl": f"{self.server.url}/{repo}/commit/1", "commitOid": "1", "success": True})
         else:
             self.answer({"error": f"not spoken here: {path}"}, 501)
+
+    def serve(self, content: bytes | None) -> None:
+        self.send_response(404 if content is None else 200)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        else:
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "1" * 40)
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        if content and self.command == "GET":
+            self.wfile.write(content)
 
     def commit(self, files: dict[str, bytes], kind: str, value: dict) -> None:
         if kind == "file":
@@ -171,17 +185,25 @@ def test_a_dry_run_sends_nothing_and_without_a_token_nothing_is_exported(ghost, 
 # ---- What the hub answers, without a process each ----
 
 
+def config_of(run: str, step: int) -> bytes:
+    return json.dumps({"ghost_jax": {"run": run, "step": step}}).encode()
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_bytes(config_of("ours", 30))
     (tmp_path / "out" / "README.md").write_text("---\ntags:\n- experimental\n---\n")
     (tmp_path / "out" / FILE).write_bytes(b"weights")
     return tmp_path / "out"
 
 
 @pytest.fixture
-def here(server, monkeypatch) -> Hub:
+def here(server, monkeypatch, tmp_path) -> Hub:
     """The hub as the one of this process."""
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub.constants, "ENDPOINT", server.url)
     monkeypatch.setattr(hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -202,7 +224,7 @@ def here(server, monkeypatch) -> Hub:
 def test_a_refusal_is_said_in_one_paragraph_without_the_token(path, status, words, expected, here, folder):
     here.refuses[path] = status, words
     with pytest.raises(UserError) as refusal:
-        hub.push(folder, REPO, tag="experimental", keeps="canonical")
+        hub.push(folder, REPO, tag="experimental", keeps="canonical", above=None)
     said = str(refusal.value)
     assert expected in said
     assert here.url in said
@@ -214,24 +236,45 @@ def test_a_refusal_is_said_in_one_paragraph_without_the_token(path, status, word
 def test_an_upload_in_other_files_takes_the_old_weights_away(here, folder):
     # What is left of the first would be loaded in place of the second.
     here.repos[REPO] = {"model-00001-of-00009.safetensors": b"stale", "picture.png": b"theirs"}
-    hub.push(folder, REPO, tag="experimental", keeps="canonical")
-    assert here.repos[REPO].keys() == {"README.md", FILE, "picture.png"}
+    hub.push(folder, REPO, tag="experimental", keeps="canonical", above=None)
+    assert here.repos[REPO].keys() == {"README.md", "config.json", FILE, "picture.png"}
 
 
 def test_only_a_canonical_upload_replaces_a_canonical_one(here, folder):
     canonical = {"README.md": b"---\ntags:\n- canonical\n---\n"}
     here.repos[REPO] = dict(canonical)
     with pytest.raises(UserError, match="which this experimental one must not replace"):
-        hub.push(folder, REPO, tag="experimental", keeps="canonical")
+        hub.push(folder, REPO, tag="experimental", keeps="canonical", above=None)
     assert here.repos[REPO] == canonical
-    hub.push(folder, REPO, tag="canonical", keeps="canonical")
-    assert here.repos[REPO].keys() == {"README.md", FILE}
+
+
+@pytest.mark.parametrize(
+    ("there", "above", "said"),
+    [
+        (config_of("best", 30), {"run": "best", "step": 30}, ""),
+        (config_of("ours", 30), None, ""),
+        (config_of("best", 30), None, "upload of best after update 30, and this one was not compared with it"),
+        (config_of("best", 30), {"run": "best", "step": 20}, "upload of best after update 30"),
+        (b"{}", {"run": "best", "step": 30}, "upload of a model that was not exported here"),
+        (None, None, "upload of a model that was not exported here"),
+    ],
+)
+def test_a_canonical_upload_replaces_the_one_that_it_was_shown_to_be_above_or_itself(there, above, said, here, folder):
+    files = {"README.md": b"---\ntags:\n- canonical\n---\n"} | ({"config.json": there} if there else {})
+    here.repos[REPO] = dict(files)
+    if said:
+        with pytest.raises(UserError, match=said):
+            hub.push(folder, REPO, tag="canonical", keeps="canonical", above=above)
+        assert here.repos[REPO] == files
+    else:
+        hub.push(folder, REPO, tag="canonical", keeps="canonical", above=above)
+        assert here.repos[REPO]["config.json"] == config_of("ours", 30)
 
 
 def test_a_hub_that_cannot_be_reached_is_named(here, folder, monkeypatch):
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"The upload to http://127\.0\.0\.1:9 failed.*The exported folder is whole"):
-        hub.push(folder, REPO, tag="experimental", keeps="canonical")
+        hub.push(folder, REPO, tag="experimental", keeps="canonical", above=None)
 
 
 def test_forbidden_connections_are_not_tried(here, monkeypatch):
@@ -251,7 +294,7 @@ def test_weights_that_the_store_refuses_are_not_committed(here, folder):
     oid = hashlib.sha256(b"weights").hexdigest()
     here.refuses[f"/storage/{oid}"] = 403, "expired"
     with pytest.raises(UserError, match="403"):
-        hub.push(folder, REPO, tag="experimental", keeps="canonical")
+        hub.push(folder, REPO, tag="experimental", keeps="canonical", above=None)
     assert here.repos[REPO] == {}
 
 

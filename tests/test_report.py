@@ -13,8 +13,9 @@ import ghost_jax
 from configs import chat_v4_failed
 from ghost_jax import sweep_table
 from ghost_jax.data import conversations, windows
-from ghost_jax.report import find_runs, parts_of, read_run, results_of
+from ghost_jax.report import parts_of, results_of
 from ghost_jax.report_pictures import mixture_picture, study_picture
+from ghost_jax.report_records import find_runs, read_run
 from ghost_jax.report_table import WORDS, recipe_of, result_table
 from ghost_jax.sweep_grid import Sweep, grid
 from tests.conftest import ROOT, score_of, updates_of
@@ -211,6 +212,30 @@ def test_the_page_stands_on_its_own_and_takes_notes_as_text(report):
     assert "THIS IS NOT CTIBENCH" in page
     assert "<script" not in page
     assert "&lt;script&gt;alert" in page
+
+
+def test_what_is_broken_is_named_and_left_out_and_what_is_no_score_is_no_score(ghost, tiny_run, tmp_path):
+    runs = tmp_path / "runs"
+    for name in ("sound", "cut", "foreign"):
+        shutil.copytree(tiny_run.workdir, runs / name, ignore=shutil.ignore_patterns("checkpoints"))
+    (runs / "sound" / "evals" / "other.json").write_text("{}")
+    (runs / "cut" / "evals" / "ctibench.json").write_text('{"book": "clo')
+    (runs / "foreign" / "config.json").write_text("{}")
+    (runs / "notes.json").write_text("[1, 2]")
+    (runs / "torn.json").write_text("[1, 2")
+    ghost("ghost_jax.report", f"--runs={runs}", f"--out={tmp_path / 'report'}")
+    assert list(rows_of(tmp_path / "report")) == ["sound"]
+    said = (tmp_path / "report" / "RESULTS.md").read_text().partition("## Left out")[2]
+    for path in ("cut/evals/ctibench.json", "foreign/config.json", "torn.json"):
+        assert str(runs / path) in said
+    assert "notes.json" not in said
+
+
+def test_a_page_of_somebody_else_is_not_replaced(ghost, tiny_run, tmp_path):
+    (tmp_path / "index.html").write_text("my homepage")
+    said = ghost.refused("ghost_jax.report", f"--runs={tiny_run.workdir}", f"--out={tmp_path}")
+    assert "index.html is no report of ours" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
 def test_a_folder_without_runs_is_refused(ghost, tmp_path):

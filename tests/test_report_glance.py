@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from ghost_jax.report import read_run
 from ghost_jax.report_glance import HEADER, NONE, glance_table
+from ghost_jax.report_records import read_run
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,10 @@ def test_everyone_stands_in_it_with_an_interval_and_a_command(run):
     assert by_name["GPT-4, published answers"][0] == "71.0 (69.0 to 73.0)"
     assert not any("LLAMA" in name for name in by_name)
     assert f"({low} to {high})" in by_name["ours: chat"][1]
-    assert by_name["ours: chat"][3] == "`python -m ghost_jax.train --config=configs/chat_v5.py:nano`"
+    assert by_name["ours: chat"][3].startswith(
+        "`python -m ghost_jax.train --config=configs/chat_v5.py:nano --config.mo"
+    )
+    assert by_name["ours: chat"][3].endswith(" --config.base.log_every=1`"), "what was changed is part of the command"
     assert by_name["ours: lexical reader, fitted on nothing, scored on all"][2] == "80.0 (78.0 to 82.0)"
 
 
@@ -47,9 +50,18 @@ def test_open_and_closed_book_never_share_a_column(run):
     reading = copy.deepcopy(run)
     reading["evals"]["ctibench-open-model"] = {**run["evals"]["ctibench"], "book": "open"}
     rows = glance_table([reading], [OPEN, AUDIT])[1:]
-    assert any(row[0] == "ours: chat reads, model" for row in rows)
+    assert any(row[0] == "ours: chat reads" for row in rows)
     for _, *closed, opened, _ in rows:
         assert set(closed) == {NONE} or opened == NONE
+
+
+def test_of_a_model_beside_the_lexical_reader_its_gain_is_told(run):
+    beside = copy.deepcopy(run)
+    gain = {"gain_over_lexical": 0.0123, "gain_over_lexical_ci95": [0.0045, 0.0201]}
+    score = {**run["evals"]["ctibench"], "book": "open", "reader": "both", **gain}
+    beside["evals"]["ctibench-open-both"] = score
+    who = "ours: lexical reader with chat, +1.23 points (+0.45 to +2.01) over the lexical reader alone"
+    assert who in [row[0] for row in glance_table([beside], [])]
 
 
 def test_a_latched_run_is_labelled(run):

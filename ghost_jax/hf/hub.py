@@ -5,9 +5,10 @@ The hub is the one that HF_ENDPOINT names and the token the one that huggingface
 """
 
 import contextlib
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
@@ -51,12 +52,13 @@ def files_of(folder: Path) -> list[tuple[str, int]]:
     return sorted((path.name, path.stat().st_size) for path in folder.iterdir())
 
 
-def push(folder: Path, repo: str, tag: str, keeps: str) -> str:
+def push(folder: Path, repo: str, tag: str, keeps: str, above: Mapping | None) -> str:
     """Uploads a folder into a model repository, which is made where there is none; returns its address.
 
     Args:
       tag: what its card is tagged with, and the commit named after.
       keeps: the tag of uploads that only one of the same tag may replace.
+      above: the run and step that this one was shown to be above, of such an upload the only one it may replace.
 
     Raises UserError where the hub cannot be reached, refuses, or holds an upload that may not be replaced.
     """
@@ -70,11 +72,27 @@ def push(folder: Path, repo: str, tag: str, keeps: str) -> str:
             f"{address} holds a {keeps} upload, which this {tag} one must not replace. Nothing was uploaded. Name "
             "another repository with --push_to."
         )
+    if keeps in there:
+        with _explained(hub.endpoint, token):
+            known = hub.file_exists(repo, "config.json")
+            found = _made_of(Path(hub.hf_hub_download(repo, "config.json"))) if known else {}
+        if not found or found not in (_made_of(folder / "config.json"), above):
+            run = f"{found['run']} after update {found['step']:,}" if found else "a model that was not exported here"
+            raise UserError(
+                f"{address} holds the {keeps} upload of {run}, and this one was not compared with it. Nothing was "
+                "uploaded. Give that run's directory with --present, or name another repository with --push_to."
+            )
     with _explained(hub.endpoint, token):
         hub.upload_folder(
             repo_id=repo, folder_path=folder, commit_message=f"Upload a {tag} export", delete_patterns=STALE
         )
     return address
+
+
+def _made_of(config: Path) -> dict:
+    """Returns run and step of an exported config.json, nothing of one that we did not export."""
+    told = json.loads(config.read_text(encoding="utf-8")).get("ghost_jax", {})
+    return {key: told[key] for key in ("run", "step")} if told.keys() >= {"run", "step"} else {}
 
 
 def _token() -> str:
