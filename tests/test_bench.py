@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ghost_jax
 from ghost_jax.data.packing import Example, fill
 from ghost_jax.errors import UserError
 from ghost_jax.whole import write_json
 from tests.bench import ragged, table
+from tests.bench.code import KEYS, in_words
 from tests.bench.comparisons import COMPARISONS
 from tests.bench.slices import taken_over
-from tests.bench.speed import measured_before
+from tests.bench.speed import measured_before, read_record, run
 from tests.bench.turns import Contender, Process, compare
 
 
@@ -149,13 +151,42 @@ def test_links_take_over_where_they_bind_every_larger_slice():
 
 # ---- The command ----
 
+HEAD = {"machine": "2-core CPU", "packages": {"jax": "1"}, "work": {"devices": [1, 2]}}
+SLICES = {"about": "What slices would allow.", "left_out": "libtpu not installed"}
+
 
 def test_what_was_measured_under_the_same_head_is_kept(tmp_path):
-    head = {"machine": "2-core CPU", "packages": {"jax": "1"}, "work": {"devices": [1, 2]}}
-    assert measured_before(tmp_path, head) == {}
-    write_json(tmp_path / "speed.json", head | {"measured": {"letters": {"about": "scored"}}})
-    assert measured_before(tmp_path, head) == {"letters": {"about": "scored"}}
-    assert measured_before(tmp_path, head | {"packages": {"jax": "2"}}) == {}
+    assert measured_before(read_record(tmp_path), HEAD) == {}
+    write_json(tmp_path / "speed.json", HEAD | {"measured": {"slices": SLICES}})
+    assert measured_before(read_record(tmp_path), HEAD) == {"slices": SLICES}
+    assert measured_before(read_record(tmp_path), HEAD | {"packages": {"jax": "2"}}) == {}
+
+
+def test_each_comparison_says_which_code_it_is_of():
+    code = {"ghost_jax": "0.4.0", "git_commit": "0123456789abcdef", "git_dirty": False}
+    measured = {
+        "first": SLICES | {"code": code},
+        "second": SLICES | {"code": code | {"git_dirty": True}},
+        "third": SLICES | {"code": code | {"git_commit": ""}},
+        "from before": SLICES,
+    }
+    made = table.markdown(HEAD | {"measured": {"slices": SLICES | {"code": code}}})
+    assert "Measured with ghost_jax 0.4.0 at 0123456." in made.splitlines()
+    words = [in_words(each.get("code")) for each in measured.values()]
+    assert words == [
+        "ghost_jax 0.4.0 at 0123456",
+        "ghost_jax 0.4.0 at 0123456 with uncommitted changes",
+        "ghost_jax 0.4.0, installed as a package",
+        "code that the record does not name",
+    ]
+
+
+@pytest.mark.parametrize("content", ['{"machine"', "[]", "{}", '{"machine": "a CPU", "packages": {}, "work": {}}'])
+def test_a_damaged_record_is_refused_before_anything_is_prepared(tmp_path, content):
+    (tmp_path / "speed.json").write_text(content)
+    with pytest.raises(UserError, match=f"{tmp_path}/speed.json is no record .* Delete it, or give another --out"):
+        run(["pretrain"], short=True, changes={}, out=tmp_path)
+    assert (tmp_path / "speed.json").read_text() == content
 
 
 def test_a_comparison_that_there_is_not_is_bad_usage(ghost, tmp_path):
@@ -173,6 +204,8 @@ def test_the_short_form_measures_a_step_and_says_who_was_left_out(ghost, tmp_pat
     flops = ours["per_s"] * measured["flops_per_token"]
     assert measured["share_of_ceiling"]["ghost_jax"] == pytest.approx(flops / measured["ceiling_flops_per_s"])
     assert measured["left_out"]["torch.compile"] == "torch and transformers not installed"
+    assert measured["code"]["ghost_jax"] == ghost_jax.__version__
+    assert measured["code"].keys() == set(KEYS)
     assert "| ghost_jax |" in (tmp_path / "speed.md").read_text()
 
 

@@ -6,8 +6,8 @@ import secrets
 import pytest
 
 from ghost_jax.whole import read_json
-from tests.bench.fault_cases import FAULTS, QUICK, Place
-from tests.bench.faults import attempt, table
+from tests.bench.fault_cases import FAULTS, QUICK, Place, attempt
+from tests.bench.faults import table
 from tests.conftest import ROOT, set_all, tiny_base
 
 EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
@@ -19,6 +19,23 @@ def test_a_fault_is_survived(ghost, tiny_run, tmp_path, name):
     if outcome["survived"] is None:
         pytest.skip(outcome["said"])
     assert outcome["survived"], outcome["said"]
+
+
+def test_a_fault_that_the_bench_did_not_foresee_is_an_outcome_like_any(ghost, tiny_run, tmp_path, monkeypatch):
+    def broken(at: Place) -> str:
+        return at.nothing
+
+    monkeypatch.setitem(FAULTS, "broken", broken)
+    outcome = attempt("broken", Place(tmp_path, ghost, tiny_run, random.Random(0)))
+    assert outcome["survived"] is False
+    assert outcome["said"].startswith("AttributeError: 'Place' object has no attribute 'nothing'")
+
+
+def test_without_what_tests_need_the_command_says_what_to_install(ghost, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pytest'] = None  # as if it were not there\n")
+    said = ghost.refused("tests.bench.faults", f"--out={tmp_path}", env={"PYTHONPATH": str(tmp_path)})
+    assert "The faults need pytest" in said
+    assert "make test" in said
 
 
 def test_the_table_in_the_repository_is_that_of_its_record_and_readme_says_how_many():

@@ -1,165 +1,44 @@
 """Faults that befall the real commands on the embedded pack at the smallest size, and whether they are survived.
 
 Survived is what ends with one paragraph or, repeated, with the metrics of the run that nothing befell; where no
-traceback is shown; and where nothing half-written looks whole.
+traceback is shown; where damage is named; and where nothing half-written looks whole.
 """
 
-import contextlib
-import dataclasses
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ghost_jax import run_dir
 from ghost_jax.errors import FAILED
-from ghost_jax.whole import read_json, write_bytes, write_text
-from tests.conftest import WAIT, FinishedRun, Ghost, losses_of, paragraph_of, set_all, tiny_base, tiny_chat, updates_of
-from tests.test_sources_cwe import CWE_XML
-from tests.test_sources_stix import CAPEC_66, COMMON, bundle, thing
+from ghost_jax.whole import read_json, write_text
+from tests.bench.place import SAME, NotTried, Place, damage, disk, dripping_server, noticed
+from tests.conftest import WAIT, losses_of, paragraph_of, set_all, tiny_base, tiny_chat, updates_of
 
 TOGETHER_SECONDS = 60  # in which the others of a lost process have ended
-PAGES = 3000  # of the book: its index takes long enough to be met
-SAME = "repeated, it comes to the same metrics"
+ARRAYS = 1 << 14  # bytes; what is smaller in a checkpoint is records and indexes, of which not all are read
 
 
-class NotTried(Exception):
-    """This machine does not let the fault be made; the message says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where one fault is tried: an empty folder, the commands, a finished run that nothing befell, and chance."""
-
-    folder: Path
-    ghost: Ghost
-    finished: FinishedRun
-    rng: random.Random
-
-    @property
-    def base(self) -> Path:
-        """The run directory that the fault befalls."""
-        return self.folder / self.finished.base.name
-
-    def train(self) -> list[str]:
-        """Returns the command of the run that the fault befalls."""
-        return tiny_base(self.base)
-
-    def unfinished(self) -> Path:
-        """Returns a copy of the finished run, made to go on from its newest checkpoint."""
-        shutil.copytree(self.finished.base, self.base)
-        (self.base / "status.json").unlink()
-        return self.base
-
-    def own_cache(self) -> dict[str, str]:
-        """Returns the environment of a cache that may be damaged: a copy of what all commands share."""
-        shutil.copytree(self.ghost.cache, self.folder / "cache")
-        return {"XDG_CACHE_HOME": str(self.folder / "cache")}
-
-    def stores(self) -> Path:
-        """Returns the folder of the stores in `own_cache` or in an empty cache."""
-        return self.folder / "cache" / "ghost_jax" / "stores"
-
-    def kill(self, process: subprocess.Popen, when: Callable[[], bool]) -> None:
-        """Kills a process, and it alone, as soon as something can be seen on the disk."""
-        deadline = time.monotonic() + WAIT
-        while not when() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        process.kill()
-        result = self.ghost.finish(process, check=False)
-        assert result.returncode == -signal.SIGKILL, f"it ended before it could be killed: {result.stderr}"
-
-    def same_metrics(self, env: dict[str, str] | None = None) -> str:
-        """Repeats the run and checks that it ends as the one that nothing befell did, to the last bit."""
-        said = self.ghost(*self.train(), env=env).stdout
-        assert losses_of(self.base) == losses_of(self.finished.base)
-        assert run_dir.is_finished(self.base)
-        assert not list(self.base.rglob("*.partial"))
-        told = [line for line in said.splitlines() if "damaged" in line]
-        return f"{told[0]}; {SAME}" if told else SAME
-
-    def lexical(self) -> list[str]:
-        """Returns the command that reads an open book, and builds its index where there is none."""
-        raw = self.folder / "data" / "raw"
-        if not raw.exists():
-            words = [f"{a}{b}" for a in ("scan", "load", "drop", "send", "read", "hide") for b in range(200)]
-            texts = (" ".join(self.rng.choices(words, k=60)) for _ in range(PAGES))
-            pages = [thing("attack-pattern", f"T{i}", f"Page {i}", description=text) for i, text in enumerate(texts)]
-            write_bytes(raw / "enterprise-attack-15.1.json", bundle(*COMMON, *pages))
-            write_bytes(raw / "stix-capec-3.9.json", bundle(CAPEC_66))
-            write_bytes(raw / "cwec_v4.14.xml", CWE_XML.encode())
-        items, out = self.finished.workdir / "heldout.jsonl", self.folder / "score.json"
-        words = ["evals.ctibench", "--book=open", "--reader=lexical"]
-        return [*words, f"--items={items}", f"--data_dir={raw.parent}", f"--out={out}"]
-
-    def same_answers(self, env: dict[str, str]) -> str:
-        """Reads the book with a sound cache and with the one in `env`; checks that both answer alike."""
-        self.ghost(*self.lexical())
-        sound = read_json(self.folder / "score.json")
-        (self.folder / "score.json").unlink()
-        self.ghost(*self.lexical(), env=env)
-        assert read_json(self.folder / "score.json")["headline"] == sound["headline"]
-        return "repeated, it gives the same answers"
-
-
-# ---- Ways to do damage ----
-
-
-def damage(folder: Path, rng: random.Random, cut: bool) -> None:
-    """Flips a bit of a file below a folder, or cuts one in half; each byte is as likely to be hit as any other."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
-    (path,) = rng.choices(files, [file.stat().st_size for file in files])
-    content = bytearray(path.read_bytes())
-    if cut:
-        del content[len(content) // 2 :]
-    else:
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    path.write_bytes(content)
-
-
-@contextlib.contextmanager
-def disk(folder: Path, options: str) -> Iterator[Path]:
-    """Gives a small disk of its own. Raises NotTried where none may be mounted."""
-    folder.mkdir()
+def attempt(name: str, at: Place) -> dict:
+    """Tries one fault; returns whether it was survived (None: not tried), what was said, and the seconds it took."""
+    start = time.monotonic()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "faults", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as fault:
-        raise NotTried(f"no disk can be mounted here ({getattr(fault, 'stderr', b'') or fault})") from None
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-@contextlib.contextmanager
-def dripping_server() -> Iterator[str]:
-    """Serves every file a byte at a time, faster than any wait for the next byte ends; gives its address."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def drip(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):
-                connection.recv(1 << 16)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-                while True:
-                    connection.sendall(b"x")
-                    time.sleep(0.5)
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):  # closed, at the end
-                while True:
-                    threading.Thread(target=drip, args=(server.accept()[0],), daemon=True).start()
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        survived, said = True, FAULTS[name](at)
+    except NotTried as why:
+        survived, said = None, str(why)
+    except AssertionError as why:
+        survived, said = False, str(why)[-600:] or f"not so: {traceback.extract_tb(why.__traceback__)[-1].line}"
+    except Exception as why:  # one fault must not cost the outcomes of the others
+        survived, said = False, f"{type(why).__name__}: {why}"[:600]
+    said = said.replace(str(at.folder), "…").replace(str(at.finished.workdir.parent), "…")
+    return {"fault": name, "survived": survived, "said": " ".join(said.split()), "seconds": time.monotonic() - start}
 
 
 # ---- The faults: each returns what was said, and fails an assertion where it is not survived ----
@@ -171,28 +50,30 @@ def killed_in_a_step(at: Place) -> str:
 
 
 def killed_in_a_save(at: Place) -> str:
-    at.kill(at.ghost.start(*at.train()), lambda: bool(list(at.base.glob("checkpoints/*.orbax-checkpoint-tmp*"))))
+    at.kill(at.train(), at.base, lambda: any(at.base.glob("checkpoints/*.orbax-checkpoint-tmp*")), within=0.1)
     return at.same_metrics()
 
 
 def killed_in_data_preparation(at: Place) -> str:
     env = {"XDG_CACHE_HOME": str(at.folder / "cache")}
-    at.kill(at.ghost.start(*at.train(), env=env), lambda: bool(list(at.stores().glob("pretrain-*.partial/*"))))
+    cache, seen = at.folder / "cache", "pretrain-*.partial/*"
+    at.kill(at.train(), cache, lambda: any(at.stores().glob(seen)), within=0.3, env=env)
     assert not list(at.stores().glob("pretrain-*[0-9a-f]")), "what is half there does not look whole"
     return at.same_metrics(env)
 
 
 def killed_in_an_index_build(at: Place) -> str:
     env = {"XDG_CACHE_HOME": str(at.folder / "cache")}
-    at.kill(at.ghost.start(*at.lexical(), env=env), lambda: bool(list(at.stores().glob("index-*.partial"))))
+    cache, seen = at.folder / "cache", "index-*.partial/*"
+    at.kill(at.lexical(), cache, lambda: any(at.stores().glob(seen)), within=0.02, env=env)
     assert not list(at.stores().glob("index-*[0-9a-f]")), "what is half there does not look whole"
     return at.same_answers(env)
 
 
 def killed_in_an_export(at: Place) -> str:
-    out = at.folder / "out"
-    export = ("ghost_jax.export", f"--workdir={at.finished.workdir}", f"--out={out}")
-    at.kill(at.ghost.start(*export), lambda: out.with_name("out.partial").exists())
+    out = at.folder / "exports" / "out"
+    export = ["ghost_jax.export", f"--workdir={at.finished.workdir}", f"--out={out}"]
+    at.kill(export, out.parent, lambda: any(out.parent.glob("out.partial/*")), within=0.3)
     assert not out.exists()
     at.ghost(*export)
     assert (out / "config.json").is_file()
@@ -207,7 +88,7 @@ def killed_in_a_sweep(at: Place) -> str:
     write_text(sweep, "\n".join([*lines, f"    return Sweep([{setting}], seeds=(0, 1))", ""]))
     runs = at.folder / "runs"
     words = ["ghost_jax.sweep", f"--config={sweep}", f"--runs={runs}", "--jobs=1", *at.train()[3:]]
-    at.kill(at.ghost.start(*words), lambda: len(updates_of(runs / "a-seed0")) >= 2)
+    at.kill(words, runs, lambda: len(updates_of(runs / "a-seed0")) >= 2, within=0.1)
     subprocess.run(["flock", runs / ".lock", "true"], check=True, timeout=WAIT)  # the run that it started goes on
     at.ghost(*words)
     assert losses_of(runs / "a-seed0") == losses_of(at.finished.base)
@@ -255,11 +136,8 @@ def a_file_in_place_of_the_run_directory(at: Place) -> str:
 
 def checkpoint(cut: bool) -> Callable[[Place], str]:
     def damaged(at: Place) -> str:
-        checkpoints = at.unfinished() / "checkpoints"
-        newest = max(checkpoints.iterdir(), key=lambda path: int(path.name))
-        # The rest of a checkpoint is records that nobody reads again.
-        damage(newest / at.rng.choice(("params", "rest")), at.rng, cut)
-        return at.same_metrics()
+        damage(at.unfinished() / at.rng.choice(("params", "rest")), at.rng, cut, least=ARRAYS)
+        return noticed(at.same_metrics())
 
     return damaged
 
@@ -269,7 +147,7 @@ def store(kind: str, cut: bool) -> Callable[[Place], str]:
         env = at.own_cache()
         (place,) = (path for path in at.stores().glob(f"{kind}-*") if is_read_by(at.finished.base, path))
         damage(place, at.rng, cut)
-        return at.same_metrics(env)
+        return noticed(at.same_metrics(env))
 
     return damaged
 
@@ -286,7 +164,7 @@ def index(cut: bool) -> Callable[[Place], str]:
         env = at.own_cache()
         for place in at.stores().glob("index-*"):
             damage(place, at.rng, cut)
-        return at.same_answers(env)
+        return noticed(at.same_answers(env))
 
     return damaged
 

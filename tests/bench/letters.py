@@ -31,6 +31,7 @@ from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.multiple_choice import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.whole import write_json
+from tests.bench.code import code_of
 
 BATCH = 32
 PARTS = 5
@@ -103,8 +104,10 @@ def main() -> int:
                 scores[name] = score(items[part], orders[part])
                 seconds[name] += (time.perf_counter() - start) * timed
             worst = max(worst, float(np.abs(scores["ours"] - scores["plain loop"]).max()))
+    environment = run_dir.environment()
     record = {
-        "machine": run_dir.machine(),
+        "machine": environment["machine"],
+        "code": code_of(environment),
         "parameters": config.parameters(),
         "dtype": config.dtype,
         "questions": len(items),

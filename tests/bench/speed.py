@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from ghost_jax.errors import UsageError, command, did_you_mean
-from ghost_jax.whole import read_json, write_json, write_text
+from ghost_jax.errors import UsageError, UserError, command, did_you_mean
+from ghost_jax.whole import write_json, write_text
 from tests.bench import table
 from tests.bench.comparisons import BASE, CHAT, COMPARISONS, Subject
 from tests.bench.work import RECIPES, Work
@@ -39,8 +39,11 @@ SHORT = dataclasses.replace(
 def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> None:
     """Measures the chosen comparisons and writes `speed.json` and `speed.md` into a folder, anew after each of them.
 
-    Others of the same machine, packages and work that are there already are kept.
+    Others of the same machine, packages and work that are there already are kept. Each says which code it is of.
+
+    Raises UserError where what is there is no record.
     """
+    before = read_record(out)  # first of all: what follows takes minutes, and writes over it
     with tempfile.TemporaryDirectory(prefix="ghost_jax-bench-") as folder:
         subject = _prepared(chosen, short, changes, folder)
         head = {
@@ -50,22 +53,36 @@ def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> None:
             "work": dataclasses.asdict(subject.work) | {"items": "/".join(Path(subject.work.items).parts[-2:])},
         }
         record = json.loads(json.dumps(head))  # as it is read again, with lists for tuples
-        record["measured"] = measured_before(out, record)
+        record["measured"] = measured_before(before, record)
         for name in chosen:
             measure = COMPARISONS[name].measure
             measured = measure(subject, lambda line, name=name: print(f"{name}: {line}", flush=True))
-            record["measured"][name] = {"about": measure.__doc__.splitlines()[0]} | measured
+            head = {"about": measure.__doc__.splitlines()[0], "code": subject.machine["code"]}
+            record["measured"][name] = head | measured
             write_json(out / "speed.json", record)
             write_text(out / "speed.md", table.markdown(record))
 
 
-def measured_before(out: Path, record: dict) -> dict:
-    """Returns the comparisons of the record in `out` that a run under this `record`'s head need not repeat."""
-    if not (out / "speed.json").exists():
+def read_record(out: Path) -> dict:
+    """Returns the record in a folder, {} where there is none. Raises UserError where no table can be made of it."""
+    path = out / "speed.json"
+    if not path.exists():
         return {}
-    found = read_json(out / "speed.json")
-    measured = found.pop("measured")
-    return measured if found == record else {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        table.markdown(record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as fault:
+        raise UserError(
+            f"{path} is no record of this benchmark, or a damaged one ({type(fault).__name__}: {fault}). Delete it, or "
+            "give another --out: comparisons are added to the record that is there."
+        ) from None
+    return record
+
+
+def measured_before(before: dict, record: dict) -> dict:
+    """Returns the comparisons of the record `before` that a run under this `record`'s head need not repeat."""
+    head = {key: value for key, value in before.items() if key != "measured"}
+    return before["measured"] if before and head == record else {}
 
 
 def _prepared(chosen: Sequence[str], short: bool, changes: dict, folder: str) -> Subject:

@@ -30,17 +30,20 @@ from ghost_jax.step import new_state
 from ghost_jax.text.multiple_choice import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
 from tests.bench import ragged
+from tests.bench.code import code_of
 from tests.bench.work import LETTERS, SEED, Files, Work
 
 SHARD_BYTES = 10**10  # of an export: one file
 
 
 def machine() -> dict:
-    """Returns what the sides run on: in words, its platform, and the FLOP/s of its data sheet if it has one."""
+    """Returns what the sides run on, and which code: the machine in words, its platform, its data sheet's FLOP/s."""
     devices = jax.devices()
     platform = devices[0].platform
     peak = None if platform == "cpu" else peak_flops(devices)  # a CPU's is measured, beside the sides
-    return {"machine": run_dir.machine(), "platform": platform, "peak_flops": peak}
+    environment = run_dir.environment()
+    code = code_of(environment)
+    return {"machine": environment["machine"], "platform": platform, "peak_flops": peak, "code": code}
 
 
 # ---- Models ----

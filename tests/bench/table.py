@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from tests.bench.code import in_words
+
 LEFT_OUT = "left out: "
 
 
@@ -11,6 +13,7 @@ def markdown(record: Mapping) -> str:
     sections = {"start": _start, "slices": _slices}
     for name, measured in record["measured"].items():
         lines += [f"## {name}", "", measured["about"], "", *sections.get(name, _sides)(measured), ""]
+        lines += [f"Measured with {in_words(measured.get('code'))}.", ""]
     return "\n".join(lines)
 
 
