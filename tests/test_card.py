@@ -115,6 +115,9 @@ def test_metadata_are_read_back_by_the_library_of_the_hub(name):
     for score in run["evals"].values():
         percent = round(100 * score["single_order"], 2)
         mine = [result for result in data.eval_results if result.dataset_config.startswith(score["book"])]
+        if score["reader"] == "both":
+            assert percent not in [result.metric_value for result in mine], "what two readers score is not the model's"
+            continue
         assert percent in [result.metric_value for result in mine]
         assert all(result.dataset_name == score["items"]["name"] for result in mine)
         assert all(f"verdict {score['verdict']}" in result.metric_name for result in mine)

@@ -164,10 +164,13 @@ def write_run(workdir, *, rate: float, loss: float, accuracy: float, orders: int
     """Writes the records that a table reads, as a run leaves them."""
     (workdir / "evals").mkdir(parents=True)
     figures = {"run": "chat-v5", "val_loss": 2.99, "accuracy": 0.348}
-    (workdir / "config.json").write_text(json.dumps({"optim": {"peak_lr": rate}, "published": figures}))
+    config = {"stage": "chat", "steps": 40, "model": {}, "data": {}, "optim": {"peak_lr": rate}, "published": figures}
+    (workdir / "config.json").write_text(json.dumps(config))
     lines = [{"step": 1, "loss": 9.0, "val_loss": 8.0}, {"step": 40, "loss": 3.0, "val_loss": loss}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     score = {
+        "items": {"name": "ctibench-mcq"},
+        "book": "closed",
         "headline": {"accuracy": accuracy, "ci95": [accuracy - 0.02, accuracy + 0.02], "orders": ["ABCD"] * orders},
         "letter_share": {"A": 0.1, "B": 0.4, "C": 0.3, "D": 0.2},
         "verdict": "chance",
