@@ -9,7 +9,8 @@ What it does, and why:
   it is asked, found by the same search. As in RAFT, some do not tell: 70% of the prompts hold the oracle among the
   passages, 20% have it replaced, 10% have none.
 - No letters. The options are not shown; each is a way to go on behind the prompt, and the loss is the cross-entropy of
-  the gold one among their log-probabilities. What is trained is what is asked, and there is no letter to latch on to.
+  the gold one among their log-probabilities a token. What is trained is what is asked, and there is no letter to latch
+  on to; and since long options are not the less likely for it, the loss begins near chance and not far above it.
 - fact_mcq's questions: each option is right in one question of its four, so that only reading tells them apart.
 - Q&A beside it at a tenth of the objective, so that it still answers in a chat.
 

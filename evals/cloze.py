@@ -82,7 +82,7 @@ def ranked_answers(
 ) -> tuple[Answers, int]:
     """Returns the answers to N items by the log-probability of each option's text, and how many prompts were cropped.
 
-    That is the sum which `objective.ranking` trains: over the option's tokens and the end of its turn. It is the same
+    That is the mean which `objective.ranking` trains: over the option's tokens and the end of its turn. It is the same
     in every order. `passages` are what the prompts of each item show in front of the question. An option without text
     is worth less than every other.
     """
@@ -97,9 +97,9 @@ def ranked_answers(
     )
     scores = []
     for item, options, of_tree in zip(items, worded, readings, strict=True):
-        total = {text: found.log_probs.astype(float).sum() for text, found in zip(options, of_tree, strict=True)}
-        least = min(total.values(), default=0.0) - 1
-        scores.append(np.array([total.get(option, least) for option in item.options]))
+        mean = {text: found.log_probs.astype(float).mean() for text, found in zip(options, of_tree, strict=True)}
+        least = min(mean.values(), default=0.0) - 1
+        scores.append(np.array([mean.get(option, least) for option in item.options]))
     return Answers.from_options(orders, scores), sum(tree.depth > context for tree in trees)
 
 

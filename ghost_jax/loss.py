@@ -64,8 +64,9 @@ def loss(
       objective: the weight of each of `OBJECTIVES`; one that is absent weighs nothing.
         "lm": cross-entropy of the supervised tokens.
         "letter": cross-entropy of the gold letter among the letters alone, where the answer's letter is predicted.
-        "ranking": cross-entropy of the gold option in the softmax over the options' log-probabilities, each the sum
-        over the option's tokens, its end included.
+        "ranking": cross-entropy of the gold option in the softmax over the options' log-probabilities, each the mean
+        over the option's tokens, its end included. By their sum the shortest option would be the likeliest, by more
+        than a young model can learn.
       letter_ids: ids [K] of the letters A, B, C …
       dropout_key: given where the model has dropout.
 
@@ -132,8 +133,9 @@ def _ranking(losses: jax.Array, batch: dict) -> jax.Array:
     segments = batch.get("segments", jnp.zeros_like(batch["branches"]))
     same_question = segments[:, :, None] == segments[:, None, :]  # [B, T, T], as in attention
     same_option = same_question & (batch["branches"][:, :, None] == batch["branches"][:, None, :])
-    log_probs = jnp.where(batch["ranked"] > 0, -losses, 0.0)
-    option = jnp.sum(jnp.where(same_option, log_probs[:, None, :], 0.0), axis=-1)  # [B, T]
+    of_option = same_option & (batch["ranked"] > 0)[:, None, :]
+    option = -jnp.sum(jnp.where(of_option, losses[:, None, :], 0.0), axis=-1)  # [B, T]
+    option = option / jnp.maximum(jnp.sum(of_option, axis=-1), 1)
     starts = _option_starts(batch)
     rivals = jnp.where(same_question & starts[:, None, :], option[:, None, :], MASKED)
     question_losses = jax.nn.logsumexp(rivals, axis=-1) - option

@@ -105,7 +105,7 @@ def ranked(tiny, items, **how):
     return cloze.ranked_answers(predict, tokenizer, items, orders_of(items, "cyclic"), **how)
 
 
-def test_a_ranked_option_is_worth_its_log_probability_behind_question_and_passages_with_the_end_of_its_turn(tiny):
+def test_a_ranked_option_is_worth_its_log_probability_a_token_behind_question_and_passages(tiny):
     _, tokenizer, model, params = tiny
     answers, cropped = ranked(tiny, ITEMS.items)
     assert cropped == 0
@@ -120,7 +120,7 @@ def test_a_ranked_option_is_worth_its_log_probability_behind_question_and_passag
             whole, _ = render(tokenizer, [*turns, Message("assistant", option)])
             padded = np.pad(whole, (0, model.context - len(whole)))[None]
             logits = jax.nn.log_softmax(forward({"params": params}, padded)[0])
-            expected = sum(float(logits[at - 1, whole[at]]) for at in range(start, len(whole)))
+            expected = np.mean([float(logits[at - 1, whole[at]]) for at in range(start, len(whole))])
             assert scores[0][place] == pytest.approx(expected, abs=2e-4)
 
 

@@ -89,12 +89,12 @@ def token_losses(ids: np.ndarray) -> np.ndarray:
 
 
 def option_log_probs(example: Example) -> np.ndarray:
-    """The log-probability of each option of a ranked question, by a pass of its own for each."""
+    """The log-probability a token of each option of a ranked question, by a pass of its own for each."""
     prompt = example.ids[example.branches == 0]
     found = []
     for branch in range(1, example.branches.max() + 1):
         option = example.ids[example.branches == branch]  # begins with the prompt's last token
-        found.append(-token_losses(np.concatenate([prompt, option]))[len(prompt) :].sum())
+        found.append(-token_losses(np.concatenate([prompt, option]))[len(prompt) :].mean())
     return np.array(found)
 
 
@@ -219,7 +219,8 @@ def test_another_text_of_one_option_moves_no_other_ones_log_probability():
         logits = _branched(params(), row)[0]
         losses = log_softmax(np.asarray(logits, np.float64))[np.arange(ROW), row["targets"][0]]
         scored = row["ranked"][0] > 0
-        return np.bincount(row["branches"][0][scored], losses[scored])[1:]
+        of_option = row["branches"][0][scored]
+        return (np.bincount(of_option, losses[scored]) / np.maximum(np.bincount(of_option), 1))[1:]
 
     np.testing.assert_allclose(log_probs(before), option_log_probs(before), atol=1e-5)
     same = log_probs(before) == log_probs(after)
