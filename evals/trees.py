@@ -15,7 +15,6 @@ import numpy as np
 from ghost_jax.data.packing import pack
 from ghost_jax.parallel.hosts import is_main
 from ghost_jax.progress import Progress
-from ghost_jax.step import AT_ONCE
 
 # `(batch, at [B, R], targets [B, R, K]) -> (log-probabilities [B, R, K], most probable tokens [B, R])`: what
 # `ghost_jax.step.make_predict` returns, with the parameters bound.
@@ -24,6 +23,7 @@ Predict = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], tuple[np.
 # Places of a row; that is taken by which all prompts come into the fewest. Longer ones would spend more on attention
 # than they save on what is shared.
 ROWS = (256, 384, 512)
+READS = 4  # a row's reads are filled up to a multiple of it: few shapes are to be compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def _read(sheet: _Sheet, predict: Predict, batch_size: int) -> Iterator[tuple[_P
     """Yields the readings of all that stands on a sheet, a piece at a time."""
     header, rows = sheet.header, sheet.rows
     most = max(sum(len(branch.places) for piece in row for branch in piece.branches) for row in rows)
-    reads = -(-most // AT_ONCE) * AT_ONCE
+    reads = -(-most // READS) * READS
     # Batches of one shape, as even as they can be: the last is filled up with its first row, which is read for nothing.
     batch_size = -(-len(rows) // -(-len(rows) // batch_size))
     for start in range(0, len(rows), batch_size):

@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary, a few tokens at a time, so that no logits [B, T, V] are ever held.
+"""What is said over a large vocabulary, a few tokens at a time, so that no logits [B, T, V] are ever held.
 
 At a vocabulary of 32,000 the logits of 4,096 tokens take 0.5 GB in float32, and a plain backward pass holds them
 several times over. Here a chunk's logits live until its losses, and where the sum is differentiated its gradients, are
@@ -40,6 +40,24 @@ def cross_entropy(
 
     losses = jax.lax.map(of_chunk, _chunks((hidden, targets), shards))
     return _joined(losses, targets.shape)
+
+
+def log_probabilities(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_size: int, shards: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the log-probabilities [B, T, K] float32 of targets [B, T, K], and the most probable tokens [B, T] int32.
+
+    The other arguments are those of `cross_entropy`.
+    """
+    rows = table.astype(hidden.dtype)
+
+    def of_chunk(few: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits = _logits(few[0], rows, vocab_size)
+        log_probs = jnp.take_along_axis(logits, few[1].T, axis=0) - jax.nn.logsumexp(logits, axis=0)
+        return log_probs.T, logits.argmax(axis=0)
+
+    log_probs, top = jax.lax.map(of_chunk, _chunks((hidden, targets), shards))
+    return _joined(log_probs, hidden.shape[:2]), _joined(top, hidden.shape[:2])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ghost_jax.cross_entropy import log_probabilities
 from ghost_jax.loss import denominators, loss, loss_sum
 from ghost_jax.model.sizes import ModelConfig
-from ghost_jax.model.transformer import Transformer
+from ghost_jax.model.transformer import Transformer, tables_of
 from ghost_jax.optim import finite_or_same, norms_by_layer
 from ghost_jax.parallel.hosts import local_rows, to_global
 from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replicated
@@ -55,8 +56,6 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """Returns the sharding of every leaf of a (possibly abstract) state."""
     return shardings(state, mesh)
 
-
-AT_ONCE = 8  # places of each row that the head is applied to at once: it bounds the memory of their logits
 
 LM = MappingProxyType({"lm": 1.0})
 
@@ -172,20 +171,14 @@ def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Call
     The batch has `tokens`, `positions`, `segments` and `branches`, each [B, T] int32, as `Transformer.hidden` takes
     them. Of the token after place `at` [B, R] it returns the log-probabilities [B, R, K] of `targets` [B, R, K] and the
     most probable one [B, R]. The head is applied at those places only, a few at a time, so a forward pass costs no
-    [B, T, V] logits: R is a multiple of `AT_ONCE`. Compiled once for each shape; any B will do, whatever the mesh.
+    [B, T, V] logits. Compiled once for each shape; any B will do, whatever the mesh.
     """
     rows = batch_sharding(mesh)
     model = Transformer(config, rows=rows)
 
     def predict(params: dict, batch: dict, at: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden = model.apply({"params": params}, **batch, at=at, method="hidden")  # [B, R, D]
-
-        def head(few: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            log_probs = jax.nn.log_softmax(model.apply({"params": params}, few[0], method="head"))
-            return jnp.take_along_axis(log_probs, few[1], axis=-1), log_probs.argmax(-1)
-
-        few = [x.reshape(len(x), -1, AT_ONCE, x.shape[-1]).swapaxes(0, 1) for x in (hidden, targets)]
-        return tuple(x.swapaxes(0, 1).reshape(*at.shape, *x.shape[3:]) for x in jax.lax.map(head, tuple(few)))
+        return log_probabilities(hidden, params[tables_of(config)[-1]], targets, config.vocab_size, batch_shards(mesh))
 
     jitted = jax.jit(
         predict,

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from ghost_jax import cross_entropy as module
-from ghost_jax.cross_entropy import cross_entropy, cross_entropy_sum
+from ghost_jax.cross_entropy import cross_entropy, cross_entropy_sum, log_probabilities
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -34,7 +34,21 @@ def small_chunks(monkeypatch):
 
 
 # One token a chunk, several chunks, a last one that is filled up, one chunk alone.
-@pytest.mark.parametrize(("rows", "length"), [(9, 4), (2, 12), (2, 11), (2, 3)])
+SHAPES = [(9, 4), (2, 12), (2, 11), (2, 3)]
+
+
+@pytest.mark.parametrize(("rows", "length"), SHAPES)
+def test_log_probabilities_and_the_most_probable_token_are_those_of_whole_logits(rows, length):
+    hidden, table, *_ = drawn(rows, length)
+    targets = np.random.default_rng(1).integers(0, VOCAB, (rows, length, 3))
+    table[VOCAB:] *= 100  # rows that are no tokens are never the most probable
+    found, top = jax.jit(lambda h, t: log_probabilities(h, t, targets, VOCAB))(hidden, table)
+    whole = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, table)[..., :VOCAB])
+    np.testing.assert_allclose(found, np.take_along_axis(np.asarray(whole), targets, axis=-1), rtol=2e-6, atol=2e-6)
+    np.testing.assert_array_equal(top, whole.argmax(-1))
+
+
+@pytest.mark.parametrize(("rows", "length"), SHAPES)
 def test_losses_and_their_gradients_are_those_of_whole_logits(rows, length):
     hidden, table, targets, weights = drawn(rows, length)
 
@@ -53,7 +67,7 @@ def test_losses_and_their_gradients_are_those_of_whole_logits(rows, length):
         np.testing.assert_allclose(mine, its, atol=2e-6)
 
 
-@pytest.mark.parametrize(("rows", "length"), [(9, 4), (2, 12), (2, 11), (2, 3)])
+@pytest.mark.parametrize(("rows", "length"), SHAPES)
 def test_the_weighted_sum_comes_with_its_gradients(rows, length):
     hidden, table, targets, weights = drawn(rows, length)
 

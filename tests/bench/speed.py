@@ -28,8 +28,8 @@ from tests.bench.work import RECIPES, Work
 
 PACKAGES = ("jax", "flax", "torch", "transformers", "libtpu")
 # A GPU's turn holds so many updates that starting one costs nothing beside them.
-CPU = Work("small36m", batch_size=8, seq_len=512, dtype="float32", steps=1, rounds=7, questions=500)
-GPU = dataclasses.replace(CPU, batch_size=64, seq_len=1024, dtype="bfloat16", steps=10, questions=2500, product=8192)
+CPU = Work("small36m", batch_size=8, seq_len=512, dtype="float32", steps=1, rounds=7, questions=2500)
+GPU = dataclasses.replace(CPU, batch_size=64, seq_len=1024, dtype="bfloat16", steps=10, product=8192)
 TINY = {"size": "nano", "batch_size": 4, "seq_len": 64, "rounds": 2, "questions": 8}
 SHORT = dataclasses.replace(
     CPU, **TINY, product=256, prompt_tokens=32, new_tokens=16, devices=(1, 2), slices=("v5e:2x2",)
@@ -125,7 +125,7 @@ def main() -> int:
     parser.add_argument("--seq_len", type=int, help="tokens of its rows (default: 512; on a GPU 1,024)")
     parser.add_argument("--steps", type=int, help="updates a turn (default: 1; on a GPU 10)")
     parser.add_argument("--rounds", type=int, help="turns of each side that are timed (default: 7)")
-    parser.add_argument("--questions", type=int, help="asked in four orders (default: 500; on a GPU 2,500)")
+    parser.add_argument("--questions", type=int, help="asked in four orders (default: 2,500)")
     parser.add_argument("--items", metavar="FILE", help="of the questions (default: the chat recipe's held-out ones)")
     flags = parser.parse_args()
     chosen = flags.only.split(",") if flags.only else list(COMPARISONS)
