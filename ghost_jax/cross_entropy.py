@@ -1,4 +1,4 @@
-"""What is said over a large vocabulary, a few tokens at a time, so that no logits [B, T, V] are ever held.
+"""Cross-entropy and log-probabilities over a large vocabulary, a few tokens at a time: no logits [B, T, V] are held.
 
 At a vocabulary of 32,000 the logits of 4,096 tokens take 0.5 GB in float32, and a plain backward pass holds them
 several times over. Here a chunk's logits live until its losses, and where the sum is differentiated its gradients, are
