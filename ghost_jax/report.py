@@ -32,7 +32,8 @@ from ghost_jax.report_records import find_runs, read_beside, read_runs
 from ghost_jax.report_table import asked_of, command_of, machine_table, markdown, notes_of, result_table, said_of
 from ghost_jax.whole import write_bytes, write_text
 
-SIGNED = f"Written by ghost_jax {ghost_jax.__version__}, and every number of it read from the records of runs."
+SIGNATURE = "Written by ghost_jax"  # of every version: by it a report is known as one
+SIGNED = f"{SIGNATURE} {ghost_jax.__version__}, and every number of it read from the records of runs."
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1d2733; }
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #d5dbe2; }
@@ -76,7 +77,7 @@ def write(workdirs: list[Path], out: Path, beside: Sequence[Path] = ()) -> Path:
 def _check_out(out: Path) -> None:
     """Raises UserError where a file would be replaced that no report wrote."""
     for path in (out / "index.html", out / "RESULTS.md"):
-        if path.is_file() and SIGNED.partition(" 0.")[0] not in path.read_text(encoding="utf-8", errors="replace"):
+        if path.is_file() and SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
             raise UserError(f"{path} is no report of ours, and would be replaced. Choose another --out.")
 
 

@@ -238,6 +238,16 @@ def test_a_page_of_somebody_else_is_not_replaced(ghost, tiny_run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
 
 
+def test_a_page_of_another_version_of_ours_is_replaced(ghost, tiny_run, tmp_path):
+    ghost("ghost_jax.report", f"--runs={tiny_run.workdir}", f"--out={tmp_path}")
+    page = tmp_path / "index.html"
+    of_today = page.read_text()
+    page.write_text(of_today.replace(f"ghost_jax {ghost_jax.__version__},", "ghost_jax 12.0.1,"))
+    assert page.read_text() != of_today
+    ghost("ghost_jax.report", f"--runs={tiny_run.workdir}", f"--out={tmp_path}")
+    assert page.read_text() == of_today
+
+
 def test_a_folder_without_runs_is_refused(ghost, tmp_path):
     said = ghost.refused("ghost_jax.report", f"--runs={tmp_path}", f"--out={tmp_path / 'report'}")
     assert said.startswith(f"There is no run in {tmp_path}.")
