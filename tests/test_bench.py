@@ -126,10 +126,10 @@ def test_the_padded_loop_gets_the_conversations_that_our_packed_rows_hold():
         (np.array([5, 6, 7, 8], np.int32), np.array([False, False, True, True])),
         (np.array([9, 3], np.int32), np.array([False, True])),
     ]
-    row = fill([Example(ids, learnt) for ids, learnt in conversations], 8, "token_mean")
+    batch = fill([[Example(ids, learnt) for ids, learnt in conversations]], 8, "token_mean")
     from tests.bench.subject import records_of  # not above: the processes of `Counting` need none of JAX
 
-    found = records_of({name: values[None] for name, values in row.items()})
+    found = records_of(batch)
     for (ids, learnt), (own_ids, own_learnt) in zip(found, conversations, strict=True):
         assert ids.tolist() == own_ids.tolist()
         assert learnt.tolist() == own_learnt.tolist()

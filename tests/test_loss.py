@@ -63,8 +63,7 @@ TOGETHER = [[CONVERSATIONS[1], QUESTIONS[0], CONVERSATIONS[0]], [QUESTIONS[1], C
 
 def batch_of(rows: list[list[Example]], loss_norm: str = "token_mean") -> dict:
     """Six rows, the last of them empty, so that all batches are one compiled program."""
-    filled = [fill(row, ROW, loss_norm) for row in rows + [[]] * (6 - len(rows))]
-    return {key: np.stack([row[key] for row in filled]) for key in filled[0]}
+    return fill(rows + [[]] * (6 - len(rows)), ROW, loss_norm)
 
 
 @functools.cache

@@ -12,7 +12,6 @@ from rich.console import Console
 from ghost_jax.data import mixture, mixture_table
 from ghost_jax.data.array_record import write_examples
 from ghost_jax.data.mixture import (
-    WINDOW,
     Filling,
     Mix,
     Phase,
@@ -169,15 +168,39 @@ def test_the_other_sources_multipliers_move_no_record_of_ones_own(mix, numbers, 
         assert bool(own(changed, name)) == (multiplier > 0)
 
 
-def test_packing_loses_and_repeats_no_draw_of_a_window(mix):
-    rows = train_batches(dataclasses.replace(packed(mix), batch_size=1))
-    seen: list[int] = []
-    t = 0
-    while len(seen) < WINDOW:
-        seen += drawn(rows[t])
-        t += 1
-    unpacked = draws(train_batches(dataclasses.replace(mix, batch_size=1, seq_len=16)), WINDOW)
-    assert Counter(seen) == Counter(unpacked)
+# The fewest passes in which each multiplier is a whole number, eight times: over 1,024 draws are packed together.
+PASSES = {"big": 2 * 8, "middle": 6 * 8, "small": 1 * 8}
+EPOCH = Counter({FIRST[name] + i: PASSES[name] for name, count in RECORDS.items() for i in range(count)})
+
+
+def test_an_epoch_of_packed_rows_holds_each_record_as_often_as_its_multiplier_says(mix):
+    one = dataclasses.replace(packed(mix), batch_size=1)
+    rows = round(EPOCH.total() / mixture.filling(one).records_per_row)
+    stream = train_batches(one)
+    epochs = [[tuple(drawn(stream[t])) for t in range(e * rows, (e + 1) * rows)] for e in range(3)]
+    for epoch in epochs:
+        assert Counter(number for row in epoch for number in row) == EPOCH
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_row_far_along_is_found_without_those_before_it(mix):
+    stream = train_batches(packed(mix))
+    for t in (10**6, 10**9):
+        assert_batches_equal(stream[t], train_batches(packed(mix))[t])
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "copies"),
+    [
+        ({"a": 1.0, "b": 5.0, "c": 0.0}, {"a": 1, "b": 5}),
+        ({"a": 1.0, "b": 0.25}, {"a": 4, "b": 1}),
+        ({"a": 1 / 3, "b": 2.0}, {"a": 1, "b": 6}),
+        ({"a": 0.01, "b": 30.0}, {"a": 1, "b": 3000}),
+        ({"a": 0.5}, {"a": 1}),
+    ],
+)
+def test_an_epoch_has_the_fewest_passes_that_give_each_multiplier(multipliers, copies):
+    assert mixture.copies_of(multipliers) == copies
 
 
 def test_packed_rows_hold_whole_records_with_positions_of_their_own(mix):
@@ -200,7 +223,7 @@ def test_packed_rows_hold_whole_records_with_positions_of_their_own(mix):
             assert not weights[segments == 0].any()
 
 
-def test_rows_of_a_window_come_in_no_order_of_length(mix):
+def test_rows_of_an_epoch_come_in_no_order_of_length(mix):
     # Packing goes from the longest record to the shortest; the rows it fills first must not come first.
     stream = train_batches(packed(mix, seq_len=8))
     first_lengths = [int((stream[t]["segments"][0] == 1).sum()) for t in range(60)]
@@ -231,7 +254,7 @@ def test_the_weights_change_with_the_phase(mix):
 
 def row(example: dict, seq_len: int) -> dict:
     on_disk = example | {"letter": b"", "branches": np.zeros(0, np.uint8)}
-    return fill([cropped(on_disk, seq_len)], seq_len, "token_mean")
+    return {key: values[0] for key, values in fill([[cropped(on_disk, seq_len)]], seq_len, "token_mean").items()}
 
 
 def test_a_row_shifts_targets_and_weights():
@@ -283,10 +306,14 @@ def test_the_table_agrees_with_the_draws(mix, numbers):
 
 
 def test_the_table_agrees_with_the_draws_of_packed_phases(mix):
-    phases = (Phase(0, WEIGHTS), Phase(30, WEIGHTS | {"big": 0.0}))
-    changing = packed(mix, phases=phases)
-    counted = Counter(draws(train_batches(changing), 80))
-    lines = mixture.shares(changing, 80, mixture.filling(changing).records_per_row)
+    weights = [WEIGHTS, WEIGHTS | {"big": 0.0}]
+    one = dataclasses.replace(packed(mix), batch_size=1)
+    fillings = [mixture.filling(dataclasses.replace(one, phases=(Phase(0, each),))) for each in weights]
+    draws_of = [8 * (40 + 84 + 6), 12 * (84 + 6)]  # an epoch of each: the fewest passes with 1,024 draws
+    epochs = [round(count / filled.records_per_row) for count, filled in zip(draws_of, fillings, strict=True)]
+    changing = dataclasses.replace(one, phases=(Phase(0, weights[0]), Phase(epochs[0], weights[1])))
+    counted = Counter(draws(train_batches(changing), sum(epochs)))
+    lines = mixture.shares(changing, sum(epochs), mixture.filling(changing).records_per_row)
     for line in lines:
         seen = sum(counted[FIRST[line.name] + i] for i in range(line.records))
         assert seen == pytest.approx(line.epochs * line.records, rel=0.1)

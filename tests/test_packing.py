@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghost_jax.data.packing import Example, fill, pack
+from ghost_jax.data import packing
+from ghost_jax.data.packing import Example, pack
 from ghost_jax.loss import loss_sum
 from ghost_jax.model import transformer
 from ghost_jax.model.sizes import ModelConfig
@@ -51,6 +52,12 @@ def test_a_record_that_fits_no_row_is_refused(length):
 
 
 # ---- What is written into a row ----
+
+
+def fill(examples: list[Example], row_len: int, loss_norm: str) -> dict:
+    """One row: the second of a batch of three, which must not depend on its neighbours."""
+    rows = [[SPOKEN] * (row_len // 3), examples, []]
+    return {key: values[1] for key, values in packing.fill(rows, row_len, loss_norm).items()}
 
 
 def example(ids: list[int], mask: list[int], gold: int = 0, branches: tuple[int, ...] = ()) -> Example:

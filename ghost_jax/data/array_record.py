@@ -5,16 +5,21 @@ import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from ghost_jax.errors import UserError
+
+# Arrays are stored as their bytes: as lists of integers, reading them takes longer than all else that makes a batch.
+ARRAYS = {"tokens": np.dtype(np.int32), "mask": np.dtype(np.bool_), "branches": np.dtype(np.uint8)}
+TEXTS = ("id", "source", "letter")
 
 
 class LocalInfo(tfds.core.DatasetInfo):
@@ -35,16 +40,11 @@ class Examples(tfds.core.GeneratorBasedBuilder):
         super().__init__(config=config, data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> LocalInfo:
-        features = {
-            "id": tfds.features.Text(),
-            "source": tfds.features.Text(),
-            "letter": tfds.features.Text(doc="gold letter, empty where there is none"),
-            "tokens": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-            "mask": tfds.features.Tensor(shape=(None,), dtype=np.bool_, doc="the tokens that are learnt"),
-            "branches": tfds.features.Tensor(
-                shape=(None,), dtype=np.uint8, doc="of a ranked question: 0 the prompt, 1 + index an option; else empty"
-            ),
-        }
+        # id; source; letter: the gold letter, empty where there is none; tokens; mask: the tokens that are learnt;
+        # branches, of a ranked question: 0 the prompt, 1 + index an option; else empty.
+        features = {name: tfds.features.Text() for name in TEXTS}
+        for name, dtype in ARRAYS.items():
+            features[name] = tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
         return LocalInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
@@ -103,7 +103,7 @@ def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -
         Examples(name, wanted, folder).download_and_prepare()
     for split in counts:
         rows = open_examples(folder, name, split)
-        lengths = np.array([len(rows[i]["tokens"]) for i in range(len(rows))], np.int32)
+        lengths = np.array([len(row["tokens"]) for row in rows], np.int32)
         np.save(_lengths_file(folder, name, split), lengths)
     return {split: count | {"sha256": hashes[split].hexdigest()} for split, count in counts.items()}
 
@@ -134,7 +134,38 @@ def lengths_of(store: Path, name: str, split: str) -> np.ndarray:
     return np.load(_lengths_file(store, name, split), allow_pickle=False)
 
 
-def open_examples(store: Path, name: str, split: str) -> Any:
-    """Returns the random-access source of one split: `len(source)` rows, `source[i]` a dict of the features."""
+class Records(Sequence[dict]):
+    """The rows of one split by number, each a dict of `TEXTS` as bytes and `ARRAYS` [n]."""
+
+    def __init__(self, source: Sequence[bytes]):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, number: int) -> dict:
+        return self.read([number])[0]
+
+    def __iter__(self) -> Iterator[dict]:
+        for start in range(0, len(self), 1024):
+            yield from self.read(range(start, min(start + 1024, len(self))))
+
+    def read(self, numbers: Sequence[int]) -> list[dict]:
+        """Returns the rows of these numbers in one read, which takes a tenth of the time of a read each."""
+        return (
+            [_parsed(record) for record in self._source.__getitems__(list(map(int, numbers)))] if len(numbers) else []
+        )
+
+
+def _parsed(record: bytes) -> dict:
+    # What TFDS does with its own Example message, without its checks of each feature: 5 and not 120 microseconds.
+    features = tf_example_pb2.Example.FromString(record).features.feature
+    row = {name: features[name].bytes_list.value[0] for name in (*TEXTS, *ARRAYS)}
+    return row | {name: np.frombuffer(row[name], dtype) for name, dtype in ARRAYS.items()}
+
+
+def open_examples(store: Path, name: str, split: str) -> Records:
+    """Returns the random-access rows of one split."""
     logging.set_verbosity(logging.FATAL)
-    return tfds.builder_from_directory(store / "examples" / name / "1.0.0").as_data_source(split)
+    builder = tfds.builder_from_directory(store / "examples" / name / "1.0.0")
+    return Records(builder.as_data_source(split, deserialize_method=DeserializeMethod.RAW_BYTES))

@@ -1,33 +1,38 @@
-"""The weighted mixture: batch t is a pure function of the config, the seed and t, whatever reads it.
+"""The weighted mixture: batch t is a pure function of the config, the seed and t, on any number of hosts.
 
-Every dataset is shuffled anew each pass and repeated for ever; datasets are interleaved in proportion to records x
-multiplier, so a multiplier of 5 is the field's "each record five times an epoch" without a long epoch to wait for.
-Grain's `MapDataset` gives random access to the result: to resume at update t, start reading at t. Conversations are
-packed a window of draws at a time, so that a row, too, is found from its number.
+An epoch of the mix holds each record `multiplier` times (of fractional multipliers, several passes make one epoch).
+The datasets are interleaved evenly and each pass of a dataset has its own order. An epoch is packed at once: the
+lengths in it are the same every time, and so is the number of its rows. The epoch and the place of any row thus follow
+from its number by division, and to resume at update t, reading starts at t.
 """
 
 import bisect
 import dataclasses
 import functools
+import itertools
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import grain
 import numpy as np
 
 from ghost_jax.data import store
-from ghost_jax.data.array_record import lengths_of, open_examples
+from ghost_jax.data.array_record import Records, lengths_of, open_examples
 from ghost_jax.data.packing import Example, fill, pack
 from ghost_jax.errors import UserError
 from ghost_jax.text.multiple_choice import LETTERS
 
-PASSES = 1 << 30  # over a source: more than any run reads, where an endless stream's length would overflow in a mix
+ENDLESS = 1 << 40  # the length of a stream that repeats for ever
+VERSION = 2  # of the order of batches; raise it with any change of what batch t is
+READ_ROWS = 128  # rows read together: each read of ArrayRecord starts threads, which takes as long as 30 records
+LEAST_DRAWS = 1024  # packed together, so that the last row, which is not full, does not count
+MOST_PASSES = 100  # that make an epoch of fractional multipliers
 # The fields of `packing.fill` that the language-model loss reads. One conversation a row needs no more than the first:
 # its padding stands on the right, where a causal model never sees it.
 ALONE = ("tokens", "targets", "weights")
 PACKED = (*ALONE, "positions", "segments")
-WINDOW = 1024  # draws packed together: enough of them to fill rows to the brim, few enough to start at once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ def fingerprint(mix: Mix) -> str:
     rows = {name: _train_counts(mix, name)["sha256"] for name in mix.datasets}
     phases = [(phase.start, sorted(phase.multipliers.items())) for phase in mix.phases]
     return store.fingerprint(
-        [rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.overlong, mix.loss_norm]
+        [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.overlong, mix.loss_norm]
     )
 
 
@@ -98,11 +103,14 @@ def _train_counts(mix: Mix, name: str) -> dict:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Dataset:
-    """One training split: its records by number, and the number and length [n] int32 of those that may be drawn."""
+    """One training split: its records, and the numbers and places [n] of those that may be drawn.
 
-    records: Sequence[dict]
+    A record of n + 1 tokens takes n places of a row.
+    """
+
+    records: Records
     drawn: np.ndarray
-    lengths: np.ndarray
+    places: np.ndarray
 
 
 def _open(mix: Mix, name: str) -> _Dataset:
@@ -114,88 +122,121 @@ def _open(mix: Mix, name: str) -> _Dataset:
             f"Every record of {name} is longer than a row of {mix.seq_len} tokens, and data.overlong is drop. Raise "
             "--config.data.seq_len or set --config.data.overlong=crop."
         )
-    return _Dataset(open_examples(mix.stores[name], name, "train"), drawn, lengths)
+    return _Dataset(open_examples(mix.stores[name], name, "train"), drawn, np.minimum(lengths[drawn] - 1, mix.seq_len))
 
 
-def _draws(mix: Mix, number: int, datasets: dict[str, _Dataset]) -> grain.MapDataset:
-    """Returns the endless stream of `(dataset, record number)` of phase `number`."""
-    phase, streams, weights = mix.phases[number], [], []
-    for name, multiplier in sorted(phase.multipliers.items()):
-        if multiplier > 0:
-            # The seed belongs to the name, so that dropping one source moves no other's order.
-            seed = int(store.fingerprint([mix.seed, name, number])[:8], 16)
-            streams.append(grain.MapDataset.source(_Shuffled(name, datasets[name].drawn, seed)))
-            weights.append(multiplier * len(datasets[name].drawn))
-    return grain.MapDataset.mix(streams, weights=weights) if len(streams) > 1 else streams[0]
+def copies_of(multipliers: dict[str, float]) -> dict[str, int]:
+    """Returns how often each dataset is passed through in an epoch of the mix; those of multiplier 0 are left out.
 
-
-class _Shuffled:
-    """The endless sequence of `(dataset, record number)` of one dataset, in an order of its own each pass.
-
-    Grain's shuffle finds each place by itself, which takes it milliseconds where there are only a few records.
+    The smallest whole numbers are taken that are in the proportion of the multipliers to 1%, or as near to it as
+    `MOST_PASSES` passes of a multiplier of 1 allow.
     """
+    wanted = {name: m for name, m in sorted(multipliers.items()) if m > 0}
 
-    def __init__(self, name: str, numbers: np.ndarray, seed: int):
-        self._name, self._numbers, self._seed = name, numbers, seed
-        self._order = functools.lru_cache(maxsize=2)(self._shuffle)  # a window may reach into the next pass
+    def rounded(passes: int) -> dict[str, int]:
+        return {name: max(1, round(passes * m)) for name, m in wanted.items()}
 
-    def __len__(self) -> int:
-        return len(self._numbers) * PASSES
+    def error(passes: int) -> float:
+        return max(abs(copies / (passes * wanted[name]) - 1) for name, copies in rounded(passes).items())
 
-    def __getitem__(self, draw: int) -> tuple[str, int]:
-        number, place = divmod(draw, len(self._numbers))
-        return self._name, int(self._order(number)[place])
-
-    def _shuffle(self, number: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, number]).permutation(self._numbers)
+    good = (passes for passes in range(1, MOST_PASSES + 1) if error(passes) <= 0.01)
+    return rounded(next(good, None) or min(range(1, MOST_PASSES + 1), key=error))
 
 
-class _PackedRows:
-    """The endless sequence of packed rows over a stream of draws; a row is a list of `(dataset, record number)`.
+class _Epochs:
+    """The endless sequence of rows of one phase: row number -> its `(dataset, record number)`s."""
 
-    Window w packs draws w * WINDOW and following. How many rows that gives differs, so the window of a row is found
-    by counting the rows before it; the counts are kept, and each costs its lengths alone.
-    """
+    def __init__(self, mix: Mix, number: int, datasets: dict[str, _Dataset]):
+        self._mix, self._number = mix, number
+        copies = copies_of(mix.phases[number].multipliers)
+        self._datasets = {name: datasets[name] for name in copies}
+        draws = sum(copies[name] * len(dataset.drawn) for name, dataset in self._datasets.items())
+        self._copies = {name: count * math.ceil(LEAST_DRAWS / draws) for name, count in copies.items()}
+        counts = [copies * len(self._datasets[name].drawn) for name, copies in self._copies.items()]
+        # Draw d of the n of a dataset comes at (d + 1/2) / n of the epoch: every stretch has about its part of each.
+        at = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+        self._order = np.argsort(at, kind="stable")
+        self._names = np.repeat(np.arange(len(counts)), counts)[self._order]
+        self.draws = sum(counts)
+        self.places = sum(copies * int(self._datasets[name].places.sum()) for name, copies in self._copies.items())
+        self._lock = threading.Lock()  # Grain reads ahead in threads; an epoch is packed by one of them
+        self._epoch = functools.lru_cache(maxsize=2)(self._packed)  # a batch may reach into the next one
+        self.rows = len(self.epoch(0)[1]) - 1
 
-    def __init__(self, draws: grain.MapDataset, datasets: dict[str, _Dataset], seq_len: int, seed: int):
-        self._draws, self._datasets, self._seq_len, self._seed = draws, datasets, seq_len, seed
-        self._starts = [0]  # the first row of each window, and of the one to come
-        self._recent: dict[int, list] = {}
-        self._lock = threading.Lock()  # Grain reads ahead in threads
-
-    def __len__(self) -> int:
-        return PASSES
-
-    def __getitem__(self, row: int) -> list[tuple[str, int]]:
+    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the draws of an epoch in the order of its rows, and where each row starts among them [rows + 1]."""
         with self._lock:
-            while self._starts[-1] <= row:
-                self._starts.append(self._starts[-1] + len(self._window(len(self._starts) - 1)))
-            window = bisect.bisect_right(self._starts, row) - 1
-            return self._window(window)[row - self._starts[window]]
+            return self._epoch(number)
 
-    def _window(self, window: int) -> list[list[tuple[str, int]]]:
-        if window not in self._recent:
-            drawn = [self._draws[i] for i in range(window * WINDOW, (window + 1) * WINDOW)]
-            sizes = [min(int(self._datasets[name].lengths[i]) - 1, self._seq_len) for name, i in drawn]
-            rows = [[drawn[i] for i in row] for row in pack(sizes, self._seq_len)]
-            # Packing sorts by length; a batch must not hold the long ones alone.
-            order = np.random.default_rng([self._seed, window]).permutation(len(rows))
-            self._recent = dict([*self._recent.items(), (window, [rows[i] for i in order])][-4:])
-        return self._recent[window]
+    def drawn(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the datasets and record numbers of the draws of epoch `number`, each [draws]; the first by index."""
+        of_dataset = []
+        for name, copies in self._copies.items():
+            # The seed belongs to the name, so that leaving a dataset out does not change the order of another.
+            seed = int(store.fingerprint([self._mix.seed, name, self._number])[:8], 16)
+            for each in range(number * copies, (number + 1) * copies):
+                of_dataset.append(np.random.default_rng([seed, each]).permutation(len(self._datasets[name].drawn)))
+        return self._names, np.concatenate(of_dataset)[self._order]
+
+    def _packed(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        names, chosen = self.drawn(number)
+        draws = np.stack([names, chosen], axis=1)
+        if not self._mix.packing:
+            return draws, np.arange(len(draws) + 1)
+        places = np.zeros(len(draws), np.int64)
+        for i, dataset in enumerate(self._datasets.values()):
+            places[names == i] = dataset.places[chosen[names == i]]
+        rows = pack(places.tolist(), self._mix.seq_len)
+        # Packing goes from long to short records; a batch must not hold the long ones alone.
+        rows = [rows[i] for i in np.random.default_rng([self._mix.seed, self._number, number]).permutation(len(rows))]
+        return draws[np.concatenate(rows)], np.cumsum([0, *map(len, rows)])
+
+    def read(self, rows: Iterable[int]) -> list[list[Example]]:
+        """Returns the examples of each of these rows; they are read together."""
+        draws = []
+        for row in rows:
+            number, place = divmod(row, self.rows)
+            ordered, starts = self.epoch(number)
+            draws.append(ordered[starts[place] : starts[place + 1]])
+        names, chosen = np.concatenate(draws).T
+        examples: list[Example | None] = [None] * len(names)
+        for i, dataset in enumerate(self._datasets.values()):
+            here = np.flatnonzero(names == i)
+            for at, record in zip(here, dataset.records.read(dataset.drawn[chosen[here]]), strict=True):
+                examples[at] = cropped(record, self._mix.seq_len)
+        left = iter(examples)
+        return [list(itertools.islice(left, len(row))) for row in draws]
 
 
-class _Phases:
-    """The endless sequence of batches of several phases, each with its own stream from its first update on."""
+class _Batches:
+    """The endless random-access sequence of one process's part of each batch, over all phases."""
 
-    def __init__(self, starts: Sequence[int], streams: Sequence[grain.MapDataset]):
-        self._starts, self._streams = starts, streams
+    def __init__(self, mix: Mix, process: int, processes: int):
+        datasets = {name: _open(mix, name) for name in mix.datasets}
+        self._mix, self._process, self._local = mix, process, mix.batch_size // processes
+        self._phases = [_Epochs(mix, number, datasets) for number in range(len(mix.phases))]
+        self._fields = _fields(mix)
+        self._together = math.ceil(READ_ROWS / self._local)  # batches
+        self._lock = threading.Lock()  # of Grain's threads one reads, and the others find it read
+        self._batches = functools.lru_cache(maxsize=2)(self._read)
 
     def __len__(self) -> int:
-        return PASSES
+        return ENDLESS
 
     def __getitem__(self, t: int) -> dict[str, np.ndarray]:
-        phase = bisect.bisect_right(self._starts, t) - 1
-        return self._streams[phase][t - self._starts[phase]]
+        phase = bisect.bisect_right([phase.start for phase in self._mix.phases], t) - 1
+        group, number = divmod(t - self._mix.phases[phase].start, self._together)
+        with self._lock:
+            rows = self._batches(phase, group)
+        here = slice(number * self._local, (number + 1) * self._local)
+        return {field: values[here] for field, values in rows.items()}
+
+    def _read(self, phase: int, group: int) -> dict[str, np.ndarray]:
+        """Returns the rows of `_together` batches of this process, one after another."""
+        firsts = np.arange(group * self._together, (group + 1) * self._together) * self._mix.batch_size
+        numbers = firsts[:, None] + self._process * self._local + np.arange(self._local)
+        rows = fill(self._phases[phase].read(numbers.reshape(-1)), self._mix.seq_len, self._mix.loss_norm)
+        return {field: rows[field] for field in self._fields}
 
 
 def train_batches(mix: Mix, process: int = 0, processes: int = 1) -> grain.MapDataset:
@@ -204,34 +245,17 @@ def train_batches(mix: Mix, process: int = 0, processes: int = 1) -> grain.MapDa
     Element t holds rows `process * batch_size / processes` and following of global batch t: the fields of
     `packing.fill` [rows, seq_len] that the mix has a use for. All batches of a run have the same.
     """
-    datasets = {name: _open(mix, name) for name in mix.datasets}
-    local, fields = mix.batch_size // processes, _fields(mix)
-
-    def row(draws: list[tuple[str, int]]) -> dict[str, np.ndarray]:
-        examples = [cropped(datasets[name].records[record], mix.seq_len) for name, record in draws]
-        filled = fill(examples, mix.seq_len, mix.loss_norm)
-        return {field: filled[field] for field in fields}
-
-    def batches(number: int) -> grain.MapDataset:
-        draws = _draws(mix, number, datasets)
-        if mix.packing:
-            rows = grain.MapDataset.source(_PackedRows(draws, datasets, mix.seq_len, mix.seed)).map(row)
-        else:
-            rows = draws.map(lambda draw: row([draw]))
-        return rows.batch(local)[process::processes]
-
-    streams = [batches(number) for number in range(len(mix.phases))]
-    if len(streams) == 1:
-        return streams[0]
-    return grain.MapDataset.source(_Phases([phase.start for phase in mix.phases], streams))
+    return grain.MapDataset.source(_Batches(mix, process, processes))
 
 
 def first_examples(mix: Mix, count: int) -> Iterator[tuple[str, dict]]:
     """Yields the dataset and the example of the first draws of a run, whole as they were prepared."""
     datasets = {name: _open(mix, name) for name in mix.datasets}
-    draws = _draws(mix, 0, datasets)
-    for name, record in (draws[t] for t in range(count)):
-        yield name, datasets[name].records[record]
+    names, chosen = _Epochs(mix, 0, datasets).drawn(0)
+    mixed = list(copies_of(mix.phases[0].multipliers))
+    for i, place in zip(names[:count], chosen[:count], strict=True):
+        dataset = datasets[mixed[i]]
+        yield mixed[i], dataset.records[dataset.drawn[place]]
 
 
 def _fields(mix: Mix) -> list[str]:
@@ -279,21 +303,14 @@ def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) ->
     if not count or count["ranked"]:
         return []
     source = open_examples(mix.stores[name], name, "validation")
-    examples = [cropped(source[i], mix.seq_len) for i in range(min(len(source), records))]
+    examples = [cropped(record, mix.seq_len) for record in source.read(range(min(len(source), records)))]
     together = [[i] for i in range(len(examples))]
     if mix.packing:
         together = pack([len(example.ids) - 1 for example in examples], mix.seq_len)
-    rows = [fill([examples[i] for i in row], mix.seq_len, "token_mean") for row in together]
-    if not rows:
-        return []
-    rows += [{field: np.zeros_like(values) for field, values in rows[0].items()}] * (-len(rows) % batch_size)
-    return [
-        {
-            field: np.stack([row[field] for row in rows[i : i + batch_size]])
-            for field in (PACKED if mix.packing else ALONE)
-        }
-        for i in range(0, len(rows), batch_size)
-    ]
+    rows = [[examples[i] for i in row] for row in together]
+    rows += [[]] * (-len(rows) % batch_size)
+    filled = [fill(rows[i : i + batch_size], mix.seq_len, "token_mean") for i in range(0, len(rows), batch_size)]
+    return [{field: batch[field] for field in (PACKED if mix.packing else ALONE)} for batch in filled]
 
 
 # ---- What a run will see ----
@@ -308,13 +325,9 @@ class Filling:
 
 
 def filling(mix: Mix) -> Filling:
-    """Measures the rows of the first window of the mix's first phase."""
-    datasets = {name: _open(mix, name) for name in mix.datasets}
-    draws = _draws(mix, 0, datasets)
-    lengths = [int(datasets[name].lengths[i]) - 1 for name, i in (draws[t] for t in range(WINDOW))]
-    sizes = np.minimum(lengths, mix.seq_len)
-    rows = len(pack(sizes.tolist(), mix.seq_len)) if mix.packing else len(sizes)
-    return Filling(float(sizes.sum() / (rows * mix.seq_len)), len(sizes) / rows)
+    """Measures the rows of the mix's first phase."""
+    epochs = _Epochs(mix, 0, {name: _open(mix, name) for name in mix.datasets})
+    return Filling(epochs.places / (epochs.rows * mix.seq_len), epochs.draws / epochs.rows)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -348,7 +361,8 @@ def shares(mix: Mix, steps: int, records_per_row: float) -> list[Share]:
     ends = [phase.start for phase in mix.phases[1:]] + [steps]
     drawn = dict.fromkeys(counts, 0.0)
     for phase, end in zip(mix.phases, ends, strict=True):
-        weights = {name: phase.multipliers.get(name, 0.0) * counts[name]["records"] for name in counts}
+        weights = dict.fromkeys(counts, 0.0)
+        weights |= {name: copies * counts[name]["records"] for name, copies in copies_of(phase.multipliers).items()}
         draws = max(0, end - phase.start) * mix.batch_size * records_per_row
         for name, weight in weights.items():
             drawn[name] += draws * weight / sum(weights.values())

@@ -58,44 +58,62 @@ def pack(lengths: Sequence[int], row_len: int) -> list[list[int]]:
     return rows
 
 
-def fill(examples: Sequence[Example], row_len: int, loss_norm: str) -> dict[str, np.ndarray]:
-    """Returns one row: the fields below, each [row_len], `weights` float32 and the others int32.
+def fill(rows: Sequence[Sequence[Example]], row_len: int, loss_norm: str) -> dict[str, np.ndarray]:
+    """Returns a batch of packed rows: the fields below, each [rows, row_len], `weights` float32 and the others int32.
 
     `tokens`, `targets`, `positions`
-    `segments`: the example that a place belongs to, from 1; what is left of the row is segment 0 and weighs nothing.
+    `segments`: the example that a place belongs to, from 1; the padding of a row is segment 0 and has weight 0.
     `weights`: of the language-model loss, see `loss_norm`; a ranked question has none.
     `letters`: 1 + the index of the gold letter at the place that predicts it, the first that is learnt; else 0.
     `branches`: of a ranked question, see `Example`; else 0.
     `ranked`: 1 where a token of a wrong option is predicted, 2 where one of the gold option; else 0.
 
     Args:
-      examples: one of n + 1 tokens takes n places: its last token is only a target. A ranked question that lost a
-        part of its options to cropping is not ranked.
+      rows: the examples of each row. One of n + 1 tokens takes n places: its last token is only a target. A ranked
+        question that lost a part of its options to cropping is not ranked.
       loss_norm: "token_mean", where each supervised token weighs 1, or "record_mean", where it weighs one part of its
         record's supervised tokens in the row: the sum of weights is then the number of records.
     """
     keys = ("tokens", "targets", "positions", "segments", "letters", "branches", "ranked")
-    row = {key: np.zeros(row_len, np.int32) for key in keys}
-    row["weights"] = np.zeros(row_len, np.float32)
-    start = 0
-    for segment, example in enumerate(examples, 1):
-        end = start + len(example.ids) - 1
-        here, learnt = {key: values[start:end] for key, values in row.items()}, example.mask[1:]
-        here["tokens"][:], here["targets"][:] = example.ids[:-1], example.ids[1:]
-        here["segments"][:] = segment
-        if len(example.branches):
-            branches = example.branches[:-1]
-            here["branches"][:], here["positions"][:] = branches, _positions(branches)
-            if example.branches[0] == 0:
-                here["ranked"][:] = np.where(learnt, 1 + (branches == example.gold), 0)
-        else:
-            here["positions"][:] = np.arange(end - start)
-            here["weights"][:] = learnt if loss_norm == "token_mean" else learnt / max(1, learnt.sum())
-            # Where cropping went into the answer, its first token is a target no more.
-            if example.gold and not example.mask[0] and learnt.any():
-                here["letters"][learnt.argmax()] = example.gold
-        start = end
-    return row
+    batch = {key: np.zeros((len(rows), row_len), np.int32) for key in keys}
+    batch["weights"] = np.zeros((len(rows), row_len), np.float32)
+    examples = [example for row in rows for example in row]
+    if not examples:
+        return batch
+    # Index arithmetic over the places of all examples at once: a call of NumPy an example costs more than its tokens.
+    lengths = np.array([len(example.ids) - 1 for example in examples])
+    ends = np.cumsum(lengths)
+    first = ends - lengths  # of each example, among all places
+    per_row = np.array([len(row) for row in rows])
+    row_of = np.repeat(np.arange(len(rows)), per_row)
+    first_of_row = np.cumsum(per_row) - per_row  # the number of its first example
+    in_row = first - first[np.minimum(first_of_row, len(examples) - 1)][row_of]  # where an example starts in its row
+    example_of = np.repeat(np.arange(len(examples)), lengths)
+    within = np.arange(ends[-1]) - first[example_of]  # a place's number in its example
+    source = np.arange(ends[-1]) + example_of  # each example has one token more than places
+    place = (row_of * row_len + in_row)[example_of] + within
+    flat = {key: values.reshape(-1) for key, values in batch.items()}
+
+    ids = np.concatenate([example.ids for example in examples])
+    learnt = np.concatenate([example.mask for example in examples])[source + 1]
+    flat["tokens"][place], flat["targets"][place] = ids[source], ids[source + 1]
+    flat["segments"][place] = (1 + np.arange(len(examples)) - first_of_row[row_of])[example_of]
+    flat["positions"][place] = within
+    spoken = np.array([not len(example.branches) for example in examples])
+    counted = np.bincount(example_of, learnt, len(examples)) if loss_norm == "record_mean" else np.ones(len(examples))
+    flat["weights"][place] = learnt * (spoken / np.maximum(counted, 1))[example_of]
+    for number in np.flatnonzero(~spoken):
+        example, here = examples[number], place[first[number] : ends[number]]
+        branches = example.branches[:-1]
+        flat["branches"][here], flat["positions"][here] = branches, _positions(branches)
+        if example.branches[0] == 0:
+            flat["ranked"][here] = np.where(example.mask[1:], 1 + (branches == example.gold), 0)
+    for number in np.flatnonzero([bool(example.gold) and not example.mask[0] for example in examples] & spoken):
+        # Where cropping removed a part of the answer (its first token is learnt), the letter is no target any more.
+        supervised = np.flatnonzero(learnt[first[number] : ends[number]])
+        if len(supervised):
+            flat["letters"][place[first[number] + supervised[0]]] = examples[number].gold
+    return batch
 
 
 def _positions(branches: np.ndarray) -> np.ndarray:
