@@ -13,6 +13,6 @@ def get_config(preset=""):
     c = chat_ours.on(pretrain_base350m, preset)
     c.mesh.update(c.base.mesh)
     if common.scale_of(preset) == "full":
-        c.batch_size = c.micro_batch_size = 16
+        c.batch_size = 16
         c.steps = 1000
     return c

@@ -19,7 +19,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.seed = 0  # parameters, order of the data, dropout
     c.steps = 1000  # updates
     c.batch_size = 32  # global: sequences an update, over all devices and micro-batches
-    c.micro_batch_size = 8  # sequences in memory at once, over all devices; divides batch_size
+    c.micro_batch_size = 8  # most sequences in the memory of a device at once; must divide its share of batch_size
     c.model = ConfigDict(SIZES[size].record())
     c.loss_norm = "token_mean"  # what a batch's loss is a mean over: supervised tokens, or records ("record_mean")
     # The study's row, where the config is one of it; 0 where it gives no figure

@@ -18,7 +18,7 @@ def get_config(preset=""):
     c.mesh.update(data=1, fsdp=-1)
     if common.scale_of(preset) == "full":
         c.model.dtype = "bfloat16"
-        c.batch_size, c.micro_batch_size = 256, 128
+        c.batch_size = 256
         c.steps = 7500
         c.optim.warmup_steps = 500
         c.eval_every = c.save_every = 250

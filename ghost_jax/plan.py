@@ -12,7 +12,7 @@ from ghost_jax.data import mixture, mixture_table
 from ghost_jax.data.prepare import Prepared, mix_of
 from ghost_jax.metrics import measured_flops
 from ghost_jax.model.sizes import ModelConfig
-from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.parallel.mesh import batch_shards, make_mesh, micro_batch_rows
 from ghost_jax.progress import duration
 
 EFFICIENCY = 0.4  # of the measured matrix product, what a training step reaches; for estimates only
@@ -58,13 +58,16 @@ def schedule_of(config: ConfigDict) -> dict:
 
 
 def mesh_of(config: ConfigDict) -> Mesh:
-    """Returns the mesh of a config. Raises UserError where its micro-batch cannot be split over it."""
-    return make_mesh(**config.mesh, rows=config.micro_batch_size)
+    """Returns the mesh of a config. Raises UserError where its batch cannot be split over it."""
+    mesh = make_mesh(**config.mesh)
+    micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
+    return mesh
 
 
 def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
     """Prints notes on the data, parameters, mesh, schedule and the mixture table."""
     mesh = mesh_of(config)
+    rows = micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
     size = ModelConfig(**config.model)
     axes = ", ".join(f"{axis}={count}" for axis, count in mesh.shape.items())
     grown = prepared.tokenizer.vocab_size - size.vocab_size
@@ -72,8 +75,8 @@ def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
         *(f"NOTE: {note}" for note in prepared.notes),
         f"{config.name}: {size.parameters():,} parameters ({size.layers} layers x {size.width}), "
         f"vocabulary {size.vocab_size:,}" + (f" + {grown} chat tokens" if grown else ""),
-        f"mesh {axes} on {run_dir.machine()}; {config.batch_size // config.micro_batch_size} micro-batch(es) of "
-        f"{config.micro_batch_size}; {config.model.dtype}",
+        f"mesh {axes} on {run_dir.machine()}; {config.batch_size // rows} micro-batch(es) of {rows} rows, "
+        f"{rows // batch_shards(mesh)} a device; {config.model.dtype}",
         f"{config.steps:,} updates, rate {config.optim.peak_lr:g} after {config.optim.warmup_steps:,}, "
         f"down to {config.optim.floor_lr:g}; about {duration(estimated_seconds(config))}",
     ]

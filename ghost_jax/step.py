@@ -65,14 +65,14 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     abstract_state: TrainState,
     mesh: Mesh,
-    micro_batch_size: int,
+    micro_batch_rows: int,
     objective: Mapping[str, float] = LM,
     letter_ids: np.ndarray | None = None,
     with_norms: bool = False,
 ) -> Callable[[TrainState, dict, float], tuple[TrainState, dict]]:
     """Returns the jitted `(state, batch, learning_rate) -> (state, metrics)`; the old state's memory is donated.
 
-    The batch [B, T] is cut into micro-batches of `micro_batch_size` rows over all devices. Each contributes its sums
+    The batch [B, T] is cut into micro-batches of `micro_batch_rows` rows over all devices. Each contributes its sums
     over the denominators of the whole batch, so the update does not depend on how the batch was cut. An update whose
     gradient is not finite changes nothing but `skipped`.
 
@@ -90,7 +90,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: dict, learning_rate: jax.Array) -> tuple[TrainState, dict]:
         rows = batch["tokens"].shape[0]
-        micro_batches = rows // micro_batch_size
+        micro_batches = rows // micro_batch_rows
         update_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         over = denominators(batch)
 
@@ -105,7 +105,7 @@ def make_train_step(
             losses, grads = gradient(jnp.int32(0), batch)
         else:
             # Row r goes to micro-batch r % A: each device keeps its own rows, nothing moves between devices.
-            cut = jax.tree.map(lambda x: x.reshape(micro_batch_size, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+            cut = jax.tree.map(lambda x: x.reshape(micro_batch_rows, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
             cut = jax.lax.with_sharding_constraint(cut, jax.NamedSharding(mesh, jax.P(None, *BATCH)))
 
             def add(carry: tuple, inputs: tuple) -> tuple:

@@ -27,7 +27,7 @@ from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.optim import adamw, schedule
 from ghost_jax.parallel import hosts
-from ghost_jax.parallel.mesh import batch_sharding
+from ghost_jax.parallel.mesh import batch_sharding, micro_batch_rows
 from ghost_jax.paths import data_folders
 from ghost_jax.progress import make_console
 from ghost_jax.step import make_predict, make_train_step
@@ -46,6 +46,7 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
       KeyboardInterrupt: the process was asked to stop; the state is saved.
     """
     mesh = plan.mesh_of(config)
+    rows = micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
     model = Transformer(ModelConfig(**{**config.model, "vocab_size": prepared.tokenizer.vocab_size}))
     optimizer = adamw(config.optim.b1, config.optim.b2, config.optim.weight_decay, config.optim.clip_norm)
     rate = schedule(**plan.schedule_of(config))
@@ -69,7 +70,7 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
             optimizer,
             abstract,
             mesh,
-            config.micro_batch_size,
+            rows,
             objective,
             letter_ids(prepared.tokenizer) if config.stage == "chat" else None,
             with_norms=config.log.norms,
@@ -79,7 +80,7 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
             abstract.params,
             mesh,
             mix,
-            batch_size=config.micro_batch_size,
+            batch_size=rows,
             records=config.data.validation_records,
         )
         look = look_of(config, workdir, prepared.tokenizer, model.config, abstract.params, mesh)

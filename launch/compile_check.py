@@ -33,7 +33,7 @@ from ghost_jax.errors import UsageError, UserError, command
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.optim import adamw
-from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.parallel.mesh import make_mesh, micro_batch_rows
 from ghost_jax.progress import duration, make_console
 from ghost_jax.step import LM, make_train_step
 from ghost_jax.text.multiple_choice import LETTERS
@@ -87,7 +87,7 @@ def check(config: ConfigDict, topology: str) -> Report:
     Raises UsageError for a slice that there is not, UserError where libtpu is missing or the step does not fit.
     """
     chip, devices = describe(topology)
-    mesh = make_mesh(**config.mesh, rows=config.micro_batch_size, devices=devices)
+    mesh = make_mesh(**config.mesh, devices=devices)
     traced = trace_step(config, mesh)
     started = time.monotonic()
     try:
@@ -182,7 +182,7 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> "jax.stages.Traced":
         optimizer,
         state,
         mesh,
-        config.micro_batch_size,
+        micro_batch_rows(config.batch_size, config.micro_batch_size, mesh),
         objective,
         np.arange(len(LETTERS)) if chat else None,  # whichever ids: the work is the same
         with_norms=config.log.norms,

@@ -17,7 +17,7 @@ from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.optim import adamw
 from ghost_jax.parallel import hosts
-from ghost_jax.parallel.mesh import AXES, batch_sharding, make_mesh
+from ghost_jax.parallel.mesh import AXES, batch_sharding, make_mesh, micro_batch_rows
 from ghost_jax.step import make_train_step, new_state, state_shardings
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -203,16 +203,40 @@ def test_variables_that_contradict_each_other_are_refused(monkeypatch, given):
         hosts.start()
 
 
-# ---- The mesh that rows fit on ----
+# ---- The rows of a device ----
 
 
 @pytest.mark.usefixtures("eight_devices")
-def test_devices_that_the_rows_do_not_fill_split_the_tensors():
-    assert tuple(make_mesh(rows=2).shape.values()) == (2, 1, 4)
-    assert tuple(make_mesh(fsdp=2, rows=4).shape.values()) == (2, 2, 2)
-    assert tuple(make_mesh(rows=24).shape.values()) == (8, 1, 1)
-    with pytest.raises(UserError, match="splits a batch over 8 devices"):
-        make_mesh(8, 1, 1, rows=4)
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch_size", "axes", "rows"),
+    [
+        (8, 8, (8, 1, 1), 8),
+        (128, 8, (8, 1, 1), 64),
+        (32, 8, (4, 2, 1), 32),
+        (32, 4, (2, 2, 2), 16),
+        (8, 8, (1, 1, 8), 8),
+    ],
+)
+def test_a_micro_batch_is_given_a_device(batch_size, micro_batch_size, axes, rows):
+    assert micro_batch_rows(batch_size, micro_batch_size, make_mesh(*axes)) == rows
+
+
+@pytest.mark.usefixtures("eight_devices")
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batch_size", "named"),
+    [
+        (12, 8, ["batch_size=8 or 16", "mesh.tensor=2"]),
+        (4, 8, ["batch_size=8", "mesh.tensor=2"]),
+        (104, 8, ["micro_batch_size=1 or 13"]),
+    ],
+)
+def test_rows_that_do_not_divide_are_refused_with_numbers_that_do(batch_size, micro_batch_size, named):
+    mesh = make_mesh()
+    assert tuple(mesh.shape.values()) == (8, 1, 1), "tensor parallelism is only ever asked for"
+    with pytest.raises(UserError) as refusal:
+        micro_batch_rows(batch_size, micro_batch_size, mesh)
+    for words in named:
+        assert f"--config.{words}" in str(refusal.value)
 
 
 # ---- What the processes that these tests start do ----

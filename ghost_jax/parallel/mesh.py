@@ -12,17 +12,13 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # the batch axis is split over both; FSDP devices hold different examples
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, *, rows: int = 0, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh of these axis sizes; one of them may be -1, which takes the devices that are left.
 
     Args:
-      rows: of a micro-batch, which the mesh must split evenly; 0 for a mesh that splits none. Where `data` is -1 and
-        more devices are left than rows, `data` takes as many as the rows divide over and `tensor` the others.
       devices: by default all of this run.
 
-    Raises UserError where the sizes do not multiply to the number of devices or do not divide the rows.
+    Raises UserError where the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes, count = [data, fsdp, tensor], len(devices)
@@ -33,14 +29,6 @@ def make_mesh(
         raise UserError(
             f"A mesh of data={data}, fsdp={fsdp}, tensor={tensor} does not cover the {count} device(s) here. Set "
             f"--config.mesh.data, .fsdp and .tensor so that they multiply to {count}; one may be -1."
-        )
-    if rows and data == -1 and rows % fsdp == 0:
-        sizes[0] = math.gcd(sizes[0], rows // fsdp)
-        sizes[2] = count // (sizes[0] * sizes[1])
-    if rows % (sizes[0] * sizes[1]):
-        raise UserError(
-            f"micro_batch_size is {rows}, but the mesh splits a batch over {sizes[0] * sizes[1]} devices. Set "
-            f"--config.micro_batch_size to a multiple of {sizes[0] * sizes[1]}."
         )
     # Auto axes: the compiler propagates shardings from the inputs'; Explicit ones would have to be spelled at each op.
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
@@ -59,3 +47,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_shards(mesh: Mesh) -> int:
     """Returns into how many parts a batch is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def micro_batch_rows(batch_size: int, micro_batch_size: int, mesh: Mesh) -> int:
+    """Returns how many rows of a batch are in memory at once, over all devices: `micro_batch_size` a device at most.
+
+    Raises UserError where the batch does not divide over the devices, or a device's rows over its micro-batches, with
+    numbers that do.
+    """
+    shards = batch_shards(mesh)
+    if batch_size % shards:
+        axes = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in ("data", "fsdp"))
+        shared = mesh.shape["tensor"] * shards // math.gcd(batch_size, shards)
+        nearest = sorted({max(1, batch_size // shards) * shards, -(-batch_size // shards) * shards})
+        raise UserError(
+            f"batch_size is {batch_size}, which does not divide over the {shards} devices of {axes}. Set "
+            f"--config.batch_size={' or '.join(map(str, nearest))}, use fewer devices, or split each matrix over "
+            f"several devices: --config.mesh.tensor={shared}."
+        )
+    rows = batch_size // shards  # of a device
+    at_once = min(rows, micro_batch_size)
+    if rows % at_once:
+        fitting = [size for size in range(1, rows + 1) if rows % size == 0]
+        below, above = max(size for size in fitting if size < at_once), min(s for s in fitting if s > at_once)
+        raise UserError(
+            f"micro_batch_size is {micro_batch_size}, which does not divide the {rows} rows of a device (batch_size "
+            f"{batch_size} over {shards} device(s)). Set --config.micro_batch_size={below} or {above}."
+        )
+    return shards * at_once

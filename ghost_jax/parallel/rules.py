@@ -56,7 +56,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
                 raise UserError(
                     f"A mesh of {', '.join(f'{each}={size}' for each, size in mesh.shape.items())} cannot part {name}: "
                     f"{length} do not divide over {axis}={mesh.shape[axis]}. Set --config.mesh.{axis} to a divisor of "
-                    f"{length}; a larger --config.micro_batch_size lets `data` take more devices."
+                    f"{length}."
                 )
         return NamedSharding(mesh, spec)
 

@@ -42,7 +42,7 @@ class Training(OnJax):
 
     def begin(self, model: ModelConfig, micro_batch_size: int) -> None:
         """Makes the state of an untrained model, and its step."""
-        self._mesh, optimizer = make_mesh(rows=micro_batch_size), adamw(**OPTIMIZER)
+        self._mesh, optimizer = make_mesh(), adamw(**OPTIMIZER)
         abstract = initial.abstract_state(model, optimizer)
         self._state = initial.from_scratch(SEED, model, optimizer, abstract, self._mesh)
         self._step = make_train_step(Transformer(model), optimizer, abstract, self._mesh, micro_batch_size)
