@@ -1,5 +1,6 @@
 """The table of sources, the project's own pack, markup turned into prose, and what a damaged input leaves behind."""
 
+import dataclasses
 import gzip
 import lzma
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ghost_jax.data import prose, store
-from ghost_jax.data.records import RELATIONS
+from ghost_jax.data.records import RELATIONS, Fact, Record
 from ghost_jax.data.sources import SOURCES, embedded, locate
 from ghost_jax.errors import UserError
 from ghost_jax.paths import cache_dir
@@ -33,6 +34,14 @@ def check_facts(records):
         for fact in record.facts:
             assert fact.relation in RELATIONS
             assert all(part.strip() for part in (fact.subject, fact.object, fact.evidence)), (record.id, fact)
+
+
+@pytest.mark.parametrize("part", ["subject", "object", "evidence"])
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_no_record_carries_a_fact_with_a_blank_part(part, blank):
+    fact = Fact("Phishing", "tactic", "Initial Access", "Phishing serves the tactic Initial Access.")
+    facts = (dataclasses.replace(fact, **{part: blank}), fact)
+    assert Record("a", "s", "Phishing", "Text.", "", "", facts).facts == (fact,)
 
 
 # --- what a damaged input leaves behind

@@ -5,7 +5,7 @@ import pytest
 from ghost_jax.data.records import Fact
 from ghost_jax.data.sources import cwe
 from ghost_jax.errors import UserError
-from tests.test_sources import COMPRESSIONS, write
+from tests.test_sources import COMPRESSIONS, check_facts, write
 
 CWE_XML = """<?xml version="1.0" encoding="UTF-8"?>
 <Weakness_Catalog xmlns="http://cwe.mitre.org/cwe-7" xmlns:xhtml="http://www.w3.org/1999/xhtml"><Weaknesses>
@@ -75,6 +75,32 @@ def test_cwe_reads(tmp_path, suffix):
     assert [fact.relation for fact in parent.facts] == ["weakness_name", "weakness_class"]
 
 
+@pytest.mark.parametrize("status", ["Deprecated", "Obsolete"])
+def test_a_retired_weakness_is_left_out_and_not_named_as_a_parent(tmp_path, status):
+    path = write(tmp_path / "cwe.xml", CWE_XML.replace("Incomplete", status).encode())
+    (record,) = cwe.read(path)
+    assert record.id == "CWE-79"
+    assert "Injection" not in record.text
+    assert not any(fact.relation == "parent_weakness" for fact in record.facts)
+
+
+@pytest.mark.parametrize("element", ["<Description/>", "<Description> </Description>"])
+def test_a_weakness_without_a_description_has_a_name_and_no_class(tmp_path, element):
+    path = write(tmp_path / "cwe.xml", CWE_XML.replace("<Description>It injects.</Description>", element).encode())
+    records = list(cwe.read(path))
+    check_facts(records)
+    assert records[1].facts == (Fact("CWE-74", "weakness_name", "Injection", "CWE-74 is Injection."),)
+
+
+def test_an_empty_field_says_nothing(tmp_path):
+    empty = CWE_XML.replace("<Impact>Hide Activities</Impact>", "<Scope/><Impact/>")
+    (record, _) = cwe.read(write(tmp_path / "cwe.xml", empty.replace("<Scope>Other</Scope>", "<Scope/>").encode()))
+    assert [line for line in record.text.split("\n\n") if line.startswith("Consequence")] == [
+        "Consequence for Integrity and Availability: Modify Data. Badly.",
+        "Consequence: Other and Modify Data.",
+    ]
+
+
 @pytest.mark.parametrize("depth", [2000, 10_000])
 def test_markup_may_nest_deeper_than_python_recurses(tmp_path, depth):
     nested = f"{'<xhtml:b>' * depth}Deep{'</xhtml:b>' * depth} down."
@@ -100,6 +126,7 @@ def test_a_dtd_or_an_entity_is_refused(tmp_path, declaration):
         (CWE_XML.encode()[:-30], r"cwe\.xml, line 26, column \d+: not well-formed XML"),
         (CWE_XML.replace("Badly", "\xff").encode("latin-1"), r"cwe\.xml, line 12, column \d+: not well-formed XML"),
         (CWE_XML.replace('ID="74" Name', 'ID="many" Name').encode(), r"cwe\.xml, before line \d+: a weakness without"),
+        (CWE_XML.replace('Name="Injection"', 'Name=" "').encode(), r"before line \d+: a weakness without"),
         (b"<html/>", r"cwe\.xml holds no weakness"),
         (b"", r"cwe\.xml, line 1"),
     ],

@@ -33,6 +33,21 @@ def test_an_unnamed_or_ambiguous_weakness_is_no_fact(tmp_path, weakness):
     assert record.facts == ()
 
 
+def test_null_in_an_optional_field_is_absence(tmp_path):
+    document = {"id": "a", "source": "s", "text": "Weakness: CWE-416 Use After Free.\nIt frees."}
+    lines = (json.dumps(each) for each in (document, document | {"title": None, "url": None, "license": None}))
+    first, second = jsonl.read(write(tmp_path / "c.jsonl", "\n".join(lines).encode()))
+    assert first == second
+    assert [fact.evidence for fact in first.facts] == ["a is classified as CWE-416 Use After Free."]
+
+
+@pytest.mark.parametrize("text", ["CVE-2024-1\n\n** REJECT ** Do not use.", "Rejected reason: a duplicate."])
+def test_a_rejected_vulnerability_is_left_out(tmp_path, text):
+    kept = {"id": "a", "source": "s", "text": "The log said ** REJECT ** and nothing else."}
+    lines = (json.dumps(each) for each in (kept | {"id": "b", "text": text}, kept))
+    assert [record.id for record in jsonl.read(write(tmp_path / "c.jsonl", "\n".join(lines).encode()))] == ["a"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -41,7 +56,8 @@ def test_an_unnamed_or_ambiguous_weakness_is_no_fact(tmp_path, weakness):
         (b"[1]", "line 3: a list instead of an object"),
         (b'{"id": "a", "source": "s"}', 'line 3: "text" is missing or empty'),
         (b'{"id": 7, "source": "s", "text": "t"}', 'line 3: "id" must be a string'),
-        (b'{"id": "a", "source": "s", "text": "t", "url": null}', 'line 3: "url" must be a string'),
+        (b'{"id": "a", "source": "s", "text": null}', 'line 3: "text" is missing or empty'),
+        (b'{"id": "a", "source": "s", "text": "t", "url": 0}', 'line 3: "url" must be a string'),
         (b'{"id": "a", "source": "s", "text": "\\ud800"}', "line 3: .*half of a surrogate pair"),
         (b'{"id": ' + b"9" * 5000 + b"}", "from line 3: JSON beyond what can be read"),
         (b'"' + b"x" * files.MAX_LINE, "line 3: longer than 32 MiB"),

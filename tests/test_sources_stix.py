@@ -7,7 +7,7 @@ import pytest
 from ghost_jax.data.records import Fact
 from ghost_jax.data.sources import attack, capec, stix
 from ghost_jax.errors import UserError
-from tests.test_sources import COMPRESSIONS, write
+from tests.test_sources import COMPRESSIONS, check_facts, write
 
 
 def bundle(*objects: dict) -> bytes:
@@ -164,6 +164,70 @@ def test_what_is_retired_is_left_out_with_its_relationships(tmp_path, mark):
     assert "Behavior Prevention" not in page["enterprise/T1055.011"].text
 
 
+WHOLE, OLD, NEW, NEWER = (f"2024-01-01T00:00:00{fraction}Z" for fraction in ("", ".000", ".5", ".51"))
+
+
+@pytest.mark.parametrize("turn", [1, -1], ids=["newest last", "newest first"])
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("2019-05-01T00:00:00Z", "2024-01-01T00:00:00Z"),
+        (OLD, NEW),
+        (NEW, NEWER),
+        ("2024-01-01T00:00:00Z", NEW),
+        ("", NEW),
+    ],
+)
+def test_of_objects_with_one_id_the_latest_modified_counts(tmp_path, older, newer, turn):
+    def version(of: dict, modified: str, **fields) -> dict:
+        return of | fields | ({"modified": modified} if modified else {})
+
+    used = link("uses", SOFTWARE, PARENT, "It injects.")
+    versions = [
+        (version(CHILD, older, name="Old"), version(CHILD, newer, name="New")),
+        (version(MITIGATION, older), version(MITIGATION, newer, revoked=True)),
+        (version(PARENT, older, revoked=True), version(PARENT, newer)),
+        (version(used, older), version(used, newer, revoked=True)),
+    ]
+    rest = [item for item in COMMON if item not in (CHILD, MITIGATION, PARENT)]
+    path = write(tmp_path / "b.json", bundle(*rest, *(one for pair in versions for one in pair[::turn])))
+    pages = {record.id: record for record in attack.read(path)}
+    assert pages["enterprise/T1055.011"].title == "Process Injection: New"
+    assert "enterprise/T1055" in pages
+    assert "enterprise/M1040" not in pages
+    assert [fact.object for fact in pages["enterprise/S0091"].facts] == ["New (T1055.011)"]
+    assert not any(fact.relation == "mitigation" for page in pages.values() for fact in page.facts)
+
+
+@pytest.mark.parametrize("status", ["Deprecated", "Obsolete"])
+def test_a_retired_attack_pattern_is_left_out_and_not_named_as_a_parent(tmp_path, status):
+    gone = CAPEC_66 | {"id": "attack-pattern--0", "name": "Gone", "x_capec_status": status}
+    child = CAPEC_66 | {"x_capec_child_of_refs": [gone["id"]]}
+    (record,) = capec.read(write(tmp_path / "capec.json", bundle(gone, child)))
+    assert record.title == "SQL Injection"
+    assert "Gone" not in record.text
+
+
+@pytest.mark.parametrize(
+    "key", ["description", "x_mitre_platforms", "kill_chain_phases", "x_mitre_detection", "revoked"]
+)
+def test_null_in_an_optional_field_is_absence(tmp_path, key):
+    def page(child: dict):
+        objects = (child if item is CHILD else item for item in COMMON)
+        return list(attack.read(write(tmp_path / "b.json", bundle(*objects))))
+
+    assert page(CHILD | {key: None}) == page({name: value for name, value in CHILD.items() if name != key})
+
+
+@pytest.mark.parametrize("description", ["", " ", None, "<p></p>"])
+def test_an_entry_without_a_description_states_no_blank_fact(tmp_path, description):
+    objects = (item | {"description": description} for item in COMMON)
+    records = list(attack.read(write(tmp_path / "b.json", bundle(*objects))))
+    records += capec.read(write(tmp_path / "c.json", bundle(CAPEC_66 | {"description": description})))
+    check_facts(records)
+    assert {fact.relation for record in records for fact in record.facts} >= {"mitigation", "attack_pattern_name"}
+
+
 def test_a_dangling_relationship_is_skipped_and_counted(tmp_path, caplog):
     caplog.set_level("DEBUG")
     absent = thing("malware", "S9999", "Absent")
@@ -184,6 +248,10 @@ def test_a_dangling_relationship_is_skipped_and_counted(tmp_path, caplog):
         (b'{"type": "bundle", "objects": [{"type": [], "id": "x"}]}', r'objects\[0\]: "type" has not the form'),
         (bundle(TACTIC, {"type": "tool", "id": "tool--1"}), r'objects\[1\] has no "name"'),
         (bundle(TACTIC, {**CHILD, "x_mitre_platforms": "Windows"}), r'objects\[1\]: "x_mitre_platforms" has not'),
+        (bundle(TACTIC, {**CHILD, "name": " "}), r'objects\[1\] has no "name"'),
+        (bundle(TACTIC, {**CHILD, "name": None}), r'objects\[1\] has no "name"'),
+        (bundle(TACTIC, {**CHILD, "modified": "yesterday"}), r'objects\[1\]: "modified" is not'),
+        (bundle(TACTIC, {**CHILD, "revoked": "false"}), r'objects\[1\]: "revoked" has not the form'),
         (bundle(TACTIC, {**CHILD, "external_references": []}), r"b\.json: .*T1055\.011 has no external reference"),
         (bundle(CHILD), r"b\.json .*without a tactic"),
         (b'{"type": "bundle",\n "objects": [}', r"b\.json, line 2, column 14: not valid JSON"),
@@ -226,3 +294,12 @@ def test_capec_reads(tmp_path, suffix):
         ("SQL Injection (CAPEC-66)", "related_weakness", "CWE-89"),
     ]
     assert record.facts[0].evidence == "This attack exploits SQL."
+
+
+@pytest.mark.parametrize("code", ["", " ", None, "CWE-"])
+def test_an_empty_cwe_id_is_no_related_weakness(tmp_path, code):
+    empty = {"source_name": "cwe", "external_id": code}
+    pattern = CAPEC_66 | {"external_references": [empty, *CAPEC_66["external_references"]]}
+    (record,) = capec.read(write(tmp_path / "capec.json", bundle(pattern)))
+    assert [fact.object for fact in record.facts] == ["SQL Injection", "CWE-89"]
+    assert record.text.endswith("Related weaknesses: CWE-89.")

@@ -118,13 +118,29 @@ def described(text: str) -> dict:
         described("** REJECT ** DO NOT USE THIS CANDIDATE NUMBER."),
         described("Rejected reason: a duplicate."),
         CVE | {"descriptions": [{"lang": "es", "value": "Nada."}]},
+        CVE | {"descriptions": [{"lang": "en", "value": None}]},
     ],
-    ids=["status", "old", "new", "no English"],
+    ids=["status", "old", "new", "no English", "null"],
 )
 def test_what_was_rejected_or_is_not_told_is_left_out(tmp_path, left_out):
     other = {"id": "CVE-2024-1234567", "descriptions": [{"lang": "en", "value": "It fails."}]}
     (record,) = nvd.read(write(tmp_path / "n.json", page(left_out, other)))
     assert (record.id, record.text, record.facts) == ("CVE-2024-1234567", "It fails.", ())
+
+
+@pytest.mark.parametrize(
+    "null",
+    [
+        {"vulnStatus": None, "configurations": None, "weaknesses": None, "metrics": None},
+        {"metrics": {"cvssMetricV31": None}, "weaknesses": [{"type": None, "description": None}]},
+        {"metrics": {"cvssMetricV31": [{"cvssData": {"version": "3.1", "baseScore": None}}]}},
+        {"configurations": [{"nodes": None}, {"nodes": [{"cpeMatch": [{"vulnerable": None, "criteria": None}]}]}]},
+    ],
+)
+def test_null_in_an_optional_field_of_nvd_is_absence(tmp_path, null):
+    cve = {"id": "CVE-2024-1234", "descriptions": [{"lang": "en", "value": "It fails."}]}
+    (record,) = nvd.read(write(tmp_path / "n.json", page(cve | null)))
+    assert (record.text, record.facts) == ("It fails.", ())
 
 
 @pytest.mark.parametrize(
@@ -228,6 +244,18 @@ def test_a_product_is_named_once_or_not_at_all(tmp_path, vendor, product, object
     assert [fact.object for fact in record.facts] == objects
 
 
+def test_null_in_an_optional_field_of_kev_is_absence(tmp_path):
+    optional = ("cwes", "knownRansomwareCampaignUse", "notes")
+    null, absent = EXPLOITED | dict.fromkeys(optional), {k: v for k, v in EXPLOITED.items() if k not in optional}
+    first, second = kev.read(write(tmp_path / "kev.json", catalogue(null, absent)))
+    assert first == second
+
+
+def test_an_empty_cwe_id_of_kev_is_no_weakness(tmp_path):
+    (record,) = kev.read(write(tmp_path / "kev.json", catalogue(EXPLOITED | {"cwes": ["", "CWE-77"]})))
+    assert [fact.object for fact in record.facts] == ["Palo Alto Networks PAN-OS", "CWE-77"]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -235,6 +263,8 @@ def test_a_product_is_named_once_or_not_at_all(tmp_path, vendor, product, object
         (catalogue(EXPLOITED)[:-3], r"kev\.json, line 1, column \d+: not valid JSON"),
         (catalogue(EXPLOITED, EXPLOITED | {"cwes": "CWE-77"}), r'kev\.json, vulnerabilities\[1\]: "cwes" has not'),
         (catalogue({k: v for k, v in EXPLOITED.items() if k != "product"}), r'vulnerabilities\[0\] has no "product"'),
+        (catalogue(EXPLOITED | {"product": None}), r'vulnerabilities\[0\] has no "product"'),
+        (catalogue(EXPLOITED | {"product": " "}), r'vulnerabilities\[0\] has no "product"'),
         (catalogue(EXPLOITED | {"cveID": "CVE-X"}), r'vulnerabilities\[0\]: "cveID" is no CVE id'),
     ],
     ids=name_of,

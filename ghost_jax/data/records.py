@@ -57,7 +57,7 @@ class Record:
       text: plain text, markup and citations removed; paragraphs are separated by a blank line.
       url: where a person can read it; empty where the publisher gives none.
       license: the publisher's terms, in a few words.
-      facts: the typed facts that the document states.
+      facts: the typed facts that the document states; one with a blank part is left out, since it states nothing.
     """
 
     id: str
@@ -67,6 +67,10 @@ class Record:
     url: str
     license: str
     facts: tuple[Fact, ...] = ()
+
+    def __post_init__(self):
+        whole = tuple(f for f in self.facts if f.subject.strip() and f.object.strip() and f.evidence.strip())
+        object.__setattr__(self, "facts", whole)
 
 
 SPLITS = ("train", "validation", "test")

@@ -7,6 +7,7 @@ from ghost_jax.data.prose import clean, first_sentence, flat, labelled, listing,
 from ghost_jax.data.records import Fact, Record
 from ghost_jax.data.sources import stix
 from ghost_jax.data.sources.stix import Bundle
+from ghost_jax.data.sources.vulnerability import weaknesses
 
 LICENSE = "MITRE CAPEC terms of use"
 
@@ -34,7 +35,7 @@ def _reference(bundle: Bundle, pattern: dict) -> tuple[str, str]:
 
 def _weaknesses(pattern: dict) -> list[str]:
     entries = [entry for entry in pattern.get("external_references", []) if entry.get("source_name") == "cwe"]
-    return list(dict.fromkeys(entry["external_id"] for entry in entries if "external_id" in entry))
+    return weaknesses(entry.get("external_id", "") for entry in entries)
 
 
 def _facts(number: str, pattern: dict) -> Iterator[Fact]:
@@ -52,7 +53,7 @@ def _text(bundle: Bundle, pattern: dict) -> str:
         f"{_name(parent)} ({_reference(bundle, parent)[0]})"
         for parent in bundle.present(pattern.get("x_capec_child_of_refs", []))
     ]
-    weaknesses = _weaknesses(pattern)
+    related = _weaknesses(pattern)
     return paragraphs(
         clean(pattern.get("description", "")),
         clean(pattern.get("x_capec_extended_description", "")),
@@ -79,7 +80,7 @@ def _text(bundle: Bundle, pattern: dict) -> str:
             "Mitigation",
             [edge.other.get("description", "") for edge in bundle.incoming("mitigates", pattern, "course-of-action")],
         ),
-        f"Related weaknesses: {listing(weaknesses)}." if weaknesses else "",
+        f"Related weaknesses: {listing(related)}." if related else "",
     )
 
 

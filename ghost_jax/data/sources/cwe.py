@@ -9,14 +9,13 @@ from defusedxml.common import DefusedXmlException
 
 from ghost_jax.data.prose import BLOCK_TAGS, LINE_TAGS, first_sentence, flat, labelled, listing, paragraphs, tidy
 from ghost_jax.data.records import Fact, Record
-from ghost_jax.data.sources import files
+from ghost_jax.data.sources import files, forms
 from ghost_jax.errors import UserError
 
 LICENSE = "MITRE CWE terms of use"
 
-_RETIRED = ("Deprecated", "Obsolete")
 _SECTIONS = ("Weakness", "Category", "View", "External_Reference")
-_UNTOLD = ("", "Other", "Varies by Context")  # what stands in a field that has to be filled in and says nothing
+_UNTOLD = ("Other", "Varies by Context")  # what stands in a field that has to be filled in and says nothing
 _LONGEST_MEASURE = 200  # characters; what is longer is an explanation rather than a measure
 
 
@@ -47,7 +46,7 @@ def _weaknesses(path: Path) -> Iterator[Element]:
     parser = ElementTree.XMLParser(forbid_dtd=True)
     for element in _elements(path, parser):
         section = _local(element)
-        if section == "Weakness" and element.get("Status") not in _RETIRED:
+        if section == "Weakness" and not forms.is_retired(element.get("Status")):
             _check(element, path, parser.parser.CurrentLineNumber)
             yield element
         if section in _SECTIONS:
@@ -75,7 +74,9 @@ def _elements(path: Path, parser: ElementTree.XMLParser) -> Iterator[Element]:
 
 def _check(weakness: Element, path: Path, line: int) -> None:
     if not (
-        weakness.get("ID", "").isdecimal() and weakness.get("Name") and weakness.find("{*}Description") is not None
+        weakness.get("ID", "").isdecimal()
+        and flat(weakness.get("Name", ""))
+        and weakness.find("{*}Description") is not None
     ):
         raise UserError(
             f"{path}, before line {line}: a weakness without a number, a name or a description. Fetch the file again."
@@ -101,7 +102,7 @@ def _text(weakness: Element, number: str, names: dict[str, str]) -> str:
 def _facts(weakness: Element, number: str, name: str, names: dict[str, str]) -> Iterator[Fact]:
     subject = f"{name} ({number})"
     description = first_sentence(_prose(weakness.find("{*}Description")))
-    yield Fact(number, "weakness_name", name, description)
+    yield Fact(number, "weakness_name", name, description or f"{number} is {name}.")
     yield Fact(description, "weakness_class", name, f'"{description}" describes the weakness {subject}.')
     for parent in _parents(weakness, names):
         yield Fact(subject, "parent_weakness", parent, f"{subject} is a child of {parent}.")
@@ -188,7 +189,7 @@ def _field(element: Element, name: str) -> str:
 
 
 def _fields(element: Element, name: str) -> list[str]:
-    return [_prose(child) for child in element.iterfind(f"{{*}}{name}")]
+    return [text for child in element.iterfind(f"{{*}}{name}") if (text := _prose(child))]
 
 
 def _prose(element: Element | None) -> str:

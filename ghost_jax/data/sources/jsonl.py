@@ -7,6 +7,7 @@ from typing import Any
 
 from ghost_jax.data.records import Fact, Record
 from ghost_jax.data.sources import files
+from ghost_jax.data.sources.vulnerability import is_rejected
 from ghost_jax.errors import UserError
 
 _REQUIRED = ("id", "source", "text")
@@ -15,7 +16,7 @@ _WEAKNESS = re.compile(r"^(?:Product: .*?\. )?Weakness: (?P<id>CWE-\d+)(?::| -)?
 
 
 def read(path: Path) -> Iterator[Record]:
-    """Yields a record for each line that is not blank.
+    """Yields a record for each line that is not blank and is no rejected vulnerability; null is an absent key.
 
     A vulnerability whose text holds the line "Weakness: CWE-<n> <name>." also states its class as a fact.
 
@@ -25,12 +26,15 @@ def read(path: Path) -> Iterator[Record]:
     """
     for number, line in files.read_lines(path):
         if not line.isspace():
-            yield _record(files.parse_json(line.rstrip(), path, number), f"{path}, line {number}")
+            record = _record(files.parse_json(line.rstrip(), path, number), f"{path}, line {number}")
+            if not is_rejected(record.text):
+                yield record
 
 
 def _record(document: Any, where: str) -> Record:
     if not isinstance(document, dict):
         raise UserError(f"{where}: a {type(document).__name__} instead of an object. Write one object a line.")
+    document = {key: value for key, value in document.items() if value is not None}
     for key in (*_REQUIRED, *_OPTIONAL):
         if not isinstance(document.get(key, ""), str):
             raise UserError(f'{where}: "{key}" must be a string. Mend the line.')
@@ -38,7 +42,7 @@ def _record(document: Any, where: str) -> Record:
         if not document.get(key, "").strip():
             raise UserError(f'{where}: "{key}" is missing or empty. Every line needs {", ".join(_REQUIRED)}.')
     fields = {key: document.get(key, "") for key in (*_REQUIRED, *_OPTIONAL)}
-    return Record(**fields, facts=tuple(_weakness_class(fields["title"], fields["text"])))
+    return Record(**fields, facts=tuple(_weakness_class(fields["title"] or fields["id"], fields["text"])))
 
 
 def _weakness_class(title: str, text: str) -> Iterator[Fact]:

@@ -30,7 +30,7 @@ def read(path: Path) -> Iterator[Record]:
         )
     for position, entry in enumerate(catalogue["vulnerabilities"]):
         where = f"{path}, vulnerabilities[{position}]"
-        forms.check(entry, _FORM, where)
+        entry = forms.read(entry, _FORM, where)
         forms.require(entry, _REQUIRED, where)
         if not is_cve(entry["cveID"]):
             raise UserError(f'{where}: "cveID" is no CVE id. Mend it or fetch the file again.')

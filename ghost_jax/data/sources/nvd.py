@@ -9,7 +9,7 @@ import ijson
 from ghost_jax.data.prose import clean, listing, paragraphs
 from ghost_jax.data.records import Record
 from ghost_jax.data.sources import files, forms
-from ghost_jax.data.sources.vulnerability import is_cve, product_name, weakness_facts, weaknesses
+from ghost_jax.data.sources.vulnerability import is_cve, is_rejected, product_name, weakness_facts, weaknesses
 from ghost_jax.errors import UserError
 
 LICENSE = "public domain (NVD)"
@@ -25,7 +25,6 @@ _FORM = {
     "weaknesses": [{"type": str, "description": [{"value": str}]}],
     "configurations": [{"nodes": [{"cpeMatch": [{"vulnerable": bool, "criteria": str}]}]}],
 }
-_REJECTED = ("** REJECT **", "Rejected reason")
 # cpe:2.3:<part>:<vendor>:<product>:…, where a backslash quotes the character after it
 _CPE = re.compile(r"cpe:2\.3:[^:]+:(?P<vendor>(?:[^:\\]|\\.)+):(?P<product>(?:[^:\\]|\\.)+):")
 
@@ -39,12 +38,14 @@ def read(path: Path) -> Iterator[Record]:
       UserError: the file cannot be read, is not JSON, or has not the form of NVD's version 2.0; names the place.
     """
     for where, cve in _vulnerabilities(path):
-        forms.check(cve, _FORM, where)
+        cve = forms.read(cve, _FORM, where)
         forms.require(cve, ("id", "descriptions"), where)
         if not is_cve(cve["id"]):
             raise UserError(f'{where}: "id" is no CVE id. Mend it or fetch the file again.')
-        description = clean(next((text["value"] for text in cve["descriptions"] if text.get("lang") == "en"), ""))
-        if description and cve.get("vulnStatus") != "Rejected" and not description.startswith(_REJECTED):
+        description = clean(
+            next((text.get("value", "") for text in cve["descriptions"] if text.get("lang") == "en"), "")
+        )
+        if description and not forms.is_retired(cve.get("vulnStatus")) and not is_rejected(description):
             yield _record(cve, description)
 
 
@@ -56,7 +57,7 @@ def _vulnerabilities(path: Path) -> Iterator[tuple[str, dict]]:
             # As floats, because the parser does not survive an integer of thousands of digits otherwise.
             for position, entry in enumerate(ijson.items(stream, "vulnerabilities.item", use_float=True)):
                 where = f"{path}, vulnerabilities[{position}]"
-                forms.check(entry, {"cve": dict}, where)
+                entry = forms.read(entry, {"cve": dict}, where)
                 forms.require(entry, ("cve",), where)
                 yield where, entry["cve"]
         except (ijson.JSONError, UnicodeDecodeError) as fault:

@@ -2,10 +2,10 @@
 
 import collections
 import dataclasses
+import datetime
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ghost_jax.data.prose import clean
 from ghost_jax.data.sources import files, forms
@@ -15,6 +15,8 @@ from ghost_jax.errors import UserError
 _FORM = {
     "type": str,
     "id": str,
+    "modified": str,
+    "revoked": bool,
     "name": str,
     "description": str,
     "aliases": [str],
@@ -35,11 +37,13 @@ _FORM = {
     "x_capec_prerequisites": [str],
     "x_capec_resources_required": [str],
     "x_capec_skills_required": {forms.ANY_KEY: str},
+    "x_capec_status": str,
     "x_capec_typical_severity": str,
     "x_mitre_aliases": [str],
     "x_mitre_analytic_refs": [str],
     "x_mitre_data_source_ref": str,
     "x_mitre_defense_bypassed": [str],
+    "x_mitre_deprecated": bool,
     "x_mitre_detection": str,
     "x_mitre_domains": [str],
     "x_mitre_impact_type": [str],
@@ -80,14 +84,17 @@ class Edge:
 class Bundle:
     """The live objects of a STIX bundle and the relationships between them.
 
+    Args:
+      path: the file, for messages.
+      live: the objects and relationships in force, each in its latest version.
+
     Attributes:
       path: the file, for messages.
       objects: id -> object in the order of the file, without relationships and without what is revoked or deprecated.
       dangling: how many relationships were left out because one of their ends is not among `objects`.
     """
 
-    def __init__(self, path: Path, objects: Iterable[dict]):
-        live = [thing for thing in objects if not _is_retired(thing)]
+    def __init__(self, path: Path, live: Sequence[dict]):
         self.path = path
         self.objects = {thing["id"]: thing for thing in live if thing["type"] != "relationship"}
         self.dangling = 0
@@ -130,6 +137,9 @@ def _of_types(edges: list[Edge], types: tuple[str, ...]) -> list[Edge]:
 def load(path: Path) -> Bundle:
     """Reads a STIX 2.0 or 2.1 bundle.
 
+    Of several objects with one id, the latest `modified` counts, be it revoked (STIX 2.1, section 3.6); of equal times
+    the last in the file.
+
     Raises:
       UserError: the file cannot be read, is not JSON, or has not the form of a bundle; names the place.
     """
@@ -142,19 +152,20 @@ def load(path: Path) -> Bundle:
         )
     if not isinstance(bundle.get("objects"), list):
         raise UserError(f'{path} is a STIX bundle without a list of "objects". Fetch it again from its publisher.')
-    for position, thing in enumerate(bundle["objects"]):
-        _check(thing, f"{path}, objects[{position}]")
-    return Bundle(path, bundle["objects"])
-
-
-def _check(thing: Any, where: str) -> None:
-    forms.check(thing, _FORM, where)
-    if not _is_retired(thing):
-        forms.require(thing, ("type", "id", *_REQUIRED.get(thing.get("type"), ())), where)
-
-
-def _is_retired(thing: dict) -> bool:
-    return bool(thing.get("revoked") or thing.get("x_mitre_deprecated") or thing.get("x_capec_status") == "Deprecated")
+    latest: dict[str, tuple[datetime.datetime, str, dict]] = {}
+    for position, entry in enumerate(bundle["objects"]):
+        where = f"{path}, objects[{position}]"
+        thing = forms.read(entry, _FORM, where)
+        forms.require(thing, ("type", "id"), where)
+        modified = forms.timestamp(thing, "modified", where)
+        if thing["id"] not in latest or modified >= latest[thing["id"]][0]:
+            latest[thing["id"]] = modified, where, thing
+    live = []
+    for _, where, thing in latest.values():
+        if not forms.is_retired(thing.get("revoked"), thing.get("x_mitre_deprecated"), thing.get("x_capec_status")):
+            forms.require(thing, _REQUIRED.get(thing["type"], ()), where)
+            live.append(thing)
+    return Bundle(path, live)
 
 
 def reference(thing: dict, source_names: tuple[str, ...], path: Path) -> tuple[str, str]:
@@ -164,7 +175,7 @@ def reference(thing: dict, source_names: tuple[str, ...], path: Path) -> tuple[s
       UserError: no external reference of the given source names holds an id.
     """
     for entry in thing.get("external_references", []):
-        if entry.get("source_name") in source_names and "external_id" in entry:
+        if entry.get("source_name") in source_names and entry.get("external_id", "").strip():
             return entry["external_id"], entry.get("url", "")
     raise UserError(
         f"{path}: the object {thing['id']} has no external reference of {' or '.join(source_names)} with an id. Mend "
