@@ -48,10 +48,14 @@ class Answers:
     def from_log_probs(cls, orders: Sequence[Sequence[Order]], log_probs: Sequence[np.ndarray]) -> "Answers":
         """Returns the answers of whoever gives each letter a log-probability, or any score that is higher if better.
 
-        Raises UserError where a score is no number.
+        A score of -inf, the logarithm of 0, ranks last; where all letters have it, they tie.
+
+        Raises UserError where a score is NaN or inf.
         """
-        if any(np.isnan(scores).any() for scores in log_probs):
+        if not all((scores < np.inf).all() for scores in log_probs):
             raise UserError("Some scores of letters are no numbers. The model's parameters are not finite: train anew.")
+        # Equal scores instead, because a softmax of nothing but -inf is NaN.
+        log_probs = [np.where(np.isneginf(each).all(axis=-1, keepdims=True), 0.0, each) for each in log_probs]
         highest = [scores == scores.max(axis=-1, keepdims=True) for scores in log_probs]
         return cls(orders, [best / best.sum(axis=-1, keepdims=True) for best in highest], log_probs)
 

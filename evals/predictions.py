@@ -63,7 +63,7 @@ def read_predictions(
     """Reads every column of a file that holds letters or scores for these items.
 
     Args:
-      path: the file; tab-separated values have no quoting.
+      path: the file, of one of `READERS`.
       items: what was answered; without a column `id`, the rows stand in their order.
       column: reads this one alone, by its name or with its order.
       order: the order, such as "CBDA", in which columns that do not say so were asked; by default the published one.
@@ -120,7 +120,8 @@ def _read_rows(path: Path) -> list[Row]:
                 raise UserError(f"{path}, {place}: its keys are not those of the first line. Give {SHAPE}.")
     else:
         first = next(placed)
-        rows = list(raw.under_header(path, itertools.chain([first], placed), first[1], SHAPE))
+        columns = [name.strip() for name in first[1]]
+        rows = list(raw.under_header(path, itertools.chain([first], placed), columns, SHAPE))
     if not rows:
         raise UserError(f"{path}: the file has a header but no predictions. Give {SHAPE}.")
     return rows
@@ -267,9 +268,10 @@ def _letter_index(cell: str, k: int) -> int:
 
 def _is_number(cell: str) -> bool:
     try:
-        return math.isfinite(float(cell))
+        float(cell)
     except ValueError:
         return False
+    return True
 
 
 def _scores(path: Path, row: Row, part: _Asked, item: Item) -> list[float]:
@@ -277,10 +279,10 @@ def _scores(path: Path, row: Row, part: _Asked, item: Item) -> list[float]:
     place, cells = row
     of_letters = [cells[column] for column in part.columns[: len(item.options)]]
     for column, cell in zip(part.columns, of_letters, strict=False):
-        if not _is_number(cell):
+        if not (_is_number(cell) and float(cell) < math.inf):  # NaN is not less; -inf is the score of probability 0
             raise UserError(
-                f"{path}, {place}: {quoted(cell)} under {column} is no finite number. Give a score for each letter of "
-                f"the item, the highest for the answer."
+                f"{path}, {place}: {quoted(cell)} under {column} is no finite number, nor -inf. Give a score for "
+                f"each letter of the item, the highest for the answer."
             )
     return [float(cell) for cell in of_letters]
 

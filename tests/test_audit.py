@@ -1,5 +1,6 @@
 """evals/audit.py and evals/predictions.py: published answers come to their known figures, and no other row is read."""
 
+import csv
 import json
 
 import numpy as np
@@ -139,6 +140,22 @@ def test_scores_that_are_no_probabilities_are_taken_as_they_are(reading):
     np.testing.assert_array_equal(tied.said[0], [[0.5, 0.5, 0, 0]])
 
 
+@pytest.mark.parametrize(
+    ("suffix", "least"), [(".tsv", "-inf"), (".csv", "-Infinity"), (".csv", "-1e400"), (".jsonl", "-Infinity")]
+)
+def test_a_score_of_minus_infinity_ranks_last_and_leaves_every_figure_finite(benchmark, reading, suffix, least):
+    rows = [["-3", least, "-2", "-1"], [least] * 4, [least] * 3 + ["-9"], *[["0", "-1", "-2", "-3"]] * 3]
+    if suffix == ".jsonl":
+        lines = [f'{{"p": [{", ".join(row)}]}}' for row in rows]
+    else:
+        lines = list(map(("\t" if suffix == ".tsv" else ",").join, [["p_A", "p_B", "p_C", "p_D"], *rows]))
+    predictions = reading(lines[0], lines[1:], suffix)["p"]
+    assert [row[0].tolist() for row in predictions.answers.said[:3]] == [[0, 0, 0, 1], [0.25] * 4, [0, 0, 0, 1]]
+    report = audit(predictions, benchmark, "")
+    json.dumps(report, allow_nan=False)
+    assert sum(report["letter_log_probs"]["counts"]["B"]) == len(benchmark)
+
+
 def test_letters_and_scores_of_one_name_are_two(reading):
     found = reading("m,m_A,m_B,m_C,m_D", ["A,0,0,0,1"] * 6)
     assert {name: each.answers.spelled()[0] for name, each in found.items()} == {"m": "A", "m (scores)": "D"}
@@ -188,6 +205,16 @@ def test_scores_over_orders_are_read_too(benchmark, reading):
     assert audit(reading(header, rows)["m"], benchmark, "")["headline"]["accuracy"] == 1
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_sheet_that_a_spreadsheet_exports_is_read(benchmark, tmp_path, separator):
+    path = tmp_path / ("said.tsv" if separator == "\t" else "said.csv")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        sheet = csv.writer(file, delimiter=separator)
+        sheet.writerow([" GT", "why", "model ", ""])
+        sheet.writerows([gold, f'It "is",\n{separator}so.' * 20_000, gold, ""] for gold in GOLDS)
+    assert [each.answers.spelled() for each in read_predictions(path, benchmark)] == [list(GOLDS)]
+
+
 def test_items_with_fewer_options_leave_scores_empty(tmp_path):
     items, said = tmp_path / "items.jsonl", tmp_path / "said.csv"
     rows = [({"A": "a", "B": "b"}, "B"), ({"A": "a", "B": "b", "C": "c"}, "C")]
@@ -214,6 +241,9 @@ def test_items_with_fewer_options_leave_scores_empty(tmp_path):
         ("m,n", ["A,B", "A", *["A,B"] * 4], ["line 3: the header has 2 fields, this row 1"]),
         ("m", ["Agent"] * 6, ["no column holds a letter from A to D"]),
         ("A,B,C,D", ["1,2,3,4", "1,nan,3,4", *["1,2,3,4"] * 4], ['line 3: "nan" under B is no finite number']),
+        ("A,B,C,D", ["1,2,3,4", "1,2,inf,4", *["1,2,3,4"] * 4], ['line 3: "inf" under C is no finite number']),
+        ("A,B,C,D", ["nan,2,3,4"] * 6, ['line 2: "nan" under A is no finite number']),
+        ("A;B;C;D", ["1;2;3;4", "1;2;+inf;4", *["1;2;3;4"] * 4], ['line 3: "+inf" under C is no finite number']),
         ("m@ABCD,m", ["A,A"] * 6, ['"m" holds answers in an order that another column of that name holds too']),
         ("id,m", ["q0,A"] * 6, ['line 3: the id "q0" already stands on line 2']),
         ("id,m", ["q0,A", "q9,A"], ['line 3: "q9" is the id of no item; the first item is "q0"']),

@@ -1,4 +1,4 @@
-"""CTIBench's cti-mcq.tsv (xashru/cti-bench): tab-separated, no quoting, other columns ignored."""
+"""CTIBench's cti-mcq.tsv (xashru/cti-bench): tab-separated, published without quoting, other columns ignored."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,12 @@ from evals.formats.row import Row
 
 OPTIONS = ("Option A", "Option B", "Option C", "Option D")
 COLUMNS = ("URL", "Question", *OPTIONS, "GT")
-SHAPE = f"the columns {', '.join(COLUMNS)}, a row a line, a tab between fields and no tab or line break inside one"
+SHAPE = f"the columns {', '.join(COLUMNS)}, a tab between fields, without quoting or as a spreadsheet exports it"
 
 
 def recognises(header: list[str]) -> bool:
     """Any of the columns will do, so that a missing one is named."""
-    return not set(COLUMNS).isdisjoint(header)
+    return not set(COLUMNS).isdisjoint(map(str.strip, header))
 
 
 def rows(path: Path, cells: Iterator[Placed]) -> Iterator[Row]:

@@ -2,7 +2,9 @@
 
 import codecs
 import csv
+import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,26 +29,64 @@ def read(path: Path) -> bytes:
 
 
 def tsv(path: Path, data: bytes) -> Iterator[Placed]:
-    """Yields the cells of each physical line. There is no quoting: a quotation mark is a character like any other."""
-    for number, line in enumerate(_lines(path, data), start=1):
-        yield f"line {number}", line.split("\t")
+    """Yields the cells of each row.
+
+    Published files have no quoting: a row is a line, and a quotation mark is a character like any other. A spreadsheet
+    puts a cell that holds a quotation mark, tab or line break between quotation marks and doubles those inside. A file
+    is read as such an export if every quotation mark in it fits that and all rows then have as many cells as the first.
+    """
+    lines = _lines(path, data)
+    text = "\n".join([*lines, ""])
+    if '"' in text and _EXPORTED.fullmatch(text):
+        rows = _separated(path, lines, "\t")
+        if len({len(cells) for _, cells in rows}) == 1:
+            return _without_empty_columns(rows)
+    return _without_empty_columns([(f"line {number}", line.split("\t")) for number, line in enumerate(lines, start=1)])
+
+
+_EXPORTED = re.compile(r'(?:(?:"[^"]*+(?:""[^"]*+)*+"|[^"\t\n]*+)[\t\n])*+')
 
 
 def comma_separated(path: Path, data: bytes) -> Iterator[Placed]:
-    """Yields the cells of each row; a row with line breaks in quoted cells stands at its first line."""
-    reader = csv.reader((f"{line}\n" for line in _lines(path, data)), strict=True)
-    while True:
-        place = f"line {reader.line_num + 1}"
-        try:
-            row = next(reader, None)
-        except csv.Error as fault:
-            raise UserError(
-                f"{path}, {place}: the row that begins here is no CSV ({fault}). Put cells with commas, quotation "
-                f"marks or line breaks between quotation marks, and double those inside."
-            ) from None
-        if row is None:
-            return
-        yield place, row
+    """Yields the cells of each row; a row with line breaks in quoted cells stands at its first line.
+
+    Where the first line has no comma outside quotation marks, a semicolon or a tab there is the separator, as
+    spreadsheets write it in countries whose decimal mark is the comma.
+    """
+    lines = _lines(path, data)
+    unquoted = re.sub(r'"[^"]*(?:"|$)', "", lines[0])
+    separator = next((each for each in ",;\t" if each in unquoted), ",")
+    return _without_empty_columns(_separated(path, lines, separator))
+
+
+def _separated(path: Path, lines: Sequence[str], separator: str) -> list[Placed]:
+    """Returns the cells of each row of a table with quoting."""
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=separator, strict=True)
+    rows: list[Placed] = []
+    limit = csv.field_size_limit(MAX_FILE)  # a limit of the process, by default 131,072 characters
+    try:
+        while True:
+            place = f"line {reader.line_num + 1}"
+            rows.append((place, next(reader)))
+    except StopIteration:
+        return rows
+    except csv.Error as fault:
+        raise UserError(
+            f"{path}, {place}: the row that begins here is no CSV ({fault}). Put cells with separators, quotation "
+            f"marks or line breaks between quotation marks, and double those inside."
+        ) from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _without_empty_columns(rows: Sequence[Placed]) -> Iterator[Placed]:
+    """Yields the rows without the last columns that are empty in every row, which spreadsheets leave behind."""
+
+    def empty_at_end(cells: list[str]) -> int:
+        return sum(1 for _ in itertools.takewhile(lambda cell: not cell.strip(), reversed(cells)))
+
+    empty = min(empty_at_end(cells) for _, cells in rows)
+    yield from ((place, cells[: len(cells) - empty]) for place, cells in rows)
 
 
 def json_lines(path: Path, data: bytes) -> Iterator[Placed]:
@@ -74,9 +114,12 @@ def under_header(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields the place and the cells of each row under the names in the first one, which has each of `columns` once.
 
+    Blanks around a name do not matter.
+
     Raises UserError where it has not, or where a row has more or fewer cells than the header.
     """
     place, header = next(rows)
+    header = [name.strip() for name in header]
     for column in columns:
         if header.count(column) != 1:
             found = "is missing" if column not in header else "stands there more than once"
@@ -97,6 +140,11 @@ def _lines(path: Path, data: bytes) -> list[str]:
         raise UserError(f"{path}: the file is empty. Fetch or copy it again.")
     decoded = []
     for number, line in enumerate(lines, start=1):
+        if b"\0" in line:
+            raise UserError(
+                f"{path}, line {number}: byte {line.index(0) + 1} of the line is NUL. Save the file as UTF-8 "
+                f"text, or fetch it again if it was damaged on the way."
+            )
         try:
             decoded.append(line.removesuffix(b"\r").decode("utf-8"))
         except UnicodeDecodeError as fault:

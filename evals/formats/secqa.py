@@ -14,7 +14,9 @@ SHAPE = f"the columns {', '.join(COLUMNS)}, named in the header of the CSV or as
 
 def recognises(first: Any) -> bool:
     """The question or the answer will do, so that a missing one is named; "A" may be an option of another format."""
-    return isinstance(first, list | dict) and ("Question" in first or "Answer" in first)
+    return isinstance(first, list | dict) and any(
+        name.strip() in ("Question", "Answer") for name in first if isinstance(name, str)
+    )
 
 
 def csv_rows(path: Path, cells: Iterator[Placed]) -> Iterator[Row]:
