@@ -63,15 +63,24 @@ _PART = r"[A-Z](?:\([^()\n]*\)|\.(?!\s)|[^:.;!?()\n]){0,70}"
 # one; nothing is lost by it, since a section is searched and shown as the text is.
 _LABEL = re.compile(rf"(?P<label>Detection by {_PART}: {_PART}|{_PART}): (?P<content>.+)", re.DOTALL)
 _NUMBER = re.compile(r"[A-Z]+-?\d[\d.-]*")
+# At most eight words that end no sentence: "Explore", "Home | About us", "Several types exist:". Commands, paths and
+# items of lists have other characters. BM25 prefers short passages: a heading came before every passage of its page.
+_WORD = r"[\w(\[][\w()\[\]/&,'’-]*"
+_HEADING = re.compile(rf"#{{1,6}} [^\n]+|{_WORD}(?: (?:[-–|&/] )?{_WORD}){{0,7}}:?")
 
 
 def passages_of(record: Record) -> Iterator[Passage]:
-    """Yields the passages of a page in its order; together they hold every word of it once."""
+    """Yields the passages of a page in its order; together they hold every word of it once, save for headings.
+
+    A passage states something: it has a section, or more than a heading for its text.
+    """
     number = record.id.rpartition("/")[2]
     named = _NUMBER.fullmatch(number) and number not in record.title
     title = f"{record.title} ({number})" if named else record.title
-    for paragraph in record.text.split("\n\n"):
-        found = _LABEL.match(paragraph.strip())
+    for paragraph in map(str.strip, record.text.split("\n\n")):
+        if _HEADING.fullmatch(paragraph):
+            continue
+        found = _LABEL.match(paragraph)
         section, content = (found["label"], found["content"]) if found else ("", paragraph)
         for line in _lines(content):
             yield Passage(record.id, record.source, title, section, line, record.url)

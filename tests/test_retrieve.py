@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -70,12 +71,54 @@ def test_the_passages_hold_every_word_of_a_page_in_its_order_and_none_is_too_lon
     def words_of(part: str) -> list[str]:
         return [word for word in part.split() if word != "-"]  # a list's mark is no word
 
-    words, read = words_of(text), {0}  # how many words the passages so far may have told
-    for made in passages_of(record(text)):
-        assert 0 < len(made.text.split()) <= WORDS
-        forms = (words_of(made.text), words_of(f"{made.section}: {made.text}"))
-        read = {at + len(form) for at in read for form in forms if words[at : at + len(form)] == form}
-    assert len(words) in read
+    together = list(passages_of(record(text)))
+    for paragraph in text.split("\n\n"):
+        of_paragraph = list(passages_of(record(paragraph)))
+        assert [together.pop(0) for _ in of_paragraph] == of_paragraph
+        words, read = words_of(paragraph), {0}  # how many words the passages so far may have told
+        for made in of_paragraph:
+            assert 0 < len(made.text.split()) <= WORDS
+            forms = (words_of(made.text), words_of(f"{made.section}: {made.text}"))
+            read = {at + len(form) for at in read for form in forms if words[at : at + len(form)] == form}
+        heading = not of_paragraph and len(words) <= 8 and not re.search(r'[.;!?"\n]|:.', paragraph.strip())
+        assert len(words) in read or heading
+    assert not together
+
+
+@pytest.mark.parametrize(
+    "heading",
+    [
+        *("Explore", "Execution Flow", "Techniques", "Notes:", "Several types exist:", "SMS/iMessage Delivery"),
+        *("[Craft a malicious website]", "Request service tickets", "Home | About us | Contact", "Skip to content"),
+        *("## Overview", "### 3. Rotation vs Dynamic Creation", "Mitigations & Detections", "Überblick"),
+    ],
+)
+def test_a_heading_alone_is_no_passage(heading):
+    assert [made.text for made in passages_of(record(f"It lures.\n\n{heading}\n\n  {heading} \n\nIt ends."))] == [
+        "It lures.",
+        "It ends.",
+    ]
+    assert not list(passages_of(record(heading)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "It lures.",
+            "Does it lure?",
+            "- Man in the middle",
+            "1. Survey",
+            "reg save HKLM\\sam sam",
+            "He said 'stop.'",
+        ),
+        *("C:\\Users\\x\\Normal.dotm", "procdump -ma lsass.exe out", "Platforms: Windows", "First line\nsecond line"),
+        "A line of more than eight words is a statement without a full stop",
+    ],
+)
+def test_a_line_that_states_something_is_a_passage(line):
+    (made,) = passages_of(record(line))
+    assert made.text
 
 
 def test_a_passage_carries_its_pages_title_number_and_section():

@@ -28,6 +28,10 @@ def read(path: Path) -> bytes:
     return data
 
 
+# A whole table of cells, each in quotation marks with those inside doubled, or without any.
+_EXPORTED = re.compile(r'(?:(?:"[^"]*+(?:""[^"]*+)*+"|[^"\t\n]*+)[\t\n])*+')
+
+
 def tsv(path: Path, data: bytes) -> Iterator[Placed]:
     """Yields the cells of each row.
 
@@ -42,9 +46,6 @@ def tsv(path: Path, data: bytes) -> Iterator[Placed]:
         if len({len(cells) for _, cells in rows}) == 1:
             return _without_empty_columns(rows)
     return _without_empty_columns([(f"line {number}", line.split("\t")) for number, line in enumerate(lines, start=1)])
-
-
-_EXPORTED = re.compile(r'(?:(?:"[^"]*+(?:""[^"]*+)*+"|[^"\t\n]*+)[\t\n])*+')
 
 
 def comma_separated(path: Path, data: bytes) -> Iterator[Placed]:
