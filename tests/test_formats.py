@@ -166,6 +166,11 @@ def test_jsonl_rows(jsonl):
     assert items.quirks[-1] == 'line 2: the gold letter is written "j"; read as J'
 
 
+def test_null_in_an_optional_field_is_absence(jsonl):
+    absent = {key: RECORD[key] for key in ("question", "options", "answer")}
+    assert read_items(jsonl(absent | {"id": None, "url": None})).items == read_items(jsonl(absent)).items
+
+
 def test_items_of_different_numbers_of_options_stand_in_one_file(jsonl):
     three = RECORD | {"id": "q2", "options": RECORD["options"] | {"C": "three"}}
     assert [len(item.options) for item in read_items(jsonl(RECORD, three))] == [2, 3]

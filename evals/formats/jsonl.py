@@ -27,7 +27,9 @@ def rows(path: Path, records: Iterator[Placed]) -> Iterator[Row]:
         require(record, KEYS, refused)
         options = lettered(record["options"], refused)
         question, answer = texts(record, ("question", "answer"), refused)
-        name, url = record.get("id", place), record.get("url") or ""
+        name, url = record.get("id"), record.get("url") or ""
+        if name is None:
+            name = place
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
         if not isinstance(name, str) or not isinstance(url, str):

@@ -1,8 +1,8 @@
 """The form of a publisher's JSON objects: told as data, checked in one place, so that adapters may rely on it.
 
 A form is a type or a tuple of types; `[form]` is a list of it; a dict gives the form of each key that an adapter reads,
-or of all keys by `ANY_KEY`. Keys that a form does not name may hold anything. What all publishers share is here too:
-`null` is absence, and one rule says which entries are retired and which version of an entry is the latest.
+or of all keys by `ANY_KEY`. Keys that a form does not name may hold anything. A key that
+holds `null` is absent. What publishers say of an entry's status and time is read here too, by one rule for all.
 """
 
 import datetime
