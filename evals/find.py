@@ -28,9 +28,21 @@ def find_items(data_dir: str | None, workdir: Path) -> tuple[Items, str]:
             f"There is neither {FILE} in {', '.join(map(str, folders))} nor {path}. Set GHOST_DATA to the folder that "
             "holds ctibench/, or name a file with --items."
         )
-    own = dataclasses.replace(read_items(path), name="held-out questions of this project, not CTIBench")
+    own = dataclasses.replace(held_out_of(workdir), name="held-out questions of this project, not CTIBench")
     note = (
         f"THIS IS NOT CTIBENCH: {FILE} was not found in {', '.join(map(str, folders))}, so the run's own held-out "
         f"questions are scored ({len(own):,} on subjects it was not tuned on)."
     )
     return own, note
+
+
+def held_out_of(workdir: Path) -> Items:
+    """Returns the questions that a run's own data held out. Raises UserError where they held out none."""
+    path = workdir / HELD_OUT
+    if path.is_file() and not path.stat().st_size:
+        raise UserError(
+            f"{path} is empty: the sources of the run give no multiple-choice question of the test split, so there is "
+            "nothing to score it on. Add embedded to --config.data.sources, or set GHOST_DATA to the folder that "
+            "holds ctibench/ and leave look.every at 0."
+        )
+    return read_items(path)

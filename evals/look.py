@@ -9,8 +9,7 @@ from pathlib import Path
 
 from evals.answers import orders_of
 from evals.diagnosis import figures_of
-from evals.find import HELD_OUT
-from evals.formats import read_items
+from evals.find import held_out_of
 from evals.score import letter_answers, lettered
 from evals.trees import Predict
 from ghost_jax.text.tokenizer import Tokenizer
@@ -26,7 +25,7 @@ def make_look(
     Args:
       questions: so many, spread evenly over those that the run's data held out.
     """
-    every = read_items(workdir / HELD_OUT).items
+    every = held_out_of(workdir).items
     items = every[:: max(1, len(every) // questions)][:questions]
     orders = orders_of(items, "cyclic")
 

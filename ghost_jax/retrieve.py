@@ -34,7 +34,8 @@ SHOWN_CHARACTERS = 350  # of the longest passage in a prompt, as in the study
 # Of generated questions' own pages, 66, 98, 99 and 99% are found first with weights 0, 1, 3 and 5; sentences that do
 # not name their page are found a little worse with each step (59, 58, 58 and 56%).
 TITLE_WEIGHT = 3
-FORMAT = 1  # of the folder that `save` writes; a change of `terms` or of the files makes it another
+VERSION = 1  # raise it when the same pages give other passages, terms or files
+TOOLS = ("bm25s", "PyStemmer")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -211,7 +212,7 @@ class Index:
         np.save(folder / "ends.npy", np.asarray(ends, np.int64), allow_pickle=False)
         np.save(folder / "url_of.npy", self._url_of, allow_pickle=False)
         whole.write_json(folder / "urls.json", list(self._urls))
-        whole.write_json(folder / "index.json", {"format": FORMAT, "passages": len(self)})
+        whole.write_json(folder / "index.json", {"format": VERSION, "passages": len(self)})
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
@@ -223,9 +224,9 @@ class Index:
         mend = "Delete the folder and repeat the command that made it."
         try:
             described = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            if described["format"] != FORMAT:
+            if described["format"] != VERSION:
                 raise UserError(
-                    f"{folder} is an index of format {described['format']}, and this version reads {FORMAT}. {mend}"
+                    f"{folder} is an index of format {described['format']}, and this version reads {VERSION}. {mend}"
                 )
             bm25 = _bm25s().BM25.load(folder, mmap=True)
             # Slices of a plain view are cheaper than slices of numpy's memmap.

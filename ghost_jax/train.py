@@ -196,6 +196,9 @@ def main() -> int:
     for stage, directory in stages:
         if hosts.is_main() and not run_dir.is_finished(directory):
             plan.announce(stage, directory, config, console)
+    unfinished = [stage for stage, directory in stages if not run_dir.is_finished(directory)]
+    if len(unfinished) > 1 and not flags.plan:
+        prepare(config, flags.data_dir)  # what it lacks is said before its base is trained, and not hours later
     for stage, directory in stages:
         if flags.plan:
             plan.show(stage, prepare(stage, flags.data_dir), console)

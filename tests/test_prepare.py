@@ -1,6 +1,7 @@
 """`python -m ghost_jax.data.prepare`: the same bytes each time, built once, whole or absent."""
 
 import hashlib
+import importlib.metadata
 import json
 import random
 import resource
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ghost_jax.data.sources import embedded
 from tests.conftest import TINY, set_all
 
 PREPARE = ["ghost_jax.data.prepare", "--config=configs/chat_v5.py:nano"]
@@ -73,11 +75,13 @@ def test_the_manifests_say_what_is_in_the_stores(prepared):
     found = manifests(prepared[0])
     assert found["corpus"]["licenses"] == {"embedded": "Apache-2.0"}
     assert found["corpus"]["documents"]["embedded"] > 500
-    assert found["corpus"]["made_from"]["inputs"] == []  # the pack is part of the code, whose hash stands beside it
+    assert found["corpus"]["made_from"]["inputs"] == [{"source": "embedded", "sha256": embedded.sha256()}]
     assert found["corpus"]["duplicates_dropped"] == {}
     assert found["cot"]["teacher"] == {"teacher": "offline evidence sentence"}
     for manifest in found.values():
-        assert len(manifest["code"]) == len(manifest["fingerprint"]) == 64
+        assert len(manifest["fingerprint"]) == 64
+        assert all(isinstance(version, int) for version in manifest["versions"].values())
+        assert manifest["tools"] == {name: importlib.metadata.version(name) for name in manifest["tools"]}
         for splits in manifest.get("datasets", {}).values():
             assert splits["train"]["records"] > 0
             assert 0 < splits["train"]["supervised"] <= splits["train"]["tokens"]
@@ -91,8 +95,9 @@ def test_real_publishers_files_are_prepared_with_hashes_and_licences(ghost, ghos
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
     assert "stands in" not in said
     corpus = manifests(tmp_path)["corpus"]
-    inputs = corpus["made_from"]["inputs"]
+    *inputs, pack = corpus["made_from"]["inputs"]
     assert {each["source"] for each in inputs} == {"attack", "capec", "cwe"}
+    assert pack == {"source": "embedded", "sha256": embedded.sha256()}
     for each in inputs:
         content = (ghost_data / "raw" / each["file"]).read_bytes()
         assert (each["sha256"], each["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))

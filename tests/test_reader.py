@@ -256,7 +256,7 @@ def corpus_of_facts() -> Path:
                 file.write(json.dumps(fields | {"license": "", "facts": facts}) + "\n")
         return {}
 
-    return store.build("corpus", ("ghost_jax.errors",), {"inputs": []}, write)
+    return store.build("corpus", (), {"inputs": []}, write)
 
 
 def test_the_weights_of_generated_questions_are_kept_and_found_again(tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_damaged_input_leaves_no_store(tmp_path, monkeypatch, source, name, da
         return {}
 
     with pytest.raises(UserError, match=re.escape(str(path))):
-        store.build("part", ("ghost_jax.data.sources",), {"file": name}, write_documents)
+        store.build("part", (SOURCES[source].reader,), {"file": name}, write_documents)
     assert not [left for left in cache_dir().rglob("*") if left.is_file() and left.stat().st_size]
 
 

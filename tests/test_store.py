@@ -1,15 +1,15 @@
 """ghost_jax/data/store.py: a store is whole or absent, and found again while nothing it is made from changed."""
 
-import shutil
+import importlib.metadata
 import subprocess
 import sys
+import types
 
 import pytest
 
 from ghost_jax.data import store
 from ghost_jax.errors import UserError
 from ghost_jax.paths import cache_dir
-from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def write_nothing(folder):
 
 
 def build(made_from: dict, kind: str = "corpus", write=write_nothing):
-    return store.build(kind, ("ghost_jax.errors",), made_from, write)
+    return store.build(kind, (), made_from, write)
 
 
 def names(folder) -> list[str]:
@@ -88,7 +88,7 @@ def write(folder):
     time.sleep(0.5)
     return {}
 
-print(store.build("corpus", ("ghost_jax.data.store",), {}, write).name)
+print(store.build("corpus", (), {}, write).name)
 """
 
 
@@ -120,35 +120,18 @@ def test_fingerprints_see_content_and_not_the_order_of_keys():
     assert store.fingerprint({"a": [1, 2]}) != store.fingerprint({"a": [2, 1]})
 
 
-def test_the_code_of_a_module_is_all_of_ours_that_it_imports():
-    alone, importing = store.code_fingerprint("ghost_jax.errors"), store.code_fingerprint("ghost_jax.whole")
-    assert len(alone) == 64
-    assert alone != importing
-    assert store.code_fingerprint("ghost_jax.whole", "ghost_jax.errors") == importing, "it imports errors itself"
-
-
-@pytest.mark.parametrize(
-    "edited",
-    ["whole.py", "errors.py", "data/sources/pack/attack.tsv", "loss.py"],
-)
-def test_an_edit_of_what_a_store_is_made_with_gives_another_store(tmp_path, edited):
-    copy = tmp_path / "copy"
-    shutil.copytree(ROOT / "ghost_jax", copy / "ghost_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    code = (
-        "import sys; from ghost_jax.data import store; print(store.code_fingerprint('ghost_jax.data.sources.embedded'))"
-    )
-
-    def fingerprint() -> str:
-        return subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True, text=True).stdout
-
-    before = fingerprint()
-    with (copy / "ghost_jax" / edited).open("a") as file:
-        file.write("\n# edited\n")
-    # The embedded pack knows nothing of the loss, and `whole` is imported by nothing that it imports.
-    assert (fingerprint() == before) == (edited in ("loss.py", "whole.py"))
-
-
-def test_the_code_is_part_of_a_stores_identity():
-    identity = {"kind": "corpus", "code": store.code_fingerprint("ghost_jax.errors"), "made_from": {}}
-    assert store.manifest(build({}))["fingerprint"] == store.fingerprint(identity)
-    assert store.build("corpus", ("ghost_jax.whole",), {}, write_nothing) != build({})
+def test_an_identity_holds_versions_and_the_tools_that_they_name():
+    module = types.ModuleType("ghost_jax.data.builders.qa")
+    module.VERSION, module.TOOLS = 3, ("numpy",)
+    built = store.build("qa", (module,), {"seed": 0}, write_nothing)
+    identity = {
+        "kind": "qa",
+        "versions": {"qa": 3},
+        "tools": {"numpy": importlib.metadata.version("numpy")},
+        "made_from": {"seed": 0},
+    }
+    manifest = store.manifest(built)
+    assert {key: manifest[key] for key in identity} == identity
+    assert manifest["fingerprint"] == store.fingerprint(identity)
+    module.VERSION = 4
+    assert store.build("qa", (module,), {"seed": 0}, write_nothing) != built

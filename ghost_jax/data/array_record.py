@@ -17,6 +17,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ghost_jax.errors import UserError
 
+VERSION = 1  # raise it when the same rows are written otherwise
+TOOLS = ("tensorflow-datasets", "array_record")
 # Arrays are stored as their bytes: as lists of integers, reading them takes longer than all else that makes a batch.
 ARRAYS = {"tokens": np.dtype(np.int32), "mask": np.dtype(np.bool_), "branches": np.dtype(np.uint8)}
 TEXTS = ("id", "source", "letter")

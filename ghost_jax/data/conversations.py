@@ -8,11 +8,13 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ghost_jax.data import array_record, store
+from ghost_jax import retrieve
+from ghost_jax.data import array_record, prose, records, store
 from ghost_jax.data.builders import (
     Conversation,
     Documents,
@@ -21,6 +23,7 @@ from ghost_jax.data.builders import (
     fact_mcq,
     mcq,
     qa,
+    question_forms,
     raft,
     rank,
     small_talk,
@@ -30,7 +33,7 @@ from ghost_jax.data.corpus import BOOK, documents_of, index_store
 from ghost_jax.data.records import SPLITS
 from ghost_jax.data.sources import embedded
 from ghost_jax.retrieve import Index
-from ghost_jax.text import chat
+from ghost_jax.text import chat, multiple_choice, tokenizer
 from ghost_jax.text.multiple_choice import LETTERS, letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
 
@@ -80,7 +83,7 @@ def _fact_mcq(given: Ingredients) -> Iterator[Conversation]:
 
 def _raft(given: Ingredients) -> Iterator[Conversation]:
     asked = list(mcq.questions(given.documents, given.options.seed))
-    return raft.build(asked, _index_of(asked, given), given.options.seed, given.options.layout)
+    return raft.build(asked, _index_of(asked, given), given.options.seed, given.options.layout) if asked else iter(())
 
 
 def _index_of(asked: Iterable[Question], given: Ingredients) -> Index:
@@ -98,7 +101,7 @@ def _rank(given: Ingredients) -> Iterator[rank.Ranking]:
 
 def _read(given: Ingredients) -> Iterator[rank.Ranking]:
     asked = fact_mcq.questions(given.documents, given.options.seed)
-    return rank.build(raft.with_passages(asked, _index_of(asked, given), given.options.seed))
+    return rank.build(raft.with_passages(asked, _index_of(asked, given), given.options.seed) if asked else ())
 
 
 def _row(vocabulary: Tokenizer, conversation: Conversation) -> dict:
@@ -118,26 +121,73 @@ class Dataset:
 
     Attributes:
       about: what it is, for the screen.
+      made_of: what its records come from, for the message where there are none; may name keys of `config.data`.
       build: yields its conversations.
       options: the keys of `config.data` that it depends on.
+      made_by: the modules that decide its conversations, beside those that decide the documents.
       row: renders one of them: the features of `array_record.Examples`.
+      inputs: what it is made from: the corpus, unless told otherwise.
     """
 
     about: str
+    made_of: str
     build: Callable[[Ingredients], Iterable]
     options: tuple[str, ...]
+    made_by: tuple[ModuleType, ...]
     row: Callable[[Tokenizer, Any], dict] = _row
+    inputs: Callable[[Path], dict] = lambda corpus: {"corpus": corpus.name}
 
+
+_ASKED = "facts of weakness classes, tactics and acronyms, four of a kind, as attack, cwe and embedded state them"
+_TYPED = "typed facts of one relation in sets of four, as all sources but cti state them"
 
 DATASETS = {
-    "qa": Dataset("questions and answers templated from every source", _qa, ("seed", "qa_sources", "qa_per_source")),
-    "mcq": Dataset("multiple choice, the letter alone or with the option", _mcq, ("seed", "layout")),
-    "cot": Dataset("multiple choice with a reason", _cot, ("seed", "layout", "cot")),
-    "small_talk": Dataset("small talk of the project's own", _small_talk, ()),
-    "fact_mcq": Dataset("multiple choice from typed facts that no shortcut answers", _fact_mcq, ("seed", "layout")),
-    "raft": Dataset("multiple choice with retrieved passages", _raft, ("seed", "layout")),
-    "rank": Dataset("multiple choice whose options are ranked", _rank, ("seed",), rank.row),
-    "read": Dataset("multiple choice with retrieved passages, its options ranked", _read, ("seed",), rank.row),
+    "qa": Dataset(
+        "questions and answers templated from every source",
+        "documents of data.qa_sources {qa_sources}, at most data.qa_per_source={qa_per_source} of each",
+        _qa,
+        ("seed", "qa_sources", "qa_per_source"),
+        (qa,),
+    ),
+    "mcq": Dataset(
+        "multiple choice, the letter alone or with the option", _ASKED, _mcq, ("seed", "layout"), (mcq, multiple_choice)
+    ),
+    "cot": Dataset(
+        "multiple choice with a reason", _ASKED, _cot, ("seed", "layout", "cot"), (mcq, cot, multiple_choice)
+    ),
+    "small_talk": Dataset(
+        "small talk of the project's own",
+        "pairs that come with the package",
+        _small_talk,
+        (),
+        (small_talk, embedded, records, prose),
+        inputs=lambda corpus: {"pack": embedded.sha256()},
+    ),
+    "fact_mcq": Dataset(
+        "multiple choice from typed facts that no shortcut answers",
+        _TYPED,
+        _fact_mcq,
+        ("seed", "layout"),
+        (fact_mcq, question_forms, multiple_choice),
+    ),
+    "raft": Dataset(
+        "multiple choice with retrieved passages",
+        _ASKED,
+        _raft,
+        ("seed", "layout"),
+        (mcq, raft, retrieve, multiple_choice),
+    ),
+    "rank": Dataset(
+        "multiple choice whose options are ranked", _ASKED, _rank, ("seed",), (mcq, rank, multiple_choice), rank.row
+    ),
+    "read": Dataset(
+        "multiple choice with retrieved passages, its options ranked",
+        _TYPED,
+        _read,
+        ("seed",),
+        (fact_mcq, question_forms, raft, retrieve, rank, multiple_choice),
+        rank.row,
+    ),
 }
 # Built for every chat recipe, mixed in or not: recipes share their validation records, so that losses compare.
 SHARED = ("qa", "mcq", "cot", "small_talk")
@@ -165,8 +215,8 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
 
     options = {key: config.data[key] for key in dataset.options}
     options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
-    made_from = {"corpus": corpus.name, "tokenizer": vocabulary.sha256, **options}
-    return store.build(name, (__name__,), made_from, write)
+    made_from = {**dataset.inputs(corpus), "tokenizer": vocabulary.sha256, **options}
+    return store.build(name, (*dataset.made_by, chat, tokenizer, array_record), made_from, write)
 
 
 def _write_items(given: Ingredients, asked: Iterable[Question]) -> None:

@@ -6,6 +6,7 @@ same to the byte whoever made them.
 """
 
 import dataclasses
+import difflib
 import functools
 import itertools
 import json
@@ -15,12 +16,16 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from ghost_jax.data import duplicates, fetch, sources, store
+from ghost_jax import retrieve
+from ghost_jax.data import duplicates, fetch, prose, records, sources, store
 from ghost_jax.data.builders import Documents
+from ghost_jax.data.published import PUBLISHED
 from ghost_jax.data.records import Fact, Record
+from ghost_jax.data.sources import embedded
 from ghost_jax.errors import UsageError, UserError, did_you_mean
 from ghost_jax.paths import cache_dir, data_folders
 from ghost_jax.retrieve import Index, passages_of
@@ -29,6 +34,7 @@ Say = Callable[[str], None]
 BOOK = ("attack", "capec", "cwe", "embedded")  # as documents call them: the pages that questions are asked from
 PUBLISHED_BOOK = ("attack", "capec", "cwe")  # the sources of the open book
 FINGERPRINTS = "fingerprints.npy"
+_OF_ALL = [prose, records, duplicates]  # what decides the documents of every source
 WORTH_PROCESSES = 4 << 20  # bytes of input below which starting processes takes longer than reading
 
 
@@ -42,41 +48,118 @@ class Input:
     def identity(self) -> dict:
         """Returns what tells its content apart: name, size and SHA-256."""
         if self.path is None:
-            return {"source": self.source}
+            return {"source": self.source, "sha256": embedded.sha256()}
         size = self.path.stat().st_size
         return {"source": self.source, "file": self.path.name, "sha256": store.sha256_of(self.path), "bytes": size}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Inputs:
-    """The files of a config's sources in their order, and sentences on what was nowhere to be found."""
+    """The files of a config's sources in their order, and sentences on files that are missing or not read."""
 
     files: tuple[Input, ...]
     notes: tuple[str, ...]
 
 
-def locate(names: Sequence[str], data_dir: str | None, say: Say) -> Inputs:
-    """Returns the files of the sources `names`; what is on this machine nowhere is fetched, if it can be.
+def locate(names: Sequence[str], data_dir: str | None, say: Say, *, stand_in: bool) -> Inputs:
+    """Returns the files of the sources `names`; a source that no data folder has is fetched, if it can be.
 
-    Raises UsageError for a name that is no source.
+    Args:
+      stand_in: whether the embedded pack, where it is among the names, may stand in for a source that is missing, and
+        a part of a source for the source.
+
+    Raises:
+      UsageError: no source is named, or one that does not exist.
+      UserError: a source is missing or incomplete, and nothing may stand in for it.
     """
-    folders = data_folders(data_dir)
+    if not names:
+        raise UsageError(f"data.sources is empty. Name at least one of {', '.join(sources.SOURCES)}.")
     for name in names:
         if name not in sources.SOURCES:
             raise UsageError(f"data.sources names {name}.{did_you_mean(name, list(sources.SOURCES))}")
-    missing = [name for name in names if sources.SOURCES[name].stems and not sources.locate(name, folders)]
-    absent = fetch.bring(missing, cache_dir() / "data", say) if missing else {}
-    files = []
-    for name in names:
-        if not sources.SOURCES[name].stems:
-            files.append(Input(name, None))
-        files += [Input(name, path) for path in sources.locate(name, folders)]
-    if not absent:
-        return Inputs(tuple(files), ())
-    fate = "the embedded pack stands in for them" if "embedded" in names else "they are left out"
-    why = "; ".join(dict.fromkeys(absent.values()))
-    note = f"No files of {', '.join(absent)} in {', '.join(map(str, folders))}: {fate} ({why})."
-    return Inputs(tuple(files), (note,))
+    search = _search(names, data_dir, say, partly=stand_in)
+    missing = [name for name in search.absent if not search.found[name]]
+    notes = []
+    if search.absent:
+        what = f"No files of {', '.join(missing)}" if missing else f"Only a part of {', '.join(search.absent)}"
+        if not stand_in or (missing and "embedded" not in names):
+            raise UserError(
+                f"{what} on this machine. Missing: {search.missing}. {search.told} Or leave the source out of "
+                "--config.data.sources, for the base of a chat recipe --config.base.data.sources. Only a preset named "
+                "nano trains without a source that it names, and only where it names embedded too."
+            )
+        fate = "the embedded pack stands in for them" if missing else "the run uses that part"
+        notes.append(f"{what}: {fate}. Missing: {search.missing}. {search.told}")
+    if strays := sources.unclaimed(data_folders(data_dir)):
+        notes.append(f"Not read, because no source has a file of that name: {few(strays)}.")
+    return Inputs(search.inputs, tuple(notes))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Search:
+    """The result of a search for sources.
+
+    Attributes:
+      found: source -> its files.
+      absent: source -> the names of its files that were not found; a complete source is left out.
+      told: where was searched, what lies there, why nothing was fetched, and what to do, in sentences.
+    """
+
+    found: dict[str, list[Path]]
+    absent: dict[str, list[str]]
+    told: str
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What was found; of a source that comes with the package, the source."""
+        paths = {name: found if sources.SOURCES[name].stems else [None] for name, found in self.found.items()}
+        return tuple(Input(name, path) for name in paths for path in paths[name])
+
+    @property
+    def missing(self) -> str:
+        """The names of all files that were not found."""
+        return ", ".join(map(few, self.absent.values()))
+
+
+def _search(names: Sequence[str], data_dir: str | None, say: Say, *, partly: bool) -> _Search:
+    """Searches the data folders, and fetches what none has; with `partly`, not a source of which one has a part."""
+    folders = data_folders(data_dir)
+
+    def look() -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
+        found = {name: sources.locate(name, folders) for name in names}
+        return found, {name: absent for name in names if (absent := sources.absent(name, found[name]))}
+
+    found, absent = look()
+    why: dict[str, str] = {}
+    if wanted := [name for name in absent if not (partly and found[name])]:
+        why = fetch.bring(wanted, cache_dir() / "data", say)
+        found, absent = look()
+    near = _near(found, absent, folders)
+    published = [name for name in absent if name in PUBLISHED]
+    told = [
+        f"Searched, plain and as .xz, .gz or .zip: {', '.join(map(str, folders))}, and raw/ and corpus/ in each.",
+        f"Found there: {few(near)}." if near else "",
+        f"Not fetched: {'; '.join(dict.fromkeys(why.values()))}." if why else "",
+        "Set GHOST_DATA or --data_dir to the folder that holds raw/ and corpus/"
+        + (f", or run python -m ghost_jax.data.fetch --sources={','.join(published)}." if published else "."),
+    ]
+    return _Search(found, absent, " ".join(filter(None, told)))
+
+
+def _near(found: dict[str, list[Path]], absent: dict[str, list[str]], folders: Sequence[Path]) -> list[str]:
+    """Returns the parts that there are of incomplete sources, and files whose names are like one that is absent."""
+    parts = [f"{path} (a part of {name})" for name in absent for path in found[name]]
+    used = {path for paths in found.values() for path in paths}
+    others = [path for folder in folders for path in sources.files.listed(folder) if path not in used]
+    called = [sources.files.stem(path.name).lower() for path in others]
+    like = {each for names in absent.values() for name in names for each in difflib.get_close_matches(name, called)}
+    return parts + [str(path) for path, name in zip(others, called, strict=True) if name in like]
+
+
+def few(things: Sequence[object]) -> str:
+    """Returns the things as a list, the first five of many."""
+    more = f" and {len(things) - 5} more" if len(things) > 5 else ""
+    return ", ".join(map(str, things[:5])) + more
 
 
 # ---- Parts ----
@@ -113,9 +196,20 @@ def _part_store(say: Say, given: Input) -> Path:
                     yield record
 
         np.save(folder / FINGERPRINTS, duplicates.fingerprints(written()))
+        if not documents:
+            raise UserError(
+                f"{given.path} holds no document. Fetch the file again, or leave {given.source} out of "
+                "--config.data.sources."
+            )
         return {"licenses": licenses, "documents": documents}
 
-    return store.build("part", ("ghost_jax.data.sources", "ghost_jax.data.duplicates"), given.identity(), write)
+    return store.build("part", _made_by([given.source]), given.identity(), write)
+
+
+def _made_by(names: Iterable[str]) -> list[ModuleType]:
+    """Returns the modules that decide the documents of sources, and which of them are duplicates."""
+    rows = [sources.SOURCES[name] for name in names]
+    return list(dict.fromkeys([module for row in rows for module in (row.reader, *row.shared)] + _OF_ALL))
 
 
 # ---- Together ----
@@ -124,10 +218,10 @@ def _part_store(say: Say, given: Input) -> Path:
 def corpus_store(inputs: Inputs, say: Say) -> Path:
     """Returns the store of all inputs' documents, each duplicate of an earlier one left out and counted.
 
-    Raises UserError for a damaged input, and where there is no document at all.
+    Raises UserError for an input that is damaged or holds no document.
     """
     names = list(dict.fromkeys(each.source for each in inputs.files))
-    made_from = {"inputs": [each.identity() for each in inputs.files if each.path], "sources": names}
+    made_from = {"inputs": [each.identity() for each in inputs.files], "sources": names}
 
     def write(folder: Path) -> dict:
         parts = part_stores(inputs.files, say)
@@ -148,11 +242,9 @@ def corpus_store(inputs: Inputs, say: Say) -> Path:
         by_source = {source: {r: dropped[source, r] for r in duplicates.REASONS} for source, _ in dropped}
         for source, counts in by_source.items():
             documents[source] -= sum(counts.values())
-        if not documents:
-            raise UserError(f"The sources {', '.join(names)} hold no document. Add embedded to --config.data.sources.")
         return {"documents": documents, "duplicates_dropped": by_source, "licenses": licenses}
 
-    return store.build("corpus", (__name__,), made_from, write)
+    return store.build("corpus", _made_by(names), made_from, write)
 
 
 def _lines(part: Path) -> Iterator[bytes]:
@@ -183,7 +275,7 @@ def index_store(corpus: Path, pages_of: Iterable[str], say: Say) -> Path:
         index.save(folder)
         return {"passages": len(index), "inputs": store.manifest(corpus)["made_from"]["inputs"]}
 
-    return store.build("index", ("ghost_jax.retrieve",), {"corpus": corpus.name, "sources": indexed}, write)
+    return store.build("index", (retrieve,), {"corpus": corpus.name, "sources": indexed}, write)
 
 
 def book_corpus(data_dir: str | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:
@@ -193,14 +285,7 @@ def book_corpus(data_dir: str | None, say: Say, names: Sequence[str] = PUBLISHED
       UserError: a file of a source is neither on this machine nor can it be fetched. An open book with a part missing
         would be another book, and its figure no figure of this one.
     """
-    inputs = locate(names, data_dir, say)
-    here = [each.path.name for each in inputs.files if each.path]
-    wanted = {stem: name for name in names for stem in sources.SOURCES[name].stems}
-    absent = {stem: name for stem, name in wanted.items() if not any(file.startswith(stem) for file in here)}
-    if absent:
-        lacking = ",".join(dict.fromkeys(absent.values()))
-        raise UserError(
-            f"The open book lacks {', '.join(absent)}. {' '.join(inputs.notes)} Set GHOST_DATA or --data_dir to the "
-            f"folder that holds raw/, or run python -m ghost_jax.data.fetch --sources={lacking}."
-        )
-    return corpus_store(inputs, say)
+    search = _search(names, data_dir, say, partly=False)
+    if search.absent:
+        raise UserError(f"The open book lacks {search.missing}. {search.told}")
+    return corpus_store(Inputs(search.inputs, ()), say)

@@ -21,6 +21,7 @@ from requests.adapters import HTTPAdapter
 import ghost_jax
 from ghost_jax.data.published import GitBlob, Sha256
 from ghost_jax.data.sources import files
+from ghost_jax.data.sources.files import stem
 from ghost_jax.errors import UserError
 from ghost_jax.progress import Progress
 
@@ -171,11 +172,6 @@ def _content(path: Path, name: str, most: int) -> Iterator[bytes]:
                 if left < 0:
                     raise UserError(f"{path} holds more than the {most:,} bytes that its publisher's file has at most.")
                 yield chunk
-
-
-def stem(name: str) -> str:
-    """Returns the name of a file without the suffix of its compression."""
-    return next((name.removesuffix(suffix) for suffix in files.SUFFIXES if suffix and name.endswith(suffix)), name)
 
 
 def is_whole(place: Path, proof: Sha256 | GitBlob) -> bool:

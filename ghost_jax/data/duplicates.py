@@ -22,6 +22,9 @@ import rensa
 
 from ghost_jax.data.records import Record
 
+VERSION = 1  # raise it when other documents are dropped, or a fingerprint holds something else
+TOOLS = ("rensa",)
+
 RUN = 7  # words; also the shortest text that can be a near duplicate
 NEAR = 0.9  # estimated Jaccard similarity of two sets of runs, from which on the later text is dropped
 SEED = 1

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ghost_jax.data.mixture import Filling, Mix, Share
+from ghost_jax.data.mixture import Filling, Mix, Share, validation_size
 
 TASK_SHARE = 0.2  # the SmolLM2 reference that the study's chat-recovered is said to miss
 NO_TASK = "small_talk"
@@ -49,7 +49,7 @@ def task_share(lines: Sequence[Share]) -> tuple[float, float]:
 
 
 def remarks(mix: Mix, lines: Sequence[Share], rows: Filling) -> list[str]:
-    """Returns what stands below the table: the task share with a warning where it is low, rows, over-long records."""
+    """Returns what stands below the table: task share, rows, over-long records, and warnings."""
     said = []
     if any(line.name == NO_TASK for line in lines):
         by_record, by_token = task_share(lines)
@@ -64,6 +64,8 @@ def remarks(mix: Mix, lines: Sequence[Share], rows: Filling) -> list[str]:
             f"packing: {rows.share:.1%} of a row's {mix.seq_len} places hold a token; {rows.records_per_row:.2f} "
             f"records a row, about {rows.records_per_row * mix.batch_size:.0f} an update."
         )
+    if not any(validation_size(mix, name) for name in mix.datasets):
+        said.append("WARNING: no dataset of the mixture has a validation record: no loss is validated or watched.")
     overlong = sum(line.overlong for line in lines)
     if overlong:
         fate = "lose their beginning" if mix.overlong == "crop" else "are left out"

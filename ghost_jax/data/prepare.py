@@ -13,7 +13,7 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ghost_jax import config as config_lib
 from ghost_jax.data import conversations, corpus, store, windows
 from ghost_jax.data.mixture import Mix, Phase
-from ghost_jax.errors import UsageError, command
+from ghost_jax.errors import UsageError, UserError, command
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
 
@@ -46,8 +46,11 @@ class Prepared:
 
 
 def prepare(config: ConfigDict, data_dir: str | None) -> Prepared:
-    """Returns the stores of a config, building what is missing. Raises UserError for a damaged input."""
-    inputs = corpus.locate(config.data.sources, data_dir, _say)
+    """Returns the stores of a config, building what is missing.
+
+    Raises UserError for a missing or damaged input, and for a dataset that is mixed in and has nothing to train on.
+    """
+    inputs = _located(config, config.data.sources, data_dir)
     documents = corpus.corpus_store(inputs, _say)
     mixed = {name for multipliers in config_lib.mixtures(config).values() for name in multipliers if multipliers[name]}
     if config.stage == "pretrain":
@@ -58,6 +61,7 @@ def prepare(config: ConfigDict, data_dir: str | None) -> Prepared:
         vocabulary = conversations.vocabulary_of(base)
         names = _known(mixed | set(conversations.SHARED), conversations)
         made = {name: conversations.dataset_store(name, config, documents, vocabulary, _say) for name in names}
+    _refuse_empty(config, documents, {name: made[name] for name in made if name in mixed})
     return Prepared(documents, made, vocabulary, base, inputs.notes)
 
 
@@ -75,6 +79,29 @@ def mix_of(config: ConfigDict, prepared: Prepared) -> Mix:
     )
 
 
+def _located(config: ConfigDict, names: Sequence[str], data_dir: str | None) -> corpus.Inputs:
+    return corpus.locate(names, data_dir, _say, stand_in="nano" in config.preset.split(","))
+
+
+def _refuse_empty(config: ConfigDict, documents: Path, mixed: dict[str, Path]) -> None:
+    """Raises UserError where the store of a dataset that is mixed in has no training record."""
+    table = windows.DATASETS if config.stage == "pretrain" else conversations.DATASETS
+    empty: dict[str, list[str]] = {}  # what they are made of -> datasets
+    for name, place in mixed.items():
+        if "train" not in store.manifest(place)["datasets"][name]:
+            empty.setdefault(table[name].made_of.format_map(config.data), []).append(name)
+    if empty:
+        why = "; ".join(f"{made_of} (needed for {', '.join(names)})" for made_of, names in empty.items())
+        here = corpus.few(list(store.manifest(documents)["documents"]))
+        names = [name for names in empty.values() for name in names]
+        raise UserError(
+            f"The mixture asks for {', '.join(names)}, of which there is no training record. The sources "
+            f"{', '.join(config.data.sources)}, with documents of {here}, do not give {why}. Name other sources in "
+            "--config.data.sources, or leave the dataset out: "
+            f"{' '.join(f'--config.data.mixture.{name}=0' for name in names)}."
+        )
+
+
 def _vocabulary(config: ConfigDict, documents: Path) -> Tokenizer:
     return tokenizer_lib.load(windows.vocabulary_store(config, documents, _say) / "tokenizer.json")
 
@@ -84,7 +111,7 @@ def _base_vocabulary(config: ConfigDict, data_dir: str | None) -> Tokenizer:
     if "vocabulary" in config:
         return tokenizer_lib.load(Path(config.vocabulary))
     # Whatever the chat stage is asked about.
-    return _vocabulary(config, corpus.corpus_store(corpus.locate(config.data.sources, data_dir, _say), _say))
+    return _vocabulary(config, corpus.corpus_store(_located(config, config.data.sources, data_dir), _say))
 
 
 def _known(names: set[str], stage) -> list[str]:
@@ -112,7 +139,7 @@ def _summary(prepared: Prepared) -> Iterator[str]:
     for name, place in prepared.stores.items():
         splits = store.manifest(place)["datasets"][name]
         counts = ", ".join(f"{split} {c['records']:,} records / {c['tokens']:,} tokens" for split, c in splits.items())
-        yield f"{name:11} {counts}"
+        yield f"{name:11} {counts or 'no record'}"
 
 
 @command
@@ -128,7 +155,7 @@ def main() -> int:
         index, count = _shard(flags.shard)
         of_base = config.base.data.sources if config.stage == "chat" and "vocabulary" not in config.base else ()
         sources = config.data.sources + of_base
-        inputs = corpus.locate(tuple(dict.fromkeys(sources)), flags.data_dir, _say)
+        inputs = _located(config, tuple(dict.fromkeys(sources)), flags.data_dir)
         parts = corpus.part_stores(inputs.files[index::count], _say)
         _say(f"{len(parts)} of {len(inputs.files)} parts in {time.monotonic() - started:.1f} s")
         return 0

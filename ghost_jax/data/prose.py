@@ -5,6 +5,8 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
+VERSION = 1  # raise it when a function here gives another text: documents, facts and passages are made with them
+
 # Words in angle brackets such as <username> are what a placeholder or an exploit looks like: only tags that format
 # text are markup.
 _FORMATTING = "b|br|code|div|em|h[1-6]|i|li|ol|p|pre|span|strong|sub|sup|table|tbody|td|th|thead|tr|u|ul"

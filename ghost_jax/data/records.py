@@ -5,6 +5,8 @@ import hashlib
 
 from ghost_jax.data.prose import first_sentences
 
+VERSION = 1  # raise it when a record is written otherwise or a subject gets another split
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fact:

@@ -2,40 +2,24 @@
 
 A store is built in a folder beside its place and renamed when its manifest is written, so a folder with the final name
 is always complete. The manifest holds the hash of every file, and of itself: a store that was damaged since is made
-anew. Its name carries a fingerprint of its inputs and of the code that makes it, so a change of either gives another
-store and an unchanged one is found again.
+anew. Its name is a fingerprint of its inputs, its options, the `VERSION` of each module that decides its content, and
+the versions of the tools whose output it holds. A change of any of these gives another store, and nothing else does.
 """
 
-import ast
 import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import ghost_jax
 from ghost_jax.errors import UserError
 from ghost_jax.paths import cache_dir
-
-ROOT = Path(ghost_jax.__file__).parents[1]  # holds our packages
-PACKAGES = ("ghost_jax", "evals")
-TOOLS = (
-    "array_record",
-    "bm25s",
-    "defusedxml",
-    "ijson",
-    "numpy",
-    "PyStemmer",
-    "rensa",
-    "tensorflow-datasets",
-    "tokenizers",
-)
 
 
 def fingerprint(facts: Any) -> str:
@@ -49,57 +33,30 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@functools.cache
-def code_fingerprint(*modules: str) -> str:
-    """Returns the SHA-256 of the modules, of all of ours that they import, and of the data files beside those.
-
-    An edit of a builder must not find the store from before it.
-    """
-    found: dict[str, Path] = {}
-    left = list(modules)
-    while left:
-        name = left.pop()
-        path = None if name in found else _file_of(name)
-        if path:
-            found[name] = path
-            left += [name.rpartition(".")[0], *_imports_of(path)]  # importing a module runs its package too
-    packages = [path.parent for path in found.values() if path.name == "__init__.py"]
-    beside = [path for folder in packages for path in folder.glob("*/*") if path.suffix not in (".py", ".pyc")]
-    files = {*found.values(), *(path for path in beside if path.is_file())}
-    return fingerprint(sorted((path.relative_to(ROOT).as_posix(), sha256_of(path)) for path in files))
+def identity_of(kind: str, made_by: Sequence[ModuleType], made_from: dict) -> dict:
+    """Returns all that decides the content of a store, as its manifest says it; see `build`."""
+    tools = {tool for module in made_by for tool in getattr(module, "TOOLS", ())}
+    return {
+        "kind": kind,
+        "versions": {module.__name__.rpartition(".")[2]: module.VERSION for module in made_by},
+        "tools": {tool: importlib.metadata.version(tool) for tool in tools},
+        "made_from": made_from,
+    }
 
 
-def _file_of(module: str) -> Path | None:
-    """Returns the file of a module of ours, None for a name that is none. Nothing is imported to find it."""
-    parts = module.split(".")
-    if parts[0] not in PACKAGES:
-        return None
-    place = ROOT.joinpath(*parts)
-    return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if path.is_file()), None)
-
-
-def _imports_of(path: Path) -> Iterator[str]:
-    """Yields the modules that a file imports, inside functions as well, and names that may be modules."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-
-
-def build(kind: str, code: Sequence[str], made_from: dict, write: Callable[[Path], dict]) -> Path:
+def build(kind: str, made_by: Sequence[ModuleType], made_from: dict, write: Callable[[Path], dict]) -> Path:
     """Returns the store of this kind and inputs, building it with `write` where it is not there yet.
 
     Where several processes want it, one builds and the others wait for it.
 
     Args:
       kind: the first part of the folder's name.
-      code: names of the modules that decide the content; what they import is part of them.
+      made_by: the modules whose code decides the content. Each has a `VERSION`, which is raised when the same inputs
+        give another content, and may have `TOOLS`, the distributions whose output the content holds.
       made_from: every other thing that decides the content; goes into the fingerprint and the manifest.
       write: fills an empty folder and returns what the manifest shall say of it.
     """
-    identity = {"kind": kind, "code": code_fingerprint(*code), "made_from": made_from}
+    identity = identity_of(kind, made_by, made_from)
     home = cache_dir() / "stores"
     place = home / f"{kind}-{fingerprint(identity)[:16]}"
     if is_whole(place):
@@ -118,7 +75,7 @@ def build(kind: str, code: Sequence[str], made_from: dict, write: Callable[[Path
         aside.mkdir()
         try:
             content = write(aside)
-            manifest = {**identity, "fingerprint": fingerprint(identity), "tools": tools(), **content}
+            manifest = {**identity, "fingerprint": fingerprint(identity), **content}
             manifest = json.loads(json.dumps(manifest | {"files": _hashes(aside)}))  # keys are text, as when it is read
             manifest["sha256"] = fingerprint(manifest)
             (aside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
@@ -126,12 +83,6 @@ def build(kind: str, code: Sequence[str], made_from: dict, write: Callable[[Path
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return place
-
-
-@functools.cache
-def tools() -> dict[str, str]:
-    """Returns the versions of Python and `TOOLS`."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in TOOLS}
 
 
 def find(name: str) -> Path | None:

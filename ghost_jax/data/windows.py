@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
@@ -25,13 +26,17 @@ class Dataset:
 
     Attributes:
       about: what it is, for the screen.
+      made_of: what its records come from, for the message where there are none.
       rows: `(documents, vocabulary, split, window)` to the rows of one split.
+      made_by: the modules that decide its rows, beside those that decide the documents.
       sources: the documents it takes, as they call their source; None for all.
       describe: writes beside the rows what else is known of them, and returns it for the manifest in short.
     """
 
     about: str
+    made_of: str
     rows: Callable[[Documents, Tokenizer, str, int], Iterator[dict]]
+    made_by: tuple[ModuleType, ...]
     sources: tuple[str, ...] | None = None
     describe: Callable[[Documents, Path], dict] = lambda documents, folder: {}
 
@@ -45,9 +50,16 @@ def _exposures(documents: Documents, folder: Path) -> dict:
 
 
 DATASETS = {
-    "pretrain": Dataset("the corpus in windows of tokens", pretrain.build),
+    "pretrain": Dataset("the corpus in windows of tokens", "documents with text", pretrain.build, (pretrain,)),
     # Of vulnerabilities the facts are about descriptions, which are no entities: reference pages alone.
-    "facts": Dataset("typed facts in many surface forms and both directions", rewrite.build, BOOK, _exposures),
+    "facts": Dataset(
+        "typed facts in many surface forms and both directions",
+        f"typed facts, as {', '.join(BOOK)} state them",
+        rewrite.build,
+        (rewrite, pretrain),
+        BOOK,
+        _exposures,
+    ),
 }
 
 
@@ -61,8 +73,7 @@ def vocabulary_store(config: ConfigDict, corpus: Path, say: Callable[[str], None
         vocabulary.save(folder / "tokenizer.json")
         return {"tokenizer": vocabulary.sha256, "vocab_size": vocabulary.vocab_size}
 
-    code = ("ghost_jax.text.tokenizer", "ghost_jax.data.builders.pretrain")
-    return store.build("vocabulary", code, {"corpus": corpus.name, "vocab_size": size}, write)
+    return store.build("vocabulary", (tokenizer, pretrain), {"corpus": corpus.name, "vocab_size": size}, write)
 
 
 def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Callable) -> Path:
@@ -80,4 +91,4 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
         return {"datasets": {name: counts}} | dataset.describe(documents, folder)
 
     made_from = {"corpus": corpus.name, "tokenizer": vocabulary.sha256, "window": window}
-    return store.build(name, (__name__,), made_from, write)
+    return store.build(name, (*dataset.made_by, tokenizer, array_record), made_from, write)

@@ -11,6 +11,8 @@ import numpy as np
 
 from ghost_jax.text.tokenizer import ASSISTANT, END, USER, Tokenizer
 
+VERSION = 1  # raise it when the same messages give other ids or another mask
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:

@@ -12,6 +12,8 @@ import numpy as np
 from ghost_jax.text.chat import Message, render, render_prompt
 from ghost_jax.text.tokenizer import Tokenizer
 
+VERSION = 1  # raise it when a question or an answer is put in other words
+
 LETTERS = "ABCDEFGHIJ"
 LAYOUTS = {
     "classic": "options as A) to D), answered with the letter",

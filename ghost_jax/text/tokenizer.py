@@ -17,6 +17,9 @@ from tokenizers import models, pre_tokenizers, trainers
 from ghost_jax.errors import UserError
 from ghost_jax.whole import write_text
 
+VERSION = 1  # raise it when the same texts give another vocabulary or other ids
+TOOLS = ("tokenizers",)
+
 PAD, BOS, EOS, UNK = SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>")
 USER, ASSISTANT, END = ROLES = ("<|ghost_user|>", "<|ghost_assistant|>", "<|ghost_end|>")
 

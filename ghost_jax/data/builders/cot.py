@@ -14,6 +14,8 @@ from ghost_jax.data.prose import clean, first_sentences, flat
 from ghost_jax.text.chat import Message
 from ghost_jax.text.multiple_choice import LETTERS, answer, ask
 
+VERSION = 1  # raise it when the same questions give other reasons, also by a change of `teacher`
+
 SENTENCES, CHARACTERS = 2, 300  # most of a reason
 MOST_READ = 4000  # characters of a reply behind its thoughts; a rambling one is not searched to its end
 FAULTS = ("empty", "refusal", "another answer")

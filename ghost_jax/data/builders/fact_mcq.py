@@ -24,6 +24,8 @@ from ghost_jax.data.records import SPLITS, Fact, split_of
 from ghost_jax.text.chat import Message
 from ghost_jax.text.multiple_choice import LETTERS, answer, ask
 
+VERSION = 1  # raise it when the same documents give other questions or conversations, also by a change of `shortcuts`
+
 MOST = 4000  # facts asked a relation, so that none dominates
 CONSIDERED = 3 * MOST  # facts drawn a relation, of which the ones asked remain
 OPTIONS = 4

@@ -8,6 +8,8 @@ from ghost_jax.data.records import as_asked, split_of
 from ghost_jax.text.chat import Message
 from ghost_jax.text.multiple_choice import answer, ask
 
+VERSION = 1  # raise it when the same documents give other questions or conversations
+
 # relation -> how it is asked; {subject} is the fact's subject
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "weakness_class": (

@@ -8,6 +8,8 @@ from ghost_jax.data.builders import Documents
 from ghost_jax.data.records import Record
 from ghost_jax.text.tokenizer import BOS, EOS, Tokenizer
 
+VERSION = 1  # raise it when the same documents give other texts or windows
+
 BATCH = 512  # documents tokenised at once, on all cores
 
 

@@ -8,6 +8,8 @@ from ghost_jax.data.prose import first_sentences
 from ghost_jax.data.records import SPLITS, Record, as_asked, split_of
 from ghost_jax.text.chat import Message
 
+VERSION = 1  # raise it when the same documents give other conversations
+
 ABOUT = (
     "What is {title}?",
     "Explain {title}.",

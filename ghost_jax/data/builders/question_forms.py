@@ -3,6 +3,8 @@
 Most relations hold of many things at once, so a question leaves room for other right answers. None names an answer.
 """
 
+VERSION = 1  # raise it when a form changes
+
 # relation -> its questions; {subject} is the fact's subject
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "tactic": (

@@ -21,6 +21,8 @@ from ghost_jax.data.builders.surface_forms import FORMS, fill
 from ghost_jax.data.records import Fact
 from ghost_jax.text.tokenizer import Tokenizer
 
+VERSION = 1  # raise it when the same facts give other statements, also by a change of `surface_forms`
+
 LONGEST_NAME = 300  # characters; twice the longest name of a weakness
 STATEMENTS = 8  # a document
 PARTS = 4  # of the facts, each shuffled in itself

@@ -1,17 +1,36 @@
 """Where documents come from. `SOURCES` is the one table to extend.
 
-To add a source, write a module here whose `read(path)` yields `Record`s and raises `UserError` for a faulty file, and
-give it a row in `SOURCES` under the name that configs will use. Nothing else needs to know of it. `files.open_bytes`
-opens every kind of compression; `forms.read` checks a publisher's JSON; `ghost_jax.data.prose.clean` turns markup into
-prose.
+To add a source, write a module here with a `VERSION` and a `read(path)` that yields `Record`s and raises `UserError`
+for a faulty file, and give it a row in `SOURCES` under the name that configs will use. Nothing else needs to know of
+it. `files.open_bytes` opens every kind of compression; `forms.read` checks a publisher's JSON;
+`ghost_jax.data.prose.clean` turns markup into prose.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
+from ghost_jax.data.published import PUBLISHED
 from ghost_jax.data.records import Record
-from ghost_jax.data.sources import attack, capec, cwe, embedded, exploitdb, files, jsonl, kev, nvd
+from ghost_jax.data.sources import (
+    attack,
+    capec,
+    cwe,
+    embedded,
+    exploitdb,
+    files,
+    forms,
+    jsonl,
+    kev,
+    nvd,
+    stix,
+    vulnerability,
+)
+
+# What lies in a data folder and is nobody's data: a publisher's papers and feed notes, downloads under way
+_PAPERS = ("README*", "LICEN[CS]E*", "COPYING*", "NOTICE*", ".*", "*.META", "*.PARTIAL", "*.ETAG", "*.PART")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,35 +40,62 @@ class Source:
     Attributes:
       stems: the names of its files, without the suffix of a compression, or glob patterns of names; () for what comes
         with the package.
-      read: yields the records of one file, given its path; takes no argument where there are no stems.
+      reader: the module that reads them.
+      shared: the modules that it shares with other sources and that decide its records as well.
     """
 
     stems: tuple[str, ...]
-    read: Callable[..., Iterator[Record]]
+    reader: ModuleType
+    shared: tuple[ModuleType, ...] = ()
+
+    @property
+    def read(self) -> Callable[..., Iterator[Record]]:
+        """Yields the records of one file, given its path; takes no argument where there are no stems."""
+        return self.reader.read
 
 
 SOURCES = {
-    "attack": Source(("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json"), attack.read),
-    "attack18": Source(("enterprise-attack-18.1.json",), attack.read),
-    "capec": Source(("stix-capec-3.9.json",), capec.read),
-    "cwe": Source(("cwec_v4.14.xml",), cwe.read),
-    "nvd": Source(("nvdcve-2.0-*.json",), nvd.read),
-    "kev": Source(("known_exploited_vulnerabilities.json",), kev.read),
-    "exploitdb": Source(("files_exploits.csv",), exploitdb.read),
-    "cti": Source(("cti.jsonl",), jsonl.read),
-    "cve": Source(("cve.jsonl",), jsonl.read),
-    "embedded": Source((), embedded.read),
+    "attack": Source(
+        ("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json"), attack, (stix, forms)
+    ),
+    "attack18": Source(("enterprise-attack-18.1.json",), attack, (stix, forms)),
+    "capec": Source(("stix-capec-3.9.json",), capec, (stix, forms, vulnerability)),
+    "cwe": Source(("cwec_v4.14.xml",), cwe, (forms,)),
+    "nvd": Source(("nvdcve-2.0-*.json",), nvd, (vulnerability, forms)),
+    "kev": Source(("known_exploited_vulnerabilities.json",), kev, (vulnerability, forms)),
+    "exploitdb": Source(("files_exploits.csv",), exploitdb, (vulnerability,)),
+    "cti": Source(("cti.jsonl",), jsonl, (vulnerability,)),
+    "cve": Source(("cve.jsonl",), jsonl, (vulnerability,)),
+    "embedded": Source((), embedded),
 }
 
 
-def locate(name: str, folders: list[Path]) -> list[Path]:
-    """Returns the files of a source in the first of the folders that has any of its first stem; [] if none has.
+def locate(name: str, folders: Sequence[Path]) -> list[Path]:
+    """Returns the files of a source in the first of the folders that has them all, else in the first that has any.
 
     Files of one source are never gathered from several folders, whose versions may differ.
     """
-    stems = SOURCES[name].stems
-    for folder in folders:
-        found = [files.find(folder, stem) for stem in stems]
-        if found and found[0]:
-            return [path for paths in found for path in paths]
-    return []
+    found = [[path for stem in SOURCES[name].stems for path in files.find(folder, stem)] for folder in folders]
+    return next((paths for paths in found if not absent(name, paths)), next(filter(None, found), []))
+
+
+def absent(name: str, paths: Sequence[Path]) -> list[str]:
+    """Returns the names of the files that a source consists of and that are not among `paths`.
+
+    A source of patterns consists of what is published.
+    """
+    published = [files.stem(Path(file.path).name) for file in PUBLISHED[name].files] if name in PUBLISHED else ()
+    here = {files.stem(path.name) for path in paths}
+    return [stem for stem in published or SOURCES[name].stems if stem not in here]
+
+
+def unclaimed(folders: Sequence[Path]) -> list[Path]:
+    """Returns the files of data folders that belong to no source, without what lies beside data everywhere."""
+
+    def claimed(name: str) -> bool:
+        stems = (stem for source in SOURCES.values() for stem in source.stems)
+        return any(fnmatch.fnmatchcase(files.stem(name), stem) for stem in stems)
+
+    there = [path for folder in folders for path in files.listed(folder)]
+    papers = [path for path in there if any(fnmatch.fnmatchcase(path.name.upper(), paper) for paper in _PAPERS)]
+    return [path for path in there if path not in papers and not claimed(path.name)]

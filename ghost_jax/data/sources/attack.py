@@ -9,6 +9,8 @@ from ghost_jax.data.sources import stix
 from ghost_jax.data.sources.stix import Bundle, Edge
 from ghost_jax.errors import UserError
 
+VERSION = 1  # raise it when the same file gives other records
+
 LICENSE = "MITRE ATT&CK terms of use"
 
 _PUBLISHER = ("mitre-attack", "mitre-mobile-attack", "mitre-ics-attack")

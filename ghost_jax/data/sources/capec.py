@@ -9,6 +9,8 @@ from ghost_jax.data.sources import stix
 from ghost_jax.data.sources.stix import Bundle
 from ghost_jax.data.sources.vulnerability import weaknesses
 
+VERSION = 1  # raise it when the same file gives other records
+
 LICENSE = "MITRE CAPEC terms of use"
 
 

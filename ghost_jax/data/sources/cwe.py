@@ -12,6 +12,8 @@ from ghost_jax.data.records import Fact, Record
 from ghost_jax.data.sources import files, forms
 from ghost_jax.errors import UserError
 
+VERSION = 1  # raise it when the same file gives other records
+
 LICENSE = "MITRE CWE terms of use"
 
 _SECTIONS = ("Weakness", "Category", "View", "External_Reference")

@@ -1,5 +1,6 @@
 """The project's own pack: small, Apache-2.0, always there, so that everything runs where nothing can be fetched."""
 
+import hashlib
 import importlib.resources
 import json
 import re
@@ -8,7 +9,11 @@ from collections.abc import Iterator
 from ghost_jax.data.prose import first_sentence, listing
 from ghost_jax.data.records import Fact, Record
 
+VERSION = 1  # raise it when the same pack gives other records, pairs or anchors
+
 LICENSE = "Apache-2.0"
+
+_PACK = importlib.resources.files(__package__).joinpath("pack")
 
 
 def read() -> Iterator[Record]:
@@ -23,6 +28,12 @@ def read() -> Iterator[Record]:
     yield from _ports()
     yield from _acronyms()
     yield from _explanations()
+
+
+def sha256() -> str:
+    """Returns the SHA-256 of the pack: of its files' names and contents."""
+    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _PACK.iterdir()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def small_talk() -> list[tuple[str, str]]:
@@ -106,5 +117,5 @@ def _rows(name: str) -> Iterator[tuple[str, ...]]:
 
 
 def _lines(name: str) -> list[str]:
-    text = importlib.resources.files(__package__).joinpath("pack", name).read_text(encoding="utf-8")
+    text = _PACK.joinpath(name).read_text(encoding="utf-8")
     return [line for line in text.split("\n") if line.strip()]

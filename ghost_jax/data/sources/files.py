@@ -37,6 +37,16 @@ def find(folder: Path, stem: str) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
+def stem(name: str) -> str:
+    """Returns the name of a file without the suffix of its compression."""
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if suffix and name.endswith(suffix)), name)
+
+
+def listed(folder: Path) -> list[Path]:
+    """Returns every file in the places in which `find` looks, by name."""
+    return [path for subfolder in FOLDERS for path in sorted((folder / subfolder).glob("*")) if path.is_file()]
+
+
 def open_bytes(path: Path) -> BinaryIO:
     """Opens a plain, `.xz`, `.gz` or `.zip` file as a stream of its uncompressed bytes.
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from ghost_jax.errors import UserError
 
+VERSION = 1  # raise it when the same objects are read or left out otherwise
+
 ANY_KEY = "*"
 _RETIRED = ("deprecated", "obsolete", "rejected")
 

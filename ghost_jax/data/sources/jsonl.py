@@ -10,6 +10,8 @@ from ghost_jax.data.sources import files
 from ghost_jax.data.sources.vulnerability import is_rejected
 from ghost_jax.errors import UserError
 
+VERSION = 1  # raise it when the same file gives other records
+
 _REQUIRED = ("id", "source", "text")
 _OPTIONAL = ("title", "url", "license")
 _WEAKNESS = re.compile(r"^(?:Product: .*?\. )?Weakness: (?P<id>CWE-\d+)(?::| -)? +(?P<name>\S.*)$", re.MULTILINE)

@@ -9,6 +9,8 @@ from ghost_jax.data.sources import files, forms
 from ghost_jax.data.sources.vulnerability import is_cve, product_name, weakness_facts, weaknesses
 from ghost_jax.errors import UserError
 
+VERSION = 1  # raise it when the same file gives other records
+
 LICENSE = "CC0-1.0"
 
 _URL = "https://www.cisa.gov/known-exploited-vulnerabilities-catalog?field_cve="

@@ -12,6 +12,8 @@ from ghost_jax.data.sources import files, forms
 from ghost_jax.data.sources.vulnerability import is_cve, is_rejected, product_name, weakness_facts, weaknesses
 from ghost_jax.errors import UserError
 
+VERSION = 1  # raise it when the same file gives other records
+
 LICENSE = "public domain (NVD)"
 MAX_PRODUCTS = 8  # named on a page; some vulnerabilities are in thousands of devices
 

@@ -11,6 +11,8 @@ from ghost_jax.data.prose import clean
 from ghost_jax.data.sources import files, forms
 from ghost_jax.errors import UserError
 
+VERSION = 1  # raise it when the same bundle gives other objects or links
+
 # Every field that an adapter reads.
 _FORM = {
     "type": str,

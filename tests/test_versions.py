@@ -1,0 +1,180 @@
+"""What a store's name depends on: its inputs, the versions of the modules that make it, and those of the tools.
+
+The tables below say which stores each version decides. A store's place is computed here and nothing is built.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from evals.open_book import rescorer
+from ghost_jax.data import conversations, corpus, store, windows
+from ghost_jax.data.corpus import Input, Inputs
+from ghost_jax.data.sources import SOURCES, embedded
+from ghost_jax.text import tokenizer
+from tests.conftest import ROOT
+
+PARTS = {f"part of {name}" for name in SOURCES}
+BASE, CHAT = set(windows.DATASETS), set(conversations.DATASETS)
+OF_CORPUS = {"corpus", "vocabulary", "index", "reader", *BASE, *CHAT} - {"small_talk"}
+EVERY = PARTS | OF_CORPUS | {"small_talk"}
+
+
+def of(*names: str) -> set[str]:
+    """Returns the stores of some sources: their parts and all that is made from a corpus."""
+    return {f"part of {name}" for name in names} | OF_CORPUS
+
+
+# module -> the stores whose name changes with its version
+MODULES = {
+    "ghost_jax.data.prose": EVERY,
+    "ghost_jax.data.records": EVERY,
+    "ghost_jax.data.duplicates": EVERY - {"small_talk"},
+    "ghost_jax.data.sources.attack": of("attack", "attack18"),
+    "ghost_jax.data.sources.capec": of("capec"),
+    "ghost_jax.data.sources.cwe": of("cwe"),
+    "ghost_jax.data.sources.nvd": of("nvd"),
+    "ghost_jax.data.sources.kev": of("kev"),
+    "ghost_jax.data.sources.exploitdb": of("exploitdb"),
+    "ghost_jax.data.sources.jsonl": of("cti", "cve"),
+    "ghost_jax.data.sources.embedded": of("embedded") | {"small_talk"},
+    "ghost_jax.data.sources.stix": of("attack", "attack18", "capec"),
+    "ghost_jax.data.sources.forms": of("attack", "attack18", "capec", "cwe", "nvd", "kev"),
+    "ghost_jax.data.sources.vulnerability": of("capec", "nvd", "kev", "exploitdb", "cti", "cve"),
+    "ghost_jax.data.array_record": BASE | CHAT,
+    "ghost_jax.data.builders.pretrain": {"vocabulary", "pretrain", "facts"},
+    "ghost_jax.data.builders.rewrite": {"facts"},
+    "ghost_jax.data.builders.qa": {"qa"},
+    "ghost_jax.data.builders.mcq": {"mcq", "cot", "raft", "rank"},
+    "ghost_jax.data.builders.cot": {"cot"},
+    "ghost_jax.data.builders.small_talk": {"small_talk"},
+    "ghost_jax.data.builders.fact_mcq": {"fact_mcq", "read"},
+    "ghost_jax.data.builders.question_forms": {"fact_mcq", "read", "reader"},
+    "ghost_jax.data.builders.raft": {"raft", "read"},
+    "ghost_jax.data.builders.rank": {"rank", "read"},
+    "ghost_jax.text.tokenizer": {"vocabulary"} | BASE | CHAT,
+    "ghost_jax.text.chat": CHAT,
+    "ghost_jax.text.multiple_choice": CHAT - {"qa", "small_talk"},
+    "ghost_jax.retrieve": {"index", "raft", "read", "reader"},
+    "evals.open_book.lexical": {"reader"},
+    "evals.open_book.rescorer": {"reader"},
+}
+# distribution -> the stores whose name changes with its version
+TOOLS = {
+    "rensa": EVERY - {"small_talk"},
+    "tokenizers": {"vocabulary"} | BASE | CHAT,
+    "tensorflow-datasets": BASE | CHAT,
+    "array_record": BASE | CHAT,
+    "bm25s": {"index", "raft", "read", "reader"},
+    "PyStemmer": {"index", "raft", "read", "reader"},
+    "scipy": {"reader"},
+    **{name: set() for name in ("numpy", "ijson", "defusedxml", "jax", "grain", "rich", "requests")},
+}
+
+
+class _Found(Exception):
+    """Ends a function that would go on to read the store."""
+
+
+@functools.cache
+def vocabulary() -> tokenizer.Tokenizer:
+    return tokenizer.train(["one two three"], 300)
+
+
+def names(folder: Path, edited: str = "") -> dict[str, str]:
+    """Returns the name of every kind of store, made from one file of each source in `folder`, one of them edited."""
+    found = {}
+
+    def placed(kind: str, *made: object) -> Path:
+        found[kind] = f"{kind}-{store.fingerprint(store.identity_of(kind, *made[:2]))[:16]}"
+        if kind == "reader":
+            raise _Found
+        return folder / found[kind]
+
+    inputs = []
+    for name, source in SOURCES.items():
+        path = folder / f"{name}.txt" if source.stems else None
+        if path:
+            path.write_text("edited" if name == edited else name)
+        inputs.append(Input(name, path))
+    data = {"seed": 0, "seq_len": 96, "layout": "classic", "qa_sources": ("kev",), "qa_per_source": 9, "cot": {}}
+    config = ConfigDict({"model": {"vocab_size": 300}, "data": data})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "build", placed)
+        for each in inputs:
+            corpus.part_stores([each], print)
+            found[f"part of {each.source}"] = found.pop("part")
+        documents = corpus.corpus_store(Inputs(tuple(inputs), ()), print)
+        index = corpus.index_store(documents, ("attack",), print)
+        windows.vocabulary_store(config, documents, print)
+        for stage in (windows, conversations):
+            for name in stage.DATASETS:
+                stage.dataset_store(name, config, documents, vocabulary(), print)
+        with contextlib.suppress(_Found):
+            rescorer.generated_weights(documents, index, print)
+    return found
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert before.keys() == after.keys() == EVERY
+    return {kind for kind in before if before[kind] != after[kind]}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_version_decides_the_names_of_the_stores_that_depend_on_it(tmp_path, monkeypatch, name):
+    before = names(tmp_path)
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
+    assert changed(before, names(tmp_path)) == MODULES[name]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_another_version_of_a_tool_gives_other_stores_where_its_output_is_held(tmp_path, monkeypatch, tool):
+    before, here = names(tmp_path), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99" if name == tool else here(name))
+    assert changed(before, names(tmp_path)) == TOOLS[tool]
+
+
+@pytest.mark.parametrize("source", [name for name in SOURCES if SOURCES[name].stems])
+def test_another_content_of_a_file_gives_other_stores(tmp_path, source):
+    assert changed(names(tmp_path), names(tmp_path, edited=source)) == of(source)
+
+
+def test_every_module_with_a_version_is_in_the_table():
+    of_results = {"evals/contamination.py", "ghost_jax/data/mixture.py"}  # they make results and batches, not stores
+    paths = [path.relative_to(ROOT) for package in ("ghost_jax", "evals") for path in (ROOT / package).rglob("*.py")]
+    versioned = [path for path in paths if "\nVERSION = " in (ROOT / path).read_text()]
+    assert {".".join(path.with_suffix("").parts) for path in versioned if str(path) not in of_results} == set(MODULES)
+    assert all(isinstance(importlib.import_module(name).VERSION, int) for name in MODULES)
+
+
+def test_every_tool_that_is_named_is_in_the_table():
+    named = {tool for name in MODULES for tool in getattr(importlib.import_module(name), "TOOLS", ())}
+    assert named == {tool for tool, stores in TOOLS.items() if stores}
+
+
+def test_other_words_in_a_message_and_other_code_keep_every_store(tmp_path):
+    for package in ("ghost_jax", "evals", "tests"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "records"))
+    for name in ("errors.py", "data/sources/attack.py", "data/builders/qa.py", "text/chat.py", "progress.py"):
+        path = tmp_path / "ghost_jax" / name
+        path.write_text(path.read_text().replace("The disk is full.", "No space is left.") + "\n# edited\n")
+    code = "from pathlib import Path; from tests.test_versions import names; print(names(Path('.')))"
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert said == f"{names(tmp_path)}\n"
+
+
+def test_an_edit_of_the_pack_gives_other_stores(tmp_path, monkeypatch):
+    before = names(tmp_path)
+    pack = shutil.copytree(ROOT / "ghost_jax" / "data" / "sources" / "pack", tmp_path / "pack")
+    (pack / "attack.tsv").write_text((pack / "attack.tsv").read_text() + "\n")
+    monkeypatch.setattr(embedded, "_PACK", pack)
+    assert changed(before, names(tmp_path)) == of("embedded") | {"small_talk"}
