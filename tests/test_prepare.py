@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import random
 import resource
 import time
@@ -11,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from ghost_jax.data.sources import embedded
+from ghost_jax.data.store import fingerprint
 from tests.conftest import TINY, set_all
 
 PREPARE = ["ghost_jax.data.prepare", "--config=configs/chat_v5.py:nano"]
 PREPARE += set_all(TINY) + set_all({f"base.{key}": value for key, value in TINY.items()})
+MORE = ("fact_mcq", "raft", "rank", "read")  # datasets that the recipe does not mix in
+PREPARE += set_all({f"data.mixture.{name}": 1.0 for name in MORE} | {"base.data.mixture.facts": 1.0})
+CONTENTS = Path(__file__).with_name("store_contents.json")  # name of a store -> the hash of its files
 
 
 def stores(cache: Path) -> Path:
@@ -52,7 +57,8 @@ def prepared(ghost, tmp_path_factory):
 
 def test_two_preparations_are_the_same_to_the_byte(prepared):
     whole, killed, _ = prepared
-    assert manifests(whole).keys() == {"part", "corpus", "vocabulary", "pretrain", "qa", "mcq", "cot", "small_talk"}
+    of_base = {"part", "corpus", "vocabulary", "pretrain", "facts", "index"}
+    assert manifests(whole).keys() == of_base | {"qa", "mcq", "cot", "small_talk"} | set(MORE)
     there, here = bytes_of(stores(whole)), bytes_of(stores(killed))
     assert there.keys() == here.keys(), "nothing of the killed preparation is left"
     assert [name for name in there if there[name] != here[name]] == []
@@ -87,6 +93,29 @@ def test_the_manifests_say_what_is_in_the_stores(prepared):
             assert 0 < splits["train"]["supervised"] <= splits["train"]["tokens"]
 
 
+def assert_content_is_recorded(cache: Path) -> None:
+    """Fails where a store has another content than under the same name before: whoever changes a builder must see it.
+
+    With GHOST_RECORD=1 the contents are recorded instead.
+    """
+    found = {
+        path.name: json.loads((path / "manifest.json").read_text())["files"] for path in stores(cache).glob("[!.]*")
+    }
+    found = {name: fingerprint(files) for name, files in found.items()}
+    recorded = json.loads(CONTENTS.read_text())
+    if os.environ.get("GHOST_RECORD"):
+        recorded |= found
+        CONTENTS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+    changed = [name for name in found if recorded.get(name, found[name]) != found[name]]
+    assert not changed, "the content changed and the name did not: raise the VERSION of the module that makes it"
+    new = found.keys() - recorded.keys()
+    assert not new, f"stores of these names are not in {CONTENTS.name}: record them with GHOST_RECORD=1"
+
+
+def test_a_store_of_the_same_name_has_the_same_content_as_ever(prepared):
+    assert_content_is_recorded(prepared[0])
+
+
 def test_real_publishers_files_are_prepared_with_hashes_and_licences(ghost, ghost_data, tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path), "GHOST_DATA": str(ghost_data)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)  # processor time: other tests may be using the machine too
@@ -94,6 +123,7 @@ def test_real_publishers_files_are_prepared_with_hashes_and_licences(ghost, ghos
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
     assert "stands in" not in said
+    assert_content_is_recorded(tmp_path)
     corpus = manifests(tmp_path)["corpus"]
     *inputs, pack = corpus["made_from"]["inputs"]
     assert {each["source"] for each in inputs} == {"attack", "capec", "cwe"}
