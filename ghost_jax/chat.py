@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 import jax
 from rich.console import Console
@@ -32,7 +33,7 @@ from ghost_jax.retrieve import Index, Passage, shown
 from ghost_jax.sampling import GREEDY, Sampling
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import ROLES, SPECIALS
-from ghost_jax.whole import write_text
+from ghost_jax.whole import without_bom, write_text
 
 COMMANDS = {"/reset": "forget the conversation", "/help": "show this", "/quit": "leave, as Ctrl-D does"}
 BATCH_SIZE = 16  # of --jsonl
@@ -75,6 +76,16 @@ class Keyboard:
                 self._typing = False
             self.stopped = False
             yield line
+
+
+def piped_lines(stream: BinaryIO) -> Iterator[str]:
+    """Yields each line of UTF-8 text; a byte that is no UTF-8 comes as a lone surrogate and is a token like any other.
+
+    Raises UserError for text in UTF-16.
+    """
+    for number, line in enumerate(stream):
+        line = without_bom(line, "Standard input") if number == 0 else line
+        yield line.decode("utf-8", "surrogateescape")
 
 
 def converse(conversation: Conversation, lines: Iterable[str], stopped: Callable[[], bool], notes: Console) -> int:
@@ -283,16 +294,16 @@ def main() -> int:
             f"Standard output takes {sys.stdout.encoding}, and an answer may hold any character. Use a terminal and a "
             "locale of UTF-8, or set PYTHONUTF8=1."
         )
-    sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 is a token like any other
     typed = sys.stdin.isatty() and sys.stdout.isatty() and not flags.jsonl
     notes = Console(stderr=not typed, markup=False, emoji=False, highlight=False, soft_wrap=True)
     runtime.set_up()
     index = open_index(flags.data_dir) if flags.book == "open" else None
     conversation, step = open_run(flags.workdir, flags, sampling, index)
     if flags.jsonl:
-        return FAILED if answer_lines(conversation, sys.stdin) else DONE
+        return FAILED if answer_lines(conversation, piped_lines(sys.stdin.buffer)) else DONE
     if not typed:
-        return FAILED if converse(conversation, sys.stdin, lambda: False, notes) else DONE
+        return FAILED if converse(conversation, piped_lines(sys.stdin.buffer), lambda: False, notes) else DONE
+    sys.stdin.reconfigure(errors="surrogateescape")  # for what is typed, as in `piped_lines`
     notes.print(f"{flags.workdir.name}, step {step:,}. Getting ready; the first time takes longest.", style="dim")
     conversation.warm_up()
     notes.print("/help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves.", style="dim")

@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 from ghost_jax.chips import PEAK_FLOPS
 from ghost_jax.errors import UserError
 from ghost_jax.parallel.hosts import is_main
-from ghost_jax.whole import write_text
+from ghost_jax.whole import read_text, write_text
 
 FILE = "metrics.jsonl"
 # What a clock or the machine decides; all else in a line is the same whenever and wherever the run is repeated.
@@ -137,7 +137,7 @@ def read(workdir: Path) -> list[dict]:
     """Returns the lines of a run's metrics.jsonl, without a last one that was cut off in the middle."""
     path = workdir / FILE
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for text in read_text(path).splitlines() if path.is_file() else []:
         try:
             lines.append(json.loads(text))
         except ValueError:

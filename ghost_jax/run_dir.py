@@ -30,7 +30,7 @@ from ghost_jax.data import mixture, store
 from ghost_jax.data.prepare import Prepared, mix_of
 from ghost_jax.errors import UserError
 from ghost_jax.parallel import hosts
-from ghost_jax.whole import read_json, write_json, write_text
+from ghost_jax.whole import read_json, read_text, write_json, write_text
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml_collections", "tokenizers")
 STOPPED = "stopped.json"
@@ -111,7 +111,7 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
             write_text(workdir / "git.diff", diff)
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except ValueError as fault:
         raise UserError(f"{path} is broken ({fault}). Delete {workdir} and repeat the command.") from None
     differences = list(_differences(found, asked))

@@ -1,5 +1,9 @@
-"""Files that are whole or absent: written beside their place and renamed, so that nothing half-written looks whole."""
+"""Files that are whole or absent: written beside their place and renamed, so that nothing half-written looks whole.
 
+Text is UTF-8. A byte order mark at its start is skipped here, for every format that is read.
+"""
+
+import codecs
 import contextlib
 import json
 import os
@@ -29,10 +33,25 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False))
 
 
+def without_bom(start: bytes, name: object) -> bytes:
+    """Returns the start of a UTF-8 text without its byte order mark.
+
+    Raises UserError, which calls the text `name`, for a byte order mark of UTF-16.
+    """
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{name} is encoded in UTF-16. Convert it to UTF-8.")
+    return start.removeprefix(codecs.BOM_UTF8)
+
+
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 file. Raises UserError for UTF-16, UnicodeDecodeError (a ValueError) for other bytes."""
+    return without_bom(path.read_bytes(), path).decode("utf-8")
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file of a run directory. Raises UserError where it is absent or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError) as fault:
         raise UserError(f"{path} cannot be read ({fault}). The run is incomplete: repeat its train command.") from None
 

@@ -153,8 +153,8 @@ def said(ghost, tiny_run, data, tmp_path_factory) -> dict[str, subprocess.Comple
     """What each command said, all started as a user does."""
     folder = tmp_path_factory.mktemp("asked")
     asked = {
-        "turns": "".join(f"{turn}\n" for turn in TURNS),
-        "batch": "".join([f"{QUESTION}\n", *(json.dumps({"prompt": text}) + "\n" for text in BATCH[1:])]),
+        "turns": "\ufeff" + "".join(f"{turn}\n" for turn in TURNS),
+        "batch": "".join([f"\ufeff{QUESTION}\n", *(json.dumps({"prompt": text}) + "\n" for text in BATCH[1:])]),
         "of the book": f"{ASKS_THE_BOOK}\nzzz\n",
         "nothing": "",
     }

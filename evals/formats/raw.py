@@ -1,6 +1,5 @@
 """What a file holds before anyone knows what it means: rows of cells or JSON values, each with the place it stands."""
 
-import codecs
 import csv
 import itertools
 import json
@@ -11,6 +10,7 @@ from typing import Any
 
 from evals.formats.row import quoted, refusal
 from ghost_jax.errors import UserError
+from ghost_jax.whole import without_bom
 
 MAX_FILE = 64 << 20  # bytes; no published benchmark is near it, and parsed JSON takes many times its size in memory
 
@@ -134,7 +134,7 @@ def under_header(
 
 def _lines(path: Path, data: bytes) -> list[str]:
     """The physical lines without their ends. Only \\n ends a line: U+2028 and the like may stand inside a field."""
-    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    lines = without_bom(data, path).split(b"\n")
     while lines and lines[-1] in (b"", b"\r"):
         lines.pop()
     if not lines:

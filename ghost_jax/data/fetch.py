@@ -84,7 +84,7 @@ def read_note(note: bytes) -> Sha256:
 
     A size that no feed has is none: it would let a server send as much.
     """
-    fields = dict(line.split(":", 1) for line in note.decode("ascii").splitlines() if ":" in line)
+    fields = dict(line.split(":", 1) for line in note.decode("utf-8-sig").splitlines() if ":" in line)
     if not {"sha256", "size"} <= fields.keys():
         raise ValueError("no sha256 and size in it")
     size = int(fields["size"])

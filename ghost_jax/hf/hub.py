@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, OIDCError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ghost_jax.errors import UsageError, UserError
+from ghost_jax.whole import read_text
 
 # An earlier upload in other files would be loaded in place of this one.
 STALE = ["*.safetensors", "*.safetensors.index.json"]
@@ -91,7 +92,7 @@ def push(folder: Path, repo: str, tag: str, keeps: str, above: Mapping | None) -
 
 def _made_of(config: Path) -> dict:
     """Returns run and step of an exported config.json, nothing of one that we did not export."""
-    told = json.loads(config.read_text(encoding="utf-8")).get("ghost_jax", {})
+    told = json.loads(read_text(config)).get("ghost_jax", {})
     return {key: told[key] for key in ("run", "step")} if told.keys() >= {"run", "step"} else {}
 
 

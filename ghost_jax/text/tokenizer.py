@@ -132,7 +132,7 @@ def _only_escapes(text: str) -> bool:
 def load(path: Path) -> Tokenizer:
     """Reads a `tokenizer.json`. Raises UserError where it is absent or is none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         json.loads(text)
         return Tokenizer(tokenizers.Tokenizer.from_str(text))
     except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 To add a source, write a module here with a `VERSION` and a `read(path)` that yields `Record`s and raises `UserError`
 for a faulty file, and give it a row in `SOURCES` under the name that configs will use. Nothing else needs to know of
-it. `files.open_bytes` opens every kind of compression; `forms.read` checks a publisher's JSON;
+it. `files.open_text` opens every kind of compression; `forms.read` checks a publisher's JSON;
 `ghost_jax.data.prose.clean` turns markup into prose.
 """
 

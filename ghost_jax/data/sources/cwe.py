@@ -58,7 +58,7 @@ def _weaknesses(path: Path) -> Iterator[Element]:
 def _elements(path: Path, parser: ElementTree.XMLParser) -> Iterator[Element]:
     """Yields each element of the file when its end is read; turns what the parser refuses into `UserError`s."""
     try:
-        with files.open_bytes(path) as stream:
+        with files.open_text(path) as stream:
             for _, element in ElementTree.iterparse(stream, events=("end",), parser=parser):
                 yield element
     except DefusedXmlException as fault:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
 from ghost_jax.errors import UserError
+from ghost_jax.whole import without_bom
 
 SUFFIXES = ("", ".xz", ".gz", ".zip")
 FOLDERS = ("", "raw", "corpus")
@@ -56,6 +57,18 @@ def open_bytes(path: Path) -> BinaryIO:
       UserError: the file is missing or is not a sound archive. Damage further inside is raised by the read that
         meets it, and names the byte.
     """
+    return _opened(path, _Uncompressed)
+
+
+def open_text(path: Path) -> BinaryIO:
+    """Opens a file of UTF-8 text as `open_bytes` does, without its byte order mark.
+
+    Raises UserError as `open_bytes`; the first read raises it for a text in UTF-16.
+    """
+    return _opened(path, _Text)
+
+
+def _opened(path: Path, kind: type[io.RawIOBase]) -> BinaryIO:
     path = Path(path)
     opener = {".xz": lzma.open, ".gz": gzip.open, ".zip": _open_zip}.get(path.suffix, open)
     try:
@@ -63,7 +76,7 @@ def open_bytes(path: Path) -> BinaryIO:
             stream = opener(path, "rb")
     except (FileNotFoundError, IsADirectoryError) as fault:
         raise UserError(f"{path} is not a file. Check the path, or fetch the source again.") from fault
-    return io.BufferedReader(_Uncompressed(stream, path), buffer_size=1 << 18)
+    return io.BufferedReader(kind(stream, path), buffer_size=1 << 18)
 
 
 class _Uncompressed(io.RawIOBase):
@@ -85,6 +98,19 @@ class _Uncompressed(io.RawIOBase):
     def close(self) -> None:
         self._stream.close()
         super().close()
+
+
+class _Text(_Uncompressed):
+    """Uncompressed text without its byte order mark."""
+
+    def readinto(self, buffer) -> int:
+        first = self._position == 0
+        count = super().readinto(buffer)
+        if not first:
+            return count
+        text = without_bom(bytes(buffer[:count]), self._path)
+        buffer[: len(text)] = text
+        return len(text)
 
 
 @contextlib.contextmanager
@@ -135,7 +161,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     Raises:
       UserError: the file cannot be read, or a line is over `MAX_LINE` bytes; no more than these are ever held.
     """
-    with open_bytes(path) as stream:
+    with open_text(path) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), start=1):
             if len(line) > MAX_LINE:
                 raise UserError(
@@ -151,7 +177,7 @@ def read_json(path: Path) -> Any:
     Raises:
       UserError: the file cannot be read, is over `MAX_WHOLE` bytes when uncompressed, or is not strictly JSON.
     """
-    with open_bytes(path) as stream:
+    with open_text(path) as stream:
         data = stream.read(MAX_WHOLE + 1)
     if len(data) > MAX_WHOLE:
         raise UserError(

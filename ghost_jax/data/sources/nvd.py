@@ -54,7 +54,7 @@ def read(path: Path) -> Iterator[Record]:
 def _vulnerabilities(path: Path) -> Iterator[tuple[str, dict]]:
     """Yields each entry's place, for messages, and its "cve"."""
     position = -1
-    with files.open_bytes(path) as stream:
+    with files.open_text(path) as stream:
         try:
             # As floats, because the parser does not survive an integer of thousands of digits otherwise.
             for position, entry in enumerate(ijson.items(stream, "vulnerabilities.item", use_float=True)):
