@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 
 from ghost_jax import run_dir, runtime
@@ -21,9 +22,9 @@ from ghost_jax.hf.weights import Weights
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.step import new_state
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.whole import new_folder, write_json
+from ghost_jax.whole import new_folder, read_text, write_json
 
-IGNORED = ("lm_head.weight", ".rotary_emb.inv_freq")  # a tied head written twice, and what can be computed
+COMPUTED = ".rotary_emb.inv_freq"  # buffers of older checkpoints; transformers computes them from config.json too
 
 
 def read_model(folder: Path) -> tuple[ModelConfig, dict, Tokenizer, list[Path]]:
@@ -33,7 +34,7 @@ def read_model(folder: Path) -> tuple[ModelConfig, dict, Tokenizer, list[Path]]:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except (OSError, ValueError) as fault:
         raise UserError(
             f"{folder} holds no checkpoint ({fault}). Name a folder with config.json, tokenizer.json and safetensors."
@@ -42,7 +43,15 @@ def read_model(folder: Path) -> tuple[ModelConfig, dict, Tokenizer, list[Path]]:
     tokenizer = vocabulary.adopt(folder, model.vocab_size)
     weights = Weights(folder)
     params = llama.params_of(weights, model)
-    if unknown := sorted(name for name in weights.unread if not name.endswith(IGNORED)):
+    if llama.HEAD in weights.unread:  # transformers 4 would use the embedding in its place, transformers 5 this head
+        head = weights(llama.HEAD, (model.vocab_size, model.width))
+        if not np.array_equal(head, params["embedding"][: model.vocab_size]):
+            raise UserError(
+                f"The checkpoint in {folder} has tie_word_embeddings true in its config.json and a {llama.HEAD} that "
+                "is not the embedding. Set tie_word_embeddings to false there to import this head, or remove the "
+                "tensor to import the embedding in its place."
+            )
+    if unknown := sorted(name for name in weights.unread if not name.endswith(COMPUTED)):
         raise UserError(
             f"The checkpoint in {folder} has {len(unknown)} tensors that no Llama of its config.json has, {unknown[0]} "
             "among them. Leaving them out would give another model: it cannot be imported."

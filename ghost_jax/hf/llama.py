@@ -15,6 +15,7 @@ from ghost_jax.errors import UserError
 from ghost_jax.model.sizes import ModelConfig
 
 ARCHITECTURE = "LlamaForCausalLM"
+HEAD = "lm_head.weight"
 MOST = 2**31 - 1  # of what programs count in int32
 COUNT, NUMBER, FLAG = f"a whole number from 1 to {MOST:,}", "a number above 0", "true or false"
 KINDS: dict[str, Callable[[Any], bool]] = {
@@ -28,6 +29,30 @@ STRETCH = {
     "rope_context": ("original_max_position_embeddings", COUNT),
     "rope_low": ("low_freq_factor", NUMBER),
     "rope_high": ("high_freq_factor", NUMBER),
+}
+# Fields that change what is computed, each with the one value that our model computes; None where there is none.
+# pretraining_tp is no such field: it splits products and leaves their values.
+NEUTRAL = {
+    "architectures": [ARCHITECTURE],
+    "attention_chunk_size": None,
+    "attention_multiplier": None,
+    "attn_logit_softcapping": None,
+    "auto_map": None,  # code of the checkpoint's own
+    "clip_qkv": None,
+    "embedding_multiplier": 1,
+    "final_logit_softcapping": None,
+    "hidden_act": "silu",
+    "layer_types": None,
+    "logit_scale": 1,
+    "logits_scaling": 1,
+    "mlp_bias": False,
+    "no_rope_layers": None,
+    "partial_rotary_factor": 1,
+    "quantization_config": None,
+    "residual_multiplier": 1,
+    "rope_interleaved": False,
+    "sliding_window": None,
+    "use_parallel_residual": False,
 }
 Read = Callable[[str, tuple[int, ...]], np.ndarray]  # name and shape of a tensor to its values, float32
 
@@ -69,23 +94,31 @@ def model_of(config: Mapping) -> ModelConfig:
     nothing.
     """
     _check_object(config, "config.json")
+    config = _without_nulls(config)
     if config.get("model_type") != "llama":
         raise UserError(
             f"The checkpoint is a {config.get('model_type')} model, and only the Llama architecture can be imported "
             '(model_type "llama" in its config.json).'
         )
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    _check_object(rope, "rope_scaling in config.json")
+    ropes = [config[key] for key in ("rope_parameters", "rope_scaling") if key in config]
+    for rope in ropes:
+        _check_object(rope, "rope_scaling in config.json")
+    rope = ropes[0] if ropes else {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    lacking = {
-        f"rotary positions scaled by {kind}": kind not in ("default", STRETCHED),
-        "rotary positions in a part of each head": rope.get("partial_rotary_factor", 1) != 1,
-        "a bias in its feed-forward layers": _value(config, "mlp_bias", FLAG, False),
-        f"the activation {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
-        "quantised weights": "quantization_config" in config,
-    }
-    if found := [words for words, has in lacking.items() if has]:
-        raise UserError(f"The checkpoint has {' and '.join(found)}, which our model has not. Import another one.")
+    lacking = [
+        f"{key} {json.dumps(part[key])}"
+        for part in (config, rope)
+        for key, neutral in NEUTRAL.items()
+        if part.get(key, neutral) != neutral
+    ]
+    if kind not in ("default", STRETCHED):
+        lacking.append(f"rotary positions scaled by {kind}")
+    if ropes[1:] and ropes[1] != rope:
+        lacking.append("rope_scaling unlike its rope_parameters")
+    if lacking:
+        raise UserError(
+            f"The checkpoint's config.json has {', '.join(lacking)}, which our model has not. Import another one."
+        )
     width, heads = _value(config, "hidden_size", COUNT), _value(config, "num_attention_heads", COUNT)
     shared = _value(config, "num_key_value_heads", COUNT, heads)
     head = _value(config, "head_dim", COUNT, width // heads)
@@ -118,17 +151,24 @@ def model_of(config: Mapping) -> ModelConfig:
     return model
 
 
+def _without_nulls(value: Any) -> Any:
+    """Returns a JSON value without the keys that are null: a null in an optional field stands for its absence."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+
+
 def _check_object(found: object, where: str) -> None:
     if not isinstance(found, Mapping):
         raise UserError(f"The checkpoint's {where} is no JSON object. Fetch the checkpoint again.")
 
 
 def _value(config: Mapping, key: str, kind: str, default: float | None = None) -> Any:
-    """Returns a value of a `config.json`, the default where it is absent or null.
+    """Returns a value of a `config.json`, the default where it is absent.
 
     Raises UserError where it must be there and is not, and where it is of another kind.
     """
-    value = default if config.get(key) is None else config[key]
+    value = config.get(key, default)
     if value is None:
         raise UserError(f"The checkpoint's config.json lacks {key!r}. Fetch the checkpoint again.")
     if not KINDS[kind](value):
@@ -148,7 +188,7 @@ def tensors_of(params: Mapping, model: ModelConfig) -> Iterator[tuple[str, np.nd
             yield f"model.layers.{i}.{name}", values
     yield "model.norm.weight", np.asarray(params["final_norm"]["scale"])
     if not model.tied:
-        yield "lm_head.weight", np.asarray(params["unembedding"])[: model.vocab_size]
+        yield HEAD, np.asarray(params["unembedding"])[: model.vocab_size]
 
 
 def _layer(block: Mapping, model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
@@ -180,7 +220,7 @@ def params_of(read: Read, model: ModelConfig) -> dict:
     for i in range(model.layers):
         params[f"block_{i}"] = _block(lambda name, shape, i=i: read(f"model.layers.{i}.{name}", shape), model)
     params["final_norm"] = {"scale": read("model.norm.weight", (model.width,))}
-    return params if model.tied else {**params, "unembedding": table("lm_head.weight")}
+    return params if model.tied else {**params, "unembedding": table(HEAD)}
 
 
 def _block(read: Read, model: ModelConfig) -> dict:

@@ -9,10 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ghost_jax.errors import UserError
-from ghost_jax.whole import write_json
+from ghost_jax.whole import read_text, write_json
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = {"F32", "BF16", "F16"}
+FLOATS = ("F32", "BF16", "F16")
 
 
 def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: np.dtype, shard_bytes: int) -> int:
@@ -60,27 +60,43 @@ class Weights:
     """
 
     def __init__(self, folder: Path):
-        """Raises UserError where the folder holds no safetensors, or not all that its index names."""
+        """Raises UserError where the folder holds no safetensors, or other tensors than its index names."""
         self._folder = folder
-        if (folder / INDEX).is_file():
-            try:
-                index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-                places = {name: Path(file).name for name, file in index["weight_map"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError) as fault:
-                raise UserError(f"{folder / INDEX} is broken ({fault}). Fetch the checkpoint again.") from None
-        elif (folder / FILE).is_file():
-            places = dict.fromkeys(self._open(folder / FILE).keys(), FILE)
-        else:
+        indexed = self._indexed(folder / INDEX) if (folder / INDEX).is_file() else set()
+        files = {file for _, file in indexed} or {FILE}
+        if indexed and (folder / FILE).is_file() and FILE not in files:
+            raise UserError(
+                f"{folder} holds two checkpoints: {FILE}, and the files that {INDEX} names. Remove the one that is not "
+                "meant."
+            )
+        if not indexed and not (folder / FILE).is_file():
             raise UserError(
                 f"{folder} holds no weights: neither {FILE} nor {INDEX}. Only safetensors are read; a .bin file is a "
                 "pickle, which can run code, and must be converted by whoever trusts it."
             )
-        self.files = [folder / name for name in sorted(set(places.values()))]
+        self.files = [folder / name for name in sorted(files)]
         if missing := [path.name for path in self.files if not path.is_file()]:
             raise UserError(f"{folder} lacks {', '.join(missing)}, which its index names. Fetch the checkpoint again.")
         opened = {path.name: self._open(path) for path in self.files}
-        self._files = {name: opened[file] for name, file in places.items()}
-        self.unread = set(places)
+        found = {(name, file) for file, tensors in opened.items() for name in tensors.keys()}  # noqa: SIM118 - no dict
+        if indexed and (differ := sorted(indexed ^ found)):
+            name, file = differ[0]
+            here, there = ("lacks", "names") if (name, file) in indexed else ("holds", "does not name")
+            raise UserError(
+                f"{folder / file} {here} the tensor {name}, which {INDEX} {there} there: {len(differ)} tensors differ "
+                "between the two. Fetch the checkpoint again."
+            )
+        self._files = {name: opened[file] for name, file in found}
+        self.unread = set(self._files)
+
+    @staticmethod
+    def _indexed(path: Path) -> set[tuple[str, str]]:
+        """Returns each tensor that an index names, with its file."""
+        try:
+            places = json.loads(read_text(path))["weight_map"]
+            return {(name, Path(file).name) for name, file in places.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as fault:
+            raise UserError(f"{path} is broken ({fault}). Fetch the checkpoint again.") from None
 
     @staticmethod
     def _open(path: Path) -> safe_open:
@@ -90,18 +106,28 @@ class Weights:
             raise UserError(f"{path} is damaged or cut short ({fault}). Fetch the checkpoint again.") from None
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Returns a tensor as float32. Raises UserError where it is absent, of another shape, or no float."""
-        try:
-            found = self._files[name].get_slice(name)
-        except (KeyError, SafetensorError):
+        """Returns a tensor as float32.
+
+        Raises UserError where it is absent, of another shape or dtype, or not finite.
+        """
+        if name not in self._files:
             raise UserError(
                 f"The checkpoint in {self._folder} lacks the tensor {name}, which its config.json asks for. Fetch it "
                 "again."
-            ) from None
+            )
+        found = self._files[name].get_slice(name)
         if tuple(found.get_shape()) != shape or found.get_dtype() not in FLOATS:
             raise UserError(
                 f"The tensor {name} in {self._folder} is {found.get_dtype()} {found.get_shape()}; its config.json asks "
-                f"for {list(shape)} of floating point. The two are of different models: fetch the checkpoint again."
+                f"for {list(shape)}, in {', '.join(FLOATS[:-1])} or {FLOATS[-1]}. Fetch the unquantised checkpoint "
+                "that this config.json belongs to."
             )
         self.unread.discard(name)
-        return np.asarray(self._files[name].get_tensor(name), np.float32)
+        values = np.asarray(self._files[name].get_tensor(name), np.float32)
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"The tensor {name} in {self._folder} has {np.count_nonzero(~np.isfinite(values)):,} values that are "
+                "NaN or infinite: the checkpoint is corrupt, or its training diverged. Fetch it again, or import "
+                "another one."
+            )
+        return values

@@ -43,6 +43,11 @@ class Tokenizer:
     Attributes:
       vocab_size: number of ids, added tokens included.
       sha256: of the vocabulary's canonical JSON; equal vocabularies have equal hashes.
+      bos_id, eos_id: what begins and what ends a text, whatever the vocabulary calls them.
+      pad_id: what fills a row up; `eos_id` where the vocabulary has no token for it.
+      has_roles: whether it has the role tokens of the chat format.
+      end_ids: what ends an answer: the end of a turn, where there are roles, and the end of a text.
+      special_ids: all tokens that are no text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer):
@@ -60,6 +65,11 @@ class Tokenizer:
         # A vocabulary made elsewhere calls what begins and ends a text by names of its own; its template knows ours.
         template = json.loads(backend.to_str())["post_processor"] if backend.post_processor else {}
         self._named = {name: token["ids"][0] for name, token in template.get("special_tokens", {}).items()}
+        self.bos_id, self.eos_id = self.id(BOS), self.id(EOS)
+        self.pad_id = self.id(PAD) if self.has(PAD) else self.eos_id
+        self.has_roles = self.has(END)
+        self.end_ids = [self.id(END), self.eos_id] if self.has_roles else [self.eos_id]
+        self.special_ids = [i for i, t in sorted(backend.get_added_tokens_decoder().items()) if t.special]
 
     def id(self, token: str) -> int:
         """Returns the id of a special or role token; raises KeyError where the vocabulary lacks it."""
