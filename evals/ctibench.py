@@ -37,7 +37,7 @@ from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.progress import make_console
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.tokenizer import ASSISTANT, END, EOS, Tokenizer
+from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.whole import read_json, write_json
 
 READERS = ("model", "lexical", "both")
@@ -211,9 +211,8 @@ def main() -> int:
     mesh = make_mesh()
     model, params, step = load_model(flags.workdir, mesh)
     tokenizer = tokenizer_lib.load(flags.workdir / "tokenizer.json")
-    if not tokenizer.has(ASSISTANT):
+    if not tokenizer.has_roles:
         raise UserError(f"{flags.workdir} is a base model without a chat format. Score a chat run made from it.")
-    stop_ids = [tokenizer.id(END), tokenizer.id(EOS)]
     new_tokens = matching.NEW_TOKENS
     report = evaluate_run(
         functools.partial(make_predict(model, params, mesh), params),
@@ -228,7 +227,7 @@ def main() -> int:
         book=Book.open(flags.data_dir, run_dir.say) if flags.book == "open" else None,
         reader=flags.reader,
         options_only=flags.options_only,
-        generate=Generator(model, params, mesh, batch_size=32, new_tokens=new_tokens, stop_ids=stop_ids)
+        generate=Generator(model, params, mesh, batch_size=32, new_tokens=new_tokens, stop_ids=tokenizer.end_ids)
         if flags.matching
         else None,
     )

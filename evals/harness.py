@@ -31,7 +31,7 @@ from ghost_jax.sampling import Sampling
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat import Message, render, render_prompt
-from ghost_jax.text.tokenizer import ASSISTANT, BOS, END, EOS, Tokenizer
+from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.whole import write_text
 
 LM_EVAL = "lm_eval==0.4.13"
@@ -64,7 +64,7 @@ def rendered(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], begun: st
 
     Raises UserError where the vocabulary is that of a base model.
     """
-    if not tokenizer.has(ASSISTANT):
+    if not tokenizer.has_roles:
         raise UserError(
             "The run is a base model without a chat format. Leave --apply_chat_template away, or score a chat run made "
             "from it."
@@ -129,7 +129,7 @@ class TextModel:
         """Returns the ids of a context that stand, and its text behind them, whose ids may change with what follows."""
         if isinstance(context, Rendered):
             return context.ids, context.begun
-        return np.array([self._tokenizer.id(BOS)], np.int32), context
+        return np.array([self._tokenizer.bos_id], np.int32), context
 
     def _behind(self, ids: np.ndarray, text: str) -> np.ndarray:
         return np.concatenate([ids, np.array(self._tokenizer.encode(text), np.int32)])
@@ -187,9 +187,13 @@ class TextModel:
 
     def _generator(self, new_tokens: int) -> Generator:
         if new_tokens not in self._generators:
-            ends = [self._tokenizer.id(token) for token in (END, EOS) if self._tokenizer.has(token)]
             self._generators[new_tokens] = Generator(
-                self._config, self._params, self._mesh, batch_size=BATCH_SIZE, new_tokens=new_tokens, stop_ids=ends
+                self._config,
+                self._params,
+                self._mesh,
+                batch_size=BATCH_SIZE,
+                new_tokens=new_tokens,
+                stop_ids=self._tokenizer.end_ids,
             )
         return self._generators[new_tokens]
 

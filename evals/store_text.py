@@ -14,7 +14,6 @@ from ghost_jax.data.sources.files import parse_json
 from ghost_jax.errors import UserError
 from ghost_jax.progress import Progress
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.tokenizer import BOS
 
 HELD_OUT = "test"  # the split that no run is trained or chosen on
 
@@ -65,7 +64,7 @@ def parts_of(folder: Path) -> Iterator[Part]:
         for split in splits:
             rows = open_examples(folder, dataset, split)
             with Progress(f"reading {name} {dataset}/{split}", len(rows), unit="records", brief=True) as progress:
-                joined = join_windows(_counted(rows, progress), vocabulary.id(BOS))
+                joined = join_windows(_counted(rows, progress), vocabulary.bos_id)
             texts = (Text(id, source, vocabulary.decode(np.concatenate(ids).tolist())) for id, source, ids in joined)
             yield Part(name, f"{dataset}/{split}", len(joined), texts)
 

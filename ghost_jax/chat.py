@@ -32,7 +32,7 @@ from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.retrieve import Index, Passage, shown
 from ghost_jax.sampling import GREEDY, Sampling
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.tokenizer import ROLES, SPECIALS
+from ghost_jax.text.tokenizer import ROLES
 from ghost_jax.whole import without_bom, write_text
 
 COMMANDS = {"/reset": "forget the conversation", "/help": "show this", "/quit": "leave, as Ctrl-D does"}
@@ -206,9 +206,14 @@ def open_run(
             f"{workdir} is a base model without a chat format: its vocabulary lacks {', '.join(absent)}. Name a "
             "chat run that was made from it, or make one: python -m ghost_jax.train --config=configs/chat_v5.py:nano."
         )
-    # A special token is no text, so that any of them ends an answer.
-    stops = [tokenizer.id(token) for token in (*SPECIALS, *ROLES)]
-    generator = Generator(model, params, mesh, batch_size=BATCH_SIZE, new_tokens=flags.max_new_tokens, stop_ids=stops)
+    generator = Generator(
+        model,
+        params,
+        mesh,
+        batch_size=BATCH_SIZE,
+        new_tokens=flags.max_new_tokens,
+        stop_ids=tokenizer.special_ids,  # none of them is text
+    )
     room = max(model.context - flags.max_new_tokens, model.context // 2)  # at least half is the conversation's
     key = jax.random.key(flags.seed)
     return Conversation(generator, tokenizer, index, room=room, sampling=sampling, key=key), step

@@ -6,7 +6,7 @@ import numpy as np
 
 from ghost_jax.data.builders import Documents
 from ghost_jax.data.records import Record
-from ghost_jax.text.tokenizer import BOS, EOS, Tokenizer
+from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same documents give other texts or windows
 
@@ -36,7 +36,6 @@ def windows(texts: Iterable[str], tokenizer: Tokenizer, split: str, window: int,
     Texts are joined as BOS … EOS; the tail that fills no window is dropped unless it is all there is. No more than
     `BATCH` texts are held. `source` is what the rows are called in the mixture.
     """
-    bos, eos = tokenizer.id(BOS), tokenizer.id(EOS)
     buffer: list[int] = []
     rows = 0
 
@@ -53,7 +52,7 @@ def windows(texts: Iterable[str], tokenizer: Tokenizer, split: str, window: int,
     def flush(batch: list[str]) -> Iterator[dict]:
         nonlocal buffer, rows
         for ids in tokenizer.encode_batch(batch):
-            buffer += [bos, *ids, eos]
+            buffer += [tokenizer.bos_id, *ids, tokenizer.eos_id]
         start = 0
         while len(buffer) - start > window:
             yield row(buffer[start : start + window + 1])

@@ -1,0 +1,130 @@
+"""A vocabulary from elsewhere has names of its own for what begins, ends and fills up a text; no command needs ours."""
+
+import argparse
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evals.harness import TextModel, rendered
+from evals.store_text import parts_of
+from ghost_jax.chat import open_run
+from ghost_jax.checkpoint import load_model
+from ghost_jax.data.builders import pretrain
+from ghost_jax.export import write_model
+from ghost_jax.hf.vocabulary import adopt
+from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.sampling import GREEDY, Sampling
+from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, SPECIALS, USER, Tokenizer
+from tests.test_export import make_run
+from tests.test_import import foreign_vocabulary, save_vocabulary
+from tests.test_layout import MODULES
+from tests.test_store_text import write_store
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+KINDS = ("base", "chat")
+ENDS = 0  # the id of <|endoftext|>, which begins and ends every text there
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Run directories of an imported base and of a chat model made of it."""
+    folder = tmp_path_factory.mktemp("runs")
+    vocabulary = foreign_vocabulary()
+    save_vocabulary(folder / "there", vocabulary)
+    base = adopt(folder / "there", vocabulary.get_vocab_size())
+    for kind, tokenizer in zip(KINDS, (base, base.with_chat_tokens(["hello"])), strict=True):
+        (folder / kind).mkdir()
+        shape = ModelConfig(layers=1, width=32, heads=2, hidden=48, vocab_size=tokenizer.vocab_size, context=64)
+        make_run(folder / kind, shape, tokenizer)
+    return {kind: folder / kind for kind in KINDS}
+
+
+def vocabulary_of(workdir: Path) -> Tokenizer:
+    return tokenizer_lib.load(workdir / "tokenizer.json")
+
+
+def test_a_vocabulary_knows_its_ids_by_what_they_do(runs):
+    base, chat = (vocabulary_of(runs[kind]) for kind in KINDS)
+    assert not any(base.has(name) for name in ("<|pad|>", "<|unk|>", *ROLES))
+    for tokenizer in (base, chat):
+        assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.pad_id == ENDS
+    assert (base.has_roles, base.end_ids, base.special_ids) == (False, [ENDS], [ENDS, 1])
+    roles = [chat.id(role) for role in ROLES]
+    assert (chat.has_roles, chat.end_ids, chat.special_ids) == (True, [chat.id(END), ENDS], [ENDS, 1, *roles])
+
+
+def test_a_vocabulary_of_ours_is_known_as_it_was():
+    ours = tokenizer_lib.train(["hello"], 300).with_chat_tokens(["hello"])
+    assert [ours.pad_id, ours.bos_id, ours.eos_id] == [ours.id(name) for name in SPECIALS[:3]]
+    assert ours.end_ids == [ours.id(END), ours.eos_id]
+    assert {ours.id(name) for name in (*SPECIALS, *ROLES)} <= set(ours.special_ids)
+    assert not set(ours.encode("hello, world")) & set(ours.special_ids)
+
+
+def test_an_imported_chat_model_can_be_talked_to(runs):
+    flags = argparse.Namespace(max_new_tokens=24, seed=0)
+    conversation, _ = open_run(runs["chat"], flags, Sampling(temperature=3.0), None)
+    answers = list(conversation.answers(["hello", "attackers?"], 0))
+    assert [answer["prompt"] for answer in answers] == ["hello", "attackers?"]
+    assert any(answer["answer"] for answer in answers)
+    for answer in answers:  # what is no text ends an answer, whatever it is called
+        assert not any(name in answer["answer"] for name in ("<|endoftext|>", "<|im_start|>", *ROLES))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_harness_asks_an_imported_model(runs, kind):
+    mesh = make_mesh()
+    config, params, _ = load_model(runs[kind], mesh)
+    model = TextModel(config, params, mesh, vocabulary_of(runs[kind]))
+    ((log_prob, _),) = model.loglikelihood([("hello", " world")])
+    assert log_prob < 0
+    (whole,) = model.loglikelihood_rolling(["hello world"])
+    assert whole < log_prob
+    (text,) = model.generate_until([("hello", [], 8, GREEDY)])
+    assert "<|endoftext|>" not in text
+
+
+def test_an_imported_chat_prompt_is_rendered(runs):
+    tokenizer = vocabulary_of(runs["chat"])
+    assert rendered(tokenizer, [{"role": "user", "content": "hello"}]) == f"{USER}hello{END}{ASSISTANT}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_imported_model_is_exported_with_its_own_names(runs, tmp_path, kind):
+    write_model(tmp_path, runs[kind], "float32", 10**9)
+    tokenizer = vocabulary_of(runs[kind])
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert {settings[f"{name}_token"] for name in ("bos", "eos", "pad")} == {"<|endoftext|>"}
+    assert "unk_token" not in settings
+    ends = [tokenizer.id(END), ENDS] if kind == "chat" else ENDS
+    for file in ("config.json", "generation_config.json"):
+        found = json.loads((tmp_path / file).read_text())
+        assert (found["bos_token_id"], found["eos_token_id"], found["pad_token_id"]) == (ENDS, ends, ENDS)
+    assert adopt(tmp_path, tokenizer.vocab_size).sha256 == tokenizer.sha256
+
+
+def test_documents_are_parted_and_found_again_by_the_vocabulary_s_own_ends(runs, tmp_path):
+    tokenizer, texts = vocabulary_of(runs["base"]), ["the attackers", "send phishing mails", "hello world"]
+    rows = list(pretrain.windows(texts, tokenizer, "train", 5, source="documents"))
+    ids = np.concatenate([rows[0]["tokens"], *(row["tokens"][1:] for row in rows[1:])])
+    assert ids[0] == ENDS
+    assert "<|endoftext|><|endoftext|>send phishing mails" in tokenizer.decode(ids)
+    (part,) = parts_of(write_store(tmp_path, tokenizer, {"pretrain": {"train": rows}}))
+    assert "<|endoftext|>send phishing mails" in [text.text for text in part.texts]
+
+
+def test_only_the_vocabulary_names_what_begins_ends_and_fills_up_a_text():
+    """Elsewhere such a name would be looked up in a vocabulary that has another one."""
+    allowed = ("ghost_jax.text", "ghost_jax.hf.vocabulary")
+    names = {"PAD", "BOS", "EOS", "UNK", "SPECIALS"}
+    for module, path in MODULES.items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        found = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names} & names
+        found |= {node.value for node in nodes if isinstance(node, ast.Constant) and node.value in SPECIALS}
+        assert not found or module.startswith(allowed), f"{module} names {found}"
