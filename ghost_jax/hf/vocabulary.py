@@ -132,19 +132,19 @@ def adopt(folder: Path, vocab_size: int) -> Tokenizer:
                 f"{path} gives the added token {token['content']!r} the id {found}, and it should be {token['id']}. "
                 "Fetch the checkpoint again."
             )
-    count = backend.get_vocab_size()
-    if count > vocab_size or set(backend.get_vocab().values()) != set(range(count)):
+    ids, count = backend.get_vocab(), backend.get_vocab_size()
+    if count > vocab_size or set(ids.values()) != set(range(count)):
         raise UserError(
             f"{path} has {count:,} tokens for the {vocab_size:,} rows of the model, or leaves ids out between them: it "
             "is of another model. Fetch the checkpoint again."
         )
     begins, ends = (_content(settings.get(key)) for key in ("bos_token", "eos_token"))
-    if ends is None or backend.token_to_id(ends) is None:
+    if ends not in ids:
         raise UserError(
             f"{folder} does not say which token ends a text: tokenizer_config.json must name an eos_token of the "
             "vocabulary. Fetch the checkpoint again, tokenizer_config.json included."
         )
-    if begins is None or backend.token_to_id(begins) is None:
+    if begins not in ids:
         begins = ends
     backend.add_special_tokens([begins, ends, *(f"<|reserved_{i}|>" for i in range(count, vocab_size))])
     backend.no_truncation()
@@ -154,8 +154,7 @@ def adopt(folder: Path, vocab_size: int) -> Tokenizer:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{BOS} $A {EOS}",
             special_tokens=[
-                {"id": name, "ids": [backend.token_to_id(token)], "tokens": [token]}
-                for name, token in ((BOS, begins), (EOS, ends))
+                {"id": name, "ids": [ids[token]], "tokens": [token]} for name, token in ((BOS, begins), (EOS, ends))
             ],
         )
     return _proven(Tokenizer(backend), path)

@@ -126,8 +126,8 @@ class Weights:
         values = np.asarray(self._files[name].get_tensor(name), np.float32)
         if not np.isfinite(values).all():
             raise UserError(
-                f"The tensor {name} in {self._folder} has {np.count_nonzero(~np.isfinite(values)):,} values that are "
-                "NaN or infinite: the checkpoint is corrupt, or its training diverged. Fetch it again, or import "
-                "another one."
+                f"The tensor {name} in {self._folder} holds NaN or infinite values "
+                f"({np.count_nonzero(~np.isfinite(values)):,} of {values.size:,}): the checkpoint is corrupt, or its "
+                "training diverged. Fetch it again, or import another one."
             )
         return values
