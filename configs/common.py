@@ -4,6 +4,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from ghost_jax.config_domains import QA_SOURCES
 from ghost_jax.errors import UsageError, did_you_mean
 from ghost_jax.model.sizes import SIZES
 
@@ -34,7 +35,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.optim.b1 = 0.9
     c.optim.b2 = 0.95
     c.optim.weight_decay = 0.1  # on matrices only
-    c.optim.clip_norm = 1.0
+    c.optim.clip_norm = 1.0  # 0: gradients are not clipped
 
     c.data = ConfigDict()
     c.data.sources = ("attack", "capec", "cwe", "embedded")  # names in ghost_jax/data/sources
@@ -69,7 +70,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
         c.data.layout = "classic"  # how multiple choice is put; names in ghost_jax/text/multiple_choice.py
         c.data.cot = ConfigDict({"teacher": "offline", "model": ""})  # or an OpenAI-compatible URL and its model
         # As documents call them; of those the sources do not hold, nothing is asked.
-        c.data.qa_sources = ("attack", "capec", "cwe", "cve_trickest", "nvd", "kev", "exploitdb", "ctf", "embedded")
+        c.data.qa_sources = QA_SOURCES
         c.data.qa_per_source = 3500  # about as many documents, and as many facts, are asked of one source
         c.evals.ctibench = ConfigDict({"batch_size": 16, "orders": "cyclic"})
         # While it trains, the letters of so many of the run's own held-out questions, every so many updates; 0: never.

@@ -7,18 +7,18 @@ one value. A key that does not exist is an error with the nearest one named, and
 import argparse
 import ast
 import difflib
-import importlib.util
 import json
 import math
-import sys
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from ghost_jax.errors import UsageError, UserError, did_you_mean
-from ghost_jax.text.multiple_choice import LAYOUTS
+from ghost_jax import config_files
+from ghost_jax.config_domains import DOMAINS, check, host_of_teacher, leaves
+from ghost_jax.errors import UsageError, did_you_mean
 from ghost_jax.whole import read_json
 
 # What says how a run is shown, kept and looked at, and not what it computes: it may change in its continuation.
@@ -29,30 +29,12 @@ FREE_KEYS = {
 
 def load(spec: str) -> ConfigDict:
     """Returns the locked config of `path[:preset,…]`. Raises UsageError where there is no such file or preset."""
-    path_text, _, preset = spec.partition(":")
-    path = Path(path_text).resolve()
-    if not path.is_file():
-        raise UsageError(
-            f"There is no config file {path_text}. Run from the repository's root and name one of configs/, for "
-            "example --config=configs/chat_v5.py:nano."
-        )
-    root = str(path.parent.parent)  # a config imports its neighbours as `configs.…`, wherever the command is run from
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    module_spec = importlib.util.spec_from_file_location(f"ghost_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        config = module.get_config(preset)
-    except UserError:
-        raise
-    except AttributeError as fault:
-        raise UsageError(f"{path_text} is no config file: {fault}. It must define get_config(preset).") from None
-    except Exception as fault:
-        raise UsageError(f"{path_text} could not be read: {type(fault).__name__}: {fault}.") from None
-    config.name = path.stem
-    config.preset = preset
-    config.spec = spec
+    path, preset = config_files.find("config", spec)
+    config = config_files.read("config", path, preset)
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"{path} is no config file: its get_config returns no ConfigDict.")
+    with config.unlocked():
+        config.name, config.preset, config.spec = path.stem, preset, spec
     return config.lock()
 
 
@@ -64,34 +46,31 @@ def override(config: ConfigDict, key: str, text: str) -> None:
             raise UsageError(f"The config has no key {key}.{_nearest_key(config, key)}")
         parent, node = node, node[part]
     if isinstance(node, ConfigDict):
-        raise UsageError(f"--config.{key} is a group; set one of {', '.join(f'{key}.{k}' for k in node)}.")
+        keys = f"set one of {', '.join(f'{key}.{k}' for k in node)}" if node else "set it in a config file"
+        raise UsageError(f"--config.{key} is a group; {keys}.")
     try:
         parent[parts[-1]] = _parse(text, node)
     except (ValueError, TypeError, OverflowError, SyntaxError, RecursionError, MemoryError):  # of endless brackets, too
+        domain = DOMAINS.get(key.removeprefix("base."))
         raise UsageError(
             f"--config.{key}={text[:200]} does not fit: the value is a {type(node).__name__}, by default {node!r}."
+            + (f" Use {domain}." if domain else "")
         ) from None
 
 
 def _nearest_key(config: ConfigDict, key: str) -> str:
     """Names the key meant: the one whose last part is nearest, in the group that was named if it is there."""
-    leaves = sorted(_leaves(config), key=lambda name: name.count("."), reverse=True)  # the shallowest of a name wins
+    of_base = (f"base.{name}" for name, _ in leaves(config.get("base", {})))
+    names = [*(name for name, _ in leaves(config)), *of_base]
+    names.sort(key=lambda name: name.count("."), reverse=True)  # the shallowest of a name wins
     group, _, last = key.rpartition(".")
-    here = {name.rpartition(".")[2]: name for name in leaves if name.rpartition(".")[0] == group}
-    anywhere = {name.rpartition(".")[2]: name for name in leaves}
+    here = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == group}
+    anywhere = {name.rpartition(".")[2]: name for name in names}
     for known in (here, anywhere):
         near = difflib.get_close_matches(last, list(known), n=1)
         if near:
             return f' Did you mean "{known[near[0]]}"?'
     return f" Known: {', '.join(sorted(here.values()) or sorted(config))}."
-
-
-def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
 
 
 def _parse(text: str, default: Any) -> Any:
@@ -127,18 +106,34 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
     )
     parser.add_argument("--data_dir", metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
     parser.epilog = "Any value of the config can be set by --config.KEY=VALUE, e.g. --config.optim.peak_lr=1e-4."
-    overrides = [word for word in argv if word.startswith("--config.")]
-    flags = parser.parse_args([word for word in argv if word not in overrides])
+    overrides, words = overrides_in(argv)
+    flags = parser.parse_args(words)
     config = load(flags.config)
     if flags.base:
         stand_on(config, flags.base)
-    for word in overrides:
-        key, equals, text = word.removeprefix("--config.").partition("=")
-        if not equals:
-            raise UsageError(f"{word} has no value: write {word}=VALUE.")
+    for key, text in overrides:
         override(config, key, text)
     validate(config)
     return config, flags
+
+
+def overrides_in(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Returns the key and the text of each `--config.KEY=VALUE` and `--config.KEY VALUE`, and all other words.
+
+    Raises UsageError for a key without a value. A value that begins with two dashes needs the form with `=`.
+    """
+    overrides, others, words = [], [], iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            others.append(word)
+            continue
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            text = next(words, "--")
+            if text.startswith("--"):
+                raise UsageError(f"{word} has no value: write {word}=VALUE.")
+        overrides.append((key, text))
+    return overrides, others
 
 
 def stand_on(config: ConfigDict, base: Path) -> None:
@@ -155,34 +150,21 @@ def stand_on(config: ConfigDict, base: Path) -> None:
         config.model = ConfigDict(found["model"] | own)
 
 
-def validate(config: ConfigDict) -> None:
-    """Raises UsageError where the values of a config contradict each other."""
-    micro, batch = config.micro_batch_size, config.batch_size
-    if batch < 1 or micro < 1 or batch % micro:
-        raise UsageError(f"batch_size ({batch}) must be a multiple of micro_batch_size ({micro}), both at least 1.")
-    for key in ("steps", "log_every", "eval_every", "save_every", "keep"):
-        if config[key] < 1:
-            raise UsageError(f"{key} is {config[key]}; it must be at least 1.")
-    if config.data.seq_len < 1:
-        raise UsageError(f"data.seq_len is {config.data.seq_len}; a row needs at least one token.")
-    if config.data.seq_len > config.model.context:
-        raise UsageError(f"data.seq_len ({config.data.seq_len}) is longer than model.context ({config.model.context}).")
-    _validate_choices(config)
-    for start, multipliers in _mixtures_of(config).items():
-        if max(multipliers.values()) <= 0 or min(multipliers.values()) < 0:
-            raise UsageError(
-                f"The mixture from update {start} on is empty or negative: give a --config.data.mixture.NAME above 0."
-            )
-    for key in ("layers", "width", "heads", "hidden", "vocab_size", "context"):
-        if config.model[key] < 1:
-            raise UsageError(f"model.{key} is {config.model[key]}; it must be at least 1.")
-    width, heads = config.model.width, config.model.heads
-    # Rotary positions turn pairs of a head's dimensions.
-    if config.model.head_dim % 2 if config.model.get("head_dim") else width % (2 * heads):
-        raise UsageError(f"model.heads ({heads}) must cut model.width ({width}) into parts of an even size.")
+def validate(config: ConfigDict, prefix: str = "") -> None:
+    """Raises UsageError where a value is outside of its domain (`ghost_jax.config_domains`) or contradicts another.
+
+    Args:
+      prefix: what stands before the names of keys in messages: "base." for the base of a chat config.
+    """
+    check(config, prefix)
+    for rule in RULES:
+        if fault := rule(config):
+            raise UsageError(f"{prefix}{fault}")
     if config.stage == "chat":
+        if not isinstance(config.get("base"), ConfigDict):
+            raise UsageError("A chat config needs a base, and this one has none. Use chat_on of configs/common.py.")
         if "vocabulary" not in config.base:  # else it is there already
-            validate(config.base)
+            validate(config.base, "base.")
         shape = ("layers", "width", "heads", "hidden", "vocab_size", "context", "generation", "attention_bias")
         unlike = [key for key in shape if config.model[key] != config.base.model[key]]
         if unlike:
@@ -192,58 +174,98 @@ def validate(config: ConfigDict) -> None:
             )
 
 
-LETTERED = ("mcq", "cot", "fact_mcq", "raft")  # datasets whose answers begin with a letter
-RANKED = ("rank", "read")  # datasets whose options are ranked
-# key -> its values; the names that rooms further on give a meaning to
-CHOICES = {
-    "model.dtype": ("float32", "bfloat16"),
-    "model.generation": ("v04", "v05"),
-    "optim.schedule": ("cosine", "wsd", "constant", "linear"),
-    "loss_norm": ("token_mean", "record_mean"),
-    "data.overlong": ("crop", "drop"),
-    "data.layout": tuple(LAYOUTS),
-    "init_tokens": ("mean", "random"),
-}
+# ---- Rules between keys: each returns what is wrong, which begins with the name of a key, or None ----
 
 
-def _validate_choices(config: ConfigDict) -> None:
-    for key, values in CHOICES.items():
-        group, _, name = key.rpartition(".")
-        held = config[group] if group else config
-        if name in held and held[name] not in values:
-            raise UsageError(f"{key} is {held[name]}; use one of {', '.join(values)}.")
-    if config.watch.evaluations < 2:
-        raise UsageError(f"watch.evaluations is {config.watch.evaluations}; a rise takes at least 2 evaluations.")
-    if config.stage == "chat":
-        if min(config.objective.values()) < 0 or max(config.objective.values()) <= 0:
-            raise UsageError(
-                "The objective is empty or negative: give one of --config.objective.lm, .letter, .ranking."
-            )
-        if config.objective.letter and config.data.layout == "cloze":
-            raise UsageError(
-                "objective.letter needs letters, and data.layout=cloze has none. Use objective.ranking, or another "
-                "layout."
-            )
-        if config.objective.letter and not any(config.data.mixture[name] for name in LETTERED):
-            raise UsageError(
-                f"objective.letter needs a dataset with letters: give a --config.data.mixture.NAME, one of "
-                f"{', '.join(LETTERED)}, above 0."
-            )
-        if config.objective.ranking and not any(config.data.mixture[name] for name in RANKED):
-            raise UsageError(
-                f"objective.ranking ranks the options of the datasets {' and '.join(RANKED)}, none of which is mixed "
-                "in: set --config.data.mixture.rank=1 as well."
-            )
+def _sizes(config: ConfigDict) -> str | None:
+    micro, batch = config.micro_batch_size, config.batch_size
+    if batch % micro:
+        return f"batch_size ({batch}) must be a multiple of micro_batch_size ({micro})."
+    if config.data.seq_len > config.model.context:
+        return f"data.seq_len ({config.data.seq_len}) is longer than model.context ({config.model.context})."
+    width, heads, model = config.model.width, config.model.heads, config.model
+    # Rotary positions turn pairs of a head's dimensions.
+    if model.head_dim % 2 if model.get("head_dim") else width % (2 * heads):
+        return f"model.heads ({heads}) must cut model.width ({width}) into parts of an even size."
+    if list(config.mesh.values()).count(-1) > 1:
+        return f"mesh has -1, which takes the devices that are left, more than once: {dict(config.mesh)}. Set one size."
+    return None
 
 
-def _mixtures_of(config: ConfigDict) -> dict[int, dict[str, float]]:
+def _schedule(config: ConfigDict) -> str | None:
+    peak, floor = config.optim.peak_lr, config.optim.floor_lr
+    if config.optim.schedule != "constant" and floor > peak:
+        return (
+            f"optim.floor_lr is {floor}, but it must lie between 0 and optim.peak_lr ({peak}): the rate decays from "
+            "the peak to the floor."
+        )
+    return None
+
+
+def _updates(config: ConfigDict) -> str | None:
+    look_every = config.look.every if config.stage == "chat" else 0
+    for key, update in (("log.trace_at", config.log.trace_at), ("look.every", look_every)):
+        if update > config.steps:
+            return f"{key} is {update}, but the last update is {config.steps}. Use at most that, or 0 for never."
+    return None
+
+
+def _mixture(config: ConfigDict) -> str | None:
     for start, changes in config.data.later.items():
-        if not str(start).isdecimal() or not 0 < int(start) < config.steps:
-            raise UsageError(f"data.later has the key {start}; it must be an update between 1 and steps.")
+        if not re.fullmatch(r"[0-9]{1,10}", str(start)) or not 0 < int(start) < config.steps:
+            return f"data.later has the key {start}; it must be an update between 1 and steps."
         for name in changes:
             if name not in config.data.mixture:
-                raise UsageError(f"data.later.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}")
-    return mixtures(config)
+                return f"data.later.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}"
+    for start, multipliers in mixtures(config).items():
+        if max(multipliers.values()) <= 0:
+            return f"data.mixture from update {start} on is empty: give a --config.data.mixture.NAME above 0."
+    return None
+
+
+def _metric(config: ConfigDict) -> str | None:
+    """`keep_best` is a loss that every validation of the run gives."""
+    mixed = {name for multipliers in mixtures(config).values() for name in multipliers if multipliers[name]}
+    shared = set(SHARED if config.stage == "chat" else ())
+    of = {name for name in mixed | shared if name not in RANKED}  # ranked questions have no such loss
+    metrics = ["val_loss"] * bool(mixed.difference(RANKED)) + ["val_loss_shared"] * bool(shared)
+    metrics += [f"val_loss_{name}" for name in sorted(of)] if len(of) > 1 else []
+    if not config.keep_best or config.keep_best in metrics:
+        return None
+    return (
+        f"keep_best is {config.keep_best}, which this run does not measure; use one of {', '.join(metrics)}, or none."
+    )
+
+
+def _chat(config: ConfigDict) -> str | None:
+    if config.stage != "chat":
+        return None
+    if max(config.objective.values()) <= 0:
+        return "The objective is empty: give one of --config.objective.lm, .letter, .ranking above 0."
+    if config.objective.letter and config.data.layout == "cloze":
+        return (
+            "objective.letter needs letters, and data.layout=cloze has none. Use objective.ranking, or another layout."
+        )
+    if config.objective.letter and not any(config.data.mixture[name] for name in LETTERED):
+        return (
+            f"objective.letter needs a dataset with letters: give a --config.data.mixture.NAME, one of "
+            f"{', '.join(LETTERED)}, above 0."
+        )
+    if config.objective.ranking and not any(config.data.mixture[name] for name in RANKED):
+        return (
+            f"objective.ranking ranks the options of the datasets {' and '.join(RANKED)}, none of which is mixed in: "
+            "set --config.data.mixture.rank=1 as well."
+        )
+    if config.data.cot.teacher != "offline":
+        host_of_teacher(config.data.cot.teacher, config.data.cot.model)
+    return None
+
+
+RULES = (_sizes, _schedule, _updates, _mixture, _metric, _chat)
+LETTERED = ("mcq", "cot", "fact_mcq", "raft")  # datasets whose answers begin with a letter
+RANKED = ("rank", "read")  # datasets whose options are ranked
+# Built for every chat recipe, mixed in or not: recipes share their validation records, so that losses compare.
+SHARED = ("qa", "mcq", "cot", "small_talk")
 
 
 def mixtures(config: ConfigDict) -> dict[int, dict[str, float]]:

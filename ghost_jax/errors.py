@@ -114,6 +114,13 @@ def command(main: Callable[[], int | None]) -> Callable[[], int]:
             # Libraries wrap the system's error in one of their own; the cause is in the chain or in the text.
             if _disk_full(fault):
                 return _say_disk_full()
+            if isinstance(fault, MemoryError) or "RESOURCE_EXHAUSTED" in str(fault):  # NumPy's and JAX's
+                said = str(fault).partition("\n")[0][:200]
+                say_error(
+                    f"The memory is full ({said}). Lower --config.micro_batch_size or --config.data.seq_len, choose a "
+                    "smaller model or preset, or split it over more devices with --config.mesh.fsdp."
+                )
+                return FAILED
             raise
 
     return wrapped

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ghost_jax.errors import UserError
 from ghost_jax.model.transformer import unstack_blocks
 
 
@@ -39,16 +38,6 @@ def schedule(
       name: "cosine" and "linear" decay all the way; "wsd" stays at the peak and decays linearly in the last
         `decay_share` of all updates; "constant" stays.
     """
-    if name != "constant" and not 0 <= floor_lr <= peak_lr:
-        raise UserError(
-            f"optim.floor_lr is {floor_lr}, but it must lie between 0 and optim.peak_lr ({peak_lr}): the rate decays "
-            "from the peak to the floor."
-        )
-    if name == "wsd" and not 0 < decay_share <= 1:
-        raise UserError(
-            f"optim.decay_share is {decay_share}, but it is the share of all updates in which the rate decays: set "
-            "--config.optim.decay_share above 0 and at most 1."
-        )
     top = max(min(warmup_steps, steps) - 1, 0)  # the first update at the peak
     warm_up = optax.linear_schedule(peak_lr / (top + 1), peak_lr, top)
     decay = max(round(decay_share * steps), 1)
@@ -66,13 +55,16 @@ def adamw(b1: float, b2: float, weight_decay: float, clip_norm: float) -> optax.
     """Returns gradients -> the direction of AdamW, to be scaled by minus the learning rate.
 
     Weight decay falls on matrices alone, not on norms, biases and embeddings.
+
+    Args:
+      clip_norm: the global norm that gradients are clipped to; 0 for no clipping.
     """
 
     def matrices(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.scale_by_adam(b1=b1, b2=b2),
         optax.add_decayed_weights(weight_decay, mask=matrices),
     )

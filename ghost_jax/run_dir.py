@@ -181,7 +181,7 @@ def _command() -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     spec = parser.parse_known_args(sys.argv[1:])[0].config
-    overrides = [word for word in sys.argv[1:] if word.startswith("--config.")]
+    overrides = [f"--config.{key}={text}" for key, text in config_lib.overrides_in(sys.argv[1:])[0]]
     return [f"--config={spec}", *overrides] if spec else []
 
 

@@ -7,7 +7,6 @@ is its own; at the end stand a table, `sweep.json`, `sweep.md` and a picture.
 
 import argparse
 import dataclasses
-import importlib
 import shlex
 import sys
 import time
@@ -58,11 +57,11 @@ class Task:
         return self.base is not None and not run_dir.is_finished(self.base)
 
 
-def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[str], data_dir: str | None) -> list[Task]:
+def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[tuple[str, str]], data_dir: str | None) -> list[Task]:
     """Returns the processes of a sweep in order; everything that can be refused is refused here.
 
     Args:
-      overrides: "KEY=VALUE" for every run.
+      overrides: key and text of what is set for every run.
 
     Raises UsageError for a key or value that does not fit, or one that the sweep itself varies, and UserError where
     the folder holds runs of another config.
@@ -81,8 +80,7 @@ def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[str], data_dir: str
                     f"The runs of {sweep.name} stand on bases of different configs that are all called {base.name}. "
                     "Vary what the chat model alone has, or make a sweep file for each base."
                 )
-        flags = [f"--config.{key}={text}" for key, text in run.overrides.items()]
-        flags += [f"--config.{override}" for override in overrides]
+        flags = [f"--config.{key}={text}" for key, text in (*run.overrides.items(), *overrides)]
         flags += [f"--workdir={workdir}"] + ([f"--data_dir={data_dir}"] if data_dir else [])
         words = [sys.executable, "-m", "ghost_jax.train", f"--config={run.setting.spec}", *flags]
         tasks.append(Task(run.name, words, workdir, base))
@@ -92,21 +90,15 @@ def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[str], data_dir: str
     return tasks
 
 
-def config_of(run: Run, overrides: Sequence[str]) -> ConfigDict:
+def config_of(run: Run, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
     """Returns the whole config of a run. Raises UsageError for an override that does not fit."""
     config = config_lib.load(run.setting.spec)
-    for key, text in run.overrides.items():
-        config_lib.override(config, key, text)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UsageError(f"--config.{override} has no value: write --config.{override}=VALUE.")
+    for key, _ in overrides:
         if key in run.overrides:
-            raise UsageError(f"--config.{override}: {key} is what the sweep varies. Set it in the sweep file.")
+            raise UsageError(f"--config.{key}: {key} is what the sweep varies. Set it in the sweep file.")
+    for key, text in (*run.overrides.items(), *overrides):
         config_lib.override(config, key, text)
     config_lib.validate(config)
-    for name, options in config.evals.items():
-        importlib.import_module(f"evals.{name}").check_options(**options)
     return config
 
 
@@ -223,9 +215,8 @@ def main() -> int:
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="default: local")
     parser.add_argument("--data_dir", metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
     parser.add_argument("--dry_run", action="store_true", help="print every run's command; start nothing")
-    prefix = "--config."
-    overrides = [word.removeprefix(prefix) for word in sys.argv[1:] if word.startswith(prefix)]
-    flags = parser.parse_args([word for word in sys.argv[1:] if not word.startswith(prefix)])
+    overrides, words = config_lib.overrides_in(sys.argv[1:])
+    flags = parser.parse_args(words)
     if flags.jobs is not None and flags.jobs < 1:
         raise UsageError(f"--jobs is {flags.jobs}; at least one run at a time is needed.")
     sweep = sweep_grid.load(flags.config)

@@ -5,13 +5,14 @@ It defines `get_sweep(preset="") -> Sweep`; `grid` makes the settings of every c
 
 import dataclasses
 import itertools
-import runpy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from ghost_jax.errors import UsageError, UserError
+from ghost_jax import config_files
+from ghost_jax.config_domains import FOLDER, LOSSES
+from ghost_jax.errors import UsageError
 
 Value = bool | int | float | str
+METRICS = (*LOSSES, "loss", "loss_lm", "loss_letter", "loss_ranking")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,28 +81,34 @@ def short_name(overrides: Mapping[str, Value]) -> str:
 
 
 def load(spec: str) -> Sweep:
-    """Returns the sweep of `path[:preset]`. Raises UsageError where it is absent or faulty."""
-    path_text, _, preset = spec.partition(":")
-    path = Path(path_text)
-    if not path.is_file():
-        raise UsageError(
-            f"There is no sweep file {path_text}. Run from the repository's root and name one of configs/sweeps/, for "
-            "example --config=configs/sweeps/lr.py:nano."
-        )
-    try:
-        get_sweep = runpy.run_path(str(path)).get("get_sweep")
-        sweep = get_sweep(preset) if get_sweep else None
-    except UserError:
-        raise
-    except Exception as fault:
-        raise UsageError(f"{path_text} could not be read: {type(fault).__name__}: {fault}.") from None
+    """Returns the sweep of `path[:preset]`. Raises UsageError where it is absent or faulty.
+
+    The configs that its settings name are looked for in the folders above the sweep file as well.
+    """
+    path, preset = config_files.find("sweep", spec)
+    sweep = config_files.read("sweep", path, preset)
+    if fault := _fault(sweep):
+        raise UsageError(f"{path} is no sweep file: {fault}.")
+    found = [config_files.find("config", setting.spec, *path.absolute().parents) for setting in sweep.settings]
+    specs = [at_preset(str(config), of_config) for config, of_config in found]
+    settings = [dataclasses.replace(each, spec=spec) for each, spec in zip(sweep.settings, specs, strict=True)]
+    return dataclasses.replace(sweep, settings=settings, name=f"{path.stem}-{preset or 'full'}")
+
+
+def _fault(sweep: object) -> str:
+    """Returns what is wrong with what a sweep file returned, "" for nothing. Its configs are checked one by one."""
     if not isinstance(sweep, Sweep) or not sweep.settings or not sweep.seeds:
-        raise UsageError(
-            f"{path_text} is no sweep file: it must define get_sweep(preset), which returns a Sweep with at least one "
-            "setting and one seed."
-        )
+        return "its get_sweep(preset) must return a Sweep with at least one setting and one seed"
+    for setting in sweep.settings:
+        if not FOLDER.holds(setting.name):
+            return f'the name of the setting "{setting.name}" must be {FOLDER}'
+        if sweep.axis and sweep.axis not in setting.overrides:
+            return f"its axis is {sweep.axis}, which the setting {setting.name} does not set"
+        for key, value in setting.overrides.items():
+            if isinstance(value, int) and value.bit_length() > 64:  # Python spells none of over 4,300 digits
+                return f"the setting {setting.name} sets {key} to a whole number of {value.bit_length()} bits"
+    if unknown := [name for name in sweep.metrics if name not in METRICS]:
+        return f"its metrics name {unknown[0]}; use some of {', '.join(METRICS)}"
     names = [run.name for run in sweep.runs()]
     twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(f"{path_text} names {', '.join(twice)} twice: give every setting a name and each seed once.")
-    return dataclasses.replace(sweep, name=f"{path.stem}-{preset or 'full'}")
+    return f"it names {', '.join(twice)} twice: give every setting a name and each seed once" if twice else ""

@@ -177,8 +177,6 @@ def main() -> int:
     )
     config, flags = config_lib.parse(parser, sys.argv[1:])
     data_folders(flags.data_dir)  # a wrong one is said even where everything is finished and nothing is read
-    for name, options in config.evals.items():
-        importlib.import_module(f"evals.{name}").check_options(**options)
     hosts.start()
     runtime.set_up()
     console = make_console()
@@ -194,8 +192,10 @@ def main() -> int:
         stages.insert(0, (config.base, base_workdir))
 
     for stage, directory in stages:
-        if hosts.is_main() and not run_dir.is_finished(directory):
-            plan.announce(stage, directory, config, console)
+        if not run_dir.is_finished(directory):
+            plan.mesh_of(stage)  # refused before anything is written, where these devices cannot form it
+            if hosts.is_main():
+                plan.announce(stage, directory, config, console)
     unfinished = [stage for stage, directory in stages if not run_dir.is_finished(directory)]
     if len(unfinished) > 1 and not flags.plan:
         prepare(config, flags.data_dir)  # what it lacks is said before its base is trained, and not hours later

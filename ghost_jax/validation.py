@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
+from ghost_jax.config import SHARED
 from ghost_jax.data import mixture
-from ghost_jax.data.conversations import SHARED
 from ghost_jax.data.mixture import Mix
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.hosts import local_rows, to_global

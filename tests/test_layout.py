@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ghost_jax.paths", "ghost_jax.whole"),
     ("ghost_jax.runtime",),
     ("ghost_jax.text",),
+    ("ghost_jax.config_domains", "ghost_jax.config_files"),
     ("ghost_jax.config", "ghost_jax.sweep_grid"),
     ("ghost_jax.data.prose", "ghost_jax.data.published"),
     ("ghost_jax.data.records",),

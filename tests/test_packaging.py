@@ -1,4 +1,4 @@
-"""What `pip install .` gives: both packages with their data files, no configs, and every command from any folder."""
+"""What `pip install .` gives: the packages with their data files, the recipes, and every command from any folder."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import pytest
 import ghost_jax
 from tests.conftest import ROOT, WAIT
 
-SHIPPED = ("ghost_jax", "evals")
+SHIPPED = ("ghost_jax", "evals", "configs")
 COMMANDS = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for package in SHIPPED
@@ -43,8 +43,8 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_the_wheel_holds_both_packages_whole_and_nothing_else(wheel):
-    """`configs` and `launch` are names of everybody's, and records of runs are no part of a program."""
+def test_the_wheel_holds_the_packages_and_the_recipes_and_nothing_else(wheel):
+    """`launch` is a name of everybody's, and records of runs are no part of a program."""
     with zipfile.ZipFile(wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
     wanted = {
@@ -55,6 +55,7 @@ def test_the_wheel_holds_both_packages_whole_and_nothing_else(wheel):
     }
     assert names == wanted
     assert {"ghost_jax/transcript_prompts.jsonl", "ghost_jax/data/sources/pack/attack.tsv"} <= names
+    assert {"configs/chat_v5.py", "configs/sweeps/lr.py"} <= names
 
 
 def test_the_wheel_is_of_this_version_and_asks_for_what_runs_it(wheel):
@@ -64,6 +65,20 @@ def test_the_wheel_is_of_this_version_and_asks_for_what_runs_it(wheel):
     asked = re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE)
     pinned = [line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
     assert asked == [line for line in pinned if line]
+
+
+def test_the_recipes_of_an_installation_are_found_from_any_folder_beside_packages_of_the_same_names(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "installed")
+    for name in ("configs", "evals"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        (tmp_path / "mine" / name / "__init__.py").touch()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "ghost_jax.sweep", "--config=configs/sweeps/lr.py:nano", "--dry_run"]
+    done = subprocess.run(command, cwd=tmp_path / "mine", env=environment, capture_output=True, text=True, timeout=WAIT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 15
+    assert str(tmp_path / "installed" / "configs" / "chat_v5.py") in done.stdout
 
 
 @pytest.mark.slow

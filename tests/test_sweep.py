@@ -64,7 +64,7 @@ def test_every_setting_is_run_with_every_seed_the_first_seed_of_all_first():
 def test_the_sweeps_of_the_house_ask_for_what_there_is(monkeypatch, tmp_path, path, preset):
     monkeypatch.chdir(ROOT)
     sweep = load(f"{path}:{preset}" if preset else str(path))
-    tasks = tasks_of(sweep, tmp_path, ["log_every=7"], None)  # loads, overrides and validates every config
+    tasks = tasks_of(sweep, tmp_path, [("log_every", "7")], None)  # loads, overrides and validates every config
     assert len(tasks) == len(sweep.settings) * len(sweep.seeds) >= 3 or (path.stem, preset) == ("size", "nano")
     assert sweep.name == f"{path.stem}-{preset or 'full'}"
     assert len(sweep.seeds) >= 3 or path.stem == "ablation"
@@ -79,7 +79,7 @@ def test_the_rates_of_the_sweep_are_scaled_as_the_recipe_is():
 
 
 def test_the_ablation_has_the_eight_recipes_and_each_base_once(tmp_path):
-    tasks = tasks_of(load("configs/sweeps/ablation.py:nano"), tmp_path, ["evals.ctibench.orders=published"], None)
+    tasks = tasks_of(load("configs/sweeps/ablation.py:nano"), tmp_path, [("evals.ctibench.orders", "published")], None)
     assert len(tasks) == 8
     assert {task.base.name for task in tasks} == {"pretrain_v04-nano", "pretrain_v05-nano"}
 
@@ -88,7 +88,8 @@ def test_the_ablation_has_the_eight_recipes_and_each_base_once(tmp_path):
 
 
 def ask(spec: str, *overrides: str):
-    return lambda folder: tasks_of(load(spec), folder, overrides, None)
+    words = [f"--config.{override}" for override in overrides]
+    return lambda folder: tasks_of(load(spec), folder, config_lib.overrides_in(words)[0], None)
 
 
 def ask_own(settings: dict, *overrides: str, seeds=(0,)):

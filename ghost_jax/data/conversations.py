@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ghost_jax import retrieve
+from ghost_jax.config_domains import QA_SOURCES
 from ghost_jax.data import array_record, prose, records, store
 from ghost_jax.data.builders import (
     Conversation,
@@ -32,6 +33,7 @@ from ghost_jax.data.builders import (
 from ghost_jax.data.corpus import BOOK, documents_of, index_store
 from ghost_jax.data.records import SPLITS
 from ghost_jax.data.sources import embedded
+from ghost_jax.errors import UsageError, did_you_mean
 from ghost_jax.retrieve import Index
 from ghost_jax.text import chat, multiple_choice, tokenizer
 from ghost_jax.text.multiple_choice import LETTERS, letter_ids
@@ -54,6 +56,10 @@ class Ingredients:
 
 
 def _qa(given: Ingredients) -> Iterator[Conversation]:
+    known = {*store.manifest(given.corpus)["documents"], *QA_SOURCES}
+    for name in given.options.qa_sources:
+        if name not in known:
+            raise UsageError(f"data.qa_sources names {name}, which no document has.{did_you_mean(name, list(known))}")
     return qa.build(given.documents, given.options.qa_sources, given.options.qa_per_source, given.options.seed)
 
 
@@ -189,8 +195,6 @@ DATASETS = {
         rank.row,
     ),
 }
-# Built for every chat recipe, mixed in or not: recipes share their validation records, so that losses compare.
-SHARED = ("qa", "mcq", "cot", "small_talk")
 
 
 def vocabulary_of(base: Tokenizer) -> Tokenizer:

@@ -26,7 +26,7 @@ from ghost_jax.data.builders import Documents
 from ghost_jax.data.published import PUBLISHED
 from ghost_jax.data.records import Fact, Record
 from ghost_jax.data.sources import embedded
-from ghost_jax.errors import UsageError, UserError, did_you_mean
+from ghost_jax.errors import UserError
 from ghost_jax.paths import cache_dir, data_folders
 from ghost_jax.retrieve import Index, passages_of
 
@@ -68,15 +68,8 @@ def locate(names: Sequence[str], data_dir: str | None, say: Say, *, stand_in: bo
       stand_in: whether the embedded pack, where it is among the names, may stand in for a source that is missing, and
         a part of a source for the source.
 
-    Raises:
-      UsageError: no source is named, or one that does not exist.
-      UserError: a source is missing or incomplete, and nothing may stand in for it.
+    Raises UserError where a source is missing or incomplete, and nothing may stand in for it.
     """
-    if not names:
-        raise UsageError(f"data.sources is empty. Name at least one of {', '.join(sources.SOURCES)}.")
-    for name in names:
-        if name not in sources.SOURCES:
-            raise UsageError(f"data.sources names {name}.{did_you_mean(name, list(sources.SOURCES))}")
     search = _search(names, data_dir, say, partly=stand_in)
     missing = [name for name in search.absent if not search.found[name]]
     notes = []

@@ -59,7 +59,7 @@ def prepare(config: ConfigDict, data_dir: str | None) -> Prepared:
     else:
         base = _base_vocabulary(config.base, data_dir)
         vocabulary = conversations.vocabulary_of(base)
-        names = _known(mixed | set(conversations.SHARED), conversations)
+        names = _known(mixed | set(config_lib.SHARED), conversations)
         made = {name: conversations.dataset_store(name, config, documents, vocabulary, _say) for name in names}
     _refuse_empty(config, documents, {name: made[name] for name in made if name in mixed})
     return Prepared(documents, made, vocabulary, base, inputs.notes)

@@ -16,20 +16,19 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import InvalidHeader, MaxRetryError, ReadTimeoutError
 from urllib3.util import Retry
 
+from ghost_jax.config_domains import KEY_VARIABLE, host_of_teacher
 from ghost_jax.data.builders import Question, cot
 from ghost_jax.data.prose import flat
-from ghost_jax.errors import UsageError, UserError
+from ghost_jax.errors import UserError
 from ghost_jax.paths import cache_dir
 from ghost_jax.progress import Progress
 from ghost_jax.text.multiple_choice import LETTERS
 
-KEY_VARIABLE = "GHOST_TEACHER_KEY"
 IN_FLIGHT = 4  # requests at once: servers batch them
 TIMEOUTS = (10.0, 300.0)  # seconds to connect, and without a byte: a 14B model on a CPU takes minutes
 NOT_SO_BUILT = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # what reading foreign JSON raises
@@ -151,9 +150,7 @@ class Endpoint:
     def __init__(
         self, base_url: str, model: str, *, timeouts: tuple[float, float] = TIMEOUTS, retries: Retry = RETRIES
     ):
-        self._host = _host_of(base_url)
-        if not model:
-            raise UsageError('data.cot.teacher is a URL and data.cot.model is empty: name its model ("qwen2.5:14b").')
+        self._host = host_of_teacher(base_url, model)
         self._url, self._model = f"{base_url.rstrip('/')}/chat/completions", model
         self._timeouts, self._retries = timeouts, retries
         self._bearer = _Bearer()
@@ -328,24 +325,3 @@ def _pause(retries: Retry, response: requests.Response | None) -> float:
         with contextlib.suppress(InvalidHeader, ValueError):
             wanted = retries.get_retry_after(response.raw)
     return wanted or retries.get_backoff_time()
-
-
-def _host_of(base_url: str) -> str:
-    """Returns the host of a base URL. Raises UsageError where it is no URL, or holds what may be secret."""
-    if set("@?#") & set(base_url):
-        raise UsageError(
-            "data.cot.teacher holds a user name, password or query, which manifests and messages would show. Give the "
-            f"bare base URL, such as http://localhost:11434/v1, and a key in {KEY_VARIABLE}."
-        )
-    try:
-        parts = urlsplit(base_url)
-        host = parts.hostname or ""
-        whole = parts.scheme in ("http", "https") and host.encode("idna") and parts.port != 0
-    except ValueError:
-        whole = False
-    if not (whole and re.fullmatch(r"[!-~]+", base_url)):
-        raise UsageError(
-            f'data.cot.teacher is "{base_url}", which is neither "offline" nor a base URL such as '
-            "http://localhost:11434/v1."
-        )
-    return host
