@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from ghost_jax import config_files
-from ghost_jax.config_domains import DOMAINS, check, host_of_teacher, leaves
+from ghost_jax.config_domains import DOMAINS, check, host_of_teacher, leaves, shown
 from ghost_jax.errors import UsageError, did_you_mean
 from ghost_jax.whole import read_json
 
@@ -187,6 +187,8 @@ def _sizes(config: ConfigDict) -> str | None:
     # Rotary positions turn pairs of a head's dimensions.
     if model.head_dim % 2 if model.get("head_dim") else width % (2 * heads):
         return f"model.heads ({heads}) must cut model.width ({width}) into parts of an even size."
+    if heads % (model.get("kv_heads") or heads):
+        return f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
     if list(config.mesh.values()).count(-1) > 1:
         return f"mesh has -1, which takes the devices that are left, more than once: {dict(config.mesh)}. Set one size."
     return None
@@ -212,8 +214,8 @@ def _updates(config: ConfigDict) -> str | None:
 
 def _mixture(config: ConfigDict) -> str | None:
     for start, changes in config.data.later.items():
-        if not re.fullmatch(r"[0-9]{1,10}", str(start)) or not 0 < int(start) < config.steps:
-            return f"data.later has the key {start}; it must be an update between 1 and steps."
+        if not re.fullmatch(r"[0-9]{1,10}", shown(start)) or not 0 < int(start) < config.steps:
+            return f"data.later has the key {shown(start)}; it must be an update between 1 and steps."
         for name in changes:
             if name not in config.data.mixture:
                 return f"data.later.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}"

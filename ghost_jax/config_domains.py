@@ -152,7 +152,7 @@ POSITIVE = Real(0, LARGEST, above=True)
 AXIS = Whole(1, 10**6, also=-1)
 TEXT = Text(".{0,1000}", "printable text in one line, of at most 1,000 characters")
 LINE = Text(".{1,1000}", "printable text in one line, of 1 to 1,000 characters")
-FOLDER = Text("[^/]{1,100}", "what can be a folder's name: 1 to 100 characters and no /")
+FOLDER = Text("[^/]{1,200}", "what can be a folder's name: 1 to 200 characters and no /")
 
 KEY_VARIABLE = "GHOST_TEACHER_KEY"  # the environment variable with the key of `data.cot.teacher`
 
@@ -166,7 +166,7 @@ LOSSES = ("val_loss", "val_loss_shared", *(f"val_loss_{name}" for name in BASE_D
 
 BOTH: dict[str, Domain] = {
     "name": FOLDER,
-    "preset": Text("[^/]{0,100}", f"{FOLDER}, or nothing"),
+    "preset": Text("[^/]{0,200}", f"{FOLDER}, or nothing"),
     "spec": TEXT,
     "stage": OneOf(("pretrain", "chat")),
     "seed": SEED,
@@ -258,7 +258,7 @@ DOMAINS = BOTH | PRETRAIN | CHAT | CHAT_OPTIONS | OPTIONS
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields the dotted name and the value of every key; those of a base are left out, as a config of its own."""
     for key, value in config.items():
-        name = prefix + key
+        name = f"{prefix}{key}"
         if name == "base":
             continue
         if isinstance(value, ConfigDict) and name not in DOMAINS and (value or _is_group(name)):
@@ -277,8 +277,9 @@ def check(config: ConfigDict, prefix: str = "") -> None:
     Args:
       prefix: what stands before the names of keys in messages: "base." for the base of a chat config.
     """
-    found = dict(leaves(config))
-    stage = found.get("stage", "")
+    found, stage = dict(leaves(config)), config.get("stage")
+    if not BOTH["stage"].holds(stage):
+        raise UsageError(f"{prefix}stage is {shown(stage)}; use {BOTH['stage']}.")
     needed = BOTH | (CHAT if stage == "chat" else PRETRAIN)
     known = needed | OPTIONS | (CHAT_OPTIONS if stage == "chat" else {})
     for key, value in found.items():
@@ -294,9 +295,10 @@ def check(config: ConfigDict, prefix: str = "") -> None:
 
 def shown(value: Any) -> str:
     """Returns a value as a message has it."""
-    if type(value) is int and value.bit_length() > 64:  # Python spells no int of more than 4,300 digits
-        return f"{'-' if value < 0 else ''}2^{value.bit_length() - 1} or more"
-    return str(value)[:200] or "empty"
+    try:
+        return str(value)[:200] or "empty"
+    except ValueError:  # Python's limit
+        return "an integer of more than 4,300 digits"
 
 
 def host_of_teacher(base_url: str, model: str) -> str:

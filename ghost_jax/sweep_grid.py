@@ -88,7 +88,7 @@ def load(spec: str) -> Sweep:
     path, preset = config_files.find("sweep", spec)
     sweep = config_files.read("sweep", path, preset)
     if fault := _fault(sweep):
-        raise UsageError(f"{path} is no sweep file: {fault}.")
+        raise UsageError(f"{path} cannot be run: {fault}.")
     found = [config_files.find("config", setting.spec, *path.absolute().parents) for setting in sweep.settings]
     specs = [at_preset(str(config), of_config) for config, of_config in found]
     settings = [dataclasses.replace(each, spec=spec) for each, spec in zip(sweep.settings, specs, strict=True)]
@@ -104,9 +104,10 @@ def _fault(sweep: object) -> str:
             return f'the name of the setting "{setting.name}" must be {FOLDER}'
         if sweep.axis and sweep.axis not in setting.overrides:
             return f"its axis is {sweep.axis}, which the setting {setting.name} does not set"
-        for key, value in setting.overrides.items():
-            if isinstance(value, int) and value.bit_length() > 64:  # Python spells none of over 4,300 digits
-                return f"the setting {setting.name} sets {key} to a whole number of {value.bit_length()} bits"
+    varied = [("seed", seed) for seed in sweep.seeds]
+    for key, value in [*varied, *(item for setting in sweep.settings for item in setting.overrides.items())]:
+        if isinstance(value, int) and value.bit_length() > 64:  # Python spells no integer of over 4,300 digits
+            return f"it sets {key} to an integer of {value.bit_length()} bits"
     if unknown := [name for name in sweep.metrics if name not in METRICS]:
         return f"its metrics name {unknown[0]}; use some of {', '.join(METRICS)}"
     names = [run.name for run in sweep.runs()]

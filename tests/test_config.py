@@ -2,6 +2,9 @@
 
 import argparse
 import ast
+import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -240,10 +243,48 @@ def test_an_unknown_key_is_answered_with_the_nearest(word, hint):
         ("model.attention_bias=maybe", "the value is a bool"),
         ("optim=1", "is a group; set one of optim.b1, optim.b2"),
         ("steps", "has no value: write --config.steps=VALUE"),
+        ("data.later=1", "is a group; set it in a config file"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(word, part):
     assert part in refusal(f"--config={CHAT}", f"--config.{word}")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("steps", "20", 20),
+        ("model.remat", "True", True),
+        ("mesh.data", "-1", -1),
+        ("data.sources", "attack,cwe", ("attack", "cwe")),
+        ("log.wandb", "a=b", "a=b"),
+        ("base.optim.peak_lr", "1e-4", 1e-4),
+    ],
+)
+def test_a_value_may_stand_behind_its_key_or_a_blank(tmp_path, key, text, value):
+    here = ["--config", f"{CHAT}:nano", "--data_dir", str(tmp_path)]
+    for words in ([f"--config.{key}={text}"], [f"--config.{key}", text]):
+        for argv in ([*here, *words], [*words, *here]):
+            found, flags = parse(*argv)
+            for part in key.split("."):
+                found = found[part]
+            assert (found, flags.data_dir) == (value, str(tmp_path))
+
+
+def test_a_key_without_a_value_is_named():
+    for behind in ([], ["--data_dir=."], ["--config.steps=3"]):
+        assert "--config.model.remat has no value" in refusal(f"--config={CHAT}", "--config.model.remat", *behind)
+
+
+def test_a_value_may_begin_with_a_dash():
+    assert "optim.clip_norm is -1.0" in refusal(f"--config={CHAT}", "--config.optim.clip_norm", "-1")
+    assert parse(f"--config={CHAT}", "--config.optim.clip_norm", "-0")[0].optim.clip_norm == 0
+
+
+def test_a_url_with_a_password_is_refused_and_not_repeated():
+    said = refusal(f"--config={CHAT}", "--config.data.cot.teacher=http://me:secret@host/v1")
+    assert "data.cot.teacher" in said
+    assert "secret" not in said
 
 
 # ---- Files ----
@@ -258,10 +299,63 @@ def test_a_missing_file_is_named(tmp_path):
     assert "no config file" in refusal(f"--config={tmp_path}")
 
 
+def test_a_path_may_hold_colons(tmp_path):
+    folder = tmp_path / "a:b" / "configs"
+    folder.mkdir(parents=True)
+    path = shutil.copy(CHAT, folder / "mine.py")
+    for preset in ("", "nano", "nano,saved"):
+        config, _ = parse(f"--config={path}{':' * bool(preset)}{preset}")
+        assert (config.name, config.preset) == ("mine", preset)
+    assert 'Did you mean "nano"?' in refusal(f"--config={path}:nanno")
+
+
+@pytest.mark.parametrize("folder", ["", "tests/bench"])
+def test_our_recipes_are_found_from_any_folder(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(CONFIGS.parent / folder if folder else tmp_path)
+    assert parse("--config=configs/chat_v5.py:nano")[0].spec == "configs/chat_v5.py:nano"
+    said = refusal("--config=configs/nope.py")
+    assert str(Path.cwd()) in said
+    assert str(CONFIGS.parent) in said
+
+
+def test_the_file_of_the_folder_that_one_is_in_wins(tmp_path, monkeypatch, written):
+    path = Path(written("from configs import chat_v5\nget_config = chat_v5.get_config\n"))
+    path.rename(path.with_name("chat_v3.py"))
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=configs/chat_v3.py:nano")[0].published.run == "chat-v5"
+
+
+def test_a_config_imports_its_neighbours_and_ours_and_no_other_package_of_that_name(tmp_path, monkeypatch, written):
+    """One that was imported before stays what it was."""
+    other = tmp_path / "other" / "configs" / "__init__.py"
+    other.parent.mkdir(parents=True)
+    other.write_text("WHOSE = 'another'\n")
+    monkeypatch.syspath_prepend(other.parents[1])
+    theirs = types.ModuleType("configs")
+    monkeypatch.setitem(sys.modules, "configs", theirs)
+    path = written("from configs import beside, chat_v5\nget_config = beside.changed(chat_v5)\n")
+    Path(path).with_name("beside.py").write_text(
+        "def changed(recipe):\n"
+        "    def get_config(preset):\n"
+        "        from configs import common\n"
+        "        c = recipe.get_config(preset)\n"
+        "        c.seed = len(common.PRESETS)\n"
+        "        return c\n"
+        "    return get_config\n"
+    )
+    assert parse(f"--config={path}:nano")[0].seed == 2
+    assert sys.modules["configs"] is theirs
+    assert "configs.beside" not in sys.modules
+
+
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
         ("", ("is no config file", "must define get_config")),
+        ("def get_config(preset):\n    return {}", ("is no config file", "ConfigDict")),
+        ("def get_config(preset):\n    return None", ("is no config file", "ConfigDict")),
+        ("def get_config(preset):\n    return preset.nothing", ("could not be read", "nothing", "line 2")),
+        ("a: b: c", ("could not be read", "SyntaxError")),
         ("def get_config(:", ("could not be read", "SyntaxError")),
         ("import no_such_module", ("could not be read", "no_such_module")),
         ("def get_config(preset):\n    return 1 / 0", ("could not be read", "ZeroDivisionError")),
@@ -310,6 +404,18 @@ def test_a_config_of_ones_own_may_use_the_house_defaults(written):
         (["loss_norm=mean"], ("loss_norm is mean", "token_mean, record_mean")),
         (["init_tokens=zero"], ("zero", "mean, random")),
         (["watch.evaluations=1"], ("watch.evaluations is 1",)),
+        (["optim.peak_lr=1e-3", "optim.floor_lr=-1e-6"], ("optim.floor_lr is -1e-06",)),
+        (["optim.peak_lr=1e-3", "optim.floor_lr=2e-3"], ("optim.floor_lr is 0.002", "optim.peak_lr (0.001)")),
+        (["base.optim.floor_lr=1"], ("base.optim.floor_lr is 1.0",)),
+        (["optim.decay_share=0"], ("optim.decay_share is 0.0",)),
+        (["optim.decay_share=1.5"], ("optim.decay_share is 1.5",)),
+        (["mesh.fsdp=-1"], ("mesh", "-1")),
+        (["log.trace_at=41"], ("log.trace_at is 41", "40")),
+        (["look.every=41"], ("look.every is 41", "40")),
+        (["keep_best=val_loss_read"], ("keep_best is val_loss_read", "val_loss_shared, val_loss_cot")),
+        (["base.keep_best=val_loss_shared"], ("base.keep_best is val_loss_shared", "use one of val_loss, or")),
+        (["data.cot.teacher=ftp://host"], ("data.cot.teacher",)),
+        (["data.cot.teacher=http://host/v1"], ("data.cot.model is empty",)),
         (["objective.lm=0"], ("The objective is empty",)),
         (["objective.letter=-1"], ("objective.letter is -1.0",)),
         (["objective.letter=1", "data.layout=cloze"], ("data.layout=cloze",)),

@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from ghost_jax.errors import UserError
 from ghost_jax.model import transformer
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.optim import SCHEDULES, adamw, finite_or_same, norms_by_layer, schedule
@@ -85,20 +84,8 @@ def test_no_rate_at_all_is_a_rate(name):
     assert [rate(update) for update in (0, 9, 50, 99)] == [0.0] * 4
 
 
-@pytest.mark.parametrize("floor", [-1e-6, 2e-3])
-def test_a_floor_outside_zero_and_the_peak_is_refused(floor):
-    with pytest.raises(UserError, match=rf"optim\.floor_lr is {floor}.*optim\.peak_lr \(0\.001\)"):
-        schedule(1e-3, floor, 10, 100)
-
-
 def test_a_rate_that_does_not_decay_has_no_floor():
     assert schedule(1e-6, 1e-5, 1, 100, name="constant")(99) == close(1e-6)
-
-
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
-def test_a_share_of_no_updates_or_of_more_than_all_is_refused(share):
-    with pytest.raises(UserError, match=rf"optim\.decay_share is {share}"):
-        schedule(1e-3, 1e-5, 10, 100, name="wsd", decay_share=share)
 
 
 def test_rates_are_numbers_on_the_host():
@@ -141,10 +128,10 @@ def test_weight_decay_moves_kernels_and_nothing_else(params):
     assert {"kernel", "scale", "bias", "embedding"} <= names
 
 
-@pytest.mark.parametrize(("norm", "seen"), [(10.0, 1.0), (0.5, 0.5)])
-def test_gradients_are_clipped_to_the_global_norm(params, norm, seen):
+@pytest.mark.parametrize(("clip", "norm", "seen"), [(1.0, 10.0, 1.0), (1.0, 0.5, 0.5), (0.0, 10.0, 10.0)])
+def test_gradients_are_clipped_to_the_global_norm(params, clip, norm, seen):
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    _, state = updates(params, [norm / math.sqrt(size)], weight_decay=0.0, clip_norm=1.0)
+    _, state = updates(params, [norm / math.sqrt(size)], weight_decay=0.0, clip_norm=clip)
     # After one update the first moment is (1 - b1) times the gradient that Adam saw.
     moment = math.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(state[1].mu)))
     assert moment == close(0.1 * seen, rel=1e-4)

@@ -201,3 +201,9 @@ def test_a_damaged_source_stops_with_its_place_and_leaves_no_store(ghost, tmp_pa
     told = ghost.refused(*command, "--config.data.sources=cti", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     assert f"{folder / 'cti.jsonl'}, line 2" in told
     assert [path.name for path in stores(tmp_path / "cache").iterdir()] == [".locks"]
+
+
+def test_a_source_that_no_document_has_is_named(ghost, prepared):
+    environment = {"XDG_CACHE_HOME": str(prepared[0])}
+    said = ghost.refused(*PREPARE, "--config.data.qa_sources", "cwe,atack", code=2, env=environment)
+    assert 'data.qa_sources names atack, which no document has. Did you mean "attack"?' in said

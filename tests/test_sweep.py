@@ -20,7 +20,7 @@ from ghost_jax.errors import UsageError, UserError
 from ghost_jax.sweep import locked, tasks_of
 from ghost_jax.sweep_grid import Setting, Sweep, grid, load
 from ghost_jax.sweep_jobs import Local, Submitted, stop
-from tests.conftest import ROOT, TINY, score_of, set_all, updates_of
+from tests.conftest import ROOT, TINY, WAIT, score_of, set_all, updates_of
 
 HOUSE = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
 NANO = "configs/chat_v5.py:nano"
@@ -71,6 +71,40 @@ def test_the_sweeps_of_the_house_ask_for_what_there_is(monkeypatch, tmp_path, pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_sweep_runs_from_any_folder_with_its_own_recipes_and_ours(monkeypatch, tmp_path):
+    """Of two recipes of one name that beside the sweep file is taken."""
+    own, elsewhere = tmp_path / "project" / "configs", tmp_path / "elsewhere"
+    (own / "sweeps").mkdir(parents=True)
+    elsewhere.mkdir()
+    (own / "chat_v3.py").write_text("from configs import chat_v5\nget_config = chat_v5.get_config\n")
+    (own / "sweeps" / "mine.py").write_text(
+        "from configs import chat_v3\nfrom ghost_jax.sweep_grid import Setting, Sweep\n"
+        "assert chat_v3.get_config('nano').published.run == 'chat-v5'\n"
+        "def get_sweep(preset):\n"
+        "    return Sweep([Setting(name, f'configs/{name}.py:nano') for name in ('chat_v3', 'chat_v5')], seeds=(0,))\n"
+    )
+    monkeypatch.chdir(elsewhere)
+    commands = [task.command for task in tasks_of(load(str(own / "sweeps" / "mine.py")), tmp_path, [], None)]
+    assert [run_config(command).published.run for command in commands] == ["chat-v5", "chat-v5"]
+    assert [command[3] for command in commands] == [
+        f"--config={own / 'chat_v3.py'}:nano",
+        f"--config={ROOT / 'configs' / 'chat_v5.py'}:nano",
+    ]
+    assert len(tasks_of(load("configs/sweeps/lr.py:nano"), tmp_path, [], None)) == 15
+
+
+def test_a_command_runs_in_a_folder_with_packages_called_as_ours(tmp_path):
+    for name in ("configs", "evals"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('another package')\n")
+    command = [sys.executable, "-m", "ghost_jax.sweep", f"--config={ROOT}/configs/sweeps/lr.py:nano", "--dry_run"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=WAIT
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 15
+
+
 def test_the_rates_of_the_sweep_are_scaled_as_the_recipe_is():
     for preset, scale in (("", 1), ("nano", 20)):
         rates = [setting.overrides["optim.peak_lr"] for setting in load(f"configs/sweeps/lr.py:{preset}").settings]
@@ -105,6 +139,12 @@ def ask_text(text: str):
     return make
 
 
+def ask_own_sweep(options: str, rate: str = "0.001"):
+    """Asks for the tasks of a sweep of one setting, its rate given, with these arguments of `Sweep`."""
+    setting = f"[Setting('a', {NANO!r}, {{'optim.peak_lr': {rate}}})]"
+    return ask_text(f"from ghost_jax.sweep_grid import *\nget_sweep = lambda p: Sweep({setting}, {options})")
+
+
 LR = "configs/sweeps/lr.py:nano"
 REFUSALS = {
     "no such file": (ask("configs/sweeps/nope.py"), "There is no sweep file configs/sweeps/nope.py."),
@@ -125,6 +165,14 @@ REFUSALS = {
     "the swept key": (ask(LR, "optim.peak_lr=1e-3"), "optim.peak_lr is what the sweep varies"),
     "the seed": (ask(LR, "seed=3"), "seed is what the sweep varies"),
     "an evaluation's option": (ask(LR, "evals.ctibench.orders=odd"), "use one of cyclic, published, all"),
+    "a value out of range": (ask_own({"a": {"optim.clip_norm": -1}}), "optim.clip_norm is -1.0"),
+    "a seed out of range": (ask_own({"a": {}}, seeds=(2**32,)), "seed is 4294967296"),
+    "a seed beyond all": (ask_own_sweep("seeds=(10**5000,)"), "it sets seed to an integer"),
+    "a value beyond all": (ask_own_sweep("", "10**5000"), "it sets optim.peak_lr to an integer"),
+    "no number": (ask_own_sweep("", "float('nan')"), "--config.optim.peak_lr=nan does not fit"),
+    "a name that is no folder's": (ask_own({"a/b": {}}), '"a/b"'),
+    "an axis that is not set": (ask_own_sweep("axis='optim.peek_lr'"), "its axis is optim.peek_lr"),
+    "an unknown metric": (ask_own_sweep("metrics=('val_los',)"), "val_los; use some of val_loss, val_loss_shared"),
     "two bases of one name": (ask_own({"a": {}, "b": {"base.steps": 7}}), "all called pretrain_v05-nano"),
 }
 

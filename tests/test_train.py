@@ -400,6 +400,8 @@ REFUSALS = {  # command, exit code, parts of the paragraph
     "an unknown key": (one_setting("--config.optim.peek_lr=1"), 2, ['Did you mean "optim.peak_lr"?']),
     "a value of another type": (one_setting("--config.steps=many"), 2, ["--config.steps=many", "int"]),
     "an unknown preset": (config_only("configs/chat_v5.py:nan"), 2, ['Did you mean "nano"?']),
+    "a value out of range": (one_setting("--config.optim.clip_norm=-1"), 2, ["optim.clip_norm is -1.0"]),
+    "a mesh of other devices": (one_setting("--config.mesh.data=3"), 1, ["mesh of data=3", "1 device(s)"]),
     "no config file": (config_only("configs/nope.py"), 2, ["configs/nope.py"]),
     "a batch that does not divide": (one_setting("--config.micro_batch_size=3"), 2, ["batch_size (8)", "(3)"]),
     "an unknown order": (one_setting("--config.evals.ctibench.orders=odd"), 2, ["odd", "cyclic, published, all"]),
