@@ -178,9 +178,6 @@ def validate(config: ConfigDict, prefix: str = "") -> None:
 
 
 def _sizes(config: ConfigDict) -> str | None:
-    micro, batch = config.micro_batch_size, config.batch_size
-    if batch % micro:
-        return f"batch_size ({batch}) must be a multiple of micro_batch_size ({micro})."
     if config.data.seq_len > config.model.context:
         return f"data.seq_len ({config.data.seq_len}) is longer than model.context ({config.model.context})."
     width, heads, model = config.model.width, config.model.heads, config.model

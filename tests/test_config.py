@@ -383,7 +383,6 @@ def test_a_config_of_ones_own_may_use_the_house_defaults(written):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["micro_batch_size=5"], ("batch_size (8)", "micro_batch_size (5)")),
         (["batch_size=0"], ("batch_size is 0",)),
         (["micro_batch_size=-4"], ("micro_batch_size is -4",)),
         (["steps=0"], ("steps",)),

@@ -10,7 +10,7 @@ from ghost_jax.data import corpus, sources
 from ghost_jax.data.corpus import Inputs, locate
 from ghost_jax.data.prepare import prepare
 from ghost_jax.data.published import PUBLISHED
-from ghost_jax.errors import UsageError, UserError
+from ghost_jax.errors import UserError
 from tests.conftest import TINY, set_all
 
 ATTACK = ("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json")
@@ -128,12 +128,6 @@ def test_what_is_complete_is_located_in_the_order_of_the_config(data):
 def test_the_embedded_pack_alone_is_always_there(data):
     (only,) = found(data, "embedded").files
     assert (only.source, only.path) == ("embedded", None)
-
-
-@pytest.mark.parametrize("stand_in", [False, True])
-def test_no_source_is_refused(data, stand_in):
-    with pytest.raises(UsageError, match=r"data\.sources is empty"):
-        found(data, stand_in=stand_in)
 
 
 # ---- The embedded pack stands in ----

@@ -403,7 +403,11 @@ REFUSALS = {  # command, exit code, parts of the paragraph
     "a value out of range": (one_setting("--config.optim.clip_norm=-1"), 2, ["optim.clip_norm is -1.0"]),
     "a mesh of other devices": (one_setting("--config.mesh.data=3"), 1, ["mesh of data=3", "1 device(s)"]),
     "no config file": (config_only("configs/nope.py"), 2, ["configs/nope.py"]),
-    "a batch that does not divide": (one_setting("--config.micro_batch_size=3"), 2, ["batch_size (8)", "(3)"]),
+    "a batch that does not divide": (
+        one_setting("--config.micro_batch_size=3"),
+        1,
+        ["batch_size 8", "micro_batch_size=2 or 4"],
+    ),
     "an unknown order": (one_setting("--config.evals.ctibench.orders=odd"), 2, ["odd", "cyclic, published, all"]),
     "another config": (another_config, 1, ["steps is 8 there and 9 here", "optim.peak_lr is 0.001 there and 0.5 here"]),
     "another tokenizer": (another_tokenizer, 1, ["was trained with another tokenizer", "pretrain_v05-nano"]),
