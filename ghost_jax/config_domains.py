@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ghost_jax.errors import UsageError
 from ghost_jax.text.multiple_choice import LAYOUTS
-from ghost_jax.text.tokenizer import SPECIALS
+from ghost_jax.text.tokenizer import LEAST_TOKENS
 
 
 class Domain(Protocol):
@@ -177,7 +177,7 @@ BOTH: dict[str, Domain] = {
     "model.width": Whole(2, 2**15),
     "model.heads": Whole(1, 2**14),
     "model.hidden": Whole(1, 2**18),
-    "model.vocab_size": Whole(256 + len(SPECIALS), 2**20),
+    "model.vocab_size": Whole(LEAST_TOKENS, 2**20),
     "model.context": Whole(1, 2**20),
     "model.generation": OneOf(("v04", "v05")),
     "model.attention_bias": Flag(),

@@ -21,6 +21,7 @@ VERSION = 1  # raise it when the same texts give another vocabulary or other ids
 TOOLS = ("tokenizers",)
 
 PAD, BOS, EOS, UNK = SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>")
+LEAST_TOKENS = 256 + len(SPECIALS)  # of a vocabulary: one for each byte, and those
 USER, ASSISTANT, END = ROLES = ("<|ghost_user|>", "<|ghost_assistant|>", "<|ghost_end|>")
 
 
@@ -157,9 +158,9 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     A corpus too small to give that many merges is topped up with reserved ids, so that the model's shape depends on
     the config alone.
     """
-    if vocab_size < 256 + len(SPECIALS):
+    if vocab_size < LEAST_TOKENS:
         raise UserError(
-            f"A byte-level vocabulary needs at least {256 + len(SPECIALS)} ids, the config asks for {vocab_size}. "
+            f"A byte-level vocabulary needs at least {LEAST_TOKENS} ids, the config asks for {vocab_size}. "
             "Raise --config.model.vocab_size."
         )
     backend = tokenizers.Tokenizer(models.BPE())
