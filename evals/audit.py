@@ -6,7 +6,6 @@ stands in `evals/predictions.py`.
 
 import argparse
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +16,7 @@ from evals.formats import read_items
 from evals.items import Items
 from evals.predictions import Predictions, read_predictions
 from ghost_jax.errors import command
+from ghost_jax.paths import local_path
 from ghost_jax.progress import make_console
 from ghost_jax.whole import write_json
 
@@ -68,11 +68,13 @@ def show_several(reports: list[dict], console: Console) -> None:
 def main() -> int:
     """Diagnoses predictions for multiple-choice items: latches, shortcuts, and what the accuracy is worth."""
     parser = argparse.ArgumentParser(prog="python -m evals.audit", description=main.__doc__)
-    parser.add_argument("--items", required=True, type=Path, metavar="FILE", help="the benchmark that was answered")
-    parser.add_argument("--predictions", required=True, type=Path, metavar="FILE", help=".tsv, .csv or .jsonl")
+    parser.add_argument(
+        "--items", required=True, type=local_path, metavar="FILE", help="the benchmark that was answered"
+    )
+    parser.add_argument("--predictions", required=True, type=local_path, metavar="FILE", help=".tsv, .csv or .jsonl")
     parser.add_argument("--column", metavar="NAME", help="audit this column alone (default: all that hold answers)")
     parser.add_argument("--order", metavar="CBDA", help="the new letter of each option in turn (default: as published)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="writes the report as JSON")
+    parser.add_argument("--out", type=local_path, metavar="FILE", help="writes the report as JSON")
     flags = parser.parse_args()
 
     items = read_items(flags.items)

@@ -11,7 +11,6 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -23,6 +22,7 @@ from evals import stats
 from evals.items import Items
 from evals.recorded import Report, check_alike, credits_of, items_of, read_reports
 from ghost_jax.errors import command
+from ghost_jax.paths import local_path
 from ghost_jax.progress import make_console
 from ghost_jax.whole import write_bytes, write_json
 
@@ -261,15 +261,21 @@ def main() -> int:
     """Compares runs that were scored on the same items with the first of them."""
     parser = argparse.ArgumentParser(prog="python -m evals.compare", description=main.__doc__)
     parser.add_argument(
-        "--runs", required=True, metavar="A,B", help="run directories or JSON reports; first: reference"
+        "--runs",
+        required=True,
+        type=local_path,
+        metavar="A,B",
+        help="run directories or JSON reports; first: reference",
     )
     parser.add_argument(
-        "--items", type=Path, metavar="FILE", help="the items, and so evals/<its name>.json of each run"
+        "--items", type=local_path, metavar="FILE", help="the items, and so evals/<its name>.json of each run"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the comparison as JSON, with a picture (.png) beside")
+    parser.add_argument(
+        "--out", type=local_path, metavar="FILE", help="the comparison as JSON, with a picture (.png) beside"
+    )
     flags = parser.parse_args()
 
-    places = [place for place in flags.runs.split(",") if place]
+    places = [place for place in str(flags.runs).split(",") if place]
     reports = read_reports(places, flags.items.stem if flags.items else "ctibench")
     check_alike(reports)
     items = items_of(reports, flags.items)

@@ -40,7 +40,7 @@ from evals.phrases import Alphabet, Patterns, blanked, ngrams_of, words_of
 from evals.store_text import Part, Text, manifest, parts_of
 from ghost_jax.data import store
 from ghost_jax.errors import UserError, command
-from ghost_jax.paths import cache_dir
+from ghost_jax.paths import cache_dir, local_path
 from ghost_jax.progress import Progress, make_console
 from ghost_jax.whole import read_json, write_json
 
@@ -332,12 +332,17 @@ def main() -> int:
     """Looks for the items of a benchmark in prepared data."""
     parser = argparse.ArgumentParser(prog="python -m evals.contamination", description=main.__doc__)
     parser.add_argument(
-        "--items", required=True, type=Path, metavar="FILE", help="items of any format in evals/formats"
+        "--items", required=True, type=local_path, metavar="FILE", help="items of any format in evals/formats"
     )
     parser.add_argument(
-        "--data", required=True, type=Path, action="append", metavar="STORE", help="a prepared store; may be repeated"
+        "--data",
+        required=True,
+        type=local_path,
+        action="append",
+        metavar="STORE",
+        help="a prepared store; may be repeated",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the result as JSON")
+    parser.add_argument("--out", type=local_path, metavar="FILE", help="the result as JSON")
     flags = parser.parse_args()
 
     result = check(read_items(flags.items), flags.data)

@@ -34,6 +34,7 @@ from ghost_jax.data import store
 from ghost_jax.errors import UsageError, UserError, command
 from ghost_jax.generate import Generator
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.paths import local_path
 from ghost_jax.progress import make_console
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -47,7 +48,7 @@ def evaluate_run(
     predict: Predict,
     tokenizer: Tokenizer,
     workdir: Path,
-    data_dir: str | None,
+    data_dir: Path | None,
     *,
     context: int,
     batch_size: int,
@@ -96,7 +97,7 @@ def evaluate_run(
     return report | {"note": note, "split": split, "contamination": contamination}
 
 
-def check_data(workdir: Path, data_dir: str | None) -> None:
+def check_data(workdir: Path, data_dir: Path | None) -> None:
     """Raises UserError where the data that a run is about to be trained on hold the items it will be scored on."""
     with contextlib.suppress(NoItems):  # a base has no held-out questions of its own
         contamination_of(find_items(data_dir, workdir)[0], workdir)
@@ -187,9 +188,11 @@ def main_lexical(flags: argparse.Namespace) -> int:
 def main() -> int:
     """Scores a run, or the open-book reader, on CTIBench MCQ or on items of your own."""
     parser = argparse.ArgumentParser(prog="python -m evals.ctibench", description=main.__doc__)
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
-    parser.add_argument("--items", type=Path, metavar="FILE", help="items (.tsv, .jsonl, …) instead of CTIBench")
-    parser.add_argument("--data_dir", metavar="DIR", help="folder with ctibench/ (default: $GHOST_DATA)")
+    parser.add_argument("--workdir", type=local_path, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
+    parser.add_argument("--items", type=local_path, metavar="FILE", help="items (.tsv, .jsonl, …) instead of CTIBench")
+    parser.add_argument(
+        "--data_dir", type=local_path, metavar="DIR", help="folder with ctibench/ (default: $GHOST_DATA)"
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="rows a forward pass (default: 16)")
     parser.add_argument("--orders", choices=ORDERS, default="cyclic", help="default: cyclic")
     parser.add_argument("--book", choices=("closed", "open"), default="closed", help="default: closed")
@@ -198,10 +201,10 @@ def main() -> int:
     parser.add_argument("--evidence", action="store_true", help="print the lines that each lexical answer rests on")
     parser.add_argument("--controls", action="store_true", help="the lexical reader on other lines as well: minutes")
     parser.add_argument(
-        "--options_only", type=Path, metavar="DIR", help="the same recipe trained with data.layout=options_only"
+        "--options_only", type=local_path, metavar="DIR", help="the same recipe trained with data.layout=options_only"
     )
     parser.add_argument("--matching", action="store_true", help="also let the model answer freely, options not shown")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the JSON report (default: in the run's evals/)")
+    parser.add_argument("--out", type=local_path, metavar="FILE", help="the JSON report (default: in the run's evals/)")
     flags = parser.parse_args()
     check_flags(flags)
     if flags.reader == "lexical":

@@ -16,7 +16,7 @@ class NoItems(UserError):
     """There is nothing to score a run on."""
 
 
-def find_items(data_dir: str | None, workdir: Path) -> tuple[Items, str]:
+def find_items(data_dir: Path | None, workdir: Path) -> tuple[Items, str]:
     """Returns the items to score and a note: CTIBench where it is found, else the run's own held-out questions."""
     folders = data_folders(data_dir)
     for folder in folders:

@@ -27,6 +27,7 @@ from ghost_jax.errors import UsageError, UserError, command
 from ghost_jax.generate import Generator
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.paths import local_path
 from ghost_jax.sampling import Sampling
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -339,12 +340,16 @@ def task_manager(names: Sequence[str], include_path: Path | None) -> "lm_eval.ta
 def main() -> int:
     """Runs tasks of EleutherAI's lm-evaluation-harness on a run."""
     parser = argparse.ArgumentParser(prog="python -m evals.harness", description=main.__doc__)
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
+    parser.add_argument(
+        "--workdir", required=True, type=local_path, metavar="DIR", help="the run, e.g. runs/chat_v5-nano"
+    )
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="tasks or groups, e.g. arc_easy,piqa")
-    parser.add_argument("--include_path", type=Path, metavar="DIR", help="folder with the YAML files of more tasks")
+    parser.add_argument(
+        "--include_path", type=local_path, metavar="DIR", help="folder with the YAML files of more tasks"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     parser.add_argument("--apply_chat_template", action="store_true", help="ask in the chat format; for chat runs")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write all that the harness returns as JSON")
+    parser.add_argument("--out", type=local_path, metavar="FILE", help="write all that the harness returns as JSON")
     flags = parser.parse_args()
     if flags.limit is not None and flags.limit < 1:
         raise UsageError(f"--limit is {flags.limit}; it must be at least 1.")

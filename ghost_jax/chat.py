@@ -29,6 +29,7 @@ from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, index_store
 from ghost_jax.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, say_error
 from ghost_jax.generate import Generator
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.paths import local_path
 from ghost_jax.retrieve import Index, Passage, shown
 from ghost_jax.sampling import GREEDY, Sampling
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -185,7 +186,7 @@ def prompt_of(line: str, number: int) -> str:
 # ---- The command ----
 
 
-def open_index(data_dir: str | None) -> Index:
+def open_index(data_dir: Path | None) -> Index:
     """Returns the index of the open book, built if need be. Raises UserError where a source cannot be had."""
 
     def say(line: str) -> None:
@@ -222,11 +223,15 @@ def open_run(
 def flags_of() -> argparse.Namespace:
     """Returns the parsed command line. Raises UsageError for a number that means nothing."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.chat", description=main.__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
+    parser.add_argument(
+        "--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano"
+    )
     parser.add_argument(
         "--book", choices=("closed", "open"), default="closed", help="open: answers read and cite (default: closed)"
     )
-    parser.add_argument("--data_dir", metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
+    parser.add_argument(
+        "--data_dir", type=local_path, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)"
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument("--top_k", type=int, default=0, help="draw from so many tokens (default: 0, all)")
     parser.add_argument("--top_p", type=float, default=1.0, help="draw from so much probability (default: 1)")
@@ -240,7 +245,7 @@ def flags_of() -> argparse.Namespace:
     )
     parser.add_argument(
         "--transcript",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="ask the runs --workdir=A,B the same 27 held-out prompts, greedily, and write a column a run (Markdown)",
     )

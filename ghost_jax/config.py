@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ghost_jax import config_files
 from ghost_jax.config_domains import DOMAINS, check, host_of_teacher, leaves, shown
 from ghost_jax.errors import UsageError, did_you_mean
+from ghost_jax.paths import local_path
 from ghost_jax.whole import read_json
 
 # What says how a run is shown, kept and looked at, and not what it computes: it may change in its continuation.
@@ -34,7 +35,7 @@ def load(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{path} is no config file: its get_config returns no ConfigDict.")
     with config.unlocked():
-        config.name, config.preset, config.spec = path.stem, preset, spec
+        config.name, config.preset, config.spec = path.stem, preset, config_files.recorded(path, preset)
     return config.lock()
 
 
@@ -102,9 +103,14 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
         "--config", required=True, metavar="FILE[:PRESET]", help="config file, e.g. configs/chat_v5.py:nano"
     )
     parser.add_argument(
-        "--base", type=Path, metavar="DIR", help="of a chat config: start from this finished base run, ours or imported"
+        "--base",
+        type=local_path,
+        metavar="DIR",
+        help="of a chat config: start from this finished base run, ours or imported",
     )
-    parser.add_argument("--data_dir", metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
+    parser.add_argument(
+        "--data_dir", type=local_path, metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)"
+    )
     parser.epilog = "Any value of the config can be set by --config.KEY=VALUE, e.g. --config.optim.peak_lr=1e-4."
     overrides, words = overrides_in(argv)
     flags = parser.parse_args(words)

@@ -38,6 +38,17 @@ def find(kind: str, spec: str, *folders: Path) -> tuple[Path, str]:
     )
 
 
+def recorded(path: Path, preset: str) -> str:
+    """Returns what records call a config file and its preset: "configs/chat_v5.py:nano".
+
+    Records are published, so it has no folder of the user: nothing above the nearest folder named configs, or only the
+    name of a file that lies in none.
+    """
+    parts = path.resolve().parts
+    first = max((i for i, part in enumerate(parts) if part == "configs"), default=len(parts) - 1)
+    return "/".join(parts[first:]) + (f":{preset}" if preset else "")
+
+
 def read(kind: str, path: Path, preset: str) -> Any:
     """Returns what `get_<kind>(preset)` of a file returns. Raises UsageError where there is none, or where it fails."""
     try:

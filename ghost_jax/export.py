@@ -19,6 +19,7 @@ from ghost_jax.checkpoint import load_model
 from ghost_jax.errors import UsageError, UserError, command
 from ghost_jax.hf import gpt2, hub, llama, vocabulary, weights
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.paths import local_path
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.whole import new_folder, read_json, write_json, write_text
 
@@ -98,8 +99,10 @@ def check_flags(flags: argparse.Namespace) -> None:
 def main() -> int:
     """Exports a finished run as a folder that Hugging Face transformers loads, with its model card."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.export", description=main.__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder")
+    parser.add_argument(
+        "--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano"
+    )
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="the new folder")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
     parser.add_argument("--shard_size", default="5GB", metavar="SIZE", help="most of a file of weights (default: 5GB)")
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
@@ -109,8 +112,10 @@ def main() -> int:
         default=EXPERIMENTAL,
         help="canonical only where it is shown to be above --present, else experimental (default: experimental)",
     )
-    parser.add_argument("--present", type=Path, metavar="DIR", help="the present canonical run, to compare with")
-    parser.add_argument("--items", type=Path, metavar="FILE", help="the questions of that comparison, as evals.compare")
+    parser.add_argument("--present", type=local_path, metavar="DIR", help="the present canonical run, to compare with")
+    parser.add_argument(
+        "--items", type=local_path, metavar="FILE", help="the questions of that comparison, as evals.compare"
+    )
     parser.add_argument(
         "--push_to",
         metavar="OWNER/NAME",

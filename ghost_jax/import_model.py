@@ -14,12 +14,14 @@ import numpy as np
 import optax
 
 from ghost_jax import run_dir, runtime
-from ghost_jax.checkpoint import Checkpoints, identity_of
+from ghost_jax.checkpoint import Checkpoints, check_place, identity_of
 from ghost_jax.data import store
 from ghost_jax.errors import UserError, command
 from ghost_jax.hf import llama, vocabulary
 from ghost_jax.hf.weights import Weights
 from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.paths import local_path
 from ghost_jax.step import new_state
 from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.whole import new_folder, read_text, write_json
@@ -67,6 +69,7 @@ def write_run(folder: Path, name: str, source: Path) -> str:
     state = new_state(jax.tree.map(jax.numpy.asarray, params), optax.identity(), jax.random.key(0))
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(state, identity, {})
+        checkpoints.read_back(state, make_mesh(), identity)
     tokenizer.save(folder / "tokenizer.json")
     said = f"{llama.ARCHITECTURE} from {source.resolve().name}, {model.parameters():,} parameters"
     config = {
@@ -104,11 +107,19 @@ def main() -> int:
     """Makes a base run of a Llama checkpoint in safetensors."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.import_model", description=main.__doc__)
     parser.add_argument(
-        "--from", type=Path, required=True, metavar="DIR", dest="source", help="folder with config.json and safetensors"
+        "--from",
+        type=local_path,
+        required=True,
+        metavar="DIR",
+        dest="source",
+        help="folder with config.json and safetensors",
     )
-    parser.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the new run, e.g. runs/smollm2")
+    parser.add_argument(
+        "--workdir", type=local_path, required=True, metavar="DIR", help="the new run, e.g. runs/smollm2"
+    )
     flags = parser.parse_args()
     workdir = flags.workdir.resolve()
+    check_place(workdir)
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError(f"{flags.workdir} holds something already. Choose another --workdir, or delete it first.")
     runtime.set_up()

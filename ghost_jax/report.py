@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import ghost_jax
 from ghost_jax.errors import UserError, command
+from ghost_jax.paths import local_path
 from ghost_jax.report_glance import glance_table
 from ghost_jax.report_learned import learned
 from ghost_jax.report_pictures import (
@@ -181,10 +182,10 @@ def main() -> int:
     """Writes RESULTS.md, pictures and one page from the records of runs."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.report", description=main.__doc__)
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="a run or a folder of runs (default: runs)"
+        "--runs", type=local_path, default=Path("runs"), metavar="DIR", help="a run or a folder of runs (default: runs)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("report"), metavar="DIR", help="where to write (default: report)"
+        "--out", type=local_path, default=Path("report"), metavar="DIR", help="where to write (default: report)"
     )
     flags = parser.parse_args()
     beside = sorted([*flags.runs.glob("*.json"), *flags.runs.glob("sweeps/*/sweep.json")])

@@ -8,7 +8,6 @@ status.json        written last: the run is finished
 stopped.json       the watch stopped it, and why
 """
 
-import argparse
 import contextlib
 import dataclasses
 import fcntl
@@ -106,7 +105,7 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
     asked = json.loads(config_lib.to_json(config))
     if not path.is_file():
         write_json(path, asked)
-        write_json(workdir / "environment.json", environment())
+        write_json(workdir / "environment.json", environment(config.spec))
         if diff := _git("diff", "HEAD"):
             write_text(workdir / "git.diff", diff)
         return
@@ -162,27 +161,24 @@ def _differences(found: dict, asked: dict, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key} is {there} there and {here} here"
 
 
-def environment() -> dict:
-    """Returns what a reader needs to repeat the run: code, packages, machine."""
+def environment(spec: str = "") -> dict:
+    """Returns what a reader needs to repeat the run: code, packages, machine; `spec` is the config and its preset."""
     return {
         "ghost_jax": ghost_jax.__version__,
         "git_commit": _git("rev-parse", "HEAD").strip(),
         "git_dirty": bool(_git("status", "--porcelain")),
         "python": platform.python_version(),
-        "command": _command(),
+        "command": _command(spec),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "machine": machine(),
         "processes": jax.process_count(),
     }
 
 
-def _command() -> list[str]:
-    """Returns what of the command line decides what is trained; where things lie is the user's own affair."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
-    spec = parser.parse_known_args(sys.argv[1:])[0].config
-    overrides = [f"--config.{key}={text}" for key, text in config_lib.overrides_in(sys.argv[1:])[0]]
-    return [f"--config={spec}", *overrides] if spec else []
+def _command(spec: str) -> list[str]:
+    """Returns the part of the command line that decides what is trained, without any folder of the user."""
+    overrides, _ = config_lib.overrides_in(sys.argv[1:])
+    return [f"--config={spec}", *(f"--config.{key}={text}" for key, text in overrides)] if spec else []
 
 
 def machine() -> str:

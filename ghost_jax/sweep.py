@@ -22,6 +22,7 @@ from rich.table import Table
 from ghost_jax import config as config_lib
 from ghost_jax import run_dir, sweep_grid, sweep_table
 from ghost_jax.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command
+from ghost_jax.paths import local_path
 from ghost_jax.progress import Progress, duration, make_console
 from ghost_jax.sweep_grid import Run, Sweep
 from ghost_jax.sweep_jobs import RESOURCES, Job, Local, Submitted, cores, stop
@@ -57,7 +58,7 @@ class Task:
         return self.base is not None and not run_dir.is_finished(self.base)
 
 
-def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[tuple[str, str]], data_dir: str | None) -> list[Task]:
+def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[tuple[str, str]], data_dir: Path | None) -> list[Task]:
     """Returns the processes of a sweep in order; everything that can be refused is refused here.
 
     Args:
@@ -208,12 +209,16 @@ def main() -> int:
     parser.add_argument(
         "--config", required=True, metavar="FILE[:PRESET]", help="sweep file, e.g. configs/sweeps/lr.py:nano"
     )
-    parser.add_argument("--runs", type=Path, metavar="DIR", help="their folder (default: runs/sweeps/<name>-<preset>)")
+    parser.add_argument(
+        "--runs", type=local_path, metavar="DIR", help="their folder (default: runs/sweeps/<name>-<preset>)"
+    )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time (default: one per two cores; on Slurm, all); on a TPU: 1"
     )
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="default: local")
-    parser.add_argument("--data_dir", metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
+    parser.add_argument(
+        "--data_dir", type=local_path, metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print every run's command; start nothing")
     overrides, words = config_lib.overrides_in(sys.argv[1:])
     flags = parser.parse_args(words)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from ghost_jax import config as config_lib
 from ghost_jax import initial, interrupt, plan, run_dir, runtime
-from ghost_jax.checkpoint import Checkpoints, identity_of, load_model
+from ghost_jax.checkpoint import Checkpoints, check_place, identity_of, load_model
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, mix_of, prepare
 from ghost_jax.errors import UserError, command
@@ -28,7 +28,7 @@ from ghost_jax.model.transformer import Transformer
 from ghost_jax.optim import adamw, schedule
 from ghost_jax.parallel import hosts
 from ghost_jax.parallel.mesh import batch_sharding, micro_batch_rows
-from ghost_jax.paths import data_folders
+from ghost_jax.paths import data_folders, local_path
 from ghost_jax.progress import make_console
 from ghost_jax.step import make_predict, make_train_step
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -62,7 +62,7 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
             state = initial.from_base(config, model.config, optimizer, abstract, mesh, base_workdir, prepared)
         else:
             state = initial.from_scratch(config.seed, model.config, optimizer, abstract, mesh)
-        start = int(state.step)
+        start, first_save = int(state.step), checkpoints.latest is None
 
         objective = dict(config.objective) if config.stage == "chat" else {"lm": 1.0}
         train_step = make_train_step(
@@ -104,6 +104,10 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
                     losses = journal.settle(functools.partial(_all_of, due, state.params) if due else None)
                 if saves or stopping:
                     checkpoints.save(state, identity, losses)
+                    if first_save:
+                        # A run whose checkpoints cannot be read ends here and not when it is resumed. It waits for one
+                        # write and one read of the state, once in a run; no device holds the state twice.
+                        state, first_save = checkpoints.read_back(state, mesh, identity), False
                 if stopping:  # after the last update as well: the scores take longer than whoever asked will wait
                     raise KeyboardInterrupt
 
@@ -125,7 +129,7 @@ def look_of(
     return lambda params: look(functools.partial(predict, params))
 
 
-def evaluate(config: ConfigDict, workdir: Path, data_dir: str | None) -> None:
+def evaluate(config: ConfigDict, workdir: Path, data_dir: Path | None) -> None:
     """Scores the newest checkpoint with each evaluation of the config; writes `evals/<name>.json`."""
     mesh = plan.mesh_of(config)
     model, params, step = load_model(workdir, mesh)
@@ -139,7 +143,7 @@ def evaluate(config: ConfigDict, workdir: Path, data_dir: str | None) -> None:
 
 
 def run_stage(
-    config: ConfigDict, workdir: Path, base_workdir: Path, data_dir: str | None, evals: Iterable[str], console: Console
+    config: ConfigDict, workdir: Path, base_workdir: Path, data_dir: Path | None, evals: Iterable[str], console: Console
 ) -> None:
     """Brings one stage from wherever it stands to its end: data, training, scores, and the mark that it is finished.
 
@@ -171,7 +175,9 @@ def run_stage(
 def main() -> int:
     """Trains a config and scores it; repeated, it resumes what is unfinished."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.train", description=main.__doc__)
-    parser.add_argument("--workdir", type=Path, metavar="DIR", help="run directory (default: runs/<config>-<preset>)")
+    parser.add_argument(
+        "--workdir", type=local_path, metavar="DIR", help="run directory (default: runs/<config>-<preset>)"
+    )
     parser.add_argument(
         "--plan", action="store_true", help="print parameters, mesh, mixture, steps, ETA; train nothing"
     )
@@ -190,6 +196,8 @@ def main() -> int:
     stages = [(config, workdir)]
     if config.stage == "chat" and not flags.base:
         stages.insert(0, (config.base, base_workdir))
+    for _, directory in stages:
+        check_place(directory)
 
     for stage, directory in stages:
         if not run_dir.is_finished(directory):

@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +33,7 @@ from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.optim import adamw
 from ghost_jax.parallel.mesh import make_mesh, micro_batch_rows
+from ghost_jax.paths import local_path
 from ghost_jax.progress import duration, make_console
 from ghost_jax.step import LM, make_train_step
 from ghost_jax.text.multiple_choice import LETTERS
@@ -255,7 +255,7 @@ def main() -> int:
     """Compiles a config's training step for a TPU slice, without a TPU: memory, collectives, a roofline."""
     parser = argparse.ArgumentParser(prog="python -m launch.compile_check", description=main.__doc__)
     parser.add_argument("--topology", required=True, metavar="SLICE", help="v5e:4x4, v6e:4x4, v4:2x2x4, v5p:4x4x4, …")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the report as JSON")
+    parser.add_argument("--out", type=local_path, metavar="FILE", help="also write the report as JSON")
     config, flags = config_lib.parse(parser, sys.argv[1:])
     report = check(config, flags.topology)
     make_console().print(table(report))

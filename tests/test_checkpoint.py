@@ -6,9 +6,10 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from ghost_jax.checkpoint import FOLDER, Checkpoints, checksums, identity_of, load_model
+from ghost_jax.checkpoint import FOLDER, Checkpoints, Damaged, checksums, identity_of, load_model
 from ghost_jax.errors import UserError
 from ghost_jax.model import transformer
 from ghost_jax.model.sizes import ModelConfig
@@ -238,6 +239,129 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, dama
     assert "checkpoint of step 4" in capsys.readouterr().out
     assert load_model(tmp_path, mesh)[2] == 4
     assert [path.name[:2] for path in (tmp_path / "damaged").iterdir()] == ["4-"]
+
+
+# ---- A checkpoint that is not damaged, and does not match ----
+
+
+def abstract_of(optimizer=OPTIMIZER, change=lambda params: params) -> TrainState:
+    return jax.eval_shape(lambda key: new_state(change(transformer.init(TINY, key)), optimizer, key), jax.random.key(0))
+
+
+def renamed(params: dict) -> dict:
+    return {("last_norm" if name == "final_norm" else name): leaf for name, leaf in params.items()}
+
+
+def widened(params: dict) -> dict:
+    return params | {"final_norm": {"scale": jnp.ones(17)}}
+
+
+def rounded(params: dict) -> dict:
+    return params | {"final_norm": {"scale": params["final_norm"]["scale"].astype(jnp.bfloat16)}}
+
+
+# what the run has, and the leaves that differ
+MISMATCHES = {
+    "an optimizer with more state": (abstract_of(optax.chain(OPTIMIZER, optax.ema(0.9))), "opt_state/1/ema/"),
+    "an optimizer with less state": (abstract_of(optax.identity()), "opt_state/1/mu/"),
+    "a parameter of another name": (abstract_of(change=renamed), "params/final_norm/scale"),
+    "a parameter of another shape": (abstract_of(change=widened), "[17]"),
+    "a parameter of another dtype": (abstract_of(change=rounded), "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("case", MISMATCHES)
+def test_a_checkpoint_of_another_tree_is_named_leaf_by_leaf_and_nothing_moves(tmp_path, case, capsys):
+    save(tmp_path, 2, 4)
+    abstract, named = MISMATCHES[case]
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    with Checkpoints(tmp_path, keep=5) as checkpoints, pytest.raises(UserError) as refusal:
+        checkpoints.newest(lambda step: checkpoints.restore(step, abstract, mesh, IDENTITY))
+    assert not isinstance(refusal.value, Damaged)
+    assert named in str(refusal.value)
+    assert "step 4" in str(refusal.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FOLDER]
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["2", "4"]
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [MemoryError("full"), PermissionError(13, "denied"), OSError(5, "I/O error"), OSError(24, "too many files")],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_what_the_system_refuses_for_now_is_no_damage(tmp_path, monkeypatch, fault):
+    save(tmp_path, 2, 4)
+    mesh = make_mesh()
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+
+        def refuse(*_, **__):
+            raise ValueError("wrapped") from fault  # as Orbax wraps what TensorStore raises
+
+        monkeypatch.setattr(checkpoints._reader, "restore", refuse)
+        with pytest.raises(type(fault)):
+            checkpoints.newest(lambda step: checkpoints.restore(step, ABSTRACT, mesh, IDENTITY))
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["2", "4"]
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_file_that_may_not_be_read_is_no_damage(tmp_path):
+    save(tmp_path, 2)
+    for path in (tmp_path / FOLDER / "2" / "params").rglob("*"):
+        if path.is_file():
+            path.unlink()
+            path.symlink_to(path.name)  # a loop: the system cannot open it, whoever asks
+    with pytest.raises(OSError, match="params") as refusal:
+        load_model(tmp_path, make_mesh())
+    assert refusal.value.errno
+
+
+# ---- Where checkpoints can lie ----
+
+
+@pytest.mark.parametrize("name", ["exp[1]", "a*b", "why?", "back\\slash"])
+def test_a_folder_that_the_library_cannot_use_is_refused_before_anything_is_made(tmp_path, name):
+    for workdir in (tmp_path / name, tmp_path / name / "run"):
+        with pytest.raises(UserError) as refusal:
+            Checkpoints(workdir, keep=1)
+        assert str(workdir) in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["exp(1)", "a b", "größe", "a:b", "a,b", "{1}", "x=1", "~", "%41", "#1", "'q'"])
+def test_a_folder_of_any_other_name_is_used(tmp_path, name):
+    save(tmp_path / name, 1)
+    assert_same(restore(tmp_path / name, make_mesh()), state_at(1))
+
+
+# ---- The first save is read back ----
+
+
+@needs_eight
+def test_a_save_is_read_back_as_it_was_and_where_it_lay(tmp_path):
+    mesh = make_mesh(2, 2, 2)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state_at(3, mesh), IDENTITY, {})
+        found = checkpoints.read_back(state_at(3, mesh), mesh, IDENTITY)
+    assert_same(found, state_at(3))
+    assert_placed(found, mesh)
+
+
+@DAMAGE
+def test_a_save_that_cannot_be_read_back_ends_the_run(tmp_path, damage):
+    if damage is with_other_arrays:
+        save(tmp_path, 2)
+    mesh = make_mesh()
+    with Checkpoints(tmp_path, keep=5) as checkpoints:
+        checkpoints.save(state_at(4), IDENTITY, {})
+        checkpoints.wait()
+        damage(tmp_path / FOLDER / "4")
+        with pytest.raises(UserError, match="step 4") as refusal:
+            checkpoints.read_back(state_at(4), mesh, IDENTITY)
+    assert not isinstance(refusal.value, Damaged)
+
+
+# ---- Checksums ----
 
 
 @pytest.mark.parametrize("bit", [0, 7, 31])

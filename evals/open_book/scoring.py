@@ -41,7 +41,7 @@ class Book:
     reader: LexicalReader
 
     @classmethod
-    def open(cls, data_dir: str | None, say: Say) -> "Book":
+    def open(cls, data_dir: Path | None, say: Say) -> "Book":
         """Finds or builds the book over ATT&CK, CAPEC and CWE. Raises UserError where a source cannot be had."""
         corpus = book_corpus(data_dir, say)
         return cls.of(corpus, PUBLISHED_BOOK, say)

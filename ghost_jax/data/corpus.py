@@ -61,7 +61,7 @@ class Inputs:
     notes: tuple[str, ...]
 
 
-def locate(names: Sequence[str], data_dir: str | None, say: Say, *, stand_in: bool) -> Inputs:
+def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: bool) -> Inputs:
     """Returns the files of the sources `names`; a source that no data folder has is fetched, if it can be.
 
     Args:
@@ -114,7 +114,7 @@ class _Search:
         return ", ".join(map(few, self.absent.values()))
 
 
-def _search(names: Sequence[str], data_dir: str | None, say: Say, *, partly: bool) -> _Search:
+def _search(names: Sequence[str], data_dir: Path | None, say: Say, *, partly: bool) -> _Search:
     """Searches the data folders, and fetches what none has; with `partly`, not a source of which one has a part."""
     folders = data_folders(data_dir)
 
@@ -271,7 +271,7 @@ def index_store(corpus: Path, pages_of: Iterable[str], say: Say) -> Path:
     return store.build("index", (retrieve,), {"corpus": corpus.name, "sources": indexed}, write)
 
 
-def book_corpus(data_dir: str | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:
+def book_corpus(data_dir: Path | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:
     """Returns the corpus store of the open book: the reference pages that questions are answered from.
 
     Raises:

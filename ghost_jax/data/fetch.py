@@ -22,7 +22,7 @@ from ghost_jax.data import download
 from ghost_jax.data.download import Unavailable
 from ghost_jax.data.published import PUBLISHED, UNPUBLISHED, Feed, File, GitBlob, Sha256
 from ghost_jax.errors import UsageError, UserError, command, did_you_mean
-from ghost_jax.paths import cache_dir
+from ghost_jax.paths import cache_dir, local_path
 from ghost_jax.whole import write_bytes
 
 OFFLINE_SECONDS = 4.0  # the publishers have so long to give a sign of life
@@ -179,7 +179,7 @@ def main() -> int:
     """Fetches sources from their publishers: resumed where it broke off, proven, and renamed only when whole."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.fetch", description=main.__doc__)
     parser.add_argument("--sources", required=True, metavar="NAME,…", help=f"which: {','.join(PUBLISHED)}")
-    parser.add_argument("--data_dir", type=Path, metavar="DIR", help="where to (default: the user's cache)")
+    parser.add_argument("--data_dir", type=local_path, metavar="DIR", help="where to (default: the user's cache)")
     parser.add_argument(
         "--mirror", metavar="URL", help="a site's own copy, with the publishers' paths, in place of their hosts"
     )

@@ -45,7 +45,7 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(config: ConfigDict, data_dir: str | None) -> Prepared:
+def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
     """Returns the stores of a config, building what is missing.
 
     Raises UserError for a missing or damaged input, and for a dataset that is mixed in and has nothing to train on.
@@ -79,7 +79,7 @@ def mix_of(config: ConfigDict, prepared: Prepared) -> Mix:
     )
 
 
-def _located(config: ConfigDict, names: Sequence[str], data_dir: str | None) -> corpus.Inputs:
+def _located(config: ConfigDict, names: Sequence[str], data_dir: Path | None) -> corpus.Inputs:
     return corpus.locate(names, data_dir, _say, stand_in="nano" in config.preset.split(","))
 
 
@@ -106,7 +106,7 @@ def _vocabulary(config: ConfigDict, documents: Path) -> Tokenizer:
     return tokenizer_lib.load(windows.vocabulary_store(config, documents, _say) / "tokenizer.json")
 
 
-def _base_vocabulary(config: ConfigDict, data_dir: str | None) -> Tokenizer:
+def _base_vocabulary(config: ConfigDict, data_dir: Path | None) -> Tokenizer:
     """Returns the vocabulary of a base: its run's own where that is named, else one trained on the base's corpus."""
     if "vocabulary" in config:
         return tokenizer_lib.load(Path(config.vocabulary))

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax._src import distributed  # its barrier, which needs no device, has no public name
 from jax._src.clusters import ClusterEnv  # which cluster this is, before anything is started: no public name either
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ghost_jax.errors import FAILED, UserError, say_error
@@ -138,6 +139,11 @@ def barrier(name: str) -> None:
     if jax.process_count() > 1:
         with staying_together():
             distributed.global_state.client.wait_at_barrier(name, BARRIER_SECONDS * 1000)
+
+
+def anywhere(here: bool) -> bool:
+    """Returns whether it holds in any process; call it in all of them."""
+    return here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(here)).any())
 
 
 class StopVote:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from ghost_jax.errors import FAILED, UserError, command
+from ghost_jax.paths import local_path
 from ghost_jax.whole import read_json, write_json, write_text
 from tests.bench.code import code_of, in_words
 
@@ -37,7 +38,9 @@ def table(report: dict) -> str:
 def main() -> int:
     """Tries every fault on the smallest run and writes how many were survived."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.faults", description=main.__doc__)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="faults.json and faults.md go there")
+    parser.add_argument(
+        "--out", required=True, type=local_path, metavar="DIR", help="faults.json and faults.md go there"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is damaged and when (default: 0)")
     flags = parser.parse_args()
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:

@@ -10,7 +10,6 @@ import functools
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from ghost_jax.errors import command
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.paths import local_path
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.multiple_choice import letter_ids
@@ -71,11 +71,13 @@ class PlainLoop:
 def main() -> int:
     """Measures how much faster the evaluator scores letters than a plain loop over the same model."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.letters", description=main.__doc__)
-    parser.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="a chat run of the size to measure")
-    parser.add_argument("--items", required=True, type=Path, metavar="FILE", help="items with four options")
+    parser.add_argument(
+        "--workdir", required=True, type=local_path, metavar="DIR", help="a chat run of the size to measure"
+    )
+    parser.add_argument("--items", required=True, type=local_path, metavar="FILE", help="items with four options")
     parser.add_argument("--batch_size", type=int, default=16, help="rows a forward pass of ours (default: 16)")
     parser.add_argument("--limit", type=int, default=0, help="about so many questions (default: all)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the record as JSON")
+    parser.add_argument("--out", type=local_path, metavar="FILE", help="the record as JSON")
     flags = parser.parse_args()
 
     runtime.set_up()

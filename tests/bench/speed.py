@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from ghost_jax.errors import UsageError, UserError, command, did_you_mean
+from ghost_jax.paths import local_path
 from ghost_jax.whole import write_json, write_text
 from tests.bench import table
 from tests.bench.comparisons import BASE, CHAT, COMPARISONS, Subject
@@ -118,7 +119,9 @@ def _packages() -> dict[str, str]:
 def main() -> int:
     """Measures speed against peers, side by side; writes speed.json and speed.md."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.speed", description=main.__doc__)
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the record and its table go")
+    parser.add_argument(
+        "--out", required=True, type=local_path, metavar="DIR", help="where the record and its table go"
+    )
     parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(COMPARISONS)} (default: all)")
     parser.add_argument("--short", action="store_true", help="everything small and two turns a side: does it work?")
     parser.add_argument("--size", choices=RECIPES, help="of the model (default: small36m)")
