@@ -226,6 +226,16 @@ def test_other_items_or_another_store_are_searched_anew(tmp_path):
     assert contamination.check(items, [corpus])["counts"]["contaminated"] == 0
 
 
+def test_another_version_of_the_search_searches_anew(tmp_path, monkeypatch):
+    items = read_items(write_items(tmp_path))
+    corpus = write_corpus(tmp_path / "corpus", {"leak": f"{LONG} {OPTIONS[0]}"})
+    contamination.check(items, [corpus])
+    write_corpus(corpus, {"clean": LONG})  # the same name and fingerprint: only a new search sees it
+    assert contamination.check(items, [corpus])["counts"]["contaminated"] == 1
+    monkeypatch.setattr(contamination, "VERSION", contamination.VERSION + 1)
+    assert contamination.check(items, [corpus])["counts"]["contaminated"] == 0
+
+
 # ---- The command ----
 
 
