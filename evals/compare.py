@@ -24,6 +24,7 @@ from evals.recorded import Report, check_alike, credits_of, items_of, read_repor
 from ghost_jax.errors import command
 from ghost_jax.paths import local_path
 from ghost_jax.progress import make_console
+from ghost_jax.report_table import cropping_of
 from ghost_jax.whole import write_bytes, write_json
 
 SIGNIFICANT = 0.05
@@ -173,6 +174,8 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
         notes.append("All runs are seeds of one recipe: there is no other to compare it with.")
     for row in rows:
         for report, credits in zip(row.reports, row.credits, strict=True):
+            if cropped := cropping_of(report.content):
+                notes.append(f"{report.name}: {cropped}")
             said, earned = report.content["headline"]["accuracy"], float(credits.mean())
             if abs(said - earned) > 1e-9:
                 notes.append(

@@ -170,6 +170,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 def main_lexical(flags: argparse.Namespace) -> int:
     """Scores the lexical reader, which needs the data alone."""
+    runtime.set_up()  # the record names the machine, which JAX is asked for
     items = read_items(flags.items) if flags.items else find_items(flags.data_dir, Path())[0]
     book = Book.open(flags.data_dir, run_dir.say)
     report, reads = lexical_report(items, book, flags.split, run_dir.say, controls=flags.controls)

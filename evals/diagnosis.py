@@ -19,6 +19,7 @@ from evals import stats
 from evals.answers import Answers
 from evals.items import LETTERS, Item, Items, order_name
 from evals.policies import policies
+from ghost_jax.report_table import cropping_of
 
 ROUNDING = 1e-9  # means of thirds do not cancel to the last bit
 LATCHED = 0.6  # share of one letter above which the answers say nothing but that letter
@@ -232,6 +233,8 @@ def show(report: dict, console: Console) -> None:
         say(f"free answers matched to the options: {_within(found)}; {found['matched']:.1%} match one")
     if report["calibration"]:
         say(f"expected calibration error: {report['calibration']['ece']:.3f}")
+    if cropped := cropping_of(report):
+        say(cropped, style="yellow")
     if "contamination" in report:
         searched = report["contamination"]
         if searched["not_searched"]:

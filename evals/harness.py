@@ -28,6 +28,7 @@ from ghost_jax.generate import Generator
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.paths import local_path
+from ghost_jax.report_table import cropping
 from ghost_jax.sampling import Sampling
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -37,7 +38,18 @@ from ghost_jax.whole import write_text
 
 LM_EVAL = "lm_eval==0.4.13"
 BATCH_SIZE = 16  # rows a forward pass
-GENERATION = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}  # what a task may ask of a text
+# What a task may ask of a text. The most new tokens have several names, of which the first that is given counts.
+MOST_NEW = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+GENERATION = {"until", *MOST_NEW, "do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
+DEFAULT_MOST_NEW = 256  # the harness's
+# Options of other libraries, with the value at which they change no text. At that value they are accepted.
+NEUTRAL = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "n", "best_of", "typical_p"), 1),
+    **dict.fromkeys(("min_length", "min_new_tokens", "min_tokens", "no_repeat_ngram_size", "min_p"), 0),
+    **dict.fromkeys(("diversity_penalty", "presence_penalty", "frequency_penalty"), 0),
+}
+NO_EFFECT = {"length_penalty", "early_stopping", "use_cache", "pad_token_id"}  # at any value, since there is one beam
+ONLY_DRAWN = {"top_k", "top_p", "min_p", "typical_p", "seed"}  # no effect where greedy
 
 Request = tuple[str, Sequence[str], int, Sampling]  # context, stop strings, most new tokens, how they are chosen
 
@@ -60,8 +72,8 @@ def rendered(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], begun: st
     """Returns the prompt behind which the assistant speaks, or goes on from what it has `begun` to say.
 
     Args:
-      turns: each with a "role" and a "content". Our conversations have no system role: what a "system" says stands in
-        front of the first turn of another, a blank line between.
+      turns: each with a "role" and a "content", which may be None. Our conversations have no system role: what a
+        "system" says stands in front of the user's first turn, a blank line between, or is that turn.
 
     Raises UserError where the vocabulary is that of a base model.
     """
@@ -70,9 +82,11 @@ def rendered(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], begun: st
             "The run is a base model without a chat format. Leave --apply_chat_template away, or score a chat run made "
             "from it."
         )
-    system = [turn["content"].rstrip() for turn in turns if turn["role"] == "system"]
-    messages = [Message(turn["role"], turn["content"]) for turn in turns if turn["role"] != "system"]
-    messages[0] = Message(messages[0].role, "\n\n".join([*system, messages[0].content]))
+    system = [turn["content"].rstrip() for turn in turns if turn["role"] == "system" and turn["content"]]
+    messages = [Message(turn["role"], turn["content"] or "") for turn in turns if turn["role"] != "system"]
+    if system:
+        first = [messages.pop(0).content] if messages and messages[0].role == "user" else []
+        messages.insert(0, Message("user", "\n\n".join([*system, *first])))
     ids = render_prompt(tokenizer, messages)
     prompt = Rendered(tokenizer.decode(ids) + begun)
     prompt.ids, prompt.begun = ids, begun
@@ -83,14 +97,15 @@ class TextModel:
     """A run, asked in strings. Plain text begins with BOS, as every document did that a base has learnt from.
 
     Attributes:
-      cropped: how many prompts so far were longer than the model's context and lost their beginning.
+      prompts: how many were read so far.
+      cropped: how many of them were longer than the model's context and lost their beginning.
     """
 
     def __init__(self, config: ModelConfig, params: dict, mesh: Mesh, tokenizer: Tokenizer):
         self._config, self._params, self._mesh, self._tokenizer = config, params, mesh, tokenizer
         self._predict = functools.partial(make_predict(config, params, mesh), params)
         self._generators: dict[int, Generator] = {}  # by the most tokens that each generates
-        self.cropped = 0
+        self.prompts = self.cropped = 0
 
     def loglikelihood(self, requests: Iterable[tuple[str, str]]) -> list[tuple[float, bool]]:
         """Returns for each `(context, continuation)` the continuation's log-probability, and whether it is greedy.
@@ -115,10 +130,11 @@ class TextModel:
         """
         texts = [""] * len(requests)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(len(requests)))
-        for new_tokens, sampling in dict.fromkeys(request[2:] for request in requests):
+        for new_tokens, sampling in dict.fromkeys(request[2:] for request in requests if request[2]):
             rows = [row for row, request in enumerate(requests) if request[2:] == (new_tokens, sampling)]
             room = max(self._config.context - new_tokens, self._config.context // 2)
             prompts = [self._ids(requests[row][0]) for row in rows]
+            self.prompts += len(prompts)
             self.cropped += sum(len(prompt) > room for prompt in prompts)
             generate = self._generator(new_tokens)
             generated = generate([prompt[-room:] for prompt in prompts], sampling, keys[np.array(rows)])
@@ -163,6 +179,7 @@ class TextModel:
         is asked.
         """
         context = self._config.context
+        self.prompts += len(parted)
         asked: dict[bytes, tuple[np.ndarray, list[int], list[Branch]]] = {}
         for row, (before, predicted) in enumerate(parted):
             if len(predicted) > context:
@@ -217,19 +234,41 @@ def before_any(text: str, stops: Sequence[str]) -> str:
 def generation_of(options: Mapping) -> tuple[list[str], int, Sampling]:
     """Returns the stop strings, the most new tokens and the sampling that a task's `generation_kwargs` ask for.
 
-    Args:
-      options: normalised by the harness, so that greedy is a temperature of 0.
+    An option that is None is absent. As in the harness, nothing is drawn unless the temperature is above 0 and
+    `do_sample` is not false.
 
-    Raises UserError for an option that we have not: without it the text would not be what the task asks for.
+    Raises UserError for a value that means nothing, and for an option that we do not have, unless it has no effect:
+    without it the text would not be what the task asks for.
     """
-    unknown = sorted(set(options) - GENERATION)
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        temperature = float(given.get("temperature", 0)) if given.get("do_sample", True) else 0.0
+        if temperature == 0 or given.get("top_p") == 0:  # a top_p of 0 leaves the most probable token alone
+            temperature = 0.0
+            given = {name: value for name, value in given.items() if name not in ONLY_DRAWN}
+        sampling = Sampling(
+            temperature,
+            int(given.get("top_k", 0)),
+            float(given.get("top_p", 1)),
+            float(given.get("repetition_penalty", 1)),
+        )
+        new_tokens = int(next((given[name] for name in MOST_NEW if name in given), DEFAULT_MOST_NEW))
+        until = given.get("until", [])
+        until = [until] if isinstance(until, str) else [stop for stop in until if stop is not None]
+        if new_tokens < 0 or not all(isinstance(stop, str) for stop in until):
+            raise ValueError("the most new tokens are below 0, or until holds something that is no text")
+    except (TypeError, ValueError, OverflowError, UsageError) as fault:
+        raise UserError(
+            f"A task's generation_kwargs, {dict(options)}, have a value that means nothing: {str(fault).rstrip('.')}. "
+            "Correct it in the task's YAML file."
+        ) from None
+    unknown = sorted(name for name in given.keys() - GENERATION - NO_EFFECT if given[name] != NEUTRAL.get(name))
     if unknown:
         raise UserError(
             f"A task's generation_kwargs ask for {', '.join(unknown)}, which ghost_jax does not have. Take them out of "
             f"the task; it may ask for {', '.join(sorted(GENERATION))}."
         )
-    sampling = Sampling(options.get("temperature", 0.0), options.get("top_k", 0), options.get("top_p", 1.0))
-    return options["until"], options["max_gen_toks"], sampling
+    return until, new_tokens, sampling
 
 
 # ---- The harness ----
@@ -257,7 +296,6 @@ def adapter() -> type:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
-    from lm_eval.models.utils import normalize_gen_kwargs
 
     @register_model("ghost_jax")
     class GhostJax(LM):
@@ -279,14 +317,12 @@ def adapter() -> type:
 
         def generate_until(self, requests: list[Instance]) -> list[str]:
             asked = [request.args for request in requests]
-            return self._model.generate_until(
-                [(context, *generation_of(normalize_gen_kwargs(options))) for context, options in asked]
-            )
+            return self._model.generate_until([(context, *generation_of(options)) for context, options in asked])
 
         def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> Rendered:
-            if add_generation_prompt:
+            if add_generation_prompt or not chat_history or chat_history[-1]["role"] != "assistant":
                 return rendered(self._tokenizer, chat_history)
-            return rendered(self._tokenizer, chat_history[:-1], begun=chat_history[-1]["content"])
+            return rendered(self._tokenizer, chat_history[:-1], begun=chat_history[-1]["content"] or "")
 
         def chat_template(self, chat_template: bool | str = False) -> str:
             turns = [Message("user", "{user}"), Message("assistant", "{assistant}")]
@@ -298,7 +334,8 @@ def adapter() -> type:
 
         def get_model_info(self) -> dict:
             """What the harness writes beside its results."""
-            return {"workdir": str(self._workdir), "step": self._step, "prompts_cropped": self._model.cropped}
+            asked = {"prompts": self._model.prompts, "prompts_cropped": self._model.cropped}
+            return {"workdir": str(self._workdir), "step": self._step, **asked}
 
     return GhostJax
 
@@ -372,9 +409,8 @@ def main() -> int:
     print(make_table(results))
     if results.get("groups"):
         print(make_table(results, "groups"))
-    cropped = results["config"]["prompts_cropped"]
-    if cropped:
-        print(f"{cropped:,} prompts were longer than the model's context and lost their beginning")
+    if said := cropping(results["config"]["prompts_cropped"], results["config"]["prompts"]):
+        print(said)
     if flags.out:
         write_text(flags.out, json.dumps(results, indent=1, default=handle_non_serializable))
         print(f"written to {flags.out}")

@@ -23,7 +23,7 @@ Predict = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], tuple[np.
 # Places of a row; that is taken by which all prompts come into the fewest. Longer ones would spend more on attention
 # than they save on what is shared.
 ROWS = (256, 384, 512)
-READS = 4  # a row's reads are filled up to a multiple of it: few shapes are to be compiled
+READS = 4  # of a row at least; more are padded to a power of two, since each number of reads is compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def _read(sheet: _Sheet, predict: Predict, batch_size: int) -> Iterator[tuple[_P
     """Yields the readings of all that stands on a sheet, a piece at a time."""
     header, rows = sheet.header, sheet.rows
     most = max(sum(len(branch.places) for piece in row for branch in piece.branches) for row in rows)
-    reads = -(-most // READS) * READS
+    reads = max(READS, 1 << (most - 1).bit_length())
     # Batches of one shape, as even as they can be: the last is filled up with its first row, which is read for nothing.
     batch_size = -(-len(rows) // -(-len(rows) // batch_size))
     for start in range(0, len(rows), batch_size):

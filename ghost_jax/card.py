@@ -19,6 +19,7 @@ from ghost_jax.report_table import (
     WORDS,
     answerer_of,
     asked_of,
+    cropping_of,
     gain_of,
     markdown,
     notes_of,
@@ -351,8 +352,8 @@ def _limits_of(score: dict) -> Iterator[str]:
         yield "It was asked in one order of the options, where a letter that is often gold looks like knowledge."
     if score.get("controls_missing"):
         yield f"Controls that were not run: {', '.join(score['controls_missing'])}."
-    if score.get("prompts_cropped"):
-        yield f"{score['prompts_cropped']:,} prompts did not fit and lost their beginning."
+    if cropped := cropping_of(score):
+        yield cropped
     if score.get("note"):
         yield without_folders(score["note"])
 

@@ -1,7 +1,8 @@
 """Text from a model, token by token: greedy or drawn, many prompts at once or one as a stream.
 
 What a row becomes depends on its prompt, its key and the sampling alone, never on the rows beside it, the padding or
-the mesh. A batch is as long as its longest row; programs are compiled for few lengths of prompts, whatever is asked.
+the mesh. A batch is as long as its longest row; programs are compiled for few lengths and numbers of prompts, whatever
+is asked.
 A stream reads its prompt a few tokens at a time and keeps what it has read, so that a conversation is read once.
 """
 
@@ -52,11 +53,11 @@ class _State:
 
 
 class Generator:
-    """Generates with one model; its programs are compiled once for each padded length of prompts.
+    """Generates with one model; its programs are compiled once for each padded length and number of prompts.
 
     Args:
       params: of the model; sharded over `mesh` by the rules, and copied there only if they are not there yet.
-      batch_size: prompts computed at once; rounded up to what the mesh divides.
+      batch_size: prompts computed at once, at most; rounded up to what the mesh divides.
       new_tokens: the most that are generated after a prompt. A row ends before at the context's end, so that a number
         above the context is that of the shortest prompt.
       stop_ids: ids that end a row, at least one; they are not part of its text.
@@ -126,9 +127,10 @@ class Generator:
         texts: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
         with Progress("generating", len(prompts), unit="prompts", shown=shown, brief=True) as progress:
             for length, rows in sorted(by_length.items()):
-                for start in range(0, len(rows), self._batch_size):
-                    batch = rows[start : start + self._batch_size]
-                    inputs = self._batch([prompts[row] for row in batch], keys[batch], length)
+                size = self._padded_rows(len(rows))
+                for start in range(0, len(rows), size):
+                    batch = rows[start : start + size]
+                    inputs = self._batch([prompts[row] for row in batch], keys[batch], length, size)
                     chosen = np.asarray(self._all(self._params, *inputs, sampling.scalars()))
                     for row, ids in zip(batch, chosen, strict=False):  # the last batch is filled up
                         texts[row] = ids[ids != NOTHING]
@@ -327,9 +329,13 @@ class Generator:
         self.room_after(length)
         return min(max(SHORTEST, 1 << (length - 1).bit_length()), self._config.context)
 
-    def _batch(self, prompts: Sequence[np.ndarray], keys: np.ndarray, length: int) -> tuple:
-        """Returns tokens [B, length], lengths [B], seen [B, V] and raw keys [B, 2]; a row too many has length 0."""
-        rows = self._batch_size
+    def _padded_rows(self, count: int) -> int:
+        """Returns the rows of a batch that `count` prompts are computed in: a power of two, since each is compiled."""
+        rows = 1 << (count - 1).bit_length()
+        return min(rows + -rows % batch_shards(self._mesh), self._batch_size)
+
+    def _batch(self, prompts: Sequence[np.ndarray], keys: np.ndarray, length: int, rows: int) -> tuple:
+        """Returns tokens [B, length], lengths [B], seen [B, V], raw keys [B, 2]; a row too many has length 0."""
         tokens = np.zeros((rows, length), np.int32)
         lengths = np.zeros(rows, np.int32)
         for row, prompt in enumerate(prompts):

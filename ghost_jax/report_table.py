@@ -52,8 +52,11 @@ def notes_of(runs: Iterable[dict]) -> list[str]:
     said = []
     if any(published_of(run).get("accuracy") for run in runs):
         said.append("The study's figures are of one run each, in the published order alone; `published order` is ours.")
-    scores = [score for run in runs for score in run["evals"].values()]
-    for score in {score["items"]["sha256"]: score for score in scores}.values():
+    scores = [(run["name"], score) for run in runs for score in run["evals"].values()]
+    for name, score in scores:
+        if cropped := cropping_of(score):
+            said.append(f"{name}, {score['items']['name']}, {asked_of(score)}: {cropped}")
+    for score in {score["items"]["sha256"]: score for _, score in scores}.values():
         policies = ", ".join(
             f"{name.replace('_', ' ')} {100 * accuracy:.1f}" for name, accuracy in score["policies"].items()
         )
@@ -179,7 +182,33 @@ def said_of(score: dict) -> str:
         said.append(f"Between two orders of a question another option is chosen in {score['flip_rate']:.0%}.")
     if gain := gain_of(score):
         said.append(f"The model beside it adds {gain}.")
+    if cropped := cropping_of(score):
+        said.append(cropped)
     return " ".join(said)
+
+
+def cropping(cropped: int, prompts: int, lost: str = "") -> str:
+    """Returns the sentence on prompts that a model's context did not hold; empty where it held all.
+
+    Args:
+      lost: what stands at the beginning of such a prompt.
+    """
+    if not cropped:
+        return ""
+    what = f": {lost}" if lost else ""
+    return f"{cropped:,} of {prompts:,} prompts were longer than the model's context and lost their beginning{what}."
+
+
+def cropping_of(score: dict) -> str:
+    """Returns the sentences on a score's cropped prompts, those of free answers too; empty where none was cropped."""
+    question = "the instruction and the start of the question"
+    first = f"lines of the book, then {question}" if score.get("book") == "open" else question
+    # A cloze asks a question once for all its orders.
+    prompts = score["n"] if score.get("layout") == "cloze" else sum(map(len, score["predicted"]))
+    said = [cropping(score.get("prompts_cropped", 0), prompts, first)]
+    if free := score.get("matching"):
+        said.append(cropping(free["how"]["prompts_cropped"], score["n"], "of free answers, the start of the question"))
+    return " ".join(filter(None, said))
 
 
 def asked_of(score: dict) -> str:

@@ -1,4 +1,4 @@
-"""Settings of the process that computes: kept compilations, one quieted library."""
+"""Settings of the process that computes: kept compilations, no TPU where there is none, one quieted library."""
 
 import errno
 import logging
@@ -16,12 +16,16 @@ def set_up() -> None:
     """Prepares this process for computing; call it before the first array is made.
 
     Compiled programs go into the user's cache of this project, so that only the first start of a run waits for the
-    compiler.
+    compiler. Without a TPU, an installed libtpu is not loaded: it is there for `launch.compile_check` alone.
     """
     programs = cache_dir() / "xla"
     programs.mkdir(parents=True, exist_ok=True)  # where it cannot be made, that is said once and not by JAX each time
     jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # JAX sets its platforms itself where it finds a TPU, and so does a user. Where neither did, JAX would try every
+    # platform, and libtpu prints errors when it finds no TPU. None makes `import libtpu` fail, as if not installed.
+    if jax.config.jax_platforms is None:
+        sys.modules["libtpu"] = None
     _hush_echoes()
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ghost_jax import config as config_lib
-from ghost_jax import run_dir, sweep_grid, sweep_table
+from ghost_jax import run_dir, runtime, sweep_grid, sweep_table
 from ghost_jax.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command
 from ghost_jax.paths import local_path
 from ghost_jax.progress import Progress, duration, make_console
@@ -226,6 +226,7 @@ def main() -> int:
         raise UsageError(f"--jobs is {flags.jobs}; at least one run at a time is needed.")
     sweep = sweep_grid.load(flags.config)
     folder = flags.runs or Path("runs") / "sweeps" / sweep.name
+    runtime.set_up()  # opening a run that is there asks JAX which process this is
     tasks = tasks_of(sweep, folder, overrides, flags.data_dir)
     on_slurm = flags.launcher == "slurm"
     jobs = flags.jobs or (len(tasks) if on_slurm else max(1, cores() // 2))

@@ -14,7 +14,7 @@ import ghost_jax
 from evals.stats import ENOUGH_SEEDS, pool
 from ghost_jax.report_pictures import ACCENT, INK, MUTED, WARM
 from ghost_jax.report_records import read_run
-from ghost_jax.report_table import markdown, orders_of
+from ghost_jax.report_table import cropping_of, markdown, orders_of
 from ghost_jax.sweep_grid import Run, Sweep
 from ghost_jax.whole import write_bytes, write_json, write_text
 
@@ -50,6 +50,7 @@ def record_of(run: Run, workdir: Path, state: str, metrics: Sequence[str]) -> di
             "letter_share": max(score["letter_share"].values()),
             "verdict": score["verdict"],
             "note": score.get("note", ""),
+            "cropping": cropping_of(score),
         }
     return record
 
@@ -151,6 +152,7 @@ def notes_of(rows: Sequence[dict]) -> list[str]:
     """Returns what a reader must know before believing the table."""
     runs = [run for row in rows for run in row["runs"]]
     notes = list(dict.fromkeys(run["note"] for run in runs if run.get("note")))
+    notes += [f"{run['run']}: {run['cropping']}" for run in runs if run.get("cropping")]
     few = [row["setting"] for row in rows if row["states"]["finished"] < ENOUGH_SEEDS]
     if few:
         notes.append(
