@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from rich.console import Console
 
 from evals.answers import orders_of
 from evals.asking import evaluate
+from evals.diagnosis import show
 from evals.formats import read_items
 from evals.items import Item, Items, cyclic_orders, permute
 from evals.score import letter_answers, prompt_of
@@ -278,6 +280,10 @@ def test_a_prompt_over_the_context_is_cropped_and_counted(tiny, items):
     short = dataclasses.replace(items.items[1], question="Q?", options=("1", "2", "3", "4"))
     report, answers = evaluate(predict, tokenizer, Items("", "", "", (long, short)), context=context)
     assert report["prompts_cropped"] == 4
+    console = Console(width=200)
+    with console.capture() as text:
+        show(report, console)
+    assert "4 of 8 prompts" in text.get(), "the printed report counts them"
     cut = prompt_of(tokenizer, long)[-context:]
     batch = {key: np.zeros((1, context), np.int32) for key in ("segments", "branches")}
     batch |= {"tokens": cut[None], "positions": np.arange(context, dtype=np.int32)[None]}

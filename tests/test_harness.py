@@ -209,6 +209,51 @@ def test_a_task_is_told_of_an_option_that_we_have_not():
 # ---- The chat format ----
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, ([], 256, GREEDY)),
+        (dict.fromkeys(("until", "max_gen_toks", "temperature", "top_k", "top_p", "do_sample")), ([], 256, GREEDY)),
+        ({"until": "\n", "max_new_tokens": 5}, (["\n"], 5, GREEDY)),
+        ({"until": [None, "a"], "max_gen_toks": 0}, (["a"], 0, GREEDY)),
+        ({"do_sample": False, "temperature": 0.7, "top_p": 0.5}, ([], 256, GREEDY)),
+        ({"temperature": 0, "top_k": 0, "top_p": 0}, ([], 256, GREEDY)),
+        ({"num_beams": 1, "min_length": 0, "length_penalty": 2.0, "early_stopping": True}, ([], 256, GREEDY)),
+    ],
+)
+def test_absent_and_neutral_options_change_nothing(options, wanted):
+    assert generation_of(options) == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_beams": 2}, "num_beams"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"no_such_option": 1}, "no_such_option"),
+        ({"max_gen_toks": -1}, "max_gen_toks"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"until": [3]}, "until"),
+    ],
+)
+def test_an_option_that_would_change_the_text_is_refused_by_name(options, named):
+    with pytest.raises(UserError, match=named):
+        generation_of(options)
+
+
+def test_a_chat_may_be_a_system_turn_alone_or_have_turns_without_content(tiny):
+    system = {"role": "system", "content": "Answer briefly."}
+    alone = rendered(tiny.tokenizer, [system])
+    assert alone == rendered(tiny.tokenizer, [{"role": "user", "content": "Answer briefly."}])
+    assert rendered(tiny.tokenizer, [system | {"content": None}, {"role": "user", "content": "Which?"}]) == rendered(
+        tiny.tokenizer, [{"role": "user", "content": "Which?"}]
+    )
+
+
+def test_no_new_tokens_are_an_empty_text(tiny):
+    assert tiny.model.generate_until([("Which?", [], 0, GREEDY)]) == [""]
+
+
 def test_a_rendered_prompt_reads_as_text_and_keeps_its_ids(tiny):
     question = {"role": "user", "content": f"Which? {FORGED}"}
     prompt = rendered(tiny.tokenizer, [question])

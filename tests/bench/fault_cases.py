@@ -14,13 +14,15 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ghost_jax import run_dir
-from ghost_jax.errors import FAILED
+from ghost_jax.errors import BAD_USAGE, FAILED
 from ghost_jax.whole import read_json, write_text
 from tests.bench.place import SAME, NotTried, Place, damage, disk, dripping_server, noticed
-from tests.conftest import WAIT, losses_of, paragraph_of, set_all, tiny_base, tiny_chat, updates_of
+from tests.conftest import ROOT, WAIT, losses_of, paragraph_of, set_all, tiny_base, tiny_chat, updates_of
 
 TOGETHER_SECONDS = 60  # in which the others of a lost process have ended
 ARRAYS = 1 << 14  # bytes; what is smaller in a checkpoint is records and indexes, of which not all are read
@@ -237,10 +239,54 @@ def another_data_folder_for_a_finished_run(at: Place) -> str:
     return said
 
 
+def a_url_as_the_run_directory(at: Place) -> str:
+    before = sorted(ROOT.iterdir())
+    said = at.ghost.refused(*tiny_base("s3://bucket/run"), code=BAD_USAGE)
+    assert sorted(ROOT.iterdir()) == before
+    return said
+
+
+def a_run_directory_that_the_checkpoint_library_cannot_use(at: Place) -> str:
+    said = at.ghost.refused(*tiny_base(at.folder / "run[1]"))
+    assert not list(at.folder.glob("run*"))
+    return said
+
+
+def a_full_size_run_without_its_sources(at: Place) -> str:
+    command = ["ghost_jax.train", "--config=configs/pretrain_v05.py", f"--workdir={at.folder / 'run'}"]
+    said = at.ghost.refused(*command, env={"XDG_CACHE_HOME": str(at.folder / "cache")})
+    assert "enterprise-attack-15.1.json" in said
+    assert not list(at.folder.rglob("checkpoints"))
+    return said
+
+
+def a_dataset_of_the_mixture_without_a_record(at: Place) -> str:
+    said = at.ghost.refused(*tiny_chat(at.folder / "chat", "--config.data.qa_sources=cwe"))
+    assert "qa" in said
+    assert not list(at.folder.rglob("checkpoints"))
+    return said
+
+
+def an_import_with_nan_weights(at: Place) -> str:
+    exported = at.folder / "exported"
+    at.ghost("ghost_jax.export", f"--workdir={at.finished.workdir}", f"--out={exported}")
+    (weights,) = exported.glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][0] = np.nan
+    save_file(tensors, weights)
+    said = at.ghost.refused("ghost_jax.import_model", f"--from={exported}", f"--workdir={at.folder / 'imported'}")
+    assert "model.norm.weight" in said
+    assert not (at.folder / "imported").exists()
+    return said
+
+
 QUICK: dict[str, Callable[[Place], str]] = {
     "a read-only run directory": a_read_only_run_directory,
     "a file in place of the run directory": a_file_in_place_of_the_run_directory,
     "a finished run repeated with a wrong --data_dir": another_data_folder_for_a_finished_run,
+    "a URL as the run directory": a_url_as_the_run_directory,
+    "a run directory that the checkpoint library cannot use": a_run_directory_that_the_checkpoint_library_cannot_use,
+    "a full-size run without its sources": a_full_size_run_without_its_sources,
     "a flipped bit in the newest checkpoint": checkpoint(cut=False),
     "a flipped bit in the training data": store("pretrain", cut=False),
 }
@@ -268,4 +314,6 @@ FAULTS: dict[str, Callable[[Place], str]] = QUICK | {
     "two runs in one directory": two_runs_in_one_directory,
     "one of two processes lost": a_lost_worker,
     "a download that drips": a_download_that_drips,
+    "a dataset of the mixture without a record": a_dataset_of_the_mixture_without_a_record,
+    "an import with NaN weights": an_import_with_nan_weights,
 }
