@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import re
 import sys
 import threading
@@ -23,9 +24,11 @@ def set_up() -> None:
     jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # JAX sets its platforms itself where it finds a TPU, and so does a user. Where neither did, JAX would try every
-    # platform, and libtpu prints errors when it finds no TPU. None makes `import libtpu` fail, as if not installed.
+    # platform, and libtpu prints errors when it finds no TPU. So it is hidden: None makes `import libtpu` fail, and the
+    # variable is what its import, by JAX, has set.
     if jax.config.jax_platforms is None:
         sys.modules["libtpu"] = None
+        os.environ.pop("TPU_LIBRARY_PATH", None)
     _hush_echoes()
 
 

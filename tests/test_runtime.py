@@ -1,0 +1,35 @@
+"""ghost_jax/runtime.py: an installed libtpu is not loaded where there is no TPU."""
+
+import os
+import subprocess
+import sys
+
+from tests.conftest import ROOT, WAIT
+
+# As the real package: importing it names its library, which prints errors when it is loaded without a TPU.
+LIBTPU = """
+import os
+def get_library_path():
+    return os.path.join(os.path.dirname(__file__), "libtpu.so")
+os.environ.setdefault("TPU_LIBRARY_PATH", get_library_path())
+"""
+CODE = """
+from jax._src import cloud_tpu_init
+assert cloud_tpu_init.get_tpu_library_path() is not None, "JAX finds the library"
+from ghost_jax import runtime
+runtime.set_up()
+assert cloud_tpu_init.get_tpu_library_path() is None, "and no longer"
+import jax
+print(jax.devices()[0].platform)
+"""
+
+
+def test_an_installed_tpu_library_is_not_loaded_without_a_tpu(tmp_path):
+    (tmp_path / "libtpu").mkdir()
+    (tmp_path / "libtpu" / "__init__.py").write_text(LIBTPU)
+    (tmp_path / "libtpu" / "libtpu.so").write_bytes(b"")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_", "TPU_"))}
+    environment |= {"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", CODE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["cpu"], "")
