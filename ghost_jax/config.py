@@ -111,7 +111,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
     parser.add_argument(
         "--data_dir", type=local_path, metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)"
     )
-    parser.epilog = "Any value of the config can be set by --config.KEY=VALUE, e.g. --config.optim.peak_lr=1e-4."
+    parser.epilog = "Any value of the config can be set by --config.KEY=VALUE or --config.KEY VALUE."
     overrides, words = overrides_in(argv)
     flags = parser.parse_args(words)
     config = load(flags.config)
@@ -126,7 +126,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
 def overrides_in(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Returns the key and the text of each `--config.KEY=VALUE` and `--config.KEY VALUE`, and all other words.
 
-    Raises UsageError for a key without a value. A value that begins with two dashes needs the form with `=`.
+    Raises UsageError for a key without a value. A value that begins with a dash and is no number needs the form with
+    `=`.
     """
     overrides, others, words = [], [], iter(argv)
     for word in words:
@@ -136,7 +137,7 @@ def overrides_in(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]
         key, equals, text = word.removeprefix("--config.").partition("=")
         if not equals:
             text = next(words, "--")
-            if text.startswith("--"):
+            if re.match(r"-[^0-9.]", text):  # another flag, and no negative number
                 raise UsageError(f"{word} has no value: write {word}=VALUE.")
         overrides.append((key, text))
     return overrides, others

@@ -204,7 +204,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ghost_jax.sweep",
         description=main.__doc__,
-        epilog="Any value of the configs can be set for every run by --config.KEY=VALUE, e.g. --config.steps=20.",
+        epilog="Any value of the configs can be set for every run by --config.KEY=VALUE or --config.KEY VALUE.",
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE[:PRESET]", help="sweep file, e.g. configs/sweeps/lr.py:nano"

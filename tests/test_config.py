@@ -272,7 +272,7 @@ def test_a_value_may_stand_behind_its_key_or_a_blank(tmp_path, key, text, value)
 
 
 def test_a_key_without_a_value_is_named():
-    for behind in ([], ["--data_dir=."], ["--config.steps=3"]):
+    for behind in ([], ["--data_dir=."], ["--config.steps=3"], ["-n", "2"]):
         assert "--config.model.remat has no value" in refusal(f"--config={CHAT}", "--config.model.remat", *behind)
 
 
