@@ -21,10 +21,10 @@ import ghost_jax
 from evals import stats
 from evals.items import Items
 from evals.recorded import Report, check_alike, credits_of, items_of, read_reports
+from ghost_jax.cropping import cropping_of
 from ghost_jax.errors import command
 from ghost_jax.paths import local_path
 from ghost_jax.progress import make_console
-from ghost_jax.report_table import cropping_of
 from ghost_jax.whole import write_bytes, write_json
 
 SIGNIFICANT = 0.05

@@ -19,7 +19,7 @@ from evals import stats
 from evals.answers import Answers
 from evals.items import LETTERS, Item, Items, order_name
 from evals.policies import policies
-from ghost_jax.report_table import cropping_of
+from ghost_jax.cropping import cropping_of
 
 ROUNDING = 1e-9  # means of thirds do not cancel to the last bit
 LATCHED = 0.6  # share of one letter above which the answers say nothing but that letter

@@ -12,6 +12,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from ghost_jax.channel import Channel
+from ghost_jax.cropping import cropping_of
 from ghost_jax.errors import UserError
 from ghost_jax.report_records import read_run
 from ghost_jax.report_table import (
@@ -19,7 +20,6 @@ from ghost_jax.report_table import (
     WORDS,
     answerer_of,
     asked_of,
-    cropping_of,
     gain_of,
     markdown,
     notes_of,

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 
 import ghost_jax
 from evals.stats import ENOUGH_SEEDS, pool
+from ghost_jax.cropping import cropping_of
 from ghost_jax.report_pictures import ACCENT, INK, MUTED, WARM
 from ghost_jax.report_records import read_run
-from ghost_jax.report_table import cropping_of, markdown, orders_of
+from ghost_jax.report_table import markdown, orders_of
 from ghost_jax.sweep_grid import Run, Sweep
 from ghost_jax.whole import write_bytes, write_json, write_text
 

@@ -14,7 +14,14 @@ PACKAGES = ("ghost_jax", "evals", "configs", "launch")
 # stands for the module or for everything in the package, whose own modules may import one another.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("ghost_jax",),  # the version alone
-    ("ghost_jax.errors", "ghost_jax.progress", "ghost_jax.shortcuts", "ghost_jax.chips", "ghost_jax.watch"),
+    (
+        "ghost_jax.errors",
+        "ghost_jax.progress",
+        "ghost_jax.shortcuts",
+        "ghost_jax.chips",
+        "ghost_jax.watch",
+        "ghost_jax.cropping",
+    ),
     ("ghost_jax.paths", "ghost_jax.whole"),
     ("ghost_jax.runtime",),
     ("ghost_jax.text",),
@@ -54,7 +61,14 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("launch",),
 )
 # What a module may import, where that is less than everything below it.
-GROUND = {"ghost_jax", "ghost_jax.errors", "ghost_jax.paths", "ghost_jax.progress", "ghost_jax.whole"}
+GROUND = {
+    "ghost_jax",
+    "ghost_jax.cropping",
+    "ghost_jax.errors",
+    "ghost_jax.paths",
+    "ghost_jax.progress",
+    "ghost_jax.whole",
+}
 # It reads run records and nothing else; the sizes count the parameters of a recorded config.
 ONLY = {
     "ghost_jax.report": GROUND
