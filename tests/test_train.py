@@ -213,6 +213,7 @@ VARIANTS = {  # flags, environment, exit code
     ),
     "watched": (
         {
+            "steps": 40,  # enough of them that three losses in a row rise, whatever the order of the data
             "optim.peak_lr": 3.0,
             "optim.floor_lr": 3.0,
             "eval_every": 1,
