@@ -73,8 +73,8 @@ def rendered(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], begun: st
     system = [turn["content"].rstrip() for turn in turns if turn["role"] == "system" and turn["content"]]
     messages = [Message(turn["role"], turn["content"] or "") for turn in turns if turn["role"] != "system"]
     if system:
-        first = [messages.pop(0).content] if messages and messages[0].role == "user" else []
-        messages.insert(0, Message("user", "\n\n".join([*system, *first])))
+        asked = messages.pop(0).content if messages and messages[0].role == "user" else ""
+        messages.insert(0, Message("user", "\n\n".join(filter(None, [*system, asked]))))
     ids = render_prompt(tokenizer, messages)
     prompt = Rendered(tokenizer.decode(ids) + begun)
     prompt.ids, prompt.begun = ids, begun

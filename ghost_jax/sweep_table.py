@@ -153,7 +153,7 @@ def notes_of(rows: Sequence[dict]) -> list[str]:
     """Returns what a reader must know before believing the table."""
     runs = [run for row in rows for run in row["runs"]]
     notes = list(dict.fromkeys(run["note"] for run in runs if run.get("note")))
-    notes += [f"{run['run']}: {run['cropping']}" for run in runs if run.get("cropping")]
+    notes += [f"In {run['run']}, {run['cropping']}" for run in runs if run.get("cropping")]
     few = [row["setting"] for row in rows if row["states"]["finished"] < ENOUGH_SEEDS]
     if few:
         notes.append(

@@ -59,17 +59,19 @@ class Ghost:
     """Runs the project's commands as a user does: a new process each, from the repository's root.
 
     The environment is that of the tests without what could lead a run elsewhere: no GHOST_DATA, no network, no XLA
-    flags, no Python flags, the CPU alone, and a cache of the session's own. No command may ever show a traceback.
+    flags, no Python flags, the CPU alone, and a cache of the session's own. No command may ever show a traceback. A
+    variable of `env` that is None is not set.
     """
 
     def __init__(self, cache: Path):
         self.cache = cache
 
-    def start(self, *command: str | Path, env: dict[str, str] | None = None) -> subprocess.Popen:
+    def start(self, *command: str | Path, env: dict[str, str | None] | None = None) -> subprocess.Popen:
         """Starts `python -m command…` and does not wait for it."""
         unwanted = ("GHOST_", "HF_", "XLA_", "JAX_", "PYTHON")
         clean = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
         clean |= {"XDG_CACHE_HOME": str(self.cache), "JAX_PLATFORMS": "cpu", "GHOST_OFFLINE": "1"} | (env or {})
+        clean = {key: value for key, value in clean.items() if value is not None}
         words = [sys.executable, "-m", *map(str, command)]
         return subprocess.Popen(
             words, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
@@ -177,6 +179,21 @@ def tiny_run(ghost, tmp_path_factory) -> FinishedRun:
     workdir = tmp_path_factory.mktemp("runs") / "chat"
     result = ghost(*tiny_chat(workdir))
     return FinishedRun(workdir, workdir.parent / "pretrain_v05-nano", result.stdout)
+
+
+@pytest.fixture(scope="session")
+def with_libtpu(tmp_path_factory) -> dict[str, str | None]:
+    """Variables of a process that has a libtpu installed, which says "libtpu is loaded" where JAX looks for a TPU."""
+    folder = tmp_path_factory.mktemp("site")
+    # While JAX is imported, it asks for the library too, on any machine, and loads nothing.
+    (folder / "libtpu.py").write_text(
+        "import sys\n"
+        "def get_library_path():\n"
+        "    if hasattr(sys.modules['jax'], 'devices'):\n"
+        "        print('libtpu is loaded', file=sys.stderr)\n"
+        "    return '/no/libtpu.so'\n"
+    )
+    return {"PYTHONPATH": str(folder), "JAX_PLATFORMS": None}
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from huggingface_hub import ModelCard
 
 from ghost_jax.card import accuracy_table, card_of, read_records
 from ghost_jax.channel import CANONICAL, EXPERIMENTAL, Channel, decide
+from ghost_jax.cropping import cropping_of
 from ghost_jax.errors import UsageError, UserError
+from ghost_jax.report_table import notes_of, said_of
 from tests.conftest import ROOT
 from tests.test_compare import CONFIG, report, write_items, write_run
 
@@ -32,6 +34,20 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 def card_text(name: str, channel: Channel = CHANNEL, present: dict | None = None) -> str:
     return card_of(read_records(RECORDS / name), EXPORTED, channel, present)
+
+
+def test_every_table_of_a_score_says_how_many_prompts_were_cropped():
+    run = read_records(RECORDS / "chat_v3-seed0")
+    score = run["evals"]["ctibench"]
+    assert "lost their beginning" not in card_of(run, EXPORTED, CHANNEL, None) + " ".join(notes_of([run]))
+    said = f"3 of {4 * score['n']:,} prompts"
+    score["prompts_cropped"] = 3
+    assert card_of(run, EXPORTED, CHANNEL, None).partition("## Limits")[2].count(said) == 1
+    assert said in said_of(score)
+    assert said in " ".join(notes_of([run]))
+    score["matching"] = {"how": {"prompts_cropped": 2}}
+    assert f"2 of {score['n']:,} prompts" in cropping_of(score | {"prompts_cropped": 0})
+    assert f"3 of {score['n']:,} prompts" in cropping_of(score | {"layout": "cloze"}), "asked once for all orders"
 
 
 # ---- Every number is in the records ----

@@ -72,6 +72,13 @@ def items(tmp_path_factory):
     return write_items(tmp_path_factory.mktemp("items") / "own.jsonl")
 
 
+def test_a_comparison_says_whose_prompts_were_cropped(items, tmp_path):
+    whole = write_run(tmp_path / "whole", report(items, range(9), prompts_cropped=0))
+    some = write_run(tmp_path / "some", report(items, range(9), prompts_cropped=5), seed=5)
+    notes = compared([whole, some], items.path)["notes"]
+    assert [note.partition(" prompts")[0] for note in notes if "beginning" in note] == [f"some: 5 of {4 * N}"]
+
+
 # ---- The command ----
 
 

@@ -313,11 +313,26 @@ def test_no_prompts_give_no_texts():
 # ---- Programs ----
 
 
-def test_programs_are_compiled_for_padded_lengths_and_nothing_else():
+def test_programs_are_compiled_for_padded_lengths_and_powers_of_two_of_rows_alone():
+    fresh = generator(new_tokens=NEW - 1)
     for sampling in (GREEDY, WARM, Sampling(0.7, top_k=5), Sampling(1, top_p=0.5), Sampling(2.0, 3, 0.2, 1.5)):
-        for lengths in ((1,), (5, 30, 31), (32, 7), (33,), (63, 40, 50)):
-            generator()(prompts_of(lengths), sampling, keys_of(len(lengths)))
-    assert generator()._all._cache_size() == 2  # of 32 and of 64 tokens
+        for lengths in ((1,), (5, 30, 31), (32, 7), (33,), (63, 40, 50), (1,) * 4, (2,) * 9):
+            fresh(prompts_of(lengths), sampling, keys_of(len(lengths)))
+    assert fresh._all._cache_size() == 5  # of 32 tokens in 1, 2 and 4 rows, of 64 in 1 and 4
+
+
+@pytest.mark.parametrize(("prompts", "rows"), [(1, [1]), (2, [2]), (3, [4]), (4, [4]), (5, [4, 4])])
+def test_few_prompts_are_computed_in_few_rows(prompts, rows, monkeypatch):
+    few, computed = generator(), []
+    run = few._all
+
+    def counted(params, tokens, *rest):
+        computed.append(len(tokens))
+        return run(params, tokens, *rest)
+
+    monkeypatch.setattr(few, "_all", counted)
+    few(prompts_of((5,) * prompts))
+    assert computed == rows
 
 
 def test_a_warm_stream_compiles_nothing():

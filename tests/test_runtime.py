@@ -1,10 +1,11 @@
 """ghost_jax/runtime.py: an installed libtpu is not loaded where there is no TPU."""
 
+import json
 import os
 import subprocess
 import sys
 
-from tests.conftest import ROOT, WAIT
+from tests.conftest import ROOT, WAIT, tiny_base
 
 # As the real package: importing it names its library, which prints errors when it is loaded without a TPU.
 LIBTPU = """
@@ -33,3 +34,18 @@ def test_an_installed_tpu_library_is_not_loaded_without_a_tpu(tmp_path):
     command = [sys.executable, "-c", CODE]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["cpu"], "")
+
+
+def test_a_command_that_trains_looks_for_no_tpu(ghost, with_libtpu, tmp_path):
+    shown = ghost(*tiny_base(tmp_path / "base"), "--plan", env=with_libtpu)
+    assert "libtpu is loaded" not in shown.stderr
+
+
+def test_a_sweep_that_opens_a_run_looks_for_no_tpu(ghost, with_libtpu, tmp_path):
+    opened = tmp_path / "peak_lr=0.02-seed2"
+    opened.mkdir()
+    (opened / "config.json").write_text(json.dumps({"seed": 7}))
+    command = ("ghost_jax.sweep", "--config=configs/sweeps/lr.py:nano", f"--runs={tmp_path}", "--dry_run")
+    result = ghost(*command, env=with_libtpu, check=False)
+    assert "holds a run of another config" in " ".join(result.stderr.split())
+    assert "libtpu is loaded" not in result.stderr

@@ -242,6 +242,17 @@ def recorded(tmp_path):
     return sweep, tmp_path, states
 
 
+def test_a_sweep_says_whose_prompts_were_cropped(recorded):
+    *_, folder, _ = recorded
+    path = folder / "peak_lr=0.001-seed1" / "evals" / "ctibench.json"
+    cropped = {"prompts_cropped": 3, "n": 2, "predicted": ["ABCD", "DCBA"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | cropped))
+    _, notes = sweep_table.write(*recorded)
+    assert [note.partition(" prompts")[0] for note in notes if "beginning" in note] == [
+        "In peak_lr=0.001-seed1, 3 of 8"
+    ]
+
+
 def test_the_table_pools_finished_seeds_and_says_what_is_not_pooled(recorded):
     (header, first, second), notes = sweep_table.write(*recorded)
     cells = dict(zip(header, first, strict=True))

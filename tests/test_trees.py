@@ -105,6 +105,15 @@ def test_rows_are_as_long_as_leaves_the_fewest_places(lengths, chosen, monkeypat
     assert {length for *_, length in witness.shapes} == {chosen}
 
 
+def test_few_shapes_are_compiled_for_texts_of_any_length():
+    """A text all of whose tokens are read, as the log-probability of a whole text needs them."""
+    witness = Witness()
+    for length in range(1, 200, 11):
+        of_text = Branch(np.ones(length, np.int32), np.arange(length), np.repeat(TARGETS, length, axis=0))
+        read(witness, [Tree(ids(), (of_text,))], context=256, batch_size=16, doing="asking")
+    assert sorted(witness.shapes) == [(1, reads, 1, 256) for reads in (4, 16, 32, 64, 128, 256)]
+
+
 def test_what_all_begin_with_stands_once_in_a_row():
     witness = Witness()
     read(witness, FEW, context=16, batch_size=1, doing="asking")
