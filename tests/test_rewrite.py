@@ -39,7 +39,7 @@ NAMES = {
     "expansion": ("XSS", "Cross-Site Scripting"),
     "port_service": ("TCP port 443", "HTTPS"),
 }
-FACTS = [Fact(subject, relation, name, "") for relation, (subject, name) in NAMES.items()]
+FACTS = [Fact(subject, relation, name, "As stated.") for relation, (subject, name) in NAMES.items()]
 relations = pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.relation)
 
 
@@ -51,8 +51,8 @@ def record(number: str, *facts: Fact, source: str = "test") -> Record:
 RECORDS = [
     *(record(f"T{i}", Fact(f"Technique {i}", "tactic", f"Tactic {i % 7}", f"Evidence {i}.")) for i in range(60)),
     record("T-again", Fact("Technique 5", "tactic", "Tactic 5", "Told otherwise."), source="other"),
-    record("long", Fact("It is a very long story. " * 20, "weakness_class", "Buffer Overflow", "")),
-    *(record(f"port {i}", Fact(f"TCP port {i}", "port_service", f"Service {i}", "")) for i in range(40)),
+    record("long", Fact("It is a very long story. " * 20, "weakness_class", "Buffer Overflow", "As stated.")),
+    *(record(f"port {i}", Fact(f"TCP port {i}", "port_service", f"Service {i}", "As stated.")) for i in range(40)),
     *(record(fact.relation, fact, source="published") for fact in FACTS),
 ]
 WHOLE = 10**9  # a window that everything fits
@@ -137,7 +137,7 @@ ODD_NAMES = ODD | st.sampled_from(
 @given(subject=ODD_NAMES, name=ODD_NAMES, relation=st.sampled_from(sorted(RELATIONS)))
 def test_odd_names_are_never_altered_and_leave_no_placeholder(subject, name, relation):
     assume(subject != name)
-    lines = rewrite.statements(Fact(subject, relation, name, ""))
+    lines = rewrite.statements(Fact(subject, relation, name, "As stated."))
     assert len(set(lines)) == len(lines) >= 20
     for line, form in zip(lines, FORMS[relation], strict=True):
         assert subject in line
