@@ -32,7 +32,8 @@ def set_up() -> None:
     _hush_echoes()
 
 
-_ECHO = re.compile("Event loop is closed|handle is closed")  # asyncio's, and that of TensorBoard's queue
+# Of asyncio, of TensorBoard's queue, and of reads that Orbax drops when another one has failed.
+_ECHO = re.compile("Event loop is closed|handle is closed|Encountered error while reading array")
 
 
 def _hush_echoes() -> None:

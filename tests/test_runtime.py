@@ -49,3 +49,29 @@ def test_a_sweep_that_opens_a_run_looks_for_no_tpu(ghost, with_libtpu, tmp_path)
     result = ghost(*command, env=with_libtpu, check=False)
     assert "holds a run of another config" in " ".join(result.stderr.split())
     assert "libtpu is loaded" not in result.stderr
+
+
+DROPPED = """
+from ghost_jax import runtime
+runtime.set_up()
+async def read(message):
+    try:
+        await Forever()
+    except GeneratorExit:  # as Orbax's reads turn it into an error of their own when they are dropped
+        raise RuntimeError(message)
+class Forever:
+    def __await__(self):
+        yield
+for message in ("Encountered error while reading array index: (0,)", "something else"):
+    coroutine = read(message)
+    coroutine.send(None)
+    del coroutine
+"""
+
+
+def test_a_read_that_is_dropped_after_a_failed_one_says_nothing(tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", DROPPED]
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT).stderr
+    assert "something else" in said
+    assert "reading array" not in said.replace(DROPPED, "")
