@@ -17,7 +17,6 @@ def get_config(preset=""):
     c.model.remat = True
     c.mesh.update(data=1, fsdp=-1)
     if common.scale_of(preset) == "full":
-        c.model.dtype = "bfloat16"
         c.batch_size = 256
         c.steps = 7500
         c.optim.warmup_steps = 500

@@ -182,7 +182,7 @@ BOTH: dict[str, Domain] = {
     "model.generation": OneOf(("v04", "v05")),
     "model.attention_bias": Flag(),
     "model.dropout": Real(0, 1, below=True),
-    "model.dtype": OneOf(("float32", "bfloat16")),
+    "model.dtype": OneOf(("auto", "float32", "bfloat16")),
     "model.remat": Flag(),
     "model.scan": Flag(),
     "loss_norm": OneOf(("token_mean", "record_mean")),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ghost_jax.model.attention import MASKED
+from ghost_jax.model.product import transposed
 
 # Tokens of one device whose logits are held at once: 64 MB in float32 at a vocabulary of 32,000. Smaller ones leave
 # the matrix multiplications too thin.
@@ -81,6 +82,7 @@ def _with_gradients(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int, shards: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     rows = table.astype(hidden.dtype)
+    columns = transposed(rows, 1, 0)
 
     def of_chunk(carry: tuple, few: tuple) -> tuple[tuple, jax.Array]:
         total, to_table = carry
@@ -91,7 +93,8 @@ def _with_gradients(
         total += jnp.sum(weights * (log_total - _of_targets(logits, targets)))
         to_logits = (weights * (jnp.exp(logits - log_total) - gold)).astype(hidden.dtype)
         to_table += jnp.einsum("vn,nd->vd", to_logits, hidden, preferred_element_type=jnp.float32)
-        return (total, to_table), jnp.einsum("vn,vd->nd", to_logits, rows)
+        to_hidden = jnp.einsum("dv,vn->dn", columns, to_logits, preferred_element_type=jnp.float32)
+        return (total, to_table), transposed(to_hidden.astype(hidden.dtype), 1, 0)
 
     nothing = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
     (total, to_table), to_hidden = jax.lax.scan(of_chunk, nothing, _chunks((hidden, targets, weights), shards))
@@ -109,6 +112,8 @@ cross_entropy_sum.defvjp(_with_gradients, _scaled)
 def _logits(hidden: jax.Array, rows: jax.Array, vocab_size: int) -> jax.Array:
     """Returns the logits [V, N] float32 of N tokens; the vocabulary comes first, which is the faster product."""
     logits = jnp.einsum("vd,nd->vn", rows, hidden, preferred_element_type=jnp.float32)
+    if len(rows) == vocab_size:
+        return logits
     return jnp.where(jnp.arange(len(rows))[:, None] < vocab_size, logits, MASKED)
 
 

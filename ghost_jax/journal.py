@@ -38,7 +38,7 @@ class Journal:
     def __init__(self, config: ConfigDict, workdir: Path, start: int, model: ModelConfig, mesh: Mesh):
         self._config = config
         self._history = [line for line in metrics_lib.read(workdir) if line["step"] <= start]
-        self._meter = Meter(model.flops_per_token(config.data.seq_len), list(mesh.devices.flat))
+        self._meter = Meter(model.flops_per_token(config.data.seq_len), list(mesh.devices.flat), model.dtype)
         self._trace = Trace(workdir, config.log.trace_at)
         self._progress = Progress("training", config.steps, unit="updates", done=start, shown=is_main())
         self._open_log = lambda: MetricsLog(

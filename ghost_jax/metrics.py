@@ -151,11 +151,12 @@ class Meter:
     Args:
       flops_per_token: floating-point operations of a training step a token.
       devices: those of the mesh, of all processes.
+      dtype: what the step computes in.
     """
 
-    def __init__(self, flops_per_token: float, devices: Sequence[jax.Device]):
+    def __init__(self, flops_per_token: float, devices: Sequence[jax.Device], dtype: str):
         self._flops_per_token, self._devices = flops_per_token, devices
-        self._peak = peak_flops(devices)
+        self._peak = peak_flops(devices, dtype)
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -185,14 +186,14 @@ class Meter:
         return measured
 
 
-def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+def peak_flops(devices: Sequence[jax.Device], dtype: str) -> float | None:
     """Returns the FLOP/s that devices of one kind reach together at best, or None for a kind that is not in the table.
 
-    Accelerators: dense bfloat16, whatever the run computes in. CPU: float32 as measured here, once a process, because
+    Accelerators: dense bfloat16, whatever the run computes in. CPU: `dtype` as measured here, once a process, because
     the devices that a process simulates share its cores.
     """
     if devices[0].platform == "cpu":
-        return measured_flops() * len({device.process_index for device in devices})
+        return measured_flops(dtype) * len({device.process_index for device in devices})
     peak = PEAK_FLOPS.get(devices[0].device_kind)
     return None if peak is None else peak * len(devices)
 
@@ -208,11 +209,15 @@ def memory_bytes(devices: Sequence[jax.Device]) -> int:
 
 
 @functools.cache
-def measured_flops() -> float:
-    """Returns the float32 FLOP/s of one device on a large matrix product, measured in about half a second."""
+def measured_flops(dtype: str) -> float:
+    """Returns the FLOP/s of one device on a large matrix product with a float32 result, measured in half a second.
+
+    Args:
+      dtype: of the factors.
+    """
     size = 1024
-    x = jnp.ones((size, size))
-    multiply = jax.jit(lambda a: a @ a)
+    x = jnp.ones((size, size), dtype)
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     multiply(x).block_until_ready()
     best, end = 0.0, time.perf_counter() + 0.5
     while time.perf_counter() < end:

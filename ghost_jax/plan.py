@@ -41,7 +41,7 @@ def estimated_seconds(config: ConfigDict) -> float:
     """Returns about how long the updates of a config take on the devices at hand."""
     tokens = config.steps * config.batch_size * config.data.seq_len
     work = tokens * ModelConfig(**config.model).flops_per_token(config.data.seq_len)
-    return work / (measured_flops() * jax.device_count() * EFFICIENCY)
+    return work / (measured_flops(config.model.dtype) * jax.device_count() * EFFICIENCY)
 
 
 def schedule_of(config: ConfigDict) -> dict:

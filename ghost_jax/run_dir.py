@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 import ghost_jax
 from ghost_jax import config as config_lib
+from ghost_jax import runtime
 from ghost_jax.data import mixture, store
 from ghost_jax.data.prepare import Prepared, mix_of
 from ghost_jax.errors import UserError
@@ -119,6 +120,16 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run of another config: {'; '.join(differences)}. Repeat the command that made it to "
             "continue it, or give this one another --workdir (its base run lies beside it)."
         )
+
+
+def settle(config: ConfigDict, workdir: Path) -> None:
+    """Makes `model.dtype=auto` the type that the run in `workdir` has, or of a new one the faster type here.
+
+    So a run goes on in the type it began with, on whatever machine.
+    """
+    if config.model.dtype == "auto":
+        path = workdir / "config.json"
+        config.model.dtype = read_json(path)["model"]["dtype"] if path.is_file() else runtime.fast_dtype()
 
 
 def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepared) -> None:

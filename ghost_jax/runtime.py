@@ -1,12 +1,14 @@
 """Settings of the process that computes: kept compilations, no TPU where there is none, one quieted library."""
 
 import errno
+import functools
 import logging
 import os
 import re
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
@@ -30,6 +32,18 @@ def set_up() -> None:
         sys.modules["libtpu"] = None
         os.environ.pop("TPU_LIBRARY_PATH", None)
     _hush_echoes()
+
+
+@functools.cache
+def fast_dtype() -> str:
+    """Returns the type in which the devices at hand train fastest: "bfloat16", or "float32" on a CPU without it."""
+    if jax.default_backend() != "cpu":
+        return "bfloat16"
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:  # no Linux: no YNN either, which multiplies bfloat16 fast
+        return "float32"
+    return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
 
 
 # Of asyncio, of TensorBoard's queue, and of reads that Orbax drops when another one has failed.

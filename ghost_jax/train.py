@@ -196,8 +196,9 @@ def main() -> int:
     stages = [(config, workdir)]
     if config.stage == "chat" and not flags.base:
         stages.insert(0, (config.base, base_workdir))
-    for _, directory in stages:
+    for stage, directory in stages:
         check_place(directory)
+        run_dir.settle(stage, directory)
 
     for stage, directory in stages:
         if not run_dir.is_finished(directory):

@@ -88,6 +88,8 @@ def check(config: ConfigDict, topology: str) -> Report:
     """
     chip, devices = describe(topology)
     mesh = make_mesh(**config.mesh, devices=devices)
+    if config.model.dtype == "auto":
+        config.model.dtype = "bfloat16"  # of any accelerator; `runtime.fast_dtype` would say that of this machine
     traced = trace_step(config, mesh)
     started = time.monotonic()
     try:

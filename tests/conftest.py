@@ -27,6 +27,7 @@ TINY = {
     "model.hidden": 64,
     "model.vocab_size": 1024,
     "model.context": 128,
+    "model.dtype": "float32",  # whatever the machine: what is equal bit for bit on one is not on another
     "data.seq_len": 96,
     "data.validation_records": 8,
     "steps": 8,

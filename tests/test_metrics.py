@@ -113,7 +113,7 @@ def test_without_the_package_the_user_is_told_how_to_install_it(tmp_path, monkey
 
 
 def test_rates_are_over_all_updates_since_the_last_line():
-    meter = Meter(2e6, jax.devices())
+    meter = Meter(2e6, jax.devices(), "float32")
     meter.batch_waited(0.25)
     meter.update_done(1000, 300.0, 1.0)
     meter.batch_waited(0.5)
@@ -122,7 +122,7 @@ def test_rates_are_over_all_updates_since_the_last_line():
     assert tuple(line) == MEASURED
     assert line["tokens_per_s"] == close(500)
     assert line["supervised_tokens_per_s"] == close(100)
-    assert line["mfu"] == close(500 * 2e6 / measured_flops())
+    assert line["mfu"] == close(500 * 2e6 / measured_flops("float32"))
     assert line["data_wait_s"] == close(0.75)
     assert line["memory_bytes"] == memory_bytes(jax.devices())
 
@@ -142,7 +142,7 @@ def accelerators(kind: str, *peak_bytes: int) -> list:
 
 
 def test_utilisation_is_measured_against_all_chips_together():
-    meter = Meter(6 * 36e6, accelerators("NVIDIA H200", 10, 30, 20))
+    meter = Meter(6 * 36e6, accelerators("NVIDIA H200", 10, 30, 20), "bfloat16")
     meter.update_done(1_000_000, 1.0, 1.0)
     line = meter.line()
     assert line["mfu"] == close(1e6 * 6 * 36e6 / (3 * 989e12))
@@ -150,7 +150,7 @@ def test_utilisation_is_measured_against_all_chips_together():
 
 
 def test_a_chip_that_nobody_knows_has_no_utilisation():
-    meter = Meter(1e6, accelerators("Abacus 9", 10))
+    meter = Meter(1e6, accelerators("Abacus 9", 10), "bfloat16")
     meter.update_done(1000, 1.0, 1.0)
     assert set(MEASURED) - set(meter.line()) == {"mfu"}
 
@@ -162,7 +162,12 @@ def test_peaks_are_dense_flops_a_second():
 
 def test_simulated_devices_share_the_cores_of_their_process():
     assert len(jax.devices()) > 1
-    assert peak_flops(jax.devices()) == peak_flops(jax.devices()[:1]) == measured_flops() > 1e8
+    assert (
+        peak_flops(jax.devices(), "float32")
+        == peak_flops(jax.devices()[:1], "float32")
+        == measured_flops("float32")
+        > 1e8
+    )
 
 
 def test_memory_on_the_cpu_is_the_most_that_the_process_held():

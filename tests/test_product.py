@@ -1,51 +1,79 @@
-"""ghost_jax/model/product.py: the numbers of `jax.lax.dot_general` and of its derivative."""
+"""ghost_jax/model/product.py: a dense layer is that of Flax, in its parameters, numbers and gradients."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghost_jax.model.product import product
+from ghost_jax.model.product import KEPT, Dense, kept, product, transposed
 
 # Shapes of x and of a kernel, and how many axes they share.
 SHAPES = {
     "widens": ((2, 5, 4), (4, 7), 1),
+    "narrows": ((2, 5, 9), (9, 4), 1),
     "to heads": ((2, 5, 4), (4, 3, 2, 6), 1),
     "from heads": ((2, 5, 2, 6), (2, 6, 4), 2),
     "of one row": ((4,), (4, 7), 1),
+    "one token of one sequence": ((1, 1, 64), (64, 96), 1),
 }
-
-
-def operands(name: str, dtype: str = "float32") -> tuple:
-    of_x, of_kernel, count = SHAPES[name]
-    rng = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(rng.normal(size=shape), dtype) for shape in (of_x, of_kernel))
-    last = tuple(range(len(of_x) - count, len(of_x)))
-    return x, kernel, ((last, tuple(range(count))), ((), ()))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_it_is_a_dot_general_also_backward(name, dtype):
-    x, kernel, axes = operands(name, dtype)
+def test_a_dense_layer_is_that_of_flax_also_backward(name, dtype):
+    of_x, of_kernel, count = SHAPES[name]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=of_x), jnp.float32)
+    features, last = of_kernel[count:], tuple(range(-count, 0))
+    ours = Dense(features, 0.02, dtype, bias=True, inputs=count)
+    theirs = nn.DenseGeneral(features, axis=last, dtype=dtype, kernel_init=nn.initializers.normal(0.02))
+    variables = ours.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, variables, theirs.init(jax.random.key(1), x))
 
-    def weighed(multiply, *both):
-        result = multiply(*both, axes)
-        return jnp.sum(result * jnp.cos(jnp.arange(result.size)).reshape(result.shape).astype(dtype))
+    def weighed(layer, variables, x):
+        y = layer.apply(variables, x)
+        assert y.dtype == dtype
+        return jnp.sum(y.astype(jnp.float32) * jnp.cos(jnp.arange(y.size)).reshape(y.shape))
 
-    found, gradients = jax.value_and_grad(lambda *both: weighed(product, *both), (0, 1))(x, kernel)
-    expected, of_jax = jax.value_and_grad(lambda *both: weighed(jax.lax.dot_general, *both), (0, 1))(x, kernel)
-    assert found == expected
-    for ours, theirs in zip(gradients, of_jax, strict=True):
-        assert ours.dtype == theirs.dtype == dtype
-        np.testing.assert_allclose(
-            ours.astype(np.float32), theirs.astype(np.float32), rtol=1e-5 if dtype == "float32" else 0.02, atol=1e-5
-        )
+    found = jax.jit(jax.value_and_grad(lambda *given: weighed(ours, *given), (0, 1)))(variables, x)
+    expected = jax.jit(jax.value_and_grad(lambda *given: weighed(theirs, *given), (0, 1)))(variables, x)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 0.02, "atol": 0.02}
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, **tolerance), found, expected)
 
 
-def test_other_axes_are_refused():
-    x, kernel, _ = operands("widens")
-    with pytest.raises(ValueError, match="over"):
-        product(x, kernel.T, (((2,), (1,)), ((), ())))
-    with pytest.raises(ValueError, match="over"):
-        product(jnp.ones((3, 4)), jnp.ones((3, 4, 2)), (((1,), (1,)), ((0,), (0,))))
+def test_the_gradient_of_a_kernel_is_not_rounded():
+    """In bfloat16 it is the float32 sum of products of rounded factors."""
+    rng = np.random.default_rng(0)
+    x, to_y = (jnp.asarray(rng.normal(size=(64, size)), jnp.bfloat16) for size in (8, 16))
+    kernel = jnp.asarray(rng.normal(size=(8, 16)), jnp.float32)
+    _, gradients = jax.vjp(product, x, kernel)
+    exact = np.asarray(x, np.float64).T @ np.asarray(to_y, np.float64)
+    found = gradients(to_y)[1]
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transposed_only_moves(dtype):
+    x = jnp.arange(24, dtype=dtype).reshape(2, 3, 4)
+    np.testing.assert_array_equal(jax.jit(lambda x: transposed(x, 1, 2, 0))(x), x.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_kept_is_not_computed_again(dtype):
+    """Of a checkpointed function, and has the bits that it had."""
+
+    def square(x):
+        return x * x
+
+    square = jax.custom_vjp(square)
+    square.defvjp(lambda x: (kept(jnp.sin(x)), x), lambda x, to_y: (to_y * x,))
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+    x = jnp.linspace(0, 1, 8, dtype=dtype)
+
+    def loss(x):
+        return jax.checkpoint(lambda x: jnp.sum(jnp.exp(square(x)).astype(jnp.float32)), policy=policy)(x)
+
+    plain = jax.grad(lambda x: jnp.sum(jnp.exp(square(x)).astype(jnp.float32)))(x)
+    np.testing.assert_array_equal(jax.grad(loss)(x), plain)
+    assert str(jax.make_jaxpr(jax.grad(loss))(x)).count("sin ") == 1

@@ -122,6 +122,35 @@ def test_the_update_does_not_depend_on_the_mesh(reference, sharded):
     assert_trees_close(sharded.state.params, reference.state.params, 1e-5)
 
 
+HALF = dataclasses.replace(TINY, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def in_half() -> Run:
+    """The same five updates in bfloat16."""
+    return Run(one_device(), config=HALF).updates(5)
+
+
+def test_in_bfloat16_the_losses_are_about_those_of_float32(reference, in_half):
+    assert in_half.losses == pytest.approx(reference.losses, rel=0.01)
+    assert in_half.losses != reference.losses
+    assert {leaf.dtype for leaf in jax.tree.leaves(in_half.state.params)} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("micro_batch_size", [8, 1], ids=["4x8", "32x1"])
+def test_in_bfloat16_the_update_does_not_depend_on_how_the_batch_is_cut(in_half, micro_batch_size):
+    cut = Run(one_device(), micro_batch_size, HALF).updates(5)
+    assert cut.losses == pytest.approx(in_half.losses, rel=1e-3)
+    assert_trees_close(cut.state.params, in_half.state.params, 1e-4)
+
+
+@needs_eight
+def test_in_bfloat16_the_update_does_not_depend_on_the_mesh(in_half):
+    run = Run(make_mesh(2, 2, 2), 8, HALF).updates(5)
+    assert run.losses == pytest.approx(in_half.losses, rel=1e-3)
+    assert_trees_close(run.state.params, in_half.state.params, 1e-4)
+
+
 def test_five_updates_move_the_parameters_by_far_more_than_the_tolerances(reference):
     for (path, before), after in zip(
         jax.tree_util.tree_leaves_with_path(first_state(TINY).params),

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
+from ghost_jax.model.product import kept, transposed
 from ghost_jax.model.sizes import ModelConfig
 
 # A block of queries, whose weights are held at once: they are less than a cache of the processor, and what stands
 # behind a block is not computed for it. A long sequence has larger ones, because each is compiled for itself.
 BLOCK, MOST_BLOCKS = 128, 8
-ATTENDED = "attended"  # what a backward pass must keep of `attend_causally`, to compute nothing of it twice
 
 MASKED = -1e30  # logit of what must get no weight: exp() of it is exactly zero, and unlike -inf it has a gradient
 
@@ -95,22 +94,24 @@ def _attended(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | Non
 def _attended_and_kept(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> tuple[jax.Array, tuple]:
     """Returns the attention [B, H, T, K] of q, k and v [B, H, T, K], and what its gradient needs."""
     parts, log_sums = [], []
+    v_columns = transposed(v, 0, 1, 3, 2)
     for start, end in _blocks(q.shape[2]):
         scores = _scores(q, k, visible, start, end)
         largest = jnp.max(scores, axis=2)
         weights = jnp.exp(scores - largest[:, :, None])
         total = jnp.sum(weights, axis=2)  # [B, H, block]
-        seen = _product("bhst,bhsk->bhtk", weights.astype(v.dtype), v[:, :, :end])
-        parts.append((seen / total[..., None]).astype(q.dtype))
+        seen = _product("bhks,bhst->bhkt", v_columns[..., :end], weights.astype(v.dtype))
+        parts.append((seen / total[:, :, None]).astype(q.dtype))
         log_sums.append(largest + jnp.log(total))
-    attended = checkpoint_name(jnp.concatenate(parts, axis=2), ATTENDED)
-    log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=2), ATTENDED)
+    attended = kept(transposed(jnp.concatenate(parts, axis=3), 0, 1, 3, 2))
+    log_sum = kept(jnp.concatenate(log_sums, axis=2))
     return attended, (q, k, v, visible, attended, log_sum)
 
 
-def _gradients(kept: tuple, to_attended: jax.Array) -> tuple:
-    q, k, v, visible, attended, log_sum = kept
+def _gradients(operands: tuple, to_attended: jax.Array) -> tuple:
+    q, k, v, visible, attended, log_sum = operands
     through = jnp.sum(attended.astype(jnp.float32) * to_attended.astype(jnp.float32), axis=-1)  # [B, H, T]
+    k_columns = transposed(k, 0, 1, 3, 2)
     to_q, to_k, to_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for start, end in _blocks(q.shape[2]):
         here = slice(start, end)
@@ -118,10 +119,11 @@ def _gradients(kept: tuple, to_attended: jax.Array) -> tuple:
         to_weights = _product("bhsk,bhtk->bhst", v[:, :, :end], to_attended[:, :, here])
         to_scores = weights * (to_weights - through[:, :, None, here]) / math.sqrt(q.shape[-1])
         weights, to_scores = weights.astype(q.dtype), to_scores.astype(q.dtype)
-        to_q.append(_product("bhst,bhsk->bhtk", to_scores, k[:, :, :end]))
+        to_q.append(_product("bhks,bhst->bhkt", k_columns[..., :end], to_scores))
         to_k = to_k.at[:, :, :end].add(_product("bhst,bhtk->bhsk", to_scores, q[:, :, here]))
         to_v = to_v.at[:, :, :end].add(_product("bhst,bhtk->bhsk", weights, to_attended[:, :, here]))
-    return *(each.astype(q.dtype) for each in (jnp.concatenate(to_q, axis=2), to_k, to_v)), None
+    to_q = transposed(jnp.concatenate(to_q, axis=3).astype(q.dtype), 0, 1, 3, 2)
+    return to_q, to_k.astype(q.dtype), to_v.astype(q.dtype), None
 
 
 _attended.defvjp(_attended_and_kept, _gradients)

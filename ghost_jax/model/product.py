@@ -1,48 +1,114 @@
-"""The product of activations and a kernel, with a gradient of its own."""
+"""Dense layers whose products have a gradient of their own, and what the backward pass keeps of them.
+
+Shapes: I inputs and O outputs of a layer, each one axis or several.
+"""
 
 import functools
-from typing import Any
 
+import flax.linen as nn
 import jax
-from jax.lax import dot_general
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
-Axes = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
+KEPT = "kept"  # the name of what `kept` marks, for the policy of `jax.checkpoint`
 
 
-def product(x: jax.Array, kernel: jax.Array, axes: Axes, precision: Any = None) -> jax.Array:
-    """Returns `jax.lax.dot_general` of x [..., I...] and kernel [I..., O...] over I; of a Flax layer its `dot_general`.
+class Dense(nn.Module):
+    """A linear layer over the last axes of its input, with the parameters of `nn.DenseGeneral`.
 
-    The same numbers, also backward. But the derivative of a dot_general puts the gradient of its result first in the
-    kernel's own, and so has it transposed, which is four times as wide as x where a layer widens; here x comes first.
-
-    Raises:
-      ValueError: `axes` are not the last of x and the first of the kernel, in order.
+    Attributes:
+      features: axes O of the result.
+      inputs: how many of the last axes of x are I.
+      bias: whether a bias [O...] is added.
+      dtype: type of the product's factors and of the result; parameters and their gradients are float32.
+      std: standard deviation of the kernel [I..., O...] at the start.
     """
-    (of_x, of_kernel), batched = axes
-    count = len(of_kernel)
-    if (tuple(of_x), tuple(of_kernel), *map(tuple, batched)) != (_last(x, count), _first(count), (), ()):
-        raise ValueError(f"a product of shapes {x.shape} and {kernel.shape} over {axes}")
-    return _product(x, kernel, count, precision)
+
+    features: tuple[int, ...]
+    std: float
+    dtype: str
+    bias: bool = False
+    inputs: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*x.shape[x.ndim - self.inputs :], *self.features)
+        kernel = self.param("kernel", nn.initializers.normal(self.std), shape)
+        y = product(x.astype(self.dtype), kernel, self.inputs)
+        return plus(y, self.param("bias", nn.initializers.zeros, self.features)) if self.bias else y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _product(x: jax.Array, kernel: jax.Array, count: int, precision: Any) -> jax.Array:
-    return _and_operands(x, kernel, count, precision)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, inputs: int = 1) -> jax.Array:
+    """Returns x [..., I...] times a kernel [I..., O...] float32, [..., O...] in the type of x.
+
+    Of the derivative that JAX derives, this one differs in the order of the kernel's gradient: x comes first and is
+    transposed, where JAX transposes the gradient of the result, which is wider wherever a layer widens.
+    """
+    return _product_and_operands(x, kernel, inputs)[0]
 
 
-def _and_operands(x: jax.Array, kernel: jax.Array, count: int, precision: Any) -> tuple[jax.Array, tuple]:
-    # Stands here in the open, for remat's policy to see that it is a product and keep it.
-    return dot_general(x, kernel, ((_last(x, count), _first(count)), ((), ())), precision), (x, kernel)
+def _product_and_operands(x: jax.Array, kernel: jax.Array, inputs: int) -> tuple[jax.Array, tuple]:
+    y = _dot(x, kernel.astype(x.dtype), _last(x, inputs), _first(inputs))
+    return kept(y.astype(x.dtype)), (x, kernel)
 
 
-def _gradients(count: int, precision: Any, operands: tuple, to_result: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _of_product(inputs: int, operands: tuple, to_y: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
-    wide, rows = kernel.ndim - count, _first(x.ndim - count)
-    to_x = dot_general(to_result, kernel, ((_last(to_result, wide), _last(kernel, wide)), ((), ())), precision)
-    return to_x, dot_general(x, to_result, ((rows, rows), ((), ())), precision)
+    rows, outputs = x.ndim - inputs, kernel.ndim - inputs
+    to_x = _dot(to_y, kernel.astype(x.dtype), _last(to_y, outputs), _last(kernel, outputs))
+    columns = transposed(x, *_last(x, inputs), *_first(rows))
+    return to_x.astype(x.dtype), _dot(columns, to_y, _last(columns, rows), _first(rows))
 
 
-_product.defvjp(_and_operands, _gradients)
+product.defvjp(_product_and_operands, _of_product)
+
+
+@jax.custom_vjp
+def plus(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """Returns y [..., O...] + bias [O...] float32 in the type of y.
+
+    The bias's gradient is a product with ones: XLA's sum over many rows takes a CPU ten times as long.
+    """
+    return (y + bias).astype(y.dtype)
+
+
+def _of_plus(bias: jax.Array, to_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    rows = _first(to_y.ndim - bias.ndim)
+    ones = jnp.ones([to_y.shape[axis] for axis in rows], to_y.dtype)
+    return to_y, _dot(ones, to_y, rows, rows)
+
+
+def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
+    # A CPU multiplies bfloat16 factors fast where the result is float32; who wants another rounds once, behind the sum.
+    return jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=jnp.float32)
+
+
+def transposed(x: jax.Array, *order: int) -> jax.Array:
+    """Returns x with its axes in this order, and on a CPU in bfloat16 a copy that lies so in memory.
+
+    Left to itself XLA folds a transpose into the product that makes or reads x, and then computes that one in float32.
+    """
+    if x.dtype != jnp.bfloat16:
+        return x.transpose(order)
+
+    def copied(x: jax.Array) -> jax.Array:
+        in_order = Layout(tuple(range(x.ndim)))
+        return with_layout_constraint(with_layout_constraint(x, in_order).transpose(order), in_order)
+
+    return jax.lax.platform_dependent(x, cpu=copied, default=lambda x: x.transpose(order))
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """Returns x, marked to be kept for the backward pass; it must not be differentiated through.
+
+    A bfloat16 one is kept as its bits: XLA on a CPU turns a stack of bfloat16 into float32 to read or write a layer.
+    """
+    if x.dtype != jnp.bfloat16:
+        return checkpoint_name(x, KEPT)
+    bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), KEPT)
+    return jax.lax.bitcast_convert_type(bits, x.dtype)
 
 
 def _last(x: jax.Array, count: int) -> tuple[int, ...]:
@@ -51,3 +117,6 @@ def _last(x: jax.Array, count: int) -> tuple[int, ...]:
 
 def _first(count: int) -> tuple[int, ...]:
     return tuple(range(count))
+
+
+plus.defvjp(lambda y, bias: (plus(y, bias), bias), _of_plus)

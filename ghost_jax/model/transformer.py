@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from ghost_jax.model.attention import (
-    ATTENDED,
     MASKED,
     Angles,
     KeysValues,
@@ -29,7 +28,7 @@ from ghost_jax.model.attention import (
     taken,
     visibility,
 )
-from ghost_jax.model.product import product
+from ghost_jax.model.product import KEPT, Dense
 from ghost_jax.model.sizes import ModelConfig
 
 INIT_STD = 0.02
@@ -57,19 +56,19 @@ class Cache:
 
 
 class Norm(nn.Module):
-    """RMSNorm (v0.5) or LayerNorm (v0.4), computed in float32."""
+    """RMSNorm (v0.5) or LayerNorm (v0.4) of x [B, T, D] float32, in the compute type."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        h, eps = x.astype(jnp.float32), self.config.norm_eps
-        if self.config.generation == "v04":
+        c, h = self.config, x
+        if c.generation == "v04":
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
             h = h - h.mean(-1, keepdims=True)
-            return (h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + eps) * scale + bias).astype(x.dtype)
-        return (h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + eps) * scale).astype(x.dtype)
+            return (h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + c.norm_eps) * scale + bias).astype(c.dtype)
+        return (h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + c.norm_eps) * scale).astype(c.dtype)
 
 
 class Attention(nn.Module):
@@ -93,16 +92,13 @@ class Attention(nn.Module):
         at: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         c = self.config
-        dtype = jnp.dtype(c.dtype)
-        bias = c.attention_bias or c.generation == "v04"
-        init = nn.initializers.normal(INIT_STD)
         # Heads have an axis of their own, so that a tensor-parallel mesh splits heads and never the inside of one.
-        project = functools.partial(nn.DenseGeneral, use_bias=bias, dtype=dtype, dot_general=product)
+        project = functools.partial(Dense, bias=c.attention_bias or c.generation == "v04", dtype=c.dtype)
         if c.cached_heads == c.heads:
-            q, k, v = jnp.unstack(project((3, c.heads, c.head_width), kernel_init=init, name="qkv")(x), axis=2)
+            q, k, v = jnp.unstack(project((3, c.heads, c.head_width), INIT_STD, name="qkv")(x), axis=2)
         else:
-            q = project((c.heads, c.head_width), kernel_init=init, name="q")(x)
-            k, v = jnp.unstack(project((2, c.kv_heads, c.head_width), kernel_init=init, name="kv")(x), axis=2)
+            q = project((c.heads, c.head_width), INIT_STD, name="q")(x)
+            k, v = jnp.unstack(project((2, c.kv_heads, c.head_width), INIT_STD, name="kv")(x), axis=2)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if at is not None:
@@ -112,8 +108,7 @@ class Attention(nn.Module):
         else:
             new = k.swapaxes(1, 2), v.swapaxes(1, 2)
             attended = attend(q, past, new, visible)
-        out_init = nn.initializers.normal(INIT_STD / math.sqrt(2 * c.layers))
-        return project(c.width, axis=(-2, -1), kernel_init=out_init, name="out")(attended), new
+        return project((c.width,), INIT_STD / math.sqrt(2 * c.layers), inputs=2, name="out")(attended), new
 
 
 class FeedForward(nn.Module):
@@ -123,16 +118,11 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        c = self.config
-        dtype, bias = jnp.dtype(c.dtype), c.generation == "v04"
-
-        def dense(width: int, name: str, std: float = INIT_STD) -> nn.Dense:
-            init = nn.initializers.normal(std)
-            return nn.Dense(width, use_bias=bias, dtype=dtype, kernel_init=init, dot_general=product, name=name)
-
-        up = dense(c.hidden, "up")(x)
-        h = nn.gelu(up, approximate=True) if bias else nn.silu(dense(c.hidden, "gate")(x)) * up
-        return dense(c.width, "down", INIT_STD / math.sqrt(2 * c.layers))(h)
+        c, bias = self.config, self.config.generation == "v04"
+        dense = functools.partial(Dense, bias=bias, dtype=c.dtype)
+        up = dense((c.hidden,), INIT_STD, name="up")(x)
+        h = nn.gelu(up, approximate=True) if bias else nn.silu(dense((c.hidden,), INIT_STD, name="gate")(x)) * up
+        return dense((c.width,), INIT_STD / math.sqrt(2 * c.layers), name="down")(h)
 
 
 class Block(nn.Module):
@@ -181,11 +171,7 @@ class Transformer(nn.Module):
             )
         # What is kept for the backward pass is what matrices and attention made of x. Everything elementwise is cheaper
         # computed again than kept.
-        policies = jax.checkpoint_policies
-        kept = policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENDED)
-        )
-        policy = None if c.remat else kept
+        policy = None if c.remat else jax.checkpoint_policies.save_only_these_names(KEPT)
         # Inside a scan nothing can undo a remat by merging both computations of a block into one.
         block = nn.remat(Block, static_argnums=(4,), prevent_cse=not c.scan, policy=policy)
         if c.scan:
@@ -267,9 +253,9 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, KeysValues | None]:
         """Returns the last hidden state and, where there is a `past` [L, ...], the new keys and values [L, ...]."""
         c = self.config
-        x = self.embedding[tokens].astype(c.dtype)
+        x = self.embedding[tokens]
         if c.generation == "v04":
-            x = x + self.position_embedding[positions].astype(c.dtype)
+            x = x + self.position_embedding[positions]
         angles = angles_of(positions, c) if c.generation == "v05" else None
         x = self._in_place(self.embedding_dropout(x, deterministic=deterministic))
         if c.scan:

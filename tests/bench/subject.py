@@ -40,7 +40,7 @@ def machine() -> dict:
     """Returns what the sides run on, and which code: the machine in words, its platform, its data sheet's FLOP/s."""
     devices = jax.devices()
     platform = devices[0].platform
-    peak = None if platform == "cpu" else peak_flops(devices)  # a CPU's is measured, beside the sides
+    peak = None if platform == "cpu" else peak_flops(devices, "bfloat16")  # a CPU's is measured, beside the sides
     environment = run_dir.environment()
     code = code_of(environment)
     return {"machine": environment["machine"], "platform": platform, "peak_flops": peak, "code": code}
