@@ -28,6 +28,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.published = ConfigDict({"run": "", "steps": 0, "rate": 0.0, "val_loss": 0.0, "accuracy": 0.0, "outcome": ""})
 
     c.optim = ConfigDict()
+    c.optim.name = "adamw"  # or "muon": Muon for matrices of blocks, AdamW for the rest; both take the same rates
     c.optim.schedule = "cosine"  # or "wsd", "constant", "linear"; all after a linear warm-up
     c.optim.decay_share = 0.2  # of all updates, in which "wsd" decays
     c.optim.peak_lr = 3e-4

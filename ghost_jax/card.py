@@ -179,6 +179,7 @@ def _recipe(run: dict) -> Iterator[str]:
         ("updates", f"{config['steps']:,}"),
         ("rows an update", f"{config['batch_size']:,}"),
         ("tokens a row", f"{config['data']['seq_len']:,}"),
+        ("optimizer", config["optim"].get("name", "adamw")),
         ("peak rate", f"{config['optim']['peak_lr']:g}"),
         ("schedule", config["optim"].get("schedule", "cosine")),
         ("warm-up updates", f"{config['optim']['warmup_steps']:,}"),

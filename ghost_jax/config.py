@@ -27,6 +27,9 @@ FREE_KEYS = {
     *("name", "preset", "spec", "published", "log_every", "log", "look", "keep", "keep_best", "evals", "mesh", "base"),
 }
 
+# Keys that were added later -> the value that runs of earlier versions had, whose config.json lacks them.
+ADDED = {"optim.name": "adamw"}
+
 
 def load(spec: str) -> ConfigDict:
     """Returns the locked config of `path[:preset,…]`. Raises UsageError where there is no such file or preset."""
@@ -289,8 +292,17 @@ def recipe_of(config: Mapping) -> dict:
 
     It is equal for the seeds of one recipe.
     """
-    kept = {key: value for key, value in config.items() if key not in FREE_KEYS | {"seed"}}
+    kept = {key: value for key, value in completed(config).items() if key not in FREE_KEYS | {"seed"}}
     return kept | ({"base": recipe_of(config["base"])} if "base" in config else {})
+
+
+def completed(config: Mapping) -> dict:
+    """Returns a run's config, read from its JSON, with the keys that its version lacked, and so for its base."""
+    full = dict(config)
+    for key, value in ADDED.items():
+        group, _, name = key.rpartition(".")
+        full[group] = {name: value, **full.get(group, {})}
+    return full | ({"base": completed(config["base"])} if "base" in config else {})
 
 
 def to_json(config: ConfigDict) -> str:

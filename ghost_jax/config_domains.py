@@ -192,6 +192,7 @@ BOTH: dict[str, Domain] = {
     "published.val_loss": WEIGHT,
     "published.accuracy": Real(0, 1),
     "published.outcome": TEXT,
+    "optim.name": OneOf(("adamw", "muon")),
     "optim.schedule": OneOf(("cosine", "wsd", "constant", "linear")),
     "optim.decay_share": Real(0, 1, above=True),
     "optim.peak_lr": POSITIVE,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -12,6 +13,7 @@ from ghost_jax.data import mixture, mixture_table
 from ghost_jax.data.prepare import Prepared, mix_of
 from ghost_jax.metrics import measured_flops
 from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.optim import OPTIMIZERS
 from ghost_jax.parallel.mesh import batch_shards, make_mesh, micro_batch_rows
 from ghost_jax.progress import duration
 
@@ -57,6 +59,12 @@ def schedule_of(config: ConfigDict) -> dict:
     }
 
 
+def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the optimizer of a config: gradients to a direction, without the learning rate."""
+    o = config.optim
+    return OPTIMIZERS[o.name](o.b1, o.b2, o.weight_decay, o.clip_norm)
+
+
 def mesh_of(config: ConfigDict) -> Mesh:
     """Returns the mesh of a config. Raises UserError where its batch cannot be split over it."""
     mesh = make_mesh(**config.mesh)
@@ -78,7 +86,8 @@ def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
         f"mesh {axes} on {run_dir.machine()}; {config.batch_size // rows} micro-batch(es) of {rows} rows, "
         f"{rows // batch_shards(mesh)} a device; {config.model.dtype}",
         f"{config.steps:,} updates, rate {config.optim.peak_lr:g} after {config.optim.warmup_steps:,}, "
-        f"down to {config.optim.floor_lr:g}; about {duration(estimated_seconds(config))}",
+        f"down to {config.optim.floor_lr:g}; optimizer {config.optim.name}; "
+        f"about {duration(estimated_seconds(config))}",
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     mix = mix_of(config, prepared)

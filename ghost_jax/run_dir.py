@@ -114,7 +114,7 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
         found = json.loads(read_text(path))
     except ValueError as fault:
         raise UserError(f"{path} is broken ({fault}). Delete {workdir} and repeat the command.") from None
-    differences = list(_differences(found, asked))
+    differences = list(_differences(config_lib.completed(found), config_lib.completed(asked)))
     if differences:
         raise UserError(
             f"{workdir} holds a run of another config: {'; '.join(differences)}. Repeat the command that made it to "

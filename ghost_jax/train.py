@@ -25,7 +25,7 @@ from ghost_jax.errors import UserError, command
 from ghost_jax.journal import Diverged, Journal
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.optim import adamw, schedule
+from ghost_jax.optim import schedule
 from ghost_jax.parallel import hosts
 from ghost_jax.parallel.mesh import batch_sharding, micro_batch_rows
 from ghost_jax.paths import data_folders, local_path
@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
     mesh = plan.mesh_of(config)
     rows = micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
     model = Transformer(ModelConfig(**{**config.model, "vocab_size": prepared.tokenizer.vocab_size}))
-    optimizer = adamw(config.optim.b1, config.optim.b2, config.optim.weight_decay, config.optim.clip_norm)
+    optimizer = plan.optimizer_of(config)
     rate = schedule(**plan.schedule_of(config))
     abstract = initial.abstract_state(model.config, optimizer)
     mix = mix_of(config, prepared)

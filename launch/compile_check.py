@@ -26,12 +26,11 @@ from rich.table import Table
 
 import ghost_jax
 from ghost_jax import config as config_lib
-from ghost_jax import initial
+from ghost_jax import initial, plan
 from ghost_jax.data.sources import embedded
 from ghost_jax.errors import UsageError, UserError, command
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.optim import adamw
 from ghost_jax.parallel.mesh import make_mesh, micro_batch_rows
 from ghost_jax.paths import local_path
 from ghost_jax.progress import duration, make_console
@@ -176,7 +175,7 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> "jax.stages.Traced":
     chat = config.stage == "chat"
     grown = len(ROLES) + len(embedded.anchors()) if chat else 0
     model = ModelConfig(**{**config.model, "vocab_size": config.model.vocab_size + grown})
-    optimizer = adamw(config.optim.b1, config.optim.b2, config.optim.weight_decay, config.optim.clip_norm)
+    optimizer = plan.optimizer_of(config)
     state = initial.abstract_state(model, optimizer)
     objective = dict(config.objective) if chat else LM
     step = make_train_step(

@@ -13,7 +13,7 @@ from ghost_jax.checkpoint import FOLDER, Checkpoints, Damaged, checksums, identi
 from ghost_jax.errors import UserError
 from ghost_jax.model import transformer
 from ghost_jax.model.sizes import ModelConfig
-from ghost_jax.optim import adamw
+from ghost_jax.optim import adamw, muon
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.step import TrainState, new_state, state_shardings
 from ghost_jax.whole import read_json
@@ -263,6 +263,7 @@ def rounded(params: dict) -> dict:
 # what the run has, and the leaves that differ
 MISMATCHES = {
     "an optimizer with more state": (abstract_of(optax.chain(OPTIMIZER, optax.ema(0.9))), "opt_state/1/ema/"),
+    "Muon instead of AdamW": (abstract_of(muon(0.9, 0.95, 0.1, 1.0)), "opt_state/1/inner_states/muon/"),
     "an optimizer with less state": (abstract_of(optax.identity()), "opt_state/1/mu/"),
     "a parameter of another name": (abstract_of(change=renamed), "params/final_norm/scale"),
     "a parameter of another shape": (abstract_of(change=widened), "[17]"),

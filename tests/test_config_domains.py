@@ -29,7 +29,7 @@ from ghost_jax.data import conversations, sources, windows
 from ghost_jax.errors import UsageError
 from ghost_jax.loss import OBJECTIVES
 from ghost_jax.model.sizes import ModelConfig
-from ghost_jax.optim import SCHEDULES
+from ghost_jax.optim import OPTIMIZERS, SCHEDULES
 from tests.conftest import ROOT
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "common.py")
@@ -73,6 +73,7 @@ def test_the_table_names_what_there_is():
     assert tuple(conversations.DATASETS) == CHAT_DATASETS
     assert set(DOMAINS["evals.ctibench.orders"].names) == ORDERS.keys()
     assert set(DOMAINS["optim.schedule"].names) == SCHEDULES.keys()
+    assert set(DOMAINS["optim.name"].names) == OPTIMIZERS.keys()
     assert {key.removeprefix("objective.") for key in DOMAINS if key.startswith("objective.")} == set(OBJECTIVES)
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ghost_jax.errors import UserError
 from ghost_jax.model import transformer
 from ghost_jax.model.sizes import SIZES, ModelConfig
-from ghost_jax.optim import adamw
+from ghost_jax.optim import OPTIMIZERS
 from ghost_jax.parallel.mesh import AXES, batch_shards, make_mesh
 from ghost_jax.parallel.rules import RULES, STACKED, shardings, spec_of
 from ghost_jax.step import new_state, state_shardings
@@ -22,8 +22,8 @@ SHARED = ModelConfig(layers=2, width=64, heads=8, hidden=96, vocab_size=200, kv_
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (1, 8, 1), (1, 2, 4)]
 
 
-def abstract_state(config: ModelConfig):
-    optimizer = adamw(0.9, 0.95, 0.1, 1.0)
+def abstract_state(config: ModelConfig, name: str = "adamw"):
+    optimizer = OPTIMIZERS[name](0.9, 0.95, 0.1, 1.0)
     return jax.eval_shape(lambda key: new_state(transformer.init(config, key), optimizer, key), jax.random.key(0))
 
 
@@ -80,6 +80,19 @@ def test_moments_lie_where_their_parameters_lie(state):
     assert {placed.step.spec, placed.key.spec, adam.count.spec} == {P()}
 
 
+@needs_eight
+@pytest.mark.parametrize("config", [*SIZES.values(), SHARED], ids=[*SIZES, "shared"])
+def test_moments_of_muon_lie_where_their_parameters_lie(config):
+    placed = state_shardings(abstract_state(config, "muon"), make_mesh(2, 2, 2))
+    params = dict(leaves(placed.params))
+    seen = set()
+    for path, sharding in leaves(placed.opt_state):
+        _, moment, name = re.split(r"/(mu|nu)/", path) if re.search("/(mu|nu)/", path) else ("", "", path)
+        assert sharding == params[name] if moment else sharding.spec == P(), path
+        seen |= {name} if moment == "mu" else set()
+    assert seen == params.keys()
+
+
 @pytest.mark.parametrize("size", ["nano", "v04"])
 def test_stacked_blocks_are_split_as_each_block_is_and_never_between_layers(size):
     config = SIZES[size]
@@ -115,7 +128,7 @@ def test_a_parameter_that_no_rule_knows_is_an_error(path):
 
 
 def test_no_rule_is_idle():
-    models = [abstract_state(config) for config in (SIZES["nano"], SIZES["v04"], SHARED)]
+    models = [abstract_state(config, "muon") for config in (SIZES["nano"], SIZES["v04"], SHARED)]
     paths = {path for state in models for path, _ in leaves(state)}
     used = {next((pattern for pattern, _ in RULES if re.search(pattern, path)), None) for path in paths}
     assert [pattern for pattern, _ in RULES if pattern not in used] == []

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh
 
@@ -41,22 +42,26 @@ def one_device() -> Mesh:
 
 
 @functools.cache
-def first_state(config: ModelConfig):
+def first_state(config: ModelConfig, optimizer: optax.GradientTransformation = OPTIMIZER):
     """The state before the first update, on the host: a step gives up the memory of what it is given."""
-    state = jax.eval_shape(lambda key: new_state(transformer.init(config, key), OPTIMIZER, key), jax.random.key(0))
+    state = jax.eval_shape(lambda key: new_state(transformer.init(config, key), optimizer, key), jax.random.key(0))
     rng = np.random.default_rng(0)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
 
     def draw(path, leaf):  # by NumPy: compiling the model's own draws would take longer than all its updates
         return np.ones_like(leaf) if path[-1].key == "scale" else 0.02 * rng.standard_normal(leaf.shape, leaf.dtype)
 
-    return zeros.replace(params=jax.tree_util.tree_map_with_path(draw, zeros.params), key=np.array([0, 1], np.uint32))
+    return zeros.replace(
+        params=jax.tree_util.tree_map_with_path(draw, zeros.params),
+        opt_state=optimizer.init(zeros.params),
+        key=np.array([0, 1], np.uint32),
+    )
 
 
 @functools.cache
-def compiled(mesh: Mesh, micro_batch_size: int, config: ModelConfig):
+def compiled(mesh: Mesh, micro_batch_size: int, config: ModelConfig, optimizer: optax.GradientTransformation):
     """One jitted step for all tests that need the same one: compiling is what takes the time here."""
-    return make_train_step(Transformer(config), OPTIMIZER, first_state(config), mesh, micro_batch_size)
+    return make_train_step(Transformer(config), optimizer, first_state(config, optimizer), mesh, micro_batch_size)
 
 
 def batch_number(t: int) -> dict[str, np.ndarray]:
@@ -70,12 +75,12 @@ def batch_number(t: int) -> dict[str, np.ndarray]:
 class Run:
     """A model in training on a mesh; `losses` and `state` are what the updates so far gave."""
 
-    def __init__(self, mesh: Mesh, micro_batch_size: int = ROWS, config: ModelConfig = TINY):
-        state = first_state(config)
+    def __init__(self, mesh: Mesh, micro_batch_size: int = ROWS, config: ModelConfig = TINY, optimizer=OPTIMIZER):
+        state = first_state(config, optimizer)
         self.mesh, self.placed = mesh, state_shardings(state, mesh)
         # Copied: on a CPU, device_put may lend the host's memory, which a donation would then overwrite.
         self.state = jax.device_put(jax.tree.map(np.array, state), self.placed)
-        self.step = compiled(mesh, micro_batch_size, config)
+        self.step = compiled(mesh, micro_batch_size, config, optimizer)
         self.losses = []
 
     def update(self, batch: dict, rate: float = RATE) -> dict:

@@ -104,7 +104,7 @@ def test_repeating_a_finished_run_trains_nothing_and_tells_the_score_again(ghost
 
 def test_a_plan_trains_nothing(ghost, tmp_path):
     result = ghost(*tiny_chat(tmp_path / "runs" / "chat", "--plan"))
-    for part in ("parameters", "mesh data=1", "Mixture", "8 updates", "about ", "NOTE: "):
+    for part in ("parameters", "mesh data=1", "Mixture", "8 updates", "adamw", "about ", "NOTE: "):
         assert part in result.stdout
     assert not (tmp_path / "runs").exists()
 

@@ -24,6 +24,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"down/kernel$", P("tensor", "fsdp")),  # [F, D]
     (r"(out|down)/bias$", P()),  # [D]
     (r"norm/(scale|bias)$", P()),  # [D]
+    (r"(^|/)ns_coeffs$", P()),  # [3], Muon's Newton-Schulz coefficients, which Optax keeps in the state
 )
 
 
