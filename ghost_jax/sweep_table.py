@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 import ghost_jax
 from evals.stats import ENOUGH_SEEDS, pool
+from ghost_jax import sweep_curves
 from ghost_jax.cropping import cropping_of
 from ghost_jax.report_pictures import ACCENT, INK, MUTED, WARM
 from ghost_jax.report_records import read_run
@@ -39,6 +40,7 @@ def record_of(run: Run, workdir: Path, state: str, metrics: Sequence[str]) -> di
     lines, config, score = read["metrics"], read["config"], read["evals"].get("ctibench")
     record = {"run": run.name, "seed": run.seed, "state": state, "steps": lines[-1]["step"] if lines else 0}
     record |= {key: line[key] for line in lines for key in metrics if key in line}  # the last one of each
+    record["curve"] = sweep_curves.curve_of(config, lines)
     if config:
         # Records of older runs have no figures of the study
         record |= {"rate": config["optim"]["peak_lr"], "published": config.get("published", {})}
@@ -228,16 +230,27 @@ def _draw(axes, places: Sequence[float], rows: Sequence[dict], key: str, color: 
     axes.errorbar([place for place, _ in drawn], means, (below, above), fmt=line, color=color, capsize=4, label=label)
 
 
+def _draw_file(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    write_bytes(path, buffer.getvalue())
+
+
 def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Writes `sweep.json`, `sweep.md` and `sweep.png` into `folder`; returns the table and its notes."""
+    """Writes `sweep.json`, `sweep.md`, `sweep.png` and `curves.png` into `folder`; returns the table and its notes.
+
+    There is no `curves.png` where no run has two validation losses.
+    """
     rows = pooled(sweep, folder, states)
     table, notes = table_of(sweep, rows), notes_of(rows)
-    buffer = io.BytesIO()
-    picture(sweep, rows).savefig(buffer, format="png", dpi=150)
-    write_bytes(folder / "sweep.png", buffer.getvalue())
+    _draw_file(picture(sweep, rows), folder / "sweep.png")
+    curves = sweep_curves.picture(rows)
+    if curves:
+        _draw_file(curves, folder / "curves.png")
     signed = {"ghost_jax": ghost_jax.__version__, "name": sweep.name, "axis": sweep.axis}
     write_json(folder / "sweep.json", signed | {"settings": rows, "notes": notes})
     said = "".join(f"\n{note}\n" for note in notes)
     page = f"# {sweep.name}\n\n{markdown(table)}\n{said}\n![accuracy and loss](sweep.png)\n"
+    page += "\n![validation loss against tokens and time](curves.png)\n" if curves else ""
     write_text(folder / "sweep.md", page)
     return table, notes

@@ -56,6 +56,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ghost_jax.export",),
     ("ghost_jax.plan",),
     ("ghost_jax.train",),
+    ("ghost_jax.sweep_curves",),
     ("ghost_jax.sweep_jobs", "ghost_jax.sweep_table"),
     ("ghost_jax.sweep",),
     ("launch",),

@@ -14,14 +14,15 @@ from optax.contrib import MuonDimensionNumbers
 
 from configs.sweeps.ablation import RECIPES
 from ghost_jax import config as config_lib
-from ghost_jax import plan, run_dir
+from ghost_jax import plan, run_dir, sweep_grid
 from ghost_jax.checkpoint import Checkpoints, identity_of
 from ghost_jax.errors import UserError
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import SIZES, ModelConfig
+from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.model.transformer import stack_blocks, unstack_blocks
 from ghost_jax.optim import MUON_AXES, MUON_MOMENTUM, MUON_RMS, adamw, muon
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.sweep import config_of, tasks_of
 from tests.conftest import ROOT
 from tests.test_step import RATE, ROWS, Run, assert_trees_close, batch_number, first_state, needs_eight, one_device
 
@@ -201,7 +202,7 @@ def test_a_kernel_without_axes_is_an_error():
 
 
 def test_the_axes_are_those_of_the_kernels_there_are():
-    paths = {path for config in (*SIZES.values(), *MODELS.values()) for path in named(abstract(config))}
+    paths = {path for config in MODELS.values() for path in named(abstract(config))}
     assert {path.split("/")[-2] for path in paths if path.endswith("kernel")} == MUON_AXES.keys()
 
 
@@ -272,6 +273,20 @@ def test_the_key_chooses_the_optimizer():
     config_lib.override(config, "optim.name", "muon")
     states = (jax.eval_shape(each.init, small(0)) for each in (plan.optimizer_of(config), MUON))
     assert len(set(map(jax.tree.structure, states))) == 1
+
+
+def test_the_sweep_compares_the_optimizers_on_the_same_tokens(tmp_path):
+    sweep = sweep_grid.load(f"{ROOT}/configs/sweeps/muon.py")
+    assert [setting.name for setting in sweep.settings] == ["nano-adamw", "nano-muon", "mini-adamw", "mini-muon"]
+    assert len(tasks_of(sweep, tmp_path, [], None)) == 4 * 3
+    configs = {run.name: config_of(run, []).to_dict() for run in sweep.runs()}
+    for size in ("nano", "mini"):
+        ours, theirs = configs[f"{size}-muon-seed2"], configs[f"{size}-adamw-seed2"]
+        assert (ours["optim"].pop("name"), theirs["optim"].pop("name")) == ("muon", "adamw")
+        assert ours == theirs
+        assert ours["steps"] * ours["batch_size"] * ours["data"]["seq_len"] == pytest.approx(5e6, rel=2e-3)
+    one_size = sweep_grid.load(f"{ROOT}/configs/sweeps/muon.py:nano")
+    assert [setting.name for setting in one_size.settings] == ["nano-adamw", "nano-muon"]
 
 
 def of_an_earlier_version(config: dict) -> dict:
