@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 RUN_NAME = $(notdir $(RUN:/=))
 RECORDS := config.json environment.json data.json metrics.jsonl status.json stopped.json
 
-.PHONY: quickstart test test-all lint ablation bench record results clean
+.PHONY: quickstart test test-all lint ablation bench bench-table record results clean
 
 quickstart: .venv/ready  ## train chat_v5 at nano size, score it, write the report
 	$(BIN)/python -m ghost_jax.train --config=configs/chat_v5.py:nano
@@ -29,7 +29,10 @@ ablation: .venv/ready  ## the study's eight recipes at nano, and its table with 
 
 bench: .venv/ready  ## speed beside peers, those that are installed
 	$(BIN)/python -m tests.bench.speed --out=report/bench $(addprefix --items=,$(wildcard $(GHOST_DATA)/ctibench/cti-mcq.tsv))
-	@echo "to keep it: cp report/bench/speed.json report/bench/speed.md tests/bench/records/"
+	@echo "to keep it: cp report/bench/speed-*.json tests/bench/records/ && make bench-table"
+
+bench-table: .venv/ready  ## the speed table of README.md, from the records in the repository
+	$(BIN)/python -m tests.bench.table
 
 record:  ## keep a run's records, not its weights, for RESULTS.md: make record RUN=runs/chat_v5-nano
 	@test -f $(RUN)/config.json || { echo "RUN=$(RUN) names no run directory: make record RUN=runs/chat_v5-nano"; exit 1; }

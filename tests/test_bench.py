@@ -1,6 +1,6 @@
 """tests/bench: the short form of the benchmark runs, sides work in turn and alone, and its arithmetic is right."""
 
-import json
+import dataclasses
 import os
 import threading
 import time
@@ -17,8 +17,10 @@ from tests.bench import ragged, table
 from tests.bench.code import KEYS, in_words
 from tests.bench.comparisons import COMPARISONS
 from tests.bench.slices import taken_over
-from tests.bench.speed import measured_before, read_record, run
+from tests.bench.speed import measured_before, run
 from tests.bench.turns import Contender, Process, compare
+from tests.bench.wanted import BEST, DEFAULT, Found, Row, ratio
+from tests.bench.work import FLOAT32, PRECISIONS, PRODUCTS, SEED, TOLERANCE
 
 
 class Counting:
@@ -47,8 +49,8 @@ class Counting:
         return 1
 
 
-def contender(name: str, unit: str = "words", needs: tuple[str, ...] = (), **arguments) -> Contender:
-    return Contender(name, "tests.test_bench:Counting", arguments, unit, needs)
+def contender(name: str, needs: tuple[str, ...] = (), tolerance: float | None = None, **arguments) -> Contender:
+    return Contender(name, "tests.test_bench:Counting", arguments, "words", needs, tolerance=tolerance)
 
 
 # ---- Turns ----
@@ -78,17 +80,24 @@ def test_a_side_that_waits_for_its_turn_is_stopped_with_all_its_threads():
     assert not Path(f"/proc/{process.pid}").exists()
 
 
-def test_both_sides_are_timed_and_ours_is_set_against_the_others():
+def test_both_sides_are_timed_and_their_first_figures_are_compared():
     said = []
     quick = contender("ours", units=100, figure=1.0, slow=0.05)
-    slow = contender("theirs", units=100, figure=1.25, slow=0.2)
-    other = contender("in another unit", unit="FLOP", units=1, figure=1.0)
-    record = compare([quick, slow, other], 3, said.append)
+    slow = contender("theirs", units=100, figure=1.25, slow=0.2, tolerance=0.3)
+    record = compare([quick, slow], 3, said.append)
     assert len(record["sides"]["ours"]["seconds"]) == 3
     assert record["sides"]["theirs"]["per_s"] == pytest.approx(100 / 0.2, rel=0.3)
-    assert record["times"]["theirs"] > 1.5
-    assert "in another unit" not in record["times"]
-    assert record["largest_difference"]["theirs"] == 0.25
+    assert record["sides"]["ours"]["per_s"] > 1.5 * record["sides"]["theirs"]["per_s"]
+    assert record["largest_difference"] == {"theirs": 0.25}
+
+
+@pytest.mark.parametrize("figure", [10.3, float("nan")])
+def test_sides_whose_first_figures_are_out_of_tolerance_are_not_timed(figure):
+    said = []
+    theirs = contender("theirs", units=1, figure=figure, tolerance=TOLERANCE["bfloat16"])
+    with pytest.raises(UserError, match=r"theirs and ours differ: .* and 10, more than 2\.00% apart"):
+        compare([contender("ours", units=1, figure=10.0), theirs], 1, said.append)
+    assert not [line for line in said if line.startswith("round")]
 
 
 def test_a_side_whose_package_is_missing_is_left_out_by_name():
@@ -151,15 +160,35 @@ def test_links_take_over_where_they_bind_every_larger_slice():
 
 # ---- The command ----
 
-HEAD = {"machine": "2-core CPU", "packages": {"jax": "1"}, "work": {"devices": [1, 2]}}
-SLICES = {"about": "What slices would allow.", "left_out": "libtpu not installed"}
+MACHINE = {"name": "2-core CPU", "platform": "cpu", "processor": "AMD EPYC, model 17", "flags": ["avx512_bf16"]}
+MACHINE |= {"default": "bfloat16", "peak_flops": None}
+HEAD = {"date": "2026-11-26", "machine": MACHINE, "packages": {"jax": "1"}, "work": {"devices": [1, 2]}}
+SLICES = {"about": "What slices would allow.", "changes": {}, "left_out": "libtpu not installed"}
 
 
-def test_what_was_measured_under_the_same_head_is_kept(tmp_path):
-    assert measured_before(read_record(tmp_path), HEAD) == {}
-    write_json(tmp_path / "speed.json", HEAD | {"measured": {"slices": SLICES}})
-    assert measured_before(read_record(tmp_path), HEAD) == {"slices": SLICES}
-    assert measured_before(read_record(tmp_path), HEAD | {"packages": {"jax": "2"}}) == {}
+def test_what_was_measured_under_the_same_head_is_kept():
+    before = HEAD | {"measured": {"slices": SLICES}}
+    assert measured_before({}, HEAD) == {}
+    assert measured_before(before, HEAD) == {"slices": SLICES}
+    assert measured_before(before, HEAD | {"packages": {"jax": "2"}}) == {}
+
+
+def test_a_record_is_found_again_under_its_day_and_processor(tmp_path):
+    record = HEAD | {"measured": {"slices": SLICES}}
+    assert table.file_name(record) == "speed-2026-11-26-amd-epyc-model-17.json"
+    write_json(tmp_path / table.file_name(record), record)
+    assert table.read_all(tmp_path) == {table.file_name(record): record}
+
+
+def test_a_processor_is_told_by_its_numbers_and_what_it_multiplies(tmp_path):
+    from tests.bench.subject import _processor
+
+    core = "model name\t: AMD EPYC\ncpu family\t: 25\nmodel\t\t: 17\nflags\t\t: fpu avx2 avx512f avx512_bf16\n"
+    (tmp_path / "cpuinfo").write_text(f"{core}\n{core}")
+    assert _processor(tmp_path / "cpuinfo") == (
+        "AMD EPYC, cpu family 25, model 17",
+        ["avx512_bf16", "avx512f", "avx2"],
+    )
 
 
 def test_each_comparison_says_which_code_it_is_of():
@@ -170,7 +199,7 @@ def test_each_comparison_says_which_code_it_is_of():
         "third": SLICES | {"code": code | {"git_commit": ""}},
         "from before": SLICES,
     }
-    made = table.markdown(HEAD | {"measured": {"slices": SLICES | {"code": code}}})
+    made = table.markdown({"speed-1.json": HEAD | {"measured": {"slices": SLICES | {"code": code}}}})
     assert "Measured with ghost_jax 0.4.0 at 0123456." in made.splitlines()
     words = [in_words(each.get("code")) for each in measured.values()]
     assert words == [
@@ -183,10 +212,11 @@ def test_each_comparison_says_which_code_it_is_of():
 
 @pytest.mark.parametrize("content", ['{"machine"', "[]", "{}", '{"machine": "a CPU", "packages": {}, "work": {}}'])
 def test_a_damaged_record_is_refused_before_anything_is_prepared(tmp_path, content):
-    (tmp_path / "speed.json").write_text(content)
-    with pytest.raises(UserError, match=f"{tmp_path}/speed.json is no record .* Delete it, or give another --out"):
+    damaged = tmp_path / "speed-2026-11-25-a-cpu.json"
+    damaged.write_text(content)
+    with pytest.raises(UserError, match=f"{damaged} is no record .* Delete it, or give another --out"):
         run(["pretrain"], short=True, changes={}, out=tmp_path)
-    assert (tmp_path / "speed.json").read_text() == content
+    assert damaged.read_text() == content
 
 
 def test_a_comparison_that_there_is_not_is_bad_usage(ghost, tmp_path):
@@ -194,35 +224,122 @@ def test_a_comparison_that_there_is_not_is_bad_usage(ghost, tmp_path):
     assert 'Did you mean "letters"?' in said
 
 
-def test_the_short_form_measures_a_step_and_says_who_was_left_out(ghost, tmp_path):
-    ghost("tests.bench.speed", f"--out={tmp_path}", "--short", "--only=pretrain")
-    record = json.loads((tmp_path / "speed.json").read_text())
-    measured = record["measured"]["pretrain"]
-    ours = measured["sides"]["ghost_jax"]
-    assert ours["units"] == [4 * 64, 4 * 64]
-    assert ours["per_s"] == pytest.approx(np.median([4 * 64 / seconds for seconds in ours["seconds"]]))
-    flops = ours["per_s"] * measured["flops_per_token"]
-    assert measured["share_of_ceiling"]["ghost_jax"] == pytest.approx(flops / measured["ceiling_flops_per_s"])
-    assert measured["left_out"]["torch.compile"] == "torch and transformers not installed"
+def test_the_short_form_measures_both_precisions_and_says_who_was_left_out(ghost, tmp_path):
+    said = ghost("tests.bench.speed", f"--out={tmp_path}", "--short", "--only=product").stdout
+    (record,) = table.read_all(tmp_path).values()
+    measured = record["measured"]["product"]
+    assert set(measured["sides"]) == {f"XLA, {precision}" for precision in PRECISIONS}
+    ours, flop = measured["sides"]["XLA, float32"], 2 * 256**3 * PRODUCTS
+    assert ours["units"] == [flop, flop]
+    assert ours["per_s"] == pytest.approx(np.median([flop / seconds for seconds in ours["seconds"]]))
+    assert measured["left_out"]["PyTorch, bfloat16"] == "torch and transformers not installed"
     assert measured["code"]["ghost_jax"] == ghost_jax.__version__
     assert measured["code"].keys() == set(KEYS)
-    assert "| ghost_jax |" in (tmp_path / "speed.md").read_text()
+    assert "| XLA, float32 |" in (tmp_path / "speed.md").read_text()
+    assert table.summary([record]) in said
 
 
 @pytest.mark.slow
 def test_the_short_form_of_every_comparison_runs(ghost, tmp_path):
     for name in COMPARISONS:  # what was measured before is kept
         ghost("tests.bench.speed", f"--out={tmp_path}", "--short", f"--only={name}")
-    measured = json.loads((tmp_path / "speed.json").read_text())["measured"]
-    assert list(measured) == ["pretrain", "sft", "letters", "decoding", "start", "devices", "slices"]
+    (record,) = table.read_all(tmp_path).values()
+    measured = record["measured"]
+    assert list(measured) == list(COMPARISONS)
+    for name in ("pretrain", "pretrain-mini", "pretrain-nano"):
+        assert set(measured[name]["sides"]) == {f"ghost_jax, {precision}" for precision in PRECISIONS}
+        assert measured[name]["largest_difference"].keys() == {"ghost_jax, bfloat16"}
     assert set(measured["devices"]["sides"]) == {"1 device(s)", "2 device(s)"}
     assert measured["devices"]["largest_difference"]["2 device(s)"] < 1e-4
-    assert measured["decoding"]["largest_difference"]["ghost_jax, streamed"] == 0
+    assert measured["decoding"]["largest_difference"]["ghost_jax streamed, float32"] == 0
+    assert measured["loader"]["sides"]["ghost_jax"]["per_s"] > 0
     assert measured["start"]["median_s"] > 0
     assert table.LEFT_OUT in (tmp_path / "speed.md").read_text()
 
 
-def test_the_table_in_the_repository_is_that_of_its_record():
-    records = Path(__file__).parent / "bench" / "records"
-    record = json.loads((records / "speed.json").read_text(encoding="utf-8"))
-    assert (records / "speed.md").read_text(encoding="utf-8") == table.markdown(record)
+# ---- What is wanted ----
+
+
+def record_of(default: str = "bfloat16", **rates: tuple[float, float]) -> dict:
+    """Returns a record of one comparison, "step": side -> its rates in float32 and bfloat16."""
+    sides = {
+        f"{name}, {precision}": {"unit": "tokens", "per_s": per_s}
+        for name, both in rates.items()
+        for precision, per_s in zip(PRECISIONS, both, strict=True)
+    }
+    return HEAD | {"machine": MACHINE | {"default": default}, "measured": {"step": {"sides": sides}}}
+
+
+def test_the_best_precision_of_each_side_is_compared_and_the_default_is_the_machines():
+    record = record_of(ghost_jax=(100.0, 300.0), peer=(200.0, 50.0))
+    found = ratio("step", BEST, ("peer", BEST))(record)
+    assert found.figure == 1.5
+    assert found.words == "ghost_jax, bfloat16: 300.0 tokens/s; peer, float32: 200.0"
+    own = ratio("step", DEFAULT, ("ghost_jax", FLOAT32))
+    assert own(record).figure == 3
+    assert own(record_of("float32", ghost_jax=(100.0, 300.0))) is None
+    assert ratio("step", BEST, ("absent", BEST))(record) is None
+    assert ratio("another step", BEST, ("peer", BEST))(record) is None
+
+
+def test_the_worst_of_all_records_counts_and_one_record_is_no_claim():
+    row = Row("a step", ratio("step", FLOAT32, ("peer", FLOAT32)), least=1.0, goal=2.0)
+    fast, slow = (record_of(ghost_jax=(rate, 1.0), peer=(100.0, 1.0)) for rate in (300.0, 150.0))
+    worst, of = row.worst([fast, slow, record_of()])
+    assert (worst.figure, of) == (1.5, [fast, slow])
+    assert row.worst([record_of()]) is None
+    verdicts = [row.verdict(figure, records) for figure, records in ((2.5, 1), (2.5, 2), (1.5, 2), (0.9, 1))]
+    assert verdicts == ["reached, not claimed: 1 of 2 records", "goal reached", "held", "**MISSED**"]
+
+
+def test_of_seconds_the_most_is_the_worst():
+    row = Row("start", lambda record: record["found"], least=10, unit="s")
+    worst, _ = row.worst([{"found": Found(seconds, "")} for seconds in (6.3, 11.0, 7.0)])
+    assert worst.figure == 11
+    assert (row.verdict(6.3, 2), row.verdict(11.0, 2)) == ("held", "**MISSED**")
+
+
+def test_the_table_of_two_records_marks_what_is_missed():
+    sides = {"torch.compile": (200.0, 800.0), "ghost_jax": (150.0, 300.0)}
+    step = record_of(**sides)["measured"]["step"]
+    records = [HEAD | {"date": date, "measured": {"pretrain": step}} for date in ("2026-11-26", "2026-11-27")]
+    lines = [line for line in table.summary(records).splitlines() if line.startswith("| 36M step")]
+    assert [line.split(" | ")[-1] for line in lines] == ["held |", "**MISSED** |", "held |", "**MISSED** |"]
+    assert "| 0.75 x | ghost_jax, float32: 150.0 tokens/s; torch.compile, float32: 200.0 |" in lines[3]
+    assert "| 2 on 1 processor |" in lines[0]
+
+
+def test_the_tables_in_the_repository_are_those_of_its_records():
+    records = table.read_all(table.RECORDS)
+    assert records, "there is no record"
+    assert [table.file_name(record) for record in records.values()] == list(records)
+    assert (table.RECORDS / table.FILE).read_text(encoding="utf-8") == table.markdown(records)
+    readme = table.README.read_text(encoding="utf-8")
+    assert readme == table.with_table(readme, records), "README.md is not of the records: run make bench-table"
+
+
+# ---- Peers ----
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_pytorch_starts_from_our_loss_in_each_precision(tmp_path, dtype):
+    for package in ("torch", "transformers"):
+        pytest.importorskip(package, reason=f"{package} is not installed: it is a peer of the benchmark alone")
+    import jax
+    import optax
+
+    from ghost_jax.model import transformer
+    from tests.bench import on_torch, subject
+    from tests.bench.speed import SHORT
+
+    base = subject.write_base(SHORT, str(tmp_path))
+    peer = {"shape": base["shape"], "parameters": base["parameters"], "compiled": False}
+    (theirs,) = on_torch.Pretrain(dataclasses.asdict(SHORT), str(tmp_path), dtype, **peer).warm_up()
+
+    model = subject.base_model(SHORT)
+    tokens = np.stack(ragged.read(tmp_path / "rows.npz", "tokens"))
+    logits = transformer.Transformer(model).apply(
+        {"params": transformer.init(model, jax.random.key(SEED))}, tokens[:, :-1]
+    )
+    ours = optax.softmax_cross_entropy_with_integer_labels(logits[..., : model.vocab_size], tokens[:, 1:]).mean()
+    assert theirs == pytest.approx(float(ours), rel=TOLERANCE[dtype])

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from tests.bench import slices, start
 from tests.bench.turns import Contender, compare
-from tests.bench.work import Work
+from tests.bench.work import FLOAT32, TOLERANCE, Work
 
-OURS = "ghost_jax"
+OURS, TRL = "ghost_jax", "padded, as TRL's defaults"
+PADDED, GENERATE = "transformers, padded", "transformers generate"
 PEERS = ("torch", "transformers")
 
 Say = Callable[[str], None]
@@ -16,82 +17,81 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What all sides of a run of the benchmark work on.
+    """What all sides of a comparison work on.
 
     Attributes:
       work, folder: how much, and where its files are.
-      machine: what `tests.bench.subject.machine` says.
       base: what `tests.bench.subject.write_base` says; empty where no comparison asked for it.
     """
 
     work: Work
     folder: Path
-    machine: Mapping
     base: Mapping
 
-    def contender(self, name: str, side: str, unit: str, **given: object) -> Contender:
+    def contender(
+        self, name: str, side: str, unit: str, arguments: Mapping | None = None, **given: object
+    ) -> Contender:
         """Returns a side of `tests.bench.ours` or `tests.bench.on_torch` that works on this."""
-        arguments = {"work": dataclasses.asdict(self.work), "folder": str(self.folder)}
-        return Contender(name, f"tests.bench.{side}", arguments | given.pop("arguments", {}), unit, **given)
+        of_all = {"work": dataclasses.asdict(self.work), "folder": str(self.folder)}
+        return Contender(name, f"tests.bench.{side}", {**of_all, **(arguments or {})}, unit, **given)
+
+    def in_both(
+        self, name: str, side: str, unit: str, arguments: Mapping | None = None, **given: object
+    ) -> list[Contender]:
+        """Returns a side once in each precision, as "NAME, float32" and "NAME, bfloat16"."""
+        return [
+            self.contender(
+                f"{name}, {precision}", side, unit, {**(arguments or {}), "dtype": precision}, tolerance=limit, **given
+            )
+            for precision, limit in TOLERANCE.items()
+        ]
+
+
+def product(subject: Subject, say: Say) -> dict:
+    """Products of large matrices: the rate that the machine allows, XLA's and PyTorch's."""
+    xla = subject.in_both("XLA", "ours:Product", "FLOP")
+    peer = subject.in_both("PyTorch", "on_torch:Product", "FLOP", needs=PEERS)
+    return compare([*xla, *peer], subject.work.rounds, say)
 
 
 def pretrain(subject: Subject, say: Say) -> dict:
-    """A pretraining step against PyTorch's, and both against what the machine can multiply."""
+    """A pretraining step of random tokens against PyTorch's, under bfloat16 autocast too."""
     peer = {"shape": subject.base["shape"], "parameters": subject.base["parameters"]}
+    compiled = {"needs": PEERS, "programs": ("g++",)}
     sides = [
-        subject.contender(OURS, "ours:Pretrain", "tokens"),
-        subject.contender(
-            "torch.compile",
-            "on_torch:Pretrain",
-            "tokens",
-            arguments=peer | {"compiled": True},
-            needs=PEERS,
-            programs=("g++",),
-        ),
-        subject.contender(
-            "PyTorch eager", "on_torch:Pretrain", "tokens", arguments=peer | {"compiled": False}, needs=PEERS
-        ),
-        subject.contender("matrix product, XLA", "ours:Product", "FLOP"),
-        subject.contender("matrix product, PyTorch", "on_torch:Product", "FLOP", needs=PEERS),
+        *subject.in_both(OURS, "ours:Pretrain", "tokens"),
+        *subject.in_both("torch.compile", "on_torch:Pretrain", "tokens", peer | {"compiled": True}, **compiled),
+        *subject.in_both("PyTorch eager", "on_torch:Pretrain", "tokens", peer | {"compiled": False}, needs=PEERS),
     ]
     record = compare(sides, subject.work.rounds, say)
-    measured = max(side["per_s"] for side in record["sides"].values() if side["unit"] == "FLOP")
-    ceiling = subject.machine["peak_flops"] or measured
-    flops = {
-        name: side["per_s"] * subject.base["flops_per_token"]
-        for name, side in record["sides"].items()
-        if side["unit"] == "tokens"
-    }
-    return record | {
-        "parameters": subject.base["parameters"],
-        "flops_per_token": subject.base["flops_per_token"],
-        "ceiling_flops_per_s": ceiling,
-        "ceiling": "the chip's data sheet" if subject.machine["peak_flops"] else "the faster matrix product, measured",
-        "share_of_ceiling": {name: rate / ceiling for name, rate in flops.items()},
-    }
+    return record | {name: subject.base[name] for name in ("parameters", "flops_per_token")}
 
 
 def sft(subject: Subject, say: Say) -> dict:
     """Chat tuning on the recipe's real mixture: packed rows against a padded loop, tokens that are no padding."""
     unit = "useful tokens"
-    ours = subject.contender(OURS, "ours:Sft", unit)
-    padded = subject.contender("padded, as TRL's defaults", "on_torch:Sft", unit, needs=PEERS)
-    return compare([ours, padded], subject.work.rounds, say)
+    ours = subject.in_both(OURS, "ours:Sft", unit)
+    return compare([*ours, *subject.in_both(TRL, "on_torch:Sft", unit, needs=PEERS)], subject.work.rounds, say)
 
 
 def letters(subject: Subject, say: Say) -> dict:
     """Letters of questions in four orders, against transformers in padded batches sorted by length."""
-    ours = subject.contender(OURS, "ours:Letters", "prompts")
-    padded = subject.contender("transformers, padded", "on_torch:Letters", "prompts", needs=PEERS)
-    return compare([ours, padded], subject.work.rounds, say)
+    ours = subject.in_both(OURS, "ours:Letters", "prompts")
+    padded = subject.in_both(PADDED, "on_torch:Letters", "prompts", needs=PEERS)
+    return compare([*ours, *padded], subject.work.rounds, say)
 
 
 def decoding(subject: Subject, say: Say) -> dict:
     """A text at batch 1, its prompt read included, against transformers' generate."""
-    ours = subject.contender(OURS, "ours:Decoding", "tokens", arguments={"streamed": False})
-    streamed = subject.contender("ghost_jax, streamed", "ours:Decoding", "tokens", arguments={"streamed": True})
-    generate = subject.contender("transformers generate", "on_torch:Decoding", "tokens", needs=PEERS)
-    return compare([ours, streamed, generate], subject.work.rounds, say)
+    ours = subject.in_both(OURS, "ours:Decoding", "tokens", {"streamed": False})
+    streamed = subject.in_both("ghost_jax streamed", "ours:Decoding", "tokens", {"streamed": True})
+    generate = subject.in_both(GENERATE, "on_torch:Decoding", "tokens", needs=PEERS)
+    return compare([*ours, *streamed, *generate], subject.work.rounds, say)
+
+
+def loader(subject: Subject, say: Say) -> dict:
+    """Batches of the chat recipe's packed mixture, read, packed and filled, without training on them."""
+    return compare([subject.contender(OURS, "ours:Loader", "tokens")], subject.work.rounds, say)
 
 
 def devices(subject: Subject, say: Say) -> dict:
@@ -101,6 +101,8 @@ def devices(subject: Subject, say: Say) -> dict:
             f"{count} device(s)",
             "ours:Pretrain",
             "tokens",
+            {"dtype": FLOAT32},
+            tolerance=TOLERANCE[FLOAT32],
             environment={"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"},
         )
         for count in subject.work.devices
@@ -124,17 +126,28 @@ BASE, CHAT, RECORDS = "write_base", "write_chat", "write_records"
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A row of `COMPARISONS`: how it is measured, and the functions of `tests.bench.subject` that write its files."""
+    """A row of `COMPARISONS`.
+
+    Attributes:
+      measure: takes its sides' turns.
+      files: the functions of `tests.bench.subject` that write what it needs.
+      changes: fields of `Work` that are its own.
+    """
 
     measure: Callable[[Subject, Say], dict]
     files: tuple[str, ...]
+    changes: Mapping = dataclasses.field(default_factory=dict)
 
 
 COMPARISONS = {
+    "product": Comparison(product, ()),
     "pretrain": Comparison(pretrain, (BASE,)),
+    "pretrain-mini": Comparison(pretrain, (BASE,), {"size": "mini", "steps": 2}),
+    "pretrain-nano": Comparison(pretrain, (BASE,), {"size": "nano", "steps": 4}),
     "sft": Comparison(sft, (CHAT, RECORDS)),
     "letters": Comparison(letters, (CHAT,)),
     "decoding": Comparison(decoding, (CHAT,)),
+    "loader": Comparison(loader, ()),
     "start": Comparison(starting, ()),
     "devices": Comparison(devices, (BASE,)),
     "slices": Comparison(roofline, ()),

@@ -15,18 +15,22 @@ from transformers import AutoModelForCausalLM
 
 from tests.bench import ragged
 from tests.bench.torch_model import Model, load
-from tests.bench.work import LETTERS, OPTIMIZER, PADDED_BATCH, PRODUCTS, RATE, SCORED_BATCH, Files, Work
+from tests.bench.work import FLOAT32, LETTERS, OPTIMIZER, PADDED_BATCH, PRODUCTS, RATE, SCORED_BATCH, Files, Work
 
 IGNORED = -100  # a label that transformers' loss leaves out
 
 
 class OnTorch:
-    """A side that computes with PyTorch, on an accelerator if there is one."""
+    """A side that computes with PyTorch, on an accelerator if there is one.
 
-    def __init__(self, work: dict, folder: str):
+    Args:
+      dtype: the precision. "bfloat16" trains float32 weights under autocast; weights that only predict are bfloat16.
+    """
+
+    def __init__(self, work: dict, folder: str, dtype: str):
         self.work, self.files = Work(**work), Files(Path(folder))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.dtype = getattr(torch, self.work.dtype)
+        self.dtype = getattr(torch, dtype)
         self.mixed = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def here(self, values: np.ndarray) -> torch.Tensor:
@@ -76,8 +80,8 @@ class Pretrain(Training):
       compiled: whether by torch.compile, or eagerly.
     """
 
-    def __init__(self, work: dict, folder: str, shape: dict, parameters: int, compiled: bool):
-        super().__init__(work, folder)
+    def __init__(self, work: dict, folder: str, dtype: str, shape: dict, parameters: int, compiled: bool):
+        super().__init__(work, folder, dtype)
         model = Model(shape, self.work.seq_len)
         load(model, load_file(self.files.base / "model.safetensors"))
         found = sum(values.numel() for values in model.parameters())
@@ -110,8 +114,8 @@ class Sft(Training):
     model. Of TRL's defaults, recomputing blocks in the backward pass is left out: it saves memory and costs time.
     """
 
-    def __init__(self, work: dict, folder: str):
-        super().__init__(work, folder)
+    def __init__(self, work: dict, folder: str, dtype: str):
+        super().__init__(work, folder, dtype)
         self.begin(AutoModelForCausalLM.from_pretrained(self.files.exported, dtype=torch.float32))
         self._turns = self._conversations()
 
@@ -145,8 +149,8 @@ class Letters(OnTorch):
     Only the last place of a row is asked for its logits.
     """
 
-    def __init__(self, work: dict, folder: str):
-        super().__init__(work, folder)
+    def __init__(self, work: dict, folder: str, dtype: str):
+        super().__init__(work, folder, dtype)
         model = AutoModelForCausalLM.from_pretrained(self.files.exported, dtype=self.dtype)
         self._model = model.to(self.device).eval()
         self._parts = [ragged.read(self.files.prompts, f"part {number}") for number in range(self.work.rounds)]
@@ -185,15 +189,16 @@ class Letters(OnTorch):
 class Decoding(OnTorch):
     """The text of `tests.bench.ours.Decoding` by transformers' `generate`."""
 
-    def __init__(self, work: dict, folder: str):
-        super().__init__(work, folder)
+    def __init__(self, work: dict, folder: str, dtype: str):
+        super().__init__(work, folder, dtype)
         model = AutoModelForCausalLM.from_pretrained(self.files.exported, dtype=self.dtype)
         self._model = model.to(self.device).eval()
         self._model.generation_config.eos_token_id = None  # every turn is of the same length
         self._prompt = ragged.read(self.files.prompts, "continued")[0]
 
     def warm_up(self) -> list[float]:
-        return [float(each) for each in self._text()]
+        ids = [float(each) for each in self._text()]
+        return ids if self.dtype == getattr(torch, FLOAT32) else []
 
     def turn(self) -> float:
         self._prompt = np.roll(self._prompt, 1)
@@ -214,8 +219,8 @@ class Decoding(OnTorch):
 class Product(OnTorch):
     """The rate at which PyTorch multiplies matrices, as `tests.bench.ours.Product`. Unit: FLOP."""
 
-    def __init__(self, work: dict, folder: str):
-        super().__init__(work, folder)
+    def __init__(self, work: dict, folder: str, dtype: str):
+        super().__init__(work, folder, dtype)
         width = self.work.product
         self._x = torch.ones(width, width, dtype=self.dtype, device=self.device)
 

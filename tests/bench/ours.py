@@ -1,11 +1,14 @@
 """Our sides of the comparisons: the product's own functions, put together as its commands put them together."""
 
+import dataclasses
 import functools
+import itertools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from evals.answers import orders_of
 from evals.score import letter_answers
@@ -23,18 +26,27 @@ from ghost_jax.parallel.mesh import batch_sharding, make_mesh
 from ghost_jax.step import make_predict, make_train_step
 from ghost_jax.text import tokenizer as tokenizer_lib
 from tests.bench import ragged, subject
-from tests.bench.work import OPTIMIZER, PRODUCTS, RATE, SEED, Files, Work
+from tests.bench.work import FLOAT32, OPTIMIZER, PRODUCTS, RATE, SEED, Files, Work
 
 
 class OnJax:
-    """A side that computes with JAX, prepared as our commands prepare a process."""
+    """A side that computes with JAX, prepared as our commands prepare a process.
 
-    def __init__(self, work: dict, folder: str):
+    Args:
+      dtype: the precision, a value of `model.dtype`.
+    """
+
+    def __init__(self, work: dict, folder: str, dtype: str):
         runtime.set_up()
-        self.work, self.files = Work(**work), Files(Path(folder))
+        self.work, self.files, self.dtype = Work(**work), Files(Path(folder)), dtype
 
     def peak_bytes(self) -> int:
         return memory_bytes(jax.devices())
+
+    def load_chat(self, mesh: Mesh) -> tuple[ModelConfig, dict]:
+        """Returns the chat model's shape in the side's precision, and its parameters."""
+        config, params, _ = load_model(self.files.chat, mesh)
+        return dataclasses.replace(config, dtype=self.dtype), params
 
 
 class Training(OnJax):
@@ -55,11 +67,11 @@ class Training(OnJax):
 
 
 class Pretrain(Training):
-    """Updates on rows of random tokens. Unit: tokens. It comes to the loss of the first update."""
+    """Updates on rows of random tokens. Unit: tokens. Its figure is the loss of the first update."""
 
-    def __init__(self, work: dict, folder: str):
-        super().__init__(work, folder)
-        self.begin(subject.base_model(self.work), self.work.batch_size)
+    def __init__(self, work: dict, folder: str, dtype: str):
+        super().__init__(work, folder, dtype)
+        self.begin(subject.base_model(self.work, dtype), self.work.batch_size)
         tokens = np.stack(ragged.read(self.files.rows, "tokens"))
         weights = np.ones(tokens[:, 1:].shape, np.float32)
         self._batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
@@ -77,9 +89,9 @@ class Pretrain(Training):
 class Sft(Training):
     """Updates on packed rows of the chat recipe's real mixture. Unit: places that hold a conversation's token."""
 
-    def __init__(self, work: dict, folder: str):
-        super().__init__(work, folder)
-        config = subject.chat_config(self.work)
+    def __init__(self, work: dict, folder: str, dtype: str):
+        super().__init__(work, folder, dtype)
+        config = subject.chat_config(self.work, dtype)
         prepared = prepare(config, None)
         self.begin(subject.chat_model(config, prepared), config.micro_batch_size)
         self._batches = mixture.read_from(mixture.train_batches(mix_of(config, prepared)), 0)
@@ -98,16 +110,33 @@ class Sft(Training):
         return float(places)
 
 
+class Loader(OnJax):
+    """Batches of the chat recipe's packed mixture, made and not trained on. Unit: places that hold a token."""
+
+    def __init__(self, work: dict, folder: str):
+        super().__init__(work, folder, FLOAT32)  # nothing is computed
+        config = subject.chat_config(self.work)
+        self._batches = mixture.read_from(mixture.train_batches(mix_of(config, prepare(config, None))), 0)
+
+    def warm_up(self) -> list[float]:
+        self.turn()
+        return []
+
+    def turn(self) -> float:
+        batches = itertools.islice(self._batches, self.work.batches)
+        return float(sum(np.count_nonzero(batch["segments"]) for batch in batches))
+
+
 class Letters(OnJax):
     """The evaluator's letters for a part of the questions in each of their orders. Unit: prompts.
 
-    It comes to the log-probabilities of the letters of the first part.
+    Its figures are the log-probabilities of the letters of the first part.
     """
 
-    def __init__(self, work: dict, folder: str):
-        super().__init__(work, folder)
+    def __init__(self, work: dict, folder: str, dtype: str):
+        super().__init__(work, folder, dtype)
         mesh = make_mesh()
-        config, params, _ = load_model(self.files.chat, mesh)
+        config, params = self.load_chat(mesh)
         self._score = functools.partial(
             letter_answers,
             functools.partial(make_predict(config, params, mesh), params),
@@ -132,16 +161,18 @@ class Letters(OnJax):
 
 
 class Decoding(OnJax):
-    """One prompt continued greedily. Unit: new tokens. It comes to their ids.
+    """One prompt continued greedily. Unit: new tokens.
+
+    Its figures are their ids; none in bfloat16, whose rounding changes which of two close logits is the largest.
 
     Args:
       streamed: whether each token is handed out as it is chosen, as in a chat, or the text when it is whole.
     """
 
-    def __init__(self, work: dict, folder: str, streamed: bool):
-        super().__init__(work, folder)
+    def __init__(self, work: dict, folder: str, dtype: str, streamed: bool):
+        super().__init__(work, folder, dtype)
         mesh = make_mesh()
-        config, params, _ = load_model(self.files.chat, mesh)
+        config, params = self.load_chat(mesh)
         nothing = [config.padded_vocab]  # no id ends the text: every turn is of the same length
         size = {"batch_size": 1, "new_tokens": self.work.new_tokens, "stop_ids": nothing}
         self._generator = Generator(config, params, mesh, **size)
@@ -151,7 +182,8 @@ class Decoding(OnJax):
     def warm_up(self) -> list[float]:
         if self._streamed:
             self._generator.warm_up()
-        return [float(each) for each in self._text()]
+        ids = [float(each) for each in self._text()]
+        return ids if self.dtype == FLOAT32 else []
 
     def turn(self) -> float:
         self._prompt = np.roll(self._prompt, 1)  # a stream keeps what it read of the last prompt
@@ -164,11 +196,11 @@ class Decoding(OnJax):
 
 
 class Product(OnJax):
-    """The largest rate at which XLA multiplies float32 matrices here, or bfloat16 ones. Unit: FLOP."""
+    """The rate at which XLA multiplies large matrices. Unit: FLOP."""
 
-    def __init__(self, work: dict, folder: str):
-        super().__init__(work, folder)
-        self._x = jnp.ones((self.work.product, self.work.product), self.work.dtype)
+    def __init__(self, work: dict, folder: str, dtype: str):
+        super().__init__(work, folder, dtype)
+        self._x = jnp.ones((self.work.product, self.work.product), dtype)
         self._multiply = jax.jit(lambda x: x @ x)
 
     def warm_up(self) -> list[float]:

@@ -10,6 +10,7 @@ their own (PYTHONPATH=report/peers) they leave the product as its users have it,
 
 import argparse
 import dataclasses
+import datetime
 import importlib
 import importlib.metadata
 import json
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from ghost_jax.errors import UsageError, UserError, command, did_you_mean
+from ghost_jax.errors import UsageError, command, did_you_mean
 from ghost_jax.paths import local_path
 from ghost_jax.whole import write_json, write_text
 from tests.bench import table
@@ -29,56 +30,45 @@ from tests.bench.work import RECIPES, Work
 
 PACKAGES = ("jax", "flax", "torch", "transformers", "libtpu")
 # A GPU's turn holds so many updates that starting one costs nothing beside them.
-CPU = Work("small36m", batch_size=8, seq_len=512, dtype="float32", steps=1, rounds=7, questions=2500)
-GPU = dataclasses.replace(CPU, batch_size=64, seq_len=1024, dtype="bfloat16", steps=10, product=8192)
+CPU = Work("small36m", batch_size=8, seq_len=512, steps=1, rounds=7, questions=2500)
+GPU = dataclasses.replace(CPU, batch_size=64, seq_len=1024, steps=10, product=8192)
 TINY = {"size": "nano", "batch_size": 4, "seq_len": 64, "rounds": 2, "questions": 8}
 SHORT = dataclasses.replace(
-    CPU, **TINY, product=256, prompt_tokens=32, new_tokens=16, devices=(1, 2), slices=("v5e:2x2",)
+    CPU, **TINY, product=256, prompt_tokens=32, new_tokens=16, batches=8, devices=(1, 2), slices=("v5e:2x2",)
 )
 
 
-def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> None:
-    """Measures the chosen comparisons and writes `speed.json` and `speed.md` into a folder, anew after each of them.
+def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> str:
+    """Measures the chosen comparisons; writes the day's record and `speed.md` into a folder, anew after each of them.
 
-    Others of the same machine, packages and work that are there already are kept. Each says which code it is of.
+    Others of the same day, machine, packages and work that are there already are kept. Each says which code it is of.
+    Returns the table of what is wanted, of the record alone.
 
-    Raises UserError where what is there is no record.
+    Raises UserError where a record that is there cannot be read.
     """
-    before = read_record(out)  # first of all: what follows takes minutes, and writes over it
+    table.read_all(out)  # first of all: what follows takes minutes, and writes beside them
     with tempfile.TemporaryDirectory(prefix="ghost_jax-bench-") as folder:
-        subject = _prepared(chosen, short, changes, folder)
+        machine, work, subjects = _prepared(chosen, short, changes, Path(folder))
+        code = machine.pop("code")
         head = {
-            "machine": subject.machine["machine"],
+            "date": datetime.date.today().isoformat(),
+            "machine": machine,
             "packages": _packages(),
             # Where this machine keeps its files is nobody's business.
-            "work": dataclasses.asdict(subject.work) | {"items": "/".join(Path(subject.work.items).parts[-2:])},
+            "work": dataclasses.asdict(work) | {"items": "/".join(Path(work.items).parts[-2:])},
         }
         record = json.loads(json.dumps(head))  # as it is read again, with lists for tuples
-        record["measured"] = measured_before(before, record)
+        path = out / table.file_name(record)
+        record["measured"] = measured_before(table.read_all(out).get(path.name, {}), record)
         for name in chosen:
             measure = COMPARISONS[name].measure
-            measured = measure(subject, lambda line, name=name: print(f"{name}: {line}", flush=True))
-            head = {"about": measure.__doc__.splitlines()[0], "code": subject.machine["code"]}
+            measured = measure(subjects[name], lambda line, name=name: print(f"{name}: {line}", flush=True))
+            head = {"about": measure.__doc__.splitlines()[0], "changes": dict(COMPARISONS[name].changes), "code": code}
             found = record["measured"] | {name: head | measured}
             record["measured"] = {each: found[each] for each in COMPARISONS if each in found}  # in the table's order
-            write_json(out / "speed.json", record)
-            write_text(out / "speed.md", table.markdown(record))
-
-
-def read_record(out: Path) -> dict:
-    """Returns the record in a folder, {} where there is none. Raises UserError where no table can be made of it."""
-    path = out / "speed.json"
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        table.markdown(record)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as fault:
-        raise UserError(
-            f"{path} is no record of this benchmark, or a damaged one ({type(fault).__name__}: {fault}). Delete it, or "
-            "give another --out: comparisons are added to the record that is there."
-        ) from None
-    return record
+            write_json(path, record)
+            write_text(out / table.FILE, table.markdown(table.read_all(out)))
+    return table.summary([record])
 
 
 def measured_before(before: dict, record: dict) -> dict:
@@ -87,18 +77,26 @@ def measured_before(before: dict, record: dict) -> dict:
     return before["measured"] if before and head == record else {}
 
 
-def _prepared(chosen: Sequence[str], short: bool, changes: dict, folder: str) -> Subject:
-    """Returns what the comparisons work on, its files written.
+def _prepared(chosen: Sequence[str], short: bool, changes: dict, folder: Path) -> tuple[dict, Work, dict[str, Subject]]:
+    """Returns the machine, the work, and what each comparison works on, its files written.
 
     By a process that ends with it: this one holds no device, and no memory that the sides would seem to have.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         machine = pool.submit(_call, "machine").result()
         work = dataclasses.replace(SHORT if short else CPU if machine["platform"] == "cpu" else GPU, **changes)
-        makers = dict.fromkeys(maker for name in chosen for maker in COMPARISONS[name].files)
-        written = {maker: pool.submit(_call, maker, work, folder).result() for maker in makers}
-    items = written.get(CHAT, {}).get("items", work.items)
-    return Subject(dataclasses.replace(work, items=items), Path(folder), machine, written.get(BASE, {}))
+        works = {name: dataclasses.replace(work, **COMPARISONS[name].changes) for name in chosen}
+        subjects = {}
+        for number, each in enumerate(dict.fromkeys(works.values())):
+            own = folder / str(number)
+            own.mkdir()
+            names = [name for name in chosen if works[name] == each]
+            makers = dict.fromkeys(maker for name in names for maker in COMPARISONS[name].files)
+            written = {maker: pool.submit(_call, maker, each, str(own)).result() for maker in makers}
+            items = written.get(CHAT, {}).get("items", each.items)
+            subject = Subject(dataclasses.replace(each, items=items), own, written.get(BASE, {}))
+            subjects |= dict.fromkeys(names, subject)
+    return machine, work, subjects
 
 
 def _call(name: str, *arguments: object) -> dict:
@@ -117,7 +115,7 @@ def _packages() -> dict[str, str]:
 
 @command
 def main() -> int:
-    """Measures speed against peers, side by side; writes speed.json and speed.md."""
+    """Measures speed against peers, side by side; writes speed-DATE-PROCESSOR.json and speed.md."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.speed", description=main.__doc__)
     parser.add_argument(
         "--out", required=True, type=local_path, metavar="DIR", help="where the record and its table go"
@@ -141,8 +139,8 @@ def main() -> int:
     for name, value in changes.items():
         if isinstance(value, int) and value < 1:
             raise UsageError(f"--{name} is {value}; it must be at least 1.")
-    run(chosen, flags.short, changes, flags.out)
-    print((flags.out / "speed.md").read_text(encoding="utf-8"))
+    print(run(chosen, flags.short, changes, flags.out))
+    print(f"\nAll sides, their turns, first calls and memory: {flags.out / table.FILE}")
     return 0
 
 

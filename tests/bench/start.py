@@ -38,7 +38,7 @@ def _started(work: Work) -> float:
     Those are taken from the second update: the first one's hold what was compiled or found for it.
     """
     values = {"steps": 100, "batch_size": ROWS, "micro_batch_size": ROWS, "data.seq_len": work.seq_len, "log_every": 1}
-    values |= {"model.dropout": 0.0, "model.dtype": work.dtype}
+    values["model.dropout"] = 0.0
     with tempfile.TemporaryDirectory(prefix="ghost_jax-start-") as folder:
         command = [sys.executable, "-m", "ghost_jax.train", f"--config={work.base_recipe}", f"--workdir={folder}/run"]
         command += [f"--config.{key}={value}" for key, value in values.items()]

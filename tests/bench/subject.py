@@ -3,6 +3,7 @@
 How fast a model is computed does not depend on how well it is trained.
 """
 
+import platform as platform_lib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from evals.formats import read_items
 from evals.items import Item, permute
 from evals.score import prompt_of
 from ghost_jax import config as config_lib
-from ghost_jax import run_dir
+from ghost_jax import run_dir, runtime
 from ghost_jax.checkpoint import Checkpoints, identity_of
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, mix_of, prepare
@@ -31,34 +32,61 @@ from ghost_jax.text.multiple_choice import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
 from tests.bench import ragged
 from tests.bench.code import code_of
-from tests.bench.work import LETTERS, SEED, Files, Work
+from tests.bench.work import BFLOAT16, FLOAT32, LETTERS, SEED, Files, Work
 
 SHARD_BYTES = 10**10  # of an export: one file
 
 
+# Of a processor, what decides how fast it multiplies matrices; the first two multiply bfloat16 ones.
+FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+
+
 def machine() -> dict:
-    """Returns what the sides run on, and which code: the machine in words, its platform, its data sheet's FLOP/s."""
+    """Returns what the sides run on, and which code.
+
+    `name`: in words. `platform`: "cpu", "gpu" or "tpu". `processor` and `flags`: its model, and those of `FLAGS` that
+    it has. `default`: the precision that `model.dtype=auto` stands for here. `peak_flops`: an accelerator's bfloat16
+    FLOP/s by its data sheet; None for a CPU.
+    """
     devices = jax.devices()
     platform = devices[0].platform
-    peak = None if platform == "cpu" else peak_flops(devices, "bfloat16")  # a CPU's is measured, beside the sides
+    processor, flags = _processor()
     environment = run_dir.environment()
-    code = code_of(environment)
-    return {"machine": environment["machine"], "platform": platform, "peak_flops": peak, "code": code}
+    return {
+        "name": environment["machine"],
+        "platform": platform,
+        "processor": processor if platform == "cpu" else environment["machine"],
+        "flags": flags,
+        "default": runtime.fast_dtype(),
+        "peak_flops": None if platform == "cpu" else peak_flops(devices, BFLOAT16),
+        "code": code_of(environment),
+    }
+
+
+def _processor(path: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
+    """Returns the processor's model in words and its flags. Clouds give several models one name: numbers tell them."""
+    if not path.is_file():
+        return platform_lib.processor() or platform_lib.machine(), []
+    first = path.read_text(encoding="utf-8").split("\n\n")[0]
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    numbers = [f"{key} {said[key]}" for key in ("cpu family", "model") if key in said]
+    name = said.get("model name", platform_lib.machine())
+    return ", ".join([name, *numbers]), [flag for flag in FLAGS if flag in said.get("flags", "").split()]
 
 
 # ---- Models ----
 
 
-def base_model(work: Work) -> ModelConfig:
+def base_model(work: Work, dtype: str = FLOAT32) -> ModelConfig:
     """Returns the shape that is pretrained, without dropout."""
     shape = config_lib.load(work.base_recipe).model.to_dict()
-    return ModelConfig(**{**shape, "dropout": 0.0, "dtype": work.dtype})
+    return ModelConfig(**{**shape, "dropout": 0.0, "dtype": dtype})
 
 
-def chat_config(work: Work) -> ConfigDict:
-    """Returns the recipe of the chat model, computed in the benchmark's type."""
+def chat_config(work: Work, dtype: str = FLOAT32) -> ConfigDict:
+    """Returns the recipe of the chat model, computed in a precision."""
     config = config_lib.load(work.chat_recipe)
-    config_lib.override(config, "model.dtype", work.dtype)
+    config_lib.override(config, "model.dtype", dtype)
     return config
 
 
@@ -130,7 +158,7 @@ def write_chat(work: Work, folder: str) -> dict:
     tokenizer.save(files.chat / "tokenizer.json")
     run_dir.mark_finished(files.chat, steps=0)
     files.exported.mkdir()
-    write_model(files.exported, files.chat, work.dtype, SHARD_BYTES)
+    write_model(files.exported, files.chat, FLOAT32, SHARD_BYTES)
 
     source = Path(work.items) if work.items else prepared.stores["mcq"] / "items-test.jsonl"
     parts = parts_of(source, work)

@@ -1,63 +1,154 @@
-"""The record of a benchmark as Markdown."""
+"""Records of the benchmark as Markdown: `python -m tests.bench.table` puts those of the repository into README.md."""
 
+import argparse
+import json
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
+from ghost_jax.errors import UserError, command
+from ghost_jax.whole import write_text
 from tests.bench.code import in_words
+from tests.bench.wanted import ROWS, Row
+from tests.bench.work import BFLOAT16, PRECISIONS
 
+ROOT = Path(__file__).parents[2]
+RECORDS, README = ROOT / "tests" / "bench" / "records", ROOT / "README.md"
+FILE = "speed.md"
+BEGIN, END = "<!-- speed: made by `make bench-table` -->", "<!-- speed: end -->"
 LEFT_OUT = "left out: "
 
 
-def markdown(record: Mapping) -> str:
-    """Returns the tables of all that was measured, as a file."""
-    lines = ["# Speed", "", _machine(record), ""]
-    sections = {"start": _start, "slices": _slices}
-    for name, measured in record["measured"].items():
-        lines += [f"## {name}", "", measured["about"], "", *sections.get(name, _sides)(measured), ""]
-        lines += [f"Measured with {in_words(measured.get('code'))}.", ""]
+# ---- Records ----
+
+
+def file_name(record: Mapping) -> str:
+    """Returns the name of a record's file: "speed-2026-11-26-amd-epyc-cpu-family-25-model-17.json"."""
+    processor = re.sub("[^a-z0-9]+", "-", record["machine"]["processor"].lower()).strip("-")
+    return f"speed-{record['date']}-{processor}.json"
+
+
+def read_all(folder: Path) -> dict[str, dict]:
+    """Returns file name -> record, of all in a folder. Raises UserError where no table can be made of one."""
+    found = {}
+    for path in sorted(folder.glob("speed-*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            markdown({path.name: record})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as fault:
+            raise UserError(
+                f"{path} is no record of this benchmark, or a damaged one ({type(fault).__name__}: {fault}). Delete "
+                "it, or give another --out: comparisons are added to the record that is there."
+            ) from None
+        found[path.name] = record
+    return found
+
+
+# ---- What is wanted ----
+
+
+def summary(records: Sequence[Mapping]) -> str:
+    """Returns the table of `ROWS`, the worst that CPU records say, and what each record is of."""
+    records = [record for record in records if record["machine"]["platform"] == "cpu"]
+    rows = [_wanted(row, records) for row in ROWS]
+    lines = [*_table(("work", "worst", "of it", "records", "at least", "goal", ""), rows), ""]
+    lines += [f"- {_machine(record)} {_products(record)}" for record in records]
     return "\n".join(lines)
 
 
+def _wanted(row: Row, records: Sequence[Mapping]) -> tuple[str, ...]:
+    wanted = [_figure(figure, row.unit) if figure is not None else "" for figure in (row.least, row.goal)]
+    worst = row.worst(records)
+    if worst is None:
+        return (row.work, "", "", "0", *wanted, "not measured")
+    found, of = worst
+    processors = len({record["machine"]["processor"] for record in of})
+    count = f"{len(of)} on {processors} processor{'s' if processors > 1 else ''}"
+    return row.work, _figure(found.figure, row.unit), found.words, count, *wanted, row.verdict(found.figure, len(of))
+
+
+def _figure(figure: float, unit: str) -> str:
+    return f"{figure:,.0f} {unit}" if unit == "tokens/s" else f"{figure:.2f} {unit}"
+
+
+def _products(record: Mapping) -> str:
+    rates = {precision: _ceiling(record, precision) for precision in PRECISIONS}
+    said = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {precision}" for precision, rate in rates.items() if rate)
+    return f"Matrix products: {said or 'not measured'}."
+
+
+def _ceiling(record: Mapping, precision: str) -> float | None:
+    """Returns the FLOP/s that the machine allows: of the data sheet, else of the faster matrix product."""
+    if record["machine"]["peak_flops"] and precision == BFLOAT16:
+        return record["machine"]["peak_flops"]
+    sides = record["measured"].get("product", {}).get("sides", {})
+    return max((side["per_s"] for name, side in sides.items() if name.endswith(precision)), default=None)
+
+
 def _machine(record: Mapping) -> str:
+    machine = record["machine"]
+    flags = f" ({', '.join(machine['flags'])})" if machine["flags"] else ""
+    return f"{record['date']}, {machine['name']}: {machine['processor']}{flags}; default {machine['default']}."
+
+
+# ---- All that was measured ----
+
+
+def markdown(records: Mapping[str, Mapping]) -> str:
+    """Returns what is wanted and the tables of all that was measured, as a file; records by the names of theirs."""
+    lines = ["# Speed", "", summary(list(records.values())), ""]
+    sections = {"start": _start, "slices": _slices}
+    for file, record in records.items():
+        lines += [f"## {file}", "", _head(record), ""]
+        for name, measured in record["measured"].items():
+            changes = ", ".join(f"{key} {value}" for key, value in measured["changes"].items())
+            lines += [f"### {name}", "", measured["about"] + (f" Here {changes}." if changes else ""), ""]
+            lines += [*sections.get(name, _sides)(measured, record), ""]
+            lines += [f"Measured with {in_words(measured.get('code'))}.", ""]
+    return "\n".join(lines)
+
+
+def _head(record: Mapping) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
     work = ", ".join(f"{name} {value}" for name, value in record["work"].items() if value != "")
-    return f"On {record['machine']}, {packages}. {work}. Rates are medians over turns."
+    return f"{_machine(record)} {_products(record)} {packages}. {work}. Rates are medians over turns."
 
 
-def _sides(measured: Mapping) -> Iterator[str]:
-    share = measured.get("share_of_ceiling", {})
+def _sides(measured: Mapping, record: Mapping) -> Iterator[str]:
+    first = next(iter(measured["sides"].values()))
     rows = []
     for name, side in measured["sides"].items():
-        times = measured["times"].get(name)
+        ceiling = _ceiling(record, name.rpartition(", ")[2])
+        share = ceiling and "flops_per_token" in measured and side["per_s"] * measured["flops_per_token"] / ceiling
         rows.append(
             (
                 name,
                 _rate(side["per_s"], side["unit"]),
+                f"{side['per_s'] / first['per_s']:.2f} x",
                 f"{min(side['seconds']):.3g} to {max(side['seconds']):.3g} s",
-                f"{times:.2f} x" if times else "",
-                f"{share[name]:.1%}" if name in share else "",
+                f"{share:.1%}" if share else "",
                 f"{side['warm_up_s']:.3g} s",
                 f"{side['peak_bytes'] / 2**20:,.0f} MiB",
             )
         )
-    yield from _table(("side", "rate", "a turn", "ours is", "of the ceiling", "first call", "memory"), rows)
-    if "ceiling_flops_per_s" in measured:
-        yield ""
-        yield f"Ceiling: {measured['ceiling_flops_per_s']:.3g} FLOP/s, {measured['ceiling']}."
+    header = ("side", "rate", "of the first", "a turn", "of the matrix product", "first call", "memory")
+    yield from _table(header, rows)
     for name, difference in measured["largest_difference"].items():
         yield ""
-        yield f"{name}: figures agree with ours to {difference:.1e}."
+        yield f"{name}: first figures agree with ours to {difference:.1e}."
     for name, why in measured["left_out"].items():
         yield ""
         yield f"{name}: {LEFT_OUT}{why}."
 
 
-def _start(measured: Mapping) -> Iterator[str]:
+def _start(measured: Mapping, record: Mapping) -> Iterator[str]:
     fastest, slowest = min(measured["seconds"]), max(measured["seconds"])
     row = (measured["config"], f"{measured['median_s']:.2f} s", f"{fastest:.2f} to {slowest:.2f} s")
     yield from _table(("config", "median", "starts", "first of all"), [(*row, f"{measured['first_s']:.1f} s")])
 
 
-def _slices(measured: Mapping) -> Iterator[str]:
+def _slices(measured: Mapping, record: Mapping) -> Iterator[str]:
     if "left_out" in measured:
         yield f"{LEFT_OUT}{measured['left_out']}."
         return
@@ -84,3 +175,27 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     yield f"| {' | '.join(header)} |"
     yield f"|{'---|' * len(header)}"
     yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+# ---- README ----
+
+
+def with_table(text: str, records: Mapping[str, Mapping]) -> str:
+    """Returns a README with the table of these records between its two markers."""
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    return f"{before}{BEGIN}\n\n{summary(list(records.values()))}\n\n{END}{after}"
+
+
+@command
+def main() -> int:
+    """Makes the speed table of README.md, and tests/bench/records/speed.md, from all records of the repository."""
+    argparse.ArgumentParser(prog="python -m tests.bench.table", description=main.__doc__).parse_args()
+    records = read_all(RECORDS)
+    write_text(RECORDS / FILE, markdown(records))
+    write_text(README, with_table(README.read_text(encoding="utf-8"), records))
+    print(summary(list(records.values())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

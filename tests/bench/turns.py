@@ -37,6 +37,8 @@ class Contender:
       unit: of its work.
       needs, programs: packages and programs without which it is left out.
       environment: variables of its process.
+      tolerance: largest difference of its first figures from those of the first side, as a share of the latter;
+        None where any is allowed.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Contender:
     needs: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    tolerance: float | None = None
 
     def lacks(self) -> list[str]:
         """Returns what it needs and is not installed."""
@@ -106,9 +109,10 @@ def compare(contenders: Sequence[Contender], rounds: int, say: Callable[[str], N
     """Lets contenders take `rounds` turns each, A B A B …, and returns the record of it; the first one is ours.
 
     `sides`: of each, the seconds and units of its turns, their median rate, the seconds of its first call (`warm_up_s`,
-    compiling included) and its most memory. `times`: our rate over that of each other with our unit.
-    `largest_difference`: between what we came to while warming up and what they came to, where both said.
-    `left_out`: who could not run, and why.
+    compiling included) and its peak memory. `largest_difference`: between the figures that the first side returned
+    while warming up and those of each other, where it returned any. `left_out`: who could not run, and why.
+
+    Raises UserError where a side ends early, and, before any turn is timed, where its figures are out of tolerance.
     """
     lacking = {each.name: lacks for each in contenders if (lacks := each.lacks())}
     for name, lacks in lacking.items():
@@ -120,26 +124,36 @@ def compare(contenders: Sequence[Contender], rounds: int, say: Callable[[str], N
             say(f"{each.name}: starting and compiling")
             processes[each.name] = stack.enter_context(_running(each))
             warmed[each.name] = processes[each.name].warmed_up()
+        differences = _differences(present, {name: reply["figures"] for name, reply in warmed.items()})
         for number in range(1, rounds + 1):
             for name, process in processes.items():
                 turns[name].append(process.turn())
             say(f"round {number} of {rounds}: " + ", ".join(f"{n} {t[-1]['seconds']:.2f} s" for n, t in turns.items()))
     sides = {each.name: _side(each, warmed[each.name], turns[each.name]) for each in present}
-    ours, *others = present
     return {
         "sides": sides,
-        "times": {
-            each.name: sides[ours.name]["per_s"] / sides[each.name]["per_s"]
-            for each in others
-            if each.unit == ours.unit
-        },
-        "largest_difference": {
-            each.name: max(abs(a - b) for a, b in zip(theirs, warmed[ours.name]["figures"], strict=True))
-            for each in others
-            if (theirs := warmed[each.name]["figures"])
-        },
+        "largest_difference": differences,
         "left_out": {name: f"{' and '.join(lacks)} not installed" for name, lacks in lacking.items()},
     }
+
+
+def _differences(contenders: Sequence[Contender], figures: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Returns each side's largest difference from the first one. Raises UserError where one is out of tolerance."""
+    first, *others = contenders
+    found = {}
+    for each in others:
+        pairs = list(zip(figures[each.name], figures[first.name], strict=True)) if figures[each.name] else []
+        for theirs, ours in pairs:
+            # Written so that NaN is out of tolerance too.
+            if each.tolerance is not None and not abs(theirs - ours) <= each.tolerance * abs(ours):
+                raise UserError(
+                    f"The first figures of {each.name} and {first.name} differ: {theirs:.6g} and {ours:.6g}, more than "
+                    f"{each.tolerance:.2%} apart. They do not compute the same, so their speeds are not compared. "
+                    "Leave the comparison out with --only, or fix the side."
+                )
+        if pairs:
+            found[each.name] = max(abs(theirs - ours) for theirs, ours in pairs)
+    return found
 
 
 @contextlib.contextmanager

@@ -6,9 +6,15 @@ from pathlib import Path
 # size -> the recipes of its base and of its chat model
 RECIPES = {
     "nano": ("configs/pretrain_v05.py:nano", "configs/chat_v5.py:nano"),
+    "mini": ("configs/pretrain_v05.py:mini", "configs/chat_v5.py:mini"),
     "small36m": ("configs/pretrain_v05.py", "configs/chat_v5.py"),
     "base350m": ("configs/pretrain_base350m.py", "configs/chat_base350m.py"),
 }
+# precision that a side computes in -> how far its first figures may be from ours in float32, as a share of them.
+# Weights of what is trained are float32 always.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+FLOAT32, BFLOAT16 = PRECISIONS = tuple(TOLERANCE)
+
 # Of all sides alike. The rate is too low to move anything in the few updates that are timed.
 RATE = 1e-6
 OPTIMIZER = {"b1": 0.9, "b2": 0.95, "weight_decay": 0.1, "clip_norm": 1.0}
@@ -28,13 +34,13 @@ class Work:
     Attributes:
       size: a name in `RECIPES`.
       batch_size, seq_len: rows and tokens a row of a pretraining step.
-      dtype: what all sides compute in, "float32" or "bfloat16"; weights of what is trained are float32.
       steps: updates a turn.
       rounds: turns of each side that are timed.
       product: width of the matrices whose products are the ceiling.
       questions: asked in each of their four orders.
       items: the file that they are taken from, spread over it; "" for those that the chat recipe holds out.
       prompt_tokens, new_tokens: read and written of one text a turn.
+      batches: of chat_v5's packed mix that the loader makes a turn.
       devices: numbers of simulated devices that a step is spread over.
       slices: of TPUs that it is compiled for; v5e-16 to v5p-256, which has 128 chips: the cloud counts cores.
     """
@@ -42,7 +48,6 @@ class Work:
     size: str
     batch_size: int
     seq_len: int
-    dtype: str
     steps: int
     rounds: int
     questions: int
@@ -50,6 +55,7 @@ class Work:
     product: int = 2048
     prompt_tokens: int = 200
     new_tokens: int = 128
+    batches: int = 512
     devices: tuple[int, ...] = (1, 2, 4, 8)
     slices: tuple[str, ...] = ("v5e:4x4", "v5e:8x8", "v5e:16x16", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x4x8")
 
