@@ -162,7 +162,8 @@ def test_links_take_over_where_they_bind_every_larger_slice():
 
 MACHINE = {"name": "2-core CPU", "platform": "cpu", "processor": "AMD EPYC, model 17", "flags": ["avx512_bf16"]}
 MACHINE |= {"default": "bfloat16", "peak_flops": None}
-HEAD = {"date": "2026-11-26", "machine": MACHINE, "packages": {"jax": "1"}, "work": {"devices": [1, 2]}}
+WORK = {"size": "small36m", "batch_size": 8, "seq_len": 512, "questions": 2500, "rounds": 7, "devices": [1, 2]}
+HEAD = {"date": "2026-11-26", "machine": MACHINE, "packages": {"jax": "1"}, "work": WORK}
 SLICES = {"about": "What slices would allow.", "changes": {}, "left_out": "libtpu not installed"}
 
 

@@ -1,6 +1,7 @@
 """How fast this is beside its peers: `python -m tests.bench.speed --out=DIR [--only=pretrain,letters] [--short]`.
 
 Each comparison lets its sides take turns on the same machine, in processes of their own of which one runs at a time.
+What is measured on one day goes into one record, so that a run can be split by --only.
 Peers are not part of the project. Where they are missing they are left out, and the record says so. In a folder of
 their own (PYTHONPATH=report/peers) they leave the product as its users have it, which the time of a start needs:
 

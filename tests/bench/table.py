@@ -52,8 +52,8 @@ def summary(records: Sequence[Mapping]) -> str:
     """Returns the table of `ROWS`, the worst that CPU records say, and what each record is of."""
     records = [record for record in records if record["machine"]["platform"] == "cpu"]
     rows = [_wanted(row, records) for row in ROWS]
-    lines = [*_table(("work", "worst", "of it", "records", "at least", "goal", ""), rows), ""]
-    lines += [f"- {_machine(record)} {_products(record)}" for record in records]
+    lines = [*_table(("work", "worst", "rates of the worst", "records", "at least", "goal", "verdict"), rows), ""]
+    lines += [f"- {_machine(record)} {_products(record)} {_size(record['work'])}" for record in records]
     return "\n".join(lines)
 
 
@@ -84,6 +84,13 @@ def _ceiling(record: Mapping, precision: str) -> float | None:
         return record["machine"]["peak_flops"]
     sides = record["measured"].get("product", {}).get("sides", {})
     return max((side["per_s"] for name, side in sides.items() if name.endswith(precision)), default=None)
+
+
+def _size(work: Mapping) -> str:
+    return (
+        f"Model {work['size']}, steps of {work['batch_size']} x {work['seq_len']}, {work['questions']:,} questions, "
+        f"{work['rounds']} turns."
+    )
 
 
 def _machine(record: Mapping) -> str:
