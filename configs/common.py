@@ -23,6 +23,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.micro_batch_size = 8  # most sequences in the memory of a device at once; must divide its share of batch_size
     c.model = ConfigDict(SIZES[size].record())
     c.model.dtype = "auto"  # or "float32", "bfloat16": of activations and of products' factors; auto is the faster here
+    c.model.attention = "auto"  # the platform's kernel where it can be used; or "blocks", "cudnn", "splash"
     c.loss_norm = "token_mean"  # what a batch's loss is a mean over: supervised tokens, or records ("record_mean")
     # The study's row, where the config is one of it; 0 where it gives no figure
     c.published = ConfigDict({"run": "", "steps": 0, "rate": 0.0, "val_loss": 0.0, "accuracy": 0.0, "outcome": ""})

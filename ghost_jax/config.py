@@ -25,6 +25,7 @@ from ghost_jax.whole import read_json
 # What says how a run is shown, kept and looked at, and not what it computes: it may change in its continuation.
 FREE_KEYS = {
     *("name", "preset", "spec", "published", "log_every", "log", "look", "keep", "keep_best", "evals", "mesh", "base"),
+    "model.attention",
 }
 
 # Keys that were added later -> the value that runs of earlier versions had, whose config.json lacks them.
@@ -154,7 +155,7 @@ def stand_on(config: ConfigDict, base: Path) -> None:
     found = read_json(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
         raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")
-    own = {key: config.model[key] for key in ("dropout", "dtype", "remat", "scan")}
+    own = {key: config.model[key] for key in ("dropout", "dtype", "remat", "scan", "attention")}
     with config.unlocked():
         config.base = ConfigDict(found | {"vocabulary": str(base.resolve() / "tokenizer.json")})
         config.model = ConfigDict(found["model"] | own)
@@ -287,12 +288,22 @@ def mixtures(config: ConfigDict) -> dict[int, dict[str, float]]:
     return by_start
 
 
+def decisive(config: Mapping, prefix: str = "") -> dict:
+    """Returns a config, of which `prefix` is the group, without `FREE_KEYS`."""
+    return {
+        key: decisive(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if f"{prefix}{key}" not in FREE_KEYS
+    }
+
+
 def recipe_of(config: Mapping) -> dict:
     """Returns of a run's config, read from its JSON, what decides what it computes, but for the seed; so of its base.
 
     It is equal for the seeds of one recipe.
     """
-    kept = {key: value for key, value in completed(config).items() if key not in FREE_KEYS | {"seed"}}
+    kept = decisive(completed(config))
+    kept.pop("seed", None)
     return kept | ({"base": recipe_of(config["base"])} if "base" in config else {})
 
 

@@ -183,6 +183,7 @@ BOTH: dict[str, Domain] = {
     "model.attention_bias": Flag(),
     "model.dropout": Real(0, 1, below=True),
     "model.dtype": OneOf(("auto", "float32", "bfloat16")),
+    "model.attention": OneOf(("auto", "blocks", "cudnn", "splash")),
     "model.remat": Flag(),
     "model.scan": Flag(),
     "loss_norm": OneOf(("token_mean", "record_mean")),

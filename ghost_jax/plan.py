@@ -8,10 +8,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from ghost_jax import config as config_lib
 from ghost_jax import run_dir
 from ghost_jax.data import mixture, mixture_table
 from ghost_jax.data.prepare import Prepared, mix_of
 from ghost_jax.metrics import measured_flops
+from ghost_jax.model import attention_kernels
 from ghost_jax.model.sizes import ModelConfig
 from ghost_jax.optim import OPTIMIZERS
 from ghost_jax.parallel.mesh import batch_shards, make_mesh, micro_batch_rows
@@ -72,6 +74,22 @@ def mesh_of(config: ConfigDict) -> Mesh:
     return mesh
 
 
+def attention_of(config: ConfigDict, mesh: Mesh) -> attention_kernels.Choice:
+    """Returns the attention that the training step of a config uses on a mesh.
+
+    Raises UsageError where `model.attention` names a kernel that cannot be used there.
+    """
+    mixed = {name for multipliers in config_lib.mixtures(config).values() for name, n in multipliers.items() if n}
+    return attention_kernels.choose(
+        config.model.get("attention", "auto"),
+        attention_kernels.platform_of(mesh.devices.flat[0]),
+        dtype=config.model.dtype,
+        head_width=ModelConfig(**config.model).head_width,
+        mask="branches" if mixed & set(config_lib.RANKED) else "segments" if config.data.packing else "causal",
+        length=config.data.seq_len,
+    )
+
+
 def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
     """Prints notes on the data, parameters, mesh, schedule and the mixture table."""
     mesh = mesh_of(config)
@@ -84,7 +102,7 @@ def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
         f"{config.name}: {size.parameters():,} parameters ({size.layers} layers x {size.width}), "
         f"vocabulary {size.vocab_size:,}" + (f" + {grown} chat tokens" if grown else ""),
         f"mesh {axes} on {run_dir.machine()}; {config.batch_size // rows} micro-batch(es) of {rows} rows, "
-        f"{rows // batch_shards(mesh)} a device; {config.model.dtype}",
+        f"{rows // batch_shards(mesh)} a device; {config.model.dtype}; attention {attention_of(config, mesh)}",
         f"{config.steps:,} updates, rate {config.optim.peak_lr:g} after {config.optim.warmup_steps:,}, "
         f"down to {config.optim.floor_lr:g}; optimizer {config.optim.name}; "
         f"about {duration(estimated_seconds(config))}",

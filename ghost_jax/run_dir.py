@@ -163,7 +163,7 @@ def trained_on(config: ConfigDict, base_workdir: Path, prepared: Prepared) -> li
 
 def _differences(found: dict, asked: dict, prefix: str = "") -> Iterator[str]:
     for key in sorted(found.keys() | asked.keys()):
-        if not prefix and key in config_lib.FREE_KEYS:
+        if f"{prefix}{key}" in config_lib.FREE_KEYS:
             continue
         there, here = found.get(key), asked.get(key)
         if isinstance(there, dict) and isinstance(here, dict):

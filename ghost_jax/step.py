@@ -1,5 +1,6 @@
 """The compiled functions: one training step, one evaluation step, one letter predictor. Pure, sharded, jitted."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -169,10 +170,11 @@ def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Call
     The batch has `tokens`, `positions`, `segments` and `branches`, each [B, T] int32, as `Transformer.hidden` takes
     them. Of the token after place `at` [B, R] it returns the log-probabilities [B, R, K] of `targets` [B, R, K] and the
     most probable one [B, R]. The head is applied at those places only, a few at a time, so a forward pass costs no
-    [B, T, V] logits. Compiled once for each shape; any B will do, whatever the mesh.
+    [B, T, V] logits. Compiled once for each shape; any B will do, whatever the mesh. Attention is computed in blocks,
+    which take the masks of these rows.
     """
     rows = batch_sharding(mesh)
-    model = Transformer(config, rows=rows)
+    model = Transformer(dataclasses.replace(config, attention="blocks"), rows=rows)
 
     def predict(params: dict, batch: dict, at: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden = model.apply({"params": params}, **batch, at=at, method="hidden")  # [B, R, D]

@@ -75,7 +75,7 @@ def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[tuple[str, str]], d
         if config.stage == "chat":
             base = folder / run_dir.name_of(config.base)
             check_same(base, config.base)
-            asked = {key: value for key, value in config.base.to_dict().items() if key not in config_lib.FREE_KEYS}
+            asked = config_lib.decisive(config.base.to_dict())
             if bases.setdefault(base, asked) != asked:
                 raise UsageError(
                     f"The runs of {sweep.name} stand on bases of different configs that are all called {base.name}. "
@@ -107,6 +107,7 @@ def check_same(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError where the directory holds a run of another config."""
     if not (workdir / "config.json").is_file():
         return
+    run_dir.settle(config, workdir)
     try:
         run_dir.open_run(workdir, config)
     except UserError as fault:

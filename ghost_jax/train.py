@@ -47,7 +47,8 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
     """
     mesh = plan.mesh_of(config)
     rows = micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
-    model = Transformer(ModelConfig(**{**config.model, "vocab_size": prepared.tokenizer.vocab_size}))
+    own = {"vocab_size": prepared.tokenizer.vocab_size, "attention": plan.attention_of(config, mesh).name}
+    model = Transformer(ModelConfig(**{**config.model, **own}))
     optimizer = plan.optimizer_of(config)
     rate = schedule(**plan.schedule_of(config))
     abstract = initial.abstract_state(model.config, optimizer)
@@ -202,7 +203,8 @@ def main() -> int:
 
     for stage, directory in stages:
         if not run_dir.is_finished(directory):
-            plan.mesh_of(stage)  # refused before anything is written, where these devices cannot form it
+            # Refused before anything is written, where these devices cannot form the mesh or have no such kernel.
+            plan.attention_of(stage, plan.mesh_of(stage))
             if hosts.is_main():
                 plan.announce(stage, directory, config, console)
     unfinished = [stage for stage, directory in stages if not run_dir.is_finished(directory)]

@@ -14,12 +14,13 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
@@ -49,6 +50,7 @@ class Report:
     """What the compiled step needs and moves; bytes and seconds are one chip's, a step.
 
     Attributes:
+      attention: which one the step uses, and why where it is not the chip's own kernel.
       arguments, outputs, temporaries, program: bytes of memory; outputs without those that reuse an argument's.
       flops: of all matrix products of a step, on all chips; recomputed ones included.
       collectives: kind -> (count, bytes of the whole arrays).
@@ -59,6 +61,7 @@ class Report:
     topology: str
     chips: int
     mesh: dict[str, int]
+    attention: str
     tokens: int
     arguments: int
     outputs: int
@@ -121,6 +124,7 @@ def check(config: ConfigDict, topology: str) -> Report:
         topology,
         len(devices),
         dict(mesh.shape),
+        str(plan.attention_of(config, mesh)),
         tokens,
         *parts,
         sum(parts),
@@ -174,7 +178,8 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> "jax.stages.Traced":
     """Returns the traced training step of a config: its model, optimizer, objective and batch, and no data."""
     chat = config.stage == "chat"
     grown = len(ROLES) + len(embedded.anchors()) if chat else 0
-    model = ModelConfig(**{**config.model, "vocab_size": config.model.vocab_size + grown})
+    own = {"vocab_size": config.model.vocab_size + grown, "attention": plan.attention_of(config, mesh).name}
+    model = ModelConfig(**{**config.model, **own})
     optimizer = plan.optimizer_of(config)
     state = initial.abstract_state(model, optimizer)
     objective = dict(config.objective) if chat else LM
@@ -198,19 +203,44 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> "jax.stages.Traced":
 
 
 def matrix_flops(jaxpr: Jaxpr) -> float:
-    """Returns the floating-point operations of all matrix products in a traced function, loops counted out."""
+    """Returns the floating-point operations of all matrix products in a traced function, loops counted out.
+
+    Of a Pallas kernel it counts every tile of its grid, those that the kernel skips by its mask included. What has no
+    result is not counted, because the compiler removes it: what remat computes again and then has kept.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
+        if not equation.outvars and not equation.effects:
+            continue
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2.0 * depth * equation.outvars[0].aval.size
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
-            if isinstance(inner, Jaxpr):
-                total += times * matrix_flops(inner)
+        total += _times(equation) * sum(map(_flops_within, equation.params.values()))
     return total
+
+
+def _flops_within(value: Any) -> float:
+    """Returns the operations of one call of what a parameter of an equation holds: a function or, in a tuple, the
+    branches of a conditional, of which one runs.
+    """
+    if isinstance(value, tuple):
+        return max(map(_flops_within, value), default=0)
+    inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
+    return matrix_flops(inner) if isinstance(inner, Jaxpr) else 0
+
+
+def _times(equation: JaxprEqn) -> int:
+    """Returns how often what an equation holds is computed, over all devices."""
+    match equation.primitive.name:
+        case "scan":
+            return equation.params["length"]
+        case "pallas_call":
+            return math.prod(equation.params["grid_mapping"].grid)
+        case "shard_map":
+            mesh = equation.params["mesh"]
+            return math.prod(mesh.shape[axis] for axis in equation.params["newly_manual_axes"])
+    return 1
 
 
 def _does_not_fit(config: ConfigDict, topology: str, mesh: dict[str, int], needs: str) -> str:
@@ -227,6 +257,7 @@ def table(report: Report) -> Table:
     share = report.memory / report.memory_limit
     rows = {
         "chips, mesh": f"{report.chips}: " + ", ".join(f"{axis}={n}" for axis, n in report.mesh.items()),
+        "attention": report.attention,
         "memory a chip": f"{_bytes(report.memory)} of {_bytes(report.memory_limit)} ({share:.1%})",
         "  arguments": _bytes(report.arguments),
         "  outputs beside them": _bytes(report.outputs),

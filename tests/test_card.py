@@ -208,7 +208,9 @@ def test_a_card_tells_how_the_training_went():
 
 def test_a_card_does_not_tell_where_a_user_keeps_things():
     run = read_records(RECORDS / "chat_v3-seed0")
-    run["data"]["notes"] = ["No files of cwe in /home/lovelace/.cache/ghost_jax/data, ~/work/raw: see https://a.org/b/c."]
+    run["data"]["notes"] = [
+        "No files of cwe in /home/lovelace/.cache/ghost_jax/data, ~/work/raw: see https://a.org/b/c."
+    ]
     text = card_of(run, EXPORTED, CHANNEL, None)
     assert "No files of cwe in …/data, …/raw: see https://a.org/b/c." in text
     assert "lovelace" not in text

@@ -131,6 +131,12 @@ def test_a_slice_that_there_is_not_is_bad_usage(topology):
         describe(topology)
 
 
+@needs_libtpu
+def test_an_axis_of_the_mesh_may_be_a_part_of_an_axis_of_the_torus():
+    _, devices = describe("v5p:4x4x4")
+    assert make_mesh(tensor=2, devices=devices).shape == {"data": 32, "fsdp": 1, "tensor": 2}
+
+
 @pytest.mark.skipif(bool(LIBTPU), reason="the TPU compiler is installed")
 def test_without_the_compiler_it_says_what_to_install(ghost):
     assert "pip install libtpu==" in ghost.refused(*check("--topology=v5e:4x4"))

@@ -136,9 +136,17 @@ def in_half() -> Run:
     return Run(one_device(), config=HALF).updates(5)
 
 
+def distance(run: Run, other: Run) -> float:
+    """Returns that of their parameters, over the length of the latter."""
+    apart = optax.tree.sub(jax.device_get(run.state.params), jax.device_get(other.state.params))
+    return float(optax.global_norm(apart) / optax.global_norm(other.state.params))
+
+
 def test_in_bfloat16_the_losses_are_about_those_of_float32(reference, in_half):
     assert in_half.losses == pytest.approx(reference.losses, rel=0.01)
     assert in_half.losses != reference.losses
+    still = Run(one_device(), config=HALF)
+    assert distance(in_half, still) > 0.01, "five updates go much further than the tolerances"
     assert {leaf.dtype for leaf in jax.tree.leaves(in_half.state.params)} == {np.dtype("float32")}
 
 
@@ -146,14 +154,14 @@ def test_in_bfloat16_the_losses_are_about_those_of_float32(reference, in_half):
 def test_in_bfloat16_the_update_does_not_depend_on_how_the_batch_is_cut(in_half, micro_batch_size):
     cut = Run(one_device(), micro_batch_size, HALF).updates(5)
     assert cut.losses == pytest.approx(in_half.losses, rel=1e-3)
-    assert_trees_close(cut.state.params, in_half.state.params, 1e-4)
+    assert distance(cut, in_half) < 1e-3
 
 
 @needs_eight
 def test_in_bfloat16_the_update_does_not_depend_on_the_mesh(in_half):
     run = Run(make_mesh(2, 2, 2), 8, HALF).updates(5)
     assert run.losses == pytest.approx(in_half.losses, rel=1e-3)
-    assert_trees_close(run.state.params, in_half.state.params, 1e-4)
+    assert distance(run, in_half) < 1e-3
 
 
 def test_five_updates_move_the_parameters_by_far_more_than_the_tolerances(reference):

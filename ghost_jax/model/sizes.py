@@ -18,6 +18,8 @@ class ModelConfig:
       dropout: rate in training, applied to the embedding and each residual branch.
       dtype: compute type, "float32" or "bfloat16"; parameters are float32 always.
       remat: whether the backward pass computes all of a block again, rather than only what is cheap.
+      attention: how whole sequences attend, a name of `ghost_jax.model.attention_kernels`; "auto", which that module's
+        `choose` resolves for a run, is computed as "blocks". It is no part of a checkpoint's identity.
       scan: whether training goes through the blocks in a loop over stacked parameters: a deep model compiles as fast as
         a shallow one, and of what a block can compute again only one block's is held. Who reads a model has them apart.
       kv_heads: heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023); 0: one a query.
@@ -51,6 +53,7 @@ class ModelConfig:
     rope_high: float = 4.0
     norm_eps: float = 1e-6
     tied: bool = True
+    attention: str = "blocks"
 
     @property
     def head_width(self) -> int:
@@ -94,8 +97,9 @@ class ModelConfig:
         return {name: value for name, value, default in fields if name not in LATER or value != default}
 
 
-# What only models made elsewhere set.
+# What only models made elsewhere set, and what a run sets for its devices.
 LATER = (
+    "attention",
     *("kv_heads", "head_dim", "norm_eps", "tied"),
     *("rope_base", "rope_factor", "rope_context", "rope_low", "rope_high"),
 )

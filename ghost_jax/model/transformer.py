@@ -22,12 +22,11 @@ from ghost_jax.model.attention import (
     KeysValues,
     angles_of,
     attend,
-    attend_causally,
     rotate,
     sights,
     taken,
-    visibility,
 )
+from ghost_jax.model.attention_kernels import attend_whole, mask_for
 from ghost_jax.model.product import KEPT, Dense
 from ghost_jax.model.sizes import ModelConfig
 
@@ -81,6 +80,7 @@ class Attention(nn.Module):
     """
 
     config: ModelConfig
+    rows: jax.sharding.NamedSharding | None = None
 
     @nn.compact
     def __call__(
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         if at is not None:
             new, attended = None, jax.nn.dot_product_attention(taken(q, at), k, v, mask=visible)
         elif past is None:
-            new, attended = None, attend_causally(q, k, v, visible)  # [B, T, H, K]
+            new, attended = None, attend_whole(c.attention, q, k, v, visible, self.rows)  # [B, T, H, K]
         else:
             new = k.swapaxes(1, 2), v.swapaxes(1, 2)
             attended = attend(q, past, new, visible)
@@ -129,6 +129,7 @@ class Block(nn.Module):
     """One pre-norm layer; `past`, `at` and the keys and values returned are those of `Attention`."""
 
     config: ModelConfig
+    rows: jax.sharding.NamedSharding | None = None
 
     @nn.compact
     def __call__(
@@ -141,7 +142,8 @@ class Block(nn.Module):
         at: jax.Array | None = None,
     ) -> tuple[jax.Array, KeysValues | None]:
         c = self.config
-        attended, new = Attention(c, name="attention")(Norm(c, name="attention_norm")(x), angles, visible, past, at)
+        attention = Attention(c, self.rows, name="attention")
+        attended, new = attention(Norm(c, name="attention_norm")(x), angles, visible, past, at)
         x = (x if at is None else taken(x, at)) + nn.Dropout(c.dropout, deterministic=deterministic)(attended)
         fed = FeedForward(c, name="feed_forward")(Norm(c, name="feed_forward_norm")(x))
         return x + nn.Dropout(c.dropout, deterministic=deterministic)(fed), new
@@ -158,7 +160,7 @@ class Transformer(nn.Module):
     """
 
     config: ModelConfig
-    rows: jax.sharding.Sharding | None = None
+    rows: jax.sharding.NamedSharding | None = None
 
     def setup(self):
         c = self.config
@@ -175,9 +177,9 @@ class Transformer(nn.Module):
         # Inside a scan nothing can undo a remat by merging both computations of a block into one.
         block = nn.remat(Block, static_argnums=(4,), prevent_cse=not c.scan, policy=policy)
         if c.scan:
-            self.block = block(c, name="blocks")
+            self.block = block(c, self.rows, name="blocks")
         else:
-            self.block = [block(c, name=f"block_{i}") for i in range(c.layers)]
+            self.block = [block(c, self.rows, name=f"block_{i}") for i in range(c.layers)]
         self.final_norm = Norm(c, name="final_norm")
         self.embedding_dropout = nn.Dropout(c.dropout)
 
@@ -202,7 +204,8 @@ class Transformer(nn.Module):
             raise ValueError(f"{tokens.shape[1]} tokens do not fit a context of {self.config.context}")
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        return self._through(tokens, positions, visibility(segments, branches), deterministic, at=at)[0]
+        mask = mask_for(self.config.attention, segments, branches, at)
+        return self._through(tokens, positions, mask, deterministic, at=at)[0]
 
     def prefill(self, tokens: jax.Array, lengths: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
         """Returns the last hidden state [B, T, D] of prompts and their cache of `slots` slots.
@@ -310,7 +313,7 @@ def init(config: ModelConfig, key: jax.Array) -> dict:
 
     The padding rows of the embedding and the head are zero.
     """
-    apart = Transformer(dataclasses.replace(config, scan=False))
+    apart = Transformer(dataclasses.replace(config, scan=False, attention="blocks"))
     params = apart.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
     params = stack_blocks(params) if config.scan else params
     real = jnp.arange(config.padded_vocab)[:, None] < config.vocab_size

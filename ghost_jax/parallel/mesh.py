@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ghost_jax.errors import UserError
@@ -30,8 +31,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
             f"A mesh of data={data}, fsdp={fsdp}, tensor={tensor} does not cover the {count} device(s) here. Set "
             f"--config.mesh.data, .fsdp and .tensor so that they multiply to {count}; one may be -1."
         )
+    # jax.make_mesh refuses, on every TPU but v5e, an axis that is no product of the torus's: tensor=2 on 4x4x4.
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto axes: the compiler propagates shardings from the inputs'; Explicit ones would have to be spelled at each op.
-    return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
