@@ -146,7 +146,7 @@ def test_in_bfloat16_the_losses_are_about_those_of_float32(reference, in_half):
     assert in_half.losses == pytest.approx(reference.losses, rel=0.01)
     assert in_half.losses != reference.losses
     still = Run(one_device(), config=HALF)
-    assert distance(in_half, still) > 0.01, "five updates go much further than the tolerances"
+    assert distance(in_half, still) > 3e-3, "five updates go much further than the tolerances"
     assert {leaf.dtype for leaf in jax.tree.leaves(in_half.state.params)} == {np.dtype("float32")}
 
 
