@@ -9,6 +9,7 @@ and control characters, which a terminal would obey, are shown and not sent to i
 import argparse
 import codecs
 import contextlib
+import dataclasses
 import importlib
 import json
 import re
@@ -201,6 +202,8 @@ def open_run(
     """Returns a conversation with a run and the step it is at. Raises UserError where it holds no whole chat model."""
     mesh = make_mesh(devices=jax.devices()[:1])  # one conversation is a batch of one
     model, params, step = load_model(workdir, mesh)
+    if not flags.jsonl and jax.default_backend() == "cpu":
+        model = dataclasses.replace(model, dtype="float32")  # a CPU decodes one row slower in bfloat16
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
     if absent := [role for role in ROLES if not tokenizer.has(role)]:
         raise UserError(

@@ -106,7 +106,7 @@ def test_what_a_terminal_would_obey_is_shown_instead():
 
 @pytest.mark.usefixtures("compile_quickly")
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(tiny_run, capsys):
-    flags = argparse.Namespace(max_new_tokens=20, seed=0)
+    flags = argparse.Namespace(max_new_tokens=20, seed=0, jsonl=False)
     conversation, _ = open_run(tiny_run.workdir, flags, GREEDY, None)
     notes = Console(markup=False)
     whole = conversation.turn("hello")

@@ -68,7 +68,7 @@ def test_a_vocabulary_of_ours_is_known_as_it_was():
 
 
 def test_an_imported_chat_model_can_be_talked_to(runs):
-    flags = argparse.Namespace(max_new_tokens=24, seed=0)
+    flags = argparse.Namespace(max_new_tokens=24, seed=0, jsonl=False)
     conversation, _ = open_run(runs["chat"], flags, Sampling(temperature=3.0), None)
     answers = list(conversation.answers(["hello", "attackers?"], 0))
     assert [answer["prompt"] for answer in answers] == ["hello", "attackers?"]
