@@ -44,7 +44,7 @@ def test_a_command_that_trains_looks_for_no_tpu(ghost, with_libtpu, tmp_path):
 def test_a_sweep_that_opens_a_run_looks_for_no_tpu(ghost, with_libtpu, tmp_path):
     opened = tmp_path / "peak_lr=0.02-seed2"
     opened.mkdir()
-    (opened / "config.json").write_text(json.dumps({"seed": 7}))
+    (opened / "config.json").write_text(json.dumps({"seed": 7, "model": {"dtype": "float32"}}))
     command = ("ghost_jax.sweep", "--config=configs/sweeps/lr.py:nano", f"--runs={tmp_path}", "--dry_run")
     result = ghost(*command, env=with_libtpu, check=False)
     assert "holds a run of another config" in " ".join(result.stderr.split())
