@@ -110,11 +110,7 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
         if diff := _git("diff", "HEAD"):
             write_text(workdir / "git.diff", diff)
         return
-    try:
-        found = json.loads(read_text(path))
-    except ValueError as fault:
-        raise UserError(f"{path} is broken ({fault}). Delete {workdir} and repeat the command.") from None
-    differences = list(_differences(config_lib.completed(found), config_lib.completed(asked)))
+    differences = list(_differences(config_lib.completed(_config_in(workdir)), config_lib.completed(asked)))
     if differences:
         raise UserError(
             f"{workdir} holds a run of another config: {'; '.join(differences)}. Repeat the command that made it to "
@@ -125,11 +121,19 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
 def settle(config: ConfigDict, workdir: Path) -> None:
     """Makes `model.dtype=auto` the type that the run in `workdir` has, or of a new one the faster type here.
 
-    So a run goes on in the type it began with, on whatever machine.
+    A run is resumed in the type it began with, on whatever machine. Raises UserError where its config is broken.
     """
     if config.model.dtype == "auto":
-        path = workdir / "config.json"
-        config.model.dtype = read_json(path)["model"]["dtype"] if path.is_file() else runtime.fast_dtype()
+        begun = (workdir / "config.json").is_file()
+        config.model.dtype = _config_in(workdir)["model"]["dtype"] if begun else runtime.fast_dtype()
+
+
+def _config_in(workdir: Path) -> dict:
+    path = workdir / "config.json"
+    try:
+        return json.loads(read_text(path))
+    except ValueError as fault:
+        raise UserError(f"{path} is broken ({fault}). Delete {workdir} and repeat the command.") from None
 
 
 def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepared) -> None:

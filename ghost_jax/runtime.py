@@ -1,7 +1,6 @@
 """Settings of the process that computes: kept compilations, no TPU where there is none, one quieted library."""
 
 import errno
-import functools
 import logging
 import os
 import re
@@ -34,15 +33,14 @@ def set_up() -> None:
     _hush_echoes()
 
 
-@functools.cache
-def fast_dtype() -> str:
-    """Returns the type in which the devices at hand train fastest: "bfloat16", or "float32" on a CPU without it."""
+def fast_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Returns the type in which the devices at hand train fastest: "bfloat16", or "float32" on a CPU without it.
+
+    A CPU that has bfloat16 instructions lists them in `cpuinfo`, a file that Linux alone has; elsewhere it is float32.
+    """
     if jax.default_backend() != "cpu":
         return "bfloat16"
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:  # no Linux: no YNN either, which multiplies bfloat16 fast
-        return "float32"
+    flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.is_file() else set()
     return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
 
 

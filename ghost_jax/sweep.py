@@ -107,8 +107,8 @@ def check_same(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError where the directory holds a run of another config."""
     if not (workdir / "config.json").is_file():
         return
-    run_dir.settle(config, workdir)
     try:
+        run_dir.settle(config, workdir)
         run_dir.open_run(workdir, config)
     except UserError as fault:
         raise UserError(f"{fault} A sweep is given another folder by --runs.") from None

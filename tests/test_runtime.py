@@ -1,10 +1,14 @@
-"""ghost_jax/runtime.py: an installed libtpu is not loaded where there is no TPU."""
+"""ghost_jax/runtime.py: an installed libtpu is not loaded where there is no TPU; the type a machine trains in."""
 
 import json
 import os
 import subprocess
 import sys
 
+import pytest
+
+from ghost_jax import config, run_dir, runtime
+from ghost_jax.errors import UserError
 from tests.conftest import ROOT, WAIT, tiny_base
 
 # As the real package: importing it names its library, which prints errors when it is loaded without a TPU.
@@ -75,3 +79,39 @@ def test_a_read_that_is_dropped_after_a_failed_one_says_nothing(tmp_path):
     said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT).stderr
     assert "something else" in said
     assert "reading array" not in said.replace(DROPPED, "")
+
+
+# ---- The type that a run computes in ----
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [("avx2 avx512f amx_bf16", "bfloat16"), ("avx512_bf16 fma", "bfloat16"), ("avx2 avx512f amx_int8", "float32")],
+)
+def test_a_cpu_trains_in_bfloat16_where_it_has_the_instructions(tmp_path, flags, dtype):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n")
+    assert runtime.fast_dtype(tmp_path / "cpuinfo") == dtype
+    assert runtime.fast_dtype(tmp_path / "absent") == "float32"
+
+
+@pytest.mark.parametrize("begun_in", ["float32", "bfloat16"])
+def test_a_run_keeps_the_type_it_began_with(tmp_path, begun_in):
+    def asked(dtype):
+        with_dtype = config.load("configs/pretrain_v05.py:nano")
+        config.override(with_dtype, "model.dtype", dtype)
+        run_dir.settle(with_dtype, tmp_path)
+        return with_dtype
+
+    assert asked("auto").model.dtype == runtime.fast_dtype()
+    run_dir.open_run(tmp_path, asked(begun_in))
+    assert asked("auto").model.dtype == begun_in
+    run_dir.open_run(tmp_path, asked("auto"))
+    other = "float32" if begun_in == "bfloat16" else "bfloat16"
+    with pytest.raises(UserError, match=r"model\.dtype"):
+        run_dir.open_run(tmp_path, asked(other))
+
+
+def test_a_broken_config_is_named_before_its_type_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {"dty')
+    with pytest.raises(UserError, match=r"config\.json is broken"):
+        run_dir.settle(config.load("configs/pretrain_v05.py:nano"), tmp_path)

@@ -151,6 +151,18 @@ def test_a_run_cut_short_goes_on_bit_for_bit(cut_runs, tiny_run, each):
     assert_same_result(cut_runs[each], tiny_run)
 
 
+def test_in_bfloat16_a_run_is_resumed_bit_for_bit_and_in_that_type(ghost, tmp_path):
+    """Also by a command that leaves the type to the machine, whatever that would choose for a new run."""
+    uncut, resumed = tmp_path / "uncut", tmp_path / "resumed"
+    ghost(*tiny_base(uncut, "--config.model.dtype=bfloat16"))
+    shutil.copytree(uncut, resumed)
+    (resumed / "status.json").unlink()
+    shutil.rmtree(resumed / "checkpoints" / "8")
+    result = ghost(*tiny_base(resumed, "--config.model.dtype=auto"))
+    assert "after update 6" in result.stdout
+    assert_same_run(resumed, uncut)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("each", [*MORE_CUTS, ("base", 4, signal.SIGINT)], ids=str)
 def test_a_run_cut_short_anywhere_goes_on_bit_for_bit(ghost, tiny_run, tmp_path, each):
