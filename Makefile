@@ -5,9 +5,10 @@ BIN := .venv/bin
 # Bytecode is left to be made for what is imported: for all of it, it takes as long as the rest of the installation.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 RUN_NAME = $(notdir $(RUN:/=))
+INTO := evals/records
 RECORDS := config.json environment.json data.json metrics.jsonl status.json stopped.json
 
-.PHONY: quickstart test test-all lint ablation bench bench-table record results clean
+.PHONY: quickstart test test-all lint ablation bench bench-table campaign record results clean
 
 quickstart: .venv/ready  ## train chat_v5 at nano size, score it, write the report
 	$(BIN)/python -m ghost_jax.train --config=configs/chat_v5.py:nano
@@ -36,9 +37,12 @@ bench-table: .venv/ready  ## the speed table of README.md, from the records in t
 
 record:  ## keep a run's records, not its weights, for RESULTS.md: make record RUN=runs/chat_v5-nano
 	@test -f $(RUN)/config.json || { echo "RUN=$(RUN) names no run directory: make record RUN=runs/chat_v5-nano"; exit 1; }
-	mkdir -p evals/records/$(RUN_NAME)
-	cp -r $(wildcard $(addprefix $(RUN)/,$(RECORDS))) $(CURDIR)/evals/records/$(RUN_NAME)
-	if [ -d $(RUN)/evals ]; then cp -r $(RUN)/evals $(CURDIR)/evals/records/$(RUN_NAME); fi
+	mkdir -p $(INTO)/$(RUN_NAME)
+	cp -r $(wildcard $(addprefix $(RUN)/,$(RECORDS))) $(INTO)/$(RUN_NAME)
+	if [ -d $(RUN)/evals ]; then cp -r $(RUN)/evals $(INTO)/$(RUN_NAME); fi
+
+campaign: .venv/ready  ## run or resume all experiments of RESULTS.md, days on two cores; CAMPAIGN=DIR holds their runs
+	$(BIN)/python -m launch.campaign
 
 results: .venv/ready  ## RESULTS.md from the run records in the repository
 	$(BIN)/python -m ghost_jax.report --runs=evals/records --out=report

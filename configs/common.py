@@ -43,7 +43,9 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.data = ConfigDict()
     c.data.sources = ("attack", "capec", "cwe", "embedded")  # names in ghost_jax/data/sources
     c.data.seq_len = 512  # tokens a row
-    c.data.mixture = ConfigDict({"pretrain": 1.0, "facts": 0.0})  # dataset -> multiplier = record repetition
+    c.data.mixture = ConfigDict(
+        {"pretrain": 1.0, "facts": 0.0, "exposure": 0.0}
+    )  # dataset -> multiplier = record repetition
     c.data.later = ConfigDict()  # "1500": {"qa": 0.0}: multipliers that change with update 1500
     c.data.packing = False  # several conversations in a row, none seeing another
     c.data.overlong = "crop"  # a conversation longer than a row loses its beginning; "drop" leaves it out
@@ -63,11 +65,11 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.evals = ConfigDict()  # evals/<name>.py with its options, run at the end
 
     if stage == "chat":
-        names = ("qa", "mcq", "cot", "small_talk", "fact_mcq", "raft", "rank", "read")
+        names = ("qa", "mcq", "cot", "small_talk", "fact_mcq", "raft", "rank", "fact_rank", "read")
         c.data.mixture = ConfigDict(dict.fromkeys(names, 0.0))
         c.init_tokens = "mean"  # how the new rows of the embedding start: "mean" of the old ones or "random"
         # Mixing weights of the objectives: the masked language-model loss, cross-entropy over the option letters,
-        # and softmax over the log-probabilities of the options' texts (of the datasets "rank" and "read").
+        # and softmax over the log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read").
         c.objective = ConfigDict({"lm": 1.0, "letter": 0.0, "ranking": 0.0})
         c.data.packing = True
         c.data.layout = "classic"  # how multiple choice is put; names in ghost_jax/text/multiple_choice.py

@@ -263,7 +263,7 @@ def _chat(config: ConfigDict) -> str | None:
         )
     if config.objective.ranking and not any(config.data.mixture[name] for name in RANKED):
         return (
-            f"objective.ranking ranks the options of the datasets {' and '.join(RANKED)}, none of which is mixed in: "
+            f"objective.ranking ranks the options of the datasets {', '.join(RANKED)}, none of which is mixed in: "
             "set --config.data.mixture.rank=1 as well."
         )
     if config.data.cot.teacher != "offline":
@@ -273,7 +273,7 @@ def _chat(config: ConfigDict) -> str | None:
 
 RULES = (_sizes, _schedule, _updates, _mixture, _metric, _chat)
 LETTERED = ("mcq", "cot", "fact_mcq", "raft")  # datasets whose answers begin with a letter
-RANKED = ("rank", "read")  # datasets whose options are ranked
+RANKED = ("rank", "fact_rank", "read")  # datasets whose options are ranked
 # Built for every chat recipe, mixed in or not: recipes share their validation records, so that losses compare.
 SHARED = ("qa", "mcq", "cot", "small_talk")
 

@@ -158,8 +158,8 @@ KEY_VARIABLE = "GHOST_TEACHER_KEY"  # the environment variable with the key of `
 
 # The tables of the modules that give these names a meaning hold the same ones; a test compares them.
 SOURCES = ("attack", "attack18", "capec", "cwe", "nvd", "kev", "exploitdb", "cti", "cve", "embedded")
-BASE_DATASETS = ("pretrain", "facts")
-CHAT_DATASETS = ("qa", "mcq", "cot", "small_talk", "fact_mcq", "raft", "rank", "read")
+BASE_DATASETS = ("pretrain", "facts", "exposure")
+CHAT_DATASETS = ("qa", "mcq", "cot", "small_talk", "fact_mcq", "raft", "rank", "fact_rank", "read")
 # Names that documents have as their source; files of one's own may have others.
 QA_SOURCES = ("attack", "capec", "cwe", "cve_trickest", "nvd", "kev", "exploitdb", "ctf", "embedded")
 LOSSES = ("val_loss", "val_loss_shared", *(f"val_loss_{name}" for name in BASE_DATASETS + CHAT_DATASETS))
@@ -238,8 +238,10 @@ CHAT: dict[str, Domain] = {f"data.mixture.{name}": MULTIPLIER for name in CHAT_D
     "look.every": COUNT_OR_NONE,
     "look.questions": COUNT,
 }
-# What a config need not have: the evaluations of a chat model, and what only models made elsewhere set.
+# What a config need not have: its evaluations, and what only models made elsewhere set.
+PRETRAIN_OPTIONS: dict[str, Domain] = {"evals.recall.batch_size": Whole(1, 2**20)}
 CHAT_OPTIONS: dict[str, Domain] = {
+    "evals.facts.batch_size": Whole(1, 2**20),
     "evals.ctibench.batch_size": Whole(1, 2**20),
     "evals.ctibench.orders": OneOf(("cyclic", "published", "all")),
 }
@@ -254,7 +256,7 @@ OPTIONS: dict[str, Domain] = {
     "model.norm_eps": POSITIVE,
     "model.tied": Flag(),
 }
-DOMAINS = BOTH | PRETRAIN | CHAT | CHAT_OPTIONS | OPTIONS
+DOMAINS = BOTH | PRETRAIN | CHAT | PRETRAIN_OPTIONS | CHAT_OPTIONS | OPTIONS
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -283,7 +285,7 @@ def check(config: ConfigDict, prefix: str = "") -> None:
     if not BOTH["stage"].holds(stage):
         raise UsageError(f"{prefix}stage is {shown(stage)}; use {BOTH['stage']}.")
     needed = BOTH | (CHAT if stage == "chat" else PRETRAIN)
-    known = needed | OPTIONS | (CHAT_OPTIONS if stage == "chat" else {})
+    known = needed | OPTIONS | (CHAT_OPTIONS if stage == "chat" else PRETRAIN_OPTIONS)
     for key, value in found.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

@@ -137,7 +137,7 @@ def _config_in(workdir: Path) -> dict:
 
 
 def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepared) -> None:
-    """Writes what the run eats into its directory: tokenizer, sources, mixture, notes, held-out questions."""
+    """Writes what the run is trained on into its directory: tokenizer, sources, mixture, notes, held-out questions."""
     corpus = store.manifest(prepared.corpus)
     record = {key: corpus[key] for key in ("made_from", "documents", "duplicates_dropped", "licenses")}
     mix = mix_of(config, prepared)
@@ -155,6 +155,11 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
     if "mcq" in prepared.stores:
         held_out = prepared.stores["mcq"] / "items-test.jsonl"
         write_text(workdir / "heldout.jsonl", held_out.read_text(encoding="utf-8"))
+    if "fact_mcq" in prepared.stores:  # both splits that no run is trained on
+        splits = [prepared.stores["fact_mcq"] / f"items-{split}.jsonl" for split in ("validation", "test")]
+        write_text(workdir / "facts.jsonl", "".join(split.read_text(encoding="utf-8") for split in splits))
+    if "exposure" in prepared.stores:
+        write_text(workdir / "exposure.jsonl", (prepared.stores["exposure"] / "exposure.jsonl").read_text("utf-8"))
 
 
 def trained_on(config: ConfigDict, base_workdir: Path, prepared: Prepared) -> list[str]:

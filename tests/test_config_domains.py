@@ -15,6 +15,7 @@ from ghost_jax.config_domains import (
     CHAT_OPTIONS,
     DOMAINS,
     OPTIONS,
+    PRETRAIN_OPTIONS,
     SOURCES,
     Flag,
     Later,
@@ -33,7 +34,9 @@ from ghost_jax.optim import OPTIMIZERS, SCHEDULES
 from tests.conftest import ROOT
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "common.py")
-CHAT, BASE = (f"{ROOT}/configs/{name}.py:nano" for name in ("chat_v5", "pretrain_v05"))
+CHAT, BASE, FACTS, EXPOSURE = (
+    f"{ROOT}/configs/{name}.py:nano" for name in ("chat_v5", "pretrain_v05", "chat_facts", "pretrain_exposure")
+)
 
 
 def parse(*argv: str) -> ConfigDict:
@@ -157,6 +160,7 @@ ABSURD = {
 @pytest.mark.parametrize("key", DOMAINS)
 def test_a_value_outside_of_its_domain_is_refused_with_the_name_of_its_key(key):
     spec = BASE if key.removeprefix("data.mixture.") in BASE_DATASETS else CHAT
+    spec = {"evals.recall.batch_size": EXPOSURE, "evals.facts.batch_size": FACTS}.get(key, spec)
     for value in [*outside(DOMAINS[key]), *ABSURD.get(key, ())]:
         config = config_lib.load(spec)
         group, name = held_by(config, key)
@@ -173,7 +177,7 @@ def test_what_is_absurd_has_a_key():
     assert not ABSURD.keys() - DOMAINS.keys()
 
 
-@pytest.mark.parametrize("key", sorted(DOMAINS.keys() - CHAT_OPTIONS.keys()))
+@pytest.mark.parametrize("key", sorted(DOMAINS.keys() - CHAT_OPTIONS.keys() - PRETRAIN_OPTIONS.keys()))
 def test_a_base_is_checked_as_its_chat_config_is(key):
     config = config_lib.load(CHAT)
     if key not in dict(leaves(config.base)):
@@ -224,6 +228,7 @@ NUMBERS = [key for key, domain in DOMAINS.items() if isinstance(domain, Whole | 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_what_is_no_number_or_beyond_all_numbers_is_refused_on_the_command_line(key):
     spec = BASE if key.removeprefix("data.mixture.") in BASE_DATASETS else CHAT
+    spec = {"evals.recall.batch_size": EXPOSURE, "evals.facts.batch_size": FACTS}.get(key, spec)
     digits = ("1" + "0" * 400, "1" + "0" * 5000, "10**5000")
     for text in ("nan", "inf", "-inf", "1e400", "-1e400", *digits, "", "1e", "()"):
         with pytest.raises(UsageError) as caught:
@@ -235,6 +240,7 @@ def test_what_is_no_number_or_beyond_all_numbers_is_refused_on_the_command_line(
 @pytest.mark.parametrize("key", [key for key in NUMBERS if isinstance(DOMAINS[key], Whole)])
 def test_a_count_is_no_float_and_none_that_overflows(key):
     spec = BASE if key.removeprefix("data.mixture.") in BASE_DATASETS else CHAT
+    spec = {"evals.recall.batch_size": EXPOSURE, "evals.facts.batch_size": FACTS}.get(key, spec)
     for text in ("1e3", "20.0", "-0.5", str(2**63), str(2**64), str(-(2**63))):
         with pytest.raises(UsageError) as caught:
             parse(f"--config={spec}", f"--config.{key}={text}")

@@ -105,6 +105,10 @@ def _rank(given: Ingredients) -> Iterator[rank.Ranking]:
     return rank.build((q, ()) for q in mcq.questions(given.documents, given.options.seed))
 
 
+def _fact_rank(given: Ingredients) -> Iterator[rank.Ranking]:
+    return rank.build((q, ()) for q in fact_mcq.questions(given.documents, given.options.seed))
+
+
 def _read(given: Ingredients) -> Iterator[rank.Ranking]:
     asked = fact_mcq.questions(given.documents, given.options.seed)
     return rank.build(raft.with_passages(asked, _index_of(asked, given), given.options.seed) if asked else ())
@@ -185,6 +189,14 @@ DATASETS = {
     ),
     "rank": Dataset(
         "multiple choice whose options are ranked", _ASKED, _rank, ("seed",), (mcq, rank, multiple_choice), rank.row
+    ),
+    "fact_rank": Dataset(
+        "the questions of fact_mcq, their options ranked",
+        _TYPED,
+        _fact_rank,
+        ("seed",),
+        (fact_mcq, question_forms, rank, multiple_choice),
+        rank.row,
     ),
     "read": Dataset(
         "multiple choice with retrieved passages, its options ranked",

@@ -59,7 +59,8 @@ def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
     else:
         base = _base_vocabulary(config.base, data_dir)
         vocabulary = conversations.vocabulary_of(base)
-        names = _known(mixed | set(config_lib.SHARED), conversations)
+        asked = {"fact_mcq"} if "facts" in config.evals else set()  # its questions, also where it is not trained on
+        names = _known(mixed | set(config_lib.SHARED) | asked, conversations)
         made = {name: conversations.dataset_store(name, config, documents, vocabulary, _say) for name in names}
     _refuse_empty(config, documents, {name: made[name] for name in made if name in mixed})
     return Prepared(documents, made, vocabulary, base, inputs.notes)

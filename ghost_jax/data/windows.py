@@ -13,7 +13,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from ghost_jax.data import array_record, store
-from ghost_jax.data.builders import Documents, pretrain, rewrite
+from ghost_jax.data.builders import Documents, exposure, fact_mcq, pretrain, question_forms, rewrite
 from ghost_jax.data.corpus import BOOK, documents_of
 from ghost_jax.data.records import Record
 from ghost_jax.text import tokenizer
@@ -27,18 +27,20 @@ class Dataset:
     Attributes:
       about: what it is, for the screen.
       made_of: what its records come from, for the message where there are none.
-      rows: `(documents, vocabulary, split, window)` to the rows of one split.
+      rows: `(documents, vocabulary, split, window, **options)` to the rows of one split.
       made_by: the modules that decide its rows, beside those that decide the documents.
       sources: the documents it takes, as they call their source; None for all.
+      options: the keys of `config.data` that it depends on.
       describe: writes beside the rows what else is known of them, and returns it for the manifest in short.
     """
 
     about: str
     made_of: str
-    rows: Callable[[Documents, Tokenizer, str, int], Iterator[dict]]
+    rows: Callable[..., Iterator[dict]]
     made_by: tuple[ModuleType, ...]
     sources: tuple[str, ...] | None = None
-    describe: Callable[[Documents, Path], dict] = lambda documents, folder: {}
+    options: tuple[str, ...] = ()
+    describe: Callable[..., dict] = lambda documents, folder, **options: {}
 
 
 def _exposures(documents: Documents, folder: Path) -> dict:
@@ -47,6 +49,16 @@ def _exposures(documents: Documents, folder: Path) -> dict:
         for fact in rewrite.facts_of(documents):
             file.write(json.dumps(fact) + "\n")
     return {"facts": rewrite.summary(documents)}
+
+
+def _asked(documents: Documents, folder: Path, seed: int) -> dict:
+    """Writes `exposure.jsonl`, the items that recall is measured on, and returns how many there are by exposures."""
+    by_count: dict[str, int] = {}
+    with (folder / "exposure.jsonl").open("w", encoding="utf-8") as file:
+        for item in exposure.items(documents, seed):
+            file.write(json.dumps(item) + "\n")
+            by_count[str(item["exposures"])] = by_count.get(str(item["exposures"]), 0) + 1
+    return {"exposures": by_count}
 
 
 DATASETS = {
@@ -58,7 +70,16 @@ DATASETS = {
         rewrite.build,
         (rewrite, pretrain),
         BOOK,
-        _exposures,
+        describe=_exposures,
+    ),
+    "exposure": Dataset(
+        "a thousand typed facts stated 10 to 1,000 times each, and documents that do not state them",
+        f"typed facts in sets of four, as {', '.join(BOOK)} state them",
+        exposure.build,
+        (exposure, rewrite, pretrain, fact_mcq, question_forms),
+        BOOK,
+        options=("seed",),
+        describe=_asked,
     ),
 }
 
@@ -79,6 +100,7 @@ def vocabulary_store(config: ConfigDict, corpus: Path, say: Callable[[str], None
 def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Callable) -> Path:
     """Returns the store of one of `DATASETS`: its rows of `config.data.seq_len + 1` tokens."""
     window, dataset = config.data.seq_len, DATASETS[name]
+    options = {key: config.data[key] for key in dataset.options}
 
     def documents() -> Iterator[Record]:
         return (r for r in documents_of(corpus)() if dataset.sources is None or r.source in dataset.sources)
@@ -86,9 +108,11 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
     def write(folder: Path) -> dict:
         say(f"building {name}: {dataset.about}, {window} tokens each")
         vocabulary.save(folder / "tokenizer.json")
-        splits = {split: dataset.rows(documents, vocabulary, split, window) for split in ("train", "validation")}
+        splits = {
+            split: dataset.rows(documents, vocabulary, split, window, **options) for split in ("train", "validation")
+        }
         counts = array_record.write_examples(folder, name, splits)
-        return {"datasets": {name: counts}} | dataset.describe(documents, folder)
+        return {"datasets": {name: counts}} | dataset.describe(documents, folder, **options)
 
-    made_from = {"corpus": corpus.name, "tokenizer": vocabulary.sha256, "window": window}
+    made_from = {"corpus": corpus.name, "tokenizer": vocabulary.sha256, "window": window, **options}
     return store.build(name, (*dataset.made_by, tokenizer, array_record), made_from, write)

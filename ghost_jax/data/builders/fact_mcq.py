@@ -24,13 +24,14 @@ from ghost_jax.data.records import SPLITS, Fact, split_of
 from ghost_jax.text.chat import Message
 from ghost_jax.text.multiple_choice import LETTERS, answer, ask
 
-VERSION = 1  # raise it when the same documents give other questions or conversations, also by a change of `shortcuts`
+VERSION = 2  # raise it when the same documents give other questions or conversations, also by a change of `shortcuts`
 
 MOST = 4000  # facts asked a relation, so that none dominates
 CONSIDERED = 3 * MOST  # facts drawn a relation, of which the ones asked remain
 OPTIONS = 4
 LONGEST = 350  # characters of a subject that is asked about
 FEWEST = 12  # words of a description that is asked about
+HELD_OUT_FORMS = 2  # wordings of each relation that no question of the train split has, and all other questions have
 NEAR = 12  # a set is completed from so many objects, the nearest in length: options that look alike are harder
 
 _NUMBER = re.compile(r"(?:^|\()(?P<id>CWE-\d+|(?P<technique>T\d{4})(?:\.\d{3})?)\)?$")
@@ -65,6 +66,13 @@ def questions(documents: Documents, seed: int) -> list[Question]:
         given_away = _one_sided(sets)
         asked += [question for four in sets for question in four if question.id not in given_away]
     return asked
+
+
+def sets_of_facts(documents: Documents) -> Iterator[list[Fact]]:
+    """Yields sets of four facts of one relation, source and split, each object wrong of the three other subjects."""
+    stated, truths = _read(documents, seed=0)
+    for four in itertools.chain.from_iterable(_facts_in_sets(facts, truths, seed=0) for facts in stated.values()):
+        yield [each.fact for each in four]
 
 
 def build(asked: Iterable[Question], layout: str) -> Iterator[Conversation]:
@@ -168,8 +176,9 @@ def _read(documents: Documents, seed: int) -> tuple[dict[str, list[_Stated]], _T
             relation, subject, _ = key = fact.relation, fact.subject.casefold(), fact.object.casefold()
             if key not in found:
                 number = f"{relation}/{record.source}/{record.id}/{rng_of(*key).getrandbits(48):012x}"
-                question = _question(fact, turns[relation, subject], seed)
-                found[key] = _Stated(fact, question, number, record.source, split_of(fact.subject), record.url)
+                split = split_of(fact.subject)
+                question = _question(fact, split, turns[relation, subject], seed)
+                found[key] = _Stated(fact, question, number, record.source, split, record.url)
                 turns[relation, subject] += 1
     truths = _Truths([each.fact for each in found.values()])
     by_relation: dict[str, list[_Stated]] = defaultdict(list)
@@ -187,9 +196,13 @@ def _can_be_asked(fact: Fact, truths: _Truths) -> bool:
     return len(fact.subject) <= LONGEST  # cut short, a description may lose what it is asked about
 
 
-def _question(fact: Fact, turn: int, seed: int) -> str:
-    """Returns the question of a subject's fact number `turn`; no wording comes again before all others have come."""
+def _question(fact: Fact, split: str, turn: int, seed: int) -> str:
+    """Returns the question of a subject's fact number `turn` in the wordings of its split.
+
+    No wording comes again before all others have come.
+    """
     forms = QUESTIONS[fact.relation]
+    forms = forms[:-HELD_OUT_FORMS] if split == "train" else forms[-HELD_OUT_FORMS:]
     first = rng_of(seed, "wording", fact.relation, fact.subject).randrange(len(forms))
     return forms[(first + turn) % len(forms)].format(subject=fact.subject)
 
@@ -207,20 +220,25 @@ def _drawn(facts: Iterable[_Stated], count: int, seed: int) -> list[_Stated]:
 
 def _in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> list[list[Question]]:
     """Returns sets of four questions with the same options, question i having option i as its gold."""
+    sets = []
+    for four in _facts_in_sets(facts, truths, seed):
+        options = tuple(each.fact.object for each in four)
+        sets.append(
+            [
+                Question(each.id, each.source, each.split, each.question, options, i, each.fact.evidence, each.url)
+                for i, each in enumerate(four)
+            ]
+        )
+    return sets
+
+
+def _facts_in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> Iterator[list[_Stated]]:
+    """Yields the sets of four of each relation, split and source."""
     strata: dict[tuple[str, str, str], list[_Stated]] = defaultdict(list)
     for each in facts:
         strata[each.fact.relation, each.split, each.source].append(each)
-    sets = []
     for key, stratum in sorted(strata.items()):
-        for four in _sets_of_four(stratum, truths, rng_of(seed, "sets of four", *key)):
-            options = tuple(each.fact.object for each in four)
-            sets.append(
-                [
-                    Question(each.id, each.source, each.split, each.question, options, i, each.fact.evidence, each.url)
-                    for i, each in enumerate(four)
-                ]
-            )
-    return sets
+        yield from _sets_of_four(stratum, truths, rng_of(seed, "sets of four", *key))
 
 
 def _sets_of_four(facts: Iterable[_Stated], truths: _Truths, rng: Random) -> Iterator[list[_Stated]]:

@@ -1,0 +1,26 @@
+"""A base for measuring knowledge: all typed facts of CAPEC and CWE, about a hundred statements of each.
+
+    python -m ghost_jax.train --config=configs/pretrain_facts.py          # or :mini, :nano
+
+CAPEC and CWE state a quarter of the typed facts of the reference pages. Small enough that a hundred statements of each
+fact fit hours on two cores; `chat_facts.py` asks what is known of them. Rows of facts to rows of documents is nine to
+one.
+"""
+
+from configs import common
+
+
+def get_config(preset=""):
+    c = common.pretrain_on("small36m", preset)
+    scale = common.scale_of(preset)
+    c.data.sources = ("capec", "cwe", "embedded")
+    c.data.mixture.facts = 1.0
+    c.data.validation_records = 256
+    c.steps = {"nano": 18_000, "mini": 6_000, "full": 4_000}[scale]
+    c.batch_size = c.micro_batch_size = 8
+    c.optim.schedule = "wsd"
+    c.optim.warmup_steps = 200
+    c.optim.peak_lr = {"nano": 3e-3, "mini": 2e-3, "full": 1e-3}[scale]
+    c.log_every = 50
+    c.eval_every = c.save_every = 1000
+    return c

@@ -1,0 +1,41 @@
+"""What makes a model answer one letter: eight cells of objective, layout and questions, on the base of chat_facts.
+
+    python -m ghost_jax.sweep --config=configs/sweeps/latch.py:mini          # or :nano
+
+Each cell tunes on one set of multiple-choice questions, beside the same questions and answers and small talk: the
+study's (`mcq`) or those that no shortcut answers (`fact_mcq`). `lm` is the language-model loss alone, `letter` adds the
+cross-entropy over the letters, `ranking` compares the options' texts in place of letters. The first row is chat_facts
+itself, which mixes them.
+"""
+
+from configs.sweeps import knowledge
+from ghost_jax.sweep_grid import Setting, Sweep, at_preset
+
+MCQ = ("mcq", "fact_mcq", "rank", "fact_rank")
+CELLS = {  # name -> objectives, layout, questions and their multiplier
+    "lm-classic-study": (("lm",), "classic", "mcq", 5.0),
+    "lm-classic-facts": (("lm",), "classic", "fact_mcq", 1.0),
+    "lm-letter_after-facts": (("lm",), "letter_after", "fact_mcq", 1.0),
+    "lm-cloze-facts": (("lm",), "cloze", "fact_mcq", 4.0),
+    "letter-classic-study": (("lm", "letter"), "classic", "mcq", 5.0),
+    "letter-classic-facts": (("lm", "letter"), "classic", "fact_mcq", 1.0),
+    "letter-letter_after-facts": (("lm", "letter"), "letter_after", "fact_mcq", 1.0),
+    "ranking-cloze-facts": (("lm", "ranking"), "cloze", "fact_rank", 4.0),
+}
+
+
+def get_sweep(preset=""):
+    spec = at_preset("configs/chat_facts.py", preset)
+    settings = [
+        Setting(
+            name,
+            spec,
+            {
+                **{f"objective.{each}": float(each in objectives) for each in ("lm", "letter", "ranking")},
+                **{f"data.mixture.{each}": multiplier if each == questions else 0.0 for each in MCQ},
+                "data.layout": layout,
+            },
+        )
+        for name, (objectives, layout, questions, multiplier) in CELLS.items()
+    ]
+    return Sweep([*knowledge.get_sweep(preset).settings, *settings])

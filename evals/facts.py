@@ -1,0 +1,54 @@
+"""Scores a chat run on facts of subjects that it was not tuned on, as `evals/ctibench.py` scores it on CTIBench.
+
+The questions are those of the dataset `fact_mcq` whose subject is in the validation or the test split: no record of
+the chat stage is about it, no wording of theirs is in the train split, and nothing that chooses by the options alone
+does better than one in four. The base has read the facts in other wordings.
+"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from evals import ctibench
+from evals.diagnosis import show
+from evals.trees import Predict
+from ghost_jax.errors import UserError
+from ghost_jax.text.tokenizer import Tokenizer
+from ghost_jax.whole import read_json
+
+ITEMS = "facts.jsonl"
+
+
+def check_data(workdir: Path, data_dir: Path | None) -> None:
+    """Raises UserError where the run's data hold the questions, or it has none: `fact_mcq` is not in its mixture."""
+    ctibench.check_data(workdir, data_dir, _items_of(workdir))
+
+
+def evaluate_run(
+    predict: Predict,
+    tokenizer: Tokenizer,
+    workdir: Path,
+    data_dir: Path | None,
+    *,
+    context: int,
+    batch_size: int,
+) -> dict:
+    """Returns the report on the run's held-out fact questions, in the four cyclic orders."""
+    path = _items_of(workdir)
+    size = {"context": context, "batch_size": batch_size}
+    return ctibench.evaluate_run(predict, tokenizer, workdir, data_dir, **size, orders="cyclic", path=path)
+
+
+def show_run(workdir: Path, console: Console) -> None:
+    """Prints the report that a run's directory holds."""
+    show(read_json(workdir / "evals" / "facts.json"), console)
+
+
+def _items_of(workdir: Path) -> Path:
+    path = workdir / ITEMS
+    if not path.is_file() or not path.stat().st_size:
+        raise UserError(
+            f"{path} holds no question: the run's mixture has no fact_mcq, or its sources state no facts. Mix it in by "
+            "--config.data.mixture.fact_mcq=1, or leave evals.facts out of the config."
+        )
+    return path

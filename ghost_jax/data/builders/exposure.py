@@ -1,0 +1,117 @@
+"""Exposure: one thousand facts, each stated 10 to 1,000 times in one training set, to measure what repetition buys.
+
+The facts come in sets of four with the same four options (`fact_mcq`), and a whole set has one number of statements,
+so that no option is more frequent than those it stands beside. `data.seed` rotates which sets get which number: over
+five seeds every fact is stated every number of times. Everything else in the set is documents, each once, without the
+pages that state one of the facts or name both of its ends. One wording of each relation is in no statement; with the
+questions of `question_forms` it is what recall is measured in (`evals/recall.py`).
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+
+from ghost_jax.data.builders import Documents, fact_mcq, rng_of
+from ghost_jax.data.builders.pretrain import is_in, text_of, windows
+from ghost_jax.data.builders.question_forms import QUESTIONS
+from ghost_jax.data.builders.rewrite import STATEMENTS, can_be_rewritten
+from ghost_jax.data.builders.surface_forms import FORMS, fill
+from ghost_jax.data.records import Fact, Record
+from ghost_jax.text.tokenizer import Tokenizer
+
+VERSION = 1  # raise it when the same facts give other statements, documents or items
+
+COUNTS = (10, 30, 100, 300, 1000)  # statements of a fact
+SETS = 50  # of four facts, for each count
+LONGEST = 120  # characters of both names of a fact, so that facts cost about the same
+HELD_OUT = 4  # the index of the wording that no statement has; of every relation it ends in the object
+
+
+def build(documents: Documents, tokenizer: Tokenizer, split: str, window: int, seed: int) -> Iterator[dict]:
+    """Yields rows of `window + 1` tokens; see `pretrain.windows`. The validation split is of documents alone.
+
+    Statements are shuffled, eight to a document, and these documents are shuffled with the others.
+    """
+    stated = {fact: count for four, count in groups(documents, seed) for fact in four}
+    pages = [
+        text_of(record)
+        for index, record in enumerate(documents())
+        if is_in(split, index) and not _gives_away(record, stated)
+    ]
+    texts = pages if split == "validation" else [*pages, *_statements(stated)]
+    rng_of("exposure", "documents", split).shuffle(texts)
+    return windows(texts, tokenizer, split, window, source="exposure")
+
+
+def groups(documents: Documents, seed: int) -> list[tuple[list[Fact], int]]:
+    """Returns the sets of four facts, and how often each fact of a set is stated.
+
+    The relations take turns, so that every count has about as many sets of each.
+    """
+    by_relation: dict[str, list[list[Fact]]] = defaultdict(list)
+    for four in fact_mcq.sets_of_facts(documents):
+        if all(can_be_rewritten(fact) and len(fact.subject) + len(fact.object) <= LONGEST for fact in four):
+            by_relation[four[0].relation].append(four)
+    for relation, sets in by_relation.items():
+        rng_of("exposure", relation).shuffle(sets)
+    # Rounds of as many sets as there are counts keep a relation's share in every count the same.
+    rounds = {
+        relation: [sets[start : start + len(COUNTS)] for start in range(0, len(sets) - len(COUNTS) + 1, len(COUNTS))]
+        for relation, sets in sorted(by_relation.items())
+    }
+    in_turn = [each for of_round in itertools.zip_longest(*rounds.values()) for each in of_round if each]
+    return [
+        (four, COUNTS[(number + seed) % len(COUNTS)]) for sets in in_turn[:SETS] for number, four in enumerate(sets)
+    ]
+
+
+def items(documents: Documents, seed: int) -> Iterator[dict]:
+    """Yields a line for each fact: what it is asked in, its options, and how often it is stated.
+
+    `statement` and `question` end where the object follows; `blank` and `blank_question` are the same about "it".
+    """
+    urls = {fact: record.url for record in documents() for fact in map(_named, record.facts)}
+    for number, (four, count) in enumerate(groups(documents, seed)):
+        for answer, fact in enumerate(four):
+            form, question = FORMS[fact.relation][HELD_OUT], QUESTIONS[fact.relation][-1]
+            yield {
+                "id": f"{fact.relation}/{number}/{answer}",
+                "set": number,
+                "relation": fact.relation,
+                "exposures": count,
+                "options": [each.object for each in four],
+                "answer": answer,
+                "url": urls[_named(fact)],
+                "statement": _up_to_object(form, fact.subject),
+                "blank": _up_to_object(form, "it"),
+                "question": f"Question: {question.format(subject=fact.subject)} Answer:",
+                "blank_question": f"Question: {question.format(subject='it')} Answer:",
+            }
+
+
+def _up_to_object(form: str, subject: str) -> str:
+    return form.partition("{object}")[0].format(subject=subject).rstrip()
+
+
+def _named(fact: Fact) -> Fact:
+    return Fact(fact.subject, fact.relation, fact.object, evidence="")
+
+
+def _statements(stated: dict[Fact, int]) -> Iterator[str]:
+    """Yields documents of `STATEMENTS` lines that state each fact as often as is asked, its wordings in turn."""
+    lines = []
+    for fact, count in stated.items():
+        forms = [form for index, form in enumerate(FORMS[fact.relation]) if index != HELD_OUT]
+        lines += [(fact, form) for form in itertools.islice(itertools.cycle(forms), count)]
+    rng_of("exposure", "statements").shuffle(lines)
+    for start in range(0, len(lines), STATEMENTS):
+        yield "\n".join(fill(form, fact) for fact, form in lines[start : start + STATEMENTS])
+
+
+def _gives_away(record: Record, stated: dict[Fact, int]) -> bool:
+    """Returns whether a document states one of the facts in its fields, or names both ends of one in its text."""
+    named = {(fact.subject, fact.object) for fact in stated}
+    if any((fact.subject, fact.object) in named for fact in record.facts):
+        return True
+    text = text_of(record).casefold()
+    return any(object_.casefold() in text and subject.casefold() in text for subject, object_ in named)

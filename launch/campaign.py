@@ -1,0 +1,189 @@
+"""Runs the study's experiments one after another, unattended: `make campaign`, or `python -m launch.campaign`.
+
+    python -m launch.campaign                 # run or resume; CAMPAIGN names the folder (default ../ghost_jax-campaign)
+    python -m launch.campaign --list          # what is done, what is left and for how long
+
+Everything that a run needs lies in one folder outside of this checkout: worktrees, an environment, caches and run
+directories. Runs that are compared share a commit, that at which the first of them was started. The records of a
+finished run are copied to evals/records/campaign at once and are committed by nobody but you; a run whose records are
+there is not run again. Only unfinished runs and the bases are lost with the folder. All processes run at the lowest
+priority. SIGTERM stops it, and the next start resumes.
+"""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ghost_jax import run_dir, sweep_grid
+from ghost_jax.errors import UserError, command
+from ghost_jax.paths import data_folders, local_path
+from ghost_jax.progress import duration
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = Path("evals/records/campaign")
+COMMIT = "commit.txt"  # of all runs of a folder, which are compared
+CONFIG = "config.json"
+POLL_SECONDS = 20.0
+LOWEST = 19  # priority
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A sweep of the campaign.
+
+    Attributes:
+      sweep: as after `--config=`.
+      folder: of its runs; sweeps that share a base share a folder.
+      base_hours, run_hours: what a base and a run take on two idle cores, scores included; a base counts once a folder.
+    """
+
+    sweep: str
+    folder: str
+    base_hours: float
+    run_hours: float
+
+
+# In the order in which they are run: first those whose base is there already.
+PARTS = (
+    Part("configs/sweeps/knowledge.py:nano", "facts-nano", 0.8, 0.07),
+    Part("configs/sweeps/latch.py:nano", "facts-nano", 0.8, 0.07),
+    Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
+    Part("configs/sweeps/knowledge.py:mini", "facts-mini", 1.4, 0.2),
+    Part("configs/sweeps/recipes.py:nano", "recipes-nano", 0.6, 0.07),
+    Part("configs/sweeps/exposure.py:mini", "exposure-mini", 0.0, 0.6),
+    Part("configs/sweeps/latch.py:mini", "facts-mini", 1.4, 0.2),
+    Part("configs/sweeps/recipes.py:mini", "recipes-mini", 3.6, 0.2),
+)
+
+
+def names_of(part: Part) -> list[str]:
+    """Returns the names of a part's runs, in their order."""
+    return [run.name for run in sweep_grid.load(str(ROOT / part.sweep)).runs()]
+
+
+def ended(run: Path) -> bool:
+    """Returns whether a run directory, or its records, says that the run is finished or was stopped for good."""
+    return run_dir.is_finished(run) or run_dir.stopped(run) is not None
+
+
+def left(folder: Path) -> list[tuple[Part, int, int, float]]:
+    """Returns of each part how many runs are left and of how many, and their hours on two idle cores."""
+    found, bases = [], set()
+    for part in PARTS:
+        names = names_of(part)
+        missing = [name for name in names if not ended(ROOT / RECORDS / part.folder / name)]
+        there = part.folder in bases or any((folder / "runs" / part.folder).glob("pretrain_*/checkpoints"))
+        hours = part.run_hours * len(missing) + part.base_hours * bool(missing and not there)
+        bases |= {part.folder} if missing else set()
+        found.append((part, len(missing), len(names), hours))
+    return found
+
+
+def show(folder: Path) -> None:
+    """Prints what is done and what is left."""
+    parts = left(folder)
+    for part, missing, total, hours in parts:
+        when = f"about {duration(3600 * hours)} left" if missing else "done"
+        print(f"{part.sweep:36} {total - missing:3} of {total:2} runs recorded, {when}", flush=True)
+    print(f"all: about {duration(3600 * sum(hours for *_, hours in parts))} on two idle cores", flush=True)
+
+
+def set_up(folder: Path, part: Part) -> Path:
+    """Returns a worktree at the commit of the part's folder, with an environment; makes what is missing."""
+    tree, pinned = folder / "trees" / part.folder, ROOT / RECORDS / part.folder / COMMIT
+    if not pinned.is_file():
+        if _git("status", "--porcelain", "--untracked-files=no"):
+            raise UserError(f"All runs of {part.folder} share one commit, and this checkout has changes: commit them.")
+        pinned.parent.mkdir(parents=True, exist_ok=True)
+        pinned.write_text(_git("rev-parse", "HEAD") + "\n", encoding="utf-8")
+    if not tree.is_dir():
+        _git("worktree", "prune")
+        _git("worktree", "add", "--detach", str(tree), pinned.read_text(encoding="utf-8").strip())
+        (folder / "environment").mkdir(exist_ok=True)
+        (tree / ".venv").symlink_to(folder / "environment", target_is_directory=True)
+    subprocess.run(["make", "--silent", ".venv/ready"], cwd=tree, check=True)
+    return tree
+
+
+def restore(part: Part, runs: Path) -> None:
+    """Puts the records of runs that have ended where the sweep looks for them; of bases it needs the weights."""
+    for name in names_of(part):
+        record = ROOT / RECORDS / part.folder / name
+        if ended(record) and not (runs / name).exists():
+            shutil.copytree(record, runs / name)
+
+
+def keep(part: Part, runs: Path) -> None:
+    """Copies the records of the runs and bases that have ended since, by `make record`."""
+    for config in runs.glob(f"*/{CONFIG}"):
+        record = ROOT / RECORDS / part.folder / config.parent.name
+        if ended(config.parent) and not (record / CONFIG).is_file():
+            into = ["make", "--silent", "record", f"RUN={config.parent}", f"INTO={RECORDS / part.folder}"]
+            subprocess.run(into, cwd=ROOT, check=True)
+            print(f"recorded {record.relative_to(ROOT)}", flush=True)
+
+
+def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
+    """Runs a part to its end, keeping records on the way; returns whether every run of it ended."""
+    runs = folder / "runs" / part.folder
+    runs.mkdir(parents=True, exist_ok=True)
+    restore(part, runs)
+    words = [str(tree / ".venv/bin/python"), "-m", "ghost_jax.sweep", f"--config={part.sweep}", f"--runs={runs}"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "GHOST_DATA": str(data)}
+    print(f"$ {' '.join(words)}", flush=True)
+    sweep = subprocess.Popen(words, cwd=tree, env=environment, preexec_fn=lambda: os.nice(LOWEST))
+    try:
+        while sweep.poll() is None:
+            time.sleep(POLL_SECONDS)
+            keep(part, runs)
+    finally:
+        sweep.terminate()
+        sweep.wait()
+        keep(part, runs)
+    if sweep.returncode == 0:
+        shutil.copy(runs / "sweep.json", ROOT / RECORDS / part.folder)
+    return sweep.returncode == 0
+
+
+@command
+def main() -> int:
+    """Runs or resumes every experiment of the campaign, in order, and keeps the records of what is finished."""
+    parser = argparse.ArgumentParser(prog="python -m launch.campaign", description=main.__doc__)
+    parser.add_argument(
+        "--folder",
+        type=local_path,
+        metavar="DIR",
+        default=Path(os.environ.get("CAMPAIGN", ROOT.parent / "ghost_jax-campaign")),
+        help="of its worktree, environment, caches and runs (default: $CAMPAIGN, else ../ghost_jax-campaign)",
+    )
+    parser.add_argument("--list", action="store_true", help="say what is done and what is left; run nothing")
+    flags = parser.parse_args()
+    folder = flags.folder.resolve()
+    show(folder)
+    if flags.list:
+        return 0
+    data = data_folders(None)[0].resolve()
+    failed = []
+    for part, missing, *_ in left(folder):
+        if missing and not run(part, folder, set_up(folder, part), data):
+            failed.append(part.sweep)
+    show(folder)
+    if failed:
+        raise UserError(f"Runs of {', '.join(failed)} failed; their logs in {folder / 'runs'} say why. Repeat it.")
+    return 0
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"git {' '.join(words)} failed: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
