@@ -367,8 +367,11 @@ def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
             shape = checkpoints.identity(step)["model"]
             try:
                 model = ModelConfig(**shape)
-            except TypeError as fault:
-                raise UserError(f"The run in {workdir} was made by another version of ghost_jax ({fault}).") from None
+            except TypeError:
+                raise UserError(
+                    f"The checkpoint of step {step} in {workdir} is of another version of ghost_jax, whose model has "
+                    "other fields. Train the run again, or use the version that its environment.json names."
+                ) from None
             return *_apart(model, checkpoints.restore_params(step, model, mesh), mesh), step
 
         found = checkpoints.newest(read)

@@ -14,6 +14,9 @@ from typing import Any
 
 from ghost_jax.errors import UserError
 
+# Keys of a run's config up to 0.4.0 that have other names since.
+OF_EARLIER_VERSIONS = ("model.hidden", "optim.floor_lr", "data.later", "data.overlong", "look", "watch")
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file and the folders it lies in."""
@@ -54,6 +57,29 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except (OSError, ValueError) as fault:
         raise UserError(f"{path} cannot be read ({fault}). The run is incomplete: repeat its train command.") from None
+
+
+def read_config(path: Path) -> dict:
+    """Reads the config.json of a run. Raises UserError where it is absent, broken, or of an earlier version."""
+    config = read_json(path)
+    check_version(config, path)
+    return config
+
+
+def check_version(config: object, path: Path) -> None:
+    """Raises UserError where a run's config, read from `path`, has keys that only an earlier version gave."""
+
+    def is_there(key: str) -> bool:
+        group, _, name = key.rpartition(".")
+        keys = config.get(group) if group else config
+        return isinstance(keys, dict) and name in keys
+
+    found = [key for key in OF_EARLIER_VERSIONS if isinstance(config, dict) and is_there(key)]
+    if found:
+        raise UserError(
+            f"{path} is the config of a run of an earlier version: it has {', '.join(found)}, which this version of "
+            "ghost_jax does not read. Train the run again, or use the version that environment.json beside it names."
+        )
 
 
 @contextlib.contextmanager
