@@ -33,7 +33,7 @@ def on(base: ModuleType, preset: str) -> ConfigDict:
     """Returns the recipe on the base of `configs/<base>.py`."""
     c = common.chat_on(base, preset, steps=2000, peak_lr=1e-4, qa=1.0, fact_mcq=1.0, raft=5.0, small_talk=5.0)
     c.data.layout = "letter_after"
-    c.data.overlong = "drop"  # a beginning that is cut off may hold the passage that tells
+    c.data.truncation = "drop"  # a beginning that is cut off may hold the passage that tells
     return c
 
 

@@ -18,6 +18,6 @@ def get_config(preset=""):
     c = common.chat_on(pretrain_v05, size, steps=2000, peak_lr=2e-4, qa=1.0, mcq=5.0, cot=2.0, small_talk=8.0)
     if saved:
         common.unaccumulated(c, batch_size=4)
-    c.watch.stop = True
+    c.divergence.stop = True
     c.published.update(run="chat-v4 (failed)", steps=300, rate=2e-4, outcome="diverged, killed")
     return c

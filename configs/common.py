@@ -33,7 +33,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.optim.schedule = "cosine"  # or "wsd", "constant", "linear"; all after a linear warm-up
     c.optim.decay_share = 0.2  # of all updates, in which "wsd" decays
     c.optim.peak_lr = 3e-4
-    c.optim.floor_lr = 1e-5  # absolute, reached at the last update
+    c.optim.min_lr = 1e-5  # absolute, reached at the last update
     c.optim.warmup_steps = 100
     c.optim.b1 = 0.9
     c.optim.b2 = 0.95
@@ -43,12 +43,11 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.data = ConfigDict()
     c.data.sources = ("attack", "capec", "cwe", "embedded")  # names in ghost_jax/data/sources
     c.data.seq_len = 512  # tokens a row
-    c.data.mixture = ConfigDict(
-        {"pretrain": 1.0, "facts": 0.0, "exposure": 0.0}
-    )  # dataset -> multiplier = record repetition
-    c.data.later = ConfigDict()  # "1500": {"qa": 0.0}: multipliers that change with update 1500
+    # dataset -> multiplier = record repetition
+    c.data.mixture = ConfigDict({"pretrain": 1.0, "facts": 0.0, "exposure": 0.0})
+    c.data.mixture_schedule = ConfigDict()  # "1500": {"qa": 0.0}: multipliers that change with update 1500
     c.data.packing = False  # several conversations in a row, none seeing another
-    c.data.overlong = "crop"  # a conversation longer than a row loses its beginning; "drop" leaves it out
+    c.data.truncation = "crop"  # a conversation longer than a row loses its beginning; "drop" leaves it out
     c.data.validation_records = 100_000  # most records of a dataset whose loss is taken
     c.data.seed = 0  # which facts are asked; apart from `seed`, so that seeds share their data
 
@@ -60,7 +59,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.keep = 2  # checkpoints kept
     c.keep_best = ""  # a metric of the validation, e.g. "val_loss", whose best checkpoint is kept beside them
     # After so many evaluations in a row, each of a higher loss than the one before, the run stops or warns.
-    c.watch = ConfigDict({"evaluations": 3, "stop": False})
+    c.divergence = ConfigDict({"evaluations": 3, "stop": False})
     c.log = ConfigDict({"wandb": "", "norms": False, "trace_at": 0})  # project; norms by layer; update to profile
     c.evals = ConfigDict()  # evals/<name>.py with its options, run at the end
 
@@ -79,7 +78,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
         c.data.qa_per_source = 3500  # about as many documents, and as many facts, are asked of one source
         c.evals.ctibench = ConfigDict({"batch_size": 16, "orders": "cyclic"})
         # While it trains, the letters of so many of the run's own held-out questions, every so many updates; 0: never.
-        c.look = ConfigDict({"every": 0, "questions": 64})
+        c.online_probe = ConfigDict({"every": 0, "questions": 64})
     return c
 
 

@@ -1,6 +1,6 @@
 """What was answered to items: in which orders each was asked, and what was said there.
 
-A model scores every letter, a published file names one, a policy may tie between several. All of them are a share of
+A model scores every letter, a published file names one, a baseline may tie between several. All of them are a share of
 the answer for each letter, so that whatever is measured of answers is measured of all three alike.
 """
 

@@ -25,7 +25,7 @@ def audit(predictions: Predictions, items: Items, file: str) -> dict:
     """Returns the report of `evals.diagnosis`, and under `read` what was read from where."""
     read = {"file": file, "name": predictions.name, "lower_case": predictions.lower_case}
     # Nobody who only sends letters can show that the book was closed; it is how answers are published.
-    return report_of(predictions.answers, items) | {"book": "closed", "reader": "predictions", "read": read}
+    return report_of(predictions.answers, items) | {"book": "closed", "reader": "predictions", "predictions_file": read}
 
 
 def show_several(reports: list[dict], console: Console) -> None:
@@ -46,7 +46,7 @@ def show_several(reports: list[dict], console: Console) -> None:
         letter, share = max(report["letter_share"].items(), key=lambda each: each[1])
         by_length = [report["gold_longest"].get(group) for group in ("longest", "not longest")]
         table.add_row(
-            escape(report["read"]["name"]),
+            escape(report["predictions_file"]["name"]),
             *[asked_in(report)] * (len(ways) > 1),
             f"{100 * report['headline']['accuracy']:.2f} ({100 * low:.1f} to {100 * high:.1f})",
             f"{100 * report['balanced_accuracy']:.2f}",
@@ -58,7 +58,7 @@ def show_several(reports: list[dict], console: Console) -> None:
     console.print(table)
     say("longest/not: accuracy where the gold option is the longest, and where it is not")
     for asked, report in ways.items():
-        reached = report["policies_over_orders"].items()
+        reached = report["baselines_over_orders"].items()
         listed = ", ".join(f"{name.replace('_', ' ')} {100 * accuracy:.2f}" for name, accuracy in reached)
         say(f"without the question, {asked}, %: {listed}")
     say(f"Nothing here is called knowledge, because controls are missing: {', '.join(reports[0]['controls_missing'])}.")
@@ -66,7 +66,7 @@ def show_several(reports: list[dict], console: Console) -> None:
 
 @command
 def main() -> int:
-    """Diagnoses predictions for multiple-choice items: latches, shortcuts, and what the accuracy is worth."""
+    """Diagnoses predictions for multiple-choice items: collapse, shortcuts, and what the accuracy is worth."""
     parser = argparse.ArgumentParser(prog="python -m evals.audit", description=main.__doc__)
     parser.add_argument(
         "--items", required=True, type=local_path, metavar="FILE", help="the benchmark that was answered"
@@ -86,10 +86,10 @@ def main() -> int:
     else:
         show_several(reports, console)
     for report in reports:
-        if small := report["read"]["lower_case"]:
-            console.print(f"{report['read']['name']}: {small:,} lower-case letters read", markup=False)
+        if small := report["predictions_file"]["lower_case"]:
+            console.print(f"{report['predictions_file']['name']}: {small:,} lower-case letters read", markup=False)
     if flags.out:
-        whole = {"predictions": {each["read"]["name"]: each for each in reports}}
+        whole = {"predictions": {each["predictions_file"]["name"]: each for each in reports}}
         write_json(flags.out, reports[0] if len(reports) == 1 else whole)
         print(f"written to {flags.out}")
     return 0

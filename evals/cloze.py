@@ -1,7 +1,7 @@
 """Cloze: how probable a model finds each option's text as the answer, with the options not shown.
 
-No letter is read and no order is asked, so that nothing can latch. Three normalisations are reported; which of them
-counts is declared here and not chosen by what comes out.
+No letter is read and no order is asked, so that nothing can collapse to one letter. Three normalisations are reported;
+which of them counts is declared here and not chosen by what comes out.
 """
 
 from collections.abc import Sequence

@@ -62,15 +62,15 @@ class Row:
         return first.name if n == 1 else f"{first.name.removesuffix(f'-seed{first.seed[0]}')}, {n} seeds"
 
     @property
-    def latched(self) -> str:
-        """ "LATCHED" where an answer was, with how many of several seeds; empty where none was."""
-        n = sum(report.content.get("verdict") == "latched" for report in self.reports)
-        return "" if not n else "LATCHED" if n == len(self.reports) else f"LATCHED ({n} of {len(self.reports)})"
+    def collapsed(self) -> str:
+        """ "COLLAPSED" where an answer was, with how many of several seeds; empty where none was."""
+        n = sum(report.content.get("verdict") == "collapsed" for report in self.reports)
+        return "" if not n else "COLLAPSED" if n == len(self.reports) else f"COLLAPSED ({n} of {len(self.reports)})"
 
     @property
     def label(self) -> str:
-        """The name with the latch beside it, as every sentence has it."""
-        return f"{self.name} {self.latched}".strip()
+        """The name, marked where the answers collapsed, as every sentence has it."""
+        return f"{self.name} {self.collapsed}".strip()
 
 
 def rows_of(reports: Sequence[Report], items: Items) -> list[Row]:
@@ -107,7 +107,7 @@ def compare(rows: Sequence[Row], items: Items) -> dict:
         against = dataclasses.asdict(difference) | {
             "p_holm": p_holm,
             "mcnemar": dataclasses.asdict(stats.mcnemar(row.single[0], reference.single[0])) if one_answer else None,
-            "said": sentence(row.label, reference.label, difference, p_holm, len(others)),
+            "text": sentence(row.label, reference.label, difference, p_holm, len(others)),
         }
         table.append(_row(row, urls) | {"against_reference": against})
     first = reference.reports[0].content
@@ -127,7 +127,7 @@ def _row(row: Row, urls: Sequence[str]) -> dict:
     by_seed = [float(credits.mean()) for credits in row.credits]
     return {
         "name": row.name,
-        "latched": row.latched,
+        "collapsed": row.collapsed,
         "accuracy": accuracy,
         "ci95": [low, high],
         "seeds": stats.pool(by_seed),
@@ -204,11 +204,11 @@ def show(comparison: dict, console: Console) -> None:
         if seeds:
             cells.append(_spread(row["seeds"]))
         drawn.add_row(
-            f"{escape(row['name'])} [bold]{row['latched']}[/bold]", *cells, *_against(row["against_reference"])
+            f"{escape(row['name'])} [bold]{row['collapsed']}[/bold]", *cells, *_against(row["against_reference"])
         )
     console.print(drawn)
     for row in comparison["rows"][1:]:
-        console.print(row["against_reference"]["said"], highlight=False, markup=False, soft_wrap=True)
+        console.print(row["against_reference"]["text"], highlight=False, markup=False, soft_wrap=True)
     for note in comparison["notes"]:
         console.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
 
@@ -249,7 +249,7 @@ def picture(comparison: dict) -> bytes:
     axes = figure.subplots()
     axes.axvline(0, color="0.6", linewidth=1, linestyle="--")
     axes.errorbar(means, range(len(rows)), xerr=sides, fmt="o", capsize=4)
-    axes.set_yticks(range(len(rows)), [f"{row['name']} {row['latched']}" for row in rows])
+    axes.set_yticks(range(len(rows)), [f"{row['name']} {row['collapsed']}" for row in rows])
     axes.invert_yaxis()
     axes.margins(y=0.5 / len(rows))
     axes.set_xlabel(f"points better than {comparison['reference']}, 95% interval over items")

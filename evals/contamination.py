@@ -220,7 +220,7 @@ def _searched(items: Items, parts: Iterable[Part]) -> dict:
                         total.add(found)
                         where = _where(part, found.text)
                         contaminated += [
-                            {"item": item, **where, "why": why} for item, why in sorted(found.stems.items()) if why
+                            {"item": item, **where, "reason": why} for item, why in sorted(found.stems.items()) if why
                         ]
                         if found.ngrams:
                             sources[found.text.source] += 1
@@ -297,7 +297,7 @@ def refuse(result: dict) -> None:
     if not found:
         return
     named = "; ".join(
-        f"item {at['item']} in {at['store']} {at['part']}, record {at['record']} ({at['why']})" for at in found[:3]
+        f"item {at['item']} in {at['store']} {at['part']}, record {at['record']} ({at['reason']})" for at in found[:3]
     )
     more = f"; and {len(found) - 3:,} more" if len(found) > 3 else ""
     raise UserError(

@@ -18,7 +18,7 @@ from evals.items import Item, Items
 from evals.recorded import check_alike, credits_of, read_report
 from ghost_jax.config import recipe_of
 from ghost_jax.errors import UserError
-from ghost_jax.whole import read_json
+from ghost_jax.whole import read_config
 
 # `(items, what the progress line says) -> answers in the orders of the headline`
 Asking = Callable[[Sequence[Item], str], Answers]
@@ -56,7 +56,7 @@ def check_trained_without_questions(other: Path, workdir: Path, stem: str) -> No
     if not (other / "config.json").is_file():
         raise UserError(f"{other} is no run directory. Name the run that was trained with data.layout=options_only.")
     found = read_report(other, stem)
-    mine, its = (read_json(folder / "config.json") for folder in (workdir, other))
+    mine, its = (read_config(folder / "config.json") for folder in (workdir, other))
     if its["data"].get("layout") != "options_only":
         raise UserError(
             f"{other} was trained with its questions: data.layout is {its['data'].get('layout')}. Train the control "

@@ -39,7 +39,7 @@ from ghost_jax.progress import make_console
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.whole import read_json, write_json
+from ghost_jax.whole import read_config, read_json, write_json
 
 READERS = ("model", "lexical", "both")
 
@@ -76,7 +76,7 @@ def evaluate_run(
         run_dir.say(note)
     contamination = contamination_of(items, workdir)
     items = part_of(items, split)
-    layout = read_json(workdir / "config.json")["data"].get("layout", "classic")
+    layout = read_config(workdir / "config.json")["data"].get("layout", "classic")
     if not book:
         layout = lettered(layout)  # a closed-book score is one of letters; the options' texts stand beside it
     how = {"context": context, "batch_size": batch_size, "layout": layout}
@@ -88,7 +88,7 @@ def evaluate_run(
     else:
         passages = book.passages if book else None
         report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
-        report |= {"read_in": book.described()} if book else {}
+        report |= {"book_index": book.described()} if book else {}
     if options_only:
         control = trained_without_questions(options_only, workdir, stem_of(path), report, answers, items)
         report = with_controls(report, {TRAINED: control})
@@ -132,7 +132,7 @@ def stem_of(path: Path | None) -> str:
 def show_run(workdir: Path, console: Console) -> None:
     """Prints the report that a run's directory holds. Raises UserError for one of an older version."""
     report = read_json(workdir / "evals" / "ctibench.json")
-    if "orders_per_item" not in report["headline"]:
+    if "baselines" not in report:
         raise UserError(
             f"{workdir} was scored by version {report.get('ghost_jax')}, whose report lacks what is shown now. Score "
             f"it again: python -m evals.ctibench --workdir={workdir}."

@@ -1,7 +1,7 @@
-"""What answers to items are worth: the headline, the signs of a latch and of a shortcut beside it, and a verdict.
+"""What answers to items are worth: the headline, the signs of a collapse and of a shortcut beside it, and a verdict.
 
 The headline is the accuracy over the cyclic shifts of each question's options, where every constant letter scores
-exactly 1/k: a model latched onto a letter cannot look good on it. Each item counts once in every figure, however many
+exactly 1/k: a model collapsed to one letter cannot look good on it. Each item counts once in every figure, however many
 orders it was asked in.
 """
 
@@ -18,11 +18,11 @@ import ghost_jax
 from evals import stats
 from evals.answers import Answers
 from evals.items import LETTERS, Item, Items, order_name
-from evals.policies import policies
+from evals.policies import baselines
 from ghost_jax.cropping import cropping_of
 
 ROUNDING = 1e-9  # means of thirds do not cancel to the last bit
-LATCHED = 0.6  # share of one letter above which the answers say nothing but that letter
+COLLAPSED = 0.6  # share of one letter above which the answers say nothing but that letter
 CONTROLS = ("options only", "question swapped", "trained options-only")
 # Without these two, what the options alone give away is not known, and nothing is called knowledge.
 NEEDED = CONTROLS[:2]
@@ -47,7 +47,7 @@ def report_of(answers: Answers, items: Items) -> dict:
     cases = _Cases.of(answers, rows)
     share, recall = cases.letter_share(), cases.recall()
     known = [value for value in recall if value is not None]
-    trivial = policies(rows, answers.orders)
+    trivial = baselines(rows, answers.orders)
     headline = _accuracy(over_orders, rows, range(len(rows)))
     single = _accuracy(np.array([each[0] for each in credits]), rows, range(len(rows)))
     report = {
@@ -75,8 +75,8 @@ def report_of(answers: Answers, items: Items) -> dict:
         "recall_spread": max(known) - min(known),
         "balanced_accuracy": float(np.mean(known)),
         "flip_rate": flip_rate(answers),
-        "policies": {name: result["single_order"] for name, result in trivial.items()},
-        "policies_over_orders": {name: result["all_orders"] for name, result in trivial.items()},
+        "baselines": {name: result["single_order"] for name, result in trivial.items()},
+        "baselines_over_orders": {name: result["all_orders"] for name, result in trivial.items()},
         "gold_longest": _by(_length_of_gold, ("longest", "not longest"), over_orders, rows),
         "by_source": _by(source_of, (*SOURCE_OF_HOST.values(), DOCUMENTS), over_orders, rows),
         "calibration": None if answers.log_probs is None else cases.calibration(),
@@ -91,7 +91,7 @@ def report_of(answers: Answers, items: Items) -> dict:
 def judged(report: dict) -> dict:
     """Returns the report with the verdict that its figures and controls allow, also in words."""
     report = {**report, "verdict": verdict(report)}
-    return {**report, "verdict_in_words": words_of(report)}
+    return {**report, "verdict_text": words_of(report)}
 
 
 def figures_of(answers: Answers, items: Sequence[Item]) -> tuple[float, list[float]]:
@@ -101,17 +101,17 @@ def figures_of(answers: Answers, items: Sequence[Item]) -> tuple[float, list[flo
 
 
 def verdict(report: dict) -> str:
-    """Returns "latched", "chance", "shortcut" or "knowledge"; of a report that controls were added to, anew.
+    """Returns "collapsed", "chance", "shortcut" or "knowledge"; of a report that controls were added to, anew.
 
-    - latched: more than 60% of the letters answered are one letter;
+    - collapsed: more than 60% of the letters answered are one letter;
     - chance: the headline's interval is not wholly above the best constant letter over the same orders;
-    - knowledge: it is wholly above every policy and every control, and the controls in `NEEDED` were run;
+    - knowledge: it is wholly above every baseline and every control, and the controls in `NEEDED` were run;
     - shortcut: anything else, so also what was not controlled.
     """
     low = report["headline"]["ci95"][0] - ROUNDING
-    constants = [accuracy for name, accuracy in report["policies_over_orders"].items() if name.startswith("always_")]
-    if _top_letter(report)[1] > LATCHED:
-        return "latched"
+    constants = [accuracy for name, accuracy in report["baselines_over_orders"].items() if name.startswith("always_")]
+    if _top_letter(report)[1] > COLLAPSED:
+        return "collapsed"
     if low <= max(constants):
         return "chance"
     controlled = not set(NEEDED) & set(report["controls_missing"])
@@ -119,13 +119,13 @@ def verdict(report: dict) -> str:
 
 
 def _rivals(report: dict) -> dict[str, float]:
-    """What knowledge has to beat: the accuracy of every policy and every control over the orders asked."""
-    policies = {name.replace("_", " "): accuracy for name, accuracy in report["policies_over_orders"].items()}
-    return policies | {name: control["accuracy"] for name, control in report["controls"].items()}
+    """What knowledge has to beat: the accuracy of every baseline and every control over the orders asked."""
+    baselines = {name.replace("_", " "): accuracy for name, accuracy in report["baselines_over_orders"].items()}
+    return baselines | {name: control["accuracy"] for name, control in report["controls"].items()}
 
 
 def _top_letter(report: dict) -> tuple[str, float]:
-    """The letter answered most, and its share of the answers that are letters: a latch is one also if it is shy."""
+    """The letter answered most, and its share of the answers that are letters, however few those are."""
     letter, share = max(report["letter_share"].items(), key=lambda each: each[1])
     return letter, share / max(1 - report["no_letter"], ROUNDING)
 
@@ -136,15 +136,16 @@ def words_of(report: dict) -> str:
     rival, best = max(_rivals(report).items(), key=lambda each: each[1])
     missing = report["controls_missing"]
     if report["headline"]["ci95"][0] > best:
-        shortcut = "shortcut not excluded: above every policy that reads no question, but controls were not run."
+        shortcut = "shortcut not excluded: above every baseline that reads no question, but controls were not run."
     else:
         excluded = " not excluded" if missing else ""
         shortcut = f"shortcut{excluded}: not told apart from {rival}, which scores {100 * best:.2f}%."
     words = {
-        "latched": f"LATCHED: {share:.1%} of the answers are {letter}; the accuracy measures that letter.",
+        "collapsed": f"COLLAPSED to one letter: {share:.1%} of the answers are {letter}; "
+        "the accuracy measures that letter.",
         "chance": "chance: not told apart from answering one letter without reading.",
         "shortcut": shortcut,
-        "knowledge": f"knowledge: wholly above {rival} ({100 * best:.2f}%), the best of every policy and control.",
+        "knowledge": f"knowledge: wholly above {rival} ({100 * best:.2f}%), the best of every baseline and control.",
     }
     return words[report["verdict"]] + (f" Controls missing: {', '.join(missing)}." if missing else "")
 
@@ -256,7 +257,7 @@ def _name_of(order: str) -> str:
 
 
 def _accuracies(report: dict) -> Table:
-    """The headline, what policies reach and what controls reach; one column where one order is all there is."""
+    """The headline, what baselines reach and what controls reach; one column where one order is all there is."""
     several = report["headline"]["orders_per_item"] > 1
     table = Table()
     table.add_column("accuracy, %")
@@ -275,8 +276,8 @@ def _accuracies(report: dict) -> Table:
     headline = report["headline"]
     who = {"lexical": "the lexical reader", "both": "reader and model"}.get(report.get("reader", ""), "this model")
     add(f"[bold]{who}[/bold]", report["single_order"], headline["accuracy"], headline["ci95"])
-    for name, single in report["policies"].items():
-        accuracy = report["policies_over_orders"][name]
+    for name, single in report["baselines"].items():
+        accuracy = report["baselines_over_orders"][name]
         add(name.replace("_", " "), single, accuracy, gain=_gain(headline["accuracy"] - accuracy))
     for name, control in report["controls"].items():
         gain = _gain(headline["accuracy"] - control["accuracy"])
@@ -382,7 +383,7 @@ class _Cases:
         return {"ece": error, "bins": bins}
 
     def histogram(self) -> dict:
-        """How log-probable each letter was over all cases: a latch is one letter that stands right of the others.
+        """How log-probable each letter was over all cases: in a collapse one letter stands right of the others.
 
         The bins span what was found, so that a faint preference shows as clearly as a strong one.
         """

@@ -43,6 +43,6 @@ def held_out_of(workdir: Path) -> Items:
         raise UserError(
             f"{path} is empty: the sources of the run give no multiple-choice question of the test split, so there is "
             "nothing to score it on. Add embedded to --config.data.sources, or set GHOST_DATA to the folder that "
-            "holds ctibench/ and leave look.every at 0."
+            "holds ctibench/ and leave online_probe.every at 0."
         )
     return read_items(path)

@@ -1,4 +1,4 @@
-"""Policies that learn where the gold option tends to stand, how long it is and how popular, and read no question.
+"""Baselines that learn where the gold option tends to stand, how long it is and how popular, and read no question.
 
 Each is a conditional logit over the options of an item (McFadden, 1974, "Conditional logit analysis of qualitative
 choice behavior"): score = w · features, softmax over the options. It is scored in 5-fold cross-validation: the weights

@@ -4,7 +4,7 @@ The harness knows thousands of tasks and asks three things of a model, all in st
 another, how probable it is alone, and what follows it. `TextModel` answers them with the readers that our own
 evaluations use; the harness's own class is a thin cover over it. The package lm_eval is optional.
 
-A task there asks each question in one order of its options. Whether a model has latched onto a letter, only
+A task there asks each question in one order of its options. Whether a model has collapsed to one letter, only
 `evals.ctibench` tells.
 """
 

@@ -1,4 +1,4 @@
-"""Trivial policies: what is scored without reading the question. A model that does not beat them knows nothing.
+"""Trivial baselines: what is scored without reading the question. A model that does not beat them knows nothing.
 
 On CTIBench MCQ as published, always answering C scores 37.12%, the longest option 42.65%, and a fit to positions,
 lengths and popular texts half of the questions. Over the cyclic orders every constant letter comes to exactly 25%,
@@ -21,8 +21,8 @@ from ghost_jax.errors import UserError
 FITTED = {"position_length": position_length, "position_length_popularity": position_length_popularity}
 
 
-def policy_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> dict[str, Answers]:
-    """Returns the answers of every policy, by its name.
+def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> dict[str, Answers]:
+    """Returns the answers of every baseline, by its name.
 
     `always_A` up to the last letter of the items; `longest` and `shortest` in characters; `question_overlap`, the
     option with the most content words of its question; `option_popularity`, the option whose text the most items
@@ -51,27 +51,27 @@ def policy_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> 
         "question_overlap": shortcuts.overlapping,
         "option_popularity": shortcuts.popular(offered),
     }
-    chosen = {name: _wherever_it_stands(_chosen(policy, items), orders) for name, policy in reading_options.items()}
+    chosen = {name: _wherever_it_stands(_chosen(baseline, items), orders) for name, baseline in reading_options.items()}
     fitted = {name: _by_letter(shares_of(items, orders), orders) for name, shares_of in FITTED.items()}
     return constants | chosen | fitted
 
 
-def policies(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> dict[str, dict[str, float]]:
-    """Returns for each policy `single_order` and `all_orders`, its accuracies as fractions.
+def baselines(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> dict[str, dict[str, float]]:
+    """Returns for each baseline `single_order` and `all_orders`, its accuracies as fractions.
 
-    `single_order` is of a policy that is asked, and was fitted, in the first order of each item alone, so that it may
+    `single_order` is of a baseline that is asked, and was fitted, in the first order of each item alone, so that it may
     know where the gold options of that order tend to stand. `all_orders` counts each item once, however many they are.
 
-    Arguments and errors as for `policy_answers`.
+    Arguments and errors as for `baseline_answers`.
     """
-    return _policies(tuple(items), tuple(map(tuple, orders)))
+    return _baselines(tuple(items), tuple(map(tuple, orders)))
 
 
 @functools.lru_cache(4)  # an audit of several answers to the same items asks the same of each
-def _policies(items: tuple[Item, ...], orders: tuple[tuple[Order, ...], ...]) -> dict[str, dict[str, float]]:
-    every = policy_answers(items, orders)
+def _baselines(items: tuple[Item, ...], orders: tuple[tuple[Order, ...], ...]) -> dict[str, dict[str, float]]:
+    every = baseline_answers(items, orders)
     first = tuple(asked[:1] for asked in orders)
-    single = every if first == orders else policy_answers(items, first)
+    single = every if first == orders else baseline_answers(items, first)
     return {
         name: {"single_order": _accuracy(single[name], items), "all_orders": _accuracy(every[name], items)}
         for name in every
@@ -87,12 +87,12 @@ def _accuracy(answers: Answers, items: Sequence[Item]) -> float:
     return float(sum(Fraction(credit) / orders for orders, credit in earned.items()) / len(items))
 
 
-def _chosen(policy: shortcuts.Policy, items: Sequence[Item]) -> list[np.ndarray]:
-    """Of each item [K] the share of the answer that each option has: what the policy would earn were it gold."""
+def _chosen(baseline: shortcuts.Baseline, items: Sequence[Item]) -> list[np.ndarray]:
+    """Of each item [K] the share of the answer that each option has: what the baseline would earn were it gold."""
     shares = [np.zeros(len(item.options)) for item in items]
     for option in range(max(len(share) for share in shares)):
         rows = [row for row, share in enumerate(shares) if option < len(share)]
-        credits = policy(
+        credits = baseline(
             [items[row].question for row in rows], [items[row].options for row in rows], [option] * len(rows)
         )
         for row, credit in zip(rows, credits, strict=True):
@@ -101,7 +101,7 @@ def _chosen(policy: shortcuts.Policy, items: Sequence[Item]) -> list[np.ndarray]
 
 
 def _wherever_it_stands(shares: Sequence[np.ndarray], orders: Sequence[Sequence[Order]]) -> Answers:
-    """The answers of a policy that gives each option its share [K] in every order."""
+    """The answers of a baseline that gives each option its share [K] in every order."""
     return _by_letter([[share] * len(asked) for share, asked in zip(shares, orders, strict=True)], orders)
 
 

@@ -16,7 +16,7 @@ from evals.splits import part_of
 from ghost_jax.config import recipe_of
 from ghost_jax.errors import UsageError, UserError
 from ghost_jax.paths import data_folders
-from ghost_jax.whole import read_json
+from ghost_jax.whole import read_config, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,22 +80,23 @@ def read_report(place: Path, stem: str) -> Report:
             f"{path}: there is no such report. Score the run first (python -m evals.ctibench --workdir=DIR, with the "
             "same --items if you give any), and name run directories or their JSON reports in --runs."
         )
+    workdir = path.resolve().parents[1] if path.resolve().parent.name == "evals" else None
+    config = read_config(workdir / "config.json") if workdir and (workdir / "config.json").is_file() else None
     content = read_json(path)
     try:
         content["items"]["sha256"], content["headline"]["accuracy"], content["headline"]["orders"][0], content["book"]
-        predicted = content["predicted"]
+        predicted, _ = content["predicted"], content["baselines"]
         whole = len(predicted) == content["n"] and all(isinstance(letters, str) for letters in predicted)
     except (KeyError, IndexError, TypeError):
         whole = False
     if not whole:
         raise UserError(
-            f"{path} is no whole report of multiple-choice answers: it must hold items, book, headline, and as many "
-            "predicted letters as its n says. Score the run again with python -m evals.ctibench or evals.audit."
+            f"{path} is no whole report of multiple-choice answers: it must hold items, book, headline, baselines, and "
+            "as many predicted letters as its n says. Score the run again with python -m evals.ctibench or evals.audit."
         )
-    workdir = path.resolve().parents[1] if path.resolve().parent.name == "evals" else None
-    if workdir is None or not (workdir / "config.json").is_file():
+    if config is None:
         return Report(path.stem, path, content, None, {})
-    return Report(workdir.name, path, content, workdir, read_json(workdir / "config.json"))
+    return Report(workdir.name, path, content, workdir, config)
 
 
 def check_alike(reports: Sequence[Report]) -> None:

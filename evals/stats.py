@@ -144,7 +144,7 @@ def mcnemar(correct: np.ndarray, reference: np.ndarray) -> McNemar:
 
     Were both runs alike, each item on which they disagree would be a fair coin: p is twice the smaller tail of a
     binomial of one half, at most 1. It needs one answer an item. Credits over several orders are fractions, and the
-    sign of their difference is no substitute: a run that is right on a quarter of the items and a latched one, which
+    sign of their difference is no substitute: a run that is right on a quarter of the items and a collapsed one, which
     has a quarter of each item, are equally good, but the latter is ahead on three items of four. Items count as
     independent here, whatever page they come from.
 

@@ -39,10 +39,10 @@ BOOKS = ("closed", "open")
 SHOWN_LOSSES = 8
 _PATH = re.compile(r"(?<![\w:/.…])~?/(?:[^\s/:;,]+/)+([^\s/:;,]*)")
 WORTH = {
-    "latched": "its accuracy measures one letter, and nothing that it knows",
+    "collapsed": "its accuracy measures one letter, and nothing that it knows",
     "chance": "it is not told apart from always answering the same letter",
     "shortcut": "it is not shown that the question has to be read for it",
-    "knowledge": "it is above every policy and control that reads no question",
+    "knowledge": "it is above every baseline and control that reads no question",
 }
 
 
@@ -264,7 +264,7 @@ def _course(run: dict) -> Iterator[str]:
     if skipped := last.get("skipped"):
         yield f"{skipped:,.0f} updates were skipped: their gradient was not finite."
     if run["stopped"]:
-        yield f"The divergence watch stopped it after update {run['stopped']['step']:,}: {run['stopped']['why']}."
+        yield f"The divergence watch stopped it after update {run['stopped']['step']:,}: {run['stopped']['reason']}."
 
 
 # ---- What it scores ----
@@ -285,7 +285,7 @@ def _evaluation(run: dict, book: str) -> Iterator[str]:
 
 
 def accuracy_table(score: dict) -> list[tuple[str, ...]]:
-    """Returns a score among its controls and policies in %, the header first."""
+    """Returns a score among its controls and baselines in %, the header first."""
     headline, several = score["headline"], orders_of(score) > 1
     # Where one order is all there is, a headline over orders would say what was not asked.
     one = score["single_order"], headline["accuracy"] if several else None, headline["ci95"]
@@ -293,8 +293,8 @@ def accuracy_table(score: dict) -> list[tuple[str, ...]]:
     for name, control in score["controls"].items():
         over = control["accuracy"] if several else None
         rows.append((f"control: {name}", *_cells(control.get("single_order"), over, control.get("ci95"))))
-    for name, single in score["policies"].items():
-        over = score["policies_over_orders"][name] if several else None
+    for name, single in score["baselines"].items():
+        over = score["baselines_over_orders"][name] if several else None
         rows.append((name.replace("_", " "), *_cells(single, over, None)))
     return rows
 

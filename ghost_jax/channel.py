@@ -1,7 +1,7 @@
 """Which an upload is: canonical, the run that others are measured by, or experimental, with the reason.
 
 A run becomes canonical only if `evals.compare` puts it above the present canonical one, asked in several orders and
-without a latch. The first has none to beat: its verdict must be that it knows something.
+without collapsing to one letter. The first has none to beat: its verdict must be that it knows something.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def decide(asked: str, workdir: Path, present: Path | None, items: Path | None) 
     stem = items.stem if items else SCORE
     score = read_report(workdir, stem).content
     comparison = compared(workdir, present, items, stem) if present else None
-    said = against(comparison) if comparison else f"Its verdict: {score.get('verdict_in_words') or score['verdict']}"
+    said = against(comparison) if comparison else f"Its verdict: {score.get('verdict_text') or score['verdict']}"
     if asked == EXPERIMENTAL:
         return Channel(EXPERIMENTAL, f"It was not put forward as canonical. {said}", comparison)
     if hindrance := hindrance_of(score, comparison):
@@ -69,7 +69,7 @@ def against(comparison: dict) -> str:
     """Returns in words what a comparison found."""
     asked = f"on {comparison['n']:,} questions of {comparison['items']['name']}, {comparison['book']} book"
     _, *others = comparison["rows"]
-    said = others[0]["against_reference"]["said"] if others else "both are seeds of one recipe, and differ by luck."
+    said = others[0]["against_reference"]["text"] if others else "both are seeds of one recipe, and differ by luck."
     return f"Beside the present canonical run, {comparison['reference']}, {asked}: {said}"
 
 
@@ -78,8 +78,8 @@ def hindrance_of(score: dict, comparison: dict | None) -> str:
 
     Empty where it can.
     """
-    if score["verdict"] == "latched":
-        return "its answers are latched to one letter"
+    if score["verdict"] == "collapsed":
+        return "its answers collapsed to one letter"
     if orders_of(score) == 1:
         return "it was asked in one order of the options, where a constant letter can look like knowledge"
     if comparison is None:

@@ -20,11 +20,12 @@ from ghost_jax import config_files
 from ghost_jax.config_domains import DOMAINS, check, host_of_teacher, leaves, shown
 from ghost_jax.errors import UsageError, did_you_mean
 from ghost_jax.paths import local_path
-from ghost_jax.whole import read_json
+from ghost_jax.whole import read_config
 
 # What says how a run is shown, kept and looked at, and not what it computes: it may change in its continuation.
 FREE_KEYS = {
-    *("name", "preset", "spec", "published", "log_every", "log", "look", "keep", "keep_best", "evals", "mesh", "base"),
+    *("name", "preset", "spec", "published", "log_every", "log", "online_probe", "keep", "keep_best", "evals"),
+    *("mesh", "base"),
     "model.attention",
 }
 
@@ -152,7 +153,7 @@ def stand_on(config: ConfigDict, base: Path) -> None:
 
     Its model takes that one's shape, and its vocabulary is that one's, grown. Raises UserError where there is none.
     """
-    found = read_json(base / "config.json")
+    found = read_config(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
         raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")
     own = {key: config.model[key] for key in ("dropout", "dtype", "remat", "scan", "attention")}
@@ -176,7 +177,7 @@ def validate(config: ConfigDict, prefix: str = "") -> None:
             raise UsageError("A chat config needs a base, and this one has none. Use chat_on of configs/common.py.")
         if "vocabulary" not in config.base:  # else it is there already
             validate(config.base, "base.")
-        shape = ("layers", "width", "heads", "hidden", "vocab_size", "context", "generation", "attention_bias")
+        shape = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
         unlike = [key for key in shape if config.model[key] != config.base.model[key]]
         if unlike:
             raise UsageError(
@@ -203,30 +204,30 @@ def _sizes(config: ConfigDict) -> str | None:
 
 
 def _schedule(config: ConfigDict) -> str | None:
-    peak, floor = config.optim.peak_lr, config.optim.floor_lr
-    if config.optim.schedule != "constant" and floor > peak:
+    peak, least = config.optim.peak_lr, config.optim.min_lr
+    if config.optim.schedule != "constant" and least > peak:
         return (
-            f"optim.floor_lr is {floor}, but it must lie between 0 and optim.peak_lr ({peak}): the rate decays from "
-            "the peak to the floor."
+            f"optim.min_lr is {least}, but it must lie between 0 and optim.peak_lr ({peak}): the rate decays from "
+            "the peak to optim.min_lr."
         )
     return None
 
 
 def _updates(config: ConfigDict) -> str | None:
-    look_every = config.look.every if config.stage == "chat" else 0
-    for key, update in (("log.trace_at", config.log.trace_at), ("look.every", look_every)):
+    probe_every = config.online_probe.every if config.stage == "chat" else 0
+    for key, update in (("log.trace_at", config.log.trace_at), ("online_probe.every", probe_every)):
         if update > config.steps:
             return f"{key} is {update}, but the last update is {config.steps}. Use at most that, or 0 for never."
     return None
 
 
 def _mixture(config: ConfigDict) -> str | None:
-    for start, changes in config.data.later.items():
+    for start, changes in config.data.mixture_schedule.items():
         if not re.fullmatch(r"[0-9]{1,10}", shown(start)) or not 0 < int(start) < config.steps:
-            return f"data.later has the key {shown(start)}; it must be an update between 1 and steps."
+            return f"data.mixture_schedule has the key {shown(start)}; it must be an update between 1 and steps."
         for name in changes:
             if name not in config.data.mixture:
-                return f"data.later.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}"
+                return f"data.mixture_schedule.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}"
     for start, multipliers in mixtures(config).items():
         if max(multipliers.values()) <= 0:
             return f"data.mixture from update {start} on is empty: give a --config.data.mixture.NAME above 0."
@@ -279,10 +280,10 @@ SHARED = ("qa", "mcq", "cot", "small_talk")
 
 
 def mixtures(config: ConfigDict) -> dict[int, dict[str, float]]:
-    """Returns first update -> multiplier of each dataset: `data.mixture` from 0 on, changed by `data.later`."""
+    """Returns first update -> multiplier of each dataset: `data.mixture`, changed by `data.mixture_schedule`."""
     multipliers = {name: float(value) for name, value in config.data.mixture.items()}
     by_start = {0: multipliers}
-    for start, changes in sorted(config.data.later.items(), key=lambda item: int(item[0])):
+    for start, changes in sorted(config.data.mixture_schedule.items(), key=lambda item: int(item[0])):
         multipliers = multipliers | {name: float(value) for name, value in changes.items()}
         by_start[int(start)] = multipliers
     return by_start

@@ -127,7 +127,7 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
-class Later:
+class MixtureSchedule:
     """Multipliers that change: update -> dataset -> multiplier. Which updates and datasets is a rule between keys."""
 
     def holds(self, value: Any) -> bool:
@@ -176,7 +176,7 @@ BOTH: dict[str, Domain] = {
     "model.layers": Whole(1, 2**9),
     "model.width": Whole(2, 2**15),
     "model.heads": Whole(1, 2**14),
-    "model.hidden": Whole(1, 2**18),
+    "model.mlp_dim": Whole(1, 2**18),
     "model.vocab_size": Whole(LEAST_TOKENS, 2**20),
     "model.context": Whole(1, 2**20),
     "model.generation": OneOf(("v04", "v05")),
@@ -197,7 +197,7 @@ BOTH: dict[str, Domain] = {
     "optim.schedule": OneOf(("cosine", "wsd", "constant", "linear")),
     "optim.decay_share": Real(0, 1, above=True),
     "optim.peak_lr": POSITIVE,
-    "optim.floor_lr": WEIGHT,
+    "optim.min_lr": WEIGHT,
     "optim.warmup_steps": COUNT_OR_NONE,
     "optim.b1": Real(0, 1, below=True),
     "optim.b2": Real(0, 1, below=True),
@@ -205,9 +205,9 @@ BOTH: dict[str, Domain] = {
     "optim.clip_norm": WEIGHT,
     "data.sources": Names(SOURCES),
     "data.seq_len": Whole(1, 2**20),
-    "data.later": Later(),
+    "data.mixture_schedule": MixtureSchedule(),
     "data.packing": Flag(),
-    "data.overlong": OneOf(("crop", "drop")),
+    "data.truncation": OneOf(("crop", "drop")),
     "data.validation_records": COUNT_OR_NONE,
     "data.seed": SEED,
     "mesh.data": AXIS,
@@ -218,8 +218,8 @@ BOTH: dict[str, Domain] = {
     "save_every": COUNT,
     "keep": COUNT,
     "keep_best": OneOf(("", *LOSSES)),
-    "watch.evaluations": Whole(2, MOST),
-    "watch.stop": Flag(),
+    "divergence.evaluations": Whole(2, MOST),
+    "divergence.stop": Flag(),
     "log.wandb": Text(r"[^/\\#?%:]{0,128}", "nothing or a project: at most 128 characters and none of / \\ # ? % :"),
     "log.norms": Flag(),
     "log.trace_at": COUNT_OR_NONE,
@@ -235,8 +235,8 @@ CHAT: dict[str, Domain] = {f"data.mixture.{name}": MULTIPLIER for name in CHAT_D
     "data.cot.model": TEXT,
     "data.qa_sources": Names(),
     "data.qa_per_source": COUNT,
-    "look.every": COUNT_OR_NONE,
-    "look.questions": COUNT,
+    "online_probe.every": COUNT_OR_NONE,
+    "online_probe.questions": COUNT,
 }
 # What a config need not have: its evaluations, and what only models made elsewhere set.
 PRETRAIN_OPTIONS: dict[str, Domain] = {"evals.recall.batch_size": Whole(1, 2**20)}

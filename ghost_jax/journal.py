@@ -105,17 +105,17 @@ class Journal:
             if self._log:
                 self._log.write(update, **line)
         if losses:
-            self._watch(update)
+            self._check_divergence(update)
         self._clock = time.perf_counter()  # what was told and validated is on no update's account
         return losses
 
-    def _watch(self, update: int) -> None:
-        wrong = watch.verdict(self._history, self._config.watch.evaluations)
-        if wrong and self._config.watch.stop:
+    def _check_divergence(self, update: int) -> None:
+        wrong = watch.verdict(self._history, self._config.divergence.evaluations)
+        if wrong and self._config.divergence.stop:
             raise Diverged(
                 update,
-                f"{wrong} The run is stopped, as its config asks (watch.stop); its last checkpoint is from before. "
-                "Lower --config.optim.peak_lr, and give the new run another --workdir.",
+                f"{wrong} The run is stopped, as its config asks (divergence.stop); its last checkpoint is from "
+                "before. Lower --config.optim.peak_lr, and give the new run another --workdir.",
             )
         if wrong and is_main():
-            print(f"WARNING: {wrong} The run goes on (watch.stop is off).", flush=True)
+            print(f"WARNING: {wrong} The run goes on (divergence.stop is off).", flush=True)

@@ -30,7 +30,7 @@ SCHEDULES: dict[str, Callable[[float, float, int, int], optax.Schedule]] = {
 
 
 def schedule(
-    peak_lr: float, floor_lr: float, warmup_steps: int, steps: int, *, name: str = "cosine", decay_share: float = 0.2
+    peak_lr: float, min_lr: float, warmup_steps: int, steps: int, *, name: str = "cosine", decay_share: float = 0.2
 ) -> Callable[[int], float]:
     """Returns update number (from 0) -> learning rate: linear warm-up to the peak, then one of `SCHEDULES`.
 
@@ -44,7 +44,7 @@ def schedule(
     top = max(min(warmup_steps, steps) - 1, 0)  # the first update at the peak
     warm_up = optax.linear_schedule(peak_lr / (top + 1), peak_lr, top)
     decay = max(round(decay_share * steps), 1)
-    joined = optax.join_schedules([warm_up, SCHEDULES[name](peak_lr, floor_lr, steps - 1 - top, decay)], [top])
+    joined = optax.join_schedules([warm_up, SCHEDULES[name](peak_lr, min_lr, steps - 1 - top, decay)], [top])
 
     def rate(update: int) -> float:
         # On the host: the rate travels into the compiled step as a number, so a sweep of rates compiles once.

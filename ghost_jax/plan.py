@@ -54,7 +54,7 @@ def schedule_of(config: ConfigDict) -> dict:
     return {
         "name": o.schedule,
         "peak_lr": o.peak_lr,
-        "floor_lr": o.floor_lr,
+        "min_lr": o.min_lr,
         "warmup_steps": o.warmup_steps,
         "steps": config.steps,
         "decay_share": o.decay_share,
@@ -104,12 +104,12 @@ def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
         f"mesh {axes} on {run_dir.machine()}; {config.batch_size // rows} micro-batch(es) of {rows} rows, "
         f"{rows // batch_shards(mesh)} a device; {config.model.dtype}; attention {attention_of(config, mesh)}",
         f"{config.steps:,} updates, rate {config.optim.peak_lr:g} after {config.optim.warmup_steps:,}, "
-        f"down to {config.optim.floor_lr:g}; optimizer {config.optim.name}; "
+        f"down to {config.optim.min_lr:g}; optimizer {config.optim.name}; "
         f"about {duration(estimated_seconds(config))}",
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     mix = mix_of(config, prepared)
-    rows = mixture.filling(mix)
+    rows = mixture.packing_of(mix)
     lines = mixture.shares(mix, config.steps, rows.records_per_row)
     console.print(mixture_table.table(lines))
     for remark in mixture_table.remarks(mix, lines, rows):

@@ -63,7 +63,7 @@ def write(workdirs: list[Path], out: Path, beside: Sequence[Path] = ()) -> Path:
     write_text(out / "RESULTS.md", results_of(parts))
     drawn = [_sweep(record, path, out) for path, record in records.items() if record.keys() >= {"axis", "settings"}]
     if study := study_picture(runs):
-        drawn.append(_picture(study, out / "study.png", "the study's accuracies among policies that do not read"))
+        drawn.append(_picture(study, out / "study.png", "the study's accuracies among baselines that do not read"))
     drawn += [section(run, out) for run in runs]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>ghost_jax report</title>'
@@ -154,7 +154,7 @@ def section(run: dict, out: Path) -> str:
     for name, score in sorted(run["evals"].items(), key=lambda each: each[1]["book"]):
         asked = f"{score['items']['name']}, {asked_of(score)}"
         parts.append(f"<h3>{html.escape(asked)}</h3><p>{html.escape(said_of(score))}</p>")
-        drawn = {"accuracy": (accuracy_picture, "accuracy beside controls and policies")}
+        drawn = {"accuracy": (accuracy_picture, "accuracy beside controls and baselines")}
         drawn["letters"] = letter_picture, "share of each letter"
         if score.get("letter_log_probs"):
             drawn["log-probs"] = log_prob_picture, "log-probability of each letter"

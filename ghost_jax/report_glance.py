@@ -10,7 +10,7 @@ from ghost_jax.report_table import command_of, gain_of, orders_of, published_of
 
 NONE = "—"
 HEADER = ("who", "closed book, published order", "closed book, over all orders", "open book, over all orders", "from")
-POLICIES = {
+BASELINES = {
     "always_C": "always C",
     "longest": "the longest option",
     "position_length_popularity": "place, length and popularity of options, fitted",
@@ -32,9 +32,9 @@ def glance_table(runs: Sequence[dict], reports: Sequence[dict]) -> list[tuple[st
         return []
     any_score = next(iter(scores.values()))
     rows = [HEADER, *_study(runs)]
-    for policy, name in POLICIES.items():
-        if policy in any_score["policies"]:
-            published, over = any_score["policies"][policy], any_score["policies_over_orders"][policy]
+    for baseline, name in BASELINES.items():
+        if baseline in any_score["baselines"]:
+            published, over = any_score["baselines"][baseline], any_score["baselines_over_orders"][baseline]
             rows.append((name, _percent(published), _percent(over), NONE, "every report"))
     rows += _published_models(reports)
     name, best = max(scores.items(), key=lambda each: each[1]["headline"]["accuracy"])
@@ -85,7 +85,7 @@ def _on_benchmark(score: dict | None) -> dict | None:
 
 
 def _headline(score: dict) -> str:
-    return _percent(*_of(score["headline"])) + (" LATCHED" if score["verdict"] == "latched" else "")
+    return _percent(*_of(score["headline"])) + (" COLLAPSED" if score["verdict"] == "collapsed" else "")
 
 
 def _of(headline: dict) -> tuple[float, Sequence[float]]:

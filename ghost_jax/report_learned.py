@@ -55,7 +55,7 @@ def _of_comparison(comparison: dict) -> list[str]:
         f"{comparison['items']['name']}, {comparison['n']:,} questions {asked}, {comparison['book']} book, against "
         f"{comparison['reference']}: {found}."
     )
-    return [lead, *(each["said"] for each in others)]
+    return [lead, *(each["text"] for each in others)]
 
 
 def _runs_of(comparison: dict) -> Iterable[str]:

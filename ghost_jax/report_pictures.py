@@ -51,16 +51,16 @@ def mixture_picture(run: dict) -> Figure:
 
 
 def accuracy_picture(score: dict) -> Figure:
-    """Draws the headline with its interval beside its controls and the policies that read no question."""
-    policies, controls = score["policies_over_orders"], score["controls"]
-    names = [*reversed(policies), *reversed(controls), f"{answerer_of(score)}{latched(score)}"]
-    values = [*reversed(policies.values()), *(control["accuracy"] for control in reversed(controls.values()))]
-    colors = [MUTED] * len(policies) + [WARM] * len(controls) + [ACCENT]
+    """Draws the headline with its interval beside its controls and the baselines that read no question."""
+    baselines, controls = score["baselines_over_orders"], score["controls"]
+    names = [*reversed(baselines), *reversed(controls), f"{answerer_of(score)}{collapsed(score)}"]
+    values = [*reversed(baselines.values()), *(control["accuracy"] for control in reversed(controls.values()))]
+    colors = [MUTED] * len(baselines) + [WARM] * len(controls) + [ACCENT]
     figure, axes = _figure(1.2 + 0.27 * len(names))
     accuracy = score["headline"]["accuracy"]
     axes.barh([name.replace("_", " ") for name in names], [100 * v for v in (*values, accuracy)], color=colors)
     intervals = {len(names) - 1: (accuracy, score["headline"]["ci95"])}
-    for place, control in enumerate(reversed(controls.values()), len(policies)):
+    for place, control in enumerate(reversed(controls.values()), len(baselines)):
         intervals[place] = control["accuracy"], control["ci95"]
     for place, (value, (low, high)) in intervals.items():
         axes.errorbar(
@@ -72,17 +72,17 @@ def accuracy_picture(score: dict) -> Figure:
 
 
 def letter_picture(score: dict) -> Figure:
-    """Draws the share of each answered letter; a latch is one tall bar."""
+    """Draws the share of each answered letter; a collapse is one tall bar."""
     figure, axes = _figure(3, 4.2)
     axes.bar(list(score["letter_share"]), [100 * share for share in score["letter_share"].values()], color=ACCENT)
     axes.axhline(100 / len(score["letter_share"]), color=WARM, linewidth=1, linestyle="--")
     axes.set_ylim(0, 100)
-    _finish(axes, "letter answered", "share of answers, %", f"verdict: {latched(score).strip() or score['verdict']}")
+    _finish(axes, "letter answered", "share of answers, %", f"verdict: {collapsed(score).strip() or score['verdict']}")
     return figure
 
 
 def log_prob_picture(score: dict) -> Figure:
-    """Draws how probable each letter was over all prompts; in a latch one letter stands right of the others."""
+    """Draws how probable each letter was over all prompts; in a collapse one letter stands right of the others."""
     figure, axes = _figure(3)
     edges = score["letter_log_probs"]["edges"]
     for (letter, counts), color in zip(score["letter_log_probs"]["counts"].items(), LETTER_COLORS, strict=False):
@@ -111,7 +111,7 @@ def reliability_picture(score: dict) -> Figure:
 
 
 def study_picture(runs: Sequence[dict]) -> Figure | None:
-    """Draws the study's accuracies among policies that read no question, in the published order and over all of them.
+    """Draws the study's accuracies among baselines that read no question, in the published order and over all of them.
 
     None where no run rebuilds a row of the study, or none was scored on its benchmark in several orders.
     """
@@ -122,8 +122,8 @@ def study_picture(runs: Sequence[dict]) -> Figure | None:
     score = next(iter(scored.values()))
     orders = orders_of(score)
     rows: list[tuple[str, float | None, float | None, Sequence[float] | None]] = [
-        (name.replace("_", " "), value, score["policies_over_orders"][name], None)
-        for name, value in score["policies"].items()
+        (name.replace("_", " "), value, score["baselines_over_orders"][name], None)
+        for name, value in score["baselines"].items()
     ]
     study = {published_of(run)["run"]: published_of(run)["accuracy"] for run in studied}
     for name, accuracy in sorted(study.items(), key=lambda row: row[1]):  # one, however often it was rebuilt
@@ -131,7 +131,7 @@ def study_picture(runs: Sequence[dict]) -> Figure | None:
     for name, each in scored.items():
         rows.append(
             (
-                f"ours: {name}{latched(each)}",
+                f"ours: {name}{collapsed(each)}",
                 each["single_order"],
                 each["headline"]["accuracy"],
                 each["headline"]["ci95"],
@@ -148,7 +148,7 @@ def study_picture(runs: Sequence[dict]) -> Figure | None:
         if over is not None:
             axes.plot(100 * over, place, "o", color=ACCENT, markersize=5)
     axes.set_yticks(range(len(rows)), [name for name, *_ in reversed(rows)])
-    axes.axvline(100 * score["policies"]["always_C"], color=WARM, linewidth=1, linestyle="--")
+    axes.axvline(100 * score["baselines"]["always_C"], color=WARM, linewidth=1, linestyle="--")
     axes.axvline(100 * _chance(score), color=ACCENT, linewidth=1, linestyle="--")
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor=WARM, label="in the published order")
     axes.plot([], [], "o", color=ACCENT, markersize=5, label=f"over {orders} cyclic orders")
@@ -159,19 +159,19 @@ def study_picture(runs: Sequence[dict]) -> Figure | None:
 
 def _in_several_orders(run: Mapping) -> dict | None:
     score = run["evals"].get("ctibench")
-    if score and orders_of(score) > 1 and "always_C" in score["policies"] and not score.get("note"):
+    if score and orders_of(score) > 1 and "always_C" in score["baselines"] and not score.get("note"):
         return score
     return None
 
 
-def latched(score: Mapping) -> str:
-    """Returns " LATCHED" for a score whose answers are one letter, to stand behind a name; else nothing."""
-    return " LATCHED" if score["verdict"] == "latched" else ""
+def collapsed(score: Mapping) -> str:
+    """Returns " COLLAPSED" for a score whose answers are one letter, to stand behind a name; else nothing."""
+    return " COLLAPSED" if score["verdict"] == "collapsed" else ""
 
 
 def _chance(score: Mapping) -> float:
     """The accuracy of the best constant letter over the orders asked."""
-    return max(accuracy for name, accuracy in score["policies_over_orders"].items() if name.startswith("always_"))
+    return max(accuracy for name, accuracy in score["baselines_over_orders"].items() if name.startswith("always_"))
 
 
 def _last(multiplier: float | Sequence[float]) -> float:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ghost_jax import metrics
 from ghost_jax.errors import UserError
-from ghost_jax.whole import read_json
+from ghost_jax.whole import check_version, read_json
 
 OF_A_CONFIG = {"stage", "model", "data", "optim", "steps"}  # what every version wrote
-OF_A_SCORE = {"items", "headline", "verdict", "book"}
+OF_A_SCORE = {"items", "headline", "verdict", "baselines", "book"}
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -51,6 +51,7 @@ def read_run(workdir: Path) -> dict:
         return found
 
     config = read("config.json")
+    check_version(config, workdir / "config.json")
     if (workdir / "config.json").is_file() and (missing := OF_A_CONFIG - config.keys()):
         raise UserError(
             f"{workdir / 'config.json'} is the config of no run: it lacks {', '.join(sorted(missing))}. Repeat the "

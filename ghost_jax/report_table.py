@@ -58,10 +58,10 @@ def notes_of(runs: Iterable[dict]) -> list[str]:
         if cropped := cropping_of(score):
             said.append(f"{name}, {score['items']['name']}, {asked_of(score)}: {cropped}")
     for score in {score["items"]["sha256"]: score for _, score in scores}.values():
-        policies = ", ".join(
-            f"{name.replace('_', ' ')} {100 * accuracy:.1f}" for name, accuracy in score["policies"].items()
+        baselines = ", ".join(
+            f"{name.replace('_', ' ')} {100 * accuracy:.1f}" for name, accuracy in score["baselines"].items()
         )
-        said.append(f"Without reading a question, {score['items']['name']} in the published order, %: {policies}.")
+        said.append(f"Without reading a question, {score['items']['name']} in the published order, %: {baselines}.")
     return said
 
 
@@ -147,7 +147,7 @@ def state_of(run: dict) -> str:
     if run["finished"]:
         return "finished"
     stopped = run["stopped"]
-    return f"stopped at {stopped['step']:,}: {stopped['why']}" if stopped else "unfinished"
+    return f"stopped at {stopped['step']:,}: {stopped['reason']}" if stopped else "unfinished"
 
 
 def score_cells(score: dict | None) -> tuple[str, ...]:
@@ -165,13 +165,13 @@ def score_cells(score: dict | None) -> tuple[str, ...]:
         headline if orders_of(score) > 1 else f"{NONE} (one order)",
         f"{100 * score['single_order']:.1f}",
         f"{letter} {100 * share:.1f}%",
-        score["verdict"].upper() if score["verdict"] == "latched" else score["verdict"],
+        score["verdict"].upper() if score["verdict"] == "collapsed" else score["verdict"],
     )
 
 
 def said_of(score: dict) -> str:
     """Returns in words what a score is worth: its verdict, and what else was asked."""
-    said = [f"Verdict: {score.get('verdict_in_words') or score['verdict']}"]
+    said = [f"Verdict: {score.get('verdict_text') or score['verdict']}"]
     if cloze := score.get("cloze"):
         primary = cloze[cloze["primary"]]
         low, high = primary["ci95"]

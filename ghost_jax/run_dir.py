@@ -30,7 +30,7 @@ from ghost_jax.data import mixture, store
 from ghost_jax.data.prepare import Prepared, mix_of
 from ghost_jax.errors import UserError
 from ghost_jax.parallel import hosts
-from ghost_jax.whole import read_json, read_text, write_json, write_text
+from ghost_jax.whole import check_version, read_json, read_text, write_json, write_text
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml_collections", "tokenizers")
 STOPPED = "stopped.json"
@@ -79,10 +79,10 @@ def mark_finished(workdir: Path, steps: int) -> None:
         write_json(workdir / "status.json", {"status": "finished", "steps": steps})
 
 
-def mark_stopped(workdir: Path, update: int, why: str) -> None:
+def mark_stopped(workdir: Path, update: int, reason: str) -> None:
     """Says that the watch stopped the run, and why."""
     if hosts.is_main():
-        write_json(workdir / STOPPED, {"step": update, "why": why})
+        write_json(workdir / STOPPED, {"step": update, "reason": reason})
 
 
 def stopped(workdir: Path) -> dict | None:
@@ -131,9 +131,11 @@ def settle(config: ConfigDict, workdir: Path) -> None:
 def _config_in(workdir: Path) -> dict:
     path = workdir / "config.json"
     try:
-        return json.loads(read_text(path))
+        config = json.loads(read_text(path))
     except ValueError as fault:
         raise UserError(f"{path} is broken ({fault}). Delete {workdir} and repeat the command.") from None
+    check_version(config, path)
+    return config
 
 
 def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepared) -> None:
@@ -141,14 +143,14 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
     corpus = store.manifest(prepared.corpus)
     record = {key: corpus[key] for key in ("made_from", "documents", "duplicates_dropped", "licenses")}
     mix = mix_of(config, prepared)
-    rows = mixture.filling(mix)
+    rows = mixture.packing_of(mix)
     record |= {
         "notes": prepared.notes,
         "corpus": prepared.corpus.name,
         "stores": {name: place.name for name, place in prepared.stores.items()},
         "trained_on": trained_on(config, base_workdir, prepared),
         "mixture": [dataclasses.asdict(share) for share in mixture.shares(mix, config.steps, rows.records_per_row)],
-        "filling": dataclasses.asdict(rows),
+        "packing": dataclasses.asdict(rows),
     }
     write_json(workdir / "data.json", record)
     prepared.tokenizer.save(workdir / "tokenizer.json")

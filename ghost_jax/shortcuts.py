@@ -1,10 +1,10 @@
 """Shortcuts: how to answer a multiple-choice question without knowing anything.
 
-A set of questions measures knowledge as far as these policies stay at chance on it, and a model knows something as far
+A set of questions measures knowledge as far as these baselines stay at chance on it, and a model knows something as far
 as it beats them. Each is a function `(questions, options, answers) -> credits`, whatever the questions came from:
 `questions` is N texts, `options` N sequences of texts (not all of one length, perhaps), `answers` the N indices of the
 gold options, and the credits [N] lie in [0, 1]: where n options tie for being chosen, the gold one among them earns
-1/n. Their mean is the accuracy that the policy can expect.
+1/n. Their mean is the accuracy that the baseline can expect.
 """
 
 import functools
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-Policy = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[int]], np.ndarray]
+Baseline = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[int]], np.ndarray]
 
 _WORD = re.compile(r"\w+(?:\.\w+)*")  # an id such as T1566.001 is one word
 # Words that every English text shares say nothing about what it is about.
@@ -34,13 +34,13 @@ def content_words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text.lower())) - _FUNCTION_WORDS
 
 
-def always(letter: int) -> Policy:
-    """The policy that answers with one letter, given by its index. Its credits are 0 or 1."""
+def always(letter: int) -> Baseline:
+    """The baseline that answers with one letter, given by its index. Its credits are 0 or 1."""
 
-    def policy(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
+    def baseline(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
         return np.array([float(answer == letter) for answer in answers])
 
-    return policy
+    return baseline
 
 
 def longest(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
@@ -62,13 +62,13 @@ def overlapping(questions: Sequence[str], options: Sequence[Sequence[str]], answ
     return _highest(shared, answers)
 
 
-def popular(popularity: Mapping[str, int]) -> Policy:
-    """The policy that chooses the option that is the most popular; one that `popularity` does not name counts 0."""
+def popular(popularity: Mapping[str, int]) -> Baseline:
+    """The baseline that chooses the option that is the most popular; one that `popularity` does not name counts 0."""
 
-    def policy(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
+    def baseline(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
         return _highest(([popularity.get(option, 0) for option in offered] for offered in options), answers)
 
-    return policy
+    return baseline
 
 
 def times_offered(options: Sequence[Sequence[str]]) -> Counter[str]:

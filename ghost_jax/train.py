@@ -84,7 +84,7 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
             batch_size=rows,
             records=config.data.validation_records,
         )
-        look = look_of(config, workdir, prepared.tokenizer, model.config, abstract.params, mesh)
+        probe = probe_of(config, workdir, prepared.tokenizer, model.config, abstract.params, mesh)
         stream = mixture.train_batches(mix, process=jax.process_index(), processes=jax.process_count())
         batches = mixture.read_from(stream, start)
         stop_vote = hosts.StopVote()
@@ -100,7 +100,7 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
                 journal.dispatched(update, lr, metrics)
                 last, stopping = update == config.steps, stop_vote(asked_to_stop())
                 evaluates, saves = last or update % config.eval_every == 0, last or update % config.save_every == 0
-                due = [validate] * evaluates + [look] * bool(look and update % config.look.every == 0)
+                due = [validate] * evaluates + [probe] * bool(probe and update % config.online_probe.every == 0)
                 if due or saves or stopping:  # a state is saved only when its update is known to be finite
                     losses = journal.settle(functools.partial(_all_of, due, state.params) if due else None)
                 if saves or stopping:
@@ -117,17 +117,18 @@ def _all_of(measures: Sequence[Callable[[dict], dict[str, float]]], params: dict
     return {name: value for measure in measures for name, value in measure(params).items()}
 
 
-def look_of(
+def probe_of(
     config: ConfigDict, workdir: Path, tokenizer: Tokenizer, model: ModelConfig, abstract_params: dict, mesh: Mesh
 ) -> Callable[[dict], dict[str, float]] | None:
     """Returns `params -> figures` of the letters that a chat model says while it trains; None where none are asked."""
-    if config.stage != "chat" or not config.look.every:
+    if config.stage != "chat" or not config.online_probe.every:
         return None
-    from evals.look import make_look  # what only some runs need, no first update waits for
+    from evals.online_probe import make_probe  # what only some runs need, no first update waits for
 
     predict = make_predict(model, abstract_params, mesh)
-    look = make_look(workdir, tokenizer, config.data.layout, questions=config.look.questions, context=model.context)
-    return lambda params: look(functools.partial(predict, params))
+    questions = config.online_probe.questions
+    probe = make_probe(workdir, tokenizer, config.data.layout, questions=questions, context=model.context)
+    return lambda params: probe(functools.partial(predict, params))
 
 
 def evaluate(config: ConfigDict, workdir: Path, data_dir: Path | None) -> None:
@@ -155,7 +156,7 @@ def run_stage(
         if run_dir.is_finished(workdir):
             return
         if stopped := run_dir.stopped(workdir):
-            raise Diverged(stopped["step"], stopped["why"])
+            raise Diverged(stopped["step"], stopped["reason"])
         prepared = prepare(config, data_dir)
         if hosts.is_main():
             plan.show(config, prepared, console)

@@ -24,7 +24,7 @@ TINY = {
     "model.layers": 1,
     "model.width": 32,
     "model.heads": 2,
-    "model.hidden": 64,
+    "model.mlp_dim": 64,
     "model.vocab_size": 1024,
     "model.context": 128,
     "model.dtype": "float32",  # whatever the machine: what is equal bit for bit on one is not on another

@@ -70,7 +70,7 @@ def test_less_is_held_than_a_matrix_of_weights_and_its_gradient():
 
 
 def test_long_waves_are_stretched_short_ones_are_not_and_those_between_in_part():
-    plain = ModelConfig(layers=1, width=32, heads=4, hidden=48, vocab_size=100, rope_base=100.0)
+    plain = ModelConfig(layers=1, width=32, heads=4, mlp_dim=48, vocab_size=100, rope_base=100.0)
     stretched = dataclasses.replace(plain, rope_factor=8.0, rope_context=64, rope_low=0.5, rope_high=5.0)
     before, after = frequencies_of(plain), frequencies_of(stretched)
     turns = np.array([64 / (2 * math.pi) * 100.0 ** (-i / 4) for i in range(4)])

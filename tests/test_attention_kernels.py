@@ -185,7 +185,7 @@ def interpreted(monkeypatch):
 @needs_eight
 def test_a_model_trains_with_splash_on_a_mesh_as_with_blocks_on_one_device(interpreted):
     """Rows over fsdp, heads over tensor, each layer inside a scan and a remat."""
-    config = ModelConfig(layers=2, width=32, heads=HEADS, hidden=48, vocab_size=97, context=LANES, scan=True)
+    config = ModelConfig(layers=2, width=32, heads=HEADS, mlp_dim=48, vocab_size=97, context=LANES, scan=True)
     params = jax.tree.map(jnp.asarray, transformer.init(config, jax.random.key(0)))
     rng, segments = np.random.default_rng(2), packed(LANES)
     tokens, targets = (jnp.asarray(rng.integers(0, 97, segments.shape), jnp.int32) for _ in range(2))
@@ -203,7 +203,7 @@ def test_a_model_trains_with_splash_on_a_mesh_as_with_blocks_on_one_device(inter
 
 
 def test_splash_refuses_what_equal_segments_cannot_say(interpreted):
-    config = ModelConfig(layers=1, width=32, heads=2, hidden=48, vocab_size=97, attention="splash")
+    config = ModelConfig(layers=1, width=32, heads=2, mlp_dim=48, vocab_size=97, attention="splash")
     tokens = jnp.zeros((1, LANES), jnp.int32)
     model, params = Transformer(config), jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
     for more in ({"branches": tokens}, {"at": tokens[:, :1]}):

@@ -75,10 +75,10 @@ def test_a_cell_that_is_no_letter_is_wrong_and_counted(published):
     assert sum(report["letter_share"].values()) == pytest.approx(1 - report["no_letter"])
 
 
-def test_the_policies_stand_below_the_models(published):
+def test_the_baselines_stand_below_the_models(published):
     said, reports = published
     for report in reports.values():
-        assert report["policies"]["always_C"] == 0.3712
+        assert report["baselines"]["always_C"] == 0.3712
         assert report["headline"]["orders"] == ["ABCD"]
     assert "without the question, published order, %: always A 14.96, always B 32.52, always C 37.12" in said
 
@@ -92,7 +92,7 @@ def test_one_column_is_reported_in_full(ghost, benchmark, tmp_path):
     said = ghost("evals.audit", f"--items={benchmark.path}", f"--predictions={file}", f"--out={out}").stdout
     report = json.loads(out.read_text())
     assert report["headline"]["accuracy"] == report["single_order"] == 1
-    assert report["read"] == {"file": "said.tsv", "name": "model", "lower_case": 6}
+    assert report["predictions_file"] == {"file": "said.tsv", "name": "model", "lower_case": 6}
     assert "This is one order alone" in said
     assert "model: 6 lower-case letters read" in said
     assert f"written to {out}" in said
@@ -193,9 +193,9 @@ def test_columns_named_after_orders_come_to_a_headline_over_them(benchmark, read
     assert report["headline"]["accuracy"] == 1
     assert report["headline"]["orders"] == ["ABCD", "DABC", "CDAB", "BCDA"]  # the published one first
     assert report["flip_rate"] == 0
-    (latched,) = reading(header, ["C,C,C,C"] * 6).values()
-    report = audit(latched, benchmark, "")
-    assert (report["headline"]["accuracy"], report["verdict"]) == (0.25, "latched")
+    (collapsed,) = reading(header, ["C,C,C,C"] * 6).values()
+    report = audit(collapsed, benchmark, "")
+    assert (report["headline"]["accuracy"], report["verdict"]) == (0.25, "collapsed")
 
 
 def test_scores_over_orders_are_read_too(benchmark, reading):

@@ -107,7 +107,7 @@ def test_a_card_follows_the_records():
     changed = copy.deepcopy(run)
     score = changed["evals"]["ctibench"]
     score["headline"] |= {"accuracy": 0.6137, "ci95": [0.5941, 0.6333]}
-    score["policies_over_orders"]["longest"] = 0.5519
+    score["baselines_over_orders"]["longest"] = 0.5519
     before, after = (card_of(each, EXPORTED, CHANNEL, None) for each in (run, changed))
     for said in ("| this model | 15.0 | 61.4 | 59.4 to 63.3 |", "| longest | 42.6 | 55.2 |", "value: 61.37"):
         assert said in after
@@ -154,7 +154,7 @@ def test_the_books_stand_apart():
     assert "It was not scored with the book open." in card_text("chat_v3-seed0")
 
 
-def test_a_card_holds_recipe_mixture_data_policies_verdict_contamination_study_and_limits():
+def test_a_card_holds_recipe_mixture_data_baselines_verdict_contamination_study_and_limits():
     text = card_text("chat_v3-seed0")
     for said in (
         "Q&A x1 + raw MCQ x5",
@@ -162,7 +162,7 @@ def test_a_card_holds_recipe_mixture_data_policies_verdict_contamination_study_a
         "| attack | 2,007 | — | MITRE ATT&CK terms of use |",
         "| always C | 37.1 | 25.0 |",
         "| control: question swapped |",
-        "Verdict: LATCHED: 100.0% of the answers are A",
+        "Verdict: COLLAPSED to one letter: 100.0% of the answers are A",
         "Contamination: not contaminated: no record asks an item and answers it.",
         "| chat-v3 (canonical) | 1,500 | 5e-5 | — | 36.9% |",
         "its accuracy measures one letter, and nothing that it knows",
@@ -234,7 +234,7 @@ def test_the_present_run_stands_in_the_table_above_it():
 def test_a_run_that_the_watch_stopped_says_so(tmp_path):
     shutil.copytree(RECORDS / "chat_v4_failed-seed0", tmp_path / "run")
     (tmp_path / "run" / "status.json").unlink()
-    (tmp_path / "run" / "stopped.json").write_text(json.dumps({"step": 20, "why": "three losses in a row"}))
+    (tmp_path / "run" / "stopped.json").write_text(json.dumps({"step": 20, "reason": "three losses in a row"}))
     text = card_of(read_records(tmp_path / "run"), EXPORTED, CHANNEL, None)
     assert "stopped at 20: three losses in a row" in text
     assert "The divergence watch stopped it after update 20: three losses in a row." in text
@@ -284,7 +284,7 @@ def scored(items, tmp_path):
 
 def verdict_of(workdir: Path, verdict: str) -> Path:
     path = workdir / "evals" / "ctibench.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"verdict": verdict, "verdict_in_words": verdict}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"verdict": verdict, "verdict_text": verdict}))
     return workdir
 
 
@@ -322,12 +322,12 @@ def test_the_first_canonical_run_must_know_something(scored):
     assert decide(EXPERIMENTAL, run, None, None) == CHANNEL
 
 
-def test_a_latched_run_is_never_canonical(scored):
-    latched, worse = scored("latched", 0), scored("worse", 0, latch=-1)
-    channel = decide(CANONICAL, latched, worse, None)
+def test_a_collapsed_run_is_never_canonical(scored):
+    collapsed, worse = scored("collapsed", 0), scored("worse", 0, letter=-1)
+    channel = decide(CANONICAL, collapsed, worse, None)
     assert channel.comparison["rows"][1]["against_reference"]["mean"] > 0.2, "it is above the present run"
     assert channel.name == EXPERIMENTAL
-    assert "latched to one letter" in channel.reason
+    assert "collapsed to one letter" in channel.reason
 
 
 def test_one_order_makes_nothing_canonical(scored):

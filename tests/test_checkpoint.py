@@ -18,7 +18,7 @@ from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.step import TrainState, new_state, state_shardings
 from ghost_jax.whole import read_json
 
-TINY = ModelConfig(layers=1, width=16, heads=2, hidden=32, vocab_size=100, context=16)
+TINY = ModelConfig(layers=1, width=16, heads=2, mlp_dim=32, vocab_size=100, context=16)
 OPTIMIZER = adamw(0.9, 0.95, 0.1, 1.0)
 IDENTITY = identity_of(TINY, "t" * 64, "d" * 64)
 needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")

@@ -40,11 +40,11 @@ def write_items(path, n: int = N, sizes=(4,), golds: str = "ABCD"):
     return read_items(path)
 
 
-def report(items, knows, orders: str = "cyclic", latch: int = 0, **more) -> dict:
+def report(items, knows, orders: str = "cyclic", letter: int = 0, **more) -> dict:
     """A report of answers that are right on the items of `knows`, in every order, and one letter on the others."""
     asked = orders_of(items.items, orders)
     letters = [
-        [order[item.answer] if number in knows else latch for order in of_item]
+        [order[item.answer] if number in knows else letter for order in of_item]
         for number, (item, of_item) in enumerate(zip(items, asked, strict=True))
     ]
     return report_of(Answers.from_letters(asked, letters), items) | {"book": "closed", "reader": "model"} | more
@@ -104,11 +104,10 @@ def test_a_table_a_picture_and_a_sentence_a_run(commands, items):
     process = commands["three runs"]
     assert process.returncode == 0, process.stderr
     assert "own.jsonl: 200 questions in 4 orders, closed book" in process.stdout
-    assert (
-        "strong LATCHED is better than weak LATCHED by 18.8 points (12.2 to 25.3), Holm's p <0.001." in process.stdout
-    )
-    near = "near LATCHED is not told apart from weak LATCHED: -0.8 points (-2.8 to +1.3); only differences above 3.0"
-    assert near in process.stdout
+    strong = "strong COLLAPSED is better than weak COLLAPSED by 18.8 points (12.2 to 25.3), Holm's p <0.001."
+    near = "near COLLAPSED is not told apart from weak COLLAPSED: -0.8 points (-2.8 to +1.3); only differences above"
+    assert strong in process.stdout
+    assert f"{near} 3.0" in process.stdout
     picture = matplotlib.image.imread(commands["folder"] / "out" / "compared.png")
     assert picture.shape[0] > 200
     assert np.ptp(picture) > 0
@@ -158,18 +157,18 @@ def test_one_run_is_nothing_to_compare(commands):
     assert "Name at least two runs" in paragraph_of(commands["one run"], 2)
 
 
-# ---- A latch, and seeds ----
+# ---- A collapse, and seeds ----
 
 
-def test_two_latches_are_equal_whatever_their_letter(tmp_path):
+def test_two_collapses_are_equal_whatever_their_letter(tmp_path):
     items = write_items(tmp_path / "own.jsonl", 90, golds="AAB")
-    often = write_run(tmp_path / "often", report(items, (), latch=0), items)
-    never = write_run(tmp_path / "never", report(items, (), latch=3), steps=41)
+    often = write_run(tmp_path / "often", report(items, (), letter=0), items)
+    never = write_run(tmp_path / "never", report(items, (), letter=3), steps=41)
     reference, row = compared([often, never])["rows"]
     assert reference["accuracy"] == row["accuracy"] == 0.25
-    assert reference["latched"] == row["latched"] == "LATCHED"
+    assert reference["collapsed"] == row["collapsed"] == "COLLAPSED"
     assert row["against_reference"]["p"] == 1.0
-    assert row["against_reference"]["said"] == "never LATCHED earns the same as often LATCHED, page by page."
+    assert row["against_reference"]["text"] == "never COLLAPSED earns the same as often COLLAPSED, page by page."
     assert row["against_reference"]["mcnemar"]["p"] < 1e-9, "the mistake that one order makes"
 
 
@@ -179,7 +178,7 @@ def test_items_of_one_page_count_as_one(tmp_path):
     (tmp_path / "page.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     items = read_items(tmp_path / "page.jsonl")
     places = [write_run(tmp_path / f"{n}", report(items, range(n)), items, steps=n) for n in (10, 30)]
-    assert "all items come from one page" in compared(places)["rows"][1]["against_reference"]["said"]
+    assert "all items come from one page" in compared(places)["rows"][1]["against_reference"]["text"]
 
 
 def test_seeds_of_a_recipe_are_one_row(items, tmp_path):
@@ -207,10 +206,10 @@ def test_seeds_of_a_recipe_are_one_row(items, tmp_path):
 def test_a_seed_made_again_is_another_row(items, tmp_path):
     old = [write_run(tmp_path / f"old-seed{seed}", report(items, range(60)), items, seed=seed) for seed in range(2)]
     new = [write_run(tmp_path / f"new-seed{seed}", report(items, range(80)), seed=seed) for seed in range(2)]
-    unlatched = json.loads(Path(new[1], "evals", "ctibench.json").read_text()) | {"verdict": "shortcut"}
-    Path(new[1], "evals", "ctibench.json").write_text(json.dumps(unlatched))
+    uncollapsed = json.loads(Path(new[1], "evals", "ctibench.json").read_text()) | {"verdict": "shortcut"}
+    Path(new[1], "evals", "ctibench.json").write_text(json.dumps(uncollapsed))
     rows = compared([*old, *new])["rows"]
-    assert [row["latched"] for row in rows] == ["LATCHED", "LATCHED (1 of 2)"]
+    assert [row["collapsed"] for row in rows] == ["COLLAPSED", "COLLAPSED (1 of 2)"]
     names = [row["name"] for row in rows]
     assert names == ["old, 2 seeds", "new, 2 seeds"]
 
@@ -335,8 +334,8 @@ def test_items_of_different_size_earn_what_their_report_says(tmp_path):
     place.write_text(json.dumps(content))
     earned = credits_of(read_report(place, ""), items)
     assert [len(credit) for credit in earned] == [4, 2] * 12
-    latched = [1 / len(item.options) for item in items]
-    expected = [0.0, *latched[1:5], *[1.0] * 10, *latched[15:]]
+    collapsed = [1 / len(item.options) for item in items]
+    expected = [0.0, *collapsed[1:5], *[1.0] * 10, *collapsed[15:]]
     assert [credit.mean() for credit in earned] == expected
 
 

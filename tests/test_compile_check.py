@@ -21,7 +21,7 @@ from tests.conftest import set_all
 needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 LIBTPU = importlib.util.find_spec("libtpu")
 needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="the TPU compiler is not installed: pip install libtpu==0.0.42.1")
-SMALL = {"layers": 1, "width": 128, "heads": 2, "hidden": 128, "vocab_size": 512}
+SMALL = {"layers": 1, "width": 128, "heads": 2, "mlp_dim": 128, "vocab_size": 512}
 WHOLE = 64 * 32 * 4  # bytes of the array that the collectives below move
 
 

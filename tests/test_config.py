@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import shutil
 import sys
 import types
@@ -11,8 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
+from evals import recorded
 from ghost_jax import config as config_lib
-from ghost_jax.errors import BAD_USAGE, UsageError
+from ghost_jax import report_records, run_dir
+from ghost_jax.errors import BAD_USAGE, UsageError, UserError
 from ghost_jax.model.sizes import ModelConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -113,7 +116,7 @@ def test_a_recipe_of_the_study_runs_its_row_as_written(name):
     config = read(name)
     steps = 2000 if name == "chat_v4_failed" else config.published.steps  # planned; it was killed at 300
     assert (config.steps, config.optim.peak_lr, config.loss_norm) == (steps, config.published.rate, "token_mean")
-    assert config.watch.stop == (name == "chat_v4_failed")
+    assert config.divergence.stop == (name == "chat_v4_failed")
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -243,7 +246,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(word, hint):
         ("model.attention_bias=maybe", "the value is a bool"),
         ("optim=1", "is a group; set one of optim.b1, optim.b2"),
         ("steps", "has no value: write --config.steps=VALUE"),
-        ("data.later=1", "is a group; set it in a config file"),
+        ("data.mixture_schedule=1", "is a group; set it in a config file"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(word, part):
@@ -397,20 +400,20 @@ def test_a_config_of_ones_own_may_use_the_house_defaults(written):
         (["model.heads=3", "base.model.heads=3"], ("model.heads", "3")),
         (["model.heads=128", "base.model.heads=128"], ("model.heads", "128")),
         (["base.steps=0"], ("steps",)),
-        (["data.overlong=cut"], ("cut", "use one of crop, drop")),
+        (["data.truncation=cut"], ("cut", "use one of crop, drop")),
         (["data.layout=clozed"], ("clozed", "classic", "options_only")),
         (["optim.schedule=cosin"], ("cosin", "use one of cosine, wsd, constant, linear")),
         (["loss_norm=mean"], ("loss_norm is mean", "token_mean, record_mean")),
         (["init_tokens=zero"], ("zero", "mean, random")),
-        (["watch.evaluations=1"], ("watch.evaluations is 1",)),
-        (["optim.peak_lr=1e-3", "optim.floor_lr=-1e-6"], ("optim.floor_lr is -1e-06",)),
-        (["optim.peak_lr=1e-3", "optim.floor_lr=2e-3"], ("optim.floor_lr is 0.002", "optim.peak_lr (0.001)")),
-        (["base.optim.floor_lr=1"], ("base.optim.floor_lr is 1.0",)),
+        (["divergence.evaluations=1"], ("divergence.evaluations is 1",)),
+        (["optim.peak_lr=1e-3", "optim.min_lr=-1e-6"], ("optim.min_lr is -1e-06",)),
+        (["optim.peak_lr=1e-3", "optim.min_lr=2e-3"], ("optim.min_lr is 0.002", "optim.peak_lr (0.001)")),
+        (["base.optim.min_lr=1"], ("base.optim.min_lr is 1.0",)),
         (["optim.decay_share=0"], ("optim.decay_share is 0.0",)),
         (["optim.decay_share=1.5"], ("optim.decay_share is 1.5",)),
         (["mesh.fsdp=-1"], ("mesh", "-1")),
         (["log.trace_at=41"], ("log.trace_at is 41", "40")),
-        (["look.every=41"], ("look.every is 41", "40")),
+        (["online_probe.every=41"], ("online_probe.every is 41", "40")),
         (["keep_best=val_loss_read"], ("keep_best is val_loss_read", "val_loss_shared, val_loss_cot")),
         (["base.keep_best=val_loss_shared"], ("base.keep_best is val_loss_shared", "use one of val_loss, or")),
         (["data.cot.teacher=ftp://host"], ("data.cot.teacher",)),
@@ -442,18 +445,18 @@ def test_a_chat_model_and_its_base_may_be_changed_together():
 # ---- Weights that change ----
 
 
-LATER = """
+SCHEDULE = """
 from configs import chat_v5
 def get_config(preset=''):
     c = chat_v5.get_config(preset)
     with c.unlocked():
-        c.data.later = {LATER}
+        c.data.mixture_schedule = {SCHEDULE}
     return c
 """
 
 
 def test_weights_may_change_with_an_update(written):
-    path = written(LATER.replace("{LATER}", "{'10': dict(mcq=0), '25': dict(qa=2)}"))
+    path = written(SCHEDULE.replace("{SCHEDULE}", "{'10': dict(mcq=0), '25': dict(qa=2)}"))
     config, _ = parse(f"--config={path}:nano")
     by_start = config_lib.mixtures(config)
     assert list(by_start) == [0, 10, 25]
@@ -462,7 +465,7 @@ def test_weights_may_change_with_an_update(written):
 
 
 @pytest.mark.parametrize(
-    ("later", "part"),
+    ("schedule", "part"),
     [
         ("{'40': dict(qa=2)}", "has the key 40"),  # the run has 40 updates, so none is left
         ("{'0': dict(qa=2)}", "has the key 0"),
@@ -471,8 +474,8 @@ def test_weights_may_change_with_an_update(written):
         ("{'10': dict(qa=0, mcq=0, cot=0, small_talk=0)}", "from update 10 on is empty"),
     ],
 )
-def test_changes_that_cannot_be_are_refused(written, later, part):
-    assert part in refusal(f"--config={written(LATER.replace('{LATER}', later))}:nano")
+def test_changes_that_cannot_be_are_refused(written, schedule, part):
+    assert part in refusal(f"--config={written(SCHEDULE.replace('{SCHEDULE}', schedule))}:nano")
 
 
 # ---- The run directory's copy ----
@@ -483,3 +486,38 @@ def test_the_json_of_a_config_gives_it_back():
     again = config_lib.from_json(config_lib.to_json(config))
     assert again.to_dict() == config.to_dict()
     assert config_lib.to_json(again) == config_lib.to_json(config)
+
+
+@pytest.mark.parametrize("reader", ["resume", "--base", "report", "compare"])
+@pytest.mark.parametrize(
+    ("group", "now", "before"),
+    [
+        ("model", "mlp_dim", "hidden"),
+        ("optim", "min_lr", "floor_lr"),
+        ("data", "mixture_schedule", "later"),
+        ("data", "truncation", "overlong"),
+        ("", "online_probe", "look"),
+        ("", "divergence", "watch"),
+    ],
+)
+def test_a_run_of_an_earlier_version_is_refused(tmp_path, reader, group, now, before):
+    config, _ = parse(f"--config={CHAT}:nano")
+    old = json.loads(config_lib.to_json(config))
+    keys = old[group] if group else old
+    keys[before] = keys.pop(now)
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "ctibench.json").write_text("{}")
+    read = {
+        "resume": lambda: run_dir.open_run(tmp_path, config),
+        "--base": lambda: config_lib.stand_on(config, tmp_path),
+        "report": lambda: report_records.read_run(tmp_path),
+        "compare": lambda: recorded.read_report(tmp_path, "ctibench"),
+    }
+    with pytest.raises(UserError) as caught:
+        read[reader]()
+    assert str(caught.value) == (
+        f"{tmp_path}/config.json is the config of a run of an earlier version: it has {group and group + '.'}{before}, "
+        "which this version of ghost_jax does not read. Train the run again, or use the version that environment.json "
+        "beside it names."
+    )

@@ -18,7 +18,7 @@ from ghost_jax.config_domains import (
     PRETRAIN_OPTIONS,
     SOURCES,
     Flag,
-    Later,
+    MixtureSchedule,
     Names,
     OneOf,
     Real,
@@ -112,7 +112,7 @@ def outside(domain: object) -> list:
             return [(), ("cwe", "cwe"), "cwe", ("",), (3,), *[("xyzzy",)] * bool(known)]
         case Text():
             return ["two\nlines", "x" * 2000, "nul\0", "\udcff", 3, None]
-        case Later():
+        case MixtureSchedule():
             return [
                 3,
                 ConfigDict({"10": 1.0}),
@@ -132,7 +132,7 @@ ABSURD = {
     "optim.b1": (1.0, 2.0, -0.1, 0.99999999),
     "optim.b2": (1.0, 2.0, -0.1, 0.99999999),
     "optim.peak_lr": (0.0, -1e-3, math.nan),
-    "optim.floor_lr": (-1e-6,),
+    "optim.min_lr": (-1e-6,),
     "optim.weight_decay": (-0.1,),
     "optim.warmup_steps": (-1,),
     "optim.decay_share": (0.0, -0.1, 1.5),
@@ -144,10 +144,10 @@ ABSURD = {
     "keep_best": ("val_los", "held_out_accuracy", "accuracy"),
     "data.sources": (("atack",), ()),
     "data.validation_records": (-5,),
-    "watch.evaluations": (1, 0),
+    "divergence.evaluations": (1, 0),
     "log.trace_at": (-1,),
-    "look.questions": (0, -1),
-    "look.every": (-1,),
+    "online_probe.questions": (0, -1),
+    "online_probe.every": (-1,),
     "data.qa_per_source": (0, -1),
     "data.mixture.mcq": (-1.0, math.inf),
     "objective.lm": (-1.0, math.nan),
@@ -264,8 +264,8 @@ def test_a_count_is_no_float_and_none_that_overflows(key):
         ("c.base = c.base.copy_and_resolve_references()\n    c.base.stage = 'chat'", "base."),
         ("c.stage = 'imported'", "stage is imported"),
         ("c.steps = 10**5000", "steps is "),
-        ("c.data.later = {10**5000: {'mcq': 1.0}}", "data.later"),
-        ("c.data.later = {'9' * 5000: {'mcq': 1.0}}", "data.later"),
+        ("c.data.mixture_schedule = {10**5000: {'mcq': 1.0}}", "data.mixture_schedule"),
+        ("c.data.mixture_schedule = {'9' * 5000: {'mcq': 1.0}}", "data.mixture_schedule"),
         ("c.model.kv_heads = 3", "model.kv_heads (3)"),
     ],
 )

@@ -101,7 +101,7 @@ def found_in(result) -> dict:
     """record -> {item: why} of a result's contaminated records."""
     found: dict[str, dict] = {}
     for at in result["contaminated"]:
-        found.setdefault(at["record"], {})[at["item"]] = at["why"]
+        found.setdefault(at["record"], {})[at["item"]] = at["reason"]
     return found
 
 
@@ -179,7 +179,7 @@ def test_a_question_that_lies_across_windows_is_found(tmp_path, vocabulary, wind
     store = write_dataset(tmp_path / "pretrain-1", vocabulary, "pretrain", {"train": rows})
     result = contamination.check(read_items(write_items(tmp_path)), [store])
     (at,) = result["contaminated"]
-    assert (at["item"], at["part"], at["why"]) == ("long", "pretrain/train", BY_GOLD)
+    assert (at["item"], at["part"], at["reason"]) == ("long", "pretrain/train", BY_GOLD)
     start = next(row for row in rows if row["id"] == at["record"])
     assert vocabulary.id(tokenizer.BOS) in start["tokens"]
 

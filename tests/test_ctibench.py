@@ -84,20 +84,20 @@ def commands(ghost, tiny_run, tmp_path_factory):
 def test_the_report_holds_what_is_promised(commands, name):
     result, report = commands[name]
     assert result.returncode == 0, result.stderr
-    expected = "n book reader headline single_order letter_share recall policies controls verdict note"
+    expected = "n book reader headline single_order letter_share recall baselines controls verdict note"
     assert set(expected.split()) <= report.keys()
     assert (report["book"], report["reader"]) == ("closed", "model")
-    assert list(report["policies"])[:5] == [*(f"always_{letter}" for letter in "ABCD"), "longest"]
+    assert list(report["baselines"])[:5] == [*(f"always_{letter}" for letter in "ABCD"), "longest"]
     assert {"options only", "question swapped"} <= set(report["controls"])
     assert report["cloze"][report["cloze"]["primary"]]["ci95"]
     low, high = report["headline"]["ci95"]
     assert 0 <= low <= report["headline"]["accuracy"] <= high <= 1
     fractions = [report["single_order"], *report["letter_share"].values(), *report["recall"].values()]
-    fractions += [*report["policies"].values(), *report["policies_over_orders"].values()]
+    fractions += [*report["baselines"].values(), *report["baselines_over_orders"].values()]
     assert all(0 <= fraction <= 1 for fraction in fractions)
     assert sum(report["letter_share"].values()) == pytest.approx(1)
-    assert all(report["policies_over_orders"][f"always_{letter}"] == 0.25 for letter in "ABCD")
-    assert report["verdict"] in ("latched", "chance", "shortcut", "knowledge")
+    assert all(report["baselines_over_orders"][f"always_{letter}"] == 0.25 for letter in "ABCD")
+    assert report["verdict"] in ("collapsed", "chance", "shortcut", "knowledge")
     missing = [] if name == "held out" else ["trained options-only"]
     assert report["controls_missing"] == missing
     assert ("Controls missing: trained options-only." in result.stdout) == bool(missing)
@@ -129,7 +129,7 @@ def test_own_items_are_scored_as_they_stand(commands):
     assert "own.jsonl: 12 questions, closed book" in result.stdout
     assert (report["n"], report["items"]["name"], report["note"]) == (12, "own.jsonl", "")
     gold = "".join("ABBC"[number % 4] for number in range(12))
-    assert [report["policies"][f"always_{letter}"] for letter in "ABCD"] == [gold.count(x) / 12 for x in "ABCD"]
+    assert [report["baselines"][f"always_{letter}"] for letter in "ABCD"] == [gold.count(x) / 12 for x in "ABCD"]
     published = [answers[0] for answers in report["predicted"]]
     assert report["single_order"] == sum(map(str.__eq__, published, gold)) / 12
     assert commands["own items on eight devices"][1]["predicted"] == report["predicted"]
@@ -147,7 +147,7 @@ def test_items_with_other_numbers_of_options_are_asked_in_their_own_orders(comma
     result, report = commands["mixed items"]
     assert result.returncode == 0, result.stderr
     assert [len(letters) for letters in report["predicted"]] == [4, 2]
-    assert report["policies_over_orders"]["always_A"] == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert report["baselines_over_orders"]["always_A"] == pytest.approx((1 / 4 + 1 / 2) / 2)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_ctibench_as_published(ghost, ghost_data, tiny_run, tmp_path):
     report = json.loads(out.read_text())
     assert (report["n"], report["items"]["name"], report["note"]) == (2500, "CTIBench MCQ", "")
     assert report["headline"]["orders"] == ["ABCD"]
-    percent = {name: f"{100 * value:.2f}" for name, value in report["policies"].items()}
+    percent = {name: f"{100 * value:.2f}" for name, value in report["baselines"].items()}
     expected = {"always_A": "14.96", "always_B": "32.52", "always_C": "37.12", "always_D": "15.40", "longest": "42.65"}
     assert percent.items() >= expected.items()
     assert report["controls_missing"] == ["options only", "question swapped", "trained options-only"]
@@ -237,15 +237,15 @@ def test_an_oracle_is_right_everywhere(tiny, items):
 
 
 @pytest.mark.parametrize("letter", range(4))
-def test_a_constant_letter_is_latched_at_exactly_a_quarter(tiny, items, letter):
+def test_a_constant_letter_is_collapsed_at_exactly_a_quarter(tiny, items, letter):
     _, tokenizer, _ = tiny
     constant = knowing(tokenizer, items, lambda item: letter)
     report, _ = evaluate(constant, tokenizer, items, context=2048, batch_size=48)
     assert report["headline"]["accuracy"] == 0.25
-    assert report["single_order"] == report["policies"][f"always_{'ABCD'[letter]}"]
+    assert report["single_order"] == report["baselines"][f"always_{'ABCD'[letter]}"]
     assert report["recall"] == dict(zip("ABCD", np.eye(4)[letter], strict=True))
     assert report["flip_rate"] == 1
-    assert report["verdict"] == "latched"
+    assert report["verdict"] == "collapsed"
 
 
 def test_guessing_is_chance(tiny):

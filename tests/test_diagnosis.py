@@ -60,15 +60,15 @@ def test_an_oracle_is_right_everywhere():
 
 
 @pytest.mark.parametrize("letter", range(4))
-def test_a_constant_letter_is_latched_at_exactly_a_quarter(letter):
+def test_a_constant_letter_is_collapsed_at_exactly_a_quarter(letter):
     items = some(10)
     report = report_of(answered(items, lambda item, order: letter), items)
     assert report["headline"]["accuracy"] == report["balanced_accuracy"] == 0.25
-    assert report["single_order"] == report["policies"][f"always_{LETTERS[letter]}"]
+    assert report["single_order"] == report["baselines"][f"always_{LETTERS[letter]}"]
     assert report["recall"] == dict(zip("ABCD", np.eye(4)[letter], strict=True))
     assert (report["letter_spread"], report["recall_spread"], report["flip_rate"]) == (1, 1, 1)
-    assert report["verdict"] == "latched"
-    assert words_of(report).startswith(f"LATCHED: 100.0% of the answers are {LETTERS[letter]};")
+    assert report["verdict"] == "collapsed"
+    assert words_of(report).startswith(f"COLLAPSED to one letter: 100.0% of the answers are {LETTERS[letter]};")
 
 
 def test_figures_of_one_order_by_hand():
@@ -192,7 +192,7 @@ def test_a_report_of_any_scores_is_in_range_and_json(n, k, seed):
     printed(report)
 
 
-def test_a_latch_shows_in_the_histogram_as_one_letter_right_of_the_others():
+def test_a_collapse_shows_in_the_histogram_as_one_letter_right_of_the_others():
     items = some(40)
     noise = np.random.default_rng(0).normal(0, 0.02, size=(40, 4, 4))
     scores = list(noise + np.array([0, 0, 0.3, 0]))
@@ -206,12 +206,12 @@ def test_a_latch_shows_in_the_histogram_as_one_letter_right_of_the_others():
 
 
 def graded(accuracy: float, *, half: float = 0.02, controls: dict | None = None, missing: tuple = CONTROLS) -> dict:
-    """A report with these figures, over policies that reach a quarter and, for the longest option, 0.4."""
+    """A report with these figures, over baselines that reach a quarter and, for the longest option, 0.4."""
     return {
         "headline": {"accuracy": accuracy, "ci95": [accuracy - half, accuracy + half], "orders": ["AB"] * 4},
         "letter_share": dict.fromkeys("ABCD", 0.25),
         "no_letter": 0.0,
-        "policies_over_orders": {**{f"always_{letter}": 0.25 for letter in "ABCD"}, "longest": 0.4},
+        "baselines_over_orders": {**{f"always_{letter}": 0.25 for letter in "ABCD"}, "longest": 0.4},
         "controls": {name: {"accuracy": value} for name, value in (controls or {}).items()},
         "controls_missing": list(missing),
     }
@@ -226,7 +226,7 @@ ONE_MISSING = ("trained options-only",)
     [
         (graded(0.27), "chance", "chance: not told apart from answering one letter"),
         (graded(0.35), "shortcut", "shortcut not excluded: not told apart from longest, which scores 40.00%"),
-        (graded(0.9), "shortcut", "shortcut not excluded: above every policy"),
+        (graded(0.9), "shortcut", "shortcut not excluded: above every baseline"),
         (graded(0.9, controls=RUN, missing=ONE_MISSING), "knowledge", "knowledge: wholly above options only (50.00%)"),
         (graded(0.9, controls=RUN, missing=()), "knowledge", "knowledge: "),
         (graded(0.51, controls=RUN, missing=ONE_MISSING), "shortcut", "shortcut not excluded: not told apart from opt"),
@@ -243,11 +243,11 @@ def test_the_verdict_names_what_was_not_excluded(report, said, words):
     assert words_of(report).endswith(f" Controls missing: {', '.join(missing)}.") == bool(missing)
 
 
-def test_one_letter_above_six_in_ten_is_latched_however_accurate():
+def test_one_letter_above_six_in_ten_is_collapsed_however_accurate():
     report = graded(0.9, controls=RUN, missing=()) | {"letter_share": {"A": 0.6, "B": 0.4}}
     assert verdict(report) == "knowledge"
     report["letter_share"] = {"A": 0.61, "B": 0.39}
-    assert verdict(report) == "latched"
+    assert verdict(report) == "collapsed"
 
 
 def test_guessing_is_chance():
@@ -277,7 +277,7 @@ def test_the_screen_holds_what_the_report_says():
         "another option is chosen: 100.0%",
         "by source: CWE 25.0% of 20  documents 25.0% of 20",
         "expected calibration error: 0.150",
-        "verdict: LATCHED: 100.0% of the answers are B",
+        "verdict: COLLAPSED to one letter: 100.0% of the answers are B",
         "Controls missing: question swapped, trained options-only.",
     ):
         assert part in said

@@ -9,7 +9,7 @@ import pytest
 
 from evals.ctibench import check_data
 from evals.find import HELD_OUT
-from evals.look import make_look
+from evals.online_probe import make_probe
 from ghost_jax import config as config_lib
 from ghost_jax import plan, run_dir
 from ghost_jax.data import conversations, mixture, store, windows
@@ -109,7 +109,7 @@ def test_all_empty_datasets_are_named_at_once(data):
 def test_a_dataset_that_comes_in_later_is_refused_at_the_start(data):
     config = config_of("chat_v5", "kev", ("qa",))
     with config.unlocked():
-        config.data.later = {"4": {"fact_mcq": 1.0}}
+        config.data.mixture_schedule = {"4": {"fact_mcq": 1.0}}
     with pytest.raises(UserError, match="asks for fact_mcq,"):
         prepare(config, str(data))
 
@@ -164,7 +164,7 @@ def unasked(data, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "ask", [lambda run: check_data(run, None), lambda run: make_look(run, None, "classic", questions=4, context=128)]
+    "ask", [lambda run: check_data(run, None), lambda run: make_probe(run, None, "classic", questions=4, context=128)]
 )
 def test_a_run_without_held_out_questions_is_told_before_it_is_trained(unasked, ask):
     with pytest.raises(UserError, match=rf"{re.escape(str(unasked / HELD_OUT))} is empty"):

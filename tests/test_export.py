@@ -35,7 +35,7 @@ from tests.test_compare import report, write_items
 CORPUS = ("A buffer overflow lets an attacker run code.", "hello, phishing is T1566 in ATT&CK.", "Äpfel 日本語 🙂")
 BASE = tokenizer_lib.train(CORPUS * 5, 400)
 CHAT = BASE.with_chat_tokens(["hello", "goodbye"])
-V05 = ModelConfig(layers=2, width=32, heads=4, hidden=48, vocab_size=CHAT.vocab_size, context=64)
+V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=CHAT.vocab_size, context=64)
 MODELS = {
     "v05": V05,
     "v05 without attention bias, scanned": dataclasses.replace(V05, attention_bias=False, scan=True),
@@ -367,7 +367,7 @@ def test_what_was_put_forward_and_not_accepted_is_said_on_the_screen_and_in_the_
 
 
 def test_an_export_that_is_killed_leaves_nothing_that_looks_whole(ghost, tmp_path):
-    large = dataclasses.replace(V05, width=512, hidden=2048, layers=6, heads=8)
+    large = dataclasses.replace(V05, width=512, mlp_dim=2048, layers=6, heads=8)
     make_run(tmp_path / "run", large, CHAT)
     add_records(tmp_path / "run")
     out, aside = tmp_path / "out", tmp_path / "out.partial"

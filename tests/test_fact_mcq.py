@@ -21,7 +21,7 @@ from ghost_jax.data.builders.question_forms import QUESTIONS
 from ghost_jax.data.records import RELATIONS, SPLITS, Fact, Record, split_of
 from ghost_jax.text.multiple_choice import LETTERS, ask
 
-POLICIES = 9
+BASELINES = 9
 WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in ("rn", "st", "mp", "nd")]
 
 
@@ -255,9 +255,9 @@ def test_a_subject_too_long_to_show_and_a_vendors_spelling_are_not_asked():
 # ---- What knowing nothing earns ----
 
 
-def test_policies_that_look_at_the_options_are_at_exactly_a_quarter_in_each_split(asked):
+def test_baselines_that_look_at_the_options_are_at_exactly_a_quarter_in_each_split(asked):
     measured = fact_mcq.measure(asked)
-    assert len(measured) == POLICIES
+    assert len(measured) == BASELINES
     for name, accuracies in measured.items():
         assert list(accuracies) == ["all", *SPLITS]
         if "question" not in name:
@@ -303,9 +303,9 @@ def test_some_answers_are_still_named_in_their_question(asked):
     assert named > 20  # else the fewest common words would be the shortcut
 
 
-def test_the_summary_has_a_line_for_each_policy_in_percent(asked):
+def test_the_summary_has_a_line_for_each_baseline_in_percent(asked):
     lines = fact_mcq.summary(fact_mcq.measure(asked))
-    assert len(lines) == POLICIES
+    assert len(lines) == BASELINES
     assert lines[0].split() == [
         "always",
         "A",
@@ -378,7 +378,7 @@ def real(ghost_data) -> list[Question]:
     return fact_mcq.questions(documents, seed=0)
 
 
-def test_the_real_corpus_gives_ten_to_fifty_thousand_questions_that_no_policy_knows(real):
+def test_the_real_corpus_gives_ten_to_fifty_thousand_questions_that_no_baseline_knows(real):
     assert 10_000 <= len(real) <= 50_000
     check_sets(real)
     measured = fact_mcq.measure(real)

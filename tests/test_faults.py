@@ -17,8 +17,8 @@ EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) fo
 def test_a_fault_is_survived(ghost, tiny_run, tmp_path, name):
     outcome = attempt(name, Place(tmp_path, ghost, tiny_run, random.Random(f"0 {name}")))
     if outcome["survived"] is None:
-        pytest.skip(outcome["said"])
-    assert outcome["survived"], outcome["said"]
+        pytest.skip(outcome["output"])
+    assert outcome["survived"], outcome["output"]
 
 
 def test_a_fault_that_the_bench_did_not_foresee_is_an_outcome_like_any(ghost, tiny_run, tmp_path, monkeypatch):
@@ -28,7 +28,7 @@ def test_a_fault_that_the_bench_did_not_foresee_is_an_outcome_like_any(ghost, ti
     monkeypatch.setitem(FAULTS, "broken", broken)
     outcome = attempt("broken", Place(tmp_path, ghost, tiny_run, random.Random(0)))
     assert outcome["survived"] is False
-    assert outcome["said"].startswith("AttributeError: 'Place' object has no attribute 'nothing'")
+    assert outcome["output"].startswith("AttributeError: 'Place' object has no attribute 'nothing'")
 
 
 def test_without_what_tests_need_the_command_says_what_to_install(ghost, tmp_path):

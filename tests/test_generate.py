@@ -18,7 +18,7 @@ from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import AXES, make_mesh
 from ghost_jax.sampling import GREEDY, Sampling
 
-V05 = ModelConfig(layers=2, width=32, heads=4, hidden=48, vocab_size=100, context=64)
+V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=64)
 V04 = dataclasses.replace(V05, generation="v04")
 SMALL = dataclasses.replace(V05, layers=1)  # compiles faster, where layers are not the point
 # More than a stream's first cache holds; learned positions end where the context does, rotary ones nowhere.

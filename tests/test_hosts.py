@@ -22,7 +22,7 @@ from ghost_jax.step import make_train_step, new_state, state_shardings
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
-TINY = ModelConfig(layers=1, width=32, heads=4, hidden=64, vocab_size=256, context=32)
+TINY = ModelConfig(layers=1, width=32, heads=4, mlp_dim=64, vocab_size=256, context=32)
 ROWS, LENGTH, UPDATES = 16, 16, 20
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (2, 1, 4), "mixed": (2, 2, 2)}
 

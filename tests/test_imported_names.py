@@ -40,7 +40,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     base = adopt(folder / "there", vocabulary.get_vocab_size())
     for kind, tokenizer in zip(KINDS, (base, base.with_chat_tokens(["hello"])), strict=True):
         (folder / kind).mkdir()
-        shape = ModelConfig(layers=1, width=32, heads=2, hidden=48, vocab_size=tokenizer.vocab_size, context=64)
+        shape = ModelConfig(layers=1, width=32, heads=2, mlp_dim=48, vocab_size=tokenizer.vocab_size, context=64)
         make_run(folder / kind, shape, tokenizer)
     return {kind: folder / kind for kind in KINDS}
 

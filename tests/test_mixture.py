@@ -12,8 +12,8 @@ from rich.console import Console
 from ghost_jax.data import mixture, mixture_table
 from ghost_jax.data.array_record import write_examples
 from ghost_jax.data.mixture import (
-    Filling,
     Mix,
+    Packing,
     Phase,
     cropped,
     read_from,
@@ -56,7 +56,7 @@ def write_manifest(folder: Path, datasets: dict) -> None:
 
 @pytest.fixture(scope="module")
 def mix(stores) -> Mix:
-    return Mix(stores, (Phase(0, WEIGHTS),), 3, 4, 6, packing=False, overlong="crop", loss_norm="token_mean")
+    return Mix(stores, (Phase(0, WEIGHTS),), 3, 4, 6, packing=False, truncation="crop", loss_norm="token_mean")
 
 
 @pytest.fixture(scope="module", params=["one a row", "packed", "in two phases", "long ones dropped"])
@@ -66,7 +66,7 @@ def any_mix(request, mix) -> Mix:
         "one a row": mix,
         "packed": packed(mix),
         "in two phases": packed(mix, phases=(Phase(0, WEIGHTS), Phase(9, WEIGHTS | {"middle": 0.0, "small": 4.0}))),
-        "long ones dropped": packed(mix, overlong="drop"),
+        "long ones dropped": packed(mix, truncation="drop"),
     }[request.param]
 
 
@@ -175,7 +175,7 @@ EPOCH = Counter({FIRST[name] + i: PASSES[name] for name, count in RECORDS.items(
 
 def test_an_epoch_of_packed_rows_holds_each_record_as_often_as_its_multiplier_says(mix):
     one = dataclasses.replace(packed(mix), batch_size=1)
-    rows = round(EPOCH.total() / mixture.filling(one).records_per_row)
+    rows = round(EPOCH.total() / mixture.packing_of(one).records_per_row)
     stream = train_batches(one)
     epochs = [[tuple(drawn(stream[t])) for t in range(e * rows, (e + 1) * rows)] for e in range(3)]
     for epoch in epochs:
@@ -234,9 +234,9 @@ def test_rows_of_an_epoch_come_in_no_order_of_length(mix):
 def test_dropped_records_are_never_drawn_and_cropped_ones_are(mix):
     long = {FIRST[name] + i for name in RECORDS for i in range(RECORDS[name]) if 4 + i % 5 > 7}
     assert long & set(draws(train_batches(packed(mix, seq_len=6)), 60))
-    assert not long & set(draws(train_batches(packed(mix, seq_len=6, overlong="drop")), 60))
+    assert not long & set(draws(train_batches(packed(mix, seq_len=6, truncation="drop")), 60))
     with pytest.raises(UserError, match="Every record of big is longer than a row of 2 tokens"):
-        train_batches(packed(mix, seq_len=2, overlong="drop"))
+        train_batches(packed(mix, seq_len=2, truncation="drop"))
 
 
 def test_the_weights_change_with_the_phase(mix):
@@ -293,7 +293,7 @@ def test_the_table_says_what_the_run_sees(mix):
     assert big.supervised_share + middle.supervised_share == pytest.approx(1)
     assert big.supervised_share / middle.supervised_share == pytest.approx(big.supervised / (3 * middle.supervised))
     assert (big.epochs, middle.epochs) == pytest.approx((308 / 62, 3 * 308 / 62))
-    assert (big.overlong, middle.overlong) == (lengths["big"].count(8), lengths["middle"].count(8)) == (4, 2)
+    assert (big.truncated, middle.truncated) == (lengths["big"].count(8), lengths["middle"].count(8)) == (4, 2)
     assert (big.letters, middle.letters) == ((), (4, 4, 3, 3))
 
 
@@ -308,12 +308,12 @@ def test_the_table_agrees_with_the_draws(mix, numbers):
 def test_the_table_agrees_with_the_draws_of_packed_phases(mix):
     weights = [WEIGHTS, WEIGHTS | {"big": 0.0}]
     one = dataclasses.replace(packed(mix), batch_size=1)
-    fillings = [mixture.filling(dataclasses.replace(one, phases=(Phase(0, each),))) for each in weights]
+    packings = [mixture.packing_of(dataclasses.replace(one, phases=(Phase(0, each),))) for each in weights]
     draws_of = [8 * (40 + 84 + 6), 12 * (84 + 6)]  # an epoch of each: the fewest passes with 1,024 draws
-    epochs = [round(count / filled.records_per_row) for count, filled in zip(draws_of, fillings, strict=True)]
+    epochs = [round(count / filled.records_per_row) for count, filled in zip(draws_of, packings, strict=True)]
     changing = dataclasses.replace(one, phases=(Phase(0, weights[0]), Phase(epochs[0], weights[1])))
     counted = Counter(draws(train_batches(changing), sum(epochs)))
-    lines = mixture.shares(changing, sum(epochs), mixture.filling(changing).records_per_row)
+    lines = mixture.shares(changing, sum(epochs), mixture.packing_of(changing).records_per_row)
     for line in lines:
         seen = sum(counted[FIRST[line.name] + i] for i in range(line.records))
         assert seen == pytest.approx(line.epochs * line.records, rel=0.1)
@@ -321,13 +321,13 @@ def test_the_table_agrees_with_the_draws_of_packed_phases(mix):
 
 
 def test_rows_are_filled_as_it_is_said(mix):
-    filled = mixture.filling(packed(mix, seq_len=64))
+    filled = mixture.packing_of(packed(mix, seq_len=64))
     stream = train_batches(packed(mix, seq_len=64))
     rows = np.concatenate([stream[t]["segments"] for t in range(20)])
     assert filled.share > 0.95
     assert (rows > 0).mean() == pytest.approx(filled.share, abs=0.02)
     assert rows.max(axis=1).mean() == pytest.approx(filled.records_per_row, rel=0.05)
-    alone = mixture.filling(mix)
+    alone = mixture.packing_of(mix)
     assert alone.records_per_row == 1
     assert alone.share < filled.share
 
@@ -337,7 +337,7 @@ def shown(mix: Mix) -> str:
     lines = mixture.shares(mix, 100, 2.0)
     with console.capture() as text:
         console.print(mixture_table.table(lines))
-        for remark in mixture_table.remarks(mix, lines, Filling(0.97, 2.0)):
+        for remark in mixture_table.remarks(mix, lines, Packing(0.97, 2.0)):
             console.print(remark)
     return text.get()
 
@@ -347,7 +347,7 @@ def test_the_drawn_table_has_a_line_a_source_and_says_how_rows_are_filled(mix):
     for line in ("big", "x3 ", "4/4/3/3", "97.0% of a row's 6 places", "2.00 records a row, about 8 an update"):
         assert line in text
     assert "7 records are longer than a row and lose their beginning" in text
-    assert "are left out" in shown(packed(mix, seq_len=6, overlong="drop"))
+    assert "are left out" in shown(packed(mix, seq_len=6, truncation="drop"))
     assert "task share" not in text, "there is no small talk to drown it"
 
 
@@ -364,7 +364,7 @@ def test_a_task_that_small_talk_drowns_is_warned_of(mix, stores, tmp_path, multi
     lines = mixture.shares(chatty, 100, 1.0)
     share = 28 / (28 + 20 * multiplier)
     assert mixture_table.task_share(lines)[0] == pytest.approx(share)
-    (remark,) = [text for text in mixture_table.remarks(chatty, lines, Filling(1, 1)) if "task share" in text]
+    (remark,) = [text for text in mixture_table.remarks(chatty, lines, Packing(1, 1)) if "task share" in text]
     assert f"{share:.1%} of the records" in remark
     assert remark.startswith("WARNING") == warned
 
@@ -373,7 +373,7 @@ def test_a_task_that_small_talk_drowns_is_warned_of(mix, stores, tmp_path, multi
 
 
 def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix):
-    changes = [{}, {"seed": 4}, {"batch_size": 8}, {"seq_len": 5}, {"packing": True}, {"overlong": "drop"}]
+    changes = [{}, {"seed": 4}, {"batch_size": 8}, {"seq_len": 5}, {"packing": True}, {"truncation": "drop"}]
     changes += [{"loss_norm": "record_mean"}]
     changes += [{"phases": (Phase(0, WEIGHTS | change),)} for change in ({"big": 2.0}, {"small": 0.0}, {"middle": 3.5})]
     changes += [{"phases": (Phase(0, WEIGHTS), Phase(start, WEIGHTS | {"big": 2.0}))} for start in (5, 6)]

@@ -14,7 +14,7 @@ from ghost_jax.model import transformer
 from ghost_jax.model.sizes import SIZES, ModelConfig
 from ghost_jax.model.transformer import Transformer
 
-V05 = ModelConfig(layers=2, width=32, heads=4, hidden=48, vocab_size=100, context=32)  # 100 of 128 rows are real
+V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=32)  # 100 of 128 rows are real
 V04 = dataclasses.replace(V05, generation="v04")
 SHARED = dataclasses.replace(V05, kv_heads=2, head_dim=12, tied=False, rope_base=50_000.0, norm_eps=1e-3)
 both_generations = pytest.mark.parametrize("config", [V05, V04], ids=["v05", "v04"])
@@ -240,7 +240,7 @@ def test_a_head_of_its_own_is_counted_and_its_padding_rows_are_zero():
 
 
 def test_a_record_holds_what_only_models_made_elsewhere_set_where_they_do():
-    before = {"layers", "width", "heads", "hidden", "vocab_size", "context", "generation", "attention_bias"}
+    before = {"layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias"}
     before |= {"dropout", "dtype", "remat", "scan"}  # the keys of the records that are there already
     assert V05.record().keys() == before
     assert SHARED.record().keys() == before | {"kv_heads", "head_dim", "tied", "rope_base", "norm_eps"}
@@ -288,7 +288,7 @@ def test_a_backward_pass_computes_no_product_again_unless_asked_to(remat, times)
     tokens, abstract = tokens_of(config), jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
     hidden = functools.partial(Transformer(config).apply, method="hidden")
     program = str(jax.make_jaxpr(jax.grad(lambda params: hidden({"params": params}, tokens).sum()))(abstract))
-    made = {"up and gate": f"3,12,{config.hidden}", "qkv": f"3,12,3,{config.heads},{config.head_width}"}
+    made = {"up and gate": f"3,12,{config.mlp_dim}", "qkv": f"3,12,3,{config.heads},{config.head_width}"}
     counts = {name: program.count(f"f32[{shape}] = dot_general") for name, shape in made.items()}
     # The gradient of what `down` makes has the shape of up and gate, and is one product more.
     assert counts == {"up and gate": 2 * times + 1, "qkv": times}
@@ -351,7 +351,7 @@ def test_a_branch_is_seen_by_itself_alone_and_the_prompt_by_all(config, changed,
 @both_generations
 @pytest.mark.parametrize("scan", [False, True])
 def test_kernels_that_write_to_the_residual_stream_start_smaller(config, scan):
-    config = dataclasses.replace(config, width=128, hidden=256, layers=2, scan=scan)
+    config = dataclasses.replace(config, width=128, mlp_dim=256, layers=2, scan=scan)
     params = initial(config, jax.random.key(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -36,7 +36,7 @@ MODELS = {
 }
 MUON = muon(0.9, 0.95, 0.1, 1.0)
 UNDECAYED = {"weight_decay": 0.0, "clip_norm": 0.0}
-STACKED = ModelConfig(layers=2, width=64, heads=8, hidden=128, vocab_size=512, context=32, scan=True)
+STACKED = ModelConfig(layers=2, width=64, heads=8, mlp_dim=128, vocab_size=512, context=32, scan=True)
 
 
 def abstract(config: ModelConfig) -> dict:

@@ -132,12 +132,12 @@ def test_the_lexical_reader_finds_what_the_book_tells(commands):
     assert report["retrieval"]["recall_at"]["1"] == 1
     assert report["controls"]["options only"]["accuracy"] == 0.25
     assert report["controls_missing"] == []
-    assert "missing" not in report["verdict_in_words"]
-    assert [read["file"] for read in report["read_in"]["inputs"]] == [
+    assert "missing" not in report["verdict_text"]
+    assert [read["file"] for read in report["book_index"]["inputs"]] == [
         *("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json"),
         *("stix-capec-3.9.json", "cwec_v4.14.xml"),
     ]
-    assert f"{report['read_in']['lines']} lines of enterprise-attack-15.1.json" in result.stdout
+    assert f"{report['book_index']['lines']} lines of enterprise-attack-15.1.json" in result.stdout
     assert report["headline"]["ci95"][0] < 0.6, "six questions, all right, may still be luck"
     assert "the lexical reader" in result.stdout
     assert "6 questions, open book" in result.stdout
@@ -255,7 +255,7 @@ def test_a_model_that_knows_is_a_gain_over_lines_that_do_not_tell(data, facts_bo
     assert set(report["controls"]) == {"options only", "question swapped"}
     assert report["prompts_cropped"] == 1, "of the items, and of nothing that was asked beside"
     assert report["fallbacks"] == 6, "nothing but words that tell nothing is asked"
-    assert report["read_in"]["lines"] == len(facts_book.reader.index)
+    assert report["book_index"]["lines"] == len(facts_book.reader.index)
 
 
 def test_with_a_model_too_an_option_without_text_is_never_chosen_and_one_order_stays_one(data, facts_book):

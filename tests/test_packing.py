@@ -18,7 +18,7 @@ from ghost_jax.model.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
-TINY = ModelConfig(layers=2, width=32, heads=2, hidden=48, vocab_size=97, context=64)
+TINY = ModelConfig(layers=2, width=32, heads=2, mlp_dim=48, vocab_size=97, context=64)
 
 
 @given(st.integers(1, 64).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.integers(1, n), max_size=80))))

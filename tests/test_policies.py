@@ -13,7 +13,7 @@ from evals.answers import orders_of
 from evals.fitted_policies import RIDGE, conditional_logit
 from evals.formats import read_items
 from evals.items import LETTERS, Item, cyclic_orders, parse_order
-from evals.policies import FITTED, policies, policy_answers
+from evals.policies import FITTED, baseline_answers, baselines
 from ghost_jax.errors import UserError
 
 
@@ -22,7 +22,7 @@ def item(k: int, answer: int, options: tuple[str, ...] | None = None) -> Item:
 
 
 def in_one_order(items: list[Item], name: str) -> float:
-    return policies(items, orders_of(items, "published"))[name]["single_order"]
+    return baselines(items, orders_of(items, "published"))[name]["single_order"]
 
 
 # ---- CTIBench MCQ as published ----
@@ -35,7 +35,7 @@ def ctibench(ghost_data):
 
 @pytest.fixture(scope="module")
 def cyclic(ctibench):
-    return policies(ctibench, orders_of(ctibench, "cyclic"))
+    return baselines(ctibench, orders_of(ctibench, "cyclic"))
 
 
 def test_one_order_rewards_what_does_not_read_the_question(cyclic):
@@ -65,7 +65,7 @@ def test_the_cyclic_orders_put_every_constant_at_exactly_a_quarter(cyclic):
 
 def test_four_random_orders_are_not_balanced(ctibench):
     orders = [parse_order(name, k=4) for name in ("ABCD", "CBDA", "DCAB", "BDCA")]
-    table = policies(ctibench, [orders] * len(ctibench))
+    table = baselines(ctibench, [orders] * len(ctibench))
     percent = [round(100 * table[f"always_{letter}"]["all_orders"], 2) for letter in "ABC"]
     assert percent == [20.72, 23.85, 30.43]
 
@@ -73,12 +73,12 @@ def test_four_random_orders_are_not_balanced(ctibench):
 # ---- Those that are as they are ----
 
 
-def test_each_policy_chooses_what_its_name_says():
+def test_each_baseline_chooses_what_its_name_says():
     items = [
         Item("1", "What does malware steal?", ("malware", "a long password", "c", "pin"), 1),
         Item("2", "Which?", ("pin", "pin", "other"), 2),
     ]
-    said = {name: answers.options() for name, answers in policy_answers(items, orders_of(items, "cyclic")).items()}
+    said = {name: answers.options() for name, answers in baseline_answers(items, orders_of(items, "cyclic")).items()}
     everywhere = {name: (each[0].mean(axis=0).tolist(), each[1].mean(axis=0).tolist()) for name, each in said.items()}
     assert everywhere["longest"] == ([0, 1, 0, 0], [0, 0, 1])
     assert everywhere["shortest"] == ([0, 0, 1, 0], [1 / 2, 1 / 2, 0])
@@ -90,7 +90,7 @@ def test_each_policy_chooses_what_its_name_says():
 
 def test_items_of_different_sizes_are_each_asked_in_their_own_orders():
     items = [item(2, 0), item(3, 2)]
-    table = policies(items, orders_of(items, "cyclic"))
+    table = baselines(items, orders_of(items, "cyclic"))
     assert list(table)[:4] == ["always_A", "always_B", "always_C", "longest"]
     assert table["always_A"] == {"single_order": 1 / 2, "all_orders": 5 / 12}
     assert table["always_C"] == {"single_order": 1 / 2, "all_orders": 1 / 6}
@@ -98,14 +98,14 @@ def test_items_of_different_sizes_are_each_asked_in_their_own_orders():
 
 def test_no_items_are_refused():
     with pytest.raises(UserError, match="no items"):
-        policies([], [])
+        baselines([], [])
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 10).flatmap(lambda k: st.tuples(st.just(k), st.lists(st.integers(0, k - 1), min_size=1))))
 def test_over_the_cyclic_orders_a_constant_is_exactly_one_in_k(case):
     k, golds = case
-    table = policies([item(k, gold) for gold in golds], [cyclic_orders(k)] * len(golds))
+    table = baselines([item(k, gold) for gold in golds], [cyclic_orders(k)] * len(golds))
     assert [table[f"always_{letter}"]["all_orders"] for letter in LETTERS[:k]] == [1 / k] * k
 
 
@@ -119,7 +119,7 @@ options_and_gold = st.lists(st.text("ab", max_size=4), min_size=2, max_size=10).
 def test_whoever_reads_options_gives_one_whole_answer_in_every_order(drawn):
     items = [Item(str(row), "a b", tuple(options), gold, url) for row, (options, gold, url) in enumerate(drawn)]
     orders = orders_of(items, "cyclic")
-    for name, answers in policy_answers(items, orders).items():
+    for name, answers in baseline_answers(items, orders).items():
         for one, said, asked in zip(items, answers.said, orders, strict=True):
             assert said.shape == (len(asked), len(one.options))
             if not name.startswith("always"):
@@ -148,8 +148,8 @@ def test_a_clue_of_length_is_found():
 
 def test_a_clue_of_position_is_found_and_the_cyclic_orders_take_it_away():
     items = written(lambda page, lengths, rng: (rng.choice(4, p=[0.1, 0.1, 0.7, 0.1]), ["x" * 9] * 4))
-    found = policies(items, orders_of(items, "cyclic"))["position_length"]
-    assert found["single_order"] == policies(items, orders_of(items, "published"))["always_C"]["single_order"]
+    found = baselines(items, orders_of(items, "cyclic"))["position_length"]
+    assert found["single_order"] == baselines(items, orders_of(items, "published"))["always_C"]["single_order"]
     assert found["all_orders"] == pytest.approx(0.25)
 
 

@@ -64,7 +64,7 @@ def stores(tmp_path_factory, rows, vocabulary) -> dict:
 
 def mix_of(stores: dict, *names: str, packing: bool = True, loss_norm: str = "token_mean") -> Mix:
     phases = (Phase(0, dict.fromkeys(names, 1.0)),)
-    return Mix(stores, phases, 0, batch_size=4, seq_len=256, packing=packing, overlong="crop", loss_norm=loss_norm)
+    return Mix(stores, phases, 0, batch_size=4, seq_len=256, packing=packing, truncation="crop", loss_norm=loss_norm)
 
 
 def test_each_branch_behind_the_prompt_is_the_conversation_in_which_that_option_is_answered(rows, vocabulary):

@@ -35,7 +35,7 @@ def report(ghost, tiny_run, tmp_path_factory):
     data = json.loads((cut / "data.json").read_text())
     (cut / "data.json").write_text(json.dumps(data | {"notes": [NOTE]}))
     stopped = shutil.copytree(cut, runs / "stopped")
-    (stopped / "stopped.json").write_text(json.dumps({"step": 3, "why": WHY}))
+    (stopped / "stopped.json").write_text(json.dumps({"step": 3, "reason": WHY}))
     result = ghost("ghost_jax.report", f"--runs={runs}", f"--out={out}")
     assert result.stdout.strip() == str(out / "index.html")
     return out
@@ -80,7 +80,7 @@ def test_the_numbers_are_those_of_the_records(report, tiny_run):
         "accuracy over orders (95%)": f"{100 * score['headline']['accuracy']:.1f} ({low} to {high})",
         "published order": f"{100 * score['single_order']:.1f}",
         "most frequent letter": f"{letter} {100 * score['letter_share'][letter]:.1f}%",
-        "verdict": score["verdict"].replace("latched", "LATCHED"),
+        "verdict": score["verdict"].replace("collapsed", "COLLAPSED"),
     }
     assert rows["base"]["recipe"] == "corpus x1"
     assert {rows["base"][column] for column in rows["base"] if column.startswith("study")} == {"—"}
@@ -112,7 +112,7 @@ def test_a_run_that_the_watch_stopped_tells_when_and_why(report):
 def test_what_answers_without_reading_stands_below_the_scores(report, tiny_run):
     score = score_of(tiny_run.workdir)
     text = (report / "RESULTS.md").read_text()
-    assert f"always A {100 * score['policies']['always_A']:.1f}, " in text
+    assert f"always A {100 * score['baselines']['always_A']:.1f}, " in text
     assert "The study's figures are of one run each" in text
 
 
@@ -177,15 +177,15 @@ def test_a_sweep_among_the_runs_is_shown_with_its_picture(ghost, tiny_run, tmp_p
     assert "Never a claim from one seed" in page
 
 
-def test_the_study_is_drawn_among_the_policies_where_a_rebuilt_run_was_scored_on_its_benchmark(tiny_run):
+def test_the_study_is_drawn_among_the_baselines_where_a_rebuilt_run_was_scored_on_its_benchmark(tiny_run):
     run = read_run(tiny_run.workdir)
     assert study_picture([run]) is None, "held-out questions are not the study's benchmark"
     score = {**run["evals"]["ctibench"], "note": ""}
     (axes,) = study_picture([{**run, "evals": {"ctibench": score}}, run]).axes  # rebuilt twice, scored once
     rows = [label.get_text() for label in reversed(axes.get_yticklabels())]
     assert rows[:5] == ["always A", "always B", "always C", "always D", "longest"]
-    latched = " LATCHED" if score["verdict"] == "latched" else ""
-    assert rows[-2:] == ["study: chat-v5", f"ours: chat{latched}"]
+    collapsed = " COLLAPSED" if score["verdict"] == "collapsed" else ""
+    assert rows[-2:] == ["study: chat-v5", f"ours: chat{collapsed}"]
     hollow = {
         rows[::-1][int(y)]: x
         for line in axes.lines
@@ -193,14 +193,14 @@ def test_the_study_is_drawn_among_the_policies_where_a_rebuilt_run_was_scored_on
         for x, y in line.get_xydata()
     }
     assert hollow["study: chat-v5"] == pytest.approx(34.8)
-    assert hollow["always C"] == pytest.approx(100 * score["policies"]["always_C"])
+    assert hollow["always C"] == pytest.approx(100 * score["baselines"]["always_C"])
     one_order = {**score, "headline": {**score["headline"], "orders": ["ABCD"], "orders_per_item": 1}}
     assert study_picture([{**run, "evals": {"ctibench": one_order}}]) is None
 
 
 def test_what_a_score_is_worth_is_said_in_words(report, tiny_run):
     page = (report / "index.html").read_text()
-    assert html.escape(score_of(tiny_run.workdir)["verdict_in_words"]) in page
+    assert html.escape(score_of(tiny_run.workdir)["verdict_text"]) in page
 
 
 def test_the_page_stands_on_its_own_and_takes_notes_as_text(report):
@@ -259,7 +259,7 @@ def test_a_folder_without_runs_is_refused(ghost, tmp_path):
 
 def config(**changes) -> dict:
     """Returns a recorded config as the oldest ones are, with changes."""
-    of_model = {"layers": 1, "width": 8, "heads": 1, "hidden": 8, "vocab_size": 16}
+    of_model = {"layers": 1, "width": 8, "heads": 1, "mlp_dim": 8, "vocab_size": 16}
     return {"steps": 10, "model": of_model, "optim": {"peak_lr": 2e-4}, "data": {}} | changes
 
 

@@ -35,7 +35,7 @@ def test_everyone_stands_in_it_with_an_interval_and_a_command(run):
     score = run["evals"]["ctibench"]
     low, high = (f"{100 * bound:.1f}" for bound in score["headline"]["ci95"])
     assert by_name["the study's best, chat-v5"][:3] == ("34.8", NONE, NONE)
-    assert by_name["always C"][:3] == (f"{100 * score['policies']['always_C']:.1f}", "25.0", NONE)
+    assert by_name["always C"][:3] == (f"{100 * score['baselines']['always_C']:.1f}", "25.0", NONE)
     assert by_name["GPT-4, published answers"][0] == "71.0 (69.0 to 73.0)"
     assert not any("LLAMA" in name for name in by_name)
     assert f"({low} to {high})" in by_name["ours: chat"][1]
@@ -64,10 +64,10 @@ def test_of_a_model_beside_the_lexical_reader_its_gain_is_told(run):
     assert who in [row[0] for row in glance_table([beside], [])]
 
 
-def test_a_latched_run_is_labelled(run):
-    latched = copy.deepcopy(run)
-    latched["evals"]["ctibench"]["verdict"] = "latched"
-    assert glance_table([latched], [])[-1][2].endswith(" LATCHED")
+def test_a_collapsed_run_is_labelled(run):
+    collapsed = copy.deepcopy(run)
+    collapsed["evals"]["ctibench"]["verdict"] = "collapsed"
+    assert glance_table([collapsed], [])[-1][2].endswith(" COLLAPSED")
 
 
 def test_without_a_score_on_the_benchmark_there_is_no_table(tiny_run):

@@ -36,7 +36,7 @@ def run_of(report: Report) -> dict:
 @pytest.fixture(scope="module")
 def reports(items, tmp_path_factory) -> list[Report]:
     place = tmp_path_factory.mktemp("runs")
-    shares = {"first": 0.8, "better": 0.97, "worse": 0.6, "alike": 0.8}  # a run that knows less is latched
+    shares = {"first": 0.8, "better": 0.97, "worse": 0.6, "alike": 0.8}  # a run that knows less is collapsed
     return [scored(items, place, name, share) for name, share in shares.items()]
 
 
@@ -48,7 +48,7 @@ def test_every_comparison_is_counted_and_worded(items, reports):
     assert worse.startswith("worse is worse than first by ")
     assert alike.startswith("alike is not told apart from first: ")
     assert "only differences above" in alike
-    assert [better, worse, alike] == [row["against_reference"]["said"] for row in comparison["rows"][1:]]
+    assert [better, worse, alike] == [row["against_reference"]["text"] for row in comparison["rows"][1:]]
     assert how == HOW
 
 

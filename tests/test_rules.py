@@ -18,7 +18,7 @@ from ghost_jax.parallel.rules import RULES, STACKED, shardings, spec_of
 from ghost_jax.step import new_state, state_shardings
 
 needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
-SHARED = ModelConfig(layers=2, width=64, heads=8, hidden=96, vocab_size=200, kv_heads=2, tied=False)
+SHARED = ModelConfig(layers=2, width=64, heads=8, mlp_dim=96, vocab_size=200, kv_heads=2, tied=False)
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (1, 8, 1), (1, 2, 4)]
 
 
@@ -56,7 +56,7 @@ def test_every_size_divides(state, sizes):
 @pytest.mark.parametrize("growth", [3, 32, 200])
 def test_the_chat_tokens_leave_the_vocabulary_divisible(growth):
     config = SIZES["small36m"]
-    grown = ModelConfig(config.layers, config.width, config.heads, config.hidden, config.vocab_size + growth)
+    grown = ModelConfig(config.layers, config.width, config.heads, config.mlp_dim, config.vocab_size + growth)
     assert grown.padded_vocab >= grown.vocab_size
     assert grown.padded_vocab % 128 == 0
 

@@ -19,8 +19,8 @@ from ghost_jax.shortcuts import (
 OPTIONS = [("aa", "b", "cc", "d"), ("x", "yyy", "zz"), ("one", "two")]
 
 
-def credits(policy, answers, options=OPTIONS, questions=("?", "?", "?")) -> list[float]:
-    return policy(questions, options, answers).tolist()
+def credits(baseline, answers, options=OPTIONS, questions=("?", "?", "?")) -> list[float]:
+    return baseline(questions, options, answers).tolist()
 
 
 def test_a_constant_letter_is_right_or_wrong():
@@ -79,10 +79,10 @@ asked = st.lists(st.tuples(words, st.lists(words, min_size=2, max_size=6)), max_
 
 
 @given(asked, st.dictionaries(words, st.integers(0, 3)))
-def test_whichever_option_is_gold_a_policy_has_one_credit_to_give(drawn, popularity):
-    for policy in (longest, shortest, overlapping, popular(popularity), always(1)):
+def test_whichever_option_is_gold_a_baseline_has_one_credit_to_give(drawn, popularity):
+    for baseline in (longest, shortest, overlapping, popular(popularity), always(1)):
         for question, options in drawn:
-            given_to = [policy([question], [options], [gold]).item() for gold in range(len(options))]
+            given_to = [baseline([question], [options], [gold]).item() for gold in range(len(options))]
             assert sum(given_to) == pytest.approx(1)
             earning = [credit for credit in given_to if credit]
             assert earning == [1 / len(earning)] * len(earning)
@@ -93,7 +93,7 @@ def test_the_order_of_the_options_does_not_matter(drawn, rng):
     questions, options = [question for question, _ in drawn], [offered for _, offered in drawn]
     orders = [rng.sample(range(len(offered)), len(offered)) for offered in options]
     moved = [[offered[i] for i in order] for offered, order in zip(options, orders, strict=True)]
-    for policy in (longest, shortest, overlapping, popular(times_offered(options))):
+    for baseline in (longest, shortest, overlapping, popular(times_offered(options))):
         np.testing.assert_array_equal(
-            policy(questions, options, [order[0] for order in orders]), policy(questions, moved, [0] * len(orders))
+            baseline(questions, options, [order[0] for order in orders]), baseline(questions, moved, [0] * len(orders))
         )

@@ -1,4 +1,4 @@
-"""evals/stats.py: intervals and tests against the textbook, SciPy and simulations, and the signs of a letter latch."""
+"""evals/stats.py: intervals and tests against the textbook, SciPy and simulations, and signs of one letter."""
 
 import numpy as np
 import pytest

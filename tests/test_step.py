@@ -17,7 +17,7 @@ from ghost_jax.parallel.hosts import to_global
 from ghost_jax.parallel.mesh import AXES, batch_sharding, make_mesh
 from ghost_jax.step import make_eval_step, make_train_step, new_state, state_shardings
 
-TINY = ModelConfig(layers=2, width=64, heads=8, hidden=128, vocab_size=512, context=32)
+TINY = ModelConfig(layers=2, width=64, heads=8, mlp_dim=128, vocab_size=512, context=32)
 ROWS, LENGTH = 32, 16
 # Adam divides a gradient by its own size, so where one is near zero its rounding moves a parameter by up to the rate:
 # the rate is small enough that five updates of rounding stay below the tolerances.

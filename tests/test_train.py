@@ -210,15 +210,15 @@ VARIANTS = {  # flags, environment, exit code
             "objective.ranking": 0.5,
             "data.mixture.rank": 3,
             "data.seq_len": 128,
-            "data.overlong": "drop",  # a question is ranked only where all its options are in the row
+            "data.truncation": "drop",  # a question is ranked only where all its options are in the row
             "loss_norm": "record_mean",
             "init_tokens": "random",
             "optim.schedule": "wsd",
             "keep_best": "val_loss",
             "log.norms": True,
             "log.trace_at": 3,
-            "look.every": 3,
-            "look.questions": 10,
+            "online_probe.every": 3,
+            "online_probe.questions": 10,
         },
         {},
         0,
@@ -227,9 +227,9 @@ VARIANTS = {  # flags, environment, exit code
         {
             "steps": 40,  # enough of them that three losses in a row rise, whatever the order of the data
             "optim.peak_lr": 3.0,
-            "optim.floor_lr": 3.0,
+            "optim.min_lr": 3.0,
             "eval_every": 1,
-            "watch.stop": True,
+            "divergence.stop": True,
             "data.validation_records": 100_000,
         },
         {},
@@ -302,12 +302,12 @@ def test_other_objectives_norms_and_a_trace_are_logged(variants, tiny_run):
 
 def test_letters_on_held_out_questions_are_looked_at_while_it_trains(variants):
     _, workdir = variants["objectives"]
-    looks = {line["step"]: line for line in losses_of(workdir) if "held_out_accuracy" in line}
-    assert list(looks) == [3, 6]
+    probes = {line["step"]: line for line in losses_of(workdir) if "held_out_accuracy" in line}
+    assert list(probes) == [3, 6]
     assert all(
-        0 <= line["held_out_accuracy"] <= 1 and 0.25 <= line["held_out_top_letter"] <= 1 for line in looks.values()
+        0 <= line["held_out_accuracy"] <= 1 and 0.25 <= line["held_out_top_letter"] <= 1 for line in probes.values()
     )
-    assert "val_loss" not in looks[3], "a look is no evaluation, nor does the watch take it for one"
+    assert "val_loss" not in probes[3], "a probe is no evaluation, nor does the watch take it for one"
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(variants):
@@ -322,7 +322,7 @@ def test_a_loss_that_rises_and_rises_stops_the_run_where_the_config_asks(ghost, 
     assert "The validation loss" in paragraph_of(result, 3)
     stopped = json.loads((workdir / "stopped.json").read_text())
     assert stopped["step"] < VARIANTS["watched"][0]["steps"]
-    assert "The validation loss" in stopped["why"]
+    assert "The validation loss" in stopped["reason"]
     assert not (workdir / "status.json").exists()
     values = VARIANTS["watched"][0]
     again = ghost(*tiny_chat(workdir, *set_all(values)), check=False)
@@ -350,8 +350,8 @@ def test_two_processes_learn_what_one_learns_base_first_and_one_goes_on_where_tw
 
 
 @pytest.mark.slow
-def test_two_processes_look_and_score_as_one_does(ghost, tiny_run, tmp_path):
-    flags = set_all({"steps": 3, "look.every": 2, "look.questions": 6})
+def test_two_processes_probe_and_score_as_one_does(ghost, tiny_run, tmp_path):
+    flags = set_all({"steps": 3, "online_probe.every": 2, "online_probe.questions": 6})
     together = ["launch.local", "--processes=2", "--devices=4", "--", sys.executable, "-m"]
     runs = {}
     for name, command in (("one", []), ("two", together)):
@@ -360,11 +360,11 @@ def test_two_processes_look_and_score_as_one_does(ghost, tiny_run, tmp_path):
     one, two = (score_of(workdir) for workdir in runs.values())
     assert one["predicted"] == two["predicted"]
     assert one["cloze"]["pmi"]["accuracy"] == pytest.approx(two["cloze"]["pmi"]["accuracy"])
-    looks = [
+    probes = [
         [line["held_out_accuracy"] for line in losses_of(run) if "held_out_accuracy" in line] for run in runs.values()
     ]
-    assert looks[0] == looks[1]
-    assert len(looks[0]) == 1
+    assert probes[0] == probes[1]
+    assert len(probes[0]) == 1
 
 
 # ---- Refused, with a paragraph ----

@@ -82,7 +82,7 @@ def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: 
     report = report_of(answers, part) | {
         "book": "open",
         "reader": "lexical",
-        "read_in": book.described(),
+        "book_index": book.described(),
         "split": split,
         "fallbacks": sum(not read.known for read in reads),
         "retrieval": _recall(book, part),
@@ -148,7 +148,7 @@ def _credits(reads: Sequence[Read], items: Items, weights: Weights) -> np.ndarra
 def _recall(book: Book, items: Items) -> dict:
     found = retrieval.recall(book.reader.index, items.items)
     at = dict(zip(map(str, retrieval.DEPTHS), found.hits.mean(axis=0).tolist(), strict=True)) if len(found.rows) else {}
-    return {"n": len(found.rows), "absent": found.absent, "recall_at": at, "seconds_a_query": found.seconds}
+    return {"n": len(found.rows), "absent": found.absent, "recall_at": at, "seconds_per_query": found.seconds}
 
 
 def _book_controls(items: Items, book: Book, say: Say) -> dict[str, dict]:
@@ -210,7 +210,7 @@ def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> dic
     report = report_of(both, part) | {
         "book": "open",
         "reader": "both",
-        "read_in": book.described(),
+        "book_index": book.described(),
         "fallbacks": sum(not read.known for read in reads),
         "prompts_cropped": cropped,
         "weights": weights,
@@ -249,9 +249,9 @@ def show_open(report: dict, console: Console) -> None:
         low, high = found["ci95"]
         return f"{100 * found['accuracy']:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"
 
-    if "read_in" in report:
-        files = ", ".join(Path(read["file"]).name for read in report["read_in"]["inputs"] if "file" in read)
-        console.print(f"the book: {report['read_in']['lines']:,} lines of {files}", highlight=False, soft_wrap=True)
+    if "book_index" in report:
+        files = ", ".join(Path(read["file"]).name for read in report["book_index"]["inputs"] if "file" in read)
+        console.print(f"the book: {report['book_index']['lines']:,} lines of {files}", highlight=False, soft_wrap=True)
     if report.get("fallbacks"):
         console.print(
             f"[yellow]questions of which the book has no word: {report['fallbacks']:,}; their options tie[/yellow]",
@@ -286,7 +286,7 @@ def show_open(report: dict, console: Console) -> None:
         at = "  ".join(f"recall@{depth} {100 * share:.1f}%" for depth, share in found["recall_at"].items())
         console.print(
             f"retrieval of the source page: {at} of {found['n']:,} questions whose page is in the book "
-            f"({found['absent']:,} are not); {1000 * found['seconds_a_query']:.1f} ms a query",
+            f"({found['absent']:,} are not); {1000 * found['seconds_per_query']:.1f} ms a query",
             highlight=False,
             soft_wrap=True,
         )

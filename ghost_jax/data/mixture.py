@@ -59,7 +59,7 @@ class Mix:
       batch_size: rows of the global batch.
       seq_len: tokens of a row.
       packing: whether a row holds as many conversations as fit, or one.
-      overlong: what becomes of a conversation longer than a row: "crop" cuts its beginning off, "drop" leaves it out.
+      truncation: what becomes of a conversation longer than a row: "crop" cuts its beginning off, "drop" leaves it out.
       loss_norm: what the loss is a mean over, see `packing.fill`.
     """
 
@@ -69,7 +69,7 @@ class Mix:
     batch_size: int
     seq_len: int
     packing: bool
-    overlong: str
+    truncation: str
     loss_norm: str
 
     @property
@@ -83,7 +83,7 @@ def fingerprint(mix: Mix) -> str:
     rows = {name: _train_counts(mix, name)["sha256"] for name in mix.datasets}
     phases = [(phase.start, sorted(phase.multipliers.items())) for phase in mix.phases]
     return store.fingerprint(
-        [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.overlong, mix.loss_norm]
+        [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.truncation, mix.loss_norm]
     )
 
 
@@ -116,11 +116,11 @@ class _Dataset:
 def _open(mix: Mix, name: str) -> _Dataset:
     lengths = lengths_of(mix.stores[name], name, "train")
     fits = lengths <= mix.seq_len + 1
-    drawn = np.flatnonzero(fits) if mix.overlong == "drop" else np.arange(len(lengths))
+    drawn = np.flatnonzero(fits) if mix.truncation == "drop" else np.arange(len(lengths))
     if not len(drawn):
         raise UserError(
-            f"Every record of {name} is longer than a row of {mix.seq_len} tokens, and data.overlong is drop. Raise "
-            "--config.data.seq_len or set --config.data.overlong=crop."
+            f"Every record of {name} is longer than a row of {mix.seq_len} tokens, and data.truncation is drop. Raise "
+            "--config.data.seq_len or set --config.data.truncation=crop."
         )
     return _Dataset(open_examples(mix.stores[name], name, "train"), drawn, np.minimum(lengths[drawn] - 1, mix.seq_len))
 
@@ -317,17 +317,17 @@ def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) ->
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Filling:
+class Packing:
     """How full the rows are: the part of their places that hold a token, and the records in one."""
 
     share: float
     records_per_row: float
 
 
-def filling(mix: Mix) -> Filling:
+def packing_of(mix: Mix) -> Packing:
     """Measures the rows of the mix's first phase."""
     epochs = _Epochs(mix, 0, {name: _open(mix, name) for name in mix.datasets})
-    return Filling(epochs.places / (epochs.rows * mix.seq_len), epochs.draws / epochs.rows)
+    return Packing(epochs.places / (epochs.rows * mix.seq_len), epochs.draws / epochs.rows)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -339,7 +339,7 @@ class Share:
       records, tokens, supervised: size of its training split, as prepared.
       record_share, supervised_share: its part of what the run sees, by record and by supervised token.
       epochs: how often the run sees each record.
-      overlong: records longer than a row.
+      truncated: records longer than a row.
       letters: gold letters A, B, C … of its records.
     """
 
@@ -351,7 +351,7 @@ class Share:
     record_share: float
     supervised_share: float
     epochs: float
-    overlong: int
+    truncated: int
     letters: tuple[int, ...]
 
 
@@ -377,7 +377,7 @@ def shares(mix: Mix, steps: int, records_per_row: float) -> list[Share]:
             record_share=drawn[name] / sum(drawn.values()),
             supervised_share=supervised[name] / sum(supervised.values()),
             epochs=drawn[name] / count["records"],
-            overlong=sum(n for length, n in count["lengths"].items() if int(length) > mix.seq_len + 1),
+            truncated=sum(n for length, n in count["lengths"].items() if int(length) > mix.seq_len + 1),
             letters=tuple(count["letters"].get(letter, 0) for letter in "ABCD") if count["letters"] else (),
         )
         for name, count in counts.items()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ghost_jax.data.mixture import Filling, Mix, Share, validation_size
+from ghost_jax.data.mixture import Mix, Packing, Share, validation_size
 
 TASK_SHARE = 0.2  # the SmolLM2 reference that the study's chat-recovered is said to miss
 NO_TASK = "small_talk"
@@ -22,7 +22,7 @@ def table(lines: Sequence[Share]) -> Table:
         "share",
         "superv. share",
         "epochs",
-        "overlong",
+        "truncated",
         "A/B/C/D",
     ):
         drawn.add_column(column, justify="right")
@@ -36,7 +36,7 @@ def table(lines: Sequence[Share]) -> Table:
             f"{line.record_share:.1%}",
             f"{line.supervised_share:.1%}",
             f"{line.epochs:.2f}",
-            f"{line.overlong:,}",
+            f"{line.truncated:,}",
             "/".join(map(str, line.letters)),
         )
     return drawn
@@ -48,7 +48,7 @@ def task_share(lines: Sequence[Share]) -> tuple[float, float]:
     return sum(line.record_share for line in tasks), sum(line.supervised_share for line in tasks)
 
 
-def remarks(mix: Mix, lines: Sequence[Share], rows: Filling) -> list[str]:
+def remarks(mix: Mix, lines: Sequence[Share], rows: Packing) -> list[str]:
     """Returns what stands below the table: task share, rows, over-long records, and warnings."""
     said = []
     if any(line.name == NO_TASK for line in lines):
@@ -66,8 +66,8 @@ def remarks(mix: Mix, lines: Sequence[Share], rows: Filling) -> list[str]:
         )
     if not any(validation_size(mix, name) for name in mix.datasets):
         said.append("WARNING: no dataset of the mixture has a validation record: no loss is validated or watched.")
-    overlong = sum(line.overlong for line in lines)
-    if overlong:
-        fate = "lose their beginning" if mix.overlong == "crop" else "are left out"
-        said.append(f"{overlong:,} records are longer than a row and {fate} (data.overlong={mix.overlong}).")
+    truncated = sum(line.truncated for line in lines)
+    if truncated:
+        fate = "lose their beginning" if mix.truncation == "crop" else "are left out"
+        said.append(f"{truncated:,} records are longer than a row and {fate} (data.truncation={mix.truncation}).")
     return said

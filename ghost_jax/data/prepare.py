@@ -75,7 +75,7 @@ def mix_of(config: ConfigDict, prepared: Prepared) -> Mix:
         batch_size=config.batch_size,
         seq_len=config.data.seq_len,
         packing=config.data.packing,
-        overlong=config.data.overlong,
+        truncation=config.data.truncation,
         loss_norm=config.loss_norm,
     )
 

@@ -24,7 +24,7 @@ def config_of(model: ModelConfig) -> dict:
         "model_type": "gpt2",
         "vocab_size": model.vocab_size,
         "n_embd": model.width,
-        "n_inner": model.hidden,
+        "n_inner": model.mlp_dim,
         "n_layer": model.layers,
         "n_head": model.heads,
         "n_positions": model.context,

@@ -64,7 +64,7 @@ def config_of(model: ModelConfig) -> dict:
         "model_type": "llama",
         "vocab_size": model.vocab_size,
         "hidden_size": model.width,
-        "intermediate_size": model.hidden,
+        "intermediate_size": model.mlp_dim,
         "num_hidden_layers": model.layers,
         "num_attention_heads": model.heads,
         "num_key_value_heads": model.cached_heads,
@@ -127,7 +127,7 @@ def model_of(config: Mapping) -> ModelConfig:
         layers=_value(config, "num_hidden_layers", COUNT),
         width=width,
         heads=heads,
-        hidden=_value(config, "intermediate_size", COUNT),
+        mlp_dim=_value(config, "intermediate_size", COUNT),
         vocab_size=_value(config, "vocab_size", COUNT),
         context=_value(config, "max_position_embeddings", COUNT),
         attention_bias=_value(config, "attention_bias", FLAG, False),
@@ -224,7 +224,7 @@ def params_of(read: Read, model: ModelConfig) -> dict:
 
 
 def _block(read: Read, model: ModelConfig) -> dict:
-    width, hidden, head = model.width, model.hidden, model.head_width
+    width, mlp_dim, head = model.width, model.mlp_dim, model.head_width
 
     def projection(letter: str, heads: int) -> dict[str, np.ndarray]:
         found = {"kernel": read(f"self_attn.{letter}_proj.weight", (heads * head, width)).T.reshape(width, heads, head)}
@@ -245,9 +245,9 @@ def _block(read: Read, model: ModelConfig) -> dict:
         "attention": attention,
         "attention_norm": {"scale": read("input_layernorm.weight", (width,))},
         "feed_forward": {
-            "gate": {"kernel": read("mlp.gate_proj.weight", (hidden, width)).T},
-            "up": {"kernel": read("mlp.up_proj.weight", (hidden, width)).T},
-            "down": {"kernel": read("mlp.down_proj.weight", (width, hidden)).T},
+            "gate": {"kernel": read("mlp.gate_proj.weight", (mlp_dim, width)).T},
+            "up": {"kernel": read("mlp.up_proj.weight", (mlp_dim, width)).T},
+            "down": {"kernel": read("mlp.down_proj.weight", (width, mlp_dim)).T},
         },
         "feed_forward_norm": {"scale": read("post_attention_layernorm.weight", (width,))},
     }

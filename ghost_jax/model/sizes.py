@@ -10,7 +10,7 @@ class ModelConfig:
     """The shape of a transformer; hashable, so that it can be a static argument.
 
     Attributes:
-      layers, width, heads, hidden: depth, residual width D, attention heads H, feed-forward width F.
+      layers, width, heads, mlp_dim: depth, residual width D, attention heads H, feed-forward width F.
       vocab_size: real vocabulary V; the embedding has `padded_vocab` rows.
       context: longest sequence in tokens; with learned positions also the number of position rows.
       generation: "v05" (RoPE, RMSNorm, SwiGLU) or "v04" (learned positions, LayerNorm, GELU).
@@ -35,7 +35,7 @@ class ModelConfig:
     layers: int
     width: int
     heads: int
-    hidden: int
+    mlp_dim: int
     vocab_size: int
     context: int = 1024
     generation: str = "v05"
@@ -74,9 +74,9 @@ class ModelConfig:
         queries, keys = self.heads * self.head_width, self.cached_heads * self.head_width
         attention = self.width * 2 * (queries + keys) + bias * (queries + 2 * keys + self.width)
         if self.generation == "v04":
-            feed_forward = 2 * self.width * self.hidden + self.hidden + self.width
+            feed_forward = 2 * self.width * self.mlp_dim + self.mlp_dim + self.width
         else:
-            feed_forward = 3 * self.width * self.hidden
+            feed_forward = 3 * self.width * self.mlp_dim
         block = attention + feed_forward + 2 * norms * self.width
         positions = self.context * self.width if self.generation == "v04" else 0
         tables = (1 if self.tied else 2) * self.vocab_size * self.width
@@ -106,11 +106,11 @@ LATER = (
 
 
 SIZES = {
-    "nano": ModelConfig(layers=4, width=128, heads=4, hidden=352, vocab_size=4096, context=1024, scan=True),
-    "mini": ModelConfig(layers=6, width=256, heads=4, hidden=704, vocab_size=8192, scan=True),
-    "small36m": ModelConfig(layers=6, width=512, heads=8, hidden=1408, vocab_size=32000, scan=True),
+    "nano": ModelConfig(layers=4, width=128, heads=4, mlp_dim=352, vocab_size=4096, context=1024, scan=True),
+    "mini": ModelConfig(layers=6, width=256, heads=4, mlp_dim=704, vocab_size=8192, scan=True),
+    "small36m": ModelConfig(layers=6, width=512, heads=8, mlp_dim=1408, vocab_size=32000, scan=True),
     "base350m": ModelConfig(
-        layers=24, width=1024, heads=16, hidden=2816, vocab_size=32000, attention_bias=False, scan=True
+        layers=24, width=1024, heads=16, mlp_dim=2816, vocab_size=32000, attention_bias=False, scan=True
     ),
-    "v04": ModelConfig(layers=6, width=512, heads=8, hidden=2048, vocab_size=50264, generation="v04", scan=True),
+    "v04": ModelConfig(layers=6, width=512, heads=8, mlp_dim=2048, vocab_size=50264, generation="v04", scan=True),
 }

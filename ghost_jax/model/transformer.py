@@ -120,8 +120,8 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         c, bias = self.config, self.config.generation == "v04"
         dense = functools.partial(Dense, bias=bias, dtype=c.dtype)
-        up = dense((c.hidden,), INIT_STD, name="up")(x)
-        h = nn.gelu(up, approximate=True) if bias else nn.silu(dense((c.hidden,), INIT_STD, name="gate")(x)) * up
+        up = dense((c.mlp_dim,), INIT_STD, name="up")(x)
+        h = nn.gelu(up, approximate=True) if bias else nn.silu(dense((c.mlp_dim,), INIT_STD, name="gate")(x)) * up
         return dense((c.width,), INIT_STD / math.sqrt(2 * c.layers), name="down")(h)
 
 

@@ -40,7 +40,7 @@ def attempt(name: str, at: Place) -> dict:
     except Exception as why:  # one fault must not cost the outcomes of the others
         survived, said = False, f"{type(why).__name__}: {why}"[:600]
     said = said.replace(str(at.folder), "…").replace(str(at.finished.workdir.parent), "…")
-    return {"fault": name, "survived": survived, "said": " ".join(said.split()), "seconds": time.monotonic() - start}
+    return {"fault": name, "survived": survived, "output": " ".join(said.split()), "seconds": time.monotonic() - start}
 
 
 # ---- The faults: each returns what was said, and fails an assertion where it is not survived ----

@@ -29,7 +29,7 @@ def table(report: dict) -> str:
         "|---|---|---|---|",
     ]
     for one in report["faults"]:
-        said = one["said"].replace("|", "\\|")[:200]
+        said = one["output"].replace("|", "\\|")[:200]
         lines.append(f"| {one['fault']} | {words[one['survived']]} | {said} | {one['seconds']:.0f} |")
     return "\n".join(lines) + "\n"
 

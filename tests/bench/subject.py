@@ -105,7 +105,7 @@ def write_base(work: Work, folder: str) -> dict:
     shape = (work.batch_size, work.seq_len + 1)
     tokens = np.random.default_rng(SEED).integers(0, model.vocab_size, shape, dtype=np.int32)
     ragged.write(files.rows, tokens=list(tokens))
-    shape = {"layers": model.layers, "width": model.width, "heads": model.heads, "hidden": model.hidden}
+    shape = {"layers": model.layers, "width": model.width, "heads": model.heads, "mlp_dim": model.mlp_dim}
     shape |= {"vocab_size": model.vocab_size, "attention_bias": model.attention_bias, "norm_eps": model.norm_eps}
     return {
         "shape": shape | {"rope_base": model.rope_base},

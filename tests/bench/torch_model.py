@@ -20,14 +20,14 @@ class Block(nn.Module):
 
     def __init__(self, shape: dict):
         super().__init__()
-        width, hidden, bias = shape["width"], shape["hidden"], shape["attention_bias"]
+        width, mlp_dim, bias = shape["width"], shape["mlp_dim"], shape["attention_bias"]
         self.heads = shape["heads"]
         self.attention_norm = nn.RMSNorm(width, eps=shape["norm_eps"])
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
         self.feed_forward_norm = nn.RMSNorm(width, eps=shape["norm_eps"])
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * mlp_dim, bias=False)
+        self.down = nn.Linear(mlp_dim, width, bias=False)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         rows, length, width = x.shape

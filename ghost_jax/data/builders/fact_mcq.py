@@ -93,14 +93,14 @@ def build(asked: Iterable[Question], layout: str) -> Iterator[Conversation]:
 
 
 def measure(asked: Sequence[Question]) -> dict[str, dict[str, float]]:
-    """Returns the accuracy, as a fraction, of each policy that knows nothing: over all questions and in each split.
+    """Returns the accuracy, as a fraction, of each baseline that knows nothing: over all questions and in each split.
 
     Popularity is counted in the train split. A split without questions is left out.
     """
 
     parts = {"all": asked} | {split: [q for q in asked if q.split == split] for split in SPLITS}
     _, options, answers = _columns(parts["train"])
-    policies = {f"always {letter}": shortcuts.always(i) for i, letter in enumerate(LETTERS[:OPTIONS])} | {
+    baselines = {f"always {letter}": shortcuts.always(i) for i, letter in enumerate(LETTERS[:OPTIONS])} | {
         "longest option": shortcuts.longest,
         "shortest option": shortcuts.shortest,
         "most words of the question": shortcuts.overlapping,
@@ -108,8 +108,8 @@ def measure(asked: Sequence[Question]) -> dict[str, dict[str, float]]:
         "most often gold in train": shortcuts.popular(shortcuts.times_gold(options, answers)),
     }
     return {
-        name: {where: float(policy(*_columns(part)).mean()) for where, part in parts.items() if part}
-        for name, policy in policies.items()
+        name: {where: float(baseline(*_columns(part)).mean()) for where, part in parts.items() if part}
+        for name, baseline in baselines.items()
     }
 
 

@@ -1,7 +1,7 @@
 """The letters of a model while it trains: a few of the run's own held-out questions, in the cyclic orders.
 
-A latch shows here long before the end. The questions are the project's own and never a benchmark's: whoever watches a
-benchmark during training, or stops by it, tunes on it.
+A collapse to one letter shows here long before the end. The questions are the project's own and never a benchmark's:
+whoever watches a benchmark during training, or stops by it, tunes on it.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from evals.trees import Predict
 from ghost_jax.text.tokenizer import Tokenizer
 
 
-def make_look(
+def make_probe(
     workdir: Path, tokenizer: Tokenizer, layout: str, *, questions: int, context: int, batch_size: int = 16
 ) -> Callable[[Predict], dict[str, float]]:
     """Returns `predict -> {"held_out_accuracy", "held_out_top_letter"}`, both fractions, for `metrics.jsonl`.
@@ -29,7 +29,7 @@ def make_look(
     items = every[:: max(1, len(every) // questions)][:questions]
     orders = orders_of(items, "cyclic")
 
-    def look(predict: Predict) -> dict[str, float]:
+    def probe(predict: Predict) -> dict[str, float]:
         answers, _ = letter_answers(
             predict,
             tokenizer,
@@ -38,9 +38,9 @@ def make_look(
             context=context,
             batch_size=batch_size,
             layout=lettered(layout),
-            doing="looking",
+            doing="probing",
         )
         accuracy, shares = figures_of(answers, items)
         return {"held_out_accuracy": accuracy, "held_out_top_letter": max(shares)}
 
-    return look
+    return probe
