@@ -380,3 +380,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
     without_params(tmp_path / FOLDER / "2")
     with pytest.raises(UserError, match=r"No checkpoint in .* can be read"):
         load_model(tmp_path, make_mesh())
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
+    model = {("hidden" if key == "mlp_dim" else key): value for key, value in IDENTITY["model"].items()}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(state_at(2), {**IDENTITY, "model": model}, {})
+    with pytest.raises(UserError, match=r"step 2 .* is of another version .* Train the run again, or use the version"):
+        load_model(tmp_path, make_mesh())
