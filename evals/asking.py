@@ -6,11 +6,13 @@ import numpy as np
 
 from evals import cloze, stats
 from evals.answers import ORDERS, Answers, orders_of
+from evals.clusters import clusters_of
 from evals.controls import controls_of, with_controls
 from evals.diagnosis import report_of
 from evals.items import Item, Items, Order
 from evals.score import letter_answers
 from evals.trees import Predict
+from evals.verdict import judged
 from ghost_jax.errors import UsageError
 from ghost_jax.text.tokenizer import Tokenizer
 
@@ -88,7 +90,8 @@ def evaluate(
     if layout != "cloze":
         report["contextual_calibration"] = calibrated(put, answers, items)
     if not passages:
-        report["cloze"] = cloze.evaluate(predict, tokenizer, items, **size)
+        report["cloze"] = cloze.evaluate(predict, tokenizer, items, **size, controlled=orders != "published")
+        report = judged(report)
     return report, answers
 
 
@@ -105,7 +108,7 @@ def calibrated(put: Put, answers: Answers, items: Items) -> dict:
     scores = [each - prior_of[each.shape[1]] for each in answers.log_probs]
     credits = Answers.from_log_probs(answers.orders, scores).credits(items.items)
     accuracy, low, high = stats.clustered_interval(
-        np.array([each.mean() for each in credits]), [item.url for item in items]
+        np.array([each.mean() for each in credits]), clusters_of(items.items)
     )
     return {
         "accuracy": accuracy,

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evals.diagnosis import asked_in, report_of, show, words_of
+from evals.diagnosis import asked_in, report_of, show
 from evals.formats import read_items
 from evals.items import Items
 from evals.predictions import Predictions, read_predictions
+from evals.verdict import words_of
 from ghost_jax.errors import command
 from ghost_jax.paths import local_path
 from ghost_jax.progress import make_console

@@ -10,6 +10,8 @@ import numpy as np
 
 from evals import stats
 from evals.answers import Answers
+from evals.clusters import clusters_of
+from evals.controls import SWAPPED, swapped
 from evals.items import Item, Items, Order, cyclic_orders
 from evals.trees import Branch, Predict, Tree, cropped, read
 from ghost_jax.text.chat import Message, render, render_prompt
@@ -21,22 +23,42 @@ from ghost_jax.text.tokenizer import Tokenizer
 PRIMARY = "pmi"
 
 
-def evaluate(predict: Predict, tokenizer: Tokenizer, items: Items, *, context: int, batch_size: int) -> dict:
-    """Returns accuracy and interval under each normalisation, and which of them was declared primary.
+def evaluate(
+    predict: Predict, tokenizer: Tokenizer, items: Items, *, context: int, batch_size: int, controlled: bool = True
+) -> dict:
+    """Returns accuracy and interval under each normalisation, as fractions, and which of them was declared primary.
 
     With log P(option | question) = Σ_t log p_t over its tokens: `sum` is that, `per_token` its mean, and `pmi` its
     difference to log P(option | blank question), domain-conditional PMI (Holtzman et al. 2021, "Surface Form
-    Competition"). Ties share the credit. An option without text is never chosen.
+    Competition"). `ranked` is the mean over the tokens and the end of the turn, which `objective.ranking` trains. Ties
+    share the credit. An option without text is never chosen. `chance` is the credit where all options with text tie:
+    1/k. Intervals are clustered by page, and by option set where many items share theirs (`evals/clusters.py`): whoever
+    finds one option of a set probable finds it so in every question of the set.
+
+    With `controlled`, and several items, `controls` has the primary with the question swapped: how probable each option
+    is after another item's question, what the model gains on that, and the interval of the gain, paired by item. The
+    control with the question blank needs no reading: its `pmi` ties everywhere.
     """
-    scores = option_scores(predict, tokenizer, items.items, context=context, batch_size=batch_size)
-    orders = [cyclic_orders(len(item.options))[:1] for item in items]
-    urls = [item.url for item in items]
-    found = {}
-    for name, of_items in scores.items():
-        credits = Answers.from_log_probs(orders, [each[None] for each in of_items]).credits(items.items)
-        accuracy, low, high = stats.clustered_interval(np.concatenate(credits), urls)
-        found[name] = {"accuracy": accuracy, "ci95": [low, high]}
-    return {"primary": PRIMARY, **found}
+    asked = [*items, *swapped(items.items)] if controlled and len(items) > 1 else [*items]
+    scores = option_scores(predict, tokenizer, asked, context=context, batch_size=batch_size)
+    clusters = clusters_of(items.items)
+
+    def measured(of_items: Sequence[np.ndarray]) -> tuple[dict, np.ndarray]:
+        orders = [cyclic_orders(len(each))[:1] for each in of_items]
+        credits = np.concatenate(Answers.from_log_probs(orders, [each[None] for each in of_items]).credits(items.items))
+        accuracy, low, high = stats.clustered_interval(credits, clusters)
+        return {"accuracy": accuracy, "ci95": [low, high]}, credits
+
+    found = {name: measured(of_items[: len(items)])[0] for name, of_items in scores.items()}
+    controls = {}
+    if len(asked) > len(items):
+        _, credits = measured(scores[PRIMARY][: len(items)])
+        control, without = measured(scores[PRIMARY][len(items) :])
+        gain = stats.paired_difference(credits, without, clusters)
+        controls[SWAPPED] = control | {"gain": gain.mean, "gain_ci95": list(gain.ci95)}
+    worded = [[bool(option.strip()) for option in item.options] for item in items]
+    chance = float(np.mean([has[item.answer] / max(1, sum(has)) for item, has in zip(items, worded, strict=True)]))
+    return {"primary": PRIMARY, "chance": chance, "controls": controls, **found}
 
 
 def option_scores(
@@ -47,8 +69,10 @@ def option_scores(
     row_of = {text: row for row, text in enumerate(texts)}
     # Equal options are read once, so that no rounding decides between them.
     worded = [list(dict.fromkeys(option for option in item.options if option in row_of)) for item in items]
-    trees = [tree_of(tokenizer, item.question, options) for item, options in zip(items, worded, strict=True)]
-    blank = tree_of(tokenizer, "", texts)
+    trees = [
+        tree_of(tokenizer, item.question, options, ended=True) for item, options in zip(items, worded, strict=True)
+    ]
+    blank = tree_of(tokenizer, "", texts, ended=True)
     readings = read(
         predict,
         [cropped(tree, context) for tree in (*trees, blank)],
@@ -57,12 +81,17 @@ def option_scores(
         doing="scoring, options not shown",
     )
     log_probs = [[reading.log_probs.astype(np.float64) for reading in of_tree] for of_tree in readings]
-    alone = np.array([found.sum() for found in log_probs.pop()])
-    scores: dict[str, list[np.ndarray]] = {"sum": [], "per_token": [], "pmi": []}
+    alone = np.array([found[:-1].sum() for found in log_probs.pop()])
+    scores: dict[str, list[np.ndarray]] = {"sum": [], "per_token": [], "pmi": [], "ranked": []}
     for item, options, of_options in zip(items, worded, log_probs, strict=True):
         rows = [row_of[option] for option in options]
-        total = np.array([found.sum() for found in of_options])
-        each = {"sum": total, "per_token": np.array([found.mean() for found in of_options]), "pmi": total - alone[rows]}
+        total = np.array([found[:-1].sum() for found in of_options])
+        each = {
+            "sum": total,
+            "per_token": np.array([found[:-1].mean() for found in of_options]),
+            "pmi": total - alone[rows],
+            "ranked": np.array([found.mean() for found in of_options]),
+        }
         for name, values in each.items():
             of_text = dict(zip(options, values, strict=True))
             scores[name].append(np.array([of_text.get(option, -np.inf) for option in item.options]))

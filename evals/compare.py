@@ -19,6 +19,7 @@ from rich.table import Table
 
 import ghost_jax
 from evals import stats
+from evals.clusters import clusters_of
 from evals.items import Items
 from evals.recorded import Report, check_alike, credits_of, items_of, read_reports
 from ghost_jax.cropping import cropping_of
@@ -95,7 +96,7 @@ def rows_of(reports: Sequence[Report], items: Items) -> list[Row]:
 
 def compare(rows: Sequence[Row], items: Items) -> dict:
     """Returns the comparison of rows with the first as JSON values; accuracies and differences are fractions."""
-    urls = [item.url for item in items]
+    urls = clusters_of(items.items)
     reference, *others = rows
     differences = [
         stats.paired_difference(row.credits.mean(axis=0), reference.credits.mean(axis=0), urls) for row in others

@@ -6,6 +6,7 @@ of the same recipe trained without questions, is the third control.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import numpy as np
 
 from evals import stats
 from evals.answers import Answers
-from evals.diagnosis import CONTROLS, judged
+from evals.clusters import clusters_of, components
 from evals.items import Item, Items
 from evals.recorded import check_alike, credits_of, read_report
+from evals.verdict import CONTROLS, judged
 from ghost_jax.config import recipe_of
 from ghost_jax.errors import UserError
 from ghost_jax.whole import read_config
@@ -39,15 +41,21 @@ def controls_of(ask: Asking, answers: Answers, items: Items) -> dict[str, dict]:
 def swapped(items: Sequence[Item]) -> list[Item]:
     """Returns the items with questions of others, of another page each where there are two pages; the same each time.
 
-    Every question is asked once. Items are taken page by page and each is given the question of the one that stands as
-    far on as the largest page is long: that is never one of its own page, unless this has more than half of all.
+    Every question is asked once. Items are taken component by component (`evals/clusters.py`), in these page by page,
+    and each is given the question of the one that stands as far on as the largest component is long. That is never one
+    of its own component: of questions with the same options, each would be answered by another option than the gold
+    one, and the control be below chance. Where one component has more than half of all, the largest page counts in its
+    place, and the question is of another page unless that page has more than half of all.
     """
-    pages: dict[str | int, list[int]] = {}
-    for row, item in enumerate(items):
-        pages.setdefault(item.url or row, []).append(row)
-    by_page = [row for rows in pages.values() for row in rows]
-    further = np.roll(by_page, -min(max(map(len, pages.values())), len(items) - 1))
-    question_of = {row: items[other].question for row, other in zip(by_page, further, strict=True)}
+    component = components(items)
+    page = [item.url or row for row, item in enumerate(items)]
+    place = [{name: number for number, name in enumerate(dict.fromkeys(names))} for names in (component, page)]
+    in_turn = sorted(range(len(items)), key=lambda row: (place[0][component[row]], place[1][page[row]]))
+    largest = max(Counter(component).values())
+    if largest > len(items) / 2:
+        largest = max(Counter(page).values())
+    further = np.roll(in_turn, -min(largest, len(items) - 1))
+    question_of = {row: items[other].question for row, other in zip(in_turn, further, strict=True)}
     return [dataclasses.replace(item, question=question_of[row]) for row, item in enumerate(items)]
 
 
@@ -100,7 +108,7 @@ def with_controls(report: dict, controls: dict[str, dict]) -> dict:
 
 def _control(credits: Sequence[np.ndarray], of_control: Sequence[np.ndarray], items: Items) -> dict:
     """Returns a control's accuracy over the orders and in the first, and what the model gains on it, paired by item."""
-    urls = [item.url for item in items]
+    urls = clusters_of(items.items)
     mean, own = (np.array([each.mean() for each in both]) for both in (of_control, credits))
     accuracy, low, high = stats.clustered_interval(mean, urls)
     gain = stats.paired_difference(own, mean, urls)

@@ -1,7 +1,7 @@
 """CTIBench MCQ, or any items, for a run: `python -m evals.ctibench --workdir=runs/NAME`.
 
 The model is asked every question in the cyclic shifts of its options, once more without the question and with
-another's, and once with the options not shown. What the answers are worth is worked out in `evals/diagnosis.py`.
+another's, and with the options not shown. What the answers are worth is worked out in `evals/diagnosis.py`.
 
 With `--book=open` it reads what a search finds in front of each question. The lexical reader needs no model:
 `python -m evals.ctibench --book=open --reader=lexical`.

@@ -1,8 +1,8 @@
-"""What answers to items are worth: the headline, the signs of a collapse and of a shortcut beside it, and a verdict.
+"""What answers to items are worth: the headline, and the signs of a collapse and of a shortcut beside it.
 
 The headline is the accuracy over the cyclic shifts of each question's options, where every constant letter scores
 exactly 1/k: a model collapsed to one letter cannot look good on it. Each item counts once in every figure, however many
-orders it was asked in.
+orders it was asked in. The verdict on it is of `evals/verdict.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,12 @@ from scipy.special import log_softmax
 import ghost_jax
 from evals import stats
 from evals.answers import Answers
+from evals.clusters import clusters_of
 from evals.items import LETTERS, Item, Items, order_name
 from evals.policies import baselines
+from evals.verdict import CONTROLS, judged, words_of
 from ghost_jax.cropping import cropping_of
 
-ROUNDING = 1e-9  # means of thirds do not cancel to the last bit
-COLLAPSED = 0.6  # share of one letter above which the answers say nothing but that letter
-CONTROLS = ("options only", "question swapped", "trained options-only")
-# Without these two, what the options alone give away is not known, and nothing is called knowledge.
-NEEDED = CONTROLS[:2]
 SOURCE_OF_HOST = {"attack.mitre.org": "ATT&CK", "cwe.mitre.org": "CWE", "capec.mitre.org": "CAPEC"}
 DOCUMENTS = "documents"
 BINS = 15  # of confidence, equally wide
@@ -37,9 +34,9 @@ def report_of(answers: Answers, items: Items) -> dict:
     """Returns the report of answers to items, ready for JSON; accuracies, shares and recalls are fractions.
 
     `headline` is over all the orders asked, `single_order` over the first of each item. Intervals are of 95%,
-    clustered by the page a question comes from. What cannot be said is None: `flip_rate` of one order, the recall of a
-    letter that is never gold, `calibration` (of the letters' log-probabilities, renormalised over an item's letters)
-    and `letter_log_probs` where only letters are known.
+    clustered by the page a question comes from (`evals.clusters.clusters_of`). What cannot be said is None: `flip_rate`
+    of one order, the recall of a letter that is never gold, `calibration` (of the letters' log-probabilities,
+    renormalised over an item's letters) and `letter_log_probs` where only letters are known.
     """
     rows = items.items
     credits = answers.credits(rows)
@@ -88,66 +85,10 @@ def report_of(answers: Answers, items: Items) -> dict:
     return judged(report)
 
 
-def judged(report: dict) -> dict:
-    """Returns the report with the verdict that its figures and controls allow, also in words."""
-    report = {**report, "verdict": verdict(report)}
-    return {**report, "verdict_text": words_of(report)}
-
-
 def figures_of(answers: Answers, items: Sequence[Item]) -> tuple[float, list[float]]:
     """Returns the accuracy over the orders asked and the share of each letter, as fractions: a report in short."""
     credits = [each.mean() for each in answers.credits(items)]
     return float(np.mean(credits)), _Cases.of(answers, items).letter_share()
-
-
-def verdict(report: dict) -> str:
-    """Returns "collapsed", "chance", "shortcut" or "knowledge"; of a report that controls were added to, anew.
-
-    - collapsed: more than 60% of the letters answered are one letter;
-    - chance: the headline's interval is not wholly above the best constant letter over the same orders;
-    - knowledge: it is wholly above every baseline and every control, and the controls in `NEEDED` were run;
-    - shortcut: anything else, so also what was not controlled.
-    """
-    low = report["headline"]["ci95"][0] - ROUNDING
-    constants = [accuracy for name, accuracy in report["baselines_over_orders"].items() if name.startswith("always_")]
-    if _top_letter(report)[1] > COLLAPSED:
-        return "collapsed"
-    if low <= max(constants):
-        return "chance"
-    controlled = not set(NEEDED) & set(report["controls_missing"])
-    return "knowledge" if controlled and low > max(_rivals(report).values()) else "shortcut"
-
-
-def _rivals(report: dict) -> dict[str, float]:
-    """What knowledge has to beat: the accuracy of every baseline and every control over the orders asked."""
-    baselines = {name.replace("_", " "): accuracy for name, accuracy in report["baselines_over_orders"].items()}
-    return baselines | {name: control["accuracy"] for name, control in report["controls"].items()}
-
-
-def _top_letter(report: dict) -> tuple[str, float]:
-    """The letter answered most, and its share of the answers that are letters, however few those are."""
-    letter, share = max(report["letter_share"].items(), key=lambda each: each[1])
-    return letter, share / max(1 - report["no_letter"], ROUNDING)
-
-
-def words_of(report: dict) -> str:
-    """Returns the verdict as a sentence, and in another the controls that are missing."""
-    letter, share = _top_letter(report)
-    rival, best = max(_rivals(report).items(), key=lambda each: each[1])
-    missing = report["controls_missing"]
-    if report["headline"]["ci95"][0] > best:
-        shortcut = "shortcut not excluded: above every baseline that reads no question, but controls were not run."
-    else:
-        excluded = " not excluded" if missing else ""
-        shortcut = f"shortcut{excluded}: not told apart from {rival}, which scores {100 * best:.2f}%."
-    words = {
-        "collapsed": f"COLLAPSED to one letter: {share:.1%} of the answers are {letter}; "
-        "the accuracy measures that letter.",
-        "chance": "chance: not told apart from answering one letter without reading.",
-        "shortcut": shortcut,
-        "knowledge": f"knowledge: wholly above {rival} ({100 * best:.2f}%), the best of every baseline and control.",
-    }
-    return words[report["verdict"]] + (f" Controls missing: {', '.join(missing)}." if missing else "")
 
 
 def flip_rate(answers: Answers) -> float | None:
@@ -184,7 +125,8 @@ def _by(group_of: Callable[[Item], str], groups: Sequence[str], credits: np.ndar
 
 
 def _accuracy(credits: np.ndarray, rows: Sequence[Item], chosen: Sequence[int]) -> dict:
-    mean, low, high = stats.clustered_interval(credits[chosen], [rows[row].url for row in chosen])
+    clusters = clusters_of(rows)
+    mean, low, high = stats.clustered_interval(credits[chosen], [clusters[row] for row in chosen])
     return {"n": len(chosen), "accuracy": mean, "ci95": [low, high]}
 
 
@@ -225,10 +167,14 @@ def show(report: dict, console: Console) -> None:
     if "contextual_calibration" in report:
         say(f"letters with contextual calibration: {_within(report['contextual_calibration'])}")
     if "cloze" in report:
-        ways = {name: each for name, each in report["cloze"].items() if name != "primary"}
+        beside = ("primary", "chance", "controls")
+        ways = {name: each for name, each in report["cloze"].items() if name not in beside}
         primary = ways.pop(report["cloze"]["primary"])
         rest = "  ".join(f"{name.replace('_', ' ')} {100 * each['accuracy']:.2f}%" for name, each in ways.items())
         say(f"options not shown (cloze, {report['cloze']['primary']}): {_within(primary)}  {rest}")
+        for name, control in report["cloze"].get("controls", {}).items():
+            gain = f"{_gain(control['gain'])} ({' to '.join(map(_gain, control['gain_ci95']))})"
+            say(f"the same, {name}: {_within(control)}  gain over it {gain}")
     if "matching" in report:
         found = report["matching"]
         say(f"free answers matched to the options: {_within(found)}; {found['matched']:.1%} match one")

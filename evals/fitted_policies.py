@@ -2,7 +2,8 @@
 
 Each is a conditional logit over the options of an item (McFadden, 1974, "Conditional logit analysis of qualitative
 choice behavior"): score = w · features, softmax over the options. It is scored in 5-fold cross-validation: the weights
-that answer an item were fitted on items of other pages, so that it earns what a stranger to the item could.
+that answer an item were fitted on items of other components (`evals/clusters.py`), so that it earns what a stranger to
+the item could. Where all items are one component there is nothing to fit to, and the options tie.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
+from evals.clusters import components
 from evals.items import Item, Order
 
 FOLDS = 5
@@ -27,7 +29,8 @@ def position_length(items: Sequence[Item], orders: Sequence[Sequence[Order]]) ->
 def position_length_popularity(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> list[np.ndarray]:
     """Returns the shares of `position_length` where it also knows how often a text is offered and is gold elsewhere.
 
-    How often it is gold is counted on the pages of the training folds alone, and never on the page asked about.
+    How often it is gold is counted in the training folds alone. Elsewhere is outside the component that is asked about:
+    of four questions with the same four options, three would give away the fourth.
     """
     options = _Options(items)
     known = np.concatenate([options.length(), options.times_offered()], axis=-1)
@@ -40,21 +43,21 @@ class _Options:
     """The options of N items as [N, K] arrays, K the most that one has; `real` is False where an item has fewer.
 
     Attributes:
-      fold: [N] the fold of each item, by its page: items of one page are never on both sides.
+      fold: [N] the fold of each item, by its component: items of one page or option set are never on both sides.
     """
 
     def __init__(self, items: Sequence[Item]):
         k = max(len(item.options) for item in items)
-        pages = [item.url or item.id for item in items]
+        component = components(items)
         padded = [item.options + (None,) * (k - len(item.options)) for item in items]
         self.counts = np.array([len(item.options) for item in items])
         self.real = np.arange(k) < self.counts[:, None]
         self.answer = np.array([item.answer for item in items])
-        self.fold = np.array([_fold_of(page) for page in pages])
+        self.fold = np.array([_fold_of(name) for name in component])
         self._lengths = np.array([[len(text or "") for text in offered] for offered in padded], dtype=float)
         self._text = _numbered(text for offered in padded for text in offered).reshape(-1, k)
-        self._text_of_page = _numbered(
-            (page, text) for page, offered in zip(pages, padded, strict=True) for text in offered
+        self._text_of_component = _numbered(
+            (name, text) for name, offered in zip(component, padded, strict=True) for text in offered
         ).reshape(-1, k)
 
     def length(self) -> np.ndarray:
@@ -74,11 +77,11 @@ class _Options:
         return np.stack(features, axis=-1)
 
     def times_offered(self) -> np.ndarray:
-        """[N, K, 1] log of how often the text is offered on other pages."""
+        """[N, K, 1] log of how often the text is offered in other components."""
         return np.log1p(self._elsewhere(self.real))[..., None]
 
     def times_gold(self, held_out: int) -> np.ndarray:
-        """[N, K, 2] how often the text is gold on other pages outside a fold: the log of it, and of its rate."""
+        """[N, K, 2] how often the text is gold in other components outside a fold: its log, and that of its rate."""
         known = self.real & (self.fold != held_out)[:, None]
         gold = self._elsewhere(known & (np.arange(known.shape[1]) == self.answer[:, None]))
         offered = self._elsewhere(known)
@@ -86,9 +89,10 @@ class _Options:
         return np.stack([np.log1p(gold), np.log(rate)], axis=-1)
 
     def _elsewhere(self, counted: np.ndarray) -> np.ndarray:
-        """[N, K] how many of the counted options [N, K] have this text and stand on another page."""
+        """[N, K] how many of the counted options [N, K] have this text and stand in another component."""
         everywhere = np.bincount(self._text.ravel(), weights=counted.ravel())[self._text]
-        return everywhere - np.bincount(self._text_of_page.ravel(), weights=counted.ravel())[self._text_of_page]
+        own = self._text_of_component
+        return everywhere - np.bincount(own.ravel(), weights=counted.ravel())[own]
 
 
 def _cross_validated(
@@ -163,6 +167,6 @@ def _numbered(names: Iterable[Hashable]) -> np.ndarray:
     return np.array([number_of.setdefault(name, len(number_of)) for name in names])
 
 
-def _fold_of(page: str) -> int:
-    """The fold of a page by a hash of its name: the same one in every file, process and version of Python."""
-    return int.from_bytes(hashlib.sha256(page.encode()).digest()[:8]) % FOLDS
+def _fold_of(component: str) -> int:
+    """The fold of a component by a hash of its name: the same one in every process and version of Python."""
+    return int.from_bytes(hashlib.sha256(component.encode()).digest()[:8]) % FOLDS

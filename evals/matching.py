@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from evals.answers import Answers
+from evals.clusters import clusters_of
 from evals.items import LETTERS, Item
 from evals.score import prompt_of
 from evals.stats import clustered_interval
@@ -57,7 +58,7 @@ def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *,
     # Asked in no order at all: the published one gives the options their letters.
     answers = Answers([[tuple(range(len(of_item)))] for of_item in credits], [of_item[None] for of_item in credits])
     earned = np.concatenate(answers.credits(items))
-    accuracy, low, high = clustered_interval(earned, [item.url for item in items])
+    accuracy, low, high = clustered_interval(earned, clusters_of(items))
     examples = zip(items, generated, answers.spelled(), strict=True)
     return {
         "accuracy": accuracy,

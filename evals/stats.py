@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,10 @@ ENOUGH_SEEDS = 3  # below, a spread over seeds is not worth an interval
 _ROUNDING = 1e-12  # means of thirds over seeds do not cancel to the last bit; no true spread is as small
 
 
-def clustered_interval(correct: np.ndarray, clusters: Sequence[str], level: float = 0.95) -> tuple[float, float, float]:
+Clusters = Sequence[str] | Sequence[tuple[str, str]]
+
+
+def clustered_interval(correct: np.ndarray, clusters: Clusters, level: float = 0.95) -> tuple[float, float, float]:
     """Mean credit and its confidence interval, with standard errors clustered by the page a question comes from.
 
     Questions written from one page are right or wrong together, so N items carry less than N items' worth of evidence.
@@ -27,7 +30,8 @@ def clustered_interval(correct: np.ndarray, clusters: Sequence[str], level: floa
 
     Args:
       correct: [N] credit of each item in [0, 1]; one item asked in several orders is one credit, their mean.
-      clusters: [N] name of each item's cluster; an item named "" is a cluster of its own.
+      clusters: [N] name of each item's cluster; an item named "" is a cluster of its own. Or [N] pairs of names, where
+        items hang together in two ways (`_two_way`).
       level: confidence, between 0 and 1.
 
     Returns:
@@ -53,14 +57,16 @@ def clustered_interval(correct: np.ndarray, clusters: Sequence[str], level: floa
     return mean, max(0.0, mean - half_width), min(1.0, mean + half_width)
 
 
-def _clustered(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, float, int]:
+def _clustered(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[float, float, int]:
     """Mean of [N] values, its standard error clustered as `clustered_interval` says, and the number of clusters G.
 
     The error of a single cluster is infinite: it says nothing about the spread between clusters.
     """
+    if len(clusters) and isinstance(clusters[0], tuple):
+        return _two_way(values, clusters)
     if values.ndim != 1 or len(values) == 0 or len(values) != len(clusters):
         raise ValueError(f"expected [N] credits and N clusters, got {values.shape} and {len(clusters)}")
-    index_of: dict[str | int, int] = {}
+    index_of: dict[Hashable, int] = {}
     cluster = [index_of.setdefault(name or row, len(index_of)) for row, name in enumerate(clusters)]
     g, mean = len(index_of), float(values.mean())
     if g == 1:
@@ -68,6 +74,21 @@ def _clustered(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, floa
     residual_sums = np.bincount(cluster, weights=values - mean)  # [G]
     error = math.sqrt(g / (g - 1) * np.sum(residual_sums**2)) / len(values)
     return mean, error if error > _ROUNDING else 0.0, g
+
+
+def _two_way(values: np.ndarray, clusters: Sequence[tuple[str, str]]) -> tuple[float, float, int]:
+    """`_clustered` by two groupings at once: SE² = SE²_first + SE²_second - SE²_both, and G is the smaller number.
+
+    Cameron, Gelbach & Miller (2011, "Robust inference with multiway clustering"). The error is at least that of either
+    grouping alone.
+    """
+    both = ["\0".join(pair) for pair in clusters]
+    (mean, first, g), (_, second, h), (_, joint, _) = (
+        _clustered(values, names) for names in (*zip(*clusters, strict=True), both)
+    )
+    if min(g, h) == 1:
+        return mean, math.inf, 1
+    return mean, max(first, second, math.sqrt(max(0.0, first**2 + second**2 - joint**2))), min(g, h)
 
 
 # ---- Two runs on the same items ----
@@ -91,7 +112,7 @@ class Difference:
     detectable: float | None
 
 
-def paired_difference(credits: np.ndarray, reference: np.ndarray, clusters: Sequence[str]) -> Difference:
+def paired_difference(credits: np.ndarray, reference: np.ndarray, clusters: Clusters) -> Difference:
     """Returns by how much [N] credits are higher than a reference's [N] on the same items.
 
     Both runs find the same items hard, so the difference on each item varies less than the credits do. Its mean d

@@ -42,6 +42,7 @@ WORTH = {
     "collapsed": "its accuracy measures one letter, and nothing that it knows",
     "chance": "it is not told apart from always answering the same letter",
     "shortcut": "it is not shown that the question has to be read for it",
+    "gain": "the question is read, but a baseline without knowledge may score as much",
     "knowledge": "it is above every baseline and control that reads no question",
 }
 

@@ -21,12 +21,14 @@ MACHINES = ("run", "parameters", "machine", "tokens/s")
 WORDS = {
     "pretrain": "corpus",
     "facts": "rewritten facts",
+    "exposure": "facts by exposure",
     "qa": "Q&A",
     "mcq": "raw MCQ",
     "cot": "CoT MCQ",
     "fact_mcq": "fact MCQ",
     "raft": "RAFT MCQ",
     "rank": "ranked MCQ",
+    "fact_rank": "ranked fact MCQ",
     "read": "read MCQ",
     "small_talk": "small talk",
 }
@@ -153,19 +155,22 @@ def state_of(run: dict) -> str:
 def score_cells(score: dict | None) -> tuple[str, ...]:
     """Returns a score as cells: items, headline with interval, single order, most frequent letter, verdict.
 
-    A score in one order has no headline: there a constant letter can look like knowledge.
+    A score in one order has no headline: there a constant letter can look like knowledge. Where cloze shows what the
+    letters do not, its accuracy stands beside the verdict.
     """
     if score is None:
         return (NONE,) * 5
     low, high = score["headline"]["ci95"]
     headline = f"{100 * score['headline']['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
     letter, share = max(score["letter_share"].items(), key=lambda item: item[1])
+    readings = score.get("readings", {"differs": False})
+    cloze = f", cloze {100 * readings['cloze']['accuracy']:.1f}" if readings["differs"] else ""
     return (
         f"{score['items']['name']} (n={score['n']:,}, {score['book']} book)",
         headline if orders_of(score) > 1 else f"{NONE} (one order)",
         f"{100 * score['single_order']:.1f}",
         f"{letter} {100 * share:.1f}%",
-        score["verdict"].upper() if score["verdict"] == "collapsed" else score["verdict"],
+        (score["verdict"].upper() if score["verdict"] == "collapsed" else score["verdict"]) + cloze,
     )
 
 
@@ -179,6 +184,9 @@ def said_of(score: dict) -> str:
             f"With the options not shown (cloze, {cloze['primary']}): {100 * primary['accuracy']:.1f}% "
             f"({100 * low:.1f} to {100 * high:.1f})."
         )
+        for name, control in cloze.get("controls", {}).items():
+            low, high = (100 * bound for bound in control["gain_ci95"])
+            said.append(f"Over {name} it gains {100 * control['gain']:+.1f} points ({low:+.1f} to {high:+.1f}) there.")
     if score.get("flip_rate") is not None:
         said.append(f"Between two orders of a question another option is chosen in {score['flip_rate']:.0%}.")
     if gain := gain_of(score):

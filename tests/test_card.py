@@ -314,7 +314,7 @@ def test_what_is_not_shown_to_be_above_ships_as_experimental_with_the_numbers(kn
 
 def test_the_first_canonical_run_must_know_something(scored):
     run = scored("run", 150)
-    for verdict in ("chance", "shortcut"):
+    for verdict in ("chance", "shortcut", "gain"):
         channel = decide(CANONICAL, verdict_of(run, verdict), None, None)
         assert channel.name == EXPERIMENTAL
         assert f'needs the verdict "knowledge". Its verdict: {verdict}' in channel.reason

@@ -6,14 +6,18 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from rich.console import Console
 
 from evals import cloze
 from evals.answers import orders_of
+from evals.asking import evaluate
+from evals.diagnosis import show
 from evals.items import Item, Items
 from evals.trees import Predict
 from ghost_jax.checkpoint import load_model
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import AXES
+from ghost_jax.report_table import score_cells
 from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat import Message, render, render_prompt
@@ -52,14 +56,16 @@ def test_a_score_is_the_log_probability_of_the_text_after_the_prompt(tiny):
         whole, _ = render(tokenizer, [*turns, Message("assistant", option)])
         padded = np.pad(whole, (0, model.context - len(whole)))[None]  # one shape, so one compilation
         logits = jax.nn.log_softmax(forward({"params": params}, padded)[0])
-        return np.array([logits[place - 1, whole[place]] for place in range(len(prompt), len(whole) - 1)])
+        return np.array([logits[place - 1, whole[place]] for place in range(len(prompt), len(whole))])
 
     for row, item in enumerate(ITEMS):
         for place, option in enumerate(item.options):
             if option:
-                tokens, alone = by_plain_forward(item.question, option), by_plain_forward("", option)
+                ended, alone = by_plain_forward(item.question, option), by_plain_forward("", option)[:-1]
+                tokens = ended[:-1]  # without the end of the turn
                 assert scores["sum"][row][place] == pytest.approx(tokens.sum(), abs=1e-4)
                 assert scores["per_token"][row][place] == pytest.approx(tokens.mean(), abs=1e-4)
+                assert scores["ranked"][row][place] == pytest.approx(ended.mean(), abs=1e-4)
                 assert scores["pmi"][row][place] == pytest.approx(tokens.sum() - alone.sum(), abs=2e-4)
             else:
                 assert all(scores[name][row][place] == -np.inf for name in scores), "no text is never chosen"
@@ -87,7 +93,91 @@ def test_a_model_that_does_not_read_the_question_is_at_chance_under_the_primary(
     assert report["primary"] == "pmi"
     assert report["pmi"]["accuracy"] == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
     assert report["sum"]["accuracy"] != report["pmi"]["accuracy"]
-    assert all(set(report[name]) == {"accuracy", "ci95"} for name in ("sum", "per_token", "pmi"))
+    assert all(set(report[name]) == {"accuracy", "ci95"} for name in ("sum", "per_token", "pmi", "ranked"))
+    assert report["chance"] == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
+    control = report["controls"]["question swapped"]
+    assert (control["accuracy"], control["gain"]) == (report["pmi"]["accuracy"], 0)
+
+
+# ---- Two readings side by side ----
+
+KINDS = ("Execution", "Impact", "Discovery", "Collection")
+SETS = Items(
+    "made here",
+    "",
+    "",
+    tuple(
+        Item(
+            f"{row}",
+            f"Which kind has number {row}?",
+            tuple(f"{row // 4:02} {kind}" for kind in KINDS),
+            row % 4,
+            f"page {row}",
+        )
+        for row in range(48)
+    ),
+)
+
+
+def mute(tokenizer, knows) -> Predict:
+    """A model that answers every letter with A, and finds the text probable that `knows(question)` says."""
+    turn = tokenizer.id("<|ghost_assistant|>")
+    said_of = {item.question: knows(item) for item in SETS}
+
+    def predict(batch, at, targets):
+        found = np.zeros(targets.shape)
+        for row, places in enumerate(at):
+            for read, place in enumerate(places):
+                if targets.shape[2] > 1:
+                    found[row, read, 0] = 1
+                    continue
+                seen = list(seen_by(batch, row, place))
+                if turn in seen:
+                    start = seen.index(turn) + 1
+                    text = tokenizer.decode([*seen[start:], int(targets[row, read, 0])]).strip()
+                    asked = tokenizer.decode(seen[:start])
+                    wanted = [text_of for question, text_of in said_of.items() if question in asked]
+                    found[row, read] = -0.1 if any(each.startswith(text) for each in wanted) else -2
+        return found.astype(np.float32), np.zeros(at.shape, np.int32)
+
+    return predict
+
+
+def asked_both_ways(tiny, knows, **how) -> dict:
+    _, tokenizer, *_ = tiny
+    return evaluate(mute(tokenizer, knows), tokenizer, SETS, context=2048, batch_size=16, **how)[0]
+
+
+def test_what_is_known_by_cloze_and_not_said_in_letters_is_named(tiny):
+    report = asked_both_ways(tiny, lambda item: item.options[item.answer])
+    assert (report["verdict"], report["headline"]["accuracy"]) == ("collapsed", 0.25)
+    assert report["readings"] == {
+        "letters": {"accuracy": 0.25, "ci95": report["headline"]["ci95"]},
+        "cloze": {"accuracy": 1, "ci95": [pytest.approx(0.025 ** (1 / 12)), 1]},
+        "differs": True,
+    }, "twelve sets of four are twelve clusters"
+    words = "It knows by cloze what it cannot say in letters: 100.0% (73.5 to 100.0) against 25.0%. Controls missing: "
+    assert words in report["verdict_text"]
+    control = report["cloze"]["controls"]["question swapped"]
+    assert control["accuracy"] == 0.25, "another set's question says nothing of these options"
+    assert control["gain_ci95"][0] > 0.5
+    assert score_cells(report | {"book": "closed"})[-1] == "COLLAPSED, cloze 100.0"
+    console = Console(width=200)
+    with console.capture() as text:
+        show(report, console)
+    assert "the same, question swapped: 25.00% (25.00 to 25.00)  gain over it +75.00" in text.get()
+
+
+def test_who_does_not_read_the_question_knows_nothing_by_cloze(tiny):
+    report = asked_both_ways(tiny, lambda item: f"{int(item.id) // 4:02} Impact")
+    assert report["cloze"]["pmi"]["accuracy"] == 0.25
+    assert report["readings"]["differs"] is False
+    assert "by cloze" not in report["verdict_text"]
+
+
+def test_a_quick_look_has_no_control_of_cloze(tiny):
+    report = asked_both_ways(tiny, lambda item: item.options[item.answer], orders="published")
+    assert report["cloze"]["controls"] == {}
 
 
 # ---- Ranked behind passages ----

@@ -44,6 +44,27 @@ def test_each_question_is_put_to_an_item_of_another_page(pages):
         assert all(page_of[new.question] != (old.url or old.id) for new, old in zip(asked, items, strict=True))
 
 
+def test_no_question_is_put_to_an_item_with_the_same_options():
+    # Four questions on four pages have the same options: another of the four would be answered by a wrong option.
+    items = [
+        Item(str(row), f"Question {row}?", tuple(f"{row // 4} {place}" for place in range(4)), row % 4, f"page {row}")
+        for row in range(40)
+    ]
+    for options, (row, asked) in zip([each.options for each in items], enumerate(swapped(items)), strict=True):
+        other = int(asked.question.split()[1].rstrip("?"))
+        assert (asked.options, other != row) == (options, True)
+        assert items[other].options != options
+
+
+def test_where_one_component_is_most_of_all_the_question_is_still_of_another_page():
+    items = [
+        Item(str(row), f"Question {row}?", (f"{row // 2}", f"{row // 2} not"), 0, f"page {(row + 1) // 2}")
+        for row in range(20)
+    ]
+    page_of = {each.question: each.url for each in items}
+    assert all(page_of[asked.question] != asked.url for asked in swapped(items))
+
+
 def answers_by(items, rule) -> Answers:
     """The answers of whoever chooses the option `rule(item)`, an index in the published order, in the cyclic orders."""
     orders = orders_of(items, "cyclic")

@@ -90,6 +90,12 @@ def test_the_report_holds_what_is_promised(commands, name):
     assert list(report["baselines"])[:5] == [*(f"always_{letter}" for letter in "ABCD"), "longest"]
     assert {"options only", "question swapped"} <= set(report["controls"])
     assert report["cloze"][report["cloze"]["primary"]]["ci95"]
+    assert set(report["cloze"]["controls"]) == {"question swapped"}
+    assert set(report["readings"]) == {"letters", "cloze", "differs"}
+    assert report["readings"]["letters"]["accuracy"] == report["headline"]["accuracy"]
+    assert f"the same, question swapped: {100 * report['cloze']['controls']['question swapped']['accuracy']:.2f}%" in (
+        result.stdout
+    )
     low, high = report["headline"]["ci95"]
     assert 0 <= low <= report["headline"]["accuracy"] <= high <= 1
     fractions = [report["single_order"], *report["letter_share"].values(), *report["recall"].values()]
@@ -97,7 +103,7 @@ def test_the_report_holds_what_is_promised(commands, name):
     assert all(0 <= fraction <= 1 for fraction in fractions)
     assert sum(report["letter_share"].values()) == pytest.approx(1)
     assert all(report["baselines_over_orders"][f"always_{letter}"] == 0.25 for letter in "ABCD")
-    assert report["verdict"] in ("collapsed", "chance", "shortcut", "knowledge")
+    assert report["verdict"] in ("collapsed", "chance", "shortcut", "gain", "knowledge")
     missing = [] if name == "held out" else ["trained options-only"]
     assert report["controls_missing"] == missing
     assert ("Controls missing: trained options-only." in result.stdout) == bool(missing)

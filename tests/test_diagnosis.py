@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from evals.answers import Answers, orders_of
-from evals.diagnosis import CONTROLS, flip_rate, report_of, show, source_of, verdict, words_of
+from evals.diagnosis import flip_rate, report_of, show, source_of
 from evals.items import LETTERS, Item, Items, cyclic_orders
+from evals.verdict import words_of
 
 
 def items_of(*rows: Item, **more) -> Items:
@@ -200,54 +201,6 @@ def test_a_collapse_shows_in_the_histogram_as_one_letter_right_of_the_others():
     middles = np.convolve(histogram["edges"], [0.5, 0.5], "valid")
     means = {letter: middles @ counts / sum(counts) for letter, counts in histogram["counts"].items()}
     assert means.pop("C") - max(means.values()) == pytest.approx(0.3, abs=0.03)
-
-
-# ---- The verdict ----
-
-
-def graded(accuracy: float, *, half: float = 0.02, controls: dict | None = None, missing: tuple = CONTROLS) -> dict:
-    """A report with these figures, over baselines that reach a quarter and, for the longest option, 0.4."""
-    return {
-        "headline": {"accuracy": accuracy, "ci95": [accuracy - half, accuracy + half], "orders": ["AB"] * 4},
-        "letter_share": dict.fromkeys("ABCD", 0.25),
-        "no_letter": 0.0,
-        "baselines_over_orders": {**{f"always_{letter}": 0.25 for letter in "ABCD"}, "longest": 0.4},
-        "controls": {name: {"accuracy": value} for name, value in (controls or {}).items()},
-        "controls_missing": list(missing),
-    }
-
-
-RUN = {"options only": 0.5, "question swapped": 0.3}
-ONE_MISSING = ("trained options-only",)
-
-
-@pytest.mark.parametrize(
-    ("report", "said", "words"),
-    [
-        (graded(0.27), "chance", "chance: not told apart from answering one letter"),
-        (graded(0.35), "shortcut", "shortcut not excluded: not told apart from longest, which scores 40.00%"),
-        (graded(0.9), "shortcut", "shortcut not excluded: above every baseline"),
-        (graded(0.9, controls=RUN, missing=ONE_MISSING), "knowledge", "knowledge: wholly above options only (50.00%)"),
-        (graded(0.9, controls=RUN, missing=()), "knowledge", "knowledge: "),
-        (graded(0.51, controls=RUN, missing=ONE_MISSING), "shortcut", "shortcut not excluded: not told apart from opt"),
-        (graded(0.51, controls=RUN, missing=()), "shortcut", "shortcut: not told apart from options only"),
-        (graded(0.9, controls={"options only": 0.5}, missing=("question swapped",)), "shortcut", "shortcut not excl"),
-        (graded(0.9, controls=RUN | {"trained options-only": 0.89}, missing=()), "shortcut", "shortcut: not told"),
-    ],
-)
-def test_the_verdict_names_what_was_not_excluded(report, said, words):
-    report |= {"verdict": verdict(report)}
-    assert report["verdict"] == said
-    assert words_of(report).startswith(words)
-    missing = report["controls_missing"]
-    assert words_of(report).endswith(f" Controls missing: {', '.join(missing)}.") == bool(missing)
-
-
-def test_one_letter_above_six_in_ten_is_collapsed_however_accurate():
-    report = graded(0.9, controls=RUN, missing=()) | {"letter_share": {"A": 0.6, "B": 0.4}}
-    assert verdict(report) == "knowledge"
-    report["letter_share"] = {"A": 0.61, "B": 0.39}
-    assert verdict(report) == "collapsed"
 
 
 def test_guessing_is_chance():

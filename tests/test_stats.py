@@ -225,3 +225,29 @@ def test_pool():
     assert (three["n"], three["mean"], three["sd"], three["min"], three["max"]) == (3, 2.0, 1.0, 1.0, 3.0)
     plain = ttest_1samp([3.0, 1.0, 2.0], popmean=0).confidence_interval(0.95)
     assert three["ci95"] == pytest.approx([plain.low, plain.high])
+
+
+def test_two_groupings_at_once_count_what_hangs_together_in_either():
+    rng = np.random.default_rng(0)
+    credits = rng.random(60)
+    pages, sets = [f"page {row % 20}" for row in range(60)], [f"set {row // 4}" for row in range(60)]
+    alone = [f"item {row}" for row in range(60)]
+    one = clustered_interval(credits, pages)
+    assert clustered_interval(credits, list(zip(pages, pages, strict=True))) == pytest.approx(one)
+    assert clustered_interval(credits, list(zip(pages, alone, strict=True))) == pytest.approx(one)
+    widths = [clustered_interval(credits, names)[2] for names in (pages, sets, list(zip(pages, sets, strict=True)))]
+    assert widths[2] >= max(widths[:2]) - 1e-12
+    assert clustered_interval(credits, [("all", name) for name in sets])[1:] == (0.0, 1.0)
+
+
+def test_intervals_of_two_groupings_cover_as_often_as_they_say():
+    """Credits with an effect of the page and one of the option set: the 95% interval holds the mean 19 times in 20."""
+    rng, covered = np.random.default_rng(1), 0
+    pages, sets = np.arange(400) % 80, np.arange(400) // 4
+    names = [(f"page {page}", f"set {one}") for page, one in zip(pages, sets, strict=True)]
+    for _ in range(300):
+        shift = 0.6 * rng.standard_normal(80)[pages] + 0.6 * rng.standard_normal(100)[sets]
+        credits = (rng.standard_normal(400) + shift > 0).astype(float)
+        _, low, high = clustered_interval(credits, names)
+        covered += low <= 0.5 <= high
+    assert 0.92 <= covered / 300 <= 0.985

@@ -15,14 +15,16 @@ from scipy.special import log_softmax
 from evals import stats
 from evals.answers import Answers, orders_of
 from evals.asking import Put
+from evals.clusters import clusters_of
 from evals.controls import controls_of, with_controls
-from evals.diagnosis import CONTROLS, judged, report_of
+from evals.diagnosis import report_of
 from evals.formats import CTIBENCH_MCQ_SHA256
 from evals.items import Item, Items
 from evals.open_book import retrieval
 from evals.open_book.lexical import APPEARANCE, EVIDENCE, NOTHING_FITTED, LexicalReader, Read, Weights, answers_of
 from evals.open_book.rescorer import TooFewFacts, enough, fit, generated, generated_weights
 from evals.splits import development_split, part_of
+from evals.verdict import CONTROLS, judged
 from ghost_jax.data import store
 from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, documents_of, index_store
 from ghost_jax.retrieve import Index, Passage, shown
@@ -132,7 +134,7 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[d
 
 
 def _fit(on: str, scored_on: str, rows: np.ndarray, credits: np.ndarray, plain: np.ndarray, items: Items) -> dict:
-    urls = [items.items[row].url for row in rows]
+    urls = clusters_of([items.items[row] for row in rows])
     accuracy, low, high = stats.clustered_interval(credits[rows], urls)
     gain = stats.paired_difference(credits[rows], plain[rows], urls)
     of_fit = {"fitted_on": on, "scored_on": scored_on, "n": len(rows), "accuracy": accuracy, "ci95": [low, high]}
@@ -153,7 +155,7 @@ def _recall(book: Book, items: Items) -> dict:
 
 def _book_controls(items: Items, book: Book, say: Say) -> dict[str, dict]:
     """Returns accuracies of the unfitted reader by the lines it was given."""
-    urls = [item.url for item in items]
+    urls = clusters_of(items.items)
 
     def scored(reads: Sequence[Read]) -> dict:
         accuracy, low, high = stats.clustered_interval(_credits(reads, items, NOTHING_FITTED), urls)
@@ -220,13 +222,13 @@ def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> dic
         report = with_controls(report, controls_of(lambda those, doing: together(*ask(those, doing)), both, part))
     lexical = _credits(reads, part, alone)
     credits = np.array([each.mean() for each in both.credits(part.items)])
-    gain = stats.paired_difference(credits, lexical, [item.url for item in part])
+    gain = stats.paired_difference(credits, lexical, clusters_of(part.items))
     return report | {"gain_over_lexical": gain.mean, "gain_over_lexical_ci95": list(gain.ci95)}
 
 
 def _accuracy(answers: Answers, items: Items) -> dict:
     credits = np.array([each.mean() for each in answers.credits(items.items)])
-    accuracy, low, high = stats.clustered_interval(credits, [item.url for item in items])
+    accuracy, low, high = stats.clustered_interval(credits, clusters_of(items.items))
     return {"accuracy": accuracy, "ci95": [low, high]}
 
 

@@ -83,7 +83,7 @@ def _fact_mcq(given: Ingredients) -> Iterator[Conversation]:
     measured = fact_mcq.measure(asked)
     for line in fact_mcq.summary(measured):
         given.say(line)
-    given.recorded["policies"] = measured
+    given.recorded["baselines"] = measured
     return fact_mcq.build(asked, given.options.layout)
 
 
