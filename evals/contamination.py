@@ -45,6 +45,7 @@ from ghost_jax.progress import Progress, make_console
 from ghost_jax.whole import read_json, write_json
 
 VERSION = 1  # raise it when the same items and stores give another result, also by a change of `phrases`
+HELD_OUT = ("test",)  # the split that no run is trained or chosen on
 NGRAM = 8  # words in a row that are no coincidence
 BESIDE = 20  # words between a stem and its answer: room for "The correct answer to this question is option B)"
 EXAMPLES = 20
@@ -188,23 +189,25 @@ class Tally:
         }
 
 
-def check(items: Items, stores: Sequence[Path]) -> dict:
+def check(items: Items, stores: Sequence[Path], held_out: Sequence[str] = HELD_OUT) -> dict:
     """Returns what the stores hold of a benchmark: the record that is kept with every score on it.
+
+    `held_out` names the splits whose records are counted and not refused.
 
     The result is kept in the user's cache, under the items, the stores and `VERSION`: a second call only reads it.
     Raises UserError for a folder that is no store with text.
     """
     named = [{"name": folder.resolve().name, "fingerprint": manifest(folder)["fingerprint"]} for folder in stores]
-    key = store.fingerprint([VERSION, [dataclasses.asdict(item) for item in items], named])
+    key = store.fingerprint([VERSION, [dataclasses.asdict(item) for item in items], named, *held_out])
     place = cache_dir() / "contamination" / f"{key[:16]}.json"
     if not place.is_file():
         parts = (part for folder in stores for part in parts_of(folder))
-        write_json(place, {"stores": named, **_searched(items, parts)})
+        write_json(place, {"stores": named, **_searched(items, parts, held_out)})
     about = {"name": items.name, "file": Path(items.path).name, "sha256": items.sha256}
     return {"items": about, **read_json(place)}
 
 
-def _searched(items: Items, parts: Iterable[Part]) -> dict:
+def _searched(items: Items, parts: Iterable[Part], held_out: Sequence[str]) -> dict:
     wanted, total = Wanted(items), Tally()
     rows: list[dict] = []
     contaminated: list[dict] = []
@@ -216,7 +219,7 @@ def _searched(items: Items, parts: Iterable[Part]) -> dict:
             for batch in _batches(part.texts):
                 for found in wanted.found_in(batch):
                     tally.add(found)
-                    if not part.held_out:
+                    if part.split not in held_out:
                         total.add(found)
                         where = _where(part, found.text)
                         contaminated += [
@@ -227,7 +230,9 @@ def _searched(items: Items, parts: Iterable[Part]) -> dict:
                         for ngram in found.ngrams:
                             first_with.setdefault(ngram, where)
                 progress.advance(len(batch))
-        rows.append({"store": part.store, "part": part.name, "held_out": part.held_out, **tally.counts(wanted)})
+        rows.append(
+            {"store": part.store, "part": part.name, "held_out": part.split in held_out, **tally.counts(wanted)}
+        )
     counts = total.counts(wanted)
     matching = sum(sources.values())
     return {

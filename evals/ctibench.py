@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.console import Console
 from evals import matching
 from evals.answers import ORDERS
 from evals.asking import check_options, evaluate, putting
-from evals.contamination import check, refuse
+from evals.contamination import HELD_OUT, check, refuse
 from evals.controls import TRAINED, check_trained_without_questions, trained_without_questions, with_controls
 from evals.diagnosis import show
 from evals.find import NoItems, find_items
@@ -59,6 +60,7 @@ def evaluate_run(
     reader: str = "model",
     options_only: Path | None = None,
     generate: matching.Generate | None = None,
+    held_out: Sequence[str] = HELD_OUT,
 ) -> dict:
     """Returns the report of a run on the items at `path`, by default those of `find_items`.
 
@@ -68,13 +70,14 @@ def evaluate_run(
       reader: of the open book, "model", or "both" for the model beside the lexical reader.
       options_only: the run directory of the same recipe trained without questions, the third control.
       generate: where free answers are wanted as well.
+      held_out: the splits that hold the items and that the run is not trained on.
     """
     if options_only:  # before hours of scoring
         check_trained_without_questions(options_only, workdir, stem_of(path))
     items, note = (read_items(path), "") if path else find_items(data_dir, workdir)
     if note:
         run_dir.say(note)
-    contamination = contamination_of(items, workdir)
+    contamination = contamination_of(items, workdir, held_out)
     items = part_of(items, split)
     layout = read_config(workdir / "config.json")["data"].get("layout", "classic")
     if not book:
@@ -103,7 +106,7 @@ def check_data(workdir: Path, data_dir: Path | None) -> None:
         contamination_of(find_items(data_dir, workdir)[0], workdir)
 
 
-def contamination_of(items: Items, workdir: Path) -> dict:
+def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD_OUT) -> dict:
     """Returns what the data that a run was trained on hold of the items, and which of it was not there to search.
 
     Raises UserError where they hold an item together with its answer.
@@ -115,7 +118,7 @@ def contamination_of(items: Items, workdir: Path) -> dict:
             "run anew, and score that."
         )
     stores = {name: store.find(name) for name in names}
-    result = check(items, [place for place in stores.values() if place])
+    result = check(items, [place for place in stores.values() if place], held_out)
     refuse(result)
     missing = [name for name, place in stores.items() if not place]
     if missing:

@@ -11,17 +11,20 @@ from rich.console import Console
 
 from evals import ctibench
 from evals.diagnosis import show
+from evals.formats import read_items
 from evals.trees import Predict
 from ghost_jax.errors import UserError
 from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.whole import read_json
 
 ITEMS = "facts.jsonl"
+SPLITS = ("validation", "test")  # that the questions are of: no run is trained on either
 
 
 def check_data(workdir: Path, data_dir: Path | None) -> None:
-    """Raises UserError where the run's data hold the questions, or it has none: `fact_mcq` is not in its mixture."""
-    ctibench.check_data(workdir, data_dir, _items_of(workdir))
+    """Raises UserError where the run's data hold the questions, or the sources give none."""
+    if (workdir / ITEMS).is_file():  # a base has no questions of its own
+        ctibench.contamination_of(read_items(_items_of(workdir)), workdir, SPLITS)
 
 
 def evaluate_run(
@@ -36,7 +39,8 @@ def evaluate_run(
     """Returns the report on the run's held-out fact questions, in the four cyclic orders."""
     path = _items_of(workdir)
     size = {"context": context, "batch_size": batch_size}
-    return ctibench.evaluate_run(predict, tokenizer, workdir, data_dir, **size, orders="cyclic", path=path)
+    how = {"orders": "cyclic", "path": path, "held_out": SPLITS}
+    return ctibench.evaluate_run(predict, tokenizer, workdir, data_dir, **size, **how)
 
 
 def show_run(workdir: Path, console: Console) -> None:
@@ -48,7 +52,7 @@ def _items_of(workdir: Path) -> Path:
     path = workdir / ITEMS
     if not path.is_file() or not path.stat().st_size:
         raise UserError(
-            f"{path} holds no question: the run's mixture has no fact_mcq, or its sources state no facts. Mix it in by "
-            "--config.data.mixture.fact_mcq=1, or leave evals.facts out of the config."
+            f"{path} holds no question: the sources of the run state too few facts. Add capec, cwe or attack to "
+            "--config.data.sources, or take facts out of the config's evals."
         )
     return path

@@ -15,8 +15,6 @@ from ghost_jax.errors import UserError
 from ghost_jax.progress import Progress
 from ghost_jax.text import tokenizer as tokenizer_lib
 
-HELD_OUT = "test"  # the split that no run is trained or chosen on
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Text:
@@ -44,9 +42,9 @@ class Part:
     texts: Iterable[Text]
 
     @property
-    def held_out(self) -> bool:
-        """Whether it is a test split, which no run sees."""
-        return self.name.endswith(f"/{HELD_OUT}")
+    def split(self) -> str:
+        """The split of a dataset, "" for documents."""
+        return self.name.partition("/")[2]
 
 
 def parts_of(folder: Path) -> Iterator[Part]:

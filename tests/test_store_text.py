@@ -36,7 +36,7 @@ def test_documents_come_with_the_facts_that_their_text_does_not_state(tmp_path):
     (tmp_path / "manifest.json").write_text('{"fingerprint": "1"}')
     (tmp_path / "documents.jsonl").write_text(json.dumps(record | {"facts": [FACT]}) + "\n")
     (part,) = parts_of(tmp_path)
-    assert (part.store, part.name, part.size, part.held_out) == (tmp_path.name, "documents", 1, False)
+    assert (part.store, part.name, part.size, part.split) == (tmp_path.name, "documents", 1, "")
     (text,) = part.texts
     assert (text.id, text.source) == ("T1566", "attack")
     assert text.text == "T1566\nPhishing\nMessages.\nInitial Access\nIt serves access."
@@ -68,7 +68,7 @@ def test_conversations_stay_apart_and_the_test_split_is_known(tmp_path, vocabula
 
     splits = {"train": [row("APT28"), row("APT1")], "test": [row("Turla")]}
     parts = list(parts_of(write_store(tmp_path, grown, {"qa": splits})))
-    assert {part.name: part.held_out for part in parts} == {"qa/train": False, "qa/test": True}
+    assert {part.name: part.split for part in parts} == {"qa/train": "train", "qa/test": "test"}
     texts = [text for part in parts for text in part.texts]
     assert {text.id for text in texts} == {"APT28", "APT1", "Turla"}
     assert all(f"Who is {text.id}?" in text.text and "Who is" not in text.text[20:] for text in texts)
