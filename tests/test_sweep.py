@@ -222,6 +222,7 @@ def write_run(workdir, *, rate: float, loss: float, accuracy: float, orders: int
         "book": "closed",
         "headline": {"accuracy": accuracy, "ci95": [accuracy - 0.02, accuracy + 0.02], "orders": ["ABCD"] * orders},
         "letter_share": {"A": 0.1, "B": 0.4, "C": 0.3, "D": 0.2},
+        "baselines": {"always_A": 0.25},
         "verdict": "chance",
         "note": "",
     }
