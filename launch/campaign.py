@@ -94,7 +94,7 @@ def show(folder: Path) -> None:
 
 
 def set_up(folder: Path, part: Part) -> Path:
-    """Returns a worktree at the commit of the part's folder, with an environment; makes what is missing."""
+    """Returns a worktree at the commit of the part's folder, whose packages are installed; makes what is missing."""
     tree, pinned = folder / "trees" / part.folder, ROOT / RECORDS / part.folder / COMMIT
     if not pinned.is_file():
         if _git("status", "--porcelain", "--untracked-files=no"):
@@ -104,10 +104,16 @@ def set_up(folder: Path, part: Part) -> Path:
     if not tree.is_dir():
         _git("worktree", "prune")
         _git("worktree", "add", "--detach", str(tree), pinned.read_text(encoding="utf-8").strip())
-        (folder / "environment").mkdir(exist_ok=True)
-        (tree / ".venv").symlink_to(folder / "environment", target_is_directory=True)
-    subprocess.run(["make", "--silent", ".venv/ready"], cwd=tree, check=True)
+    if not python_of(folder).is_file():
+        subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
+    install = [python_of(folder), "-m", "pip", "install", "--quiet", "--no-compile", "-r", tree / "requirements.txt"]
+    subprocess.run(install, check=True)
     return tree
+
+
+def python_of(folder: Path) -> Path:
+    """Returns the interpreter of the campaign's environment."""
+    return folder / "environment" / "bin" / "python"
 
 
 def restore(part: Part, runs: Path) -> None:
@@ -133,7 +139,7 @@ def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
     runs = folder / "runs" / part.folder
     runs.mkdir(parents=True, exist_ok=True)
     restore(part, runs)
-    words = [str(tree / ".venv/bin/python"), "-m", "ghost_jax.sweep", f"--config={part.sweep}", f"--runs={runs}"]
+    words = [str(python_of(folder)), "-m", "ghost_jax.sweep", f"--config={part.sweep}", f"--runs={runs}"]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "GHOST_DATA": str(data)}
     print(f"$ {' '.join(words)}", flush=True)
     sweep = subprocess.Popen(words, cwd=tree, env=environment, preexec_fn=lambda: os.nice(LOWEST))
