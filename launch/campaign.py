@@ -173,6 +173,8 @@ def main() -> int:
     show(folder)
     if flags.list:
         return 0
+    if not os.environ.get("GHOST_DATA"):
+        raise UserError("The campaign reads raw/ and ctibench/ in $GHOST_DATA, and it is not set. Export it first.")
     data = data_folders(None)[0].resolve()
     failed = []
     for part, missing, *_ in left(folder):
