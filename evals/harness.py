@@ -185,10 +185,10 @@ class TextModel:
         trees = [Tree(trunk, tuple(branches)) for trunk, _, branches in asked.values()]
         readings = read(self._predict, trees, context=context, batch_size=BATCH_SIZE, doing="reading")
         answers = [(0.0, False)] * len(parted)
-        for (_, rows, branches), of_tree in zip(asked.values(), readings, strict=True):
-            for row, branch, found in zip(rows, branches, of_tree, strict=True):
+        for (_, rows, _), of_tree in zip(asked.values(), readings, strict=True):
+            for row, found in zip(rows, of_tree, strict=True):
                 total = float(found.log_probs.sum(dtype=np.float64))
-                answers[row] = total, np.array_equal(found.top, branch.targets[:, 0])
+                answers[row] = total, np.array_equal(found.highest, found.log_probs[:, 0])
         return answers
 
     def _generator(self, new_tokens: int) -> Generator:

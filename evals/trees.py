@@ -16,7 +16,7 @@ from ghost_jax.data.packing import pack
 from ghost_jax.parallel.hosts import is_main
 from ghost_jax.progress import Progress
 
-# `(batch, at [B, R], targets [B, R, K]) -> (log-probabilities [B, R, K], most probable tokens [B, R])`: what
+# `(batch, at [B, R], targets [B, R, K]) -> (log-probabilities [B, R, K], highest log-probability [B, R])`: what
 # `ghost_jax.step.make_predict` returns, with the parameters bound.
 Predict = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -56,10 +56,15 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a model says at the reads of a branch: log-probabilities [R, K] float32, most probable tokens [R] int32."""
+    """What a model says at the reads of a branch.
+
+    Attributes:
+      log_probs: [R, K] float32, of the targets.
+      highest: [R] float32, the log-probability of the most probable token.
+    """
 
     log_probs: np.ndarray
-    top: np.ndarray
+    highest: np.ndarray
 
 
 def cropped(tree: Tree, context: int) -> Tree:
@@ -151,14 +156,14 @@ def _read(sheet: _Sheet, predict: Predict, batch_size: int) -> Iterator[tuple[_P
         filled = [_filled(header, rows[number], sheet.row_len, reads) for number in numbers]
         batch = {key: np.stack([row[key] for row in filled]) for key in filled[0]}
         at, targets = batch.pop("at"), batch.pop("targets")
-        log_probs, top = map(np.asarray, predict(batch, at, targets))
-        for row, of_row, top_of_row in zip(rows[start : start + batch_size], log_probs, top, strict=False):
+        log_probs, highest = map(np.asarray, predict(batch, at, targets))
+        for row, of_row, highest_of_row in zip(rows[start : start + batch_size], log_probs, highest, strict=False):
             end = 0
             for piece in row:
                 found = []
                 for branch in piece.branches:
                     begin, end = end, end + len(branch.places)
-                    found.append(Reading(of_row[begin:end], top_of_row[begin:end]))
+                    found.append(Reading(of_row[begin:end], highest_of_row[begin:end]))
                 yield piece, found
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ghost_jax import HUGE_PAGES
 from tests.bench import slices, start
 from tests.bench.turns import Contender, compare
 from tests.bench.work import FLOAT32, TOLERANCE, Work
@@ -33,7 +34,11 @@ class Subject:
     ) -> Contender:
         """Returns a side of `tests.bench.ours` or `tests.bench.on_torch` that works on this."""
         of_all = {"work": dataclasses.asdict(self.work), "folder": str(self.folder)}
-        return Contender(name, f"tests.bench.{side}", {**of_all, **(arguments or {})}, unit, **given)
+        pages = {"GLIBC_TUNABLES": HUGE_PAGES} if side.startswith("ours:") else {}
+        environment = pages | dict(given.pop("environment", {}))
+        return Contender(
+            name, f"tests.bench.{side}", {**of_all, **(arguments or {})}, unit, environment=environment, **given
+        )
 
     def in_both(
         self, name: str, side: str, unit: str, arguments: Mapping | None = None, **given: object
