@@ -131,7 +131,7 @@ def keep(part: Part, runs: Path) -> None:
         if ended(config.parent) and not (record / CONFIG).is_file():
             into = ["make", "--silent", "record", f"RUN={config.parent}", f"INTO={RECORDS / part.folder}"]
             subprocess.run(into, cwd=ROOT, check=True)
-            print(f"recorded {record.relative_to(ROOT)}", flush=True)
+            print(f"recorded {part.folder}/{record.name}", flush=True)
 
 
 def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:

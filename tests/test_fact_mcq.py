@@ -18,6 +18,7 @@ from ghost_jax import shortcuts
 from ghost_jax.data import sources
 from ghost_jax.data.builders import Question, fact_mcq
 from ghost_jax.data.builders.question_forms import QUESTIONS
+from ghost_jax.data.builders.surface_forms import FORMS
 from ghost_jax.data.records import RELATIONS, SPLITS, Fact, Record, split_of
 from ghost_jax.text.multiple_choice import LETTERS, ask
 
@@ -103,6 +104,19 @@ def test_every_relation_is_asked_in_eight_ways_about_its_subject_alone():
         assert len(set(forms)) == len(forms) >= 8, relation
         for form in forms:
             assert [name for _, name, _, _ in string.Formatter().parse(form) if name is not None] == ["subject"]
+
+
+def test_held_out_questions_have_wordings_that_no_train_question_and_no_statement_has(asked):
+    def wordings(*splits: str) -> set[str]:
+        named = {(q.question.replace(subject, "{subject}")) for q in asked if q.split in splits for subject in SUBJECTS}
+        return {form for forms in QUESTIONS.values() for form in forms if form in named}
+
+    assert wordings("train")
+    assert wordings("validation", "test")
+    assert not wordings("train") & wordings("validation", "test")
+    held_out = {form for forms in QUESTIONS.values() for form in forms[-fact_mcq.HELD_OUT_FORMS :]}
+    assert not held_out & {form.replace("{object}", "") for forms in FORMS.values() for form in forms}
+    assert not any(form in statement for form in held_out for forms in FORMS.values() for statement in forms)
 
 
 def test_sets_of_four_have_the_same_options_and_each_is_gold_once(asked):
