@@ -62,6 +62,7 @@ def evaluate_run(
         "by_exposures": by_count,
         "credits": {way: each.tolist() for way, each in credits.items()},
         "ids": [item["id"] for item in items],
+        "exposures": counts.tolist(),
     }
 
 
