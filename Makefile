@@ -10,8 +10,11 @@ RECORDS := config.json environment.json data.json metrics.jsonl status.json stop
 
 .PHONY: quickstart test test-all lint ablation bench bench-table campaign record results clean
 
-quickstart: .venv/ready  ## train chat_v5 at nano size, score it, write the report
+quickstart: .venv/ready  ## train chat_v5 at nano size, score it, and set it beside the open-book reader
 	$(BIN)/python -m ghost_jax.train --config=configs/chat_v5.py:nano
+	if [ -f "$(GHOST_DATA)/ctibench/cti-mcq.tsv" ]; then \
+	  $(BIN)/python -m evals.ctibench --book=open --reader=lexical --out=runs/open_book.json; fi
+	$(BIN)/python -m ghost_jax.report --runs=runs --out=report
 
 test: .venv/ready-dev lint  ## what CI runs: everything that is quick
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

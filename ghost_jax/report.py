@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 import ghost_jax
 from ghost_jax.errors import UserError, command
 from ghost_jax.paths import local_path
-from ghost_jax.report_glance import glance_table
+from ghost_jax.report_glance import glance_table, story
 from ghost_jax.report_learned import learned
 from ghost_jax.report_pictures import (
     accuracy_picture,
@@ -189,7 +189,12 @@ def main() -> int:
     )
     flags = parser.parse_args()
     beside = sorted([*flags.runs.glob("*.json"), *flags.runs.glob("sweeps/*/sweep.json")])
-    print(write(find_runs(flags.runs), flags.out, beside))
+    workdirs = find_runs(flags.runs)
+    page = write(workdirs, flags.out, beside)
+    rows = story(read_runs(workdirs)[0], list(read_beside(beside)[0].values()))
+    for who, accuracy in rows:
+        print(f"{who:{max(len(name) for name, _ in rows)}}  {accuracy}")
+    print(page)
     return 0
 
 

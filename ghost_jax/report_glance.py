@@ -44,6 +44,24 @@ def glance_table(runs: Sequence[dict], reports: Sequence[dict]) -> list[tuple[st
     return rows + _open_book(runs, reports)
 
 
+def story(runs: Sequence[dict], reports: Sequence[dict]) -> list[tuple[str, str]]:
+    """Returns who answers and how well, over all orders: the best run, the best baseline, and the open-book reader.
+
+    Rows of what is not among the records are left out; without a run that was scored on the benchmark there is none.
+    """
+    scores = {run["name"]: score for run in runs if (score := _on_benchmark(run["evals"].get("ctibench")))}
+    if not scores:
+        return []
+    name, best = max(scores.items(), key=lambda each: each[1]["headline"]["accuracy"])
+    baseline, accuracy = max(best["baselines_over_orders"].items(), key=lambda each: each[1])
+    known = BASELINES.get(baseline, baseline.replace("_", " "))
+    rows = [(f"{name}, closed book", _headline(best)), (f"without reading the question: {known}", _percent(accuracy))]
+    for report in reports:
+        if report.get("reader") == "lexical" and _on_benchmark(report):
+            rows.append(("the open-book reader, without a model", _headline(report)))
+    return rows
+
+
 def _study(runs: Iterable[dict]) -> list[tuple[str, ...]]:
     """The row of the study's best; its figure is of one run in the published order, and has no interval."""
     published = [published_of(run) for run in runs]

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from ghost_jax.report_glance import HEADER, NONE, glance_table
+from ghost_jax.report_glance import HEADER, NONE, glance_table, story
 from ghost_jax.report_records import read_run
 
 
@@ -62,6 +62,19 @@ def test_of_a_model_beside_the_lexical_reader_its_gain_is_told(run):
     beside["evals"]["ctibench-open-both"] = score
     who = "ours: lexical reader with chat, +1.23 points (+0.45 to +2.01) over the lexical reader alone"
     assert who in [row[0] for row in glance_table([beside], [])]
+
+
+def test_three_numbers_tell_the_story(run):
+    score = run["evals"]["ctibench"]
+    reader = {**score, "book": "open", "reader": "lexical", "headline": {**score["headline"], "accuracy": 0.8}}
+    (model, of_model), (baseline, of_baseline), (_, of_reader) = story([run], [AUDIT, reader])
+    assert model.startswith("chat")
+    assert of_model.startswith(f"{100 * score['headline']['accuracy']:.1f}")
+    assert baseline.startswith("without reading")
+    assert of_baseline == f"{100 * max(score['baselines_over_orders'].values()):.1f}"
+    assert of_reader.startswith("80.0")
+    assert len(story([run], [])) == 2
+    assert not story([], [reader])
 
 
 def test_a_collapsed_run_is_labelled(run):
