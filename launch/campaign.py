@@ -55,9 +55,11 @@ PARTS = (
     Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
     Part("configs/sweeps/knowledge.py:mini", "facts-mini", 1.4, 0.2),
     Part("configs/sweeps/recipes.py:nano", "recipes-nano", 0.6, 0.07),
+    Part("configs/sweeps/muon.py:nano", "muon-nano", 0.0, 0.17),
     Part("configs/sweeps/exposure.py:mini", "exposure-mini", 0.0, 0.6),
     Part("configs/sweeps/latch.py:mini", "facts-mini", 1.4, 0.2),
     Part("configs/sweeps/recipes.py:mini", "recipes-mini", 3.6, 0.2),
+    Part("configs/sweeps/muon.py:mini", "muon-mini", 0.0, 0.5),
 )
 
 
