@@ -3,8 +3,8 @@
     python -m ghost_jax.train --config=configs/chat_facts.py          # or :mini, :nano
 
 The base has read every fact (`pretrain_facts.py`). The chat stage asks about the subjects of the train split alone, in
-three forms at once: questions and answers, multiple choice with letters, and options to be ranked. `evals.facts` asks
-about the other subjects, in wordings that the chat stage does not have.
+three forms at once: questions and answers, multiple choice with letters, and options to be ranked. The evaluation
+`facts` asks about the other subjects, in wordings that the chat stage does not have.
 """
 
 from configs import common, pretrain_facts

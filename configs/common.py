@@ -4,9 +4,9 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from ghost_jax.config_domains import QA_SOURCES
-from ghost_jax.errors import UsageError, did_you_mean
-from ghost_jax.model.sizes import SIZES
+from ghost_jax.config.validate import QA_SOURCES
+from ghost_jax.core.errors import UsageError, did_you_mean
+from ghost_jax.model.config import SIZES
 
 PRESETS = ("nano", "mini")  # sizes for minutes and for hours on a laptop
 SAVED = "saved"  # beside a size, where a recipe has it: the run as it was recorded, not as the study's table says
@@ -71,7 +71,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
         # and softmax over the log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read").
         c.objective = ConfigDict({"lm": 1.0, "letter": 0.0, "ranking": 0.0})
         c.data.packing = True
-        c.data.layout = "classic"  # how multiple choice is put; names in ghost_jax/text/multiple_choice.py
+        c.data.layout = "classic"  # how multiple choice is put; names in ghost_jax/text/mcq_format.py
         c.data.cot = ConfigDict({"teacher": "offline", "model": ""})  # or an OpenAI-compatible URL and its model
         # As documents call them; of those the sources do not hold, nothing is asked.
         c.data.qa_sources = QA_SOURCES

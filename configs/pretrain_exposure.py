@@ -3,7 +3,7 @@
     python -m ghost_jax.train --config=configs/pretrain_exposure.py          # or :mini, :nano
 
 One pass over the dataset `exposure`; `--config.data.seed=0` to 4 rotates which facts are stated how often. The recall
-of each group is measured at the end (`evals/recall.py`).
+of each group is measured at the end (`evals/tasks/recall.py`).
 """
 
 from configs import common

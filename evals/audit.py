@@ -1,7 +1,7 @@
 """The diagnostics for predictions of any model, ours or not: `python -m evals.audit --items=FILE --predictions=FILE`.
 
 A single column is reported in full; several are set beside one another, a row each. What a predictions file may hold
-stands in `evals/predictions.py`.
+stands in `evals/analysis/predictions.py`.
 """
 
 import argparse
@@ -11,19 +11,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from evals.diagnosis import asked_in, report_of, show
-from evals.formats import read_items
-from evals.items import Items
-from evals.predictions import Predictions, read_predictions
-from evals.verdict import words_of
-from ghost_jax.errors import command
-from ghost_jax.paths import local_path
-from ghost_jax.progress import make_console
-from ghost_jax.whole import write_json
+from evals.analysis.predictions import Predictions, read_predictions
+from evals.analysis.report import asked_in, report_of, show
+from evals.analysis.verdict import words_of
+from evals.items.formats import read_items
+from evals.items.items import Items
+from ghost_jax.core.atomic_io import write_json
+from ghost_jax.core.console import make_console
+from ghost_jax.core.errors import command
+from ghost_jax.core.paths import local_path
 
 
 def audit(predictions: Predictions, items: Items, file: str) -> dict:
-    """Returns the report of `evals.diagnosis`, and under `read` what was read from where."""
+    """Returns the report of `evals.analysis.report`, and under `read` what was read from where."""
     read = {"file": file, "name": predictions.name, "lower_case": predictions.lower_case}
     # Nobody who only sends letters can show that the book was closed; it is how answers are published.
     return report_of(predictions.answers, items) | {"book": "closed", "reader": "predictions", "predictions_file": read}

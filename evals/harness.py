@@ -20,22 +20,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from evals.harness_options import generation_of
-from evals.trees import Branch, Tree, read, shared_beginning
-from ghost_jax import runtime
-from ghost_jax.checkpoint import load_model
-from ghost_jax.cropping import cropping
-from ghost_jax.errors import UsageError, UserError, command
-from ghost_jax.generate import Generator
-from ghost_jax.model.sizes import ModelConfig
+from evals.answering.harness_options import generation_of
+from evals.answering.prefix_tree import Branch, Tree, read, shared_beginning
+from ghost_jax.core import jax_setup
+from ghost_jax.core.atomic_io import write_text
+from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.paths import local_path
+from ghost_jax.inference.generate import Generator
+from ghost_jax.inference.sampling import Sampling
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.paths import local_path
-from ghost_jax.sampling import Sampling
-from ghost_jax.step import make_predict
+from ghost_jax.runs.cropping import cropping
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render, render_prompt
+from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.whole import write_text
+from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.step import make_predict
 
 LM_EVAL = "lm_eval==0.4.13"
 BATCH_SIZE = 16  # rows a forward pass
@@ -345,7 +345,7 @@ def main() -> int:
 
     names = flags.tasks.split(",")
     tasks = task_manager(names, flags.include_path)
-    runtime.set_up()
+    jax_setup.set_up()
     model = language_model(flags.workdir)
     results = simple_evaluate(
         model=model,

@@ -23,19 +23,20 @@ from typing import BinaryIO
 import jax
 from rich.console import Console
 
-from ghost_jax import runtime, transcript
-from ghost_jax.checkpoint import load_model
-from ghost_jax.conversation import Conversation, Turn, harmless, text_of
+from ghost_jax.core import jax_setup
+from ghost_jax.core.atomic_io import without_bom, write_text
+from ghost_jax.core.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, say_error
+from ghost_jax.core.paths import local_path
 from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, index_store
-from ghost_jax.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, say_error
-from ghost_jax.generate import Generator
+from ghost_jax.data.retrieval.bm25 import Index, Passage, shown
+from ghost_jax.inference import transcript
+from ghost_jax.inference.conversation import Conversation, Turn, harmless, text_of
+from ghost_jax.inference.generate import Generator
+from ghost_jax.inference.sampling import GREEDY, Sampling
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.paths import local_path
-from ghost_jax.retrieve import Index, Passage, shown
-from ghost_jax.sampling import GREEDY, Sampling
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import ROLES
-from ghost_jax.whole import without_bom, write_text
+from ghost_jax.training.checkpoint import load_model
 
 COMMANDS = {"/reset": "forget the conversation", "/help": "show this", "/quit": "leave, as Ctrl-D does"}
 BATCH_SIZE = 16  # of --jsonl
@@ -279,7 +280,7 @@ def compare_runs(flags: argparse.Namespace, sampling: Sampling) -> int:
         raise UsageError(f"--workdir={flags.workdir} names a run twice. Name every run once.")
     if flags.transcript.exists():
         raise UserError(f"{flags.transcript} is there already. Choose another --transcript, or delete it.")
-    runtime.set_up()
+    jax_setup.set_up()
     index = open_index(flags.data_dir) if flags.book == "open" else None
     alike = len({place.name for place in places}) < len(places)
     conversations = {}
@@ -309,7 +310,7 @@ def main() -> int:
         )
     typed = sys.stdin.isatty() and sys.stdout.isatty() and not flags.jsonl
     notes = Console(stderr=not typed, markup=False, emoji=False, highlight=False, soft_wrap=True)
-    runtime.set_up()
+    jax_setup.set_up()
     index = open_index(flags.data_dir) if flags.book == "open" else None
     conversation, step = open_run(flags.workdir, flags, sampling, index)
     if flags.jsonl:

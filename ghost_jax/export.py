@@ -2,7 +2,7 @@
 
 A v0.5 model becomes a `LlamaForCausalLM`, a v0.4 one a `GPT2LMHeadModel`. The embedding's padding rows stay behind.
 There, a text that spells a role token becomes that token; our own commands read it as text. The model card beside the
-weights is written from the run's records (`ghost_jax/card.py`), and `--push_to` uploads the folder.
+weights is written from the run's records (`ghost_jax/hub/card.py`), and `--push_to` uploads the folder.
 """
 
 import argparse
@@ -13,15 +13,16 @@ from pathlib import Path
 import jax.numpy as jnp
 
 import ghost_jax
-from ghost_jax import card, run_dir, runtime
-from ghost_jax.channel import CANONICAL, CHANNELS, EXPERIMENTAL, Channel, decide
-from ghost_jax.checkpoint import load_model
-from ghost_jax.errors import UsageError, UserError, command
-from ghost_jax.hf import gpt2, hub, llama, vocabulary, weights
+from ghost_jax.core import jax_setup
+from ghost_jax.core.atomic_io import new_folder, read_json, write_json, write_text
+from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.paths import local_path
+from ghost_jax.hub import card, gpt2, llama, upload, vocabulary, weights
+from ghost_jax.hub.channel import CANONICAL, CHANNELS, EXPERIMENTAL, Channel, decide
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.paths import local_path
+from ghost_jax.runs import run_dir
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.whole import new_folder, read_json, write_json, write_text
+from ghost_jax.training.checkpoint import load_model
 
 FORMATS = {"v05": llama, "v04": gpt2}
 # The names of what an export writes.
@@ -90,9 +91,9 @@ def check_flags(flags: argparse.Namespace) -> None:
     if flags.dry_run and not flags.push_to:
         raise UsageError("--dry_run shows what an upload would send: add --push_to=OWNER/NAME.")
     if flags.push_to:
-        hub.check_name(flags.push_to)
+        upload.check_name(flags.push_to)
         if not flags.dry_run:
-            hub.check_reachable()  # before minutes of export
+            upload.check_reachable()  # before minutes of export
 
 
 @command
@@ -129,19 +130,19 @@ def main() -> int:
     run = card.read_records(flags.workdir)
     channel = decide(flags.channel, flags.workdir, flags.present, flags.items)
     present = card.read_records(flags.present) if flags.present else None
-    runtime.set_up()
+    jax_setup.set_up()
     with new_folder(out) as folder:
         written = write_model(folder, flags.workdir, flags.dtype, shard_bytes)
         write_card(folder, run, channel, present)
     print(f"{flags.out}: {written}")
     print(f"{channel.name}: {channel.reason}")
     if flags.push_to:
-        for name, size in hub.files_of(out):
+        for name, size in upload.files_of(out):
             print(f"{size:>15,}  {name}")
         if flags.dry_run:
             print(f"Nothing was uploaded to {flags.push_to}. A new repository is public where the hub's default is.")
         else:
-            address = hub.push(out, flags.push_to, tag=channel.name, keeps=CANONICAL, above=channel.above)
+            address = upload.push(out, flags.push_to, tag=channel.name, keeps=CANONICAL, above=channel.above)
             print(f"uploaded to {address}")
     return 0
 

@@ -13,18 +13,19 @@ import jax
 import numpy as np
 import optax
 
-from ghost_jax import run_dir, runtime
-from ghost_jax.checkpoint import Checkpoints, check_place, identity_of
-from ghost_jax.data import store
-from ghost_jax.errors import UserError, command
-from ghost_jax.hf import llama, vocabulary
-from ghost_jax.hf.weights import Weights
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.core import jax_setup
+from ghost_jax.core.atomic_io import new_folder, read_text, write_json
+from ghost_jax.core.errors import UserError, command
+from ghost_jax.core.paths import local_path
+from ghost_jax.data.storage import artifact_cache
+from ghost_jax.hub import llama, vocabulary
+from ghost_jax.hub.weights import Weights
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.paths import local_path
-from ghost_jax.step import new_state
+from ghost_jax.runs import run_dir
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.whole import new_folder, read_text, write_json
+from ghost_jax.training.checkpoint import Checkpoints, check_place, identity_of
+from ghost_jax.training.step import new_state
 
 COMPUTED = ".rotary_emb.inv_freq"  # buffers of older checkpoints; transformers computes them from config.json too
 
@@ -64,8 +65,8 @@ def read_model(folder: Path) -> tuple[ModelConfig, dict, Tokenizer, list[Path]]:
 def write_run(folder: Path, name: str, source: Path) -> str:
     """Writes the run directory of the checkpoint in `source`; returns in words what it is."""
     model, params, tokenizer, files = read_model(source)
-    made_from = {path.name: store.sha256_of(path) for path in files}
-    identity = identity_of(model, tokenizer.sha256, store.fingerprint(made_from))
+    made_from = {path.name: artifact_cache.sha256_of(path) for path in files}
+    identity = identity_of(model, tokenizer.sha256, artifact_cache.fingerprint(made_from))
     state = new_state(jax.tree.map(jax.numpy.asarray, params), optax.identity(), jax.random.key(0))
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(state, identity, {})
@@ -82,7 +83,7 @@ def write_run(folder: Path, name: str, source: Path) -> str:
         "model": model.record(),
         "optim": {"peak_lr": 0.0},
         "data": {"mixture": {}},
-        "imported": {"from": source.resolve().name, "fingerprint": store.fingerprint(made_from)},
+        "imported": {"from": source.resolve().name, "fingerprint": artifact_cache.fingerprint(made_from)},
     }
     data = {
         "made_from": made_from,
@@ -122,7 +123,7 @@ def main() -> int:
     check_place(workdir)
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
         raise UserError(f"{flags.workdir} holds something already. Choose another --workdir, or delete it first.")
-    runtime.set_up()
+    jax_setup.set_up()
     with new_folder(workdir) as folder:
         said = write_run(folder, workdir.name, flags.source)
     print(f"{flags.workdir}: {said}. Tune it: python -m ghost_jax.train --config=… --base={flags.workdir}")

@@ -16,11 +16,11 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 import ghost_jax
-from ghost_jax.errors import UserError, command
-from ghost_jax.paths import local_path
-from ghost_jax.report_glance import glance_table, story
-from ghost_jax.report_learned import learned
-from ghost_jax.report_pictures import (
+from ghost_jax.core.atomic_io import write_bytes, write_text
+from ghost_jax.core.errors import UserError, command
+from ghost_jax.core.paths import local_path
+from ghost_jax.reporting.findings import learned
+from ghost_jax.reporting.plots import (
     accuracy_picture,
     letter_picture,
     log_prob_picture,
@@ -29,9 +29,9 @@ from ghost_jax.report_pictures import (
     reliability_picture,
     study_picture,
 )
-from ghost_jax.report_records import find_runs, read_beside, read_runs
-from ghost_jax.report_table import asked_of, command_of, machine_table, markdown, notes_of, result_table, said_of
-from ghost_jax.whole import write_bytes, write_text
+from ghost_jax.reporting.records import find_runs, read_beside, read_runs
+from ghost_jax.reporting.summary import glance_table, story
+from ghost_jax.reporting.tables import asked_of, command_of, machine_table, markdown, notes_of, result_table, said_of
 
 SIGNATURE = "Written by ghost_jax"  # of every version: by it a report is known as one
 SIGNED = f"{SIGNATURE} {ghost_jax.__version__}, and every number of it read from the records of runs."

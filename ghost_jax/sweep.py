@@ -19,13 +19,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ghost_jax import config as config_lib
-from ghost_jax import run_dir, runtime, sweep_grid, sweep_table
-from ghost_jax.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command
-from ghost_jax.paths import local_path
-from ghost_jax.progress import Progress, duration, make_console
-from ghost_jax.sweep_grid import Run, Sweep
-from ghost_jax.sweep_jobs import RESOURCES, Job, Local, Submitted, cores, stop
+from ghost_jax.config import load as config_lib
+from ghost_jax.core import jax_setup
+from ghost_jax.core.console import Progress, duration, make_console
+from ghost_jax.core.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command
+from ghost_jax.core.paths import local_path
+from ghost_jax.runs import run_dir
+from ghost_jax.sweeps import grid as sweep_grid
+from ghost_jax.sweeps import results as sweep_table
+from ghost_jax.sweeps.grid import Run, Sweep
+from ghost_jax.sweeps.jobs import RESOURCES, Job, Local, Submitted, cores, stop
 
 POLL_SECONDS = 0.2
 TAIL = 12  # lines of a failed run's log that are shown
@@ -227,7 +230,7 @@ def main() -> int:
         raise UsageError(f"--jobs is {flags.jobs}; at least one run at a time is needed.")
     sweep = sweep_grid.load(flags.config)
     folder = flags.runs or Path("runs") / "sweeps" / sweep.name
-    runtime.set_up()  # opening a run that is there asks JAX which process this is
+    jax_setup.set_up()  # opening a run that is there asks JAX which process this is
     tasks = tasks_of(sweep, folder, overrides, flags.data_dir)
     on_slurm = flags.launcher == "slurm"
     jobs = flags.jobs or (len(tasks) if on_slurm else max(1, cores() // 2))

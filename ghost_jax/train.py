@@ -6,7 +6,6 @@ bit, and only reports what is done.
 
 import argparse
 import functools
-import importlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,26 +15,29 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from ghost_jax import config as config_lib
-from ghost_jax import initial, interrupt, plan, run_dir, runtime
-from ghost_jax.checkpoint import Checkpoints, check_place, identity_of, load_model
+from evals.tasks import EVALUATIONS
+from ghost_jax.config import load as config_lib
+from ghost_jax.core import jax_setup, signals
+from ghost_jax.core.atomic_io import write_json
+from ghost_jax.core.console import make_console
+from ghost_jax.core.errors import UserError, command
+from ghost_jax.core.paths import data_folders, local_path
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, mix_of, prepare
-from ghost_jax.errors import UserError, command
-from ghost_jax.journal import Diverged, Journal
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.optim import schedule
-from ghost_jax.parallel import hosts
+from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import batch_sharding, micro_batch_rows
-from ghost_jax.paths import data_folders, local_path
-from ghost_jax.progress import make_console
-from ghost_jax.step import make_predict, make_train_step
+from ghost_jax.runs import plan, run_dir
+from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.multiple_choice import letter_ids
+from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.validation import make_validation
-from ghost_jax.whole import write_json
+from ghost_jax.training import initial
+from ghost_jax.training.checkpoint import Checkpoints, check_place, identity_of, load_model
+from ghost_jax.training.optimizer import schedule
+from ghost_jax.training.step import make_predict, make_train_step
+from ghost_jax.training.validation import make_validation
 
 
 def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepared) -> None:
@@ -87,16 +89,16 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
         probe = probe_of(config, workdir, prepared.tokenizer, model.config, abstract.params, mesh)
         stream = mixture.train_batches(mix, process=jax.process_index(), processes=jax.process_count())
         batches = mixture.read_from(stream, start)
-        stop_vote = hosts.StopVote()
+        stop_vote = distributed.StopVote()
         with (
             Journal(config, workdir, start, model.config, mesh) as journal,
-            interrupt.requests() as asked_to_stop,
-            hosts.staying_together(),
+            signals.requests() as asked_to_stop,
+            distributed.staying_together(),
         ):
             for update in range(start + 1, config.steps + 1):
                 batch = journal.next_batch(batches, update)
                 lr = rate(update - 1)
-                state, metrics = train_step(state, hosts.to_global(batch, batch_sharding(mesh)), lr)
+                state, metrics = train_step(state, distributed.to_global(batch, batch_sharding(mesh)), lr)
                 journal.dispatched(update, lr, metrics)
                 last, stopping = update == config.steps, stop_vote(asked_to_stop())
                 evaluates, saves = last or update % config.eval_every == 0, last or update % config.save_every == 0
@@ -123,7 +125,7 @@ def probe_of(
     """Returns `params -> figures` of the letters that a chat model says while it trains; None where none are asked."""
     if config.stage != "chat" or not config.online_probe.every:
         return None
-    from evals.online_probe import make_probe  # what only some runs need, no first update waits for
+    from evals.answering.online_probe import make_probe  # what only some runs need, no first update waits for
 
     predict = make_predict(model, abstract_params, mesh)
     questions = config.online_probe.questions
@@ -138,9 +140,9 @@ def evaluate(config: ConfigDict, workdir: Path, data_dir: Path | None) -> None:
     predict = functools.partial(make_predict(model, params, mesh), params)
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
     for name, options in config.evals.items():
-        evaluation = importlib.import_module(f"evals.{name}")
-        result = evaluation.evaluate_run(predict, tokenizer, workdir, data_dir, context=model.context, **options)
-        if hosts.is_main():
+        evaluate = EVALUATIONS[name].evaluate_run
+        result = evaluate(predict, tokenizer, workdir, data_dir, context=model.context, **options)
+        if distributed.is_main():
             write_json(workdir / "evals" / f"{name}.json", result | {"step": step, "machine": run_dir.machine()})
 
 
@@ -158,12 +160,12 @@ def run_stage(
         if stopped := run_dir.stopped(workdir):
             raise Diverged(stopped["step"], stopped["reason"])
         prepared = prepare(config, data_dir)
-        if hosts.is_main():
+        if distributed.is_main():
             plan.show(config, prepared, console)
             run_dir.record_data(config, workdir, base_workdir, prepared)
             for name in evals:
-                importlib.import_module(f"evals.{name}").check_data(workdir, data_dir)
-        hosts.barrier(f"the data of {workdir.name}")
+                EVALUATIONS[name].check_data(workdir, data_dir)
+        distributed.barrier(f"the data of {workdir.name}")
         try:
             train(config, workdir, base_workdir, prepared)
         except Diverged as fault:
@@ -185,8 +187,8 @@ def main() -> int:
     )
     config, flags = config_lib.parse(parser, sys.argv[1:])
     data_folders(flags.data_dir)  # a wrong one is said even where everything is finished and nothing is read
-    hosts.start()
-    runtime.set_up()
+    distributed.start()
+    jax_setup.set_up()
     console = make_console()
     on = f"-on-{flags.base.resolve().name}" if flags.base else ""
     workdir = flags.workdir or Path("runs") / f"{run_dir.name_of(config)}{on}"
@@ -206,7 +208,7 @@ def main() -> int:
         if not run_dir.is_finished(directory):
             # Refused before anything is written, where these devices cannot form the mesh or have no such kernel.
             plan.attention_of(stage, plan.mesh_of(stage))
-            if hosts.is_main():
+            if distributed.is_main():
                 plan.announce(stage, directory, config, console)
     unfinished = [stage for stage, directory in stages if not run_dir.is_finished(directory)]
     if len(unfinished) > 1 and not flags.plan:
@@ -216,9 +218,9 @@ def main() -> int:
             plan.show(stage, prepare(stage, flags.data_dir), console)
         else:
             run_stage(stage, directory, base_workdir, flags.data_dir, config.evals, console)
-    if hosts.is_main() and not flags.plan:
+    if distributed.is_main() and not flags.plan:
         for name in config.evals:
-            importlib.import_module(f"evals.{name}").show_run(workdir, console)
+            EVALUATIONS[name].show_run(workdir, console)
         from ghost_jax import report  # it draws; no first update waits for the pictures' library
 
         console.print(f"report: {report.write([workdir], workdir / 'report')}", highlight=False, soft_wrap=True)

@@ -19,10 +19,11 @@ import sys
 import time
 from pathlib import Path
 
-from ghost_jax import run_dir, sweep_grid
-from ghost_jax.errors import UserError, command
-from ghost_jax.paths import data_folders, local_path
-from ghost_jax.progress import duration
+from ghost_jax.core.console import duration
+from ghost_jax.core.errors import UserError, command
+from ghost_jax.core.paths import data_folders, local_path
+from ghost_jax.runs import run_dir
+from ghost_jax.sweeps import grid as sweep_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = Path("evals/records/campaign")

@@ -26,19 +26,20 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 import ghost_jax
-from ghost_jax import config as config_lib
-from ghost_jax import initial, plan
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.atomic_io import write_json
+from ghost_jax.core.console import duration, make_console
+from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.paths import local_path
 from ghost_jax.data.sources import embedded
-from ghost_jax.errors import UsageError, UserError, command
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh, micro_batch_rows
-from ghost_jax.paths import local_path
-from ghost_jax.progress import duration, make_console
-from ghost_jax.step import LM, make_train_step
-from ghost_jax.text.multiple_choice import LETTERS
+from ghost_jax.runs import plan
+from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import ROLES
-from ghost_jax.whole import write_json
+from ghost_jax.training import initial
+from ghost_jax.training.step import LM, make_train_step
 from launch import hlo
 from launch.chips import CHIPS, Chip
 

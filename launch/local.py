@@ -17,8 +17,8 @@ import threading
 import time
 from typing import IO
 
-from ghost_jax.errors import UsageError, command
-from ghost_jax.parallel.hosts import COORDINATOR, PROCESS, PROCESSES
+from ghost_jax.core.errors import UsageError, command
+from ghost_jax.parallel.distributed import COORDINATOR, PROCESS, PROCESSES
 
 # Of one process that failed, the others hear by themselves, at the latest when it misses its heartbeats.
 LEAVING_SECONDS = 45

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from evals.stats import clustered_interval
+from evals.analysis.stats import clustered_interval
 from ghost_jax import report
-from ghost_jax.errors import UserError, command
-from ghost_jax.report_pictures import ACCENT, INK, MUTED, WARM
-from ghost_jax.report_records import find_runs, read_run
-from ghost_jax.report_table import markdown
-from ghost_jax.whole import read_json, read_text, write_text
+from ghost_jax.core.atomic_io import read_json, read_text, write_text
+from ghost_jax.core.errors import UserError, command
+from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM
+from ghost_jax.reporting.records import find_runs, read_run
+from ghost_jax.reporting.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "evals" / "records"

@@ -134,7 +134,7 @@ def updates_of(workdir: Path) -> list[str]:
 
 def losses_of(workdir: Path) -> list[dict]:
     """Returns what a run computed, update by update: its metrics without those that a clock or the machine decides."""
-    from ghost_jax.metrics import MEASURED  # not above: it imports jax
+    from ghost_jax.runs.metrics import MEASURED  # not above: it imports jax
 
     return [{k: v for k, v in json.loads(line).items() if k not in MEASURED} for line in updates_of(workdir)]
 

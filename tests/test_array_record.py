@@ -1,4 +1,4 @@
-"""ghost_jax/data/array_record.py: rows come back as they were written, and are counted right."""
+"""ghost_jax/data/storage/array_record.py: rows come back as they were written, and are counted right."""
 
 import json
 import tempfile
@@ -6,8 +6,8 @@ import tempfile
 import numpy as np
 import pytest
 
-from ghost_jax.data.array_record import lengths_of, open_examples, write_examples
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.storage.array_record import lengths_of, open_examples, write_examples
 
 
 def example(name: str, tokens: list[int], learnt: int, letter: str = "", **more) -> dict:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ghost_jax.model.attention import BLOCK, MOST_BLOCKS, attend_causally, frequencies_of, visibility
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 
 ROWS, HEADS, WIDTH = 2, 4, 16
 

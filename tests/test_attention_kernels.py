@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ghost_jax import config as config_lib
-from ghost_jax import plan, run_dir
-from ghost_jax.checkpoint import identity_of
-from ghost_jax.errors import UsageError
-from ghost_jax.loss import loss_sum
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.errors import UsageError
 from ghost_jax.model import attention_kernels, transformer
 from ghost_jax.model.attention import attend_causally, visibility
 from ghost_jax.model.attention_kernels import LANES, Choice, choose, splash
-from ghost_jax.model.product import KEPT
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.model.dense import KEPT
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import batch_sharding, make_mesh
+from ghost_jax.runs import plan, run_dir
+from ghost_jax.training.checkpoint import identity_of
+from ghost_jax.training.loss import loss_sum
 from launch.compile_check import matrix_flops
 from tests.conftest import ROOT
 

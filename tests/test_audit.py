@@ -1,4 +1,4 @@
-"""evals/audit.py and evals/predictions.py: published answers come to their known figures, and no other row is read."""
+"""audit.py and predictions.py: published answers come to their known figures, and no other row is read."""
 
 import csv
 import json
@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from evals.analysis.predictions import read_predictions
 from evals.audit import audit
-from evals.formats import read_items
-from evals.items import LETTERS, cyclic_orders, order_name
-from evals.predictions import read_predictions
-from ghost_jax.errors import UserError
+from evals.items.formats import read_items
+from evals.items.items import LETTERS, cyclic_orders, order_name
+from ghost_jax.core.errors import UserError
 
 GOLDS = "ABBCDA"
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import ghost_jax
+from ghost_jax.core.atomic_io import write_json
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.packing import Example, fill
-from ghost_jax.errors import UserError
-from ghost_jax.whole import write_json
 from tests.bench import ragged, table
 from tests.bench.code import KEYS, in_words
 from tests.bench.comparisons import COMPARISONS

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghost_jax.data.builders import Question, cot, mcq, pretrain, qa, small_talk, teacher
-from ghost_jax.data.prose import first_sentences
-from ghost_jax.data.records import RELATIONS, SPLITS, Fact, Record, split_of
+from ghost_jax.data.storage.schema import RELATIONS, SPLITS, Fact, Record, split_of
+from ghost_jax.data.storage.text_cleaning import first_sentences
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.multiple_choice import LETTERS
+from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import BOS, EOS
 
 TACTICS = ("Persistence", "Execution", "Discovery", "Collection", "Exfiltration", "Impact")

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from evals.formats import read_items
-from evals.predictions import read_predictions
-from ghost_jax import metrics, whole
+from evals.analysis.predictions import read_predictions
+from evals.items.formats import read_items
 from ghost_jax.chat import piped_lines, prompt_of
+from ghost_jax.core import atomic_io
+from ghost_jax.core.errors import UserError
 from ghost_jax.data import fetch
-from ghost_jax.data.sources import SOURCES, files
-from ghost_jax.errors import UserError
-from ghost_jax.hf.hub import _made_of
+from ghost_jax.data.sources import SOURCES
+from ghost_jax.data.storage import files
+from ghost_jax.hub.upload import _made_of
+from ghost_jax.runs import metrics
 from ghost_jax.text import tokenizer
 from tests.test_fuzz import SOUND
 from tests.test_sources import write
@@ -58,7 +60,7 @@ TEXTS: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
     "predictions of commas": (".csv", b"id,mine\nq,B\n", predictions_of),
     "predictions of tabs": (".tsv", b"id\tmine\nq\tB\n", predictions_of),
     "predictions a line": (".jsonl", b'{"id": "q", "mine": "B"}', predictions_of),
-    "a record of a run": (".json", b'{"a": 1}', whole.read_json),
+    "a record of a run": (".json", b'{"a": 1}', atomic_io.read_json),
     "an exported config": (".json", b'{"ghost_jax": {"run": "a", "step": 1}}', _made_of),
     "standard input": ("", b'{"prompt": "one"}\ntwo\n', lines_of),
 }

@@ -14,7 +14,7 @@ from launch.campaign import Part
 from tests.conftest import ROOT
 
 SWEEP = """
-from ghost_jax.sweep_grid import Setting, Sweep
+from ghost_jax.sweeps.grid import Setting, Sweep
 
 def get_sweep(preset=""):
     return Sweep([Setting("one", "configs/chat_v5.py:nano"), Setting("two", "configs/chat_v5.py:nano")], seeds=(0, 1))

@@ -1,4 +1,4 @@
-"""ghost_jax/card.py and channel.py: what a card says is in the records, what is canonical was shown to be better."""
+"""card.py and channel.py: what a card says is in the records, what is canonical was shown to be better."""
 
 import copy
 import dataclasses
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from ghost_jax.card import accuracy_table, card_of, read_records
-from ghost_jax.channel import CANONICAL, EXPERIMENTAL, Channel, decide
-from ghost_jax.cropping import cropping_of
-from ghost_jax.errors import UsageError, UserError
-from ghost_jax.report_table import notes_of, said_of
+from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.hub.card import accuracy_table, card_of, read_records
+from ghost_jax.hub.channel import CANONICAL, EXPERIMENTAL, Channel, decide
+from ghost_jax.reporting.tables import notes_of, said_of
+from ghost_jax.runs.cropping import cropping_of
 from tests.conftest import ROOT
 from tests.test_compare import CONFIG, report, write_items, write_run
 

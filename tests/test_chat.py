@@ -1,11 +1,11 @@
-"""ghost_jax/text/chat.py: what is learnt, and who may open and close a turn."""
+"""ghost_jax/text/chat_format.py: what is learnt, and who may open and close a turn."""
 
 import numpy as np
 import pytest
 
 from ghost_jax.data.sources import embedded
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render, render_prompt
+from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, USER
 
 CORPUS = ["Pick the best answer and reply with its letter.", "Question: what is phishing? Answer: A mail that lies."]

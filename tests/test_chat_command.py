@@ -21,12 +21,12 @@ import pytest
 from rich.console import Console
 
 from ghost_jax.chat import main, open_run, prompt_of, say_answer
-from ghost_jax.conversation import fitted, harmless, text_of
-from ghost_jax.errors import UserError
-from ghost_jax.retrieve import Passage
-from ghost_jax.sampling import GREEDY
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.retrieval.bm25 import Passage
+from ghost_jax.inference.conversation import fitted, harmless, text_of
+from ghost_jax.inference.sampling import GREEDY
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render_prompt
+from ghost_jax.text.chat_format import Message, render_prompt
 from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, USER, Tokenizer
 from tests.conftest import ROOT, WAIT, Ghost, paragraph_of
 from tests.test_open_book import ASKED, data  # noqa: F401, a fixture

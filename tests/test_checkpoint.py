@@ -1,4 +1,4 @@
-"""ghost_jax/checkpoint.py: what is restored is what was saved, on any mesh, and only of the same run."""
+"""ghost_jax/training/checkpoint.py: what is restored is what was saved, on any mesh, and only of the same run."""
 
 import json
 import shutil
@@ -9,14 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from ghost_jax.checkpoint import FOLDER, Checkpoints, Damaged, checksums, identity_of, load_model
-from ghost_jax.errors import UserError
+from ghost_jax.core.atomic_io import read_json
+from ghost_jax.core.errors import UserError
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
-from ghost_jax.optim import adamw, muon
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.step import TrainState, new_state, state_shardings
-from ghost_jax.whole import read_json
+from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Damaged, checksums, identity_of, load_model
+from ghost_jax.training.optimizer import adamw, muon
+from ghost_jax.training.step import TrainState, new_state, state_shardings
 
 TINY = ModelConfig(layers=1, width=16, heads=2, mlp_dim=32, vocab_size=100, context=16)
 OPTIMIZER = adamw(0.9, 0.95, 0.1, 1.0)

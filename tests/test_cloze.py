@@ -1,4 +1,4 @@
-"""evals/cloze.py: log-probabilities of options that are not shown, and what each normalisation makes of them."""
+"""cloze.py: log-probabilities of options that are not shown, and what each normalisation makes of them."""
 
 import functools
 
@@ -8,20 +8,20 @@ import pytest
 from jax.sharding import AxisType
 from rich.console import Console
 
-from evals import cloze
-from evals.answers import orders_of
-from evals.asking import evaluate
-from evals.diagnosis import show
-from evals.items import Item, Items
-from evals.trees import Predict
-from ghost_jax.checkpoint import load_model
+from evals.analysis.report import show
+from evals.answering import cloze
+from evals.answering.evaluate import evaluate
+from evals.answering.prefix_tree import Predict
+from evals.items.answers import orders_of
+from evals.items.items import Item, Items
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import AXES
-from ghost_jax.report_table import score_cells
-from ghost_jax.step import make_predict
+from ghost_jax.reporting.tables import score_cells
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render, render_prompt
-from ghost_jax.text.multiple_choice import ask, with_context
+from ghost_jax.text.chat_format import Message, render, render_prompt
+from ghost_jax.text.mcq_format import ask, with_context
+from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.step import make_predict
 from tests.test_trees import seen_by
 
 ITEMS = Items(

@@ -1,13 +1,13 @@
-"""evals/clusters.py: which items hang together, by page, by option set, and through others."""
+"""evals/items/clusters.py: which items hang together, by page, by option set, and through others."""
 
 import random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.clusters import clusters_of, components
-from evals.formats import read_items
-from evals.items import Item
+from evals.items.clusters import clusters_of, components
+from evals.items.formats import read_items
+from evals.items.items import Item
 
 
 def item(number: int, options: str, url: str = "") -> Item:

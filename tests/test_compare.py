@@ -10,13 +10,13 @@ import pytest
 from scipy.stats import binomtest, ttest_rel
 
 import ghost_jax
-from evals.answers import Answers, orders_of
-from evals.compare import compare, rows_of, sentence
-from evals.diagnosis import report_of
-from evals.formats import read_items
-from evals.recorded import check_alike, credits_of, items_of, read_report, read_reports
-from evals.stats import paired_difference
-from ghost_jax.errors import UsageError, UserError
+from evals.analysis.comparison import compare, rows_of, sentence
+from evals.analysis.recorded import check_alike, credits_of, items_of, read_report, read_reports
+from evals.analysis.report import report_of
+from evals.analysis.stats import paired_difference
+from evals.items.answers import Answers, orders_of
+from evals.items.formats import read_items
+from ghost_jax.core.errors import UsageError, UserError
 from tests.conftest import ROOT, paragraph_of
 
 N = 200

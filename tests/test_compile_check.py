@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ghost_jax.errors import UsageError
+from ghost_jax.core.errors import UsageError
 from ghost_jax.parallel.mesh import make_mesh
 from launch import hlo
 from launch.chips import CHIPS

@@ -1,4 +1,4 @@
-"""ghost_jax/config.py: every config of the house loads, and a wrong word on the command line gets a hint."""
+"""ghost_jax/config/load.py: every config of the house loads, and a wrong word on the command line gets a hint."""
 
 import argparse
 import ast
@@ -12,11 +12,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from evals import recorded
-from ghost_jax import config as config_lib
-from ghost_jax import report_records, run_dir
-from ghost_jax.errors import BAD_USAGE, UsageError, UserError
-from ghost_jax.model.sizes import ModelConfig
+from evals.analysis import recorded
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.errors import BAD_USAGE, UsageError, UserError
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.reporting import records as report_records
+from ghost_jax.runs import run_dir
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CHAT = str(CONFIGS / "chat_v5.py")

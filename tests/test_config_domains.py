@@ -1,4 +1,4 @@
-"""ghost_jax/config_domains.py: every key has a domain, and a value outside of it is refused with the key's name."""
+"""ghost_jax/config/validate.py: every key has a domain, and a value outside of it is refused with the key's name."""
 
 import argparse
 import dataclasses
@@ -7,9 +7,9 @@ import math
 import pytest
 from ml_collections import ConfigDict
 
-from evals.answers import ORDERS
-from ghost_jax import config as config_lib
-from ghost_jax.config_domains import (
+from evals.items.answers import ORDERS
+from ghost_jax.config import load as config_lib
+from ghost_jax.config.validate import (
     BASE_DATASETS,
     CHAT_DATASETS,
     CHAT_OPTIONS,
@@ -26,11 +26,11 @@ from ghost_jax.config_domains import (
     Whole,
     leaves,
 )
+from ghost_jax.core.errors import UsageError
 from ghost_jax.data import conversations, sources, windows
-from ghost_jax.errors import UsageError
-from ghost_jax.loss import OBJECTIVES
-from ghost_jax.model.sizes import ModelConfig
-from ghost_jax.optim import OPTIMIZERS, SCHEDULES
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.training.loss import OBJECTIVES
+from ghost_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 from tests.conftest import ROOT
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "common.py")

@@ -5,14 +5,14 @@ import json
 import pytest
 
 import ghost_jax
-from evals import contamination
-from evals.formats import read_items
-from ghost_jax.data import array_record
+from evals.items.formats import read_items
+from evals.overlap import contamination
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import pretrain
-from ghost_jax.data.records import Record
 from ghost_jax.data.sources import attack
-from ghost_jax.errors import UserError
-from ghost_jax.text import chat, multiple_choice, tokenizer
+from ghost_jax.data.storage import array_record
+from ghost_jax.data.storage.schema import Record
+from ghost_jax.text import chat_format, mcq_format, tokenizer
 from tests.conftest import paragraph_of
 
 LONG = "Which of these mitigations keeps users from running unsigned applications on a workstation?"
@@ -35,8 +35,8 @@ FAR = " ".join(f"filler{n}" for n in range(200))
 # record -> (its text, {item: why it is contaminated})
 BY_OPTIONS, BY_GOLD = "stem with its options", "stem with its gold option"
 REFUSED = {
-    "as published": (multiple_choice.ask(LONG, OPTIONS), {"long": BY_OPTIONS}),
-    "letters behind": (multiple_choice.ask(LONG, OPTIONS, "letter_after"), {"long": BY_OPTIONS}),
+    "as published": (mcq_format.ask(LONG, OPTIONS), {"long": BY_OPTIONS}),
+    "letters behind": (mcq_format.ask(LONG, OPTIONS, "letter_after"), {"long": BY_OPTIONS}),
     "options in another order": (f"{LONG} {' / '.join(reversed(OPTIONS))}", {"long": BY_OPTIONS}),
     "options first": (f"{', '.join(OPTIONS)}: {LONG}", {"long": BY_OPTIONS}),
     "options far from a long stem": (f"{LANGUAGE} {FAR} None of HTML, SQL; both", {"language": BY_OPTIONS}),
@@ -52,7 +52,7 @@ REFUSED = {
 ALLOWED = {
     "stem alone": LONG,
     "options alone": " ".join(OPTIONS),
-    "a word of the stem changed": multiple_choice.ask(LONG.replace("users", "people"), OPTIONS),
+    "a word of the stem changed": mcq_format.ask(LONG.replace("users", "people"), OPTIONS),
     "another gold": f"{LONG} {OPTIONS[1]}",
     "gold inside the stem alone": f"{NAMED} {NAMED}",
     "gold of one word far away": f"{LANGUAGE} {FAR} SQL",
@@ -188,8 +188,11 @@ def test_the_held_out_questions_of_the_project_are_refused_in_training_alone(tmp
     grown = vocabulary.with_chat_tokens([])
 
     def row(number, question, options, letter):
-        turns = [chat.Message("user", multiple_choice.ask(question, options)), chat.Message("assistant", letter)]
-        tokens, mask = chat.render(grown, turns)
+        turns = [
+            chat_format.Message("user", mcq_format.ask(question, options)),
+            chat_format.Message("assistant", letter),
+        ]
+        tokens, mask = chat_format.render(grown, turns)
         return {"id": f"q{number}", "source": "attack", "letter": letter, "tokens": tokens, "mask": mask}
 
     one, two = row(1, LONG, OPTIONS, "A"), row(2, LANGUAGE, LANGUAGES, "A")

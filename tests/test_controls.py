@@ -1,4 +1,4 @@
-"""evals/controls.py: the questions that controls ask, and what they allow a verdict to say."""
+"""evals/answering/controls.py: the questions that controls ask, and what they allow a verdict to say."""
 
 import json
 from collections import Counter
@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.answers import Answers, orders_of
-from evals.controls import (
+from evals.analysis.report import report_of
+from evals.answering.controls import (
     check_trained_without_questions,
     controls_of,
     swapped,
     trained_without_questions,
     with_controls,
 )
-from evals.diagnosis import report_of
-from evals.items import Item, Items
-from ghost_jax.errors import UserError
+from evals.items.answers import Answers, orders_of
+from evals.items.items import Item, Items
+from ghost_jax.core.errors import UserError
 
 
 def item(number: int, page: str) -> Item:

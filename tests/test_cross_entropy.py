@@ -1,4 +1,4 @@
-"""ghost_jax/cross_entropy.py: in chunks, what the whole logits would give, and its gradients."""
+"""ghost_jax/training/cross_entropy.py: in chunks, what the whole logits would give, and its gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from ghost_jax import cross_entropy as module
-from ghost_jax.cross_entropy import cross_entropy, cross_entropy_sum, log_probabilities
+from ghost_jax.training import cross_entropy as module
+from ghost_jax.training.cross_entropy import cross_entropy, cross_entropy_sum, log_probabilities
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

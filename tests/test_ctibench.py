@@ -11,17 +11,17 @@ import pytest
 from jax.sharding import AxisType
 from rich.console import Console
 
-from evals.answers import orders_of
-from evals.asking import evaluate
-from evals.diagnosis import show
-from evals.formats import read_items
-from evals.items import Item, Items, cyclic_orders, permute
-from evals.score import letter_answers, prompt_of
-from ghost_jax.checkpoint import load_model
+from evals.analysis.report import show
+from evals.answering.evaluate import evaluate
+from evals.answering.letters import letter_answers, prompt_of
+from evals.items.answers import orders_of
+from evals.items.formats import read_items
+from evals.items.items import Item, Items, cyclic_orders, permute
 from ghost_jax.parallel.mesh import AXES
-from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.multiple_choice import letter_ids
+from ghost_jax.text.mcq_format import letter_ids
+from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.step import make_predict
 from tests.conftest import paragraph_of, score_of
 from tests.test_trees import seen_by
 

@@ -1,4 +1,4 @@
-"""evals/diagnosis.py: every figure of a report against a hand or a slow computation, and what the verdicts say."""
+"""report.py: every figure of a report against a hand or a slow computation, and what the verdicts say."""
 
 import itertools
 import json
@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from evals.answers import Answers, orders_of
-from evals.diagnosis import flip_rate, report_of, show, source_of
-from evals.items import LETTERS, Item, Items, cyclic_orders
-from evals.verdict import words_of
+from evals.analysis.report import flip_rate, report_of, show, source_of
+from evals.analysis.verdict import words_of
+from evals.items.answers import Answers, orders_of
+from evals.items.items import LETTERS, Item, Items, cyclic_orders
 
 
 def items_of(*rows: Item, **more) -> Items:

@@ -1,4 +1,4 @@
-"""ghost_jax/data/duplicates.py: what is dropped and why, what is not, and the same everywhere."""
+"""ghost_jax/data/dedup.py: what is dropped and why, what is not, and the same everywhere."""
 
 import itertools
 import json
@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghost_jax.data import duplicates
-from ghost_jax.data.records import Record
+from ghost_jax.data import dedup
 from ghost_jax.data.sources import SOURCES, locate
+from ghost_jax.data.storage.schema import Record
 
 ROOT = Path(__file__).parents[1]
 WORDS = [f"{stem}{number}" for stem in ("alpha", "beta", "gamma", "delta") for number in range(500)]
@@ -30,7 +30,7 @@ def numbered(*texts: str) -> list[Record]:
 
 
 def judged(records: list[Record]) -> list[str]:
-    return duplicates.judge(duplicates.fingerprints(records))
+    return dedup.judge(dedup.fingerprints(records))
 
 
 def judged_texts(*texts: str) -> list[str]:
@@ -50,7 +50,7 @@ def changed(text: str, *places: int) -> str:
 
 
 def similarity(first: str, second: str) -> float:
-    one, other = duplicates.signatures([duplicates.normalised(first), duplicates.normalised(second)])
+    one, other = dedup.signatures([dedup.normalised(first), dedup.normalised(second)])
     return float((one == other).mean())
 
 
@@ -179,19 +179,19 @@ def test_kept_rows_judged_again_are_all_kept(rows):
 @settings(max_examples=40)
 @given(families, st.integers(0, 30))
 def test_later_rows_change_nothing_and_parts_are_only_rows_in_a_row(rows, cut):
-    parts = [duplicates.fingerprints(rows[:cut]), duplicates.fingerprints(rows[cut:])]
-    reasons = duplicates.judge(np.concatenate(parts))
+    parts = [dedup.fingerprints(rows[:cut]), dedup.fingerprints(rows[cut:])]
+    reasons = dedup.judge(np.concatenate(parts))
     assert reasons == judged(rows)
-    assert reasons[:cut] == duplicates.judge(parts[0])
+    assert reasons[:cut] == dedup.judge(parts[0])
 
 
 @settings(max_examples=40)
 @given(families, seeds)
 def test_a_text_is_signed_the_same_in_any_company(rows, seed):
-    texts = [duplicates.normalised(row.text) for row in rows]
-    signed = dict(zip(texts, duplicates.signatures(texts), strict=True))
+    texts = [dedup.normalised(row.text) for row in rows]
+    signed = dict(zip(texts, dedup.signatures(texts), strict=True))
     random.Random(seed).shuffle(texts)
-    for text, signature in zip(texts, duplicates.signatures(texts), strict=True):
+    for text, signature in zip(texts, dedup.signatures(texts), strict=True):
         np.testing.assert_array_equal(signature, signed[text])
 
 
@@ -210,13 +210,13 @@ def test_the_first_to_come_is_kept():
 def test_signatures_estimate_the_similarity_of_the_sets_of_runs(edits):
     text = prose(edits, 1000)
     places = [20 + 30 * edit for edit in range(edits)]
-    runs = 1000 - edits * duplicates.RUN
-    exact = runs / (1000 + edits * duplicates.RUN)
-    assert abs(similarity(text, changed(text, *places)) - exact) < 4 * (exact * (1 - exact) / duplicates.VALUES) ** 0.5
+    runs = 1000 - edits * dedup.RUN
+    exact = runs / (1000 + edits * dedup.RUN)
+    assert abs(similarity(text, changed(text, *places)) - exact) < 4 * (exact * (1 - exact) / dedup.VALUES) ** 0.5
 
 
 def test_unrelated_texts_agree_in_next_to_no_value():
-    signed = duplicates.signatures([prose(seed, 100) for seed in range(100)])
+    signed = dedup.signatures([prose(seed, 100) for seed in range(100)])
     agreement = np.mean([(signed[0] == other).mean() for other in signed[1:]])
     assert agreement < 1e-3
 
@@ -237,18 +237,18 @@ def test_every_process_signs_alike(tmp_path):
             text=True,
             check=True,
         ).stdout
-        assert printed.strip() == duplicates.signatures(texts).tobytes().hex()
+        assert printed.strip() == dedup.signatures(texts).tobytes().hex()
 
 
 def test_signatures_are_those_of_yesterday():
     # Parts made by other signatures must not be compared with these. An edit of duplicates.py makes stores anew; a
     # new version of rensa that fails here does not, so it needs an edit too.
-    signed = duplicates.signatures(["the quick brown fox jumps over the lazy dog near the river"])
+    signed = dedup.signatures(["the quick brown fox jumps over the lazy dog near the river"])
     assert signed[0, :4].tolist() == [22223, 401, 28481, 55840]
 
 
 def test_fingerprints_are_saved_and_loaded_without_pickle(tmp_path):
-    made = duplicates.fingerprints(numbered(prose(1, 50), prose(2, 50)))
+    made = dedup.fingerprints(numbered(prose(1, 50), prose(2, 50)))
     np.save(tmp_path / "part.npy", made, allow_pickle=False)
     np.testing.assert_array_equal(np.load(tmp_path / "part.npy", mmap_mode="r"), made)
 
@@ -258,7 +258,7 @@ def test_fingerprints_are_saved_and_loaded_without_pickle(tmp_path):
 
 def test_dropped_rows_are_counted_by_source_and_reason():
     sources = ["a", "a", "b", "b", "a", "c"]
-    assert duplicates.tally(sources, ["", "id", "near", "near", "text", ""]) == {
+    assert dedup.tally(sources, ["", "id", "near", "near", "text", ""]) == {
         "a": {"id": 1, "text": 1, "near": 0},
         "b": {"id": 0, "text": 0, "near": 2},
     }
@@ -266,7 +266,7 @@ def test_dropped_rows_are_counted_by_source_and_reason():
 
 def test_no_rows_are_no_duplicates():
     assert judged([]) == []
-    assert duplicates.tally([], []) == {}
+    assert dedup.tally([], []) == {}
 
 
 # ---- Real documents ----

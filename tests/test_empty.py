@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from evals.ctibench import check_data
-from evals.find import HELD_OUT
-from evals.online_probe import make_probe
-from ghost_jax import config as config_lib
-from ghost_jax import plan, run_dir
-from ghost_jax.data import conversations, mixture, store, windows
+from evals.answering.online_probe import make_probe
+from evals.items.locate import HELD_OUT
+from evals.tasks.mcq import check_data
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.atomic_io import write_json
+from ghost_jax.core.console import make_console
+from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.data import conversations, mixture, windows
 from ghost_jax.data.prepare import Prepared, mix_of, prepare
-from ghost_jax.errors import UsageError, UserError
-from ghost_jax.progress import make_console
-from ghost_jax.whole import write_json
+from ghost_jax.data.storage import artifact_cache
+from ghost_jax.runs import plan, run_dir
 from tests.conftest import TINY, set_all, tiny_chat
 
 KEV_ENTRY = {"vendorProject": "Acme", "product": "Gate", "shortDescription": "Acme Gate lets anyone in by its door."}
@@ -117,7 +118,7 @@ def test_a_dataset_that_comes_in_later_is_refused_at_the_start(data):
 @pytest.mark.parametrize(("sources", "mixed"), [("kev", ("qa",)), ("cti", ("small_talk",))])
 def test_a_dataset_that_is_not_mixed_in_may_be_empty(data, sources, mixed):
     prepared, mix = prepared_of(data, "chat_v5", sources, mixed)
-    assert store.manifest(prepared.stores["mcq"])["datasets"]["mcq"] == {}
+    assert artifact_cache.manifest(prepared.stores["mcq"])["datasets"]["mcq"] == {}
     assert mixture.validation_batches(mix, "mcq", batch_size=8, records=8) == []
     assert next(mixture.read_from(mixture.train_batches(mix), 0))["weights"].sum() > 0
 
@@ -139,7 +140,7 @@ def test_a_chat_run_is_refused_before_its_base_is_trained(ghost, tmp_path):
 def test_a_corpus_shorter_than_a_window_is_trained_on_without_validation_and_that_is_said(data, capsys):
     config = config_of("pretrain_v05", "cve", ("pretrain",))
     prepared = prepare(config, str(data))
-    assert store.manifest(prepared.stores["pretrain"])["datasets"]["pretrain"].keys() == {"train"}
+    assert artifact_cache.manifest(prepared.stores["pretrain"])["datasets"]["pretrain"].keys() == {"train"}
     plan.show(config, prepared, make_console())
     assert "no dataset of the mixture has a validation record" in capsys.readouterr().out
 

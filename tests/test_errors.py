@@ -1,4 +1,4 @@
-"""ghost_jax/errors.py: what the user can put right ends a command with one paragraph."""
+"""ghost_jax/core/errors.py: what the user can put right ends a command with one paragraph."""
 
 import signal
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghost_jax.errors import FAILED, command
+from ghost_jax.core.errors import FAILED, command
 
 
 @pytest.fixture

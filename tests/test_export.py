@@ -15,20 +15,20 @@ import optax
 import pytest
 
 import ghost_jax
-from ghost_jax import run_dir
-from ghost_jax.checkpoint import Checkpoints, identity_of
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 from ghost_jax.export import check_out, write_model
-from ghost_jax.generate import Generator
-from ghost_jax.hf.weights import FILE, INDEX, Weights
+from ghost_jax.hub.weights import FILE, INDEX, Weights
+from ghost_jax.inference.generate import Generator
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.step import new_state
+from ghost_jax.runs import run_dir
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render, render_prompt
+from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.tokenizer import END, EOS, Tokenizer
+from ghost_jax.training.checkpoint import Checkpoints, identity_of
+from ghost_jax.training.step import new_state
 from tests.conftest import ROOT
 from tests.test_compare import report, write_items
 

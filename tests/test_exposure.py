@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from evals import recall
+from evals.tasks import recall
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import exposure
-from ghost_jax.data.builders.surface_forms import FORMS
-from ghost_jax.data.records import Fact, Record
-from ghost_jax.errors import UserError
+from ghost_jax.data.storage.schema import Fact, Record
+from ghost_jax.data.wordings.surface_forms import FORMS
 from ghost_jax.text import tokenizer as tokenizer_lib
 from tests.conftest import set_all
 from tests.test_trees import seen_by

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.items import Item, cyclic_orders, order_name, permute
-from ghost_jax import shortcuts
+from evals.items.items import Item, cyclic_orders, order_name, permute
 from ghost_jax.data import sources
 from ghost_jax.data.builders import Question, fact_mcq
-from ghost_jax.data.builders.question_forms import QUESTIONS
-from ghost_jax.data.builders.surface_forms import FORMS
-from ghost_jax.data.records import RELATIONS, SPLITS, Fact, Record, split_of
-from ghost_jax.text.multiple_choice import LETTERS, ask
+from ghost_jax.data.retrieval import mcq_baselines
+from ghost_jax.data.storage.schema import RELATIONS, SPLITS, Fact, Record, split_of
+from ghost_jax.data.wordings.question_forms import QUESTIONS
+from ghost_jax.data.wordings.surface_forms import FORMS
+from ghost_jax.text.mcq_format import LETTERS, ask
 
 BASELINES = 9
 WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in ("rn", "st", "mp", "nd")]
@@ -292,7 +292,7 @@ def test_whatever_prefers_some_options_to_others_is_right_in_one_question_of_fou
 
 def test_the_words_of_the_question_do_not_give_the_answer_away(asked):
     given_away = [
-        bool(shortcuts.content_words(f.subject) & shortcuts.content_words(f.object))
+        bool(mcq_baselines.content_words(f.subject) & mcq_baselines.content_words(f.object))
         for each in RECORDS
         for f in each.facts
     ]
@@ -307,11 +307,14 @@ def test_the_words_of_the_question_do_not_give_the_answer_away(asked):
 
 def test_some_answers_are_still_named_in_their_question(asked):
     shared = [
-        max(q.options, key=lambda option: len(shortcuts.content_words(option) & shortcuts.content_words(q.question)))
+        max(
+            q.options,
+            key=lambda option: len(mcq_baselines.content_words(option) & mcq_baselines.content_words(q.question)),
+        )
         for q in asked
     ]
     named = sum(
-        best == gold_of(q) and bool(shortcuts.content_words(best) & shortcuts.content_words(q.question))
+        best == gold_of(q) and bool(mcq_baselines.content_words(best) & mcq_baselines.content_words(q.question))
         for q, best in zip(asked, shared, strict=True)
     )
     assert named > 20  # else the fewest common words would be the shortcut

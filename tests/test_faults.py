@@ -5,7 +5,7 @@ import secrets
 
 import pytest
 
-from ghost_jax.whole import read_json
+from ghost_jax.core.atomic_io import read_json
 from tests.bench.fault_cases import FAULTS, QUICK, Place, attempt
 from tests.bench.faults import table
 from tests.conftest import ROOT, set_all, tiny_base

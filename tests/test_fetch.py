@@ -22,10 +22,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.formats import CTIBENCH_MCQ_SHA256
-from ghost_jax.data import download, fetch, sources
-from ghost_jax.data.download import Unavailable
-from ghost_jax.data.published import PUBLISHED, UNPUBLISHED, Feed, File, GitBlob, Sha256
+from evals.items.formats import CTIBENCH_MCQ_SHA256
+from ghost_jax.data import fetch, sources
+from ghost_jax.data.downloads import download
+from ghost_jax.data.downloads.download import Unavailable
+from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED, Feed, File, GitBlob, Sha256
+from ghost_jax.data.storage.files import open_bytes
 from tests.conftest import WAIT, paragraph_of
 
 FILES = [file for row in PUBLISHED.values() for file in row.files]
@@ -170,7 +172,7 @@ def download_thing(publisher: Publisher, place: Path, content: bytes = CONTENT) 
 
 
 def test_every_published_place_is_one_that_a_source_looks_for():
-    from evals.find import FILE
+    from evals.items.locate import FILE
 
     for name, row in PUBLISHED.items():
         for file in row.files:
@@ -642,7 +644,7 @@ def test_the_pins_of_real_files_hold(ghost, publisher, ghost_data, tmp_path):
     xml = sources.locate("cwe", [ghost_data])
     if not xml:
         pytest.skip("GHOST_DATA has no CWE")
-    with zipfile.ZipFile(tmp_path / "cwe.zip", "w") as archive, sources.files.open_bytes(xml[0]) as stream:
+    with zipfile.ZipFile(tmp_path / "cwe.zip", "w") as archive, open_bytes(xml[0]) as stream:
         archive.writestr("cwec_v4.14.xml", stream.read())
     publisher.files[urlsplit(cwe.url).path] = (tmp_path / "cwe.zip").read_bytes()
     ghost(*command("ctibench,cwe", tmp_path / "data", publisher.url), env=CONNECTED)

@@ -1,4 +1,4 @@
-"""evals/formats: published files row for row, every fault with its file and place, nothing left out in silence."""
+"""formats: published files row for row, every fault with its file and place, nothing left out in silence."""
 
 import csv
 import hashlib
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.formats import FORMATS, raw, read_items
-from evals.formats.ctibench import COLUMNS
-from evals.items import LETTERS, Item, Items
-from ghost_jax.errors import UserError
+from evals.items.formats import FORMATS, raw, read_items
+from evals.items.formats.ctibench import COLUMNS
+from evals.items.items import LETTERS, Item, Items
+from ghost_jax.core.errors import UserError
 
 HEADER = "\t".join((*COLUMNS[:-1], "Prompt", "GT"))
 ROW = "https://x.org/1\tWhich?\tone\ttwo\tthree\tfour\tPick: Which?\tB"

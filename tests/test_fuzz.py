@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghost_jax import config as config_lib
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.sources import attack, capec, cwe, embedded, exploitdb, jsonl, kev, nvd
-from ghost_jax.errors import UserError
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render
+from ghost_jax.text.chat_format import Message, render
 from ghost_jax.text.tokenizer import ROLES
 from tests.test_sources_cwe import BOMB, CWE_XML
 from tests.test_sources_stix import CAPEC_66, COMMON, bundle

@@ -1,4 +1,4 @@
-"""ghost_jax/generate.py: with a cache the same text as without, whatever stands beside it, on one device or eight."""
+"""generate.py: with a cache the same text as without, whatever stands beside it, on one device or eight."""
 
 import dataclasses
 import functools
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from ghost_jax.errors import UserError
-from ghost_jax.generate import CHUNK, TAIL, Generator
+from ghost_jax.core.errors import UserError
+from ghost_jax.inference.generate import CHUNK, TAIL, Generator
+from ghost_jax.inference.sampling import GREEDY, Sampling
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import AXES, make_mesh
-from ghost_jax.sampling import GREEDY, Sampling
 
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=64)
 V04 = dataclasses.replace(V05, generation="v04")

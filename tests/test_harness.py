@@ -15,21 +15,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from evals import cloze, harness
-from evals.answers import orders_of
+from evals import harness
+from evals.answering import cloze
+from evals.answering.letters import letter_answers
 from evals.harness import TextModel, before_any, generation_of, rendered, windows_of
-from evals.items import Item
-from evals.score import letter_answers
-from ghost_jax.checkpoint import load_model
-from ghost_jax.errors import UserError
+from evals.items.answers import orders_of
+from evals.items.items import Item
+from ghost_jax.core.errors import UserError
+from ghost_jax.inference.sampling import GREEDY, Sampling
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import AXES
-from ghost_jax.sampling import GREEDY, Sampling
-from ghost_jax.step import make_predict
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render_prompt
-from ghost_jax.text.multiple_choice import LETTERS, ask
+from ghost_jax.text.chat_format import Message, render_prompt
+from ghost_jax.text.mcq_format import LETTERS, ask
 from ghost_jax.text.tokenizer import ASSISTANT, BOS, END, EOS, USER
+from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.step import make_predict
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 needs_lm_eval = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""ghost_jax/parallel/hosts.py: processes meet, compute what one does, stop together, never wait for a lost one."""
+"""distributed.py: processes meet, compute what one does, stop together, never wait for a lost one."""
 
 import json
 import os
@@ -11,14 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.optim import adamw
-from ghost_jax.parallel import hosts
+from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import AXES, batch_sharding, make_mesh, micro_batch_rows
-from ghost_jax.step import make_train_step, new_state, state_shardings
+from ghost_jax.training.optimizer import adamw
+from ghost_jax.training.step import make_train_step, new_state, state_shardings
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -55,7 +55,9 @@ def losses_on(mesh: jax.sharding.Mesh) -> list[float]:
     step = make_train_step(Transformer(TINY), optimizer, abstract, mesh, ROWS)
     losses = []
     for t in range(UPDATES):
-        state, metrics = step(state, hosts.to_global(hosts.local_rows(batch_number(t)), batch_sharding(mesh)), 1e-3)
+        state, metrics = step(
+            state, distributed.to_global(distributed.local_rows(batch_number(t)), batch_sharding(mesh)), 1e-3
+        )
         losses.append(float(metrics["loss"]))
     return losses
 
@@ -115,7 +117,7 @@ def test_all_processes_stop_after_the_same_update_when_one_is_asked(ghost, tmp_p
 
 
 def test_one_process_alone_gets_its_own_answer_at_once():
-    vote = hosts.StopVote()
+    vote = distributed.StopVote()
     assert [vote(False), vote(True)] == [False, True]
 
 
@@ -163,9 +165,9 @@ def test_a_process_whose_peer_hangs_ends_within_a_minute(ghost, tmp_path):
 
 
 def test_without_others_nothing_is_started(monkeypatch):
-    for name in (hosts.COORDINATOR, hosts.PROCESSES, hosts.PROCESS):
+    for name in (distributed.COORDINATOR, distributed.PROCESSES, distributed.PROCESS):
         monkeypatch.delenv(name, raising=False)
-    hosts.start()
+    distributed.start()
     assert not jax.distributed.is_initialized()
 
 
@@ -173,34 +175,34 @@ def test_a_slurm_job_of_one_task_starts_nothing(monkeypatch):
     values = {"JOB_ID": "7", "STEP_NODELIST": "node1", "NTASKS": "1", "PROCID": "0", "LOCALID": "0"}
     for name, value in values.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    hosts.start()
+    distributed.start()
     assert not jax.distributed.is_initialized()
     monkeypatch.setenv("SLURM_NTASKS", "2")
-    assert hosts._detected()
+    assert distributed._detected()
 
 
 def test_one_slurm_task_a_node_takes_all_its_gpus(monkeypatch):
     for name, value in {"NTASKS": "2", "STEP_NUM_NODES": "2", "GPUS_ON_NODE": "4"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert hosts._slurm_devices() == [0, 1, 2, 3]
+    assert distributed._slurm_devices() == [0, 1, 2, 3]
     monkeypatch.setenv("SLURM_NTASKS", "8")  # four tasks a node: JAX gives each its own
-    assert hosts._slurm_devices() is None
+    assert distributed._slurm_devices() is None
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        {hosts.COORDINATOR: "127.0.0.1:1234"},
-        {hosts.COORDINATOR: "127.0.0.1:1234", hosts.PROCESSES: "2", hosts.PROCESS: "2"},
-        {hosts.COORDINATOR: "127.0.0.1", hosts.PROCESSES: "2", hosts.PROCESS: "0"},
-        {hosts.COORDINATOR: "127.0.0.1:1234", hosts.PROCESSES: "two", hosts.PROCESS: "0"},
+        {distributed.COORDINATOR: "127.0.0.1:1234"},
+        {distributed.COORDINATOR: "127.0.0.1:1234", distributed.PROCESSES: "2", distributed.PROCESS: "2"},
+        {distributed.COORDINATOR: "127.0.0.1", distributed.PROCESSES: "2", distributed.PROCESS: "0"},
+        {distributed.COORDINATOR: "127.0.0.1:1234", distributed.PROCESSES: "two", distributed.PROCESS: "0"},
     ],
 )
 def test_variables_that_contradict_each_other_are_refused(monkeypatch, given):
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"{hosts.COORDINATOR}=127.0.0.1"):
-        hosts.start()
+    with pytest.raises(UserError, match=f"{distributed.COORDINATOR}=127.0.0.1"):
+        distributed.start()
 
 
 # ---- The rows of a device ----
@@ -244,22 +246,22 @@ def test_rows_that_do_not_divide_are_refused_with_numbers_that_do(batch_size, mi
 
 def _losses(folder: Path, name: str) -> None:
     jax.config.update("jax_disable_most_optimizations", True)
-    said = {"main": hosts.is_main(), "devices": jax.device_count(), "losses": losses_on(make_mesh(*MESHES[name]))}
+    said = {"main": distributed.is_main(), "devices": jax.device_count(), "losses": losses_on(make_mesh(*MESHES[name]))}
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(said))
 
 
 def _vote(folder: Path) -> None:
-    vote, update = hosts.StopVote(), 0
+    vote, update = distributed.StopVote(), 0
     while not vote(update == 4 and jax.process_index() == 1):
         update += 1
     (folder / f"{jax.process_index()}.txt").write_text(str(update))
 
 
 def _forever(folder: Path) -> None:
-    vote = hosts.StopVote()
+    vote = distributed.StopVote()
     vote(False)
-    hosts.barrier("all are computing")
-    with hosts.staying_together():
+    distributed.barrier("all are computing")
+    with distributed.staying_together():
         (folder / str(jax.process_index())).write_text(str(os.getpid()))
         while not vote(False):
             time.sleep(0.01)
@@ -267,5 +269,5 @@ def _forever(folder: Path) -> None:
 
 if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
-    hosts.start()
+    distributed.start()
     {"losses": _losses, "vote": _vote, "forever": _forever}[task](folder, *sys.argv[3:])

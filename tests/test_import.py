@@ -13,17 +13,17 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ghost_jax.checkpoint import load_model
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 from ghost_jax.export import write_model
-from ghost_jax.generate import Generator
-from ghost_jax.hf.llama import model_of
-from ghost_jax.hf.vocabulary import adopt
-from ghost_jax.hf.weights import INDEX
+from ghost_jax.hub.llama import model_of
+from ghost_jax.hub.vocabulary import adopt
+from ghost_jax.hub.weights import INDEX
 from ghost_jax.import_model import read_model, write_run
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.inference.generate import Generator
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text.tokenizer import BOS, EOS, ROLES, load
+from ghost_jax.training.checkpoint import load_model
 from tests.test_export import CHAT, MODELS, V05, hugging_face, make_run, ours, theirs
 
 LLAMAS = {name: model for name, model in MODELS.items() if model.generation == "v05"} | {

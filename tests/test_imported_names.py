@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from evals.harness import TextModel, rendered
-from evals.store_text import parts_of
+from evals.overlap.store_text import parts_of
 from ghost_jax.chat import open_run
-from ghost_jax.checkpoint import load_model
 from ghost_jax.data.builders import pretrain
 from ghost_jax.export import write_model
-from ghost_jax.hf.vocabulary import adopt
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.hub.vocabulary import adopt
+from ghost_jax.inference.sampling import GREEDY, Sampling
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.sampling import GREEDY, Sampling
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, SPECIALS, USER, Tokenizer
+from ghost_jax.training.checkpoint import load_model
 from tests.test_export import make_run
 from tests.test_import import foreign_vocabulary, save_vocabulary
 from tests.test_layout import MODULES
@@ -121,7 +121,7 @@ def test_documents_are_parted_and_found_again_by_the_vocabulary_s_own_ends(runs,
 
 def test_only_the_vocabulary_names_what_begins_ends_and_fills_up_a_text():
     """Elsewhere such a name would be looked up in a vocabulary that has another one."""
-    allowed = ("ghost_jax.text", "ghost_jax.hf.vocabulary")
+    allowed = ("ghost_jax.text", "ghost_jax.hub.vocabulary")
     names = {"PAD", "BOS", "EOS", "UNK", "SPECIALS"}
     for module, path in MODULES.items():
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))

@@ -1,11 +1,11 @@
-"""evals/items.py: option orders, and that permuting an item keeps what it asks."""
+"""evals/items/items.py: option orders, and that permuting an item keeps what it asks."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.items import LETTERS, Item, cyclic_orders, order_name, parse_order, permute
-from ghost_jax.errors import UserError
+from evals.items.items import LETTERS, Item, cyclic_orders, order_name, parse_order, permute
+from ghost_jax.core.errors import UserError
 
 
 def test_order_names():

@@ -1,4 +1,4 @@
-"""The house stays in order: imports run one way, nothing unforeseen at the top level, no file too long to read."""
+"""The tree keeps its shape: imports run down the layers, no cycles, nothing unexpected at the top, no file too long."""
 
 import ast
 import subprocess
@@ -10,79 +10,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ghost_jax", "evals", "configs", "launch")
 
-# From the ground up. A module imports from floors below its own; rooms of one floor do not know each other. A name
-# stands for the module or for everything in the package, whose own modules may import one another.
-FLOORS: tuple[tuple[str, ...], ...] = (
-    ("ghost_jax",),  # the version alone
+# From the bottom up. Root files of `ghost_jax`, `evals` and `launch` are commands and stand on top; folders are the
+# library. A module imports from layers below its own and from packages of its own layer, but then never from the other
+# of `ghost_jax` and `evals`; no two packages import one another.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("ghost_jax.core", "ghost_jax.model"),
+    ("ghost_jax.parallel", "ghost_jax.text"),
+    ("ghost_jax.config",),
+    ("ghost_jax.data",),
+    ("ghost_jax.training", "ghost_jax.runs", "ghost_jax.inference"),
     (
-        "ghost_jax.errors",
-        "ghost_jax.progress",
-        "ghost_jax.shortcuts",
-        "ghost_jax.chips",
-        "ghost_jax.watch",
-        "ghost_jax.cropping",
+        *("evals.items", "evals.analysis", "evals.answering", "evals.overlap", "evals.open_book", "evals.tasks"),
+        "ghost_jax.reporting",
     ),
-    ("ghost_jax.paths", "ghost_jax.whole"),
-    ("ghost_jax.runtime",),
-    ("ghost_jax.text",),
-    ("ghost_jax.config_domains", "ghost_jax.config_files"),
-    ("ghost_jax.config", "ghost_jax.sweep_grid"),
-    ("ghost_jax.data.prose", "ghost_jax.data.published"),
-    ("ghost_jax.data.records",),
-    ("ghost_jax.retrieve", "ghost_jax.data.duplicates"),
-    ("ghost_jax.data.sources",),
-    ("ghost_jax.data.download", "ghost_jax.data.store", "ghost_jax.data.array_record", "ghost_jax.data.packing"),
-    ("ghost_jax.data.fetch", "ghost_jax.data.builders"),
-    ("ghost_jax.data.corpus",),
-    ("ghost_jax.data.windows", "ghost_jax.data.conversations", "ghost_jax.data.mixture"),
-    ("ghost_jax.data.prepare", "ghost_jax.data.mixture_table"),
-    ("ghost_jax.data.show",),
-    ("ghost_jax.model",),
-    ("configs",),
-    ("ghost_jax.parallel", "ghost_jax.hf"),
-    ("ghost_jax.cross_entropy",),
-    ("ghost_jax.optim", "ghost_jax.loss", "ghost_jax.sampling"),
-    ("ghost_jax.step", "ghost_jax.generate"),
-    ("ghost_jax.validation", "ghost_jax.checkpoint", "ghost_jax.conversation"),
-    ("ghost_jax.metrics", "ghost_jax.run_dir", "ghost_jax.initial", "ghost_jax.interrupt"),
-    ("ghost_jax.transcript",),
-    ("ghost_jax.chat", "ghost_jax.journal", "ghost_jax.import_model"),
-    ("evals",),
-    ("ghost_jax.report_table", "ghost_jax.report_records"),
-    ("ghost_jax.report_pictures", "ghost_jax.report_glance", "ghost_jax.report_learned"),
-    ("ghost_jax.report",),
-    ("ghost_jax.channel",),
-    ("ghost_jax.card",),
-    ("ghost_jax.export",),
-    ("ghost_jax.plan",),
-    ("ghost_jax.train",),
-    ("ghost_jax.sweep_curves",),
-    ("ghost_jax.sweep_jobs", "ghost_jax.sweep_table"),
-    ("ghost_jax.sweep",),
-    ("launch",),
+    ("ghost_jax.hub", "ghost_jax.sweeps"),
 )
-# What a module may import, where that is less than everything below it.
-GROUND = {
-    "ghost_jax",
-    "ghost_jax.cropping",
-    "ghost_jax.errors",
-    "ghost_jax.paths",
-    "ghost_jax.progress",
-    "ghost_jax.whole",
-}
-# It reads run records and nothing else; the sizes count the parameters of a recorded config.
-ONLY = {
-    "ghost_jax.report": GROUND
-    | {
-        *("ghost_jax.report_records", "ghost_jax.report_table", "ghost_jax.report_pictures"),
-        *("ghost_jax.report_glance", "ghost_jax.report_learned"),
-    },
-    "ghost_jax.report_records": GROUND | {"ghost_jax.metrics"},
-    "ghost_jax.report_learned": GROUND,
-    "ghost_jax.report_pictures": GROUND | {"ghost_jax.report_table"},
-    "ghost_jax.report_glance": GROUND | {"ghost_jax.report_table"},
-    "ghost_jax.report_table": GROUND | {"ghost_jax.model.sizes"},
-}
+COMMANDS = len(LAYERS)
+# Data is prepared by training as well as by a command: these commands are part of the library.
+LIBRARY_COMMANDS = ("ghost_jax.data.prepare", "ghost_jax.data.show", "ghost_jax.data.fetch")
 TOP_LEVEL = {
     *PACKAGES,
     *("tests", "README.md", "WORKSPACE.md", "RESULTS.md", "CHANGELOG.md", "SECURITY.md"),
@@ -100,11 +45,15 @@ SOURCES = {name_of(path): path for package in PACKAGES for path in sorted((ROOT 
 MODULES = {name: path for name, path in SOURCES.items() if path.read_text(encoding="utf-8").strip()}
 
 
-def floor_of(module: str) -> tuple[int, str] | None:
-    """The floor of a module and the name there that it goes by, or None: the longest name that holds it."""
-    rooms = [(len(room), floor, room) for floor, rooms in enumerate(FLOORS) for room in rooms]
-    holds = [room for room in rooms if f"{module}.".startswith(f"{room[2]}.") and room[2] != "ghost_jax"]
-    return max(holds)[1:] if holds else (0, "ghost_jax") if module == "ghost_jax" else None
+def layer_of(module: str) -> tuple[int, str] | None:
+    """The layer of a module and its package there, or None where it has no place."""
+    parts = module.split(".")
+    if module == "ghost_jax":  # the version, and how commands are started
+        return -1, module
+    if parts[0] in ("configs", "launch") or (len(parts) == 2 and SOURCES[module].name != "__init__.py"):
+        return COMMANDS, parts[0]
+    package = ".".join(parts[:2])
+    return next(((layer, package) for layer, packages in enumerate(LAYERS) if package in packages), None)
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
@@ -114,7 +63,7 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}:{node.lineno} imports relatively"
-            # `from ghost_jax.data import store` imports a module, `from ghost_jax.step import TrainState` a name.
+            # `from ghost_jax.data import store` imports a module, `from ghost_jax.training.step import X` a name.
             found = [
                 whole if (whole := f"{node.module}.{alias.name}") in SOURCES else node.module for alias in node.names
             ]
@@ -123,28 +72,48 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
         yield from ((node.lineno, name) for name in found if name.split(".")[0] in (*PACKAGES, "tests"))
 
 
-def test_every_module_has_a_floor():
-    homeless = [name for name in MODULES if floor_of(name) is None]
-    assert not homeless, f"say in FLOORS where they stand: {homeless}"
+def test_every_module_has_a_layer():
+    assert not [name for name in MODULES if layer_of(name) is None], "add their package to LAYERS"
+    assert all(name in SOURCES for name in LIBRARY_COMMANDS)
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if floor_of(name)])
-def test_imports_run_one_way(module):
-    floor, room = floor_of(module)
+@pytest.mark.parametrize("module", [name for name in MODULES if layer_of(name)])
+def test_imports_run_down_the_layers(module):
+    layer, package = layer_of(module)
     for line, name in imports_of(MODULES[module]):
         where = f"{MODULES[module].relative_to(ROOT)}:{line} imports {name}"
         assert not name.startswith("tests"), where
-        there = floor_of(name)
-        assert there, f"{where}, which stands on no floor"
-        assert there[0] < floor or there[1] == room, f"{where}, which stands no lower ({there[1]})"
-        assert module not in ONLY or name in ONLY[module], where
+        below, other = layer_of(name)
+        assert below <= layer, f"{where}, which stands above"
+        beside = below == layer < COMMANDS and package.split(".")[0] != other.split(".")[0]
+        assert not beside, f"{where}, which stands beside it in the other package"
+
+
+def test_no_two_packages_import_one_another():
+    arrows = {
+        (layer_of(module)[1], layer_of(name)[1])
+        for module, path in MODULES.items()
+        for _, name in imports_of(path)
+        if layer_of(module)[0] < COMMANDS
+    }
+    reached = {package: {package} for pair in arrows for package in pair}
+    for _ in reached:
+        for package, other in arrows:
+            reached[package] |= reached[other]
+    both_ways = {(one, other) for one in reached for other in reached[one] if one != other and one in reached[other]}
+    assert not both_ways
 
 
 def test_the_evaluator_does_not_know_the_trainer():
-    above = {"ghost_jax.train", "ghost_jax.plan"}
+    above = {"ghost_jax.train", "ghost_jax.runs.plan"}
     evaluators = [path for name, path in MODULES.items() if name.startswith("evals")]
     assert evaluators
     assert not [path for path in evaluators for _, used in imports_of(path) if used in above]
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in SOURCES.values()} - {ROOT / "configs"}))
+def test_no_folder_holds_more_than_a_dozen_modules(folder):
+    assert len(list(folder.glob("*.py"))) <= 12, f"{folder.relative_to(ROOT)} is asking to be two folders"
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -5,12 +5,12 @@ import re
 
 import pytest
 
-from ghost_jax import config as config_lib
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.errors import UserError
 from ghost_jax.data import corpus, sources
 from ghost_jax.data.corpus import Inputs, locate
+from ghost_jax.data.downloads.published import PUBLISHED
 from ghost_jax.data.prepare import prepare
-from ghost_jax.data.published import PUBLISHED
-from ghost_jax.errors import UserError
 from tests.conftest import TINY, set_all
 
 ATTACK = ("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json")

@@ -1,4 +1,4 @@
-"""ghost_jax/loss.py: each objective against its definition, whatever the packing and the micro-batches."""
+"""ghost_jax/training/loss.py: each objective against its definition, whatever the packing and the micro-batches."""
 
 import functools
 
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ghost_jax.data.packing import Example, fill
-from ghost_jax.loss import OBJECTIVES, denominators, loss, loss_sum
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
+from ghost_jax.training.loss import OBJECTIVES, denominators, loss, loss_sum
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

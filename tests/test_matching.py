@@ -1,14 +1,14 @@
-"""evals/matching.py: which option a free answer is, and what cannot be had by saying everything."""
+"""evals/answering/free_text.py: which option a free answer is, and what cannot be had by saying everything."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from evals.items import Item, permute
-from evals.matching import NEW_TOKENS, THRESHOLD, evaluate, inverse_document_frequency, match, weighted_f1
+from evals.answering.free_text import NEW_TOKENS, THRESHOLD, evaluate, inverse_document_frequency, match, weighted_f1
+from evals.items.items import Item, permute
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render_prompt
+from ghost_jax.text.chat_format import Message, render_prompt
 
 TACTICS = ("Credential Access", "Initial Access", "Lateral Movement", "Exfiltration")
 MITIGATIONS = (

@@ -1,4 +1,4 @@
-"""ghost_jax/metrics.py: what is written of a run and where, its speed by hand, and a real profiler trace."""
+"""ghost_jax/runs/metrics.py: what is written of a run and where, its speed by hand, and a real profiler trace."""
 
 import gzip
 import json
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from ghost_jax import metrics
-from ghost_jax.chips import PEAK_FLOPS
-from ghost_jax.errors import UserError
-from ghost_jax.metrics import MEASURED, Meter, MetricsLog, Trace, measured_flops, memory_bytes, peak_flops
+from ghost_jax.core.errors import UserError
+from ghost_jax.runs import metrics
+from ghost_jax.runs.device_specs import PEAK_FLOPS
+from ghost_jax.runs.metrics import MEASURED, Meter, MetricsLog, Trace, measured_flops, memory_bytes, peak_flops
 
 close = pytest.approx
 

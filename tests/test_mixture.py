@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from ghost_jax.core.errors import UserError
 from ghost_jax.data import mixture, mixture_table
-from ghost_jax.data.array_record import write_examples
 from ghost_jax.data.mixture import (
     Mix,
     Packing,
@@ -21,7 +21,7 @@ from ghost_jax.data.mixture import (
     validation_batches,
 )
 from ghost_jax.data.packing import fill
-from ghost_jax.errors import UserError
+from ghost_jax.data.storage.array_record import write_examples
 
 RECORDS = {"big": 20, "middle": 14, "small": 6}
 WEIGHTS = {"big": 1.0, "middle": 3.0, "small": 0.5}

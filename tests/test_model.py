@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghost_jax.loss import loss_sum
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import SIZES, ModelConfig
+from ghost_jax.model.config import SIZES, ModelConfig
 from ghost_jax.model.transformer import Transformer
+from ghost_jax.training.loss import loss_sum
 
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=32)  # 100 of 128 rows are real
 V04 = dataclasses.replace(V05, generation="v04")

@@ -1,11 +1,11 @@
-"""ghost_jax/text/multiple_choice.py: where the letters are, and how each layout asks and answers."""
+"""ghost_jax/text/mcq_format.py: where the letters are, and how each layout asks and answers."""
 
 import numpy as np
 import pytest
 
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render, render_prompt
-from ghost_jax.text.multiple_choice import LAYOUTS, LETTERS, answer, ask, letter_ids
+from ghost_jax.text.chat_format import Message, render, render_prompt
+from ghost_jax.text.mcq_format import LAYOUTS, LETTERS, answer, ask, letter_ids
 
 CORPUS = ["A. B. C. D. E. the quick brown fox jumps; one two three, Question: Which? Answer:\n", "Pick the best answer"]
 LETTERED = [layout for layout in LAYOUTS if layout != "cloze"]

@@ -13,16 +13,17 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 from configs.sweeps.ablation import RECIPES
-from ghost_jax import config as config_lib
-from ghost_jax import plan, run_dir, sweep_grid
-from ghost_jax.checkpoint import Checkpoints, identity_of
-from ghost_jax.errors import UserError
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.errors import UserError
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import stack_blocks, unstack_blocks
-from ghost_jax.optim import MUON_AXES, MUON_MOMENTUM, MUON_RMS, adamw, muon
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.runs import plan, run_dir
 from ghost_jax.sweep import config_of, tasks_of
+from ghost_jax.sweeps import grid as sweep_grid
+from ghost_jax.training.checkpoint import Checkpoints, identity_of
+from ghost_jax.training.optimizer import MUON_AXES, MUON_MOMENTUM, MUON_RMS, adamw, muon
 from tests.conftest import ROOT
 from tests.test_step import RATE, ROWS, Run, assert_trees_close, batch_number, first_state, needs_eight, one_device
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from evals.answers import Answers
-from evals.formats import read_items
+from evals.items.answers import Answers
+from evals.items.formats import read_items
+from evals.items.splits import part_of
 from evals.open_book.lexical import EVIDENCE
 from evals.open_book.scoring import Book, both_report
-from evals.splits import part_of
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import PUBLISHED_BOOK
-from ghost_jax.errors import UserError
 from tests.conftest import paragraph_of
 from tests.test_ctibench import write_items
 from tests.test_reader import corpus_of_facts

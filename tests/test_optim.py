@@ -1,4 +1,4 @@
-"""ghost_jax/optim.py: the rate of each update by hand, what AdamW touches, and what an update moved."""
+"""ghost_jax/training/optimizer.py: the rate of each update by hand, what AdamW touches, and what an update moved."""
 
 import math
 
@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
-from ghost_jax.optim import SCHEDULES, adamw, finite_or_same, norms_by_layer, schedule
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.training.optimizer import SCHEDULES, adamw, finite_or_same, norms_by_layer, schedule
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 close = pytest.approx

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from ghost_jax.data import packing
 from ghost_jax.data.packing import Example, pack
-from ghost_jax.loss import loss_sum
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
+from ghost_jax.training.loss import loss_sum
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

@@ -1,10 +1,10 @@
-"""evals/phrases.py: words however they were set, and exactly the phrases that a text holds."""
+"""evals/overlap/ngrams.py: words however they were set, and exactly the phrases that a text holds."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.phrases import Alphabet, Patterns, blanked, ngrams_of, words_of
+from evals.overlap.ngrams import Alphabet, Patterns, blanked, ngrams_of, words_of
 
 WORDS = ["which", "of", "these", "isn", "t", "the", "attacker", "s", "goal"]
 

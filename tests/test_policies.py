@@ -1,4 +1,4 @@
-"""evals/policies.py and evals/fitted_policies.py: the figures that a model has to beat, and that they are fair ones."""
+"""baselines.py and fitted_baselines.py: the figures that a model has to beat, and that they are fair ones."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from evals.answers import orders_of
-from evals.fitted_policies import RIDGE, conditional_logit
-from evals.formats import read_items
-from evals.items import LETTERS, Item, cyclic_orders, parse_order
-from evals.policies import FITTED, baseline_answers, baselines
-from ghost_jax.errors import UserError
+from evals.analysis.baselines import FITTED, baseline_answers, baselines
+from evals.analysis.fitted_baselines import RIDGE, conditional_logit
+from evals.items.answers import orders_of
+from evals.items.formats import read_items
+from evals.items.items import LETTERS, Item, cyclic_orders, parse_order
+from ghost_jax.core.errors import UserError
 
 
 def item(k: int, answer: int, options: tuple[str, ...] | None = None) -> Item:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ghost_jax.data.sources import embedded
-from ghost_jax.data.store import fingerprint
+from ghost_jax.data.storage.artifact_cache import fingerprint
 from tests.conftest import TINY, set_all
 
 PREPARE = ["ghost_jax.data.prepare", "--config=configs/chat_v5.py:nano"]

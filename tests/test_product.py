@@ -1,4 +1,4 @@
-"""ghost_jax/model/product.py: a dense layer is that of Flax, in its parameters, numbers and gradients."""
+"""ghost_jax/model/dense.py: a dense layer is that of Flax, in its parameters, numbers and gradients."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghost_jax.model.product import KEPT, Dense, kept, product, transposed
+from ghost_jax.model.dense import KEPT, Dense, kept, product, transposed
 
 # Shapes of x and of a kernel, and how many axes they share.
 SHAPES = {

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ghost_jax.errors import UsageError, UserError
-from ghost_jax.hf import hub
-from ghost_jax.hf.weights import FILE
+from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.hub import upload as hub
+from ghost_jax.hub.weights import FILE
 from tests.test_export import CHAT, V05, add_records, make_run
 
 TOKEN = "hf_CanaryThatMustNeverBeSeen"

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghost_jax.data.builders import Question, mcq, raft, rank
-from ghost_jax.data.records import SPLITS, Record
-from ghost_jax.retrieve import CONTEXT, SHOWN_CHARACTERS, Index, Passage, passages_of, shown
-from ghost_jax.text.multiple_choice import LAYOUTS, ask, with_context
+from ghost_jax.data.retrieval.bm25 import CONTEXT, SHOWN_CHARACTERS, Index, Passage, passages_of, shown
+from ghost_jax.data.storage.schema import SPLITS, Record
+from ghost_jax.text.mcq_format import LAYOUTS, ask, with_context
 
 COUNT = 600
 COLOURS = ("red", "green", "blue", "grey", "brown")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ghost_jax.data import mixture
-from ghost_jax.data.array_record import write_examples
 from ghost_jax.data.builders import Question, rank
 from ghost_jax.data.conversations import DATASETS
 from ghost_jax.data.mixture import Mix, Phase, train_batches, validation_batches
+from ghost_jax.data.storage.array_record import write_examples
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat import Message, render, render_prompt
-from ghost_jax.text.multiple_choice import LETTERS, answer, ask
+from ghost_jax.text.chat_format import Message, render, render_prompt
+from ghost_jax.text.mcq_format import LETTERS, answer, ask
 from ghost_jax.text.tokenizer import ASSISTANT, END, Tokenizer
 
 OPTIONS = ("Persistence", "Initial Access", "Impact", "Command and Control")

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.answers import orders_of
-from evals.formats import read_items
-from evals.items import Item, Items, cyclic_orders, permute
+from evals.items.answers import orders_of
+from evals.items.formats import read_items
+from evals.items.items import Item, Items, cyclic_orders, permute
+from evals.items.splits import development_split
 from evals.open_book import retrieval
 from evals.open_book.lexical import APPEARANCE, EVIDENCE, NOTHING_FITTED, LexicalReader, answers_of
 from evals.open_book.rescorer import ASKED, fit, generated, generated_weights
-from evals.splits import development_split
-from ghost_jax.data import store
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, index_store
-from ghost_jax.data.records import Fact, Record, split_of
-from ghost_jax.errors import UserError
-from ghost_jax.retrieve import Index, Passage
+from ghost_jax.data.retrieval.bm25 import Index, Passage
+from ghost_jax.data.storage import artifact_cache
+from ghost_jax.data.storage.schema import Fact, Record, split_of
 
 ROOT = Path(__file__).parents[1]
 ATTACK = "https://attack.mitre.org/techniques"
@@ -256,7 +256,7 @@ def corpus_of_facts() -> Path:
                 file.write(json.dumps(fields | {"license": "", "facts": facts}) + "\n")
         return {}
 
-    return store.build("corpus", (), {"inputs": []}, write)
+    return artifact_cache.build("corpus", (), {"inputs": []}, write)
 
 
 def test_the_weights_of_generated_questions_are_kept_and_found_again(tmp_path, monkeypatch):
@@ -347,7 +347,7 @@ def test_the_embedded_book_is_built_once_and_its_manifest_tells_what_it_holds(tm
     built = [index_store(book_corpus(None, said.append, ("embedded",)), ("embedded",), said.append) for _ in range(2)]
     assert built[0] == built[1]
     assert sum("indexing" in line for line in said) == 1
-    told = store.manifest(built[0])
+    told = artifact_cache.manifest(built[0])
     assert told["passages"] == len(Index.load(built[0])) > 0
     assert told["made_from"]["sources"] == ["embedded"]
     with pytest.raises(UserError, match="nothing to search in"):

@@ -11,13 +11,13 @@ import pytest
 
 import ghost_jax
 from configs import chat_v4_failed
-from ghost_jax import sweep_table
 from ghost_jax.data import conversations, windows
 from ghost_jax.report import parts_of, results_of
-from ghost_jax.report_pictures import mixture_picture, study_picture
-from ghost_jax.report_records import find_runs, read_run
-from ghost_jax.report_table import WORDS, recipe_of, result_table
-from ghost_jax.sweep_grid import Sweep, grid
+from ghost_jax.reporting.plots import mixture_picture, study_picture
+from ghost_jax.reporting.records import find_runs, read_run
+from ghost_jax.reporting.tables import WORDS, recipe_of, result_table
+from ghost_jax.sweeps import results as sweep_table
+from ghost_jax.sweeps.grid import Sweep, grid
 from tests.conftest import ROOT, score_of, updates_of
 
 NOTE = "<script>alert('x')</script> & more"

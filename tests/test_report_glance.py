@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from ghost_jax.report_glance import HEADER, NONE, glance_table, story
-from ghost_jax.report_records import read_run
+from ghost_jax.reporting.records import read_run
+from ghost_jax.reporting.summary import HEADER, NONE, glance_table, story
 
 
 @pytest.fixture(scope="module")

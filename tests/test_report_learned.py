@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from evals.answers import Answers, orders_of
-from evals.compare import compare, rows_of
-from evals.diagnosis import report_of
-from evals.formats import read_items
-from evals.recorded import Report
-from ghost_jax.report_learned import HOW, learned
+from evals.analysis.comparison import compare, rows_of
+from evals.analysis.recorded import Report
+from evals.analysis.report import report_of
+from evals.items.answers import Answers, orders_of
+from evals.items.formats import read_items
+from ghost_jax.reporting.findings import HOW, learned
 from tests.test_compare import write_items
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 from launch import results
 from launch.results import Folder
 

@@ -1,4 +1,4 @@
-"""ghost_jax/retrieve.py: every word of a page is in one passage, and the index finds, keeps and reads them."""
+"""bm25.py: every word of a page is in one passage, and the index finds, keeps and reads them."""
 
 import json
 import math
@@ -15,10 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ghost_jax.core.errors import UserError
 from ghost_jax.data import sources
-from ghost_jax.data.records import Record
-from ghost_jax.errors import UserError
-from ghost_jax.retrieve import (
+from ghost_jax.data.retrieval.bm25 import (
     CONTEXT,
     SHOWN_CHARACTERS,
     TITLE_WEIGHT,
@@ -29,6 +28,7 @@ from ghost_jax.retrieve import (
     shown,
     terms,
 )
+from ghost_jax.data.storage.schema import Record
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -322,7 +322,7 @@ SAVE = """
 import sys
 from pathlib import Path
 from ghost_jax.data import sources
-from ghost_jax.retrieve import Index, passages_of
+from ghost_jax.data.retrieval.bm25 import Index, passages_of
 Index.build(p for record in sources.embedded.read() for p in passages_of(record)).save(Path(sys.argv[1]))
 """
 
@@ -388,7 +388,7 @@ START = """
 import socket, sys, tempfile
 from pathlib import Path
 import jax
-from ghost_jax.retrieve import Index, Passage
+from ghost_jax.data.retrieval.bm25 import Index, Passage
 index = Index.build([Passage("1", "test", "Title", "", "A text.", "")])
 with tempfile.TemporaryDirectory() as folder:
     index.save(Path(folder))

@@ -11,9 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ghost_jax.data import sources
-from ghost_jax.data.builders import mcq, pretrain, question_forms, rewrite
-from ghost_jax.data.builders.surface_forms import FORMS
-from ghost_jax.data.records import RELATIONS, Fact, Record, split_of
+from ghost_jax.data.builders import mcq, pretrain, rewrite
+from ghost_jax.data.storage.schema import RELATIONS, Fact, Record, split_of
+from ghost_jax.data.wordings import question_forms
+from ghost_jax.data.wordings.surface_forms import FORMS
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import BOS
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import SIZES, ModelConfig
-from ghost_jax.optim import OPTIMIZERS
+from ghost_jax.model.config import SIZES, ModelConfig
 from ghost_jax.parallel.mesh import AXES, batch_shards, make_mesh
-from ghost_jax.parallel.rules import RULES, STACKED, shardings, spec_of
-from ghost_jax.step import new_state, state_shardings
+from ghost_jax.parallel.sharding_rules import RULES, STACKED, shardings, spec_of
+from ghost_jax.training.optimizer import OPTIMIZERS
+from ghost_jax.training.step import new_state, state_shardings
 
 needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 SHARED = ModelConfig(layers=2, width=64, heads=8, mlp_dim=96, vocab_size=200, kv_heads=2, tied=False)

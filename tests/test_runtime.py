@@ -1,4 +1,4 @@
-"""ghost_jax/runtime.py: an installed libtpu is not loaded where there is no TPU; the type a machine trains in."""
+"""jax_setup.py: an installed libtpu is not loaded where there is no TPU; the type a machine trains in."""
 
 import json
 import os
@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from ghost_jax import config, run_dir, runtime
-from ghost_jax.errors import UserError
+from ghost_jax.config import load as config
+from ghost_jax.core import jax_setup
+from ghost_jax.core.errors import UserError
+from ghost_jax.runs import run_dir
 from tests.conftest import ROOT, WAIT, tiny_base
 
 # As the real package: importing it names its library, which prints errors when it is loaded without a TPU.
@@ -21,8 +23,8 @@ os.environ.setdefault("TPU_LIBRARY_PATH", get_library_path())
 CODE = """
 from jax._src import cloud_tpu_init
 assert cloud_tpu_init.get_tpu_library_path() is not None, "JAX finds the library"
-from ghost_jax import runtime
-runtime.set_up()
+from ghost_jax.core import jax_setup
+jax_setup.set_up()
 assert cloud_tpu_init.get_tpu_library_path() is None, "and no longer"
 import jax
 print(jax.devices()[0].platform)
@@ -56,8 +58,8 @@ def test_a_sweep_that_opens_a_run_looks_for_no_tpu(ghost, with_libtpu, tmp_path)
 
 
 DROPPED = """
-from ghost_jax import runtime
-runtime.set_up()
+from ghost_jax.core import jax_setup
+jax_setup.set_up()
 async def read(message):
     try:
         await Forever()
@@ -90,8 +92,8 @@ def test_a_read_that_is_dropped_after_a_failed_one_says_nothing(tmp_path):
 )
 def test_a_cpu_trains_in_bfloat16_where_it_has_the_instructions(tmp_path, flags, dtype):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n")
-    assert runtime.fast_dtype(tmp_path / "cpuinfo") == dtype
-    assert runtime.fast_dtype(tmp_path / "absent") == "float32"
+    assert jax_setup.fast_dtype(tmp_path / "cpuinfo") == dtype
+    assert jax_setup.fast_dtype(tmp_path / "absent") == "float32"
 
 
 @pytest.mark.parametrize("begun_in", ["float32", "bfloat16"])
@@ -102,7 +104,7 @@ def test_a_run_keeps_the_type_it_began_with(tmp_path, begun_in):
         run_dir.settle(with_dtype, tmp_path)
         return with_dtype
 
-    assert asked("auto").model.dtype == runtime.fast_dtype()
+    assert asked("auto").model.dtype == jax_setup.fast_dtype()
     run_dir.open_run(tmp_path, asked(begun_in))
     assert asked("auto").model.dtype == begun_in
     run_dir.open_run(tmp_path, asked("auto"))

@@ -1,12 +1,12 @@
-"""ghost_jax/sampling.py: tokens come as often as they are probable, and no token that was ruled out comes at all."""
+"""sampling.py: tokens come as often as they are probable, and no token that was ruled out comes at all."""
 
 import jax
 import numpy as np
 import pytest
 
-from ghost_jax.errors import UsageError
+from ghost_jax.core.errors import UsageError
+from ghost_jax.inference.sampling import GREEDY, Sampling, choose, cut, penalised
 from ghost_jax.model.transformer import MASKED
-from ghost_jax.sampling import GREEDY, Sampling, choose, cut, penalised
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

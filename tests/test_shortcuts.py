@@ -1,11 +1,11 @@
-"""ghost_jax/shortcuts.py: what knowing nothing earns."""
+"""ghost_jax/data/retrieval/mcq_baselines.py: what knowing nothing earns."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghost_jax.shortcuts import (
+from ghost_jax.data.retrieval.mcq_baselines import (
     always,
     content_words,
     longest,

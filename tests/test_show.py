@@ -3,8 +3,8 @@
 import pytest
 
 from ghost_jax.data.show import drawn
-from ghost_jax.text import chat, tokenizer
-from ghost_jax.text.chat import Message
+from ghost_jax.text import chat_format, tokenizer
+from ghost_jax.text.chat_format import Message
 from tests.conftest import TINY, set_all
 
 SHOW = ["ghost_jax.data.show", "--config=configs/chat_v5.py:nano"]
@@ -32,7 +32,7 @@ def vocabulary():
 
 
 def example(vocabulary) -> dict:
-    tokens, mask = chat.render(vocabulary, [Message("user", "What\nlies?"), Message("assistant", "A mail.")])
+    tokens, mask = chat_format.render(vocabulary, [Message("user", "What\nlies?"), Message("assistant", "A mail.")])
     return {"tokens": tokens, "mask": mask}
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ghost_jax.data import prose, store
-from ghost_jax.data.records import RELATIONS, Fact, Record
+from ghost_jax.core.errors import UserError
+from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.sources import SOURCES, embedded, locate
-from ghost_jax.errors import UserError
-from ghost_jax.paths import cache_dir
+from ghost_jax.data.storage import artifact_cache, text_cleaning
+from ghost_jax.data.storage.schema import RELATIONS, Fact, Record
 
 COMPRESSIONS = ("", ".xz", ".gz", ".zip")
 
@@ -73,7 +73,7 @@ def test_a_damaged_input_leaves_no_store(tmp_path, monkeypatch, source, name, da
         return {}
 
     with pytest.raises(UserError, match=re.escape(str(path))):
-        store.build("part", (SOURCES[source].reader,), {"file": name}, write_documents)
+        artifact_cache.build("part", (SOURCES[source].reader,), {"file": name}, write_documents)
     assert not [left for left in cache_dir().rglob("*") if left.is_file() and left.stat().st_size]
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_input_leaves_no_store(tmp_path, monkeypatch, source, name, da
     ],
 )
 def test_clean(marked_up, plain):
-    assert prose.clean(marked_up) == plain
+    assert text_cleaning.clean(marked_up) == plain
 
 
 @pytest.mark.parametrize(
@@ -109,11 +109,15 @@ def test_clean(marked_up, plain):
     ],
 )
 def test_first_sentence(text, sentence):
-    assert prose.first_sentence(text) == sentence
+    assert text_cleaning.first_sentence(text) == sentence
 
 
 def test_listing():
-    assert [prose.listing("A"), prose.listing("AB"), prose.listing("ABC")] == ["A", "A and B", "A, B and C"]
+    assert [text_cleaning.listing("A"), text_cleaning.listing("AB"), text_cleaning.listing("ABC")] == [
+        "A",
+        "A and B",
+        "A, B and C",
+    ]
 
 
 # --- the table and the pack

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ghost_jax.data.records import Fact
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.sources import cwe
-from ghost_jax.errors import UserError
+from ghost_jax.data.storage.schema import Fact
 from tests.test_sources import COMPRESSIONS, check_facts, write
 
 CWE_XML = """<?xml version="1.0" encoding="UTF-8"?>

@@ -4,8 +4,8 @@ import zipfile
 
 import pytest
 
-from ghost_jax.data.sources import files
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.storage import files
 from tests.test_sources import COMPRESSIONS, write
 
 

@@ -5,9 +5,10 @@ import tracemalloc
 
 import pytest
 
-from ghost_jax.data.records import Record
-from ghost_jax.data.sources import files, jsonl
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.sources import jsonl
+from ghost_jax.data.storage import files
+from ghost_jax.data.storage.schema import Record
 from tests.test_sources import COMPRESSIONS, write
 
 

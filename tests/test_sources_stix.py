@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from ghost_jax.data.records import Fact
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.sources import attack, capec, stix
-from ghost_jax.errors import UserError
+from ghost_jax.data.storage.schema import Fact
 from tests.test_sources import COMPRESSIONS, check_facts, write
 
 

@@ -8,9 +8,9 @@ import tracemalloc
 
 import pytest
 
-from ghost_jax.data.records import Fact, Record
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.sources import exploitdb, kev, nvd
-from ghost_jax.errors import UserError
+from ghost_jax.data.storage.schema import Fact, Record
 from tests.test_sources import COMPRESSIONS, check_facts, write
 
 

@@ -1,4 +1,4 @@
-"""evals/stats.py: intervals and tests against the textbook, SciPy and simulations, and signs of one letter."""
+"""evals/analysis/stats.py: intervals and tests against the textbook, SciPy and simulations, and signs of one letter."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp, ttest_rel
 
-from evals.stats import (
+from evals.analysis.stats import (
     McNemar,
     clustered_interval,
     holm,

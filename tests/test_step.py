@@ -1,4 +1,4 @@
-"""ghost_jax/step.py: the update does not depend on how the batch is cut or on how many devices compute it."""
+"""ghost_jax/training/step.py: the update does not depend on how the batch is cut or on how many devices compute it."""
 
 import dataclasses
 import functools
@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import Mesh
 
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.optim import adamw
-from ghost_jax.parallel.hosts import to_global
+from ghost_jax.parallel.distributed import to_global
 from ghost_jax.parallel.mesh import AXES, batch_sharding, make_mesh
-from ghost_jax.step import make_eval_step, make_train_step, new_state, state_shardings
+from ghost_jax.training.optimizer import adamw
+from ghost_jax.training.step import make_eval_step, make_train_step, new_state, state_shardings
 
 TINY = ModelConfig(layers=2, width=64, heads=8, mlp_dim=128, vocab_size=512, context=32)
 ROWS, LENGTH = 32, 16

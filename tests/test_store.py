@@ -1,4 +1,4 @@
-"""ghost_jax/data/store.py: a store is whole or absent, and found again while nothing it is made from changed."""
+"""artifact_cache.py: a store is whole or absent, and found again while nothing it is made from changed."""
 
 import importlib.metadata
 import subprocess
@@ -7,9 +7,9 @@ import types
 
 import pytest
 
-from ghost_jax.data import store
-from ghost_jax.errors import UserError
-from ghost_jax.paths import cache_dir
+from ghost_jax.core.errors import UserError
+from ghost_jax.core.paths import cache_dir
+from ghost_jax.data.storage import artifact_cache
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def write_nothing(folder):
 
 
 def build(made_from: dict, kind: str = "corpus", write=write_nothing):
-    return store.build(kind, (), made_from, write)
+    return artifact_cache.build(kind, (), made_from, write)
 
 
 def names(folder) -> list[str]:
@@ -44,7 +44,7 @@ def test_a_store_is_written_once_and_found_again():
     first = build({"inputs": [1]}, write=write)
     assert build({"inputs": [1]}, write=write) == first
     assert len(calls) == 1
-    manifest = store.manifest(first)
+    manifest = artifact_cache.manifest(first)
     assert (manifest["kind"], manifest["made_from"], manifest["rows"]) == ("corpus", {"inputs": [1]}, 3)
     assert first.name == f"corpus-{manifest['fingerprint'][:16]}"
     assert names(first) == ["data.txt", "manifest.json"]
@@ -103,8 +103,8 @@ def test_of_several_processes_one_builds_and_the_others_wait(tmp_path, cache):
 
 def test_a_store_is_found_by_the_name_that_records_give():
     built = build({})
-    assert store.find(built.name) == built
-    assert store.find("corpus-0123456789abcdef") is None
+    assert artifact_cache.find(built.name) == built
+    assert artifact_cache.find("corpus-0123456789abcdef") is None
 
 
 @pytest.mark.parametrize("content", [None, "", '{"rows": ', "\x00"])
@@ -112,26 +112,26 @@ def test_a_damaged_manifest_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=rf"{tmp_path} is no whole store"):
-        store.manifest(tmp_path)
+        artifact_cache.manifest(tmp_path)
 
 
 def test_fingerprints_see_content_and_not_the_order_of_keys():
-    assert store.fingerprint({"a": 1, "b": [2]}) == store.fingerprint({"b": [2], "a": 1})
-    assert store.fingerprint({"a": [1, 2]}) != store.fingerprint({"a": [2, 1]})
+    assert artifact_cache.fingerprint({"a": 1, "b": [2]}) == artifact_cache.fingerprint({"b": [2], "a": 1})
+    assert artifact_cache.fingerprint({"a": [1, 2]}) != artifact_cache.fingerprint({"a": [2, 1]})
 
 
 def test_an_identity_holds_versions_and_the_tools_that_they_name():
     module = types.ModuleType("ghost_jax.data.builders.qa")
     module.VERSION, module.TOOLS = 3, ("numpy",)
-    built = store.build("qa", (module,), {"seed": 0}, write_nothing)
+    built = artifact_cache.build("qa", (module,), {"seed": 0}, write_nothing)
     identity = {
         "kind": "qa",
         "versions": {"qa": 3},
         "tools": {"numpy": importlib.metadata.version("numpy")},
         "made_from": {"seed": 0},
     }
-    manifest = store.manifest(built)
+    manifest = artifact_cache.manifest(built)
     assert {key: manifest[key] for key in identity} == identity
-    assert manifest["fingerprint"] == store.fingerprint(identity)
+    assert manifest["fingerprint"] == artifact_cache.fingerprint(identity)
     module.VERSION = 4
-    assert store.build("qa", (module,), {"seed": 0}, write_nothing) != built
+    assert artifact_cache.build("qa", (module,), {"seed": 0}, write_nothing) != built

@@ -1,15 +1,15 @@
-"""evals/store_text.py: what is in a store comes back as text, whole documents out of windows cut anywhere."""
+"""evals/overlap/store_text.py: what is in a store comes back as text, whole documents out of windows cut anywhere."""
 
 import json
 
 import pytest
 
-from evals.store_text import parts_of
-from ghost_jax.data import array_record
+from evals.overlap.store_text import parts_of
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import pretrain
-from ghost_jax.data.records import Record
-from ghost_jax.errors import UserError
-from ghost_jax.text import chat, tokenizer
+from ghost_jax.data.storage import array_record
+from ghost_jax.data.storage.schema import Record
+from ghost_jax.text import chat_format, tokenizer
 
 FACT = {"subject": "Phishing", "relation": "tactic", "object": "Initial Access", "evidence": "It serves access."}
 RECORDS = [
@@ -62,8 +62,8 @@ def test_conversations_stay_apart_and_the_test_split_is_known(tmp_path, vocabula
     grown = vocabulary.with_chat_tokens(["ATT&CK"])
 
     def row(name):
-        turns = [chat.Message("user", f"Who is {name}?"), chat.Message("assistant", name)]
-        tokens, mask = chat.render(grown, turns)
+        turns = [chat_format.Message("user", f"Who is {name}?"), chat_format.Message("assistant", name)]
+        tokens, mask = chat_format.render(grown, turns)
         return {"id": name, "source": "qa", "letter": "", "tokens": tokens, "mask": mask}
 
     splits = {"train": [row("APT28"), row("APT1")], "test": [row("Turla")]}

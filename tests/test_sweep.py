@@ -14,12 +14,13 @@ import pytest
 
 import ghost_jax
 from configs import chat_v5
-from ghost_jax import config as config_lib
-from ghost_jax import run_dir, sweep_table
-from ghost_jax.errors import UsageError, UserError
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.runs import run_dir
 from ghost_jax.sweep import locked, tasks_of
-from ghost_jax.sweep_grid import Setting, Sweep, grid, load
-from ghost_jax.sweep_jobs import Local, Submitted, stop
+from ghost_jax.sweeps import results as sweep_table
+from ghost_jax.sweeps.grid import Setting, Sweep, grid, load
+from ghost_jax.sweeps.jobs import Local, Submitted, stop
 from tests.conftest import ROOT, TINY, WAIT, score_of, set_all, updates_of
 
 HOUSE = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
@@ -33,7 +34,7 @@ def sweep_file(path, settings: dict[str, dict], seeds=(0,)):
     """Writes a sweep file of the nano chat run with these overrides by name."""
     listed = ", ".join(f"Setting({name!r}, {NANO!r}, {overrides!r})" for name, overrides in settings.items())
     path.write_text(
-        "from ghost_jax.sweep_grid import Setting, Sweep\n\n\n"
+        "from ghost_jax.sweeps.grid import Setting, Sweep\n\n\n"
         f"def get_sweep(preset=''):\n    return Sweep([{listed}], seeds={seeds!r})\n"
     )
     return path
@@ -78,7 +79,7 @@ def test_a_sweep_runs_from_any_folder_with_its_own_recipes_and_ours(monkeypatch,
     elsewhere.mkdir()
     (own / "chat_v3.py").write_text("from configs import chat_v5\nget_config = chat_v5.get_config\n")
     (own / "sweeps" / "mine.py").write_text(
-        "from configs import chat_v3\nfrom ghost_jax.sweep_grid import Setting, Sweep\n"
+        "from configs import chat_v3\nfrom ghost_jax.sweeps.grid import Setting, Sweep\n"
         "assert chat_v3.get_config('nano').published.run == 'chat-v5'\n"
         "def get_sweep(preset):\n"
         "    return Sweep([Setting(name, f'configs/{name}.py:nano') for name in ('chat_v3', 'chat_v5')], seeds=(0,))\n"
@@ -142,7 +143,7 @@ def ask_text(text: str):
 def ask_own_sweep(options: str, rate: str = "0.001"):
     """Asks for the tasks of a sweep of one setting, its rate given, with these arguments of `Sweep`."""
     setting = f"[Setting('a', {NANO!r}, {{'optim.peak_lr': {rate}}})]"
-    return ask_text(f"from ghost_jax.sweep_grid import *\nget_sweep = lambda p: Sweep({setting}, {options})")
+    return ask_text(f"from ghost_jax.sweeps.grid import *\nget_sweep = lambda p: Sweep({setting}, {options})")
 
 
 LR = "configs/sweeps/lr.py:nano"
@@ -155,7 +156,7 @@ REFUSALS = {
     "no settings": (ask_own({}), "at least one setting"),
     "a seed twice": (ask_own({"a": {}}, seeds=(1, 1)), "names a-seed1 twice"),
     "no such config": (
-        ask_text("from ghost_jax.sweep_grid import *\nget_sweep = lambda p: Sweep([Setting('a', 'configs/nope.py')])"),
+        ask_text("from ghost_jax.sweeps.grid import *\nget_sweep = lambda p: Sweep([Setting('a', 'configs/nope.py')])"),
         "There is no config file configs/nope.py.",
     ),
     "an unknown key": (ask(LR, "optim.peek_lr=1"), 'Did you mean "optim.peak_lr"?'),
@@ -318,7 +319,7 @@ def test_a_local_job_shares_the_cores_and_what_the_user_set_wins(tmp_path, monke
 
 
 def test_a_job_that_does_not_stop_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr("ghost_jax.sweep_jobs.STOP_SECONDS", 0.5)
+    monkeypatch.setattr("ghost_jax.sweeps.jobs.STOP_SECONDS", 0.5)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
     job = Local(1).start([sys.executable, "-c", deaf], tmp_path / "log", 1)
     while not (tmp_path / "log").read_text():

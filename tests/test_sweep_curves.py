@@ -1,12 +1,13 @@
-"""ghost_jax/sweep_curves.py: tokens and training time of each validation loss, by hand, and the picture of them."""
+"""ghost_jax/sweeps/curves.py: tokens and training time of each validation loss, by hand, and the picture of them."""
 
 import json
 
 import matplotlib.image
 import pytest
 
-from ghost_jax import sweep_curves, sweep_table
-from ghost_jax.sweep_grid import Setting, Sweep
+from ghost_jax.sweeps import curves
+from ghost_jax.sweeps import results as sweep_table
+from ghost_jax.sweeps.grid import Setting, Sweep
 
 CONFIG = {"stage": "pretrain", "steps": 40, "batch_size": 4, "model": {}, "data": {"seq_len": 8}}
 LINES = [  # 32 tokens an update
@@ -19,15 +20,15 @@ LINES = [  # 32 tokens an update
 
 
 def test_seconds_are_those_of_updates_after_the_first():
-    assert sweep_curves.curve_of(CONFIG, LINES) == [
+    assert curves.curve_of(CONFIG, LINES) == [
         {"step": 20, "tokens": 640, "seconds": pytest.approx(9 + 5), "val_loss": 7.5},
         {"step": 40, "tokens": 1280, "seconds": pytest.approx(9 + 5 + 1 + 1), "val_loss": 5.5},
     ]
 
 
 def test_records_without_speeds_have_no_curve():
-    assert sweep_curves.curve_of(CONFIG, [{"step": 1, "loss": 9.0}, {"step": 2, "loss": 8.0, "val_loss": 7.0}]) == []
-    assert sweep_curves.curve_of({}, []) == []
+    assert curves.curve_of(CONFIG, [{"step": 1, "loss": 9.0}, {"step": 2, "loss": 8.0, "val_loss": 7.0}]) == []
+    assert curves.curve_of({}, []) == []
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def write(sweep: Sweep, folder, lines: list[dict]) -> None:
 def test_each_config_has_its_panels_and_each_seed_a_curve(sweep, tmp_path):
     write(sweep, tmp_path, LINES)
     rows = json.loads((tmp_path / "sweep.json").read_text())["settings"]
-    axes = sweep_curves.picture(rows).axes
+    axes = curves.picture(rows).axes
     assert len(axes) == 4
     for number, panel in enumerate(axes):
         assert len(panel.lines) == 4

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.data.builders import Question, cot, teacher
-from ghost_jax.errors import UsageError, UserError
 from tests.conftest import ROOT
 
 KEY = "sk-nobody-may-read-this-0123456789"
@@ -235,7 +235,7 @@ def test_what_was_answered_is_not_asked_again(serve):
 ASK = """
 import json, sys
 from ghost_jax.data.builders import Question, teacher
-from ghost_jax.errors import command
+from ghost_jax.core.errors import command
 
 @command
 def main():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 from ghost_jax.text.tokenizer import ROLES, SPECIALS, Tokenizer, load, train
 
 CORPUS = ("hello, the attacker sends a phishing mail.", "hello again: a buffer overflow.", "Äpfel über 日本語 🙂")

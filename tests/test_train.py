@@ -15,9 +15,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from ghost_jax.checkpoint import load_model
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text import tokenizer
+from ghost_jax.training.checkpoint import load_model
 from tests.conftest import losses_of, paragraph_of, score_of, set_all, tiny_base, tiny_chat, updates_of
 
 

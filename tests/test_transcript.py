@@ -7,7 +7,7 @@ import pytest
 import ghost_jax
 from ghost_jax.data.builders import qa, small_talk
 from ghost_jax.data.sources import embedded
-from ghost_jax.transcript import KINDS, Prompt, markdown, prompts
+from ghost_jax.inference.transcript import KINDS, Prompt, markdown, prompts
 
 
 def answer(text: str, cut: bool = False) -> dict:

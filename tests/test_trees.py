@@ -1,4 +1,4 @@
-"""evals/trees.py: what each prompt sees in a row that it shares, and that the numbers are those of a plain forward."""
+"""prefix_tree.py: what each prompt sees in a row that it shares, and that the numbers are those of a plain forward."""
 
 import functools
 
@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 
-from evals import trees as trees_lib
-from evals.trees import Branch, Tree, cropped, read, shared_beginning
+from evals.answering import prefix_tree as trees_lib
+from evals.answering.prefix_tree import Branch, Tree, cropped, read, shared_beginning
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import AXES
-from ghost_jax.step import make_predict
+from ghost_jax.training.step import make_predict
 from tests.test_model import V04, V05, build, numpy_forward
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")

@@ -1,8 +1,8 @@
-"""evals/verdict.py: what a report's figures and controls allow to be said, and in which words."""
+"""evals/analysis/verdict.py: what a report's figures and controls allow to be said, and in which words."""
 
 import pytest
 
-from evals.verdict import CONTROLS, judged, verdict, words_of
+from evals.analysis.verdict import CONTROLS, judged, verdict, words_of
 
 
 def graded(

@@ -16,9 +16,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from evals.open_book import rescorer
-from ghost_jax.data import conversations, corpus, store, windows
+from ghost_jax.data import conversations, corpus, windows
 from ghost_jax.data.corpus import Input, Inputs
 from ghost_jax.data.sources import SOURCES, embedded
+from ghost_jax.data.storage import artifact_cache
 from ghost_jax.text import tokenizer
 from tests.conftest import ROOT
 
@@ -35,9 +36,9 @@ def of(*names: str) -> set[str]:
 
 # module -> the stores whose name changes with its version
 MODULES = {
-    "ghost_jax.data.prose": EVERY,
-    "ghost_jax.data.records": EVERY,
-    "ghost_jax.data.duplicates": EVERY - {"small_talk"},
+    "ghost_jax.data.storage.text_cleaning": EVERY,
+    "ghost_jax.data.storage.schema": EVERY,
+    "ghost_jax.data.dedup": EVERY - {"small_talk"},
     "ghost_jax.data.sources.attack": of("attack", "attack18"),
     "ghost_jax.data.sources.capec": of("capec"),
     "ghost_jax.data.sources.cwe": of("cwe"),
@@ -49,7 +50,7 @@ MODULES = {
     "ghost_jax.data.sources.stix": of("attack", "attack18", "capec"),
     "ghost_jax.data.sources.forms": of("attack", "attack18", "capec", "cwe", "nvd", "kev"),
     "ghost_jax.data.sources.vulnerability": of("capec", "nvd", "kev", "exploitdb", "cti", "cve"),
-    "ghost_jax.data.array_record": BASE | CHAT,
+    "ghost_jax.data.storage.array_record": BASE | CHAT,
     "ghost_jax.data.builders.pretrain": {"vocabulary", "pretrain", "facts", "exposure"},
     "ghost_jax.data.builders.rewrite": {"facts", "exposure"},
     "ghost_jax.data.builders.exposure": {"exposure"},
@@ -58,13 +59,13 @@ MODULES = {
     "ghost_jax.data.builders.cot": {"cot"},
     "ghost_jax.data.builders.small_talk": {"small_talk"},
     "ghost_jax.data.builders.fact_mcq": {"fact_mcq", "fact_rank", "read", "exposure"},
-    "ghost_jax.data.builders.question_forms": {"fact_mcq", "fact_rank", "read", "reader", "exposure"},
+    "ghost_jax.data.wordings.question_forms": {"fact_mcq", "fact_rank", "read", "reader", "exposure"},
     "ghost_jax.data.builders.raft": {"raft", "read"},
     "ghost_jax.data.builders.rank": {"rank", "fact_rank", "read"},
     "ghost_jax.text.tokenizer": {"vocabulary"} | BASE | CHAT,
-    "ghost_jax.text.chat": CHAT,
-    "ghost_jax.text.multiple_choice": CHAT - {"qa", "small_talk"},
-    "ghost_jax.retrieve": {"index", "raft", "read", "reader"},
+    "ghost_jax.text.chat_format": CHAT,
+    "ghost_jax.text.mcq_format": CHAT - {"qa", "small_talk"},
+    "ghost_jax.data.retrieval.bm25": {"index", "raft", "read", "reader"},
     "evals.open_book.lexical": {"reader"},
     "evals.open_book.rescorer": {"reader"},
 }
@@ -95,7 +96,7 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
     found = {}
 
     def placed(kind: str, *made: object) -> Path:
-        found[kind] = f"{kind}-{store.fingerprint(store.identity_of(kind, *made[:2]))[:16]}"
+        found[kind] = f"{kind}-{artifact_cache.fingerprint(artifact_cache.identity_of(kind, *made[:2]))[:16]}"
         if kind == "reader":
             raise _Found
         return folder / found[kind]
@@ -109,7 +110,7 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
     data = {"seed": 0, "seq_len": 96, "layout": "classic", "qa_sources": ("kev",), "qa_per_source": 9, "cot": {}}
     config = ConfigDict({"model": {"vocab_size": 300}, "data": data})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "build", placed)
+        patch.setattr(artifact_cache, "build", placed)
         for each in inputs:
             corpus.part_stores([each], print)
             found[f"part of {each.source}"] = found.pop("part")
@@ -150,7 +151,7 @@ def test_another_content_of_a_file_gives_other_stores(tmp_path, source):
 
 
 def test_every_module_with_a_version_is_in_the_table():
-    of_results = {"evals/contamination.py", "ghost_jax/data/mixture.py"}  # they make results and batches, not stores
+    of_results = {"evals/overlap/contamination.py", "ghost_jax/data/mixture.py"}  # they make results and batches, not stores
     paths = [path.relative_to(ROOT) for package in ("ghost_jax", "evals") for path in (ROOT / package).rglob("*.py")]
     versioned = [path for path in paths if "\nVERSION = " in (ROOT / path).read_text()]
     assert {".".join(path.with_suffix("").parts) for path in versioned if str(path) not in of_results} == set(MODULES)
@@ -165,7 +166,7 @@ def test_every_tool_that_is_named_is_in_the_table():
 def test_other_words_in_a_message_and_other_code_keep_every_store(tmp_path):
     for package in ("ghost_jax", "evals", "tests"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "records"))
-    for name in ("errors.py", "data/sources/attack.py", "data/builders/qa.py", "text/chat.py", "progress.py"):
+    for name in ("core/errors.py", "data/sources/attack.py", "data/builders/qa.py", "text/chat_format.py", "core/console.py"):
         path = tmp_path / "ghost_jax" / name
         path.write_text(path.read_text().replace("The disk is full.", "No space is left.") + "\n# edited\n")
     code = "from pathlib import Path; from tests.test_versions import names; print(names(Path('.')))"

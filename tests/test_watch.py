@@ -1,4 +1,4 @@
-"""ghost_jax/watch.py: what counts as a rise, and which histories of losses end in a verdict."""
+"""ghost_jax/training/divergence.py: what counts as a rise, and which histories of losses end in a verdict."""
 
 import itertools
 import json
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghost_jax import metrics
-from ghost_jax.metrics import MetricsLog
-from ghost_jax.watch import rises, verdict
+from ghost_jax.runs import metrics
+from ghost_jax.runs.metrics import MetricsLog
+from ghost_jax.training.divergence import rises, verdict
 
 RECORDED = (3.175, 3.285, 3.403)  # of the study's run that was stopped by hand at update 300
 nan, inf = math.nan, math.inf

@@ -6,7 +6,7 @@ chat_v2, chat_v3 and chat_v4_raft stand on the v0.4 base, the others on v0.5; ea
 """
 
 from configs import common
-from ghost_jax.sweep_grid import Setting, Sweep, at_preset
+from ghost_jax.sweeps.grid import Setting, Sweep, at_preset
 
 RECIPES = (
     *("chat_v2", "chat_v3", "chat_v4_raft", "chat_v05"),

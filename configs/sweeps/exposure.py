@@ -7,7 +7,7 @@ stated every number of times.
 """
 
 from ghost_jax.data.builders.exposure import COUNTS
-from ghost_jax.sweep_grid import Setting, Sweep, at_preset
+from ghost_jax.sweeps.grid import Setting, Sweep, at_preset
 
 
 def get_sweep(preset=""):

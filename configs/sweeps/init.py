@@ -3,7 +3,7 @@
 python -m ghost_jax.sweep --config=configs/sweeps/init.py          # or :mini, :nano
 """
 
-from ghost_jax.sweep_grid import Sweep, at_preset, grid
+from ghost_jax.sweeps.grid import Sweep, at_preset, grid
 
 
 def get_sweep(preset=""):

@@ -3,7 +3,7 @@
 python -m ghost_jax.sweep --config=configs/sweeps/knowledge.py:mini          # or :nano
 """
 
-from ghost_jax.sweep_grid import Setting, Sweep, at_preset
+from ghost_jax.sweeps.grid import Setting, Sweep, at_preset
 
 
 def get_sweep(preset=""):

@@ -9,7 +9,7 @@ itself, which mixes them.
 """
 
 from configs.sweeps import knowledge
-from ghost_jax.sweep_grid import Setting, Sweep, at_preset
+from ghost_jax.sweeps.grid import Setting, Sweep, at_preset
 
 MCQ = ("mcq", "fact_mcq", "rank", "fact_rank")
 CELLS = {  # name -> objectives, layout, questions and their multiplier

@@ -6,7 +6,7 @@ The small presets multiply every rate as they multiply chat_v5's own.
 """
 
 from configs import chat_v5
-from ghost_jax.sweep_grid import Sweep, at_preset, grid
+from ghost_jax.sweeps.grid import Sweep, at_preset, grid
 
 RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 

@@ -5,7 +5,7 @@
 Every combination is run, so that what one dataset does is seen with and without the others.
 """
 
-from ghost_jax.sweep_grid import Sweep, at_preset, grid
+from ghost_jax.sweeps.grid import Sweep, at_preset, grid
 
 
 def get_sweep(preset=""):

@@ -8,7 +8,7 @@ Untested: whether AdamW's rate is also the best one for Muon.
 """
 
 from configs import common, pretrain_v05
-from ghost_jax.sweep_grid import Setting, Sweep, at_preset
+from ghost_jax.sweeps.grid import Setting, Sweep, at_preset
 
 TOKENS = 5_000_000  # of each run
 

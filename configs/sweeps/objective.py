@@ -5,7 +5,7 @@
 The ranking needs the dataset `rank`. All three mix it in, so that they see the same records.
 """
 
-from ghost_jax.sweep_grid import Setting, Sweep, at_preset
+from ghost_jax.sweeps.grid import Setting, Sweep, at_preset
 
 
 def get_sweep(preset=""):

@@ -10,7 +10,7 @@ import importlib
 
 from configs import common
 from configs.sweeps.ablation import RECIPES
-from ghost_jax.sweep_grid import Setting, Sweep, at_preset
+from ghost_jax.sweeps.grid import Setting, Sweep, at_preset
 
 NANO_BASE = {
     "base.steps": 6000,

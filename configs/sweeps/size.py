@@ -6,7 +6,7 @@ Each size has its own base, number of updates and rate: a size is the recipe at 
 """
 
 from configs import common
-from ghost_jax.sweep_grid import Setting, Sweep, at_preset
+from ghost_jax.sweeps.grid import Setting, Sweep, at_preset
 
 
 def get_sweep(preset=""):

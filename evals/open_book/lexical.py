@@ -1,9 +1,9 @@
 """The open-book reader without a neural model: which option do the lines that a question finds speak for?
 
-A line of the book (`ghost_jax.retrieve`) is as good as it answers the question, by BM25, and as it holds the option: in
-terms, each counted by what it tells, and in runs of three characters, which see through inflections and keep the signs
-that terms lose ("C++", "-Indexes"). An option is worth its best line, and where a question asks what does NOT hold,
-the order is turned round. Nothing of that is fitted; `evals.open_book.rescorer` fits weights for more of what is
+A line of the book (`ghost_jax.data.retrieval.bm25`) is as good as it answers the question, by BM25, and as it holds the
+option: in terms, each counted by what it tells, and in runs of three characters, which see through inflections and keep
+the signs that terms lose ("C++", "-Indexes"). An option is worth its best line, and where a question asks what does NOT
+hold, the order is turned round. Nothing of that is fitted; `evals.open_book.rescorer` fits weights for more of what is
 measured here.
 
 What is read of an item does not depend on the order of its options: the reader scores the same in every order.
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.answers import Answers
-from evals.items import Item, Order
-from ghost_jax.progress import Progress
-from ghost_jax.retrieve import Index, Passage, terms
+from evals.items.answers import Answers
+from evals.items.items import Item, Order
+from ghost_jax.core.console import Progress
+from ghost_jax.data.retrieval.bm25 import Index, Passage, terms
 
 VERSION = 1  # raise it when the same question gives other features
 

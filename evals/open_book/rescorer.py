@@ -21,16 +21,16 @@ from random import Random
 import numpy as np
 from scipy.optimize import minimize
 
-from evals.items import Item
+from evals.items.items import Item
 from evals.open_book import lexical
 from evals.open_book.lexical import EVIDENCE, LexicalReader, Weights
-from ghost_jax.data import store
-from ghost_jax.data.builders import question_forms
-from ghost_jax.data.builders.question_forms import QUESTIONS
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import documents_of
-from ghost_jax.data.records import Fact, Record, split_of
-from ghost_jax.errors import UserError
-from ghost_jax.retrieve import Index
+from ghost_jax.data.retrieval.bm25 import Index
+from ghost_jax.data.storage import artifact_cache
+from ghost_jax.data.storage.schema import Fact, Record, split_of
+from ghost_jax.data.wordings import question_forms
+from ghost_jax.data.wordings.question_forms import QUESTIONS
 
 VERSION = 1  # raise it when the same book gives other questions or weights
 TOOLS = ("scipy",)
@@ -116,7 +116,7 @@ def generated_weights(corpus: Path, index: Path, say: Callable[[str], None]) -> 
         }
 
     made_from = {"corpus": corpus.name, "index": index.name}
-    return store.manifest(store.build("reader", _MADE_BY, made_from, write))["weights"]
+    return artifact_cache.manifest(artifact_cache.build("reader", _MADE_BY, made_from, write))["weights"]
 
 
 def enough(items: list[Item]) -> list[Item]:

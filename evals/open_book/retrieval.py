@@ -12,10 +12,10 @@ from random import Random
 
 import numpy as np
 
-from evals.controls import swapped
-from evals.items import Item
+from evals.answering.controls import swapped
+from evals.items.items import Item
 from evals.open_book.lexical import FOUND, LexicalReader, Read
-from ghost_jax.retrieve import Index
+from ghost_jax.data.retrieval.bm25 import Index
 
 DEPTHS = (1, 5, 10)  # pages
 DEEPEST = 512  # lines searched to find the ten best pages; a page seldom holds more than 30 of them

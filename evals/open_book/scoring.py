@@ -12,22 +12,22 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import log_softmax
 
-from evals import stats
-from evals.answers import Answers, orders_of
-from evals.asking import Put
-from evals.clusters import clusters_of
-from evals.controls import controls_of, with_controls
-from evals.diagnosis import report_of
-from evals.formats import CTIBENCH_MCQ_SHA256
-from evals.items import Item, Items
+from evals.analysis import stats
+from evals.analysis.report import report_of
+from evals.analysis.verdict import CONTROLS, judged
+from evals.answering.controls import controls_of, with_controls
+from evals.answering.evaluate import Put
+from evals.items.answers import Answers, orders_of
+from evals.items.clusters import clusters_of
+from evals.items.formats import CTIBENCH_MCQ_SHA256
+from evals.items.items import Item, Items
+from evals.items.splits import development_split, part_of
 from evals.open_book import retrieval
 from evals.open_book.lexical import APPEARANCE, EVIDENCE, NOTHING_FITTED, LexicalReader, Read, Weights, answers_of
 from evals.open_book.rescorer import TooFewFacts, enough, fit, generated, generated_weights
-from evals.splits import development_split, part_of
-from evals.verdict import CONTROLS, judged
-from ghost_jax.data import store
 from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, documents_of, index_store
-from ghost_jax.retrieve import Index, Passage, shown
+from ghost_jax.data.retrieval.bm25 import Index, Passage, shown
+from ghost_jax.data.storage import artifact_cache
 
 SOURCE_NAMES = {"attack": "ATT&CK", "capec": "CAPEC", "cwe": "CWE"}
 
@@ -56,7 +56,7 @@ class Book:
 
     def described(self) -> dict:
         """Returns what tells this book from another: how many lines it has, and which files they are from."""
-        return {"lines": len(self.reader.index), "inputs": store.manifest(self.corpus)["made_from"]["inputs"]}
+        return {"lines": len(self.reader.index), "inputs": artifact_cache.manifest(self.corpus)["made_from"]["inputs"]}
 
     def passages(self, questions: Sequence[str]) -> list[list[str]]:
         """Returns what a prompt shows in front of each question, as in training; nothing for a blank one."""
@@ -182,8 +182,8 @@ def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> dic
     generated questions, and the gain is over the same fit without the model. Controls are those of the sum.
 
     Args:
-      put: how questions are put to the model, see `evals.asking.putting`.
-      orders: a name in `evals.answers.ORDERS`; "published" is a quick look, without controls.
+      put: how questions are put to the model, see `evals.answering.evaluate.putting`.
+      orders: a name in `evals.items.answers.ORDERS`; "published" is a quick look, without controls.
     """
     items = enough(generated(documents_of(book.corpus)()))
     cropped = 0

@@ -13,9 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ghost_jax import retrieve
-from ghost_jax.config_domains import QA_SOURCES
-from ghost_jax.data import array_record, prose, records, store
+from ghost_jax.config.validate import QA_SOURCES
+from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.data.builders import (
     Conversation,
     Documents,
@@ -24,19 +23,20 @@ from ghost_jax.data.builders import (
     fact_mcq,
     mcq,
     qa,
-    question_forms,
     raft,
     rank,
     small_talk,
     teacher,
 )
 from ghost_jax.data.corpus import BOOK, documents_of, index_store
-from ghost_jax.data.records import SPLITS
+from ghost_jax.data.retrieval import bm25
+from ghost_jax.data.retrieval.bm25 import Index
 from ghost_jax.data.sources import embedded
-from ghost_jax.errors import UsageError, did_you_mean
-from ghost_jax.retrieve import Index
-from ghost_jax.text import chat, multiple_choice, tokenizer
-from ghost_jax.text.multiple_choice import LETTERS, letter_ids
+from ghost_jax.data.storage import array_record, artifact_cache, schema, text_cleaning
+from ghost_jax.data.storage.schema import SPLITS
+from ghost_jax.data.wordings import question_forms
+from ghost_jax.text import chat_format, mcq_format, tokenizer
+from ghost_jax.text.mcq_format import LETTERS, letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
 
 
@@ -56,7 +56,7 @@ class Ingredients:
 
 
 def _qa(given: Ingredients) -> Iterator[Conversation]:
-    known = {*store.manifest(given.corpus)["documents"], *QA_SOURCES}
+    known = {*artifact_cache.manifest(given.corpus)["documents"], *QA_SOURCES}
     for name in given.options.qa_sources:
         if name not in known:
             raise UsageError(f"data.qa_sources names {name}, which no document has.{did_you_mean(name, list(known))}")
@@ -115,7 +115,7 @@ def _read(given: Ingredients) -> Iterator[rank.Ranking]:
 
 
 def _row(vocabulary: Tokenizer, conversation: Conversation) -> dict:
-    tokens, mask = chat.render(vocabulary, conversation.messages)
+    tokens, mask = chat_format.render(vocabulary, conversation.messages)
     return {
         "id": conversation.id,
         "source": conversation.source,
@@ -160,17 +160,15 @@ DATASETS = {
         (qa,),
     ),
     "mcq": Dataset(
-        "multiple choice, the letter alone or with the option", _ASKED, _mcq, ("seed", "layout"), (mcq, multiple_choice)
+        "multiple choice, the letter alone or with the option", _ASKED, _mcq, ("seed", "layout"), (mcq, mcq_format)
     ),
-    "cot": Dataset(
-        "multiple choice with a reason", _ASKED, _cot, ("seed", "layout", "cot"), (mcq, cot, multiple_choice)
-    ),
+    "cot": Dataset("multiple choice with a reason", _ASKED, _cot, ("seed", "layout", "cot"), (mcq, cot, mcq_format)),
     "small_talk": Dataset(
         "small talk of the project's own",
         "pairs that come with the package",
         _small_talk,
         (),
-        (small_talk, embedded, records, prose),
+        (small_talk, embedded, schema, text_cleaning),
         inputs=lambda corpus: {"pack": embedded.sha256()},
     ),
     "fact_mcq": Dataset(
@@ -178,24 +176,24 @@ DATASETS = {
         _TYPED,
         _fact_mcq,
         ("seed", "layout"),
-        (fact_mcq, question_forms, multiple_choice),
+        (fact_mcq, question_forms, mcq_format),
     ),
     "raft": Dataset(
         "multiple choice with retrieved passages",
         _ASKED,
         _raft,
         ("seed", "layout"),
-        (mcq, raft, retrieve, multiple_choice),
+        (mcq, raft, bm25, mcq_format),
     ),
     "rank": Dataset(
-        "multiple choice whose options are ranked", _ASKED, _rank, ("seed",), (mcq, rank, multiple_choice), rank.row
+        "multiple choice whose options are ranked", _ASKED, _rank, ("seed",), (mcq, rank, mcq_format), rank.row
     ),
     "fact_rank": Dataset(
         "the questions of fact_mcq, their options ranked",
         _TYPED,
         _fact_rank,
         ("seed",),
-        (fact_mcq, question_forms, rank, multiple_choice),
+        (fact_mcq, question_forms, rank, mcq_format),
         rank.row,
     ),
     "read": Dataset(
@@ -203,7 +201,7 @@ DATASETS = {
         _TYPED,
         _read,
         ("seed",),
-        (fact_mcq, question_forms, raft, retrieve, rank, multiple_choice),
+        (fact_mcq, question_forms, raft, bm25, rank, mcq_format),
         rank.row,
     ),
 }
@@ -232,7 +230,7 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
     options = {key: config.data[key] for key in dataset.options}
     options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
     made_from = {**dataset.inputs(corpus), "tokenizer": vocabulary.sha256, **options}
-    return store.build(name, (*dataset.made_by, chat, tokenizer, array_record), made_from, write)
+    return artifact_cache.build(name, (*dataset.made_by, chat_format, tokenizer, array_record), made_from, write)
 
 
 def _write_items(given: Ingredients, asked: Iterable[Question]) -> None:

@@ -20,21 +20,23 @@ from types import ModuleType
 
 import numpy as np
 
-from ghost_jax import retrieve
-from ghost_jax.data import duplicates, fetch, prose, records, sources, store
+from ghost_jax.core.errors import UserError
+from ghost_jax.core.paths import cache_dir, data_folders
+from ghost_jax.data import dedup, fetch, sources
 from ghost_jax.data.builders import Documents
-from ghost_jax.data.published import PUBLISHED
-from ghost_jax.data.records import Fact, Record
+from ghost_jax.data.downloads.published import PUBLISHED
+from ghost_jax.data.retrieval import bm25
+from ghost_jax.data.retrieval.bm25 import Index, passages_of
 from ghost_jax.data.sources import embedded
-from ghost_jax.errors import UserError
-from ghost_jax.paths import cache_dir, data_folders
-from ghost_jax.retrieve import Index, passages_of
+from ghost_jax.data.storage import artifact_cache, schema, text_cleaning
+from ghost_jax.data.storage.files import listed, stem
+from ghost_jax.data.storage.schema import Fact, Record
 
 Say = Callable[[str], None]
 BOOK = ("attack", "capec", "cwe", "embedded")  # as documents call them: the pages that questions are asked from
 PUBLISHED_BOOK = ("attack", "capec", "cwe")  # the sources of the open book
 FINGERPRINTS = "fingerprints.npy"
-_OF_ALL = [prose, records, duplicates]  # what decides the documents of every source
+_OF_ALL = [text_cleaning, schema, dedup]  # what decides the documents of every source
 WORTH_PROCESSES = 4 << 20  # bytes of input below which starting processes takes longer than reading
 
 
@@ -50,7 +52,12 @@ class Input:
         if self.path is None:
             return {"source": self.source, "sha256": embedded.sha256()}
         size = self.path.stat().st_size
-        return {"source": self.source, "file": self.path.name, "sha256": store.sha256_of(self.path), "bytes": size}
+        return {
+            "source": self.source,
+            "file": self.path.name,
+            "sha256": artifact_cache.sha256_of(self.path),
+            "bytes": size,
+        }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,8 +150,8 @@ def _near(found: dict[str, list[Path]], absent: dict[str, list[str]], folders: S
     """Returns the parts that there are of incomplete sources, and files whose names are like one that is absent."""
     parts = [f"{path} (a part of {name})" for name in absent for path in found[name]]
     used = {path for paths in found.values() for path in paths}
-    others = [path for folder in folders for path in sources.files.listed(folder) if path not in used]
-    called = [sources.files.stem(path.name).lower() for path in others]
+    others = [path for folder in folders for path in listed(folder) if path not in used]
+    called = [stem(path.name).lower() for path in others]
     like = {each for names in absent.values() for name in names for each in difflib.get_close_matches(name, called)}
     return parts + [str(path) for path, name in zip(others, called, strict=True) if name in like]
 
@@ -188,7 +195,7 @@ def _part_store(say: Say, given: Input) -> Path:
                     file.write(json.dumps(dataclasses.asdict(record)) + "\n")
                     yield record
 
-        np.save(folder / FINGERPRINTS, duplicates.fingerprints(written()))
+        np.save(folder / FINGERPRINTS, dedup.fingerprints(written()))
         if not documents:
             raise UserError(
                 f"{given.path} holds no document. Fetch the file again, or leave {given.source} out of "
@@ -196,7 +203,7 @@ def _part_store(say: Say, given: Input) -> Path:
             )
         return {"licenses": licenses, "documents": documents}
 
-    return store.build("part", _made_by([given.source]), given.identity(), write)
+    return artifact_cache.build("part", _made_by([given.source]), given.identity(), write)
 
 
 def _made_by(names: Iterable[str]) -> list[ModuleType]:
@@ -222,7 +229,7 @@ def corpus_store(inputs: Inputs, say: Say) -> Path:
         dropped: Counter[tuple[str, str]] = Counter()
         licenses: dict[str, str] = {}
         say("dropping duplicates")
-        reasons = duplicates.judge(np.concatenate([np.load(part / FINGERPRINTS) for part in parts]))
+        reasons = dedup.judge(np.concatenate([np.load(part / FINGERPRINTS) for part in parts]))
         with (folder / "documents.jsonl").open("wb") as file:
             for line, reason in zip(itertools.chain.from_iterable(map(_lines, parts)), reasons, strict=True):
                 if reason:
@@ -230,14 +237,14 @@ def corpus_store(inputs: Inputs, say: Say) -> Path:
                 else:
                     file.write(line)
         for part in parts:
-            licenses |= store.manifest(part)["licenses"]
-            documents.update(store.manifest(part)["documents"])
-        by_source = {source: {r: dropped[source, r] for r in duplicates.REASONS} for source, _ in dropped}
+            licenses |= artifact_cache.manifest(part)["licenses"]
+            documents.update(artifact_cache.manifest(part)["documents"])
+        by_source = {source: {r: dropped[source, r] for r in dedup.REASONS} for source, _ in dropped}
         for source, counts in by_source.items():
             documents[source] -= sum(counts.values())
         return {"documents": documents, "duplicates_dropped": by_source, "licenses": licenses}
 
-    return store.build("corpus", _made_by(names), made_from, write)
+    return artifact_cache.build("corpus", _made_by(names), made_from, write)
 
 
 def _lines(part: Path) -> Iterator[bytes]:
@@ -266,9 +273,9 @@ def index_store(corpus: Path, pages_of: Iterable[str], say: Say) -> Path:
         pages = (record for record in documents_of(corpus)() if record.source in indexed)
         index = Index.build(passage for page in pages for passage in passages_of(page))
         index.save(folder)
-        return {"passages": len(index), "inputs": store.manifest(corpus)["made_from"]["inputs"]}
+        return {"passages": len(index), "inputs": artifact_cache.manifest(corpus)["made_from"]["inputs"]}
 
-    return store.build("index", (retrieve,), {"corpus": corpus.name, "sources": indexed}, write)
+    return artifact_cache.build("index", (bm25,), {"corpus": corpus.name, "sources": indexed}, write)
 
 
 def book_corpus(data_dir: Path | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:

@@ -1,8 +1,8 @@
 """Brings published sources to the data folder: `python -m ghost_jax.data.fetch --sources=attack,capec`.
 
-`ghost_jax/data/published.py` is the table of what can be had, from where, and how it is proven. A file that is there
-and proven is not fetched again, nor is a living feed that its kept note proves: delete it to have today's. Without a
-connection, or with GHOST_OFFLINE=1 in the environment, the command says what to put where.
+`ghost_jax/data/downloads/published.py` is the table of what can be had, from where, and how it is proven. A file that
+is there and proven is not fetched again, nor is a living feed that its kept note proves: delete it to have today's.
+Without a connection, or with GHOST_OFFLINE=1 in the environment, the command says what to put where.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ghost_jax.data import download
-from ghost_jax.data.download import Unavailable
-from ghost_jax.data.published import PUBLISHED, UNPUBLISHED, Feed, File, GitBlob, Sha256
-from ghost_jax.errors import UsageError, UserError, command, did_you_mean
-from ghost_jax.paths import cache_dir, local_path
-from ghost_jax.whole import write_bytes
+from ghost_jax.core.atomic_io import write_bytes
+from ghost_jax.core.errors import UsageError, UserError, command, did_you_mean
+from ghost_jax.core.paths import cache_dir, local_path
+from ghost_jax.data.downloads import download
+from ghost_jax.data.downloads.download import Unavailable
+from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED, Feed, File, GitBlob, Sha256
 
 OFFLINE_SECONDS = 4.0  # the publishers have so long to give a sign of life
 MOST_OF_A_NOTE = 1 << 16  # bytes

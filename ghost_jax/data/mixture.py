@@ -18,11 +18,11 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from ghost_jax.data import store
-from ghost_jax.data.array_record import Records, lengths_of, open_examples
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.packing import Example, fill, pack
-from ghost_jax.errors import UserError
-from ghost_jax.text.multiple_choice import LETTERS
+from ghost_jax.data.storage import artifact_cache
+from ghost_jax.data.storage.array_record import Records, lengths_of, open_examples
+from ghost_jax.text.mcq_format import LETTERS
 
 ENDLESS = 1 << 40  # the length of a stream that repeats for ever
 VERSION = 2  # of the order of batches; raise it with any change of what batch t is
@@ -82,14 +82,14 @@ def fingerprint(mix: Mix) -> str:
     """Returns the hash of all that decides what batch t is: the rows mixed in, how, and in which order."""
     rows = {name: _train_counts(mix, name)["sha256"] for name in mix.datasets}
     phases = [(phase.start, sorted(phase.multipliers.items())) for phase in mix.phases]
-    return store.fingerprint(
+    return artifact_cache.fingerprint(
         [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.truncation, mix.loss_norm]
     )
 
 
 def _train_counts(mix: Mix, name: str) -> dict:
     """Returns what the manifest says of the training split. Raises UserError where there is none."""
-    splits = store.manifest(mix.stores[name])["datasets"][name]
+    splits = artifact_cache.manifest(mix.stores[name])["datasets"][name]
     if "train" not in splits:
         raise UserError(
             f"The mixture asks for {name}, but the sources of the config hold no record of it. Add sources to "
@@ -173,7 +173,7 @@ class _Epochs:
         of_dataset = []
         for name, copies in self._copies.items():
             # The seed belongs to the name, so that leaving a dataset out does not change the order of another.
-            seed = int(store.fingerprint([self._mix.seed, name, self._number])[:8], 16)
+            seed = int(artifact_cache.fingerprint([self._mix.seed, name, self._number])[:8], 16)
             for each in range(number * copies, (number + 1) * copies):
                 of_dataset.append(np.random.default_rng([seed, each]).permutation(len(self._datasets[name].drawn)))
         return self._names, np.concatenate(of_dataset)[self._order]
@@ -288,7 +288,7 @@ def read_from(batches: grain.MapDataset, step: int) -> Iterator[dict[str, np.nda
 
 def validation_size(mix: Mix, name: str) -> int:
     """Returns how many validation records a dataset has."""
-    count = store.manifest(mix.stores[name])["datasets"][name].get("validation", {"records": 0, "ranked": 0})
+    count = artifact_cache.manifest(mix.stores[name])["datasets"][name].get("validation", {"records": 0, "ranked": 0})
     return 0 if count["ranked"] else count["records"]  # ranked questions have no language-model loss
 
 
@@ -299,7 +299,7 @@ def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) ->
     that the losses of all runs compare. Empty where the dataset has no such split, where none of its records is asked
     for, and where they are ranked questions, of which a language-model loss says nothing.
     """
-    count = store.manifest(mix.stores[name])["datasets"][name].get("validation")
+    count = artifact_cache.manifest(mix.stores[name])["datasets"][name].get("validation")
     if not count or count["ranked"]:
         return []
     source = open_examples(mix.stores[name], name, "validation")

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from ghost_jax import config as config_lib
-from ghost_jax.data import conversations, corpus, store, windows
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.data import conversations, corpus, windows
 from ghost_jax.data.mixture import Mix, Phase
-from ghost_jax.errors import UsageError, UserError, command
+from ghost_jax.data.storage import artifact_cache
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
 
@@ -89,11 +90,11 @@ def _refuse_empty(config: ConfigDict, documents: Path, mixed: dict[str, Path]) -
     table = windows.DATASETS if config.stage == "pretrain" else conversations.DATASETS
     empty: dict[str, list[str]] = {}  # what they are made of -> datasets
     for name, place in mixed.items():
-        if "train" not in store.manifest(place)["datasets"][name]:
+        if "train" not in artifact_cache.manifest(place)["datasets"][name]:
             empty.setdefault(table[name].made_of.format_map(config.data), []).append(name)
     if empty:
         why = "; ".join(f"{made_of} (needed for {', '.join(names)})" for made_of, names in empty.items())
-        here = corpus.few(list(store.manifest(documents)["documents"]))
+        here = corpus.few(list(artifact_cache.manifest(documents)["documents"]))
         names = [name for names in empty.values() for name in names]
         raise UserError(
             f"The mixture asks for {', '.join(names)}, of which there is no training record. The sources "
@@ -134,11 +135,11 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _summary(prepared: Prepared) -> Iterator[str]:
     yield from prepared.notes
-    documents = store.manifest(prepared.corpus)["documents"]
+    documents = artifact_cache.manifest(prepared.corpus)["documents"]
     yield f"corpus      {prepared.corpus}: {sum(documents.values()):,} documents of {len(documents)} sources"
     yield f"vocabulary  {prepared.tokenizer.vocab_size:,} ids"
     for name, place in prepared.stores.items():
-        splits = store.manifest(place)["datasets"][name]
+        splits = artifact_cache.manifest(place)["datasets"][name]
         counts = ", ".join(f"{split} {c['records']:,} records / {c['tokens']:,} tokens" for split, c in splits.items())
         yield f"{name:11} {counts or 'no record'}"
 

@@ -10,11 +10,11 @@ import sys
 from rich.console import Console
 from rich.text import Text
 
-from ghost_jax import config as config_lib
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.console import make_console
+from ghost_jax.core.errors import UsageError, command
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import mix_of, prepare
-from ghost_jax.errors import UsageError, command
-from ghost_jax.progress import make_console
 from ghost_jax.text.tokenizer import Tokenizer
 
 LEARNT, READ, LOST = "bold green", "", "strike dim"

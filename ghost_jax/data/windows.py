@@ -12,10 +12,11 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from ghost_jax.data import array_record, store
-from ghost_jax.data.builders import Documents, exposure, fact_mcq, pretrain, question_forms, rewrite
+from ghost_jax.data.builders import Documents, exposure, fact_mcq, pretrain, rewrite
 from ghost_jax.data.corpus import BOOK, documents_of
-from ghost_jax.data.records import Record
+from ghost_jax.data.storage import array_record, artifact_cache
+from ghost_jax.data.storage.schema import Record
+from ghost_jax.data.wordings import question_forms
 from ghost_jax.text import tokenizer
 from ghost_jax.text.tokenizer import Tokenizer
 
@@ -94,7 +95,7 @@ def vocabulary_store(config: ConfigDict, corpus: Path, say: Callable[[str], None
         vocabulary.save(folder / "tokenizer.json")
         return {"tokenizer": vocabulary.sha256, "vocab_size": vocabulary.vocab_size}
 
-    return store.build("vocabulary", (tokenizer, pretrain), {"corpus": corpus.name, "vocab_size": size}, write)
+    return artifact_cache.build("vocabulary", (tokenizer, pretrain), {"corpus": corpus.name, "vocab_size": size}, write)
 
 
 def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Callable) -> Path:
@@ -115,4 +116,4 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
         return {"datasets": {name: counts}} | dataset.describe(documents, folder, **options)
 
     made_from = {"corpus": corpus.name, "tokenizer": vocabulary.sha256, "window": window, **options}
-    return store.build(name, (*dataset.made_by, tokenizer, array_record), made_from, write)
+    return artifact_cache.build(name, (*dataset.made_by, tokenizer, array_record), made_from, write)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from ghost_jax.model.product import kept, transposed
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.model.dense import kept, transposed
 
 # A block of queries, whose weights are held at once: they are less than a cache of the processor, and what stands
 # behind a block is not computed for it. A long sequence has larger ones, because each is compiled for itself.

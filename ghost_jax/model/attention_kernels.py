@@ -13,9 +13,9 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ghost_jax.errors import UsageError
+from ghost_jax.core.errors import UsageError
 from ghost_jax.model.attention import attend_causally, visibility
-from ghost_jax.model.product import KEPT
+from ghost_jax.model.dense import KEPT
 
 if TYPE_CHECKING:
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SplashAttentionKernel
@@ -26,7 +26,7 @@ LANES = 128  # of a TPU's vector register: splash takes sequences of a multiple 
 SPLASH_BLOCKS = (512, 384, 256, LANES)  # queries, and keys, of a tile: the largest that divides the sequence is used
 CUDNN_HEAD_WIDTH = 128  # the largest on every GPU that the kernel runs on
 CUDNN_CAPABILITY = 8.0  # the least compute capability, Ampere's
-HEADS_AXIS = "tensor"  # of the mesh: splits heads, see ghost_jax/parallel/rules.py
+HEADS_AXIS = "tensor"  # of the mesh: splits heads, see ghost_jax/parallel/sharding_rules.py
 
 
 @dataclasses.dataclass(frozen=True)

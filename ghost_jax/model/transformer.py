@@ -27,8 +27,8 @@ from ghost_jax.model.attention import (
     taken,
 )
 from ghost_jax.model.attention_kernels import attend_whole, mask_for
-from ghost_jax.model.product import KEPT, Dense
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.model.dense import KEPT, Dense
 
 INIT_STD = 0.02
 

@@ -7,7 +7,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # the batch axis is split over both; FSDP devices hold different examples

@@ -2,7 +2,7 @@
 
 The base vocabulary is trained on the corpus and holds four plain specials. The chat stage adds three role tokens and
 the anchor words. Text is always encoded as text: a user who types `<|ghost_end|>` gets the letters of it, never the
-role token, so that nobody can end a turn from inside one. Role tokens are placed by `ghost_jax.text.chat` alone.
+role token, so that nobody can end a turn from inside one. Role tokens are placed by `ghost_jax.text.chat_format` alone.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from ghost_jax.errors import UserError
-from ghost_jax.whole import write_text
+from ghost_jax.core.atomic_io import write_text
+from ghost_jax.core.errors import UserError
 
 VERSION = 1  # raise it when the same texts give another vocabulary or other ids
 TOOLS = ("tokenizers",)

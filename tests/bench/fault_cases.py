@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ghost_jax import run_dir
-from ghost_jax.errors import BAD_USAGE, FAILED
-from ghost_jax.whole import read_json, write_text
+from ghost_jax.core.atomic_io import read_json, write_text
+from ghost_jax.core.errors import BAD_USAGE, FAILED
+from ghost_jax.runs import run_dir
 from tests.bench.place import SAME, NotTried, Place, damage, disk, dripping_server, noticed
 from tests.conftest import ROOT, WAIT, losses_of, paragraph_of, set_all, tiny_base, tiny_chat, updates_of
 
@@ -86,7 +86,7 @@ def killed_in_an_export(at: Place) -> str:
 def killed_in_a_sweep(at: Place) -> str:
     sweep = at.folder / "own.py"
     setting = "Setting('a', 'configs/pretrain_v05.py:nano', {})"
-    lines = ("from ghost_jax.sweep_grid import Setting, Sweep", "", "", "def get_sweep(preset=''):")
+    lines = ("from ghost_jax.sweeps.grid import Setting, Sweep", "", "", "def get_sweep(preset=''):")
     write_text(sweep, "\n".join([*lines, f"    return Sweep([{setting}], seeds=(0, 1))", ""]))
     runs = at.folder / "runs"
     words = ["ghost_jax.sweep", f"--config={sweep}", f"--runs={runs}", "--jobs=1", *at.train()[3:]]

@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ghost_jax.errors import FAILED, UserError, command
-from ghost_jax.paths import local_path
-from ghost_jax.whole import read_json, write_json, write_text
+from ghost_jax.core.atomic_io import read_json, write_json, write_text
+from ghost_jax.core.errors import FAILED, UserError, command
+from ghost_jax.core.paths import local_path
 from tests.bench.code import code_of, in_words
 
 NEEDED = ("pytest", "hypothesis")  # by the tests whose fixtures the faults use

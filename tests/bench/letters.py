@@ -15,22 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evals.answers import orders_of
-from evals.formats import read_items
-from evals.items import Item, Order, permute
-from evals.score import letter_answers, prompt_of
-from ghost_jax import run_dir, runtime
-from ghost_jax.checkpoint import load_model
-from ghost_jax.errors import command
-from ghost_jax.model.sizes import ModelConfig
+from evals.answering.letters import letter_answers, prompt_of
+from evals.items.answers import orders_of
+from evals.items.formats import read_items
+from evals.items.items import Item, Order, permute
+from ghost_jax.core import jax_setup
+from ghost_jax.core.atomic_io import write_json
+from ghost_jax.core.errors import command
+from ghost_jax.core.paths import local_path
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.paths import local_path
-from ghost_jax.step import make_predict
+from ghost_jax.runs import run_dir
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.multiple_choice import letter_ids
+from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.whole import write_json
+from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.step import make_predict
 from tests.bench.code import code_of
 
 BATCH = 32
@@ -80,7 +81,7 @@ def main() -> int:
     parser.add_argument("--out", type=local_path, metavar="FILE", help="the record as JSON")
     flags = parser.parse_args()
 
-    runtime.set_up()
+    jax_setup.set_up()
     mesh = make_mesh()
     config, params, _ = load_model(flags.workdir, mesh)
     tokenizer = tokenizer_lib.load(flags.workdir / "tokenizer.json")

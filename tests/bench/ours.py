@@ -10,21 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from evals.answers import orders_of
-from evals.score import letter_answers
-from ghost_jax import initial, runtime
-from ghost_jax.checkpoint import load_model
+from evals.answering.letters import letter_answers
+from evals.items.answers import orders_of
+from ghost_jax.core import jax_setup
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import mix_of, prepare
-from ghost_jax.generate import Generator
-from ghost_jax.metrics import memory_bytes
-from ghost_jax.model.sizes import ModelConfig
+from ghost_jax.inference.generate import Generator
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.optim import adamw
-from ghost_jax.parallel.hosts import to_global
+from ghost_jax.parallel.distributed import to_global
 from ghost_jax.parallel.mesh import batch_sharding, make_mesh
-from ghost_jax.step import make_predict, make_train_step
+from ghost_jax.runs.metrics import memory_bytes
 from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.training import initial
+from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.optimizer import adamw
+from ghost_jax.training.step import make_predict, make_train_step
 from tests.bench import ragged, subject
 from tests.bench.work import FLOAT32, OPTIMIZER, PRODUCTS, RATE, SEED, Files, Work
 
@@ -37,7 +38,7 @@ class OnJax:
     """
 
     def __init__(self, work: dict, folder: str, dtype: str):
-        runtime.set_up()
+        jax_setup.set_up()
         self.work, self.files, self.dtype = Work(**work), Files(Path(folder)), dtype
 
     def peak_bytes(self) -> int:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ghost_jax import run_dir
-from ghost_jax.whole import read_json, write_bytes
+from ghost_jax.core.atomic_io import read_json, write_bytes
+from ghost_jax.runs import run_dir
 from tests.conftest import TINY, WAIT, FinishedRun, Ghost, losses_of, tiny_base
 from tests.test_sources_cwe import CWE_XML
 from tests.test_sources_stix import CAPEC_66, COMMON, bundle, thing

@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ghost_jax.errors import UserError
-from ghost_jax.whole import read_json
+from ghost_jax.core.atomic_io import read_json
+from ghost_jax.core.errors import UserError
 from tests.bench.work import Work
 
 # Of an update, the same on all slices: the more chips, the fewer rows has each, and the more the links weigh.

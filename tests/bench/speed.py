@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from ghost_jax.errors import UsageError, command, did_you_mean
-from ghost_jax.paths import local_path
-from ghost_jax.whole import write_json, write_text
+from ghost_jax.core.atomic_io import write_json, write_text
+from ghost_jax.core.errors import UsageError, command, did_you_mean
+from ghost_jax.core.paths import local_path
 from tests.bench import table
 from tests.bench.comparisons import BASE, CHAT, COMPARISONS, Subject
 from tests.bench.work import RECIPES, Work

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 from tests.bench.work import Work
 
 # One row an update: the start is the same as of a larger batch, and the update adds little to it.

@@ -13,23 +13,24 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from evals.answers import orders_of
-from evals.formats import read_items
-from evals.items import Item, permute
-from evals.score import prompt_of
-from ghost_jax import config as config_lib
-from ghost_jax import run_dir, runtime
-from ghost_jax.checkpoint import Checkpoints, identity_of
+from evals.answering.letters import prompt_of
+from evals.items.answers import orders_of
+from evals.items.formats import read_items
+from evals.items.items import Item, permute
+from ghost_jax.config import load as config_lib
+from ghost_jax.core import jax_setup
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, mix_of, prepare
 from ghost_jax.export import write_model
-from ghost_jax.hf import llama, weights
-from ghost_jax.metrics import peak_flops
+from ghost_jax.hub import llama, weights
 from ghost_jax.model import transformer
-from ghost_jax.model.sizes import ModelConfig
-from ghost_jax.step import new_state
-from ghost_jax.text.multiple_choice import letter_ids
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.runs import run_dir
+from ghost_jax.runs.metrics import peak_flops
+from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
+from ghost_jax.training.checkpoint import Checkpoints, identity_of
+from ghost_jax.training.step import new_state
 from tests.bench import ragged
 from tests.bench.code import code_of
 from tests.bench.work import BFLOAT16, FLOAT32, LETTERS, SEED, Files, Work
@@ -57,7 +58,7 @@ def machine() -> dict:
         "platform": platform,
         "processor": processor if platform == "cpu" else environment["machine"],
         "flags": flags,
-        "default": runtime.fast_dtype(),
+        "default": jax_setup.fast_dtype(),
         "peak_flops": None if platform == "cpu" else peak_flops(devices, BFLOAT16),
         "code": code_of(environment),
     }

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ghost_jax.errors import UserError, command
-from ghost_jax.whole import write_text
+from ghost_jax.core.atomic_io import write_text
+from ghost_jax.core.errors import UserError, command
 from tests.bench.code import in_words
 from tests.bench.wanted import ROWS, Row
 from tests.bench.work import BFLOAT16, PRECISIONS

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 
 # Everything is compiled anew, so that the time of the first call says what compiling costs. JAX takes what memory it
 # needs of an accelerator and not most of it, because the sides share it. Each side allocates as its own command would:

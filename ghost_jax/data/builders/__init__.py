@@ -8,9 +8,9 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator
 
-from ghost_jax.data.records import Record
-from ghost_jax.text.chat import Message
-from ghost_jax.text.multiple_choice import LETTERS
+from ghost_jax.data.storage.schema import Record
+from ghost_jax.text.chat_format import Message
+from ghost_jax.text.mcq_format import LETTERS
 
 Documents = Callable[[], Iterator[Record]]  # may be iterated more than once; reads from disk each time
 

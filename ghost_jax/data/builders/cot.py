@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from ghost_jax.data.builders import Conversation, Question
-from ghost_jax.data.prose import clean, first_sentences, flat
-from ghost_jax.text.chat import Message
-from ghost_jax.text.multiple_choice import LETTERS, answer, ask
+from ghost_jax.data.storage.text_cleaning import clean, first_sentences, flat
+from ghost_jax.text.chat_format import Message
+from ghost_jax.text.mcq_format import LETTERS, answer, ask
 
 VERSION = 1  # raise it when the same questions give other reasons, also by a change of `teacher`
 

@@ -4,7 +4,7 @@ The facts come in sets of four with the same four options (`fact_mcq`), and a wh
 so that no option is more frequent than those it stands beside. `data.seed` rotates which sets get which number: over
 five seeds every fact is stated every number of times. Everything else in the set is documents, each once, without the
 pages that state one of the facts or name both of its ends. One wording of each relation is in no statement; with the
-questions of `question_forms` it is what recall is measured in (`evals/recall.py`).
+questions of `question_forms` it is what recall is measured in (`evals/tasks/recall.py`).
 """
 
 import itertools
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from ghost_jax.data.builders import Documents, fact_mcq, rng_of
 from ghost_jax.data.builders.pretrain import is_in, text_of, windows
-from ghost_jax.data.builders.question_forms import QUESTIONS
 from ghost_jax.data.builders.rewrite import STATEMENTS, can_be_rewritten
-from ghost_jax.data.builders.surface_forms import FORMS, fill
-from ghost_jax.data.records import Fact, Record
+from ghost_jax.data.storage.schema import Fact, Record
+from ghost_jax.data.wordings.question_forms import QUESTIONS
+from ghost_jax.data.wordings.surface_forms import FORMS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same facts give other statements, documents or items

@@ -16,13 +16,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random
 
-from ghost_jax import shortcuts
 from ghost_jax.data.builders import Conversation, Documents, Question, rng_of
 from ghost_jax.data.builders.mcq import LETTER_ONLY_SHARE
-from ghost_jax.data.builders.question_forms import QUESTIONS
-from ghost_jax.data.records import SPLITS, Fact, split_of
-from ghost_jax.text.chat import Message
-from ghost_jax.text.multiple_choice import LETTERS, answer, ask
+from ghost_jax.data.retrieval import mcq_baselines
+from ghost_jax.data.storage.schema import SPLITS, Fact, split_of
+from ghost_jax.data.wordings.question_forms import QUESTIONS
+from ghost_jax.text.chat_format import Message
+from ghost_jax.text.mcq_format import LETTERS, answer, ask
 
 VERSION = 2  # raise it when the same documents give other questions or conversations, also by a change of `shortcuts`
 
@@ -100,12 +100,12 @@ def measure(asked: Sequence[Question]) -> dict[str, dict[str, float]]:
 
     parts = {"all": asked} | {split: [q for q in asked if q.split == split] for split in SPLITS}
     _, options, answers = _columns(parts["train"])
-    baselines = {f"always {letter}": shortcuts.always(i) for i, letter in enumerate(LETTERS[:OPTIONS])} | {
-        "longest option": shortcuts.longest,
-        "shortest option": shortcuts.shortest,
-        "most words of the question": shortcuts.overlapping,
-        "most often offered in train": shortcuts.popular(shortcuts.times_offered(options)),
-        "most often gold in train": shortcuts.popular(shortcuts.times_gold(options, answers)),
+    baselines = {f"always {letter}": mcq_baselines.always(i) for i, letter in enumerate(LETTERS[:OPTIONS])} | {
+        "longest option": mcq_baselines.longest,
+        "shortest option": mcq_baselines.shortest,
+        "most words of the question": mcq_baselines.overlapping,
+        "most often offered in train": mcq_baselines.popular(mcq_baselines.times_offered(options)),
+        "most often gold in train": mcq_baselines.popular(mcq_baselines.times_gold(options, answers)),
     }
     return {
         name: {where: float(baseline(*_columns(part)).mean()) for where, part in parts.items() if part}
@@ -280,7 +280,7 @@ def _one_sided(groups: Iterable[list[Question]]) -> set[str]:
     """
     surplus: dict[str, list[tuple[float, list[str]]]] = {split: [] for split in SPLITS}
     for group in groups:
-        credits = shortcuts.overlapping(*_columns(group))
+        credits = mcq_baselines.overlapping(*_columns(group))
         surplus[group[0].split].append((float(credits.sum()) - len(group) / OPTIONS, [q.id for q in group]))
     out: set[str] = set()
     for of_split in surplus.values():

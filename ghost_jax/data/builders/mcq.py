@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from ghost_jax.data.builders import Conversation, Documents, Question, rng_of
-from ghost_jax.data.records import as_asked, split_of
-from ghost_jax.text.chat import Message
-from ghost_jax.text.multiple_choice import answer, ask
+from ghost_jax.data.storage.schema import as_asked, split_of
+from ghost_jax.text.chat_format import Message
+from ghost_jax.text.mcq_format import answer, ask
 
 VERSION = 1  # raise it when the same documents give other questions or conversations
 

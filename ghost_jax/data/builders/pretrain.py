@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from ghost_jax.data.builders import Documents
-from ghost_jax.data.records import Record
+from ghost_jax.data.storage.schema import Record
 from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same documents give other texts or windows

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from ghost_jax.data.builders import Conversation, Documents, rng_of
-from ghost_jax.data.prose import first_sentences
-from ghost_jax.data.records import SPLITS, Record, as_asked, split_of
-from ghost_jax.text.chat import Message
+from ghost_jax.data.storage.schema import SPLITS, Record, as_asked, split_of
+from ghost_jax.data.storage.text_cleaning import first_sentences
+from ghost_jax.text.chat_format import Message
 
 VERSION = 1  # raise it when the same documents give other conversations
 

@@ -11,9 +11,9 @@ import random
 from collections.abc import Iterable, Iterator
 
 from ghost_jax.data.builders import Conversation, Question, mcq, rng_of
-from ghost_jax.retrieve import CONTEXT, Index, Passage, shown, terms
-from ghost_jax.text.chat import Message
-from ghost_jax.text.multiple_choice import with_context
+from ghost_jax.data.retrieval.bm25 import CONTEXT, Index, Passage, shown, terms
+from ghost_jax.text.chat_format import Message
+from ghost_jax.text.mcq_format import with_context
 
 VERSION = 1  # raise it when the same questions get other passages
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from ghost_jax.data.builders import Question
-from ghost_jax.text.chat import Message, render, render_prompt
-from ghost_jax.text.multiple_choice import answer, ask, with_context
+from ghost_jax.text.chat_format import Message, render, render_prompt
+from ghost_jax.text.mcq_format import answer, ask, with_context
 from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same questions give other rows

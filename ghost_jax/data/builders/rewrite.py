@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 
 from ghost_jax.data.builders import Documents, rng_of
 from ghost_jax.data.builders.pretrain import is_in, windows
-from ghost_jax.data.builders.surface_forms import FORMS, fill
-from ghost_jax.data.records import Fact
+from ghost_jax.data.storage.schema import Fact
+from ghost_jax.data.wordings.surface_forms import FORMS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same facts give other statements, also by a change of `surface_forms`

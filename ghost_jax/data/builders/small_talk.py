@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from ghost_jax.data.builders import Conversation
-from ghost_jax.data.records import split_of
 from ghost_jax.data.sources import embedded
-from ghost_jax.text.chat import Message
+from ghost_jax.data.storage.schema import split_of
+from ghost_jax.text.chat_format import Message
 
 VERSION = 1  # raise it when the same pairs give other conversations
 

@@ -21,13 +21,13 @@ import requests
 from urllib3.exceptions import InvalidHeader, MaxRetryError, ReadTimeoutError
 from urllib3.util import Retry
 
-from ghost_jax.config_domains import KEY_VARIABLE, host_of_teacher
+from ghost_jax.config.validate import KEY_VARIABLE, host_of_teacher
+from ghost_jax.core.console import Progress
+from ghost_jax.core.errors import UserError
+from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.builders import Question, cot
-from ghost_jax.data.prose import flat
-from ghost_jax.errors import UserError
-from ghost_jax.paths import cache_dir
-from ghost_jax.progress import Progress
-from ghost_jax.text.multiple_choice import LETTERS
+from ghost_jax.data.storage.text_cleaning import flat
+from ghost_jax.text.mcq_format import LETTERS
 
 IN_FLIGHT = 4  # requests at once: servers batch them
 TIMEOUTS = (10.0, 300.0)  # seconds to connect, and without a byte: a 14B model on a CPU takes minutes

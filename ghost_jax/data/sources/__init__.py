@@ -3,7 +3,7 @@
 To add a source, write a module here with a `VERSION` and a `read(path)` that yields `Record`s and raises `UserError`
 for a faulty file, and give it a row in `SOURCES` under the name that configs will use. Nothing else needs to know of
 it. `files.open_text` opens every kind of compression; `forms.read` checks a publisher's JSON;
-`ghost_jax.data.prose.clean` turns markup into prose.
+`ghost_jax.data.storage.text_cleaning.clean` turns markup into prose.
 """
 
 import dataclasses
@@ -12,22 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from ghost_jax.data.published import PUBLISHED
-from ghost_jax.data.records import Record
-from ghost_jax.data.sources import (
-    attack,
-    capec,
-    cwe,
-    embedded,
-    exploitdb,
-    files,
-    forms,
-    jsonl,
-    kev,
-    nvd,
-    stix,
-    vulnerability,
-)
+from ghost_jax.data.downloads.published import PUBLISHED
+from ghost_jax.data.sources import attack, capec, cwe, embedded, exploitdb, forms, jsonl, kev, nvd, stix, vulnerability
+from ghost_jax.data.storage import files
+from ghost_jax.data.storage.schema import Record
 
 # What lies in a data folder and is nobody's data: a publisher's papers and feed notes, downloads under way
 _PAPERS = ("README*", "LICEN[CS]E*", "COPYING*", "NOTICE*", ".*", "*.META", "*.PARTIAL", "*.ETAG", "*.PART")

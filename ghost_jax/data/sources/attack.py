@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ghost_jax.data.prose import clean, first_sentence, labelled, listing, paragraphs
-from ghost_jax.data.records import Fact, Record
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.sources import stix
 from ghost_jax.data.sources.stix import Bundle, Edge
-from ghost_jax.errors import UserError
+from ghost_jax.data.storage.schema import Fact, Record
+from ghost_jax.data.storage.text_cleaning import clean, first_sentence, labelled, listing, paragraphs
 
 VERSION = 1  # raise it when the same file gives other records
 

@@ -7,10 +7,20 @@ from xml.etree.ElementTree import Element
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from ghost_jax.data.prose import BLOCK_TAGS, LINE_TAGS, first_sentence, flat, labelled, listing, paragraphs, tidy
-from ghost_jax.data.records import Fact, Record
-from ghost_jax.data.sources import files, forms
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.sources import forms
+from ghost_jax.data.storage import files
+from ghost_jax.data.storage.schema import Fact, Record
+from ghost_jax.data.storage.text_cleaning import (
+    BLOCK_TAGS,
+    LINE_TAGS,
+    first_sentence,
+    flat,
+    labelled,
+    listing,
+    paragraphs,
+    tidy,
+)
 
 VERSION = 1  # raise it when the same file gives other records
 

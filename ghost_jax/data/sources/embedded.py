@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Iterator
 
-from ghost_jax.data.prose import first_sentence, listing
-from ghost_jax.data.records import Fact, Record
+from ghost_jax.data.storage.schema import Fact, Record
+from ghost_jax.data.storage.text_cleaning import first_sentence, listing
 
 VERSION = 1  # raise it when the same pack gives other records, pairs or anchors
 

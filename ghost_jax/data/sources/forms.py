@@ -9,7 +9,7 @@ import datetime
 from collections.abc import Iterable
 from typing import Any
 
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
 
 VERSION = 1  # raise it when the same objects are read or left out otherwise
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ghost_jax.data.records import Fact, Record
-from ghost_jax.data.sources import files
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.sources.vulnerability import is_rejected
-from ghost_jax.errors import UserError
+from ghost_jax.data.storage import files
+from ghost_jax.data.storage.schema import Fact, Record
 
 VERSION = 1  # raise it when the same file gives other records
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ghost_jax.data.prose import clean, listing, paragraphs
-from ghost_jax.data.records import Fact, Record
-from ghost_jax.data.sources import files, forms
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.sources import forms
 from ghost_jax.data.sources.vulnerability import is_cve, product_name, weakness_facts, weaknesses
-from ghost_jax.errors import UserError
+from ghost_jax.data.storage import files
+from ghost_jax.data.storage.schema import Fact, Record
+from ghost_jax.data.storage.text_cleaning import clean, listing, paragraphs
 
 VERSION = 1  # raise it when the same file gives other records
 

@@ -7,9 +7,10 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ghost_jax.data.prose import clean
-from ghost_jax.data.sources import files, forms
-from ghost_jax.errors import UserError
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.sources import forms
+from ghost_jax.data.storage import files
+from ghost_jax.data.storage.text_cleaning import clean
 
 VERSION = 1  # raise it when the same bundle gives other objects or links
 

@@ -1,0 +1,172 @@
+"""Baselines that learn where the gold option tends to stand, how long it is and how popular, and read no question.
+
+Each is a conditional logit over the options of an item (McFadden, 1974, "Conditional logit analysis of qualitative
+choice behavior"): score = w · features, softmax over the options. It is scored in 5-fold cross-validation: the weights
+that answer an item were fitted on items of other components (`evals/items/clusters.py`), so that it earns what a
+stranger to the item could. Where all items are one component there is nothing to fit to, and the options tie.
+"""
+
+import hashlib
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+
+from evals.items.clusters import components
+from evals.items.items import Item, Order
+
+FOLDS = 5
+RIDGE = 1.0  # of standardised weights: far below the evidence of a hundred items, enough to bound those of ten
+CONVERGED = 1e-9  # a gain in nats, over all cases, that is not worth another step
+TIED = 1e-6  # scores this close are equal: what rounding leaves of a tie must not decide it
+
+
+def position_length(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> list[np.ndarray]:
+    """Returns of each item [O, K] the share of the answer that each option has, by its position and its length."""
+    options = _Options(items)
+    return _cross_validated(options, orders, [options.length()] * FOLDS)
+
+
+def position_length_popularity(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> list[np.ndarray]:
+    """Returns the shares of `position_length` where it also knows how often a text is offered and is gold elsewhere.
+
+    How often it is gold is counted in the training folds alone. Elsewhere is outside the component that is asked about:
+    of four questions with the same four options, three would give away the fourth.
+    """
+    options = _Options(items)
+    known = np.concatenate([options.length(), options.times_offered()], axis=-1)
+    return _cross_validated(
+        options, orders, [np.concatenate([known, options.times_gold(fold)], axis=-1) for fold in range(FOLDS)]
+    )
+
+
+class _Options:
+    """The options of N items as [N, K] arrays, K the most that one has; `real` is False where an item has fewer.
+
+    Attributes:
+      fold: [N] the fold of each item, by its component: items of one page or option set are never on both sides.
+    """
+
+    def __init__(self, items: Sequence[Item]):
+        k = max(len(item.options) for item in items)
+        component = components(items)
+        padded = [item.options + (None,) * (k - len(item.options)) for item in items]
+        self.counts = np.array([len(item.options) for item in items])
+        self.real = np.arange(k) < self.counts[:, None]
+        self.answer = np.array([item.answer for item in items])
+        self.fold = np.array([_fold_of(name) for name in component])
+        self._lengths = np.array([[len(text or "") for text in offered] for offered in padded], dtype=float)
+        self._text = _numbered(text for offered in padded for text in offered).reshape(-1, k)
+        self._text_of_component = _numbered(
+            (name, text) for name, offered in zip(component, padded, strict=True) for text in offered
+        ).reshape(-1, k)
+
+    def length(self) -> np.ndarray:
+        """[N, K, 5] characters: their log, deviation and rank within the item; share of being longest, shortest."""
+        lengths, real, counts = self._lengths, self.real, self.counts[:, None]
+        mean = (lengths * real).sum(axis=1, keepdims=True) / counts
+        spread = np.sqrt(((lengths - mean) ** 2 * real).sum(axis=1, keepdims=True) / counts)
+        shorter = (lengths[:, :, None] > lengths[:, None, :]) & real[:, None, :]
+        as_long = (lengths[:, :, None] == lengths[:, None, :]) & real[:, None, :]
+        features = (
+            np.log1p(lengths),
+            np.divide(lengths - mean, spread, out=np.zeros_like(lengths), where=spread > 0),
+            (shorter.sum(axis=2) + as_long.sum(axis=2) / 2) / counts,
+            _shares(lengths, real),
+            _shares(-lengths, real),
+        )
+        return np.stack(features, axis=-1)
+
+    def times_offered(self) -> np.ndarray:
+        """[N, K, 1] log of how often the text is offered in other components."""
+        return np.log1p(self._elsewhere(self.real))[..., None]
+
+    def times_gold(self, held_out: int) -> np.ndarray:
+        """[N, K, 2] how often the text is gold in other components outside a fold: its log, and that of its rate."""
+        known = self.real & (self.fold != held_out)[:, None]
+        gold = self._elsewhere(known & (np.arange(known.shape[1]) == self.answer[:, None]))
+        offered = self._elsewhere(known)
+        rate = (gold + 1 / self.counts[:, None]) / (offered + 1)  # a text that is new is gold once in K times
+        return np.stack([np.log1p(gold), np.log(rate)], axis=-1)
+
+    def _elsewhere(self, counted: np.ndarray) -> np.ndarray:
+        """[N, K] how many of the counted options [N, K] have this text and stand in another component."""
+        everywhere = np.bincount(self._text.ravel(), weights=counted.ravel())[self._text]
+        own = self._text_of_component
+        return everywhere - np.bincount(own.ravel(), weights=counted.ravel())[own]
+
+
+def _cross_validated(
+    options: _Options, orders: Sequence[Sequence[Order]], features_of_fold: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Shares [O, K] of each item, from features [N, K, F] as they may be known where a fold is held out."""
+    asked = np.array([len(of_item) for of_item in orders])
+    item = np.repeat(np.arange(len(orders)), asked)  # [C], C the cases: an item in an order
+    k = options.real.shape[1]
+    positions = np.array([(*order, *range(len(order), k)) for of_item in orders for order in of_item])
+    letters = np.eye(k)[positions]  # [C, K, K]
+    shares = np.zeros(positions.shape)
+    for fold, features in enumerate(features_of_fold):
+        if not (options.fold == fold).any():
+            continue
+        spread = features[options.real].std(axis=0)
+        cases = np.concatenate([letters, (features / np.where(spread > 0, spread, 1))[item]], axis=-1)
+        learnt, answered = (options.fold != fold)[item], (options.fold == fold)[item]
+        weights = conditional_logit(
+            cases[learnt], options.real[item[learnt]], options.answer[item[learnt]], 1 / asked[item[learnt]]
+        )
+        shares[answered] = _shares(cases[answered] @ weights, options.real[item[answered]])
+    in_items = np.split(shares, np.cumsum(asked)[:-1])
+    return [rows[:, :count] for rows, count in zip(in_items, options.counts, strict=True)]
+
+
+def conditional_logit(features: np.ndarray, real: np.ndarray, answer: np.ndarray, counts_as: np.ndarray) -> np.ndarray:
+    """The weights [F] that maximise Σ counts_as · log p(answer) - RIDGE/2 · |w|², by Newton's method.
+
+    Args:
+      features: [C, K, F]; real: [C, K], which options there are; answer: [C] the gold one; counts_as: [C].
+    """
+    weights = np.zeros(features.shape[-1])
+    gold = features[np.arange(len(answer)), answer]
+    best = -np.inf
+    step = np.zeros_like(weights)
+    for _ in range(50):
+        scores = np.where(real, features @ weights, -np.inf)
+        scores -= scores.max(axis=1, keepdims=True)
+        odds = np.exp(scores)
+        total = odds.sum(axis=1, keepdims=True)
+        log_gold = scores[np.arange(len(answer)), answer] - np.log(total[:, 0])
+        value = counts_as @ log_gold - RIDGE / 2 * weights @ weights
+        if value < best - CONVERGED:  # Newton overshoots where the curvature changes, but its direction is uphill
+            step /= 2
+            weights = weights - step
+            continue
+        if value < best + CONVERGED:
+            break
+        best = value
+        shares = odds / total
+        expected = np.einsum("ck,ckf->cf", shares, features)
+        spread = (features - expected[:, None]) * np.sqrt(shares * counts_as[:, None])[..., None]
+        spread = spread.reshape(-1, len(weights))
+        step = np.linalg.solve(
+            spread.T @ spread + RIDGE * np.eye(len(weights)), counts_as @ (gold - expected) - RIDGE * weights
+        )
+        weights = weights + step
+    return weights
+
+
+def _shares(scores: np.ndarray, real: np.ndarray) -> np.ndarray:
+    """[..., K] the share of the answer that each option has where the highest score is chosen; n that tie get 1/n."""
+    scores = np.where(real, scores, -np.inf)
+    best = scores >= scores.max(axis=-1, keepdims=True) - TIED
+    return best / best.sum(axis=-1, keepdims=True)
+
+
+def _numbered(names: Iterable[Hashable]) -> np.ndarray:
+    """Each name's number, in order of first appearance."""
+    number_of: dict[Hashable, int] = {}
+    return np.array([number_of.setdefault(name, len(number_of)) for name in names])
+
+
+def _fold_of(component: str) -> int:
+    """The fold of a component by a hash of its name: the same one in every process and version of Python."""
+    return int.from_bytes(hashlib.sha256(component.encode()).digest()[:8]) % FOLDS

@@ -1,0 +1,46 @@
+"""The letters of a model while it trains: a few of the run's own held-out questions, in the cyclic orders.
+
+A collapse to one letter shows here long before the end. The questions are the project's own and never a benchmark's:
+whoever watches a benchmark during training, or stops by it, tunes on it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from evals.analysis.report import figures_of
+from evals.answering.letters import letter_answers, lettered
+from evals.answering.prefix_tree import Predict
+from evals.items.answers import orders_of
+from evals.items.locate import held_out_of
+from ghost_jax.text.tokenizer import Tokenizer
+
+
+def make_probe(
+    workdir: Path, tokenizer: Tokenizer, layout: str, *, questions: int, context: int, batch_size: int = 16
+) -> Callable[[Predict], dict[str, float]]:
+    """Returns `predict -> {"held_out_accuracy", "held_out_top_letter"}`, both fractions, for `metrics.jsonl`.
+
+    The accuracy is over all orders, and the other the share of the letter answered most.
+
+    Args:
+      questions: so many, spread evenly over those that the run's data held out.
+    """
+    every = held_out_of(workdir).items
+    items = every[:: max(1, len(every) // questions)][:questions]
+    orders = orders_of(items, "cyclic")
+
+    def probe(predict: Predict) -> dict[str, float]:
+        answers, _ = letter_answers(
+            predict,
+            tokenizer,
+            items,
+            orders,
+            context=context,
+            batch_size=batch_size,
+            layout=lettered(layout),
+            doing="probing",
+        )
+        accuracy, shares = figures_of(answers, items)
+        return {"held_out_accuracy": accuracy, "held_out_top_letter": max(shares)}
+
+    return probe

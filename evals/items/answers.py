@@ -1,0 +1,102 @@
+"""What was answered to items: in which orders each was asked, and what was said there.
+
+A model scores every letter, a published file names one, a baseline may tie between several. All of them are a share of
+the answer for each letter, so that whatever is measured of answers is measured of all three alike.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evals.items.items import LETTERS, Item, Order, cyclic_orders, every_order
+from ghost_jax.core.errors import UsageError, UserError
+
+# Of how many options there are, the orders that an item is asked in.
+ORDERS: dict[str, Callable[[int], list[Order]]] = {
+    "cyclic": cyclic_orders,
+    "published": lambda k: cyclic_orders(k)[:1],
+    "all": every_order,
+}
+
+
+def orders_of(items: Sequence[Item], name: str) -> list[list[Order]]:
+    """Returns the orders of each item by their name in `ORDERS`. Raises UsageError for another name."""
+    if name not in ORDERS:
+        raise UsageError(f'The orders "{name}" are none; use one of {", ".join(ORDERS)}.')
+    of_size = functools.cache(ORDERS[name])
+    return [of_size(len(item.options)) for item in items]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to N items, each asked in orders of its own number of options.
+
+    Attributes:
+      orders: of each item, its O orders; the first is what single-order figures are of.
+      said: of each item, [O, K] the share of the answer that each of its K letters has: all of it for one letter, 1/n
+        for each of n that tie, nothing for any where no letter was answered.
+      log_probs: of each item, [O, K] the log-probability of each letter; None where only letters are known.
+    """
+
+    orders: Sequence[Sequence[Order]]
+    said: Sequence[np.ndarray]
+    log_probs: Sequence[np.ndarray] | None = None
+
+    @classmethod
+    def from_log_probs(cls, orders: Sequence[Sequence[Order]], log_probs: Sequence[np.ndarray]) -> "Answers":
+        """Returns the answers of whoever gives each letter a log-probability, or any score that is higher if better.
+
+        A score of -inf, the logarithm of 0, ranks last; where all letters have it, they tie.
+
+        Raises UserError where a score is NaN or inf.
+        """
+        if not all((scores < np.inf).all() for scores in log_probs):
+            raise UserError("Some scores of letters are no numbers. The model's parameters are not finite: train anew.")
+        # Equal scores instead, because a softmax of nothing but -inf is NaN.
+        log_probs = [np.where(np.isneginf(each).all(axis=-1, keepdims=True), 0.0, each) for each in log_probs]
+        highest = [scores == scores.max(axis=-1, keepdims=True) for scores in log_probs]
+        return cls(orders, [best / best.sum(axis=-1, keepdims=True) for best in highest], log_probs)
+
+    @classmethod
+    def from_letters(cls, orders: Sequence[Sequence[Order]], letters: Sequence[Sequence[int]]) -> "Answers":
+        """Returns the answers given as the index of a letter in each order; -1 where none was answered."""
+        said = [
+            (np.arange(len(asked[0])) == np.asarray(answered)[:, None]).astype(float)
+            for asked, answered in zip(orders, letters, strict=True)
+        ]
+        return cls(orders, said)
+
+    @classmethod
+    def from_options(cls, orders: Sequence[Sequence[Order]], scores: Sequence[np.ndarray]) -> "Answers":
+        """Returns the answers of whoever scores options [K] and not letters: the same in every order."""
+        placed = []
+        for of_options, asked in zip(scores, orders, strict=True):
+            of_letters = np.empty((len(asked), len(of_options)))
+            np.put_along_axis(of_letters, np.array(asked), np.asarray(of_options)[None], axis=1)
+            placed.append(of_letters)
+        return cls.from_log_probs(orders, placed)
+
+    def credits(self, items: Sequence[Item]) -> list[np.ndarray]:
+        """Returns of each item [O] the credit in each order, in [0, 1]: the share of the answer that is gold."""
+        return [
+            said[np.arange(len(said)), gold] for said, gold in zip(self.said, self.gold_letters(items), strict=True)
+        ]
+
+    def gold_letters(self, items: Sequence[Item]) -> list[np.ndarray]:
+        """Returns of each item [O] the index of the gold letter in each order."""
+        return [
+            np.array([order[item.answer] for order in asked]) for item, asked in zip(items, self.orders, strict=True)
+        ]
+
+    def options(self) -> list[np.ndarray]:
+        """Returns of each item [O, K] the share of the answer that each option has, in the published order."""
+        return [
+            np.take_along_axis(said, np.array(asked), axis=1)
+            for said, asked in zip(self.said, self.orders, strict=True)
+        ]
+
+    def spelled(self) -> list[str]:
+        """Returns the letters of each item, one an order: of those that tie the first, "-" where there is none."""
+        return ["".join(LETTERS[row.argmax()] if row.any() else "-" for row in said) for said in self.said]

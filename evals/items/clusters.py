@@ -1,0 +1,57 @@
+"""Which items hang together: those of one page, those with the same options, and whoever these join.
+
+Items of one page are right or wrong together. Items that are offered the same options tell of one another: generated
+questions come in sets of four with the same four options, each gold once, so that three of them give away the fourth.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from evals.items.items import Item
+
+FORM = 1 / 5  # share of the items; an option set that more of them offer is the form of all answers, as yes and no are
+
+
+def components(items: Sequence[Item]) -> list[str]:
+    """Returns the name of each item's component: of the items that pages and option sets connect.
+
+    The page is the item's url, or its id where that is empty. The option set is the set of its texts, in any order. A
+    component has the name of its smallest page, whatever the order of the items. An option set that more than `FORM` of
+    the items offer, and more items than it has options, connects nothing: what is answered by yes or no is not one
+    component.
+    """
+    offered = [frozenset(item.options) for item in items]
+    times = Counter(offered)
+    root: dict[str, str] = {}  # of each page, towards the smallest of its component
+    page_of_set: dict[frozenset[str], str] = {}
+
+    def smallest(page: str) -> str:
+        while root.setdefault(page, page) != page:
+            root[page] = page = root[root[page]]
+        return page
+
+    for item, texts in zip(items, offered, strict=True):
+        page = item.url or item.id
+        smallest(page)
+        if times[texts] <= max(FORM * len(items), len(item.options)):
+            low, high = sorted((smallest(page), smallest(page_of_set.setdefault(texts, page))))
+            root[high] = low
+    return [smallest(item.url or item.id) for item in items]
+
+
+def clusters_of(items: Sequence[Item]) -> list[str] | list[tuple[str, str]]:
+    """Returns the cluster of each item for an interval: its page, which is its url, or its id where that is empty.
+
+    Where more than `FORM` of the items share their options with an item of another page, as generated questions do, the
+    cluster is a pair, page and option set: `evals.analysis.stats` then clusters by both. Their components would join
+    most items.
+    """
+    pages = [item.url or item.id for item in items]
+    offered = [frozenset(item.options) for item in items]
+    pages_of = defaultdict(set)
+    for page, texts in zip(pages, offered, strict=True):
+        pages_of[texts].add(page)
+    shared = sum(1 < len(pages_of[texts]) <= FORM * len(items) for texts in offered)
+    if shared <= FORM * len(items):
+        return pages
+    return [(page, "\0".join(sorted(texts))) for page, texts in zip(pages, offered, strict=True)]

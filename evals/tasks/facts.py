@@ -1,0 +1,58 @@
+"""Scores a chat run on facts of subjects that it was not tuned on, as `mcq.py` scores it on CTIBench.
+
+The questions are those of the dataset `fact_mcq` whose subject is in the validation or the test split: no record of
+the chat stage is about it, no wording of theirs is in the train split, and nothing that chooses by the options alone
+does better than one in four. The base has read the facts in other wordings.
+"""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from evals.analysis.report import show
+from evals.answering.prefix_tree import Predict
+from evals.items.formats import read_items
+from evals.tasks import mcq
+from ghost_jax.core.atomic_io import read_json
+from ghost_jax.core.errors import UserError
+from ghost_jax.text.tokenizer import Tokenizer
+
+ITEMS = "facts.jsonl"
+SPLITS = ("validation", "test")  # that the questions are of: no run is trained on either
+
+
+def check_data(workdir: Path, data_dir: Path | None) -> None:
+    """Raises UserError where the run's data hold the questions, or the sources give none."""
+    if (workdir / ITEMS).is_file():  # a base has no questions of its own
+        mcq.contamination_of(read_items(_items_of(workdir)), workdir, SPLITS)
+
+
+def evaluate_run(
+    predict: Predict,
+    tokenizer: Tokenizer,
+    workdir: Path,
+    data_dir: Path | None,
+    *,
+    context: int,
+    batch_size: int,
+) -> dict:
+    """Returns the report on the run's held-out fact questions, in the four cyclic orders."""
+    path = _items_of(workdir)
+    size = {"context": context, "batch_size": batch_size}
+    how = {"orders": "cyclic", "path": path, "held_out": SPLITS}
+    return mcq.evaluate_run(predict, tokenizer, workdir, data_dir, **size, **how)
+
+
+def show_run(workdir: Path, console: Console) -> None:
+    """Prints the report that a run's directory holds."""
+    show(read_json(workdir / "evals" / "facts.json"), console)
+
+
+def _items_of(workdir: Path) -> Path:
+    path = workdir / ITEMS
+    if not path.is_file() or not path.stat().st_size:
+        raise UserError(
+            f"{path} holds no question: the sources of the run state too few facts. Add capec, cwe or attack to "
+            "--config.data.sources, or take facts out of the config's evals."
+        )
+    return path

@@ -1,0 +1,127 @@
+"""Multiple choice, closed or open book: CTIBench MCQ, or any items, asked of a run.
+
+The model is asked every question in the cyclic shifts of its options, once more without the question and with
+another's, and once with the options not shown. What the answers are worth is worked out in `evals/analysis/report.py`.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from evals.analysis.report import show
+from evals.answering import free_text
+from evals.answering.controls import TRAINED, check_trained_without_questions, trained_without_questions, with_controls
+from evals.answering.evaluate import evaluate, putting
+from evals.answering.letters import lettered
+from evals.answering.prefix_tree import Predict
+from evals.items.formats import read_items
+from evals.items.items import Items
+from evals.items.locate import NoItems, find_items
+from evals.items.splits import part_of
+from evals.open_book.scoring import Book, both_report
+from evals.overlap.contamination import HELD_OUT, check, refuse
+from ghost_jax.core.atomic_io import read_config, read_json
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.storage import artifact_cache
+from ghost_jax.runs import run_dir
+from ghost_jax.text.tokenizer import Tokenizer
+
+
+def evaluate_run(
+    predict: Predict,
+    tokenizer: Tokenizer,
+    workdir: Path,
+    data_dir: Path | None,
+    *,
+    context: int,
+    batch_size: int,
+    orders: str,
+    path: Path | None = None,
+    split: str = "all",
+    book: Book | None = None,
+    reader: str = "model",
+    options_only: Path | None = None,
+    generate: free_text.Generate | None = None,
+    held_out: Sequence[str] = HELD_OUT,
+) -> dict:
+    """Returns the report of a run on the items at `path`, by default those of `find_items`.
+
+    Args:
+      split: the part of CTIBench that is scored, a name in `SPLITS`.
+      book: where given, prompts show what it has on each question.
+      reader: of the open book, "model", or "both" for the model beside the lexical reader.
+      options_only: the run directory of the same recipe trained without questions, the third control.
+      generate: where free answers are wanted as well.
+      held_out: the splits that hold the items and that the run is not trained on.
+    """
+    if options_only:  # before hours of scoring
+        check_trained_without_questions(options_only, workdir, stem_of(path))
+    items, note = (read_items(path), "") if path else find_items(data_dir, workdir)
+    if note:
+        run_dir.say(note)
+    contamination = contamination_of(items, workdir, held_out)
+    items = part_of(items, split)
+    layout = read_config(workdir / "config.json")["data"].get("layout", "classic")
+    if not book:
+        layout = lettered(layout)  # a closed-book score is one of letters; the options' texts stand beside it
+    how = {"context": context, "batch_size": batch_size, "layout": layout}
+    several = ", then without the question and with another's" if orders != "published" else ""
+    unseen = "" if book else ", and with the options not shown"
+    run_dir.say(f"asking {len(items):,} questions, orders {orders}{several}{unseen}")
+    if book and reader == "both":
+        report = both_report(putting(predict, tokenizer, **how), orders, items, book, run_dir.say) | {"layout": layout}
+    else:
+        passages = book.passages if book else None
+        report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
+        report |= {"book_index": book.described()} if book else {}
+    if options_only:
+        control = trained_without_questions(options_only, workdir, stem_of(path), report, answers, items)
+        report = with_controls(report, {TRAINED: control})
+    if generate:
+        report["matching"] = free_text.evaluate(generate, tokenizer, items.items, context=context)
+    return report | {"note": note, "split": split, "contamination": contamination}
+
+
+def check_data(workdir: Path, data_dir: Path | None) -> None:
+    """Raises UserError where the data that a run is about to be trained on hold the items it will be scored on."""
+    with contextlib.suppress(NoItems):  # a base has no held-out questions of its own
+        contamination_of(find_items(data_dir, workdir)[0], workdir)
+
+
+def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD_OUT) -> dict:
+    """Returns what the data that a run was trained on hold of the items, and which of it was not there to search.
+
+    Raises UserError where they hold an item together with its answer.
+    """
+    names = read_json(workdir / "data.json").get("trained_on")
+    if names is None:
+        raise UserError(
+            f"{workdir}/data.json does not say which stores the run learnt from: an older version wrote it. Train the "
+            "run anew, and score that."
+        )
+    stores = {name: artifact_cache.find(name) for name in names}
+    result = check(items, [place for place in stores.values() if place], held_out)
+    refuse(result)
+    missing = [name for name, place in stores.items() if not place]
+    if missing:
+        told = f"not known: of {len(stores)} stores that the run learnt from, {len(missing)} are not here."
+        result |= {"verdict": told}
+    return result | {"not_searched": missing}
+
+
+def stem_of(path: Path | None) -> str:
+    """Returns the name, without ".json", of the report on the items at `path` in a run's `evals/`."""
+    return path.stem if path else "ctibench"
+
+
+def show_run(workdir: Path, console: Console) -> None:
+    """Prints the report that a run's directory holds. Raises UserError for one of an older version."""
+    report = read_json(workdir / "evals" / "ctibench.json")
+    if "baselines" not in report:
+        raise UserError(
+            f"{workdir} was scored by version {report.get('ghost_jax')}, whose report lacks what is shown now. Score "
+            f"it again: python -m evals.ctibench --workdir={workdir}."
+        )
+    show(report, console)

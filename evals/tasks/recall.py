@@ -1,0 +1,122 @@
+"""Recall by exposure: how often a base finds the object of a fact, against how often the fact was stated to it.
+
+Each fact of the dataset `exposure` is put twice as the beginning of a text, as a statement in a wording that training
+had for no fact and as a question, and the model compares four objects as its end. All four were stated equally often,
+each is right in one fact of its set, and a score is the difference to what the same object has behind the same wording
+about "it" (PMI), so that whoever has not read the fact is right in one of four.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from evals.analysis import stats
+from evals.answering.prefix_tree import Branch, Predict, Tree, read
+from ghost_jax.core.atomic_io import read_json, read_text
+from ghost_jax.core.errors import UserError
+from ghost_jax.text.tokenizer import Tokenizer
+
+ITEMS = "exposure.jsonl"
+WAYS = {"statement": "blank", "question": "blank_question"}  # how a fact is put, and the same about nothing
+
+
+def check_data(workdir: Path, data_dir: Path | None) -> None:
+    """Does nothing: the facts asked for are meant to be in the training data."""
+
+
+def evaluate_run(
+    predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir: Path | None, *, context: int, batch_size: int
+) -> dict:
+    """Returns the recall of a base run, over all facts and by exposures.
+
+    Accuracies are fractions, their 95% intervals clustered by the set of four facts that share their options.
+
+    Raises UserError where the run was not trained on the dataset `exposure`.
+    """
+    path = workdir / ITEMS
+    if not path.is_file():
+        raise UserError(
+            f"There is no {path}: recall is measured of a base that the dataset exposure is mixed into. Train one by "
+            "--config=configs/pretrain_exposure.py."
+        )
+    items = [json.loads(line) for line in read_text(path).splitlines()]
+    credits = {}
+    for way, blank in WAYS.items():
+        told, alone = (
+            _log_probs(predict, tokenizer, items, key, context=context, batch_size=batch_size) for key in (way, blank)
+        )
+        credits[way] = np.array([_credit(a - b, item["answer"]) for a, b, item in zip(told, alone, items, strict=True)])
+    counts = np.array([item["exposures"] for item in items])
+    by_count = {
+        str(count): {"n": int((counts == count).sum())}
+        | {way: _accuracy(each[counts == count], _sets(items, counts == count)) for way, each in credits.items()}
+        for count in sorted(set(counts.tolist()))
+    }
+    return {
+        "n": len(items),
+        **{way: _accuracy(each, _sets(items, counts > 0)) for way, each in credits.items()},
+        "by_exposures": by_count,
+        "credits": {way: each.tolist() for way, each in credits.items()},
+        "ids": [item["id"] for item in items],
+        "exposures": counts.tolist(),
+    }
+
+
+def show_run(workdir: Path, console: Console) -> None:
+    """Prints the recall that a run's directory holds."""
+    report = read_json(workdir / "evals" / "recall.json")
+    table = Table(title="recall, % (95% interval), by how often a fact was stated; 25 is chance")
+    for column in ("exposures", "facts", "statement in a new wording", "question"):
+        table.add_column(column, justify="right")
+    for count, found in [*report["by_exposures"].items(), ("all", report)]:
+        table.add_row(count, f"{found['n']:,}", *(_shown(found[way]) for way in WAYS))
+    console.print(table)
+
+
+def _log_probs(
+    predict: Predict, tokenizer: Tokenizer, items: Sequence[dict], key: str, *, context: int, batch_size: int
+) -> list[np.ndarray]:
+    """Returns of each item [4] the log-probability of its options behind the text at `key`."""
+    texts = sorted({item[key] for item in items})
+    options = {text: sorted({o for item in items if item[key] == text for o in item["options"]}) for text in texts}
+    trees = [_tree(tokenizer, text, options[text]) for text in texts]
+    readings = read(predict, trees, context=context, batch_size=batch_size, doing=f"recall, {key.replace('_', ' ')}")
+    score = {
+        (text, option): float(reading.log_probs.astype(np.float64).sum())
+        for text, of_tree in zip(texts, readings, strict=True)
+        for option, reading in zip(options[text], of_tree, strict=True)
+    }
+    return [np.array([score[item[key], option] for option in item["options"]]) for item in items]
+
+
+def _tree(tokenizer: Tokenizer, text: str, options: Sequence[str]) -> Tree:
+    """Returns a text as a trunk with an option a branch, all of whose tokens are read."""
+    trunk = np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.int32)
+    branches = []
+    for option in options:
+        ids = np.array([trunk[-1], *tokenizer.encode(f" {option}")], np.int32)
+        branches.append(Branch(ids[:-1], np.arange(len(ids) - 1), ids[1:, None]))
+    return Tree(trunk[:-1], tuple(branches))
+
+
+def _credit(scores: np.ndarray, answer: int) -> float:
+    best = scores == scores.max()
+    return float(best[answer] / best.sum())
+
+
+def _sets(items: Sequence[dict], chosen: np.ndarray) -> list[str]:
+    return [str(item["set"]) for item, counts in zip(items, chosen, strict=True) if counts]
+
+
+def _accuracy(credits: np.ndarray, sets: Sequence[str]) -> dict:
+    accuracy, low, high = stats.clustered_interval(credits, sets)
+    return {"accuracy": accuracy, "ci95": [low, high]}
+
+
+def _shown(found: dict) -> str:
+    low, high = found["ci95"]
+    return f"{100 * found['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"

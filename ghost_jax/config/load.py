@@ -1,0 +1,327 @@
+"""A config file and a command line become one locked, checked ConfigDict.
+
+`--config=configs/chat_v5.py:nano` calls that file's `get_config("nano")`; `--config.optim.peak_lr=1e-4` then changes
+one value. A key that does not exist is an error with the nearest one named, and a value keeps the type it had.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from ghost_jax.config import files as config_files
+from ghost_jax.config.validate import DOMAINS, check, host_of_teacher, leaves, shown
+from ghost_jax.core.atomic_io import read_config
+from ghost_jax.core.errors import UsageError, did_you_mean
+from ghost_jax.core.paths import local_path
+
+# What says how a run is shown, kept and looked at, and not what it computes: it may change in its continuation.
+FREE_KEYS = {
+    *("name", "preset", "spec", "published", "log_every", "log", "online_probe", "keep", "keep_best", "evals"),
+    *("mesh", "base"),
+    "model.attention",
+}
+
+# Keys that were added later -> the value that runs of earlier versions had, whose config.json lacks them.
+ADDED = {"optim.name": "adamw"}
+
+
+def load(spec: str) -> ConfigDict:
+    """Returns the locked config of `path[:preset,…]`. Raises UsageError where there is no such file or preset."""
+    path, preset = config_files.find("config", spec)
+    config = config_files.read("config", path, preset)
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"{path} is no config file: its get_config returns no ConfigDict.")
+    with config.unlocked():
+        config.name, config.preset, config.spec = path.stem, preset, config_files.recorded(path, preset)
+    return config.lock()
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets `key` ("optim.peak_lr") from its text. Raises UsageError for an unknown key or a value of another type."""
+    node, parts = config, key.split(".")
+    for part in parts:
+        if not isinstance(node, ConfigDict) or part not in node:
+            raise UsageError(f"The config has no key {key}.{_nearest_key(config, key)}")
+        parent, node = node, node[part]
+    if isinstance(node, ConfigDict):
+        keys = f"set one of {', '.join(f'{key}.{k}' for k in node)}" if node else "set it in a config file"
+        raise UsageError(f"--config.{key} is a group; {keys}.")
+    try:
+        parent[parts[-1]] = _parse(text, node)
+    except (ValueError, TypeError, OverflowError, SyntaxError, RecursionError, MemoryError):  # of endless brackets, too
+        domain = DOMAINS.get(key.removeprefix("base."))
+        raise UsageError(
+            f"--config.{key}={text[:200]} does not fit: the value is a {type(node).__name__}, by default {node!r}."
+            + (f" Use {domain}." if domain else "")
+        ) from None
+
+
+def _nearest_key(config: ConfigDict, key: str) -> str:
+    """Names the key meant: the one whose last part is nearest, in the group that was named if it is there."""
+    of_base = (f"base.{name}" for name, _ in leaves(config.get("base", {})))
+    names = [*(name for name, _ in leaves(config)), *of_base]
+    names.sort(key=lambda name: name.count("."), reverse=True)  # the shallowest of a name wins
+    group, _, last = key.rpartition(".")
+    here = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == group}
+    anywhere = {name.rpartition(".")[2]: name for name in names}
+    for known in (here, anywhere):
+        near = difflib.get_close_matches(last, list(known), n=1)
+        if near:
+            return f' Did you mean "{known[near[0]]}"?'
+    return f" Known: {', '.join(sorted(here.values()) or sorted(config))}."
+
+
+def _parse(text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        return (
+            {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+            if text.lower() in ("true", "false", "1", "0")
+            else _refuse(text)
+        )
+    if isinstance(default, str):
+        return text
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.strip("()").split(",") if part.strip())
+    value = ast.literal_eval(text)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):  # 1e999; JSON has no such number
+        _refuse(text)
+    return value if type(value) is type(default) else _refuse(text)
+
+
+def _refuse(text: str) -> Any:
+    raise ValueError(text)
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict, argparse.Namespace]:
+    """Returns the config and the other flags of a command line; adds `--config` and `--data_dir` to `parser`."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE[:PRESET]", help="config file, e.g. configs/chat_v5.py:nano"
+    )
+    parser.add_argument(
+        "--base",
+        type=local_path,
+        metavar="DIR",
+        help="of a chat config: start from this finished base run, ours or imported",
+    )
+    parser.add_argument(
+        "--data_dir", type=local_path, metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)"
+    )
+    parser.epilog = "Any value of the config can be set by --config.KEY=VALUE or --config.KEY VALUE."
+    overrides, words = overrides_in(argv)
+    flags = parser.parse_args(words)
+    config = load(flags.config)
+    if flags.base:
+        stand_on(config, flags.base)
+    for key, text in overrides:
+        override(config, key, text)
+    validate(config)
+    return config, flags
+
+
+def overrides_in(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Returns the key and the text of each `--config.KEY=VALUE` and `--config.KEY VALUE`, and all other words.
+
+    Raises UsageError for a key without a value. A value that begins with a dash and is no number needs the form with
+    `=`.
+    """
+    overrides, others, words = [], [], iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            others.append(word)
+            continue
+        key, equals, text = word.removeprefix("--config.").partition("=")
+        if not equals:
+            text = next(words, "--")
+            if re.match(r"-[^0-9.]", text):  # another flag, and no negative number
+                raise UsageError(f"{word} has no value: write {word}=VALUE.")
+        overrides.append((key, text))
+    return overrides, others
+
+
+def stand_on(config: ConfigDict, base: Path) -> None:
+    """Makes a chat config start from the base run in a directory, trained here or imported, and not from its own.
+
+    Its model takes that one's shape, and its vocabulary is that one's, grown. Raises UserError where there is none.
+    """
+    found = read_config(base / "config.json")
+    if config.stage != "chat" or found["stage"] == "chat":
+        raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")
+    own = {key: config.model[key] for key in ("dropout", "dtype", "remat", "scan", "attention")}
+    with config.unlocked():
+        config.base = ConfigDict(found | {"vocabulary": str(base.resolve() / "tokenizer.json")})
+        config.model = ConfigDict(found["model"] | own)
+
+
+def validate(config: ConfigDict, prefix: str = "") -> None:
+    """Raises UsageError where a value is outside of its domain (`ghost_jax.config.validate`) or contradicts another.
+
+    Args:
+      prefix: what stands before the names of keys in messages: "base." for the base of a chat config.
+    """
+    check(config, prefix)
+    for rule in RULES:
+        if fault := rule(config):
+            raise UsageError(f"{prefix}{fault}")
+    if config.stage == "chat":
+        if not isinstance(config.get("base"), ConfigDict):
+            raise UsageError("A chat config needs a base, and this one has none. Use chat_on of configs/common.py.")
+        if "vocabulary" not in config.base:  # else it is there already
+            validate(config.base, "base.")
+        shape = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
+        unlike = [key for key in shape if config.model[key] != config.base.model[key]]
+        if unlike:
+            raise UsageError(
+                f"The chat model and its base differ in {', '.join(f'model.{key}' for key in unlike)}: a chat run "
+                "starts from the base's weights. Set both, e.g. --config.model.width and --config.base.model.width."
+            )
+
+
+# ---- Rules between keys: each returns what is wrong, which begins with the name of a key, or None ----
+
+
+def _sizes(config: ConfigDict) -> str | None:
+    if config.data.seq_len > config.model.context:
+        return f"data.seq_len ({config.data.seq_len}) is longer than model.context ({config.model.context})."
+    width, heads, model = config.model.width, config.model.heads, config.model
+    # Rotary positions turn pairs of a head's dimensions.
+    if model.head_dim % 2 if model.get("head_dim") else width % (2 * heads):
+        return f"model.heads ({heads}) must cut model.width ({width}) into parts of an even size."
+    if heads % (model.get("kv_heads") or heads):
+        return f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
+    if list(config.mesh.values()).count(-1) > 1:
+        return f"mesh has -1, which takes the devices that are left, more than once: {dict(config.mesh)}. Set one size."
+    return None
+
+
+def _schedule(config: ConfigDict) -> str | None:
+    peak, least = config.optim.peak_lr, config.optim.min_lr
+    if config.optim.schedule != "constant" and least > peak:
+        return (
+            f"optim.min_lr is {least}, but it must lie between 0 and optim.peak_lr ({peak}): the rate decays from "
+            "the peak to optim.min_lr."
+        )
+    return None
+
+
+def _updates(config: ConfigDict) -> str | None:
+    probe_every = config.online_probe.every if config.stage == "chat" else 0
+    for key, update in (("log.trace_at", config.log.trace_at), ("online_probe.every", probe_every)):
+        if update > config.steps:
+            return f"{key} is {update}, but the last update is {config.steps}. Use at most that, or 0 for never."
+    return None
+
+
+def _mixture(config: ConfigDict) -> str | None:
+    for start, changes in config.data.mixture_schedule.items():
+        if not re.fullmatch(r"[0-9]{1,10}", shown(start)) or not 0 < int(start) < config.steps:
+            return f"data.mixture_schedule has the key {shown(start)}; it must be an update between 1 and steps."
+        for name in changes:
+            if name not in config.data.mixture:
+                return f"data.mixture_schedule.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}"
+    for start, multipliers in mixtures(config).items():
+        if max(multipliers.values()) <= 0:
+            return f"data.mixture from update {start} on is empty: give a --config.data.mixture.NAME above 0."
+    return None
+
+
+def _metric(config: ConfigDict) -> str | None:
+    """`keep_best` is a loss that every validation of the run gives."""
+    mixed = {name for multipliers in mixtures(config).values() for name in multipliers if multipliers[name]}
+    shared = set(SHARED if config.stage == "chat" else ())
+    of = {name for name in mixed | shared if name not in RANKED}  # ranked questions have no such loss
+    metrics = ["val_loss"] * bool(mixed.difference(RANKED)) + ["val_loss_shared"] * bool(shared)
+    metrics += [f"val_loss_{name}" for name in sorted(of)] if len(of) > 1 else []
+    if not config.keep_best or config.keep_best in metrics:
+        return None
+    return (
+        f"keep_best is {config.keep_best}, which this run does not measure; use one of {', '.join(metrics)}, or none."
+    )
+
+
+def _chat(config: ConfigDict) -> str | None:
+    if config.stage != "chat":
+        return None
+    if max(config.objective.values()) <= 0:
+        return "The objective is empty: give one of --config.objective.lm, .letter, .ranking above 0."
+    if config.objective.letter and config.data.layout == "cloze":
+        return (
+            "objective.letter needs letters, and data.layout=cloze has none. Use objective.ranking, or another layout."
+        )
+    if config.objective.letter and not any(config.data.mixture[name] for name in LETTERED):
+        return (
+            f"objective.letter needs a dataset with letters: give a --config.data.mixture.NAME, one of "
+            f"{', '.join(LETTERED)}, above 0."
+        )
+    if config.objective.ranking and not any(config.data.mixture[name] for name in RANKED):
+        return (
+            f"objective.ranking ranks the options of the datasets {', '.join(RANKED)}, none of which is mixed in: "
+            "set --config.data.mixture.rank=1 as well."
+        )
+    if config.data.cot.teacher != "offline":
+        host_of_teacher(config.data.cot.teacher, config.data.cot.model)
+    return None
+
+
+RULES = (_sizes, _schedule, _updates, _mixture, _metric, _chat)
+LETTERED = ("mcq", "cot", "fact_mcq", "raft")  # datasets whose answers begin with a letter
+RANKED = ("rank", "fact_rank", "read")  # datasets whose options are ranked
+# Built for every chat recipe, mixed in or not: recipes share their validation records, so that losses compare.
+SHARED = ("qa", "mcq", "cot", "small_talk")
+
+
+def mixtures(config: ConfigDict) -> dict[int, dict[str, float]]:
+    """Returns first update -> multiplier of each dataset: `data.mixture`, changed by `data.mixture_schedule`."""
+    multipliers = {name: float(value) for name, value in config.data.mixture.items()}
+    by_start = {0: multipliers}
+    for start, changes in sorted(config.data.mixture_schedule.items(), key=lambda item: int(item[0])):
+        multipliers = multipliers | {name: float(value) for name, value in changes.items()}
+        by_start[int(start)] = multipliers
+    return by_start
+
+
+def decisive(config: Mapping, prefix: str = "") -> dict:
+    """Returns a config, of which `prefix` is the group, without `FREE_KEYS`."""
+    return {
+        key: decisive(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if f"{prefix}{key}" not in FREE_KEYS
+    }
+
+
+def recipe_of(config: Mapping) -> dict:
+    """Returns of a run's config, read from its JSON, what decides what it computes, but for the seed; so of its base.
+
+    It is equal for the seeds of one recipe.
+    """
+    kept = decisive(completed(config))
+    kept.pop("seed", None)
+    return kept | ({"base": recipe_of(config["base"])} if "base" in config else {})
+
+
+def completed(config: Mapping) -> dict:
+    """Returns a run's config, read from its JSON, with the keys that its version lacked, and so for its base."""
+    full = dict(config)
+    for key, value in ADDED.items():
+        group, _, name = key.rpartition(".")
+        full[group] = {name: value, **full.get(group, {})}
+    return full | ({"base": completed(config["base"])} if "base" in config else {})
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the resolved config as the JSON that a run directory keeps."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+
+
+def from_json(text: str) -> FrozenConfigDict:
+    """Returns the config of a run directory; the inverse of `to_json` up to tuples."""
+    return FrozenConfigDict(json.loads(text))

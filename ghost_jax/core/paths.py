@@ -1,0 +1,36 @@
+"""Where things lie on this machine: typed paths, the user's cache, and the folders in which data is looked for."""
+
+import os
+from pathlib import Path
+
+from ghost_jax.core.errors import UsageError, UserError
+
+
+def local_path(text: str) -> Path:
+    """Returns a typed path; the `type=` of every such flag. Raises UsageError for a URL."""
+    if "://" in text:
+        raise UsageError(
+            f"{text} is a URL, and a path on this machine is needed. Mount the bucket, or download what it holds, and "
+            "name the local path."
+        )
+    return Path(text)
+
+
+def cache_dir() -> Path:
+    """Returns the user's cache of this project: `$XDG_CACHE_HOME/ghost_jax`, by default `~/.cache/ghost_jax`."""
+    return local_path(os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")) / "ghost_jax"
+
+
+def data_folders(data_dir: Path | None) -> list[Path]:
+    """Returns where data is looked for, in order: `--data_dir`, `$GHOST_DATA`, the user's cache.
+
+    Raises UserError where one of the first two was given and does not exist.
+    """
+    folders = [local_path(str(folder)) for folder in (data_dir, os.environ.get("GHOST_DATA")) if folder]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(
+                f"The data folder {folder} does not exist. Give --data_dir or GHOST_DATA a folder that holds raw/, "
+                "corpus/ and ctibench/, or leave both unset to use the embedded pack."
+            )
+    return [*folders, cache_dir() / "data"]

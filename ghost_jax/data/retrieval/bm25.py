@@ -1,0 +1,326 @@
+"""The lexical index that training with context, open-book evaluation and chat share: BM25 over single fact lines.
+
+A passage is one line of a page under the page's title and section, because in this corpus the right line, and not the
+right page, is what is hard to find. Terms are Snowball stems; the title's count several times. bm25s computes every
+term's score in every passage when the index is built, so that a search only adds up; the arrays are memory-mapped.
+Both run on one core: bm25s holds the interpreter's lock, and threads made a search no faster.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+import logging
+import math
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import Stemmer
+
+from ghost_jax.core import atomic_io
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.storage.schema import Record
+from ghost_jax.data.storage.text_cleaning import sentences
+
+WORDS = 60  # of the longest passage, without its title and section; a longer one mixes facts
+CONTEXT = 4  # passages in a prompt, as in the study
+SHOWN_CHARACTERS = 350  # of the longest passage in a prompt, as in the study
+# Of generated questions' own pages, 66, 98, 99 and 99% are found first with weights 0, 1, 3 and 5; sentences that do
+# not name their page are found a little worse with each step (59, 58, 58 and 56%).
+TITLE_WEIGHT = 3
+VERSION = 1  # raise it when the same pages give other passages, terms or files
+TOOLS = ("bm25s", "PyStemmer")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Passage:
+    """One fact line of a page.
+
+    Attributes:
+      page: the id of the record it comes from, unique within `source`.
+      source: the record's source.
+      title: the page's title with its publisher's number ("Phishing (T1566)").
+      section: the label of the line's paragraph ("Mitigation M1031 Network Intrusion Prevention"), or empty.
+      text: the line itself, at most `WORDS` words.
+      url: the page's address, or empty.
+    """
+
+    page: str
+    source: str
+    title: str
+    section: str
+    text: str
+    url: str
+
+
+_PART = r"[A-Z](?:\([^()\n]*\)|\.(?!\s)|[^:.;!?()\n]){0,70}"
+# "Detection by Process: OS API Execution: Monitor …" has a label of two parts. A sentence with a colon may pass for
+# one; nothing is lost by it, since a section is searched and shown as the text is.
+_LABEL = re.compile(rf"(?P<label>Detection by {_PART}: {_PART}|{_PART}): (?P<content>.+)", re.DOTALL)
+_NUMBER = re.compile(r"[A-Z]+-?\d[\d.-]*")
+# At most eight words that end no sentence: "Explore", "Home | About us", "Several types exist:". Commands, paths and
+# items of lists have other characters. BM25 prefers short passages: a heading came before every passage of its page.
+_WORD = r"[\w(\[][\w()\[\]/&,'’-]*"
+_HEADING = re.compile(rf"#{{1,6}} [^\n]+|{_WORD}(?: (?:[-–|&/] )?{_WORD}){{0,7}}:?")
+
+
+def passages_of(record: Record) -> Iterator[Passage]:
+    """Yields the passages of a page in its order; together they hold every word of it once, save for headings.
+
+    A passage states something: it has a section, or more than a heading for its text.
+    """
+    number = record.id.rpartition("/")[2]
+    named = _NUMBER.fullmatch(number) and number not in record.title
+    title = f"{record.title} ({number})" if named else record.title
+    for paragraph in map(str.strip, record.text.split("\n\n")):
+        if _HEADING.fullmatch(paragraph):
+            continue
+        found = _LABEL.match(paragraph)
+        section, content = (found["label"], found["content"]) if found else ("", paragraph)
+        for line in _lines(content):
+            yield Passage(record.id, record.source, title, section, line, record.url)
+
+
+def _lines(paragraph: str) -> Iterator[str]:
+    """Yields the paragraph on one line, or, where it is too long, as many sentences at a time as `WORDS` allows."""
+    kept: list[str] = []
+    for piece in _pieces(paragraph):
+        if len(kept) + len(piece) > WORDS:
+            yield _joined(kept)
+            kept = []
+        kept += piece
+    if kept:
+        yield _joined(kept)
+
+
+def _joined(words: list[str]) -> str:
+    return " ".join(words).removeprefix("- ")  # of a list's item
+
+
+def _pieces(paragraph: str) -> Iterator[list[str]]:
+    """Yields the words of each sentence; a sentence that is too long by itself comes in parts."""
+    for line in paragraph.split("\n"):
+        for sentence in sentences(line):
+            words = sentence.split()
+            yield from (words[start : start + WORDS] for start in range(0, len(words), WORDS))
+
+
+def shown(passage: Passage) -> str:
+    """Returns the passage as a prompt shows it: title, section and text, cut between words to `SHOWN_CHARACTERS`."""
+    heading = ", ".join(filter(None, (passage.title, passage.section)))
+    return textwrap.shorten(f"{heading}: {passage.text}", SHOWN_CHARACTERS, placeholder=" …", break_on_hyphens=False)
+
+
+# A number with what it belongs to is one term: T1566.002, CWE-79, CVE-2021-44228.
+_TERM = re.compile(r"\w+(?:[-.]\d+)*")
+
+
+def terms(text: str) -> list[str]:
+    """Returns the stems of the text's words in their order, without the words that carry no meaning."""
+    return [stem for word in _TERM.findall(text.lower()) if (stem := _stem(word))]
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _stem(word: str) -> str:
+    return "" if word in _stop_words() else _stemmer().stemWord(word)
+
+
+@functools.cache
+def _stemmer() -> Stemmer.Stemmer:
+    return Stemmer.Stemmer("english")
+
+
+@functools.cache
+def _stop_words() -> frozenset[str]:
+    return frozenset(_bm25s().stopwords.STOPWORDS_EN_PLUS)
+
+
+@functools.cache
+def _bm25s() -> ModuleType:
+    """Imports the library so that it does not see JAX.
+
+    Where it sees JAX it computes with it at once, and data preparation would claim the accelerator and keep
+    `jax.distributed` from starting.
+    """
+    jax_lax = sys.modules.get("jax.lax")
+    sys.modules["jax.lax"] = None
+    try:
+        library = importlib.import_module("bm25s")
+    finally:
+        del sys.modules["jax.lax"]
+        if jax_lax:
+            sys.modules["jax.lax"] = jax_lax
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for every debugging line itself
+    return library
+
+
+class Index:
+    """BM25 over passages, which are known by their rows: 0 is the first that was given.
+
+    Make one with `build` or `load`.
+    """
+
+    def __init__(self, bm25: Any, passages: Sequence[Passage], urls: dict[str, int], url_of: np.ndarray):
+        self._bm25 = bm25
+        self._passages = passages
+        self._urls = urls  # every page's address, numbered
+        self._url_of = url_of  # [rows] int32, the number of each passage's address
+
+    @classmethod
+    def build(cls, passages: Iterable[Passage]) -> "Index":
+        """Returns the index of the passages; of those with the same title, section and text, the first is kept.
+
+        Raises:
+          UserError: there is no passage, or none has a term.
+        """
+        kept: dict[tuple[str, str, str], Passage] = {}
+        vocabulary: dict[str, int] = {}
+        urls: dict[str, int] = {}
+        rows: list[list[int]] = []
+        for passage in passages:
+            key = passage.title, passage.section, passage.text
+            if key in kept:
+                continue
+            kept[key] = passage
+            found = terms(passage.title) * TITLE_WEIGHT + terms(f"{passage.section} {passage.text}")
+            # Numbered here in the order of appearance: the library's own order changes with every process.
+            rows.append([vocabulary.setdefault(term, len(vocabulary)) for term in found])
+            urls.setdefault(passage.url, len(urls))
+        if not vocabulary:
+            raise UserError(
+                "There is nothing to search in: the sources hold no text. Name a source with documents in "
+                "--config.data.sources, such as embedded."
+            )
+        bm25 = _bm25s().BM25()
+        bm25.index((rows, vocabulary), create_empty_token=False, show_progress=False)
+        url_of = np.asarray([urls[passage.url] for passage in kept.values()], np.int32)
+        return cls(bm25, list(kept.values()), urls, url_of)
+
+    def save(self, folder: Path) -> None:
+        """Writes the index into an existing folder, the same bytes for the same passages. No file is a pickle."""
+        self._bm25.save(folder, show_progress=False)
+        ends = [0]
+        with (folder / "passages.jsonl").open("wb") as file:
+            for passage in self._passages:
+                ends.append(ends[-1] + file.write(json.dumps(dataclasses.astuple(passage)).encode() + b"\n"))
+        np.save(folder / "ends.npy", np.asarray(ends, np.int64), allow_pickle=False)
+        np.save(folder / "url_of.npy", self._url_of, allow_pickle=False)
+        atomic_io.write_json(folder / "urls.json", list(self._urls))
+        atomic_io.write_json(folder / "index.json", {"format": VERSION, "passages": len(self)})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Index":
+        """Opens a folder that `save` wrote; arrays and passages stay on disk until they are asked for.
+
+        Raises:
+          UserError: the folder holds no index, one of another format, or a damaged one.
+        """
+        mend = "Delete the folder and repeat the command that made it."
+        try:
+            described = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            if described["format"] != VERSION:
+                raise UserError(
+                    f"{folder} is an index of format {described['format']}, and this version reads {VERSION}. {mend}"
+                )
+            bm25 = _bm25s().BM25.load(folder, mmap=True)
+            # Slices of a plain view are cheaper than slices of numpy's memmap.
+            bm25.scores |= {name: bm25.scores[name].view(np.ndarray) for name in ("data", "indices", "indptr")}
+            passages = _SavedPassages(folder)
+            urls = {url: i for i, url in enumerate(json.loads((folder / "urls.json").read_text(encoding="utf-8")))}
+            index = cls(bm25, passages, urls, np.load(folder / "url_of.npy", mmap_mode="r", allow_pickle=False))
+            counts = {described["passages"], bm25.scores["num_docs"], len(passages), len(index._url_of)}
+            if len(counts) > 1:
+                raise ValueError("its files are of different indexes")
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as fault:
+            raise UserError(f"{folder} is no whole index ({fault}). {mend}") from None
+        return index
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    def passage(self, row: int) -> Passage:
+        """Returns one passage; a loaded index reads it from disk."""
+        return self._passages[row]
+
+    def rows_of(self, url: str) -> np.ndarray:
+        """Returns the rows [n] of a page's passages, none for an unknown address; "" is that of all without one."""
+        return np.flatnonzero(self._url_of == self._urls.get(url, -1))
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows [Q, k] int32 and the scores [Q, k] float32 of each query's best passages, best first.
+
+        Of equal scores the lower row comes first. A passage that shares no term with the query scores 0. An index of
+        fewer than k passages gives as many as it has.
+        """
+        k = min(k, len(self))
+        rows, scores = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
+        for i, query in enumerate(queries):
+            every = self.scores(query)
+            # Everything at least as good as the k-th, in the order of rows, which a stable sort then keeps.
+            candidates = np.flatnonzero(every >= np.partition(every, -k)[-k])
+            rows[i] = candidates[np.argsort(-every[candidates], kind="stable")][:k]
+            scores[i] = every[rows[i]]
+        return rows, scores
+
+    def context(self, questions: Sequence[str]) -> np.ndarray:
+        """Returns the rows [Q, CONTEXT] int32 that a prompt with context shows, in training and when it is asked.
+
+        They are found by the question alone: options name wrong pages too. Of generated questions' own pages, 99.0%
+        come first by the question and 94.2% by the question with its options.
+        """
+        return self.search(questions, CONTEXT)[0]
+
+    def best(self, query: str, rows: np.ndarray) -> int:
+        """Returns which of the rows [n], at least one, matches the query best, the lowest where several do."""
+        return int(rows[np.argmax(self.scores(query)[rows])])
+
+    def scores(self, query: str) -> np.ndarray:
+        """Returns the score [passages] float32 of every passage, 0 where it shares no term with the query."""
+        return self._bm25.get_scores_from_ids(self._bm25.get_tokens_ids(terms(query)))
+
+    def weight(self, term: str) -> float:
+        """Returns how much a term tells, Lucene's idf: the fewer passages hold it, the more; most where none does."""
+        holds = len(self._rows_with(term))
+        return math.log(1 + (len(self) - holds + 0.5) / (holds + 0.5))
+
+    def coverage(self, weights: Mapping[str, float]) -> np.ndarray:
+        """Returns which share [passages] float32 of the weights of some terms belongs to terms that a passage holds.
+
+        It is 0 everywhere where no term has a weight.
+        """
+        held = np.zeros(len(self), np.float32)
+        total = sum(weights.values())
+        if total:
+            for term, weight in weights.items():
+                held[self._rows_with(term)] += weight / total
+        return held
+
+    def _rows_with(self, term: str) -> np.ndarray:
+        """Returns the rows [n] of the passages that hold a term in title, section or text."""
+        number = self._bm25.vocab_dict.get(term)
+        if number is None:
+            return np.empty(0, np.int32)
+        columns = self._bm25.scores
+        return columns["indices"][columns["indptr"][number] : columns["indptr"][number + 1]]
+
+
+class _SavedPassages(Sequence[Passage]):
+    """The passages of a saved index, each read when it is asked for."""
+
+    def __init__(self, folder: Path):
+        self._ends = np.load(folder / "ends.npy", mmap_mode="r", allow_pickle=False)  # where each line ends, after a 0
+        self._bytes = np.memmap(folder / "passages.jsonl", np.uint8, "r")
+        if self._ends[-1] != len(self._bytes):
+            raise ValueError("passages.jsonl is cut off")
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: int) -> Passage:
+        return Passage(*json.loads(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes()))

@@ -1,0 +1,94 @@
+"""What every source yields and every builder eats: plain documents and the typed facts stated in them."""
+
+import dataclasses
+import hashlib
+
+from ghost_jax.data.storage.text_cleaning import first_sentences
+
+VERSION = 1  # raise it when a record is written otherwise or a subject gets another split
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fact:
+    """One statement that a source makes in a structured field, so that a question about it has a certain answer.
+
+    Attributes:
+      subject: what the fact is about, as a person would name it ("Phishing", "CWE-79").
+      relation: one of `RELATIONS`.
+      object: the answer ("Initial Access").
+      evidence: the source's own sentence, or one that restates its structured field; the offline teacher quotes it.
+    """
+
+    subject: str
+    relation: str
+    object: str
+    evidence: str
+
+
+RELATIONS = {
+    "tactic": "a technique serves a tactic",
+    "mitigation": "a technique is mitigated by a mitigation",
+    "detection": "a technique is detected by a data component",
+    "group_technique": "a group uses a technique",
+    "software_technique": "a piece of software implements a technique",
+    "campaign_technique": "a campaign used a technique",
+    "group_software": "a group uses a piece of software",
+    "weakness_name": "a CWE id stands for a weakness name",
+    "weakness_class": "a described flaw belongs to a weakness class",
+    "parent_weakness": "a weakness is a kind of a broader weakness",
+    "consequence": "a weakness has a technical impact",
+    "weakness_mitigation": "a weakness is mitigated by a measure",
+    "attack_pattern_name": "a CAPEC id stands for a pattern name",
+    "related_weakness": "an attack pattern exploits a weakness",
+    "vulnerability_weakness": "a vulnerability belongs to a CWE id",
+    "vulnerability_product": "a vulnerability affects a product",
+    "exploited_vulnerability": "a published exploit targets a vulnerability",
+    "expansion": "an acronym stands for its expansion",
+    "port_service": "a TCP or UDP port belongs to a service",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One document of one source.
+
+    Attributes:
+      id: unique and stable within the source; the train/validation/test split is drawn from it.
+      source: the adapter's or corpus's short name ("attack", "capec", "cwe", "cve_trickest").
+      title: what the document is about, without its id ("Phishing: Spearphishing Link").
+      text: plain text, markup and citations removed; paragraphs are separated by a blank line.
+      url: where a person can read it; empty where the publisher gives none.
+      license: the publisher's terms, in a few words.
+      facts: the typed facts that the document states; one with a blank part is left out, since it states nothing.
+    """
+
+    id: str
+    source: str
+    title: str
+    text: str
+    url: str
+    license: str
+    facts: tuple[Fact, ...] = ()
+
+    def __post_init__(self):
+        whole = tuple(f for f in self.facts if f.subject.strip() and f.object.strip() and f.evidence.strip())
+        object.__setattr__(self, "facts", whole)
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def as_asked(subject: str) -> str:
+    """Returns a subject as questions put it: a name as it is, of a long description the first two sentences."""
+    return first_sentences(subject, count=2, limit=350)
+
+
+def split_of(subject: str) -> str:
+    """Returns the split that everything about `subject` belongs to: 80% train, 10% validation, 10% test.
+
+    Drawn from a hash of the subject as it is asked about, and not of the question, so that no subject is trained on
+    under one phrasing and tested under another: nor a description that only differs where no question shows it.
+    """
+    digest = hashlib.blake2b(as_asked(subject).lower().encode("utf-8", "surrogatepass"), digest_size=4).digest()
+    draw = int.from_bytes(digest) % 10
+    return "validation" if draw == 0 else "test" if draw == 1 else "train"

@@ -1,0 +1,92 @@
+"""Which an upload is: canonical, the run that others are measured by, or experimental, with the reason.
+
+A run becomes canonical only if `evals.compare` puts it above the present canonical one, asked in several orders and
+without collapsing to one letter. The first has none to beat: its verdict must be that it knows something.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from evals.analysis.comparison import SIGNIFICANT, compare, rows_of
+from evals.analysis.recorded import check_alike, items_of, read_report, read_reports
+from ghost_jax.reporting.tables import orders_of
+
+CANONICAL, EXPERIMENTAL = CHANNELS = ("canonical", "experimental")
+SCORE = "ctibench"  # the closed-book score in a run's evals/ that decides
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """What an upload is.
+
+    Attributes:
+      name: one of `CHANNELS`.
+      reason: why, in words that stand in the card.
+      comparison: with the present canonical run, as `evals.compare` writes it; None where there is none.
+      above: run and step of the present canonical run that a canonical one was shown to be above; else None.
+    """
+
+    name: str
+    reason: str
+    comparison: dict | None = None
+    above: dict | None = None
+
+
+def decide(asked: str, workdir: Path, present: Path | None, items: Path | None) -> Channel:
+    """Returns the channel of a run, where `asked` is the one that is wanted.
+
+    Args:
+      present: the run directory of the present canonical run.
+      items: the file of the questions that both were scored on, where the data folders do not hold it.
+
+    Raises:
+      UsageError: the run is named as the present one.
+      UserError: a run that must be compared has no score, or they were asked different questions.
+    """
+    if asked == EXPERIMENTAL and present is None:
+        return Channel(EXPERIMENTAL, "It was not put forward as canonical.")
+    stem = items.stem if items else SCORE
+    score = read_report(workdir, stem).content
+    comparison = compared(workdir, present, items, stem) if present else None
+    said = against(comparison) if comparison else f"Its verdict: {score.get('verdict_text') or score['verdict']}"
+    if asked == EXPERIMENTAL:
+        return Channel(EXPERIMENTAL, f"It was not put forward as canonical. {said}", comparison)
+    if hindrance := hindrance_of(score, comparison):
+        return Channel(EXPERIMENTAL, f"Put forward as canonical and not accepted: {hindrance}. {said}", comparison)
+    above = {"run": present.resolve().name, "step": read_report(present, stem).content.get("step")} if present else None
+    return Channel(CANONICAL, said, comparison, above)
+
+
+def compared(workdir: Path, present: Path, items: Path | None, stem: str) -> dict:
+    """Returns the comparison of a run's report of this name with that of the present canonical run, its reference."""
+    reports = read_reports([str(present), str(workdir)], stem)
+    check_alike(reports)
+    questions = items_of(reports, items)
+    return compare(rows_of(reports, questions), questions)
+
+
+def against(comparison: dict) -> str:
+    """Returns in words what a comparison found."""
+    asked = f"on {comparison['n']:,} questions of {comparison['items']['name']}, {comparison['book']} book"
+    _, *others = comparison["rows"]
+    said = others[0]["against_reference"]["text"] if others else "both are seeds of one recipe, and differ by luck."
+    return f"Beside the present canonical run, {comparison['reference']}, {asked}: {said}"
+
+
+def hindrance_of(score: dict, comparison: dict | None) -> str:
+    """Returns why a run with this score, compared with the present canonical one if any, cannot become canonical.
+
+    Empty where it can.
+    """
+    if score["verdict"] == "collapsed":
+        return "its answers collapsed to one letter"
+    if orders_of(score) == 1:
+        return "it was asked in one order of the options, where a constant letter can look like knowledge"
+    if comparison is None:
+        return "" if score["verdict"] == "knowledge" else 'the first canonical run needs the verdict "knowledge"'
+    _, *others = comparison["rows"]
+    if not others:
+        return "it is another seed of the present canonical run"
+    difference = others[0]["against_reference"]
+    above = difference["mean"] > 0 and difference["p_holm"] < SIGNIFICANT
+    return "" if above else "it is not shown to be above the present canonical run"

@@ -1,0 +1,121 @@
+"""What a run tells of itself while it trains: progress, metrics.jsonl, and the watch that stops a run gone wrong."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ghost_jax.runs import metrics as metrics_lib
+from ghost_jax.training import divergence
+from ghost_jax.core.errors import STOPPED_BY_WATCH, UserError
+from ghost_jax.runs.metrics import Meter, MetricsLog, Trace
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.parallel.distributed import is_main
+from ghost_jax.core.console import Progress
+
+
+class Diverged(UserError):
+    """The loss is no number any more, or the watch saw it rise. `update` is where that was seen."""
+
+    exit_code = STOPPED_BY_WATCH
+
+    def __init__(self, update: int, message: str):
+        super().__init__(message)
+        self.update = update
+
+
+class Journal:
+    """Reads the metrics of an update when the next one is under way; shows and logs them. Use as a context manager.
+
+    Every process reads them, so that all come to the same conclusion; the main one writes.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, start: int, model: ModelConfig, mesh: Mesh):
+        self._config = config
+        self._history = [line for line in metrics_lib.read(workdir) if line["step"] <= start]
+        self._meter = Meter(model.flops_per_token(config.data.seq_len), list(mesh.devices.flat), model.dtype)
+        self._trace = Trace(workdir, config.log.trace_at)
+        self._progress = Progress("training", config.steps, unit="updates", done=start, shown=is_main())
+        self._open_log = lambda: MetricsLog(
+            workdir, start, project=config.log.wandb, name=workdir.name, config=config.to_dict()
+        )
+        self._log: MetricsLog | None = None
+        self._resources = contextlib.ExitStack()
+        self._pending: tuple[int, float, dict] | None = None
+        self._clock = time.perf_counter()
+
+    def __enter__(self) -> "Journal":
+        if is_main():
+            self._log = self._resources.enter_context(self._open_log())
+        self._resources.enter_context(self._progress)
+        self._resources.enter_context(self._trace)
+        self._clock = time.perf_counter()
+        return self
+
+    def __exit__(self, *reason) -> None:
+        self._resources.__exit__(*reason)
+
+    def next_batch(self, batches: Iterator[dict[str, np.ndarray]], update: int) -> dict[str, np.ndarray]:
+        """Returns the batch of an update; the time it takes to come is on the loader's account."""
+        self._trace.before(update, self._pending[2] if self._pending else ())
+        asked = time.perf_counter()
+        batch = next(batches)
+        self._meter.batch_waited(time.perf_counter() - asked)
+        return batch
+
+    def dispatched(self, update: int, lr: float, metrics: dict) -> None:
+        """Takes the metrics of an update that is under way, and tells those of the one before.
+
+        Raises Diverged where that one's loss is not finite.
+        """
+        if self._pending:
+            self._tell(*self._pending, validate=None)
+        self._pending = (update, lr, metrics)
+
+    def settle(self, validate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
+        """Waits for the update under way and tells it, with its validation losses where they are due; returns those.
+
+        Raises Diverged where its loss is not finite, or where the config has the watch stop the run and losses rise.
+        """
+        pending, self._pending = self._pending, None
+        return self._tell(*pending, validate=validate)
+
+    def _tell(self, update: int, lr: float, metrics: dict, validate: Callable | None) -> dict[str, float]:
+        config = self._config
+        values = {name: float(value) for name, value in metrics.items()}
+        now = time.perf_counter()
+        tokens, seconds = config.batch_size * config.data.seq_len, now - self._clock
+        self._meter.update_done(tokens, values["supervised"], seconds)
+        if not math.isfinite(values["loss"]):
+            raise Diverged(
+                update,
+                f"The loss of update {update:,} is {values['loss']}. The run is stopped; its last checkpoint is from "
+                "before. Lower --config.optim.peak_lr and give it another --workdir.",
+            )
+        self._progress.advance(1, f"loss {values['loss']:.3f}  lr {lr:.1e}  {tokens / seconds:,.0f} tok/s")
+        losses = validate() if validate else {}
+        if losses or update % config.log_every == 0 or update == 1:
+            line = {"loss": values.pop("loss"), "lr": lr, **self._meter.line(), **values, **losses}
+            self._history.append({"step": update, **line})
+            if self._log:
+                self._log.write(update, **line)
+        if losses:
+            self._check_divergence(update)
+        self._clock = time.perf_counter()  # what was told and validated is on no update's account
+        return losses
+
+    def _check_divergence(self, update: int) -> None:
+        wrong = divergence.verdict(self._history, self._config.divergence.evaluations)
+        if wrong and self._config.divergence.stop:
+            raise Diverged(
+                update,
+                f"{wrong} The run is stopped, as its config asks (divergence.stop); its last checkpoint is from "
+                "before. Lower --config.optim.peak_lr, and give the new run another --workdir.",
+            )
+        if wrong and is_main():
+            print(f"WARNING: {wrong} The run goes on (divergence.stop is off).", flush=True)

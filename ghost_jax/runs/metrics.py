@@ -1,0 +1,267 @@
+"""What a run measures, and where it is written: metrics.jsonl and TensorBoard always, Weights & Biases on request."""
+
+import functools
+import json
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tensorboardX import SummaryWriter
+
+from ghost_jax.runs.device_specs import PEAK_FLOPS
+from ghost_jax.core.errors import UserError
+from ghost_jax.parallel.distributed import is_main
+from ghost_jax.core.atomic_io import read_text, write_text
+
+FILE = "metrics.jsonl"
+# What a clock or the machine decides; all else in a line is the same whenever and wherever the run is repeated.
+MEASURED = ("tokens_per_s", "supervised_tokens_per_s", "mfu", "memory_bytes", "data_wait_s")
+
+
+class MetricsLog:
+    """Appends to the metrics of a run; lines after `start_step` are of a run that was cut short and are dropped.
+
+    With that, the file of an interrupted and resumed run reads like that of an uninterrupted one. Use as a context
+    manager, in one process of a run.
+
+    Args:
+      project: of Weights & Biases; "" for none. Its environment variables hold, WANDB_MODE=offline too.
+      name, config: what the run is called there, and the config it shows.
+    """
+
+    def __init__(
+        self, workdir: Path, start_step: int, *, project: str = "", name: str = "", config: Mapping | None = None
+    ):
+        online = [_WandB(workdir, project, name, config or {})] if project else []  # before anything is dropped
+        self._sinks = [_Lines(workdir, start_step), _Board(workdir, start_step), *online]
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, fault: type[BaseException] | None, *_) -> None:
+        for sink in self._sinks:
+            sink.close(failed=fault is not None)
+
+    def write(self, step: int, **values: float) -> None:
+        """Writes one line: `step` is the number of updates done."""
+        for sink in self._sinks:
+            sink.write(step, values)
+
+
+class _Lines:
+    """metrics.jsonl."""
+
+    def __init__(self, workdir: Path, start_step: int):
+        path = workdir / FILE
+        kept = [line for line in read(workdir) if line["step"] <= start_step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self, failed: bool) -> None:
+        self._file.close()
+
+
+class _Board:
+    """TensorBoard."""
+
+    def __init__(self, workdir: Path, start_step: int):
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """Weights & Biases. A resumed run goes on as the same run there."""
+
+    def __init__(self, workdir: Path, project: str, name: str, config: Mapping):
+        wandb = require_wandb()
+        known = workdir / "wandb" / "id"
+        if not known.is_file():
+            write_text(known, uuid.uuid4().hex[:8])
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name or None,
+                id=known.read_text(encoding="utf-8"),
+                config=dict(config),
+                dir=workdir,
+                resume="allow",
+                settings=wandb.Settings(console="off"),  # it would read the terminal that the progress bar draws on
+            )
+        except wandb.errors.Error as fault:
+            reason = str(fault).rstrip(".")
+            raise UserError(
+                f"Weights & Biases, asked for by log.wandb={project}, cannot start: {reason}. Log in with `wandb "
+                "login`, or set WANDB_MODE=offline and upload later with `wandb sync`, or leave log.wandb empty."
+            ) from None
+        # Its own counter only goes up, and would drop the updates that a resumed run repeats.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+def require_wandb() -> ModuleType:
+    """Returns the optional package wandb. Raises UserError, which says how to install it, where it is missing."""
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "log.wandb names a project of Weights & Biases, but the package wandb is not installed. Install it with "
+            f"`{sys.executable} -m pip install wandb`, or leave log.wandb empty: metrics.jsonl and TensorBoard hold "
+            "the same figures."
+        ) from None
+    return wandb
+
+
+def read(workdir: Path) -> list[dict]:
+    """Returns the lines of a run's metrics.jsonl, without a last one that was cut off in the middle."""
+    path = workdir / FILE
+    lines = []
+    for text in read_text(path).splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+class Meter:
+    """How fast a run goes and what it costs, from one logged line to the next.
+
+    Args:
+      flops_per_token: floating-point operations of a training step a token.
+      devices: those of the mesh, of all processes.
+      dtype: what the step computes in.
+    """
+
+    def __init__(self, flops_per_token: float, devices: Sequence[jax.Device], dtype: str):
+        self._flops_per_token, self._devices = flops_per_token, devices
+        self._peak = peak_flops(devices, dtype)
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._tokens = self._supervised = self._seconds = self._waited = 0.0
+
+    def batch_waited(self, seconds: float) -> None:
+        """Adds time in which the loop waited for a batch; it is part of the update's own time too."""
+        self._waited += seconds
+
+    def update_done(self, tokens: int, supervised: float, seconds: float) -> None:
+        """Adds an update of the global batch: its tokens, those of them that the loss is over, its wall-clock time."""
+        self._tokens += tokens
+        self._supervised += supervised
+        self._seconds += seconds
+
+    def line(self) -> dict[str, float]:
+        """Returns `MEASURED` over the updates since the last line; without `mfu` where the chip's peak is not known.
+
+        Model FLOP utilisation is the work that the model's arithmetic needs over what the devices can do at best.
+        """
+        rate = self._tokens / self._seconds
+        measured = {"tokens_per_s": rate, "supervised_tokens_per_s": self._supervised / self._seconds}
+        if self._peak is not None:
+            measured["mfu"] = rate * self._flops_per_token / self._peak
+        measured |= {"memory_bytes": memory_bytes(self._devices), "data_wait_s": self._waited}
+        self._start_anew()
+        return measured
+
+
+def peak_flops(devices: Sequence[jax.Device], dtype: str) -> float | None:
+    """Returns the FLOP/s that devices of one kind reach together at best, or None for a kind that is not in the table.
+
+    Accelerators: dense bfloat16, whatever the run computes in. CPU: `dtype` as measured here, once a process, because
+    the devices that a process simulates share its cores.
+    """
+    if devices[0].platform == "cpu":
+        return measured_flops(dtype) * len({device.process_index for device in devices})
+    peak = PEAK_FLOPS.get(devices[0].device_kind)
+    return None if peak is None else peak * len(devices)
+
+
+def memory_bytes(devices: Sequence[jax.Device]) -> int:
+    """Returns the most bytes that any device of this process has held, or, on the CPU, that the process itself has."""
+    here = [device for device in devices if device.process_index == jax.process_index()]
+    peaks = [stats["peak_bytes_in_use"] for device in here if (stats := device.memory_stats())]
+    if peaks:
+        return max(peaks)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@functools.cache
+def measured_flops(dtype: str) -> float:
+    """Returns the FLOP/s of one device on a large matrix product with a float32 result, measured in half a second.
+
+    Args:
+      dtype: of the factors.
+    """
+    size = 1024
+    x = jnp.ones((size, size), dtype)
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
+    multiply(x).block_until_ready()
+    best, end = 0.0, time.perf_counter() + 0.5
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        multiply(x).block_until_ready()
+        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
+class Trace:
+    """A profiler trace of a few updates under `workdir/trace`, for TensorBoard, XProf or Perfetto.
+
+    Use as a context manager: a run that ends or fails inside the traced updates still writes what there is.
+
+    Args:
+      at: number of the first traced update, from 1; 0 for no trace. An update that a resumed run does not repeat is
+        not traced.
+    """
+
+    def __init__(self, workdir: Path, at: int, updates: int = 3):
+        self._folder, self._first, self._after = workdir / "trace", at, at + updates
+        self._on = False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._on:
+            self._stop()
+
+    def before(self, update: int, arrays: Any) -> None:
+        """Starts or stops the trace where it is due, before update number `update` is dispatched; one process traces.
+
+        `arrays` is anything that the update before returned. It is waited for there, or the trace would hold that
+        update's work too, and lack the end of the last one's.
+        """
+        if is_main() and update == self._first > 0:
+            jax.block_until_ready(arrays)
+            jax.profiler.start_trace(self._folder)
+            self._on = True
+        elif self._on and update == self._after:
+            jax.block_until_ready(arrays)
+            self._stop()
+
+    def _stop(self) -> None:
+        self._on = False
+        jax.profiler.stop_trace()

@@ -1,0 +1,116 @@
+"""What a run is going to be, before it is: size, mesh, mixture, and how long it will take here."""
+
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from ghost_jax.config import load as config_lib
+from ghost_jax.runs import run_dir
+from ghost_jax.data import mixture, mixture_table
+from ghost_jax.data.prepare import Prepared, mix_of
+from ghost_jax.runs.metrics import measured_flops
+from ghost_jax.model import attention_kernels
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.training.optimizer import OPTIMIZERS
+from ghost_jax.parallel.mesh import batch_shards, make_mesh, micro_batch_rows
+from ghost_jax.core.console import duration
+
+EFFICIENCY = 0.4  # of the measured matrix product, what a training step reaches; for estimates only
+LONG = 600  # seconds from which a quicker preset is named
+
+
+def announce(config: ConfigDict, workdir: Path, asked: ConfigDict, console: Console) -> None:
+    """Says in one line what is about to run, for how long about on this machine, and what would be quicker.
+
+    Args:
+      asked: the config of the command line; where `config` is another, it is the base of that.
+    """
+    size, updates = ModelConfig(**config.model), f"{config.steps:,} updates of {config.batch_size} x "
+    seconds = estimated_seconds(config)
+    why = f"The base {workdir} is not trained yet, so it is trained first: " if config is not asked else ""
+    quick = f" For minutes instead, use the preset {asked.name}.py:nano." if seconds > LONG else ""
+    console.print(
+        f"{why}{config.name} ({config.preset or 'full size'}, {size.parameters():,} parameters), {updates}"
+        f"{config.data.seq_len} tokens, about {duration(seconds)} on this machine ({run_dir.machine()}).{quick}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def estimated_seconds(config: ConfigDict) -> float:
+    """Returns about how long the updates of a config take on the devices at hand."""
+    tokens = config.steps * config.batch_size * config.data.seq_len
+    work = tokens * ModelConfig(**config.model).flops_per_token(config.data.seq_len)
+    return work / (measured_flops(config.model.dtype) * jax.device_count() * EFFICIENCY)
+
+
+def schedule_of(config: ConfigDict) -> dict:
+    """Returns the arguments of `optim.schedule`."""
+    o = config.optim
+    return {
+        "name": o.schedule,
+        "peak_lr": o.peak_lr,
+        "min_lr": o.min_lr,
+        "warmup_steps": o.warmup_steps,
+        "steps": config.steps,
+        "decay_share": o.decay_share,
+    }
+
+
+def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns the optimizer of a config: gradients to a direction, without the learning rate."""
+    o = config.optim
+    return OPTIMIZERS[o.name](o.b1, o.b2, o.weight_decay, o.clip_norm)
+
+
+def mesh_of(config: ConfigDict) -> Mesh:
+    """Returns the mesh of a config. Raises UserError where its batch cannot be split over it."""
+    mesh = make_mesh(**config.mesh)
+    micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
+    return mesh
+
+
+def attention_of(config: ConfigDict, mesh: Mesh) -> attention_kernels.Choice:
+    """Returns the attention that the training step of a config uses on a mesh.
+
+    Raises UsageError where `model.attention` names a kernel that cannot be used there.
+    """
+    mixed = {name for multipliers in config_lib.mixtures(config).values() for name, n in multipliers.items() if n}
+    return attention_kernels.choose(
+        config.model.get("attention", "auto"),
+        attention_kernels.platform_of(mesh.devices.flat[0]),
+        dtype=config.model.dtype,
+        head_width=ModelConfig(**config.model).head_width,
+        mask="branches" if mixed & set(config_lib.RANKED) else "segments" if config.data.packing else "causal",
+        length=config.data.seq_len,
+    )
+
+
+def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
+    """Prints notes on the data, parameters, mesh, schedule and the mixture table."""
+    mesh = mesh_of(config)
+    rows = micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
+    size = ModelConfig(**config.model)
+    axes = ", ".join(f"{axis}={count}" for axis, count in mesh.shape.items())
+    grown = prepared.tokenizer.vocab_size - size.vocab_size
+    lines = [
+        *(f"NOTE: {note}" for note in prepared.notes),
+        f"{config.name}: {size.parameters():,} parameters ({size.layers} layers x {size.width}), "
+        f"vocabulary {size.vocab_size:,}" + (f" + {grown} chat tokens" if grown else ""),
+        f"mesh {axes} on {run_dir.machine()}; {config.batch_size // rows} micro-batch(es) of {rows} rows, "
+        f"{rows // batch_shards(mesh)} a device; {config.model.dtype}; attention {attention_of(config, mesh)}",
+        f"{config.steps:,} updates, rate {config.optim.peak_lr:g} after {config.optim.warmup_steps:,}, "
+        f"down to {config.optim.min_lr:g}; optimizer {config.optim.name}; "
+        f"about {duration(estimated_seconds(config))}",
+    ]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    mix = mix_of(config, prepared)
+    rows = mixture.packing_of(mix)
+    lines = mixture.shares(mix, config.steps, rows.records_per_row)
+    console.print(mixture_table.table(lines))
+    for remark in mixture_table.remarks(mix, lines, rows):
+        console.print(remark, highlight=False, soft_wrap=True)
