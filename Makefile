@@ -35,7 +35,7 @@ bench: .venv/ready  ## speed beside peers, those that are installed
 	$(BIN)/python -m tests.bench.speed --out=report/bench $(addprefix --items=,$(wildcard $(GHOST_DATA)/ctibench/cti-mcq.tsv))
 	@echo "to keep it: cp report/bench/speed-*.json tests/bench/records/ && make bench-table"
 
-bench-table: .venv/ready  ## the speed table of README.md, from the records in the repository
+bench-table: .venv/ready  ## the speed table of docs/performance.md, from the records in the repository
 	$(BIN)/python -m tests.bench.table
 
 record:  ## keep a run's records, not its weights, for RESULTS.md: make record RUN=runs/chat_v5-nano

@@ -151,7 +151,10 @@ def test_another_content_of_a_file_gives_other_stores(tmp_path, source):
 
 
 def test_every_module_with_a_version_is_in_the_table():
-    of_results = {"evals/overlap/contamination.py", "ghost_jax/data/mixture.py"}  # they make results and batches, not stores
+    of_results = {  # they make results and batches, not stores
+        "evals/overlap/contamination.py",
+        "ghost_jax/data/mixture.py",
+    }
     paths = [path.relative_to(ROOT) for package in ("ghost_jax", "evals") for path in (ROOT / package).rglob("*.py")]
     versioned = [path for path in paths if "\nVERSION = " in (ROOT / path).read_text()]
     assert {".".join(path.with_suffix("").parts) for path in versioned if str(path) not in of_results} == set(MODULES)
@@ -166,7 +169,13 @@ def test_every_tool_that_is_named_is_in_the_table():
 def test_other_words_in_a_message_and_other_code_keep_every_store(tmp_path):
     for package in ("ghost_jax", "evals", "tests"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "records"))
-    for name in ("core/errors.py", "data/sources/attack.py", "data/builders/qa.py", "text/chat_format.py", "core/console.py"):
+    for name in (
+        "core/errors.py",
+        "data/sources/attack.py",
+        "data/builders/qa.py",
+        "text/chat_format.py",
+        "core/console.py",
+    ):
         path = tmp_path / "ghost_jax" / name
         path.write_text(path.read_text().replace("The disk is full.", "No space is left.") + "\n# edited\n")
     code = "from pathlib import Path; from tests.test_versions import names; print(names(Path('.')))"
