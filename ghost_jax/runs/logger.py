@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ghost_jax.runs import metrics as metrics_lib
-from ghost_jax.training import divergence
+from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import STOPPED_BY_WATCH, UserError
-from ghost_jax.runs.metrics import Meter, MetricsLog, Trace
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.distributed import is_main
-from ghost_jax.core.console import Progress
+from ghost_jax.runs import metrics as metrics_lib
+from ghost_jax.runs.metrics import Meter, MetricsLog, Trace
+from ghost_jax.training import divergence
 
 
 class Diverged(UserError):

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from tensorboardX import SummaryWriter
 
-from ghost_jax.runs.device_specs import PEAK_FLOPS
+from ghost_jax.core.atomic_io import read_text, write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.parallel.distributed import is_main
-from ghost_jax.core.atomic_io import read_text, write_text
+from ghost_jax.runs.device_specs import PEAK_FLOPS
 
 FILE = "metrics.jsonl"
 # What a clock or the machine decides; all else in a line is the same whenever and wherever the run is repeated.

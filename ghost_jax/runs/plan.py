@@ -9,15 +9,15 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from ghost_jax.config import load as config_lib
-from ghost_jax.runs import run_dir
+from ghost_jax.core.console import duration
 from ghost_jax.data import mixture, mixture_table
 from ghost_jax.data.prepare import Prepared, mix_of
-from ghost_jax.runs.metrics import measured_flops
 from ghost_jax.model import attention_kernels
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.training.optimizer import OPTIMIZERS
 from ghost_jax.parallel.mesh import batch_shards, make_mesh, micro_batch_rows
-from ghost_jax.core.console import duration
+from ghost_jax.runs import run_dir
+from ghost_jax.runs.metrics import measured_flops
+from ghost_jax.training.optimizer import OPTIMIZERS
 
 EFFICIENCY = 0.4  # of the measured matrix product, what a training step reaches; for estimates only
 LONG = 600  # seconds from which a quicker preset is named

@@ -26,12 +26,12 @@ from ml_collections import ConfigDict
 import ghost_jax
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
-from ghost_jax.data import mixture
-from ghost_jax.data.storage import artifact_cache
-from ghost_jax.data.prepare import Prepared, mix_of
-from ghost_jax.core.errors import UserError
-from ghost_jax.parallel import distributed
 from ghost_jax.core.atomic_io import check_version, read_json, read_text, write_json, write_text
+from ghost_jax.core.errors import UserError
+from ghost_jax.data import mixture
+from ghost_jax.data.prepare import Prepared, mix_of
+from ghost_jax.data.storage import artifact_cache
+from ghost_jax.parallel import distributed
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml_collections", "tokenizers")
 STOPPED = "stopped.json"
