@@ -8,7 +8,7 @@ RUN_NAME = $(notdir $(RUN:/=))
 INTO := evals/records
 RECORDS := config.json environment.json data.json metrics.jsonl status.json stopped.json
 
-.PHONY: quickstart test test-all lint ablation bench bench-table campaign record results clean
+.PHONY: quickstart test test-all lint ablation bench bench-table campaign record results docs clean
 
 quickstart: .venv/ready  ## train chat_v5 at nano size, score it, and set it beside the open-book reader
 	$(BIN)/python -m ghost_jax.train --config=configs/chat_v5.py:nano
@@ -35,7 +35,7 @@ bench: .venv/ready  ## speed beside peers, those that are installed
 	$(BIN)/python -m tests.bench.speed --out=report/bench $(addprefix --items=,$(wildcard $(GHOST_DATA)/ctibench/cti-mcq.tsv))
 	@echo "to keep it: cp report/bench/speed-*.json tests/bench/records/ && make bench-table"
 
-bench-table: .venv/ready  ## the speed table of README.md, from the records in the repository
+bench-table: .venv/ready  ## the speed table of docs/performance.md, from the records in the repository
 	$(BIN)/python -m tests.bench.table
 
 record:  ## keep a run's records, not its weights, for RESULTS.md: make record RUN=runs/chat_v5-nano
@@ -52,8 +52,11 @@ results: .venv/ready  ## RESULTS.md from the run records in the repository
 	cp report/RESULTS.md RESULTS.md
 	cp report/study.png evals/records/study.png
 
+docs: .venv/docs/ready  ## the site in site/: docs/ and the API reference; a broken link is an error
+	.venv/docs/bin/mkdocs build --strict --quiet
+
 clean:  ## remove what commands made here, runs included
-	rm -rf .venv runs report
+	rm -rf .venv runs report site
 
 .venv/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else \
@@ -65,4 +68,9 @@ clean:  ## remove what commands made here, runs included
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
 	$(INSTALL) -r requirements-dev.txt
+	touch $@
+
+.venv/docs/ready: requirements-docs.txt
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@

@@ -94,7 +94,7 @@ def main() -> int:
     parser.add_argument("--orders", choices=ORDERS, default="cyclic", help="default: cyclic")
     parser.add_argument("--book", choices=("closed", "open"), default="closed", help="default: closed")
     parser.add_argument("--reader", choices=READERS, default="model", help="of the open book (default: model)")
-    parser.add_argument("--split", choices=SPLITS, default="all", help="of CTIBench, see WORKSPACE.md (default: all)")
+    parser.add_argument("--split", choices=SPLITS, default="all", help="of CTIBench, docs/scoring.md (default: all)")
     parser.add_argument("--evidence", action="store_true", help="print the lines that each lexical answer rests on")
     parser.add_argument("--controls", action="store_true", help="the lexical reader on other lines as well: minutes")
     parser.add_argument(

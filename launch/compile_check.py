@@ -92,7 +92,7 @@ def check(config: ConfigDict, topology: str) -> Report:
     chip, devices = describe(topology)
     mesh = make_mesh(**config.mesh, devices=devices)
     if config.model.dtype == "auto":
-        config.model.dtype = "bfloat16"  # of any accelerator; `runtime.fast_dtype` would say that of this machine
+        config.model.dtype = "bfloat16"  # of any accelerator; `jax_setup.fast_dtype` would say that of this machine
     traced = trace_step(config, mesh)
     started = time.monotonic()
     try:

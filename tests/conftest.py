@@ -67,15 +67,17 @@ class Ghost:
     def __init__(self, cache: Path):
         self.cache = cache
 
-    def start(self, *command: str | Path, env: dict[str, str | None] | None = None) -> subprocess.Popen:
-        """Starts `python -m command…` and does not wait for it."""
+    def start(
+        self, *command: str | Path, env: dict[str, str | None] | None = None, cwd: Path = ROOT
+    ) -> subprocess.Popen:
+        """Starts `python -m command…` in a checkout and does not wait for it."""
         unwanted = ("GHOST_", "HF_", "XLA_", "JAX_", "PYTHON")
         clean = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
         clean |= {"XDG_CACHE_HOME": str(self.cache), "JAX_PLATFORMS": "cpu", "GHOST_OFFLINE": "1"} | (env or {})
         clean = {key: value for key, value in clean.items() if value is not None}
         words = [sys.executable, "-m", *map(str, command)]
         return subprocess.Popen(
-            words, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+            words, cwd=cwd, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
         )
 
     def finish(self, process: subprocess.Popen, check: bool = True) -> subprocess.CompletedProcess:
@@ -88,9 +90,9 @@ class Ghost:
         assert not check or process.returncode == 0, out + err
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def __call__(self, *command: str | Path, env: dict[str, str] | None = None, check: bool = True):
+    def __call__(self, *command: str | Path, env: dict[str, str] | None = None, check: bool = True, cwd: Path = ROOT):
         """Runs a command to its end; with `check`, it must succeed."""
-        return self.finish(self.start(*command, env=env), check)
+        return self.finish(self.start(*command, env=env, cwd=cwd), check)
 
     def refused(self, *command: str | Path, code: int = 1, env: dict[str, str] | None = None) -> str:
         """Runs a command that must fail with one paragraph and this exit code; returns the paragraph on one line."""

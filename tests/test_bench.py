@@ -315,8 +315,8 @@ def test_the_tables_in_the_repository_are_those_of_its_records():
     assert records, "there is no record"
     assert [table.file_name(record) for record in records.values()] == list(records)
     assert (table.RECORDS / table.FILE).read_text(encoding="utf-8") == table.markdown(records)
-    readme = table.README.read_text(encoding="utf-8")
-    assert readme == table.with_table(readme, records), "README.md is not of the records: run make bench-table"
+    page = table.PAGE.read_text(encoding="utf-8")
+    assert page == table.with_table(page, records), "docs/performance.md is not of the records: run make bench-table"
 
 
 # ---- Peers ----

@@ -61,7 +61,7 @@ def test_every_key_of_every_recipe_has_a_row_and_every_row_a_key():
             config = config_lib.load(f"{path}:{preset}")
             for part in [config, config.base] if config.stage == "chat" else [config]:
                 keys = dict(leaves(part))
-                assert not keys.keys() - DOMAINS.keys(), f"{path.name}: give these a row in config_domains.py"
+                assert not keys.keys() - DOMAINS.keys(), f"{path.name}: give these a row in config/validate.py"
                 found |= keys.keys()
             config_lib.validate(config)
     assert found == DOMAINS.keys() - OPTIONS.keys()

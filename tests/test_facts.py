@@ -1,4 +1,4 @@
-"""evals/facts: held-out facts asked of a chat run, and what is held out of its data."""
+"""evals/tasks/facts.py: held-out facts asked of a chat run, and what is held out of its data."""
 
 import functools
 import json

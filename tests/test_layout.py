@@ -31,7 +31,7 @@ LIBRARY_COMMANDS = ("ghost_jax.data.prepare", "ghost_jax.data.show", "ghost_jax.
 TOP_LEVEL = {
     *PACKAGES,
     *("tests", "README.md", "WORKSPACE.md", "RESULTS.md", "CHANGELOG.md", "SECURITY.md"),
-    *("Makefile", "pyproject.toml", "LICENSE", ".ci", ".gitignore"),
+    *("Makefile", "pyproject.toml", "LICENSE", ".ci", ".gitignore", "docs", "mkdocs.yml"),
 }
 LONGEST = 400  # lines
 

@@ -151,10 +151,10 @@ def test_another_content_of_a_file_gives_other_stores(tmp_path, source):
 
 
 def test_every_module_with_a_version_is_in_the_table():
-    of_results = {
+    of_results = {  # they make results and batches, not stores
         "evals/overlap/contamination.py",
         "ghost_jax/data/mixture.py",
-    }  # they make results and batches, not stores
+    }
     paths = [path.relative_to(ROOT) for package in ("ghost_jax", "evals") for path in (ROOT / package).rglob("*.py")]
     versioned = [path for path in paths if "\nVERSION = " in (ROOT / path).read_text()]
     assert {".".join(path.with_suffix("").parts) for path in versioned if str(path) not in of_results} == set(MODULES)

@@ -1,6 +1,6 @@
 """What every key of a config may be: one table, a row a key. `check` holds a config to it before anything is written.
 
-A key that is added to `configs/common.py` gets its row here. Rules between keys are in `ghost_jax.config.validate`.
+A key that is added to `configs/common.py` gets its row here. Rules between keys are in `ghost_jax.config.load`.
 """
 
 import ctypes

@@ -20,7 +20,7 @@ def learned(runs: Sequence[dict], reports: Iterable[dict]) -> list[str]:
     """Returns what the comparisons among the reports say of the runs, a sentence an item; where none, what is missing.
 
     Args:
-      runs: the records of runs, as `report_records.read_run` returns them.
+      runs: the records of runs, as `ghost_jax.reporting.records.read_run` returns them.
       reports: JSON reports of no run; those of `evals.compare` are read.
     """
     comparisons = [report for report in reports if is_comparison(report)]

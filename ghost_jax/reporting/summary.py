@@ -24,7 +24,7 @@ def glance_table(runs: Sequence[dict], reports: Sequence[dict]) -> list[tuple[st
     """Returns the rows of the table, the header first; empty where no run was scored on the benchmark in all orders.
 
     Args:
-      runs: the records of runs, as `report_records.read_run` returns them.
+      runs: the records of runs, as `ghost_jax.reporting.records.read_run` returns them.
       reports: reports of no run: of the lexical reader, and of an audit.
     """
     scores = {run["name"]: score for run in runs if (score := _on_benchmark(run["evals"].get("ctibench")))}

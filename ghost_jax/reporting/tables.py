@@ -1,6 +1,7 @@
 """Run records as tables: the study's result table with our columns beside it, and where each run was made.
 
-Pure functions of what `report_records.read_run` returns. Records of older runs lack newer keys and still read.
+Pure functions of what `ghost_jax.reporting.records.read_run` returns. Records of older runs lack newer keys and
+still read.
 """
 
 import shlex

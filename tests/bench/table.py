@@ -1,4 +1,7 @@
-"""Records of the benchmark as Markdown: `python -m tests.bench.table` puts those of the repository into README.md."""
+"""Records of the benchmark as Markdown: `python -m tests.bench.table` writes those of the repository.
+
+The table goes into docs/performance.md, between two markers.
+"""
 
 import argparse
 import json
@@ -14,7 +17,7 @@ from tests.bench.wanted import ROWS, Row
 from tests.bench.work import BFLOAT16, PRECISIONS
 
 ROOT = Path(__file__).parents[2]
-RECORDS, README = ROOT / "tests" / "bench" / "records", ROOT / "README.md"
+RECORDS, PAGE = ROOT / "tests" / "bench" / "records", ROOT / "docs" / "performance.md"
 FILE = "speed.md"
 BEGIN, END = "<!-- speed: made by `make bench-table` -->", "<!-- speed: end -->"
 LEFT_OUT = "left out: "
@@ -184,22 +187,22 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str
     yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
-# ---- README ----
+# ---- The page ----
 
 
 def with_table(text: str, records: Mapping[str, Mapping]) -> str:
-    """Returns a README with the table of these records between its two markers."""
+    """Returns a page with the table of these records between its two markers."""
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     return f"{before}{BEGIN}\n\n{summary(list(records.values()))}\n\n{END}{after}"
 
 
 @command
 def main() -> int:
-    """Makes the speed table of README.md, and tests/bench/records/speed.md, from all records of the repository."""
+    """Writes the speed table of docs/performance.md, and tests/bench/records/speed.md, from all records."""
     argparse.ArgumentParser(prog="python -m tests.bench.table", description=main.__doc__).parse_args()
     records = read_all(RECORDS)
     write_text(RECORDS / FILE, markdown(records))
-    write_text(README, with_table(README.read_text(encoding="utf-8"), records))
+    write_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), records))
     print(summary(list(records.values())))
     return 0
 

@@ -1,7 +1,7 @@
 """What is trained on: each builder turns clean documents and their facts into conversations.
 
-To add one, write a module with a function `build(documents, options) -> Iterator[Conversation]` and give it a name in
-`BUILDERS` (`ghost_jax/data/prepare.py`); a recipe then mixes it by that name.
+To add one, write a module with a `VERSION` and a function `build` that yields conversations, and give it a row in
+`DATASETS` (`ghost_jax/data/conversations.py`); a recipe then mixes it by that name.
 """
 
 import dataclasses
