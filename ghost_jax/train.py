@@ -25,18 +25,16 @@ from ghost_jax.core.paths import data_folders, local_path
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, mix_of, prepare
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel import distributed
-from ghost_jax.parallel.mesh import batch_sharding, micro_batch_rows
+from ghost_jax.parallel.mesh import batch_sharding
 from ghost_jax.runs import plan, run_dir
 from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.training import initial
 from ghost_jax.training.checkpoint import Checkpoints, check_place, identity_of, load_model
-from ghost_jax.training.optimizer import schedule
-from ghost_jax.training.step import make_predict, make_train_step
+from ghost_jax.training.setup import TrainSetup, attention_of, mesh_of
+from ghost_jax.training.step import make_predict
 from ghost_jax.training.validation import make_validation
 
 
@@ -47,13 +45,8 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
       Diverged: a loss is no number, or the watch stops the run.
       KeyboardInterrupt: the process was asked to stop; the state is saved.
     """
-    mesh = plan.mesh_of(config)
-    rows = micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
-    own = {"vocab_size": prepared.tokenizer.vocab_size, "attention": plan.attention_of(config, mesh).name}
-    model = Transformer(ModelConfig(**{**config.model, **own}))
-    optimizer = plan.optimizer_of(config)
-    rate = schedule(**plan.schedule_of(config))
-    abstract = initial.abstract_state(model.config, optimizer)
+    setup = TrainSetup.from_config(config, prepared.tokenizer.vocab_size)
+    model, mesh, abstract = setup.model, setup.mesh, setup.abstract
     mix = mix_of(config, prepared)
     identity = identity_of(model.config, prepared.tokenizer.sha256, mixture.fingerprint(mix))
 
@@ -61,29 +54,17 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
         state = checkpoints.newest(lambda step: checkpoints.restore(step, abstract, mesh, identity))
         if state is not None:
             run_dir.say(f"resuming {workdir} after update {int(state.step):,}")
-        elif config.stage == "chat":
-            state = initial.from_base(config, model.config, optimizer, abstract, mesh, base_workdir, prepared)
         else:
-            state = initial.from_scratch(config.seed, model.config, optimizer, abstract, mesh)
+            state = setup.first_state(base_workdir, prepared)
         start, first_save = int(state.step), checkpoints.latest is None
 
-        objective = dict(config.objective) if config.stage == "chat" else {"lm": 1.0}
-        train_step = make_train_step(
-            model,
-            optimizer,
-            abstract,
-            mesh,
-            rows,
-            objective,
-            letter_ids(prepared.tokenizer) if config.stage == "chat" else None,
-            with_norms=config.log.norms,
-        )
+        train_step = setup.make_step(letter_ids(prepared.tokenizer) if config.stage == "chat" else None)
         validate = make_validation(
             model,
             abstract.params,
             mesh,
             mix,
-            batch_size=rows,
+            batch_size=setup.rows,
             records=config.data.validation_records,
         )
         probe = probe_of(config, workdir, prepared.tokenizer, model.config, abstract.params, mesh)
@@ -97,7 +78,7 @@ def train(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepa
         ):
             for update in range(start + 1, config.steps + 1):
                 batch = journal.next_batch(batches, update)
-                lr = rate(update - 1)
+                lr = setup.rate(update - 1)
                 state, metrics = train_step(state, distributed.to_global(batch, batch_sharding(mesh)), lr)
                 journal.dispatched(update, lr, metrics)
                 last, stopping = update == config.steps, stop_vote(asked_to_stop())
@@ -135,7 +116,7 @@ def probe_of(
 
 def evaluate(config: ConfigDict, workdir: Path, data_dir: Path | None) -> None:
     """Scores the newest checkpoint with each evaluation of the config; writes `evals/<name>.json`."""
-    mesh = plan.mesh_of(config)
+    mesh = mesh_of(config)
     model, params, step = load_model(workdir, mesh)
     predict = functools.partial(make_predict(model, params, mesh), params)
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
@@ -207,7 +188,7 @@ def main() -> int:
     for stage, directory in stages:
         if not run_dir.is_finished(directory):
             # Refused before anything is written, where these devices cannot form the mesh or have no such kernel.
-            plan.attention_of(stage, plan.mesh_of(stage))
+            attention_of(stage, mesh_of(stage))
             if distributed.is_main():
                 plan.announce(stage, directory, config, console)
     unfinished = [stage for stage, directory in stages if not run_dir.is_finished(directory)]

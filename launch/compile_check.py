@@ -32,14 +32,10 @@ from ghost_jax.core.console import duration, make_console
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.sources import embedded
-from ghost_jax.model.config import ModelConfig
-from ghost_jax.model.transformer import Transformer
-from ghost_jax.parallel.mesh import make_mesh, micro_batch_rows
-from ghost_jax.runs import plan
+from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import ROLES
-from ghost_jax.training import initial
-from ghost_jax.training.step import LM, make_train_step
+from ghost_jax.training.setup import TrainSetup, attention_of
 from launch import hlo
 from launch.chips import CHIPS, Chip
 
@@ -125,7 +121,7 @@ def check(config: ConfigDict, topology: str) -> Report:
         topology,
         len(devices),
         dict(mesh.shape),
-        str(plan.attention_of(config, mesh)),
+        str(attention_of(config, mesh)),
         tokens,
         *parts,
         sum(parts),
@@ -179,21 +175,9 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> "jax.stages.Traced":
     """Returns the traced training step of a config: its model, optimizer, objective and batch, and no data."""
     chat = config.stage == "chat"
     grown = len(ROLES) + len(embedded.anchors()) if chat else 0
-    own = {"vocab_size": config.model.vocab_size + grown, "attention": plan.attention_of(config, mesh).name}
-    model = ModelConfig(**{**config.model, **own})
-    optimizer = plan.optimizer_of(config)
-    state = initial.abstract_state(model, optimizer)
-    objective = dict(config.objective) if chat else LM
-    step = make_train_step(
-        Transformer(model),
-        optimizer,
-        state,
-        mesh,
-        micro_batch_rows(config.batch_size, config.micro_batch_size, mesh),
-        objective,
-        np.arange(len(LETTERS)) if chat else None,  # whichever ids: the work is the same
-        with_norms=config.log.norms,
-    )
+    setup = TrainSetup.from_config(config, config.model.vocab_size + grown, mesh)
+    state, objective = setup.abstract, setup.objective
+    step = setup.make_step(np.arange(len(LETTERS)) if chat else None)  # whichever ids: the work is the same
     fields = ["tokens", "targets", "weights"]
     fields += ["positions", "segments"] if config.data.packing else []
     fields += ["letters"] if objective.get("letter") else []

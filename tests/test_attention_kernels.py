@@ -18,7 +18,8 @@ from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.dense import KEPT
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import batch_sharding, make_mesh
-from ghost_jax.runs import plan, run_dir
+from ghost_jax.runs import run_dir
+from ghost_jax.training import setup
 from ghost_jax.training.checkpoint import identity_of
 from ghost_jax.training.loss import loss_sum
 from launch.compile_check import matrix_flops
@@ -107,13 +108,13 @@ def config_of(name: str, **values: object) -> ConfigDict:
 )
 def test_a_config_says_which_mask_its_rows_have(monkeypatch, recipe, values, mask):
     monkeypatch.setattr(attention_kernels, "choose", lambda *asked, **run: (asked, run))
-    (asked, platform), run = plan.attention_of(config_of(recipe, **values), make_mesh())
+    (asked, platform), run = setup.attention_of(config_of(recipe, **values), make_mesh())
     assert (asked, platform, run["mask"]) == ("auto", "cpu", mask)
 
 
 def test_a_config_that_names_a_kernel_of_another_platform_is_refused():
     with pytest.raises(UsageError, match=r"model\.attention"):
-        plan.attention_of(config_of("pretrain_v05", model__attention="cudnn"), make_mesh())
+        setup.attention_of(config_of("pretrain_v05", model__attention="cudnn"), make_mesh())
 
 
 def test_the_attention_decides_neither_the_recipe_nor_the_checkpoint():

@@ -19,9 +19,10 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import stack_blocks, unstack_blocks
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.runs import plan, run_dir
+from ghost_jax.runs import run_dir
 from ghost_jax.sweep import config_of, tasks_of
 from ghost_jax.sweeps import grid as sweep_grid
+from ghost_jax.training import setup
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
 from ghost_jax.training.optimizer import MUON_AXES, MUON_MOMENTUM, MUON_RMS, adamw, muon
 from tests.conftest import ROOT
@@ -268,11 +269,11 @@ def test_the_key_chooses_the_optimizer():
     for name, value in (("b1", "0.5"), ("b2", "0.6"), ("weight_decay", "0.7"), ("clip_norm", "0.8")):
         config_lib.override(config, f"optim.{name}", value)
     found, expected = (
-        directions(each, *map(small, range(3))) for each in (plan.optimizer_of(config), adamw(0.5, 0.6, 0.7, 0.8))
+        directions(each, *map(small, range(3))) for each in (setup.optimizer_of(config), adamw(0.5, 0.6, 0.7, 0.8))
     )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     config_lib.override(config, "optim.name", "muon")
-    states = (jax.eval_shape(each.init, small(0)) for each in (plan.optimizer_of(config), MUON))
+    states = (jax.eval_shape(each.init, small(0)) for each in (setup.optimizer_of(config), MUON))
     assert len(set(map(jax.tree.structure, states))) == 1
 
 

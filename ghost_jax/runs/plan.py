@@ -3,21 +3,17 @@
 from pathlib import Path
 
 import jax
-import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from ghost_jax.config import load as config_lib
 from ghost_jax.core.console import duration
 from ghost_jax.data import mixture, mixture_table
 from ghost_jax.data.prepare import Prepared, mix_of
-from ghost_jax.model import attention_kernels
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.parallel.mesh import batch_shards, make_mesh, micro_batch_rows
+from ghost_jax.parallel.mesh import batch_shards, micro_batch_rows
 from ghost_jax.runs import run_dir
 from ghost_jax.runs.metrics import measured_flops
-from ghost_jax.training.optimizer import OPTIMIZERS
+from ghost_jax.training import setup
 
 EFFICIENCY = 0.4  # of the measured matrix product, what a training step reaches; for estimates only
 LONG = 600  # seconds from which a quicker preset is named
@@ -48,51 +44,9 @@ def estimated_seconds(config: ConfigDict) -> float:
     return work / (measured_flops(config.model.dtype) * jax.device_count() * EFFICIENCY)
 
 
-def schedule_of(config: ConfigDict) -> dict:
-    """Returns the arguments of `optim.schedule`."""
-    o = config.optim
-    return {
-        "name": o.schedule,
-        "peak_lr": o.peak_lr,
-        "min_lr": o.min_lr,
-        "warmup_steps": o.warmup_steps,
-        "steps": config.steps,
-        "decay_share": o.decay_share,
-    }
-
-
-def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
-    """Returns the optimizer of a config: gradients to a direction, without the learning rate."""
-    o = config.optim
-    return OPTIMIZERS[o.name](o.b1, o.b2, o.weight_decay, o.clip_norm)
-
-
-def mesh_of(config: ConfigDict) -> Mesh:
-    """Returns the mesh of a config. Raises UserError where its batch cannot be split over it."""
-    mesh = make_mesh(**config.mesh)
-    micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
-    return mesh
-
-
-def attention_of(config: ConfigDict, mesh: Mesh) -> attention_kernels.Choice:
-    """Returns the attention that the training step of a config uses on a mesh.
-
-    Raises UsageError where `model.attention` names a kernel that cannot be used there.
-    """
-    mixed = {name for multipliers in config_lib.mixtures(config).values() for name, n in multipliers.items() if n}
-    return attention_kernels.choose(
-        config.model.get("attention", "auto"),
-        attention_kernels.platform_of(mesh.devices.flat[0]),
-        dtype=config.model.dtype,
-        head_width=ModelConfig(**config.model).head_width,
-        mask="branches" if mixed & set(config_lib.RANKED) else "segments" if config.data.packing else "causal",
-        length=config.data.seq_len,
-    )
-
-
 def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
     """Prints notes on the data, parameters, mesh, schedule and the mixture table."""
-    mesh = mesh_of(config)
+    mesh = setup.mesh_of(config)
     rows = micro_batch_rows(config.batch_size, config.micro_batch_size, mesh)
     size = ModelConfig(**config.model)
     axes = ", ".join(f"{axis}={count}" for axis, count in mesh.shape.items())
@@ -102,7 +56,7 @@ def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
         f"{config.name}: {size.parameters():,} parameters ({size.layers} layers x {size.width}), "
         f"vocabulary {size.vocab_size:,}" + (f" + {grown} chat tokens" if grown else ""),
         f"mesh {axes} on {run_dir.machine()}; {config.batch_size // rows} micro-batch(es) of {rows} rows, "
-        f"{rows // batch_shards(mesh)} a device; {config.model.dtype}; attention {attention_of(config, mesh)}",
+        f"{rows // batch_shards(mesh)} a device; {config.model.dtype}; attention {setup.attention_of(config, mesh)}",
         f"{config.steps:,} updates, rate {config.optim.peak_lr:g} after {config.optim.warmup_steps:,}, "
         f"down to {config.optim.min_lr:g}; optimizer {config.optim.name}; "
         f"about {duration(estimated_seconds(config))}",
