@@ -62,7 +62,12 @@ ROWS = {
     "chat_v4_failed": ("300", "2e-4", "killed", ""),
     "chat_v5": ("2,000", "5e-5", "34.8%", "2.990"),
 }
-BASES = {"pretrain_v04": 45_174_784, "pretrain_v05": 35_670_528, "pretrain_ours": 35_670_528}
+BASES = {
+    "pretrain_v04": 45_174_784,
+    "pretrain_v05": 35_670_528,
+    "pretrain_ours": 35_670_528,
+    "pretrain_facts": 35_670_528,
+}
 BASES["pretrain_base350m"] = 341_099_520
 RECORDED = ("chat_v3", "chat_v05", "chat_long", "chat_recovered", "chat_v4_failed", "chat_v5")  # what :saved runs
 SIZES = ("", *common.PRESETS)
@@ -77,7 +82,15 @@ def docstring(name: str) -> str:
 
 
 def test_every_config_that_is_asked_for_is_there():
-    assert {path.stem for path in FILES} == {*ROWS, *BASES, "chat_ours", "chat_base350m", "chat_reader"}
+    assert {path.stem for path in FILES} == {
+        *ROWS,
+        *BASES,
+        "chat_ours",
+        "chat_base350m",
+        "chat_reader",
+        "chat_facts",
+        "pretrain_exposure",
+    }
 
 
 @pytest.mark.parametrize("preset", SIZES)

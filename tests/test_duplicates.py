@@ -225,8 +225,8 @@ def test_every_process_signs_alike(tmp_path):
     texts = [prose(seed, seed) for seed in range(300)]
     (tmp_path / "texts.json").write_text(json.dumps(texts))
     program = (
-        "import json, sys; from pathlib import Path; from ghost_jax.data import duplicates;"
-        "texts = json.loads(Path(sys.argv[1]).read_text()); print(duplicates.signatures(texts).tobytes().hex())"
+        "import json, sys; from pathlib import Path; from ghost_jax.data import dedup;"
+        "texts = json.loads(Path(sys.argv[1]).read_text()); print(dedup.signatures(texts).tobytes().hex())"
     )
     for seed, threads in (("1", "1"), ("2", "4")):
         printed = subprocess.run(

@@ -63,7 +63,7 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
             found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}:{node.lineno} imports relatively"
-            # `from ghost_jax.data import store` imports a module, `from ghost_jax.training.step import X` a name.
+            # `from ghost_jax.data import dedup` imports a module, `from ghost_jax.training.step import X` a name.
             found = [
                 whole if (whole := f"{node.module}.{alias.name}") in SOURCES else node.module for alias in node.names
             ]

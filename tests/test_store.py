@@ -80,7 +80,7 @@ def test_what_a_killed_process_left_is_removed():
 WAITER = """
 import sys, time
 from pathlib import Path
-from ghost_jax.data import store
+from ghost_jax.data.storage import artifact_cache
 
 def write(folder):
     with open(sys.argv[1], "a") as file:
@@ -88,7 +88,7 @@ def write(folder):
     time.sleep(0.5)
     return {}
 
-print(store.build("corpus", (), {}, write).name)
+print(artifact_cache.build("corpus", (), {}, write).name)
 """
 
 

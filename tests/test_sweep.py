@@ -62,13 +62,13 @@ def test_every_setting_is_run_with_every_seed_the_first_seed_of_all_first():
 
 @pytest.mark.parametrize("preset", ["", "nano", "mini"])
 @pytest.mark.parametrize("path", HOUSE, ids=lambda path: path.stem)
-def test_the_sweeps_of_the_house_ask_for_what_there_is(monkeypatch, tmp_path, path, preset):
+def test_the_sweeps_of_the_project_ask_for_what_there_is(monkeypatch, tmp_path, path, preset):
     monkeypatch.chdir(ROOT)
     sweep = load(f"{path}:{preset}" if preset else str(path))
     tasks = tasks_of(sweep, tmp_path, [("keep", "3")], None)  # loads, overrides and validates every config
     assert len(tasks) == len(sweep.settings) * len(sweep.seeds) >= 3 or (path.stem, preset) == ("size", "nano")
     assert sweep.name == f"{path.stem}-{preset or 'full'}"
-    assert len(sweep.seeds) >= 3 or path.stem == "ablation"
+    assert len(sweep.seeds) >= 3 or path.stem in ("ablation", "exposure")
     assert not list(tmp_path.iterdir())
 
 
