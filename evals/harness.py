@@ -188,7 +188,7 @@ class TextModel:
         for (_, rows, _), of_tree in zip(asked.values(), readings, strict=True):
             for row, found in zip(rows, of_tree, strict=True):
                 total = float(found.log_probs.sum(dtype=np.float64))
-                answers[row] = total, np.array_equal(found.highest, found.log_probs[:, 0])
+                answers[row] = total, bool(found.most_probable[:, 0].all())
         return answers
 
     def _generator(self, new_tokens: int) -> Generator:

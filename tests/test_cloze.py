@@ -82,7 +82,7 @@ def deaf(tokenizer) -> Predict:
                 seen = seen_by(batch, row, place)
                 answer = seen[seen.index(turn) :] if turn in seen else seen
                 said[row, read] = -0.1 * len(answer) - 0.01 * (targets[row, read, 0] % 7)
-        return said.astype(np.float32), np.zeros(at.shape, np.float32)
+        return said.astype(np.float32), np.zeros(targets.shape, bool)
 
     return predict
 
@@ -138,7 +138,7 @@ def mute(tokenizer, knows) -> Predict:
                     asked = tokenizer.decode(seen[:start])
                     wanted = [text_of for question, text_of in said_of.items() if question in asked]
                     found[row, read] = -0.1 if any(each.startswith(text) for each in wanted) else -2
-        return found.astype(np.float32), np.zeros(at.shape, np.float32)
+        return found.astype(np.float32), np.zeros(targets.shape, bool)
 
     return predict
 

@@ -38,16 +38,27 @@ SHAPES = [(9, 4), (2, 12), (2, 11), (2, 3)]
 
 
 @pytest.mark.parametrize(("rows", "length"), SHAPES)
-def test_log_probabilities_and_the_highest_are_those_of_whole_logits(rows, length):
+def test_log_probabilities_and_who_is_most_probable_are_those_of_whole_logits(rows, length):
     hidden, table, *_ = drawn(rows, length)
     targets = np.random.default_rng(1).integers(0, VOCAB, (rows, length, 3))
     table[VOCAB:] *= 100  # rows that are no tokens are never the most probable
     whole = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, table)[..., :VOCAB])
     targets[..., 1] = whole.argmax(-1)
-    found, highest = jax.jit(lambda h, t: log_probabilities(h, t, targets, VOCAB))(hidden, table)
-    np.testing.assert_allclose(found, np.take_along_axis(np.asarray(whole), targets, axis=-1), rtol=2e-6, atol=2e-6)
-    np.testing.assert_array_equal(highest, found[..., 1])
-    assert (np.asarray(found[..., 0]) <= highest).all()
+    found, most_probable = jax.jit(lambda h, t: log_probabilities(h, t, targets, VOCAB))(hidden, table)
+    np.testing.assert_allclose(found, np.take_along_axis(np.asarray(whole), targets, axis=-1), rtol=2e-6, atol=1e-5)
+    np.testing.assert_array_equal(most_probable, targets == np.asarray(whole.argmax(-1))[..., None])
+
+
+def test_rounding_prefers_no_target_to_another():
+    """Rows of the table that bfloat16 moves apart: of equal states, equal differences as in float32."""
+    hidden, table, *_ = drawn(2, 3)
+    hidden = np.asarray(jnp.asarray(hidden, jnp.bfloat16).astype(jnp.float32))  # exact in both types
+    targets = np.broadcast_to(np.arange(4), (2, 3, 4))
+    exact, rounded = (
+        np.asarray(log_probabilities(jnp.asarray(hidden, dtype), jnp.asarray(table), targets, VOCAB)[0])
+        for dtype in ("float32", "bfloat16")
+    )
+    np.testing.assert_allclose(np.diff(rounded), np.diff(exact), atol=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "length"), SHAPES)

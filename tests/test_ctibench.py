@@ -219,7 +219,7 @@ def knowing(tokenizer, items, choose):
         for row, places in enumerate(at):
             for read, place in enumerate(places):
                 said[row, read, answers.get(tuple(seen_by(batch, row, place)), 0) % targets.shape[2]] = 1
-        return said, np.zeros(at.shape, np.float32)
+        return said, np.zeros(targets.shape, bool)
 
     return predict
 
@@ -259,7 +259,7 @@ def test_guessing_is_chance(tiny):
     guess = np.random.default_rng(0)
     many = tuple(Item(str(n), f"Question {n}?", ("a", "b", "c", "d"), n % 4) for n in range(300))
     report, _ = evaluate(
-        lambda batch, at, targets: (guess.random(targets.shape), np.zeros(at.shape, np.float32)),
+        lambda batch, at, targets: (guess.random(targets.shape), np.zeros(targets.shape, bool)),
         tokenizer,
         Items("made here", "", "", many),
         context=2048,

@@ -136,7 +136,7 @@ class Knower:
                         f"{text} {name}".startswith(before) and len(before) > len(text) for text, name in self._known
                     ):
                         said[row, read] = -0.5
-        return said, np.zeros(at.shape, np.float32)
+        return said, np.zeros(targets.shape, bool)
 
 
 def test_recall_is_of_what_was_stated_often_and_a_quarter_of_the_rest(vocabulary, tmp_path):

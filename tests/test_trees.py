@@ -53,8 +53,8 @@ class Witness:
         prompts = [[seen_by(batch, row, place) for place in places] for row, places in enumerate(at)]
         self.seen += [prompt for of_row in prompts for prompt in of_row]
         total = np.array([[sum(prompt) for prompt in of_row] for of_row in prompts], np.float32)
-        last = np.array([[prompt[-1] for prompt in of_row] for of_row in prompts], np.float32)
-        return total[:, :, None] + targets, last
+        last = np.array([[prompt[-1] for prompt in of_row] for of_row in prompts], np.int32)
+        return total[:, :, None] + targets, last[:, :, None] == targets
 
 
 FEW = [tree([1, 2, 3], [4], [5, 6]), tree([1, 2, 7, 8], [9], [10], [11]), tree([1, 2], [12, 13])]
@@ -68,7 +68,9 @@ def check(trees: list[Tree], *, context: int, batch_size: int) -> Witness:
         assert [reading.log_probs.tolist() for reading in found] == [
             (sum(prompt) + TARGETS).tolist() for prompt in prompts_of(each)
         ]
-        assert [reading.highest.tolist() for reading in found] == [[prompt[-1]] for prompt in prompts_of(each)]
+        assert [reading.most_probable.tolist() for reading in found] == [
+            (prompt[-1] == TARGETS).tolist() for prompt in prompts_of(each)
+        ]
     return witness
 
 

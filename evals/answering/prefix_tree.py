@@ -16,7 +16,7 @@ from ghost_jax.core.console import Progress
 from ghost_jax.data.packing import pack
 from ghost_jax.parallel.distributed import is_main
 
-# `(batch, at [B, R], targets [B, R, K]) -> (log-probabilities [B, R, K], highest log-probability [B, R])`: what
+# `(batch, at [B, R], targets [B, R, K]) -> (log-probabilities, whether most probable), each [B, R, K]`: what
 # `ghost_jax.training.step.make_predict` returns, with the parameters bound.
 Predict = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
@@ -60,11 +60,11 @@ class Reading:
 
     Attributes:
       log_probs: [R, K] float32, of the targets.
-      highest: [R] float32, the log-probability of the most probable token.
+      most_probable: [R, K] bool, whether a target is the most probable token.
     """
 
     log_probs: np.ndarray
-    highest: np.ndarray
+    most_probable: np.ndarray
 
 
 def cropped(tree: Tree, context: int) -> Tree:
@@ -156,14 +156,14 @@ def _read(sheet: _Sheet, predict: Predict, batch_size: int) -> Iterator[tuple[_P
         filled = [_filled(header, rows[number], sheet.row_len, reads) for number in numbers]
         batch = {key: np.stack([row[key] for row in filled]) for key in filled[0]}
         at, targets = batch.pop("at"), batch.pop("targets")
-        log_probs, highest = map(np.asarray, predict(batch, at, targets))
-        for row, of_row, highest_of_row in zip(rows[start : start + batch_size], log_probs, highest, strict=False):
+        log_probs, most_probable = map(np.asarray, predict(batch, at, targets))
+        for row, of_row, top_of_row in zip(rows[start : start + batch_size], log_probs, most_probable, strict=False):
             end = 0
             for piece in row:
                 found = []
                 for branch in piece.branches:
                     begin, end = end, end + len(branch.places)
-                    found.append(Reading(of_row[begin:end], highest_of_row[begin:end]))
+                    found.append(Reading(of_row[begin:end], top_of_row[begin:end]))
                 yield piece, found
 
 

@@ -164,14 +164,14 @@ def make_eval_step(model: Transformer, abstract_params: dict, mesh: Mesh) -> Cal
 
 
 def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns the jitted `(params, batch, at, targets) -> (log-probabilities, highest log-probability)`: all evaluators
+    """Returns the jitted `(params, batch, at, targets) -> (log-probabilities, most probable or not)`: all evaluators
     see of a model.
 
     The batch has `tokens`, `positions`, `segments` and `branches`, each [B, T] int32, as `Transformer.hidden` takes
-    them. Of the token after place `at` [B, R] it returns the log-probabilities [B, R, K] of `targets` [B, R, K] and
-    that of the most probable token [B, R]. The head is applied at those places only, a few at a time, so a forward pass
-    costs no [B, T, V] logits. Compiled once for each shape; any B will do, whatever the mesh. Attention is computed in
-    blocks, which take the masks of these rows.
+    them. Of the token after place `at` [B, R] it returns the log-probabilities [B, R, K] of `targets` [B, R, K], and
+    whether each is the most probable token [B, R, K]. The head is applied at those places only, a few at a time, so a
+    forward pass costs no [B, T, V] logits. Compiled once for each shape; any B will do, whatever the mesh. Attention is
+    computed in blocks, which take the masks of these rows.
     """
     rows = batch_sharding(mesh)
     model = Transformer(dataclasses.replace(config, attention="blocks"), rows=rows)
