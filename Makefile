@@ -49,8 +49,8 @@ campaign: .venv/ready  ## run or resume all experiments of RESULTS.md, days on t
 
 results: .venv/ready  ## RESULTS.md from the run records in the repository
 	$(BIN)/python -m ghost_jax.report --runs=evals/records --out=report
-	cp report/RESULTS.md RESULTS.md
 	cp report/study.png evals/records/study.png
+	$(BIN)/python -m launch.results
 
 docs: .venv/docs/ready  ## the site in site/: docs/ and the API reference; a broken link is an error
 	.venv/docs/bin/mkdocs build --strict --quiet

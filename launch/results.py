@@ -176,9 +176,9 @@ def filled(text: str, records: Path) -> str:
             return f"{folder.hours():.1f}"
         if kind:
             return markdown(TABLES[kind](folder))
-        if len(words) != 4:
+        if len(words) < 4:
             raise UserError(f"{TEXT} has {match[0]}, which is no look-up. Write {{{{FOLDER SETTING EVALUATION KEY}}}}.")
-        return shown(folder.found(*words[1:]))
+        return shown(folder.found(words[1], words[2], " ".join(words[3:])))  # the name of a control has blanks
 
     return re.sub(r"\{\{(.+?)\}\}", look_up, text)
 

@@ -12,12 +12,12 @@ import pytest
 import ghost_jax
 from configs import chat_v4_failed
 from ghost_jax.data import conversations, windows
-from ghost_jax.report import parts_of, results_of
 from ghost_jax.reporting.plots import mixture_picture, study_picture
-from ghost_jax.reporting.records import find_runs, read_run
+from ghost_jax.reporting.records import read_run
 from ghost_jax.reporting.tables import WORDS, recipe_of, result_table
 from ghost_jax.sweeps import results as sweep_table
 from ghost_jax.sweeps.grid import Sweep, grid
+from launch import results
 from tests.conftest import ROOT, score_of, updates_of
 
 NOTE = "<script>alert('x')</script> & more"
@@ -314,7 +314,4 @@ def test_every_dataset_has_its_words():
 
 
 def test_the_results_in_the_repository_are_those_of_its_records():
-    records = ROOT / "evals" / "records"
-    runs = [read_run(workdir) for workdir in find_runs(records)]
-    beside = [json.loads(path.read_text()) for path in sorted(records.glob("*.json"))]
-    assert results_of(parts_of(runs, beside)) == (ROOT / "RESULTS.md").read_text(), "run `make results`"
+    assert results.results() == (ROOT / "RESULTS.md").read_text(), "run `make results`"

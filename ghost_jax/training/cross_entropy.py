@@ -46,7 +46,7 @@ def cross_entropy(
 def log_probabilities(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_size: int, shards: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-probabilities [B, T, K] float32 of targets [B, T, K], and whether each is the most probable token.
+    """Returns the log-probabilities [B, T, K] float32 of targets [B, T, K], and whether each is the most probable.
 
     The logits of targets are products with the float32 table: rounded to bfloat16, its rows prefer one letter to
     another by 0.05 nats in every prompt. Their common normaliser, and which token is the most probable, are of rounded
