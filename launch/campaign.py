@@ -12,6 +12,7 @@ priority. SIGTERM stops it, and the next start resumes.
 
 import argparse
 import dataclasses
+import functools
 import os
 import shutil
 import subprocess
@@ -64,6 +65,7 @@ PARTS = (
 )
 
 
+@functools.cache  # read once: while the campaign runs, this checkout may change
 def names_of(part: Part) -> list[str]:
     """Returns the names of a part's runs, in their order."""
     return [run.name for run in sweep_grid.load(str(ROOT / part.sweep)).runs()]
