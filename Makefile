@@ -40,9 +40,10 @@ bench-table: .venv/ready  ## the speed table of docs/performance.md, from the re
 
 record:  ## keep a run's records, not its weights, for RESULTS.md: make record RUN=runs/chat_v5-nano
 	@test -f $(RUN)/config.json || { echo "RUN=$(RUN) names no run directory: make record RUN=runs/chat_v5-nano"; exit 1; }
-	mkdir -p $(INTO)/$(RUN_NAME)
-	cp -r $(wildcard $(addprefix $(RUN)/,$(RECORDS))) $(INTO)/$(RUN_NAME)
-	if [ -d $(RUN)/evals ]; then cp -r $(RUN)/evals $(INTO)/$(RUN_NAME); fi
+	rm -rf $(INTO)/.partial && mkdir -p $(INTO)/.partial
+	cp -r $(wildcard $(addprefix $(RUN)/,$(RECORDS))) $(INTO)/.partial
+	if [ -d $(RUN)/evals ]; then cp -r $(RUN)/evals $(INTO)/.partial; fi
+	rm -rf $(INTO)/$(RUN_NAME) && mv $(INTO)/.partial $(INTO)/$(RUN_NAME)  # an interrupted copy leaves no record
 
 campaign: .venv/ready  ## run or resume all experiments of RESULTS.md, days on two cores; CAMPAIGN=DIR holds their runs
 	$(BIN)/python -m launch.campaign

@@ -3,24 +3,16 @@
     python -m ghost_jax.train --config=configs/pretrain_exposure.py          # or :mini, :nano
 
 One pass over the dataset `exposure`; `--config.data.seed=0` to 4 rotates which facts are stated how often. The recall
-of each group is measured at the end (`evals/tasks/recall.py`).
+of each group is measured at the end (`evals/tasks/recall.py`). Rates and batches are those of pretrain_facts.
 """
 
-from configs import common
+from configs import common, pretrain_facts
 
 
 def get_config(preset=""):
-    c = common.pretrain_on("small36m", preset)
-    scale = common.scale_of(preset)
+    c = pretrain_facts.get_config(preset)
     c.data.sources = ("attack", "capec", "cwe", "embedded")
-    c.data.mixture.pretrain, c.data.mixture.exposure = 0.0, 1.0
-    c.data.validation_records = 256
-    c.steps = {"nano": 4_800, "mini": 2_100, "full": 900}[scale]  # one pass
-    c.batch_size = c.micro_batch_size = 8
-    c.optim.schedule = "wsd"
-    c.optim.warmup_steps = 200
-    c.optim.peak_lr = {"nano": 3e-3, "mini": 2e-3, "full": 1e-3}[scale]
-    c.log_every = 50
-    c.eval_every = c.save_every = 1000
+    c.data.mixture.update(pretrain=0.0, facts=0.0, exposure=1.0)
+    c.steps = {"nano": 4_800, "mini": 2_100, "full": 900}[common.scale_of(preset)]  # one pass
     c.evals.recall = {"batch_size": 16}
     return c

@@ -125,8 +125,8 @@ def restore(part: Part, runs: Path) -> None:
     """Puts the records of runs that have ended where the sweep looks for them; of bases it needs the weights."""
     for name in names_of(part):
         record = ROOT / RECORDS / part.folder / name
-        if ended(record) and not (runs / name).exists():
-            shutil.copytree(record, runs / name)
+        if ended(record) and not ended(runs / name):
+            shutil.copytree(record, runs / name, dirs_exist_ok=True)
 
 
 def keep(part: Part, runs: Path) -> None:

@@ -5,6 +5,7 @@ of runs, and a record that is absent is an error:
 
     {{FOLDER SETTING EVALUATION KEY}}   e.g. {{facts-nano knowledge facts cloze.pmi}}: of the setting's seeds the mean,
                                         in percent, from the lowest to the highest end of their intervals
+    {{items FOLDER SETTING EVALUATION}} how many questions every seed was asked
     {{readings FOLDER}}                 a table: letters, cloze and ranking of every setting
     {{exposure FOLDER}}                 a table: recall by how often a fact was stated
     {{hours FOLDER}}                    core-hours that the training of its recorded runs and bases took
@@ -167,13 +168,20 @@ def filled(text: str, records: Path) -> str:
 
     def look_up(match: re.Match) -> str:
         words = match[1].split()
-        kind = words[0] if words[0] in (*TABLES, "hours") else ""
+        kind = words[0] if words[0] in (*TABLES, "hours", "items") else ""
         name = words[1 if kind else 0]
         if not (records / "campaign" / name).is_dir():
             raise UserError(f"{TEXT} asks for {match[0]}, and there are no records of {name}. Run make campaign.")
         folder = Folder(records / "campaign" / name)
         if kind == "hours":
             return f"{folder.hours():.1f}"
+        if kind == "items":
+            counts = {run.get(words[3], {}).get("n") for run in folder.settings.get(words[2], [])}
+            if len(counts) != 1 or None in counts:
+                raise UserError(
+                    f"{TEXT} has {match[0]}, and the runs of {folder.path} do not have one number of items."
+                )
+            return f"{counts.pop():,}"
         if kind:
             return markdown(TABLES[kind](folder))
         if len(words) < 4:

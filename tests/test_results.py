@@ -22,6 +22,7 @@ def records(tmp_path):
         run = tmp_path / "campaign" / "facts" / f"known-seed{seed}"
         (run / "evals").mkdir(parents=True)
         score = {
+            "n": 1156,
             "headline": accuracy(*letters),
             "letter_share": {"A": 0.9, "B": 0.1},
             "cloze": {"pmi": accuracy(0.6 + seed / 100, 0.55, 0.65), "ranked": accuracy(0.5, 0.4, 0.6)},
@@ -45,16 +46,23 @@ def records(tmp_path):
 
 
 def test_a_figure_is_the_mean_over_seeds_from_the_lowest_to_the_highest_end_of_their_intervals(records):
+    assert results.filled("{{items facts known facts}} questions", records) == "1,156 questions"
     text = results.filled("It says {{facts known facts headline}} and knows {{facts known facts cloze.pmi}}.", records)
     assert text == "It says 26.0 (25.0 to 28.0, 3 seeds) and knows 61.0 (55.0 to 65.0, 3 seeds)."
 
 
 @pytest.mark.parametrize(
     "asked",
-    ["facts unknown facts headline", "facts known facts cloze.sum", "nowhere known facts headline", "facts known"],
+    [
+        "facts unknown facts headline",
+        "facts known facts cloze.sum",
+        "nowhere known facts headline",
+        "facts known",
+        "items facts unknown facts",
+    ],
 )
 def test_what_no_record_answers_is_an_error_that_names_it(records, asked):
-    with pytest.raises(UserError, match=asked.split()[0]):
+    with pytest.raises(UserError, match=asked.split()[-2] if asked.startswith("items") else asked.split()[0]):
         results.filled(f"{{{{{asked}}}}}", records)
 
 

@@ -68,7 +68,7 @@ def build(kind: str, made_by: Sequence[ModuleType], made_from: dict, write: Call
         if is_whole(place):
             return place
         if place.exists():
-            print(f"the store {place} is damaged: it is made anew", flush=True)
+            print(f"the store {place} is corrupt: rebuilding it", flush=True)
             shutil.rmtree(place)
         aside = home / f"{place.name}.partial"
         shutil.rmtree(aside, ignore_errors=True)  # what a killed process left: nobody else can be writing it
@@ -97,7 +97,7 @@ def is_whole(store: Path) -> bool:
     return path.is_file() and _proven(store, path.stat().st_mtime_ns)
 
 
-@functools.cache  # a process proves a store once; one that is made anew has another time
+@functools.cache  # a process checks a store once; one that is rebuilt has another time
 def _proven(store: Path, written: int) -> bool:
     try:
         said = json.loads((store / "manifest.json").read_text(encoding="utf-8"))

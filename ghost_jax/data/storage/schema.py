@@ -1,4 +1,4 @@
-"""What every source yields and every builder eats: plain documents and the typed facts stated in them."""
+"""The records that every source yields and every builder reads: plain documents and the typed facts stated in them."""
 
 import dataclasses
 import hashlib
