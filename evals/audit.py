@@ -6,6 +6,7 @@ stands in `evals/analysis/predictions.py`.
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -66,7 +67,7 @@ def show_several(reports: list[dict], console: Console) -> None:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Diagnoses predictions for multiple-choice items: collapse, shortcuts, and what the accuracy is worth."""
     parser = argparse.ArgumentParser(prog="python -m evals.audit", description=main.__doc__)
     parser.add_argument(
@@ -76,7 +77,7 @@ def main() -> int:
     parser.add_argument("--column", metavar="NAME", help="audit this column alone (default: all that hold answers)")
     parser.add_argument("--order", metavar="CBDA", help="the new letter of each option in turn (default: as published)")
     parser.add_argument("--out", type=local_path, metavar="FILE", help="writes the report as JSON")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
 
     items = read_items(flags.items)
     read = read_predictions(flags.predictions, items, column=flags.column, order=flags.order)

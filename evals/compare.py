@@ -6,6 +6,7 @@ The comparison is of `evals/analysis/comparison.py`; here it is shown, drawn and
 import argparse
 import io
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -88,7 +89,7 @@ def picture(comparison: dict) -> bytes:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Compares runs that were scored on the same items with the first of them."""
     parser = argparse.ArgumentParser(prog="python -m evals.compare", description=main.__doc__)
     parser.add_argument(
@@ -104,7 +105,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=local_path, metavar="FILE", help="the comparison as JSON, with a picture (.png) beside"
     )
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
 
     places = [place for place in str(flags.runs).split(",") if place]
     reports = read_reports(places, flags.items.stem if flags.items else "ctibench")

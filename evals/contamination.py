@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +37,7 @@ def show(result: dict, console: Console) -> None:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Looks for the items of a benchmark in prepared data."""
     parser = argparse.ArgumentParser(prog="python -m evals.contamination", description=main.__doc__)
     parser.add_argument(
@@ -51,7 +52,7 @@ def main() -> int:
         help="a prepared store; may be repeated",
     )
     parser.add_argument("--out", type=local_path, metavar="FILE", help="the result as JSON")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
 
     result = check(read_items(flags.items), flags.data)
     show(result, make_console())

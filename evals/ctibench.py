@@ -10,6 +10,7 @@ With `--book=open` it reads what a search finds in front of each question. The l
 import argparse
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from evals.analysis.report import show
@@ -82,7 +83,7 @@ def main_lexical(flags: argparse.Namespace) -> int:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Scores a run, or the open-book reader, on CTIBench MCQ or on items of your own."""
     parser = argparse.ArgumentParser(prog="python -m evals.ctibench", description=main.__doc__)
     parser.add_argument("--workdir", type=local_path, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
@@ -102,7 +103,7 @@ def main() -> int:
     )
     parser.add_argument("--matching", action="store_true", help="also let the model answer freely, options not shown")
     parser.add_argument("--out", type=local_path, metavar="FILE", help="the JSON report (default: in the run's evals/)")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     check_flags(flags)
     if flags.reader == "lexical":
         return main_lexical(flags)

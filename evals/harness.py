@@ -322,7 +322,7 @@ def task_manager(names: Sequence[str], include_path: Path | None) -> "lm_eval.ta
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs tasks of EleutherAI's lm-evaluation-harness on a run."""
     parser = argparse.ArgumentParser(prog="python -m evals.harness", description=main.__doc__)
     parser.add_argument(
@@ -335,7 +335,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     parser.add_argument("--apply_chat_template", action="store_true", help="ask in the chat format; for chat runs")
     parser.add_argument("--out", type=local_path, metavar="FILE", help="write all that the harness returns as JSON")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     if flags.limit is not None and flags.limit < 1:
         raise UsageError(f"--limit is {flags.limit}; it must be at least 1.")
 

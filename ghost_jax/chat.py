@@ -224,7 +224,7 @@ def open_run(
     return Conversation(generator, tokenizer, index, room=room, sampling=sampling, key=key), step
 
 
-def flags_of() -> argparse.Namespace:
+def flags_of(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed command line. Raises UsageError for a number that means nothing."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.chat", description=main.__doc__)
     parser.add_argument(
@@ -253,7 +253,7 @@ def flags_of() -> argparse.Namespace:
         metavar="FILE",
         help="ask the runs --workdir=A,B the same 27 held-out prompts, greedily, and write a column a run (Markdown)",
     )
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     if flags.transcript and flags.jsonl:
         raise UsageError("--transcript asks prompts of its own, and --jsonl those of standard input. Give one of them.")
     if flags.max_new_tokens < 1:
@@ -297,9 +297,9 @@ def compare_runs(flags: argparse.Namespace, sampling: Sampling) -> int:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Talks to a chat run: on a terminal, or a question a line from standard input; or compares runs side by side."""
-    flags = flags_of()
+    flags = flags_of(argv)
     sampling = Sampling(flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty)
     if flags.transcript:
         return compare_runs(flags, sampling)

@@ -8,6 +8,7 @@ weights is written from the run's records (`ghost_jax/hub/card.py`), and `--push
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Exports a finished run as a folder that Hugging Face transformers loads, with its model card."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.export", description=main.__doc__)
     parser.add_argument(
@@ -123,7 +124,7 @@ def main() -> int:
         help="upload the folder to the hub that HF_ENDPOINT names, where a new repository is public by default",
     )
     parser.add_argument("--dry_run", action="store_true", help="show what --push_to would send, and send nothing")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     shard_bytes, out = _bytes(flags.shard_size), flags.out.resolve()
     check_flags(flags)
     check_out(out, flags.force)

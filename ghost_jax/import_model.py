@@ -7,6 +7,7 @@ run is finished, with no update done: chat recipes start from it, and evaluation
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -104,7 +105,7 @@ def write_run(folder: Path, name: str, source: Path) -> str:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Makes a base run of a Llama checkpoint in safetensors."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.import_model", description=main.__doc__)
     parser.add_argument(
@@ -118,7 +119,7 @@ def main() -> int:
     parser.add_argument(
         "--workdir", type=local_path, required=True, metavar="DIR", help="the new run, e.g. runs/smollm2"
     )
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     workdir = flags.workdir.resolve()
     check_place(workdir)
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):

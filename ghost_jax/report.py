@@ -178,7 +178,7 @@ def _image(png: bytes, path: Path, alt: str) -> str:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Writes RESULTS.md, pictures and one page from the records of runs."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.report", description=main.__doc__)
     parser.add_argument(
@@ -187,7 +187,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=local_path, default=Path("report"), metavar="DIR", help="where to write (default: report)"
     )
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     beside = sorted([*flags.runs.glob("*.json"), *flags.runs.glob("sweeps/*/sweep.json")])
     workdirs = find_runs(flags.runs)
     page = write(workdirs, flags.out, beside)

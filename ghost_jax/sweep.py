@@ -203,7 +203,7 @@ def show(table: Sequence[tuple[str, ...]], notes: Sequence[str], console: Consol
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs a grid of settings and seeds, resumably, and pools their results in one table and one picture."""
     parser = argparse.ArgumentParser(
         prog="python -m ghost_jax.sweep",
@@ -224,7 +224,7 @@ def main() -> int:
         "--data_dir", type=local_path, metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)"
     )
     parser.add_argument("--dry_run", action="store_true", help="print every run's command; start nothing")
-    overrides, words = config_lib.overrides_in(sys.argv[1:])
+    overrides, words = config_lib.overrides_in(argv)
     flags = parser.parse_args(words)
     if flags.jobs is not None and flags.jobs < 1:
         raise UsageError(f"--jobs is {flags.jobs}; at least one run at a time is needed.")

@@ -157,7 +157,7 @@ def run_stage(
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Trains a config and scores it; repeated, it resumes what is unfinished."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.train", description=main.__doc__)
     parser.add_argument(
@@ -166,7 +166,7 @@ def main() -> int:
     parser.add_argument(
         "--plan", action="store_true", help="print parameters, mesh, mixture, steps, ETA; train nothing"
     )
-    config, flags = config_lib.parse(parser, sys.argv[1:])
+    config, flags = config_lib.parse(parser, argv)
     data_folders(flags.data_dir)  # a wrong one is said even where everything is finished and nothing is read
     distributed.start()
     jax_setup.set_up()

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from ghost_jax.core.console import duration
@@ -162,7 +163,7 @@ def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs or resumes every experiment of the campaign, in order, and keeps the records of what is finished."""
     parser = argparse.ArgumentParser(prog="python -m launch.campaign", description=main.__doc__)
     parser.add_argument(
@@ -173,7 +174,7 @@ def main() -> int:
         help="of its worktree, environment, caches and runs (default: $CAMPAIGN, else ../ghost_jax-campaign)",
     )
     parser.add_argument("--list", action="store_true", help="say what is done and what is left; run nothing")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     folder = flags.folder.resolve()
     show(folder)
     if flags.list:

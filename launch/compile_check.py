@@ -268,12 +268,12 @@ def _bytes(count: float) -> str:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Compiles a config's training step for a TPU slice, without a TPU: memory, collectives, a roofline."""
     parser = argparse.ArgumentParser(prog="python -m launch.compile_check", description=main.__doc__)
     parser.add_argument("--topology", required=True, metavar="SLICE", help="v5e:4x4, v6e:4x4, v4:2x2x4, v5p:4x4x4, …")
     parser.add_argument("--out", type=local_path, metavar="FILE", help="also write the report as JSON")
-    config, flags = config_lib.parse(parser, sys.argv[1:])
+    config, flags = config_lib.parse(parser, argv)
     report = check(config, flags.topology)
     make_console().print(table(report))
     if flags.out:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import IO
 
 from ghost_jax.core.errors import UsageError, command
@@ -128,13 +129,13 @@ def _copy(source: IO[bytes], target: IO[bytes], prefix: bytes) -> None:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs a command as several processes of one run on this machine."""
     parser = argparse.ArgumentParser(prog="python -m launch.local", description=main.__doc__)
     parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many to start")
     parser.add_argument("--devices", type=int, metavar="N", help="simulated CPU devices of each (default: its own)")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what each of them runs")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     words = flags.command[1:] if flags.command[:1] == ["--"] else flags.command
     if not words:
         raise UsageError("There is no command to run: write it after --, e.g. -- python -m ghost_jax.train --help.")

@@ -200,7 +200,7 @@ def results(records: Path = RECORDS) -> str:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Writes RESULTS.md and its pictures from the records in the repository."""
     text = results()
     pictures = RECORDS / "campaign"

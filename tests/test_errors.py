@@ -20,7 +20,7 @@ def sigterm():
 @pytest.mark.usefixtures("sigterm")
 @pytest.mark.parametrize("take", [lambda: np.zeros(1 << 50), lambda: jnp.zeros(1 << 46)], ids=["numpy", "jax"])
 def test_too_little_memory_is_answered_with_a_paragraph(capsys, take):
-    assert command(lambda: len(take()))() == FAILED
+    assert command(lambda argv: len(take()))() == FAILED
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith("error: The memory is full")
     assert "micro_batch_size" in said

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 DONE, FAILED, BAD_USAGE, STOPPED_BY_WATCH = 0, 1, 2, 3
 
@@ -80,18 +80,21 @@ def _say_disk_full() -> int:
     return FAILED
 
 
-def command(main: Callable[[], int | None]) -> Callable[[], int]:
+def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     """Wraps a command's main function: it returns an exit code, and prints a paragraph instead of a traceback.
+
+    The function is given the words of the command line; the wrapped one takes those of the process where it is given
+    none, so that `main(["--help"])` works as well.
 
     Asking a process to stop (SIGTERM) is treated like Ctrl-C, so that every `finally` and context manager runs and
     nothing half-written is left behind.
     """
 
     @functools.wraps(main)
-    def wrapped() -> int:
+    def wrapped(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
-            return main() or DONE
+            return main(sys.argv[1:] if argv is None else argv) or DONE
         except UserError as fault:
             say_error(str(fault))
             return fault.exit_code

@@ -175,7 +175,7 @@ def _say(line: str) -> None:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Fetches sources from their publishers: resumed where it broke off, proven, and renamed only when whole."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.fetch", description=main.__doc__)
     parser.add_argument("--sources", required=True, metavar="NAME,…", help=f"which: {','.join(PUBLISHED)}")
@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument(
         "--mirror", metavar="URL", help="a site's own copy, with the publishers' paths, in place of their hosts"
     )
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     names = [name.strip() for name in flags.sources.split(",") if name.strip()]
     _check_names(names)
     if flags.mirror is not None:

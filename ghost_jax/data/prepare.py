@@ -145,13 +145,13 @@ def _summary(prepared: Prepared) -> Iterator[str]:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Prepares the data of a config and prints what was made."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.prepare", description=main.__doc__)
     parser.add_argument(
         "--shard", metavar="I/N", help="prepare only this host's share of the input files, into the cache all share"
     )
-    config, flags = config_lib.parse(parser, sys.argv[1:])
+    config, flags = config_lib.parse(parser, argv)
     started = time.monotonic()
     if flags.shard:
         index, count = _shard(flags.shard)

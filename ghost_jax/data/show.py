@@ -6,6 +6,7 @@ Prints the first records that a run draws, token by token. Tokens that are learn
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -48,11 +49,11 @@ def show(example: dict, name: str, tokenizer: Tokenizer, seq_len: int, console: 
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Prints the first records that a run draws, with the tokens that are learnt marked."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.show", description=main.__doc__)
     parser.add_argument("-n", type=int, default=3, metavar="N", help="records (default: 3)")
-    config, flags = config_lib.parse(parser, sys.argv[1:])
+    config, flags = config_lib.parse(parser, argv)
     if flags.n < 1:
         raise UsageError(f"-n is {flags.n}; at least one record must be shown.")
     prepared = prepare(config, flags.data_dir)

@@ -8,6 +8,7 @@ import importlib.util
 import random
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ghost_jax.core.atomic_io import read_json, write_json, write_text
@@ -35,14 +36,14 @@ def table(report: dict) -> str:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Tries every fault on the smallest run and writes how many were survived."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.faults", description=main.__doc__)
     parser.add_argument(
         "--out", required=True, type=local_path, metavar="DIR", help="faults.json and faults.md go there"
     )
     parser.add_argument("--seed", type=int, default=0, help="of what is damaged and when (default: 0)")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(
             f"The faults need {' and '.join(lacking)}, which this Python lacks. Run make test once, which installs it, "

@@ -69,7 +69,7 @@ class PlainLoop:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Measures how much faster the evaluator scores letters than a plain loop over the same model."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.letters", description=main.__doc__)
     parser.add_argument(
@@ -79,7 +79,7 @@ def main() -> int:
     parser.add_argument("--batch_size", type=int, default=16, help="rows a forward pass of ours (default: 16)")
     parser.add_argument("--limit", type=int, default=0, help="about so many questions (default: all)")
     parser.add_argument("--out", type=local_path, metavar="FILE", help="the record as JSON")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
 
     jax_setup.set_up()
     mesh = make_mesh()

@@ -134,7 +134,7 @@ def damage_in(said: str) -> list[str]:
 
 def noticed(said: str) -> str:
     """Returns what was said, after checking that it names the damage: what is unread, or as good as before, is none."""
-    assert "damaged" in said, f"nobody noticed the damage: {said}"
+    assert "damaged" in said or "corrupt" in said, f"nobody noticed the damage: {said}"
     return said
 
 

@@ -115,7 +115,7 @@ def _packages() -> dict[str, str]:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Measures speed against peers, side by side; writes speed-DATE-PROCESSOR.json and speed.md."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.speed", description=main.__doc__)
     parser.add_argument(
@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="turns of each side that are timed (default: 7)")
     parser.add_argument("--questions", type=int, help="asked in four orders (default: 2,500)")
     parser.add_argument("--items", metavar="FILE", help="of the questions (default: the chat recipe's held-out ones)")
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     chosen = flags.only.split(",") if flags.only else list(COMPARISONS)
     for name in chosen:
         if name not in COMPARISONS:

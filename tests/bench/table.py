@@ -197,9 +197,9 @@ def with_table(text: str, records: Mapping[str, Mapping]) -> str:
 
 
 @command
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Writes the speed table of docs/performance.md, and tests/bench/records/speed.md, from all records."""
-    argparse.ArgumentParser(prog="python -m tests.bench.table", description=main.__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m tests.bench.table", description=main.__doc__).parse_args(argv)
     records = read_all(RECORDS)
     write_text(RECORDS / FILE, markdown(records))
     write_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), records))
