@@ -142,10 +142,13 @@ def _config_in(workdir: Path) -> dict:
 def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepared) -> None:
     """Writes what the run is trained on into its directory: tokenizer, sources, mixture, notes, held-out questions."""
     corpus = artifact_cache.manifest(prepared.corpus)
-    record = {key: corpus[key] for key in ("made_from", "documents", "duplicates_dropped", "licenses")}
     mix = mix_of(config, prepared)
     rows = mixture.packing_of(mix)
-    record |= {
+    record = {
+        "made_from": corpus.made_from,
+        "documents": corpus.documents,
+        "duplicates_dropped": corpus.duplicates_dropped,
+        "licenses": corpus.licenses,
         "notes": prepared.notes,
         "corpus": prepared.corpus.name,
         "stores": {name: place.name for name, place in prepared.stores.items()},
