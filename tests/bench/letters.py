@@ -6,6 +6,7 @@ the same process, a part of the benchmark in turn, so that whatever else the mac
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 import time
@@ -107,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
                 scores[name] = score(items[part], orders[part])
                 seconds[name] += (time.perf_counter() - start) * timed
             worst = max(worst, float(np.abs(scores["ours"] - scores["plain loop"]).max()))
-    environment = run_dir.environment()
+    environment = dataclasses.asdict(run_dir.environment())
     record = {
         "machine": environment["machine"],
         "code": code_of(environment),
