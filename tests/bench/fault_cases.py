@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from ghost_jax.core.atomic_io import read_json, write_text
 from ghost_jax.core.errors import BAD_USAGE, FAILED
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_record
 from tests.bench.place import SAME, NotTried, Place, damage, disk, dripping_server, noticed
 from tests.conftest import ROOT, WAIT, losses_of, paragraph_of, set_all, tiny_base, tiny_chat, updates_of
 
@@ -94,14 +94,14 @@ def killed_in_a_sweep(at: Place) -> str:
     subprocess.run(["flock", runs / ".lock", "true"], check=True, timeout=WAIT)  # the run that it started goes on
     at.ghost(*words)
     assert losses_of(runs / "a-seed0") == losses_of(at.finished.base)
-    assert run_dir.is_finished(runs / "a-seed1")
+    assert run_record.is_finished(runs / "a-seed1")
     return SAME
 
 
 def full_disk_under_a_run(at: Place) -> str:
     with disk(at.folder / "disk", "size=300k") as full:
         said = at.ghost.refused(*tiny_base(full / "base"))
-        assert not run_dir.is_finished(full / "base")
+        assert not run_record.is_finished(full / "base")
     return said
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ghost_jax.core.atomic_io import read_json, write_bytes
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_record
 from tests.conftest import TINY, WAIT, FinishedRun, Ghost, losses_of, tiny_base
 from tests.test_sources_cwe import CWE_XML
 from tests.test_sources_stix import CAPEC_66, COMMON, bundle, thing
@@ -96,7 +96,7 @@ class Place:
         """Repeats the run and checks that it ends as the one that nothing befell did, to the last bit."""
         said = self.ghost(*self.train(), env=env).stdout
         assert losses_of(self.base) == losses_of(self.finished.base)
-        assert run_dir.is_finished(self.base)
+        assert run_record.is_finished(self.base)
         assert not list(self.base.rglob("*.partial"))
         return "; ".join([*damage_in(said), SAME])
 
