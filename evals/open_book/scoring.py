@@ -57,7 +57,7 @@ class Book:
 
     def described(self) -> BookIndex:
         """Returns what tells this book from another: how many lines it has, and which files they are from."""
-        inputs = artifact_cache.manifest(self.corpus)["made_from"]["inputs"]
+        inputs = artifact_cache.manifest(self.corpus).made_from["inputs"]
         return BookIndex(lines=len(self.reader.index), inputs=tuple(inputs))
 
     def passages(self, questions: Sequence[str]) -> list[list[str]]:

@@ -23,10 +23,9 @@ from evals.items.locate import NoItems, find_items
 from evals.items.splits import part_of
 from evals.open_book.scoring import Book, both_report
 from evals.overlap.contamination import HELD_OUT, check, refuse
-from ghost_jax.core.atomic_io import read_config, read_json
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.atomic_io import read_config
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.runs import evaluation, run_dir
+from ghost_jax.runs import evaluation, run_dir, run_record
 from ghost_jax.runs.evaluation import Contamination, Evaluation
 from ghost_jax.text.tokenizer import Tokenizer
 
@@ -100,13 +99,7 @@ def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD
 
     Raises UserError where they hold an item together with its answer.
     """
-    names = read_json(workdir / "data.json").get("trained_on")
-    if names is None:
-        raise UserError(
-            f"{workdir}/data.json does not name the stores that the run was trained on: an older version wrote it. "
-            "Train the run again."
-        )
-    stores = {name: artifact_cache.find(name) for name in names}
+    stores = {name: artifact_cache.find(name) for name in run_record.read_data(workdir).trained_on}
     result = check(items, [place for place in stores.values() if place], held_out)
     refuse(result)
     missing = [name for name, place in stores.items() if not place]
