@@ -10,7 +10,7 @@ class ModelConfig:
     """The shape of a transformer; hashable, so that it can be a static argument.
 
     Attributes:
-      layers, width, heads, mlp_dim: depth, residual width D, attention heads H, feed-forward width F.
+      width, mlp_dim: residual width D, feed-forward width F.
       vocab_size: real vocabulary V; the embedding has `padded_vocab` rows.
       context: longest sequence in tokens; with learned positions also the number of position rows.
       generation: "v05" (RoPE, RMSNorm, SwiGLU) or "v04" (learned positions, LayerNorm, GELU).
@@ -18,15 +18,13 @@ class ModelConfig:
       dropout: rate in training, applied to the embedding and each residual branch.
       dtype: compute type, "float32" or "bfloat16"; parameters are float32 always.
       remat: whether the backward pass computes all of a block again, rather than only what is cheap.
-      scan: whether training loops over the stacked parameters of blocks: a deep model then compiles as fast as a
-        shallow one, and holds the recomputed values of one block. Readers of a checkpoint get the blocks unstacked.
+      scan: whether training loops over the stacked parameters of blocks, which compiles faster and holds the recomputed
+        values of one block. Readers of a checkpoint get the blocks unstacked.
       kv_heads: heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023); 0: one a query.
       head_dim: width K of a head; 0: width / heads.
       rope_base: wavelengths of rotary positions reach 2 pi times this.
-      rope_factor: how much longer the long wavelengths become, as in Llama 3.1; 1: not longer.
-      rope_context, rope_low, rope_high: a wave is long if it turns less than `rope_low` times in `rope_context` tokens,
-        and unchanged if it turns more than `rope_high` times.
-      norm_eps: added to a variance by norms.
+      rope_factor: how much longer the long wavelengths become, as in Llama 3.1. A wave is long if it turns less than
+        `rope_low` times in `rope_context` tokens, and unchanged if it turns more than `rope_high` times.
       tied: whether the head shares the embedding's table.
       attention: kernel for full sequences, a name of `ghost_jax.model.attention_kernels`.
     """

@@ -14,15 +14,17 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import NamedSharding
 
 from ghost_jax.model import attention as attention_lib
-from ghost_jax.model.attention import MASKED, CosSin, KeysValues, apply_rope, gather_positions
+from ghost_jax.model.attention import MASKED, KeysValues, apply_rope, gather_positions
 from ghost_jax.model.attention_kernels import kernel_attention, kernel_mask
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.dense import KEPT, Dense
 
 INIT_STD = 0.02
+Maybe = Array | tuple[Array, Array] | None  # an array, or a pair such as `CosSin` and `KeysValues`
 
 
 @flax.struct.dataclass
@@ -39,11 +41,11 @@ class Cache:
       used: int32 [], the first slot that is free in all rows.
     """
 
-    keys: jax.Array
-    values: jax.Array
-    filled: jax.Array
-    length: jax.Array
-    used: jax.Array
+    keys: Array
+    values: Array
+    filled: Array
+    length: Array
+    used: Array
 
 
 class Norm(nn.Module):
@@ -52,14 +54,14 @@ class Norm(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
+        c, layer_norm = self.config, self.config.generation == "v04"
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        c, h = self.config, x
-        if c.generation == "v04":
-            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-            h = h - h.mean(-1, keepdims=True)
-            return (h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + c.norm_eps) * scale + bias).astype(c.dtype)
-        return (h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + c.norm_eps) * scale).astype(c.dtype)
+        h = x - x.mean(-1, keepdims=True) if layer_norm else x
+        h = h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + c.norm_eps) * scale
+        if layer_norm:
+            h = h + self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return h.astype(c.dtype)
 
 
 class Attention(nn.Module):
@@ -79,13 +81,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        cos_sin: CosSin | None,
-        mask: jax.Array | None,
-        past: KeysValues | None = None,
-        at: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeysValues | None]:
+        self, x: Array, cos_sin: Maybe, mask: Maybe, past: Maybe = None, at: Maybe = None
+    ) -> tuple[Array, Maybe]:
         c, new = self.config, None
         # Heads have an axis of their own, so that a tensor-parallel mesh splits heads and never the inside of one.
         project = functools.partial(Dense, bias=c.attention_bias or c.generation == "v04", dtype=c.dtype)
@@ -112,7 +109,7 @@ class FeedForward(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Array) -> Array:
         c, bias = self.config, self.config.generation == "v04"
         dense = functools.partial(Dense, bias=bias, dtype=c.dtype)
         up = dense((c.mlp_dim,), INIT_STD, name="up")(x)
@@ -128,14 +125,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        cos_sin: CosSin | None,
-        mask: jax.Array | None,
-        deterministic: bool,
-        past: KeysValues | None = None,
-        at: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeysValues | None]:
+        self, x: Array, cos_sin: Maybe, mask: Maybe, deterministic: bool, past: Maybe = None, at: Maybe = None
+    ) -> tuple[Array, Maybe]:
         c = self.config
         attention = Attention(c, self.rows, name="attention")
         attended, new = attention(Norm(c, name="attention_norm")(x), cos_sin, mask, past, at)
@@ -178,13 +169,13 @@ class Transformer(nn.Module):
 
     def hidden(
         self,
-        tokens: jax.Array,
-        positions: jax.Array | None = None,
-        segments: jax.Array | None = None,
-        branches: jax.Array | None = None,
+        tokens: Array,
+        positions: Maybe = None,
+        segments: Maybe = None,
+        branches: Maybe = None,
         deterministic: bool = True,
-        at: jax.Array | None = None,
-    ) -> jax.Array:
+        at: Maybe = None,
+    ) -> Array:
         """Returns the normalised last hidden state [B, T, D] of tokens [B, T] under causal attention.
 
         Args:
@@ -200,7 +191,7 @@ class Transformer(nn.Module):
         mask = kernel_mask(self.config.attention, segments, branches, at)
         return self._blocks(tokens, positions, mask, deterministic, at=at)[0]
 
-    def prefill(self, tokens: jax.Array, lengths: jax.Array, slots: int) -> tuple[jax.Array, Cache]:
+    def prefill(self, tokens: Array, lengths: Array, slots: int) -> tuple[Array, Cache]:
         """Returns the last hidden state [B, T, D] of prompts and their cache of `slots` slots.
 
         Args:
@@ -215,7 +206,7 @@ class Transformer(nn.Module):
         keys, values = (jnp.pad(each, ((0, 0), (0, 0), (0, 0), (0, slots - length), (0, 0))) for each in new)
         return x, Cache(keys, values, jnp.arange(slots) < lengths[:, None], lengths, jnp.int32(length))
 
-    def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def extend(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
         """Returns the last hidden state [B, T, D] of tokens [B, T] behind the cache, and the longer cache.
 
         The cache must have T free slots.
@@ -226,7 +217,7 @@ class Transformer(nn.Module):
         filled = write(cache.filled, jnp.ones(tokens.shape, bool), axis=1)
         return x, Cache(keys, values, filled, cache.length + tokens.shape[1], cache.used + tokens.shape[1])
 
-    def _extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, KeysValues]:
+    def _extend(self, tokens: Array, cache: Cache) -> tuple[Array, KeysValues]:
         (rows, length), slots = tokens.shape, cache.filled.shape[1]
         positions = cache.length[:, None] + jnp.arange(length)
         of_past = jnp.broadcast_to(cache.filled[:, None], (rows, length, slots))
@@ -235,14 +226,8 @@ class Transformer(nn.Module):
         return self._blocks(tokens, positions, mask, True, (cache.keys, cache.values))
 
     def _blocks(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        mask: jax.Array | None,
-        deterministic: bool,
-        past: KeysValues | None = None,
-        at: jax.Array | None = None,
-    ) -> tuple[jax.Array, KeysValues | None]:
+        self, tokens: Array, positions: Array, mask: Maybe, deterministic: bool, past: Maybe = None, at: Maybe = None
+    ) -> tuple[Array, Maybe]:
         """Returns the last hidden state and, with a `past` [L, ...], the new keys and values [L, ...]."""
         c = self.config
         x = self.embedding[tokens]
@@ -252,7 +237,7 @@ class Transformer(nn.Module):
         x = self._sharded(self.embedding_dropout(x, deterministic=deterministic))
         if c.scan:
 
-            def layer(block: Block, x: jax.Array, past: KeysValues | None) -> tuple[jax.Array, KeysValues | None]:
+            def layer(block: Block, x: Array, past: Maybe) -> tuple[Array, Maybe]:
                 x, new = block(x, cos_sin, mask, deterministic, past)
                 return self._sharded(x), new
 
@@ -261,20 +246,18 @@ class Transformer(nn.Module):
             return self.final_norm(x if at is None else gather_positions(x, at)), new
         of_layers = []
         for i, block in enumerate(self.block):
-            of_layer = jax.tree.map(lambda leaf, i=i: leaf[i], past)
+            of_layer, only = jax.tree.map(lambda leaf, i=i: leaf[i], past), None
             if at is not None and i == c.layers - 1:  # the last layer is read at these positions alone
-                mask = attention_lib.query_mask(mask, at, tokens.shape[1])
-                x, new = block(x, cos_sin, mask, deterministic, None, at)
-            else:
-                x, new = block(x, cos_sin, mask, deterministic, of_layer)
+                mask, only = attention_lib.query_mask(mask, at, tokens.shape[1]), at
+            x, new = block(x, cos_sin, mask, deterministic, of_layer, only)
             x = self._sharded(x)
             of_layers.append(new)
         return self.final_norm(x), jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_layers)
 
-    def _sharded(self, x: jax.Array) -> jax.Array:
+    def _sharded(self, x: Array) -> Array:
         return x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
 
-    def head(self, hidden: jax.Array, ids: jax.Array | None = None) -> jax.Array:
+    def head(self, hidden: Array, ids: Array | None = None) -> Array:
         """Returns float32 logits [..., V] of hidden states [..., D], or [..., K] of tokens `ids` [K] alone.
 
         Padding rows are masked.
@@ -286,12 +269,12 @@ class Transformer(nn.Module):
             return logits
         return jnp.where(jnp.arange(self.config.padded_vocab) < self.config.vocab_size, logits, MASKED)
 
-    def __call__(self, *args, **kwargs) -> jax.Array:
+    def __call__(self, *args, **kwargs) -> Array:
         """Returns float32 logits [B, T, V] of tokens [B, T]; arguments are those of `hidden`."""
         return self.head(self.hidden(*args, **kwargs))
 
 
-def init(config: ModelConfig, key: jax.Array) -> dict:
+def init(config: ModelConfig, key: Array) -> dict:
     """Returns initial float32 parameters, the same numbers with `scan` and without; padding rows are zero."""
     unstacked = Transformer(dataclasses.replace(config, scan=False, attention="blocks"))
     params = unstacked.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
@@ -326,7 +309,7 @@ def unstack_blocks(params: dict) -> dict:
     return {**rest, **blocks}
 
 
-def grow_vocabulary(params: dict, old: ModelConfig, new: ModelConfig, key: jax.Array, start: str = "mean") -> dict:
+def grow_vocabulary(params: dict, old: ModelConfig, new: ModelConfig, key: Array, start: str = "mean") -> dict:
     """Returns params whose embedding, and untied head, have `new.vocab_size` rows.
 
     Args:

@@ -33,7 +33,7 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.sharding_rules import shardings
-from ghost_jax.training.step import TrainState, state_shardings
+from ghost_jax.training.step import TrainState
 
 # Orbax logs a failed save with its traceback, and raises it too. A user reads the error once, as a paragraph.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -135,8 +135,8 @@ class Checkpoints:
         self._workdir, self._read_only, self._keep_best = workdir, read_only, keep_best
         kept = [preservation_policy.LatestN(keep)]
         if keep_best:
-            metric = operator.itemgetter(keep_best)
-            kept.append(preservation_policy.BestN(metric, reverse=True, n=1, keep_checkpoints_without_metrics=False))
+            metric, others = operator.itemgetter(keep_best), {"keep_checkpoints_without_metrics": False}
+            kept.append(preservation_policy.BestN(get_metric_fn=metric, reverse=True, n=1, **others))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=None if read_only else preservation_policy.AnyPreservationPolicy(kept),
             read_only=read_only,
@@ -238,22 +238,23 @@ class Checkpoints:
           Corrupt: its bytes are not those that were saved.
         """
         record = self._record(step)
-        self._check_identity(step, record["identity"], identity)
-        target = with_shardings(abstract, state_shardings(abstract, mesh))
-        found = self._restore(step, record, _items_of(target))
+        there, here = ({**each["model"], **each, "model": ""} for each in (record["identity"], identity))
+        self._check(step, there, here, "model, tokenizer or data")
+        found = self._restore(step, record, _items_of(_placed(abstract, mesh)))
         return TrainState(**found["params"], **found["rest"])
 
     def restore_params(self, step: int, model: ModelConfig, mesh: Mesh) -> dict:
         """Returns the parameters alone, sharded for `mesh`. Raises as `restore` does."""
         abstract = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
-        target = with_shardings(abstract, shardings(abstract, mesh))
-        return self._restore(step, self._record(step), {"params": {"params": target}})["params"]["params"]
+        targets = {"params": {"params": _placed(abstract, mesh)}}
+        return self._restore(step, self._record(step), targets)["params"]["params"]
 
     def _restore(self, step: int, record: dict, targets: dict[str, dict]) -> dict[str, dict]:
         """Returns the tree of each item. Names, dtypes and shapes are compared before it is read, bits after."""
         wanted = {item: _leaves_of(target) for item, target in targets.items()}
         for item, leaves in wanted.items():
-            self._check_leaves(step, record[item], leaves)
+            saved = {name: kind[:-1] for name, kind in record[item].items()}
+            self._check(step, saved, {name: _kind(leaf) for name, leaf in leaves.items()}, "model or optimizer")
         found = self._read(step, **{item: ocp.args.StandardRestore(leaves) for item, leaves in wanted.items()})
         trees = {}
         for item, names in wanted.items():
@@ -291,41 +292,25 @@ class Checkpoints:
     def _corrupt(self, step: int, reason: str) -> Corrupt:
         return Corrupt(f"The checkpoint of step {step:,} in {self._workdir} is corrupt ({reason}).")
 
-    def _check_leaves(self, step: int, there: dict[str, list], here: dict[str, Any]) -> None:
-        """Raises UserError where names, dtypes or shapes of leaves differ from those of this model and optimizer."""
-        saved = {name: kind[:-1] for name, kind in there.items()}
-        wanted = {name: _kind(leaf) for name, leaf in here.items()}
-        differences = _differences(saved, wanted)
-        if differences:
+    def _check(self, step: int, there: dict, here: dict, of: str) -> None:
+        """Raises UserError, with both values of each key that differs, where a checkpoint does not match this run."""
+        pairs = {key: (there.get(key), here.get(key)) for key in {**there, **here}}
+        differ = {key: [str(value)[:40] for value in pair] for key, pair in pairs.items() if pair[0] != pair[1]}
+        if differ:
+            listed = "; ".join(f"{key}: {saved} there, {present} here" for key, (saved, present) in differ.items())
             raise UserError(
-                f"The checkpoint of step {step} in {self._workdir} does not match this model and optimizer: "
-                f"{differences}. Nothing was moved. Resume it with the code that made it, or give this run another "
-                "--workdir."
-            )
-
-    def _check_identity(self, step: int, there: dict, here: dict) -> None:
-        """Raises UserError where a checkpoint is of another model, tokenizer or data."""
-        differences = _differences(there["model"] | there, here["model"] | here, unlisted=("model",))
-        if differences:
-            raise UserError(
-                f"The checkpoint of step {step} in {self._workdir} is of another run: {differences}. Repeat the "
-                "command that made it to resume it, or give this run another --workdir."
+                f"The checkpoint of step {step} in {self._workdir} is of another {of} ({listed}). Nothing was moved. "
+                "Repeat the command that made it, with its code, to resume it, or give this run another --workdir."
             )
 
 
-def _differences(there: dict, here: dict, unlisted: tuple[str, ...] = ()) -> str:
-    """Returns each key whose value differs in a checkpoint and here, with both values."""
-    keys = [key for key in {**there, **here} if key not in unlisted and there.get(key) != here.get(key)]
-    return "; ".join(f"{key} is {str(there.get(key))[:40]} there and {str(here.get(key))[:40]} here" for key in keys)
-
-
-def with_shardings(abstract: Any, tree_of_shardings: Any) -> Any:
+def _placed(abstract: Any, mesh: Mesh) -> Any:
     """Returns ShapeDtypeStructs with the sharding of each leaf."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        tree_of_shardings,
-    )
+
+    def of(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(of, abstract, shardings(abstract, mesh))
 
 
 def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:

@@ -97,10 +97,10 @@ def muon(b1: float, b2: float, weight_decay: float, clip_norm: float) -> optax.G
         optax.stateless(lambda updates, _: jax.tree.map(_scale_rms, updates, muon_axes(updates))),
     )
 
-    def labels(params: Any) -> Any:
-        return jax.tree.map(lambda matrix: "muon" if matrix else "adamw", is_matrix(params))
-
-    split = optax.partition({"muon": by_muon, "adamw": optax.scale_by_adam(b1=b1, b2=b2)}, labels)
+    split = optax.partition(
+        {"muon": by_muon, "adamw": optax.scale_by_adam(b1=b1, b2=b2)},
+        lambda params: jax.tree.map(lambda matrix: "muon" if matrix else "adamw", is_matrix(params)),
+    )
     return _clipped_and_decayed(split, weight_decay, clip_norm)
 
 
@@ -134,10 +134,7 @@ def _clipped_and_decayed(
 
 
 # `optim.name` of a config -> the optimizer of (b1, b2, weight_decay, clip_norm).
-OPTIMIZERS: dict[str, Callable[[float, float, float, float], optax.GradientTransformation]] = {
-    "adamw": adamw,
-    "muon": muon,
-}
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
 def skip_nonfinite(old: Any, new: Any, finite: jax.Array) -> Any:

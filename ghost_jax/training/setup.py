@@ -21,15 +21,7 @@ from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.training.checkpoint import load_model
 from ghost_jax.training.optimizer import OPTIMIZERS, schedule
-from ghost_jax.training.step import (
-    LM,
-    TrainState,
-    abstract_state,
-    from_scratch,
-    make_train_step,
-    new_state,
-    state_shardings,
-)
+from ghost_jax.training.step import LM, TrainState, abstract_state, from_scratch, make_train_step, new_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +56,17 @@ class TrainSetup:
         """
         mesh = mesh_of(config) if mesh is None else mesh
         own = {"vocab_size": vocab_size, "attention": attention_of(config, mesh).name}
-        model, optimizer = ModelConfig(**{**config.model, **own}), optimizer_of(config)
+        model, o = ModelConfig(**{**config.model, **own}), config.optim
+        optimizer = OPTIMIZERS[o.name](o.b1, o.b2, o.weight_decay, o.clip_norm)
         return cls(
             config=config,
             mesh=mesh,
             rows=micro_batch_rows(config.batch_size, config.micro_batch_size, mesh),
             model=Transformer(model),
             optimizer=optimizer,
-            rate=rate_of(config),
+            rate=schedule(
+                o.peak_lr, o.min_lr, o.warmup_steps, config.steps, name=o.schedule, decay_share=o.decay_share
+            ),
             abstract=abstract_state(model, optimizer),
             objective=dict(config.objective) if config.stage == "chat" else LM,
         )
@@ -104,20 +99,8 @@ class TrainSetup:
             return new_state(params, self.optimizer, key)
 
         in_shardings = (shardings(params, self.mesh), None)
-        begin = jax.jit(begin, in_shardings=in_shardings, out_shardings=state_shardings(self.abstract, self.mesh))
+        begin = jax.jit(begin, in_shardings=in_shardings, out_shardings=shardings(self.abstract, self.mesh))
         return begin(params, jax.random.key(self.config.seed))
-
-
-def rate_of(config: ConfigDict) -> Callable[[int], float]:
-    """Returns update, from 0, to its learning rate."""
-    o = config.optim
-    return schedule(o.peak_lr, o.min_lr, o.warmup_steps, config.steps, name=o.schedule, decay_share=o.decay_share)
-
-
-def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
-    """Returns the optimizer of a config: gradients to a direction, without the learning rate."""
-    o = config.optim
-    return OPTIMIZERS[o.name](o.b1, o.b2, o.weight_decay, o.clip_norm)
 
 
 def mesh_of(config: ConfigDict) -> Mesh:

@@ -52,11 +52,6 @@ def new_state(params: dict, optimizer: optax.GradientTransformation, key: jax.Ar
     return TrainState(step, params, optimizer.init(params), jax.random.key_data(key), skipped)
 
 
-def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Returns the sharding of every leaf of a (possibly abstract) state."""
-    return shardings(state, mesh)
-
-
 @functools.cache  # one function, so that JAX traces it once for the shapes and for the numbers
 def _initial(model: ModelConfig, optimizer: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
     return lambda key: new_state(transformer.init(model, key), optimizer, key)
@@ -71,7 +66,7 @@ def from_scratch(
     seed: int, model: ModelConfig, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
 ) -> TrainState:
     """Returns an initial state, computed on its devices."""
-    draw = jax.jit(_initial(model, optimizer), out_shardings=state_shardings(abstract, mesh))
+    draw = jax.jit(_initial(model, optimizer), out_shardings=shardings(abstract, mesh))
     return draw(jax.random.key(seed))
 
 
@@ -98,7 +93,7 @@ def make_train_step(
       objective: mixing weight of each of `loss.OBJECTIVES`.
       letter_ids: ids [K] of the option letters, for the letter objective.
     """
-    in_state, in_batch = state_shardings(abstract_state, mesh), batch_sharding(mesh)
+    in_state, in_batch = shardings(abstract_state, mesh), batch_sharding(mesh)
     model = model.clone(rows=in_batch)
     dropout = model.config.dropout > 0
 
