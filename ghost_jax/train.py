@@ -23,7 +23,7 @@ from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import data_folders, local_path
 from ghost_jax.data.prepare import prepare
 from ghost_jax.parallel import distributed
-from ghost_jax.runs import plan, run_dir
+from ghost_jax.runs import plan, run_dir, run_record
 from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        return run_dir.is_finished(self.workdir)
+        return run_record.is_finished(self.workdir)
 
 
 def stages_of(config: ConfigDict, workdir: Path | None, base: Path | None) -> list[Stage]:
@@ -51,7 +51,7 @@ def stages_of(config: ConfigDict, workdir: Path | None, base: Path | None) -> li
 
     The base lies beside the chat run, where other recipes find it too.
     """
-    if base and not run_dir.is_finished(base):
+    if base and not run_record.is_finished(base):
         raise UserError(f"The base run in {base} is not finished. Repeat the command that made it.")
     on = f"-on-{base.resolve().name}" if base else ""
     workdir = workdir or Path("runs") / f"{run_dir.name_of(config)}{on}"
@@ -98,8 +98,8 @@ def run_stage(stage: Stage, data_dir: Path | None, evals: Sequence[str], console
         run_dir.open_run(workdir, config)
         if stage.finished:
             return
-        if stopped := run_dir.stopped(workdir):
-            raise Diverged(stopped["step"], stopped["reason"])
+        if stopped := run_record.stopped(workdir):
+            raise Diverged(stopped.step, stopped.reason)
         prepared = prepare(config, data_dir)
         if distributed.is_main():
             plan.show(config, prepared, console)
@@ -113,10 +113,12 @@ def run_stage(stage: Stage, data_dir: Path | None, evals: Sequence[str], console
             probe = probe_of(setup, workdir, prepared.tokenizer)
             train(setup, workdir, stage.base_workdir, prepared, open_journal, probe)
         except Diverged as fault:
-            run_dir.mark_stopped(workdir, fault.update, str(fault))
+            if distributed.is_main():
+                run_record.write(workdir, run_record.Stopped(fault.update, str(fault)))
             raise
         evaluate(config, workdir, data_dir)
-        run_dir.mark_finished(workdir, config.steps)
+        if distributed.is_main():
+            run_record.write_finished(workdir, config.steps)
 
 
 @command
