@@ -58,15 +58,14 @@ class TrainSetup:
         own = {"vocab_size": vocab_size, "attention": attention_of(config, mesh).name}
         model, o = ModelConfig(**{**config.model, **own}), config.optim
         optimizer = OPTIMIZERS[o.name](o.b1, o.b2, o.weight_decay, o.clip_norm)
+        rates = (o.peak_lr, o.min_lr, o.warmup_steps)
         return cls(
             config=config,
             mesh=mesh,
             rows=micro_batch_rows(config.batch_size, config.micro_batch_size, mesh),
             model=Transformer(model),
             optimizer=optimizer,
-            rate=schedule(
-                o.peak_lr, o.min_lr, o.warmup_steps, config.steps, name=o.schedule, decay_share=o.decay_share
-            ),
+            rate=schedule(*rates, config.steps, name=o.schedule, decay_share=o.decay_share),
             abstract=abstract_state(model, optimizer),
             objective=dict(config.objective) if config.stage == "chat" else LM,
         )
