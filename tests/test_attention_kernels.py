@@ -24,11 +24,11 @@ from ghost_jax.training.checkpoint import identity_of
 from ghost_jax.training.loss import loss_sum
 from launch.compile_check import matrix_flops
 from tests.conftest import ROOT
+from tests.models import abstract, needs_eight
 from tests.test_attention import value_and_gradients
 
 RUN = {"dtype": "bfloat16", "head_width": 64, "mask": "segments", "length": 512}  # every kernel can be used
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 NATIVE = {"cpu": "blocks", "cuda": "cudnn", "tpu": "splash"}
 
 # ---- Which attention a run gets ----
@@ -162,7 +162,7 @@ def test_a_model_trains_with_splash_on_a_mesh_as_with_blocks_on_one_device(monke
 def test_splash_refuses_masks_that_segments_cannot_express():
     config = ModelConfig(layers=1, width=32, heads=2, mlp_dim=48, vocab_size=97, attention="splash")
     tokens = jnp.zeros((1, LANES), jnp.int32)
-    model, params = Transformer(config), jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+    model, params = Transformer(config), abstract(config)
     for more in ({"branches": tokens}, {"at": tokens[:, :1]}):
         with pytest.raises(ValueError, match="splash"):
             jax.eval_shape(lambda p, more=more: model.apply({"params": p}, tokens, **more, method="hidden"), params)

@@ -13,23 +13,15 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.parallel.sharding_rules import shardings
-from ghost_jax.training.checkpoint import (
-    CORRUPT_FOLDER,
-    FOLDER,
-    Checkpoints,
-    Corrupt,
-    checksums,
-    identity_of,
-    load_model,
-)
+from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, checksums, identity_of, load_model
 from ghost_jax.training.optimizer import adamw, muon
 from ghost_jax.training.step import TrainState, abstract_state, new_state
+from tests.models import needs_eight, one_device
 
 TINY = ModelConfig(layers=1, width=16, heads=2, mlp_dim=32, vocab_size=100, context=16)
 OPTIMIZER = adamw(0.9, 0.95, 0.1, 1.0)
 IDENTITY = identity_of(TINY, "t" * 64, "d" * 64)
 ABSTRACT = abstract_state(TINY, OPTIMIZER)
-needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 
 
 def state_at(step: int, mesh=None) -> TrainState:
@@ -161,7 +153,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_its_differences_and_nothing_m
     save(tmp_path, 2, 4)
     given, parts = MISMATCHES[case]
     with pytest.raises(UserError) as refusal:
-        restore(tmp_path, make_mesh(devices=jax.devices()[:1]), **given)
+        restore(tmp_path, one_device(), **given)
     assert not isinstance(refusal.value, Corrupt)
     assert all(part in str(refusal.value) for part in ("step 4", str(tmp_path), *parts))
     assert "width" not in str(refusal.value)
@@ -213,7 +205,7 @@ def test_a_corrupt_checkpoint_is_reported_and_moved_and_the_one_before_it_used(t
     assert saved_in(tmp_path) == ["2", "4"]  # a reader moves nothing
     assert int(restore(tmp_path).step) == 2
     assert "step 4" in capsys.readouterr().out
-    assert [path.name[:2] for path in (tmp_path / CORRUPT_FOLDER).iterdir()] == ["4-"]
+    assert [path.name[:2] for path in (tmp_path / "corrupt").iterdir()] == ["4-"]
     save(tmp_path, 4)
     assert load_model(tmp_path, make_mesh())[2] == 4
 

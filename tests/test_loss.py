@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ghost_jax.data.packing import Example, fill
-from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.training.loss import OBJECTIVES, denominators, loss, loss_sum
+from tests.models import drawn
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -21,15 +21,7 @@ ROW = 48
 MIXED = {"lm": 1.0, "letter": 0.5, "ranking": 2.0}
 
 
-@functools.cache
-def params() -> dict:
-    """Larger than an initial model's, to which every token is about as likely as every other."""
-    rng = np.random.default_rng(0)
-
-    def drawn(path, leaf):
-        return np.float32(path[-1].key == "scale") + 0.15 * rng.standard_normal(leaf.shape, np.float32)
-
-    return jax.tree_util.tree_map_with_path(drawn, jax.eval_shape(lambda: transformer.init(TINY, jax.random.key(0))))
+PARAMS = drawn(TINY, 0.15)  # initial ones are smaller: every token is then about as likely as every other
 
 
 def draw(seed: int, count: int) -> np.ndarray:
@@ -74,7 +66,7 @@ def logits_alone(ids: tuple[int, ...]) -> np.ndarray:
     """The logits of one text alone in its row, float64."""
     tokens = np.zeros((1, ROW), np.int32)
     tokens[0, : len(ids)] = ids
-    return np.asarray(_apply(params(), tokens)[0, : len(ids), : TINY.vocab_size], np.float64)
+    return np.asarray(_apply(PARAMS, tokens)[0, : len(ids), : TINY.vocab_size], np.float64)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -103,12 +95,12 @@ with_gradient = jax.jit(jax.value_and_grad(compiled(**MIXED), has_aux=True))
 
 
 def parts_of(batch: dict, **objective: float) -> dict[str, float]:
-    _, parts = compiled(**(objective or MIXED))(params(), batch, denominators(batch))
+    _, parts = compiled(**(objective or MIXED))(PARAMS, batch, denominators(batch))
     return {name: float(part) for name, part in parts.items()}
 
 
 def grad_of(batch: dict) -> tuple:
-    return with_gradient(params(), batch, denominators(batch))
+    return with_gradient(PARAMS, batch, denominators(batch))
 
 
 def assert_close(tree, other) -> None:
@@ -133,7 +125,7 @@ def test_each_objective_is_the_mean_of_its_definition(rows):
 
 def test_the_loss_is_the_weighted_sum_of_its_parts():
     batch = batch_of(TOGETHER)
-    total, parts = compiled(**MIXED)(params(), batch, denominators(batch))
+    total, parts = compiled(**MIXED)(PARAMS, batch, denominators(batch))
     assert parts.keys() == MIXED.keys() == set(OBJECTIVES)
     assert float(total) == pytest.approx(sum(MIXED[name] * float(part) for name, part in parts.items()))
     for name in OBJECTIVES:
@@ -162,7 +154,7 @@ def test_packing_changes_neither_the_loss_nor_its_gradient(loss_norm):
 def test_micro_batches_add_up_to_the_batch(size):
     batch = batch_of([*APART, TOGETHER[0]])  # most of these rows hold nothing of two objectives
     pieces = [{key: value[i : i + size] for key, value in batch.items()} for i in range(0, 6, size)]
-    parts = (with_gradient(params(), piece, denominators(batch)) for piece in pieces)
+    parts = (with_gradient(PARAMS, piece, denominators(batch)) for piece in pieces)
     assert_close(jax.tree.map(lambda *xs: sum(xs), *parts), grad_of(batch))
 
 
@@ -171,7 +163,7 @@ def test_an_objective_without_a_record_is_zero_with_a_finite_gradient():
     assert (float(parts["letter"]), float(parts["ranking"])) == (0.0, 0.0)
     assert float(total) == pytest.approx(float(parts["lm"]))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-    total, weights = jax.jit(functools.partial(loss_sum, MODEL))(params(), batch_of([[each] for each in QUESTIONS]))
+    total, weights = jax.jit(functools.partial(loss_sum, MODEL))(PARAMS, batch_of([[each] for each in QUESTIONS]))
     assert (float(total), float(weights)) == (0.0, 0.0), "a ranked question has no language-model loss"
 
 
@@ -180,7 +172,7 @@ def test_an_objective_without_a_record_is_zero_with_a_finite_gradient():
 
 def program(batch: dict, **objective: float) -> str:
     over = denominators(batch)
-    return str(jax.make_jaxpr(lambda params: loss(MODEL, params, batch, over, objective, LETTER_IDS))(params()))
+    return str(jax.make_jaxpr(lambda params: loss(MODEL, params, batch, over, objective, LETTER_IDS))(PARAMS))
 
 
 def test_an_objective_without_weight_costs_nothing():

@@ -13,6 +13,7 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import SIZES, ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.training.loss import loss_sum
+from tests.models import abstract, drawn, named
 
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=32)  # 100 of 128 rows are real
 V04 = dataclasses.replace(V05, generation="v04")
@@ -24,19 +25,9 @@ initial = jax.jit(transformer.init, static_argnums=0)
 
 @functools.cache
 def build(config: ModelConfig) -> dict:
-    """Random everywhere: initial zeros or ones (biases, scales) would hide an error there."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        return np.float32(path[-1].key == "scale") + 0.2 * rng.standard_normal(leaf.shape, np.float32)
-
-    params = jax.tree_util.tree_map_with_path(draw, abstract(config))
+    params = drawn(config, 0.2)
     params["embedding"][config.vocab_size :] = 0.0
     return params
-
-
-def abstract(config: ModelConfig) -> dict:
-    return jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
 
 
 def tokens_of(config: ModelConfig, rows: int = 3, length: int = 12) -> np.ndarray:
@@ -283,8 +274,7 @@ def test_each_layer_drops_units_of_its_own(scan, remat):
 def test_kernels_that_write_to_the_residual_stream_start_smaller(config):
     config = dataclasses.replace(config, width=128, mlp_dim=256, head_dim=32)
     params = initial(config, jax.random.key(0))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for name, leaf in named(params).items():
         if name.endswith("/kernel"):
             expected = 0.02 / math.sqrt(2 * config.layers) if "/out/" in name or "/down/" in name else 0.02
             assert float(leaf.std()) == pytest.approx(expected, rel=0.05), name

@@ -13,7 +13,6 @@ import pytest
 from configs.sweeps.ablation import RECIPES
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UserError
-from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import stack_blocks, unstack_blocks
 from ghost_jax.runs import run_dir
@@ -30,6 +29,7 @@ from ghost_jax.training.optimizer import (
 )
 from ghost_jax.training.setup import TrainSetup
 from tests.conftest import ROOT
+from tests.models import abstract, drawn, named
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 close = pytest.approx
@@ -85,16 +85,6 @@ MODELS = {
 UNDECAYED = {"weight_decay": 0.0, "clip_norm": 0.0}
 
 
-def abstract(config: ModelConfig) -> dict:
-    return jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
-
-
-def drawn(config: ModelConfig, seed: int) -> dict:
-    """Normal numbers in the shape of a model's parameters."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), abstract(config))
-
-
 def updated(optimizer: optax.GradientTransformation, params: dict, *grads: dict) -> tuple:
     """The direction of the last of several updates, and the optimizer's state."""
 
@@ -108,15 +98,10 @@ def updated(optimizer: optax.GradientTransformation, params: dict, *grads: dict)
     return run(params, grads)
 
 
-def named(tree: dict) -> dict[str, np.ndarray]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
 @pytest.mark.parametrize("optimizer", [adamw, muon])
 @pytest.mark.parametrize("model", ["v05", "v04"])
 def test_weight_decay_moves_kernels_alone(optimizer, model):
-    params = drawn(MODELS[model], 0)
+    params = drawn(MODELS[model], 1.0)
     direction, _ = updated(optimizer(0.9, 0.95, 0.25, 1.0), params, jax.tree.map(np.zeros_like, params))
     for path, leaf in named(direction).items():
         np.testing.assert_array_equal(leaf, 0.25 * named(params)[path] if path.endswith("kernel") else 0 * leaf, path)
@@ -141,7 +126,7 @@ def test_the_direction_of_adamw_is_adams():
 
 
 def test_norms_are_by_layer():
-    params, grads = (drawn(V05, seed) for seed in range(2))
+    params, grads = (drawn(V05, 1.0, seed) for seed in range(2))
     norms = jax.jit(norms_by_layer)(stack_blocks(params), stack_blocks(grads))
     assert len(norms) == 2 * len(params)
     for layer in params:
@@ -174,7 +159,7 @@ def newton_schulz(matrix: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_muon_orthogonalizes_each_matrix_and_gives_the_rest_adamws_direction(model):
-    params, *grads = (drawn(MODELS[model], seed) for seed in range(3))
+    params, *grads = (drawn(MODELS[model], 1.0, seed) for seed in range(3))
     direction, _ = updated(muon(0.9, 0.95, **UNDECAYED), *map(stack_blocks, (params, *grads)))
     direction = unstack_blocks(direction)
     matrices, before, last = (matrices_of(named(each)) for each in (direction, *grads))

@@ -17,9 +17,9 @@ from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
 from ghost_jax.training.optimizer import adamw, muon
 from ghost_jax.training.step import abstract_state, make_eval_step, make_train_step
+from tests.models import drawn, needs_eight, one_device
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 
 TINY = ModelConfig(layers=2, width=64, heads=8, mlp_dim=128, vocab_size=512, context=32)
 HALF = dataclasses.replace(TINY, dtype="bfloat16")
@@ -33,21 +33,11 @@ ADAMW, MUON = adamw(0.9, 0.95, 0.1, 1.0), muon(0.9, 0.95, 0.1, 1.0)
 
 
 @functools.cache
-def one_device() -> Mesh:
-    return make_mesh(devices=jax.devices()[:1])
-
-
-@functools.cache
 def first_state(config: ModelConfig, optimizer: optax.GradientTransformation):
-    """The state before the first update, drawn by NumPy: compiling the model's own draws takes longer than updates."""
-    state, rng = abstract_state(config, optimizer), np.random.default_rng(0)
-
-    def draw(path, leaf):
-        return np.ones_like(leaf) if path[-1].key == "scale" else 0.02 * rng.standard_normal(leaf.shape, leaf.dtype)
-
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-    params = jax.tree_util.tree_map_with_path(draw, zeros.params)
-    return zeros.replace(params=params, opt_state=optimizer.init(zeros.params), key=np.array([0, 1], np.uint32))
+    """The state before the first update, on the host."""
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state(config, optimizer))
+    start = {"opt_state": optimizer.init(zeros.params), "key": np.array([0, 1], np.uint32)}
+    return zeros.replace(params=drawn(config, 0.02), **start)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from evals.answering.prefix_tree import Branch, Tree, cropped, read, shared_begi
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.training.step import make_predict
+from tests.models import one_device
 from tests.test_model import V04, V05, build, numpy_forward
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -143,7 +144,7 @@ def test_scores_are_those_of_a_plain_forward_pass_for_any_batch_row_and_devices(
         logits = forward({"params": build(config)}, padded)[0, len(prompt) - 1]
         expected.append(jax.nn.log_softmax(logits)[TARGETS[0]])
     assert np.ptp(expected) > 0.5
-    one = make_mesh(devices=jax.devices()[:1])
+    one = one_device()
     scores = scores_of(config, one)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
     if config is V04:

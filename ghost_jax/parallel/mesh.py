@@ -1,9 +1,9 @@
 """The device mesh: axes `data`, `fsdp` and `tensor`, on one CPU, simulated devices or a pod alike."""
 
-import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -19,15 +19,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     Raises UserError where the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes, count = [data, fsdp, tensor], len(devices)
-    known = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) == 1 and known > 0 and count % known == 0:
-        sizes[sizes.index(-1)] = count // known
-    if math.prod(sizes) != count or min(sizes) < 1:
+    count = len(devices)
+    try:
+        sizes = np.empty(count).reshape(data, fsdp, tensor).shape
+    except ValueError:
         raise UserError(
             f"A mesh of data={data}, fsdp={fsdp}, tensor={tensor} does not cover the {count} device(s) here. Set "
             f"--config.mesh.data, .fsdp and .tensor so that they multiply to {count}; one may be -1."
-        )
+        ) from None
     # jax.make_mesh refuses, on every TPU but v5e, an axis that is no product of the torus's: tensor=2 on 4x4x4.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto axes: the compiler propagates shardings from the inputs'; Explicit ones would have to be spelled at each op.

@@ -87,12 +87,6 @@ def _leaves_of(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
 
 
-def _described(leaves: dict[str, jax.Array]) -> dict[str, list]:
-    """Returns name -> [dtype, shape, checksum] of each leaf."""
-    sums = checksums(list(leaves.values()))
-    return {name: [*_kind(leaf), number] for (name, leaf), number in zip(leaves.items(), sums, strict=True)}
-
-
 def _kind(leaf: Any) -> list:
     return [str(leaf.dtype), list(leaf.shape)]
 
@@ -166,7 +160,10 @@ class Checkpoints:
         if step == self.latest:
             return
         items = {item: _leaves_of(tree) for item, tree in _items_of(state).items()}
-        record = {"identity": identity} | {item: _described(leaves) for item, leaves in items.items()}
+        record = {"identity": identity}
+        for item, leaves in items.items():
+            sums = checksums(list(leaves.values()))  # name -> [dtype, shape, checksum]
+            record[item] = {name: [*_kind(leaves[name]), number] for name, number in zip(leaves, sums, strict=True)}
         saved = {item: ocp.args.StandardSave(leaves) for item, leaves in items.items()}
         saved["identity"] = ocp.args.JsonSave(record | {"sha256": fingerprint(record)})
         metrics = {self._keep_best: losses[self._keep_best]} if self._keep_best in losses else None
