@@ -45,18 +45,25 @@ def logits_of(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarr
 
 # ---- Sizes ----
 
+
+def count(config: ModelConfig) -> int:
+    """The number of parameters of the built model, without the padding rows of its tables."""
+    padding = (config.padded_vocab - config.vocab_size) * config.width * len(transformer.tables_of(config))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract(config))) - padding
+
+
 PUBLISHED = {"nano": 1_330_304, "mini": 6_923_520, "small36m": 35_670_528, "base350m": 341_099_520, "v04": 45_174_784}
 
 
 def test_a_named_size_has_the_published_number_of_parameters():
-    assert {name: transformer.count(abstract(config), config) for name, config in SIZES.items()} == PUBLISHED
+    assert {name: count(config) for name, config in SIZES.items()} == PUBLISHED
     assert {name: config.parameters() for name, config in SIZES.items()} == PUBLISHED
 
 
 @pytest.mark.parametrize("change", [{"attention_bias": False}, {"scan": True}, {"generation": "v04"}, {"tied": False}])
 def test_the_arithmetic_count_is_that_of_the_built_model(change):
     for config in (dataclasses.replace(V05, **change), dataclasses.replace(SHARED, **change)):
-        assert transformer.count(abstract(config), config) == config.parameters()
+        assert count(config) == config.parameters()
 
 
 def test_a_record_holds_later_fields_only_where_they_differ():

@@ -288,12 +288,6 @@ def tables_of(config: ModelConfig) -> tuple[str, ...]:
     return ("embedding",) if config.tied else ("embedding", "unembedding")
 
 
-def count(params: dict, config: ModelConfig) -> int:
-    """Returns the number of parameters of a tree without the padding rows."""
-    padding = (config.padded_vocab - config.vocab_size) * config.width * len(tables_of(config))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) - padding
-
-
 def stack_blocks(params: dict) -> dict:
     """Returns the parameters of a model with `scan` (`blocks`) from those of one without (`block_0` …)."""
     names = [f"block_{i}" for i in range(sum(name.startswith("block_") for name in params))]

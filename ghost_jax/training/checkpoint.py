@@ -189,10 +189,6 @@ class Checkpoints:
                 "--workdir on another disk."
             ) from None
 
-    def identity(self, step: int) -> dict:
-        """Returns the identity stored with a checkpoint."""
-        return self._record(step)["identity"]
-
     def newest(self, read: Callable[[int], T]) -> T | None:
         """Returns `read(step)` of the newest checkpoint that is not corrupt, None where there is no checkpoint.
 
@@ -234,7 +230,7 @@ class Checkpoints:
           UserError: it is of another run, or its tree is not that of `abstract`.
           Corrupt: its bytes are not those that were saved.
         """
-        record = self._record(step)
+        record = self.record(step)
         there, here = ({**each["model"], **each, "model": ""} for each in (record["identity"], identity))
         self._check(step, there, here, "model, tokenizer or data")
         found = self._restore(step, record, _items_of(_placed(abstract, mesh)))
@@ -244,7 +240,7 @@ class Checkpoints:
         """Returns the parameters alone, sharded for `mesh`. Raises as `restore` does."""
         abstract = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
         targets = {"params": {"params": _placed(abstract, mesh)}}
-        return self._restore(step, self._record(step), targets)["params"]["params"]
+        return self._restore(step, self.record(step), targets)["params"]["params"]
 
     def _restore(self, step: int, record: dict, targets: dict[str, dict]) -> dict[str, dict]:
         """Returns the tree of each item. Names, dtypes and shapes are compared before it is read, bits after."""
@@ -262,7 +258,8 @@ class Checkpoints:
             trees[item] = jax.tree.unflatten(jax.tree.structure(targets[item]), leaves)
         return trees
 
-    def _record(self, step: int) -> dict:
+    def record(self, step: int) -> dict:
+        """Returns the record of a checkpoint: its identity, and each leaf's dtype, shape and checksum."""
         record = self._read(step, identity=ocp.args.JsonRestore()).identity
         if record.pop("sha256", None) != fingerprint(record):
             raise self._corrupt(step, "the checksum of its record fails, or another version of ghost_jax wrote it")
@@ -324,7 +321,7 @@ def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
 
         def read(step: int) -> tuple[ModelConfig, dict, int]:
             try:
-                model = ModelConfig(**checkpoints.identity(step)["model"])
+                model = ModelConfig(**checkpoints.record(step)["identity"]["model"])
             except TypeError:
                 raise UserError(
                     f"The checkpoint of step {step} in {workdir} is of another version of ghost_jax, whose model has "
