@@ -67,9 +67,10 @@ def _paragraph_of(fault: BaseException) -> str | None:
             "command: it resumes from the last complete checkpoint."
         )
     if isinstance(fault, OSError) and fault.errno in _PATH_ERRORS:
+        place = f" ({str(fault.filename)[:200]})" if fault.filename else ""
         return (
-            f"{fault.strerror} ({str(fault.filename)[:200]}). Correct the permissions or the name of that path, or "
-            "choose another place with --workdir or XDG_CACHE_HOME."
+            f"{fault.strerror}{place}. Correct the permissions or the name of that path, or choose another place with "
+            "--workdir or XDG_CACHE_HOME."
         )
     if isinstance(fault, MemoryError) or "RESOURCE_EXHAUSTED" in str(fault):  # NumPy's and JAX's
         reason = str(fault).partition("\n")[0][:200]

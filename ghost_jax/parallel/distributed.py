@@ -67,23 +67,19 @@ def start() -> None:
 
 def _local_arguments() -> dict[str, Any] | None:
     """Returns the arguments of `jax.distributed.initialize` that launch/local.py set; None for one process."""
-    coordinator = os.environ[COORDINATOR]
-    try:
-        processes, process = int(os.environ[PROCESSES]), int(os.environ[PROCESS])
-        valid = 0 <= process < processes and 0 < int(coordinator.rpartition(":")[2]) < 2**16 and ":" in coordinator
-    except (KeyError, ValueError):
-        valid = False
-    if not valid:
+    address, processes, process = (os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS))
+    numbers = processes.isdecimal() and process.isdecimal() and int(process) < int(processes)
+    if not numbers or not re.fullmatch(r".+:\d+", address):
         raise UserError(
-            f"{COORDINATOR}={coordinator} with {PROCESSES}={os.environ.get(PROCESSES)} and "
-            f"{PROCESS}={os.environ.get(PROCESS)} is invalid. Set HOST:PORT, the number of processes and the number of "
-            "this one from 0, as python -m launch.local does; for one process unset all three."
+            f"{COORDINATOR}={address} with {PROCESSES}={processes} and {PROCESS}={process} is invalid. Set HOST:PORT, "
+            "the number of processes and the number of this one from 0, as python -m launch.local does; for one "
+            "process unset all three."
         )
-    if processes == 1:
+    if processes == "1":
         return None
     # Local processes may run inside one task of a cluster, which is not to be detected.
-    own = {"num_processes": processes, "process_id": process, "cluster_detection_method": "deactivate"}
-    return {"coordinator_address": coordinator, **own}
+    own = {"num_processes": int(processes), "process_id": int(process), "cluster_detection_method": "deactivate"}
+    return {"coordinator_address": address, **own}
 
 
 def _cluster_arguments() -> dict[str, Any] | None:
