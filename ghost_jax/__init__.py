@@ -7,33 +7,30 @@ from pathlib import Path
 
 __version__ = "0.4.0"
 
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # glibc's malloc asks Linux for huge pages; read when a process starts
+_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-def _claim_evals() -> None:
-    """Makes `evals` the package beside this one: `python -m` puts the current folder first, which may hold another."""
-    folder = Path(__file__).resolve().parents[1] / "evals"
-    spec = importlib.util.spec_from_file_location(
-        "evals", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
+
+def _use_own_evals() -> None:
+    """Makes `evals` the package beside this one: `python -m` searches the current folder first."""
+    path = Path(__file__).resolve().parents[1] / "evals" / "__init__.py"
+    spec = importlib.util.spec_from_file_location("evals", path, submodule_search_locations=[str(path.parent)])
     sys.modules.setdefault("evals", importlib.util.module_from_spec(spec))
 
 
-HUGE_PAGES = "glibc.malloc.hugetlb=1"  # glibc's malloc asks Linux for huge pages; read when a process starts
-_POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+def _restart_with_huge_pages() -> None:
+    """Restarts a command of ours with `HUGE_PAGES`, where Linux gives huge pages on request only.
 
-
-def _start_with_huge_pages() -> None:
-    """Starts a command of ours anew with `HUGE_PAGES`, where Linux gives huge pages only to whoever asks for them.
-
-    On a CPU, JAX allocates the memory of a step anew for each step. In pages of 4 KiB the kernel takes so long to hand
-    it over that a step of mini takes 9% longer and one of nano 16%, on two cores (tests/bench/NOTES.md).
+    On a CPU, JAX allocates the memory of each step again; in pages of 4 KiB a step of mini takes 9% longer and one of
+    nano 16%, on two cores (tests/bench/NOTES.md).
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     module = sys.orig_argv[sys.orig_argv.index("-m") + 1 :] if "-m" in sys.orig_argv else []
     ours = bool(module) and module[0].partition(".")[0] in ("ghost_jax", "evals")
-    if ours and "glibc.malloc.hugetlb" not in tunables and _POLICY.is_file() and "[madvise]" in _POLICY.read_text():
-        both = ":".join(filter(None, (tunables, HUGE_PAGES)))
+    if ours and "glibc.malloc.hugetlb" not in tunables and _SETTING.is_file() and "[madvise]" in _SETTING.read_text():
+        both = f"{tunables}:{HUGE_PAGES}" if tunables else HUGE_PAGES
         os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": both})
 
 
-_start_with_huge_pages()
-_claim_evals()
+_restart_with_huge_pages()
+_use_own_evals()

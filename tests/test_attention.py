@@ -1,4 +1,4 @@
-"""Attention in blocks is that of a whole matrix of weights, forward and backward, and holds less; rotary waves."""
+"""ghost_jax/model/attention.py: attention in blocks computes that of a full matrix and holds less; rotary waves."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghost_jax.model.attention import BLOCK, MOST_BLOCKS, attend_causally, frequencies_of, visibility
+from ghost_jax.model.attention import BLOCK, MOST_BLOCKS, attention_mask, causal_attention, rope_frequencies
 from ghost_jax.model.config import ModelConfig
 
 ROWS, HEADS, WIDTH = 2, 4, 16
@@ -23,7 +23,7 @@ def inputs(length, groups=HEADS, dtype=jnp.float32):
 def packed(length):
     """Returns a mask of rows that hold three conversations each."""
     segments = np.sort(np.random.default_rng(1).integers(1, 4, (ROWS, length)), axis=1)
-    return visibility(jnp.asarray(segments), None)
+    return attention_mask(jnp.asarray(segments), None)
 
 
 def value_and_gradients(attention, arrays):
@@ -38,25 +38,33 @@ def value_and_gradients(attention, arrays):
     return (attended, *gradients)
 
 
-@pytest.mark.parametrize("groups", [HEADS, 2], ids=["own keys", "shared keys"])
-@pytest.mark.parametrize("mask", [None, packed], ids=["all", "packed"])
-@pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, 2 * BLOCK + 37, MOST_BLOCKS * BLOCK + 1])
-def test_it_is_the_attention_of_a_whole_matrix(length, mask, groups):
-    arrays, visible = inputs(length, groups), mask and mask(length)
+@pytest.mark.parametrize(
+    ("length", "groups", "mask"),
+    [
+        (1, HEADS, None),
+        (BLOCK, HEADS, packed),
+        (BLOCK - 1, 2, packed),
+        (2 * BLOCK + 37, HEADS, packed),
+        (2 * BLOCK + 37, 2, None),
+        (MOST_BLOCKS * BLOCK + 1, HEADS, None),
+    ],
+)
+def test_attention_in_blocks_is_that_of_a_full_matrix(length, groups, mask):
+    arrays, mask = inputs(length, groups), mask and mask(length)
 
-    def whole(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, mask=visible, is_causal=True, implementation="xla")
+    def full(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="xla")
 
-    expected = value_and_gradients(whole, arrays)
-    for ours, theirs in zip(
-        value_and_gradients(lambda *a: attend_causally(*a, visible), arrays), expected, strict=True
-    ):
+    found, expected = (value_and_gradients(each, arrays) for each in (lambda *a: causal_attention(*a, mask), full))
+    for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
 
 
 def test_bfloat16_loses_no_more_than_its_own_rounding():
-    exact = value_and_gradients(lambda *a: attend_causally(*a, None), inputs(2 * BLOCK))
-    rounded = value_and_gradients(lambda *a: attend_causally(*a, None), inputs(2 * BLOCK, dtype=jnp.bfloat16))
+    exact, rounded = (
+        value_and_gradients(lambda *a: causal_attention(*a, None), inputs(2 * BLOCK, dtype=dtype))
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
     for ours, theirs in zip(rounded, exact, strict=True):
         assert ours.dtype == jnp.bfloat16
         assert jnp.max(jnp.abs(ours.astype(jnp.float32) - theirs)) < 0.03 * jnp.max(jnp.abs(theirs))
@@ -64,17 +72,16 @@ def test_bfloat16_loses_no_more_than_its_own_rounding():
 
 def test_less_is_held_than_a_matrix_of_weights_and_its_gradient():
     arrays = inputs(8 * BLOCK)
-    loss = jax.jit(jax.grad(lambda *a: jnp.sum(attend_causally(*a, None)), argnums=(0, 1, 2)))
+    gradient = jax.jit(jax.grad(lambda *a: jnp.sum(causal_attention(*a, None)), argnums=(0, 1, 2)))
     matrix = ROWS * HEADS * (8 * BLOCK) ** 2 * 4
-    assert loss.lower(*arrays).compile().memory_analysis().temp_size_in_bytes < 2 * matrix
+    assert gradient.lower(*arrays).compile().memory_analysis().temp_size_in_bytes < 2 * matrix
 
 
 def test_long_waves_are_stretched_short_ones_are_not_and_those_between_in_part():
     plain = ModelConfig(layers=1, width=32, heads=4, mlp_dim=48, vocab_size=100, rope_base=100.0)
     stretched = dataclasses.replace(plain, rope_factor=8.0, rope_context=64, rope_low=0.5, rope_high=5.0)
-    before, after = frequencies_of(plain), frequencies_of(stretched)
     turns = np.array([64 / (2 * math.pi) * 100.0 ** (-i / 4) for i in range(4)])
     assert turns[0] > 5 > turns[1] > turns[2] > 0.5 > turns[3]
     share = (turns - 0.5) / 4.5
     expected = [1, share[1] + (1 - share[1]) / 8, share[2] + (1 - share[2]) / 8, 1 / 8]
-    np.testing.assert_allclose(after / before, expected, rtol=1e-6)
+    np.testing.assert_allclose(rope_frequencies(stretched) / rope_frequencies(plain), expected, rtol=1e-6)

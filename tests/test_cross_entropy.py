@@ -1,4 +1,4 @@
-"""ghost_jax/training/cross_entropy.py: in chunks, what the whole logits would give, and its gradients."""
+"""ghost_jax/training/cross_entropy.py: in chunks, the results and gradients of full logits."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ from ghost_jax.training import cross_entropy as module
 from ghost_jax.training.cross_entropy import cross_entropy, cross_entropy_sum, log_probabilities
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 VOCAB, PADDED, WIDTH = 97, 128, 16
+# One token a chunk, several chunks, a padded last one, one chunk alone.
+SHAPES = pytest.mark.parametrize(("rows", "length"), [(9, 4), (2, 12), (2, 11), (2, 3)])
 
 
 def drawn(rows: int, length: int) -> tuple:
@@ -33,24 +34,19 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 8)
 
 
-# One token a chunk, several chunks, a last one that is filled up, one chunk alone.
-SHAPES = [(9, 4), (2, 12), (2, 11), (2, 3)]
-
-
-@pytest.mark.parametrize(("rows", "length"), SHAPES)
-def test_log_probabilities_and_who_is_most_probable_are_those_of_whole_logits(rows, length):
+@SHAPES
+def test_log_probabilities_and_the_most_probable_token_are_those_of_full_logits(rows, length):
     hidden, table, *_ = drawn(rows, length)
     targets = np.random.default_rng(1).integers(0, VOCAB, (rows, length, 3))
-    table[VOCAB:] *= 100  # rows that are no tokens are never the most probable
-    whole = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, table)[..., :VOCAB])
-    targets[..., 1] = whole.argmax(-1)
+    table[VOCAB:] *= 100  # padding rows are never the most probable
+    full = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, table)[..., :VOCAB])
+    targets[..., 1] = full.argmax(-1)
     found, most_probable = jax.jit(lambda h, t: log_probabilities(h, t, targets, VOCAB))(hidden, table)
-    np.testing.assert_allclose(found, np.take_along_axis(np.asarray(whole), targets, axis=-1), rtol=2e-6, atol=1e-5)
-    np.testing.assert_array_equal(most_probable, targets == np.asarray(whole.argmax(-1))[..., None])
+    np.testing.assert_allclose(found, np.take_along_axis(np.asarray(full), targets, axis=-1), rtol=2e-6, atol=1e-5)
+    np.testing.assert_array_equal(most_probable, targets == np.asarray(full.argmax(-1))[..., None])
 
 
-def test_rounding_prefers_no_target_to_another():
-    """Rows of the table that bfloat16 moves apart: of equal states, equal differences as in float32."""
+def test_rounding_to_bfloat16_favours_no_target():
     hidden, table, *_ = drawn(2, 3)
     hidden = np.asarray(jnp.asarray(hidden, jnp.bfloat16).astype(jnp.float32))  # exact in both types
     targets = np.broadcast_to(np.arange(4), (2, 3, 4))
@@ -61,41 +57,25 @@ def test_rounding_prefers_no_target_to_another():
     np.testing.assert_allclose(np.diff(rounded), np.diff(exact), atol=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "length"), SHAPES)
-def test_losses_and_their_gradients_are_those_of_whole_logits(rows, length):
+@SHAPES
+def test_losses_and_gradients_are_those_of_full_logits(rows, length):
     hidden, table, targets, weights = drawn(rows, length)
 
-    def ours(hidden, table):
-        return cross_entropy(hidden, table, targets, VOCAB)
+    def results(each, total):
+        def objective(hidden, table):  # of losses, weighed by what is unknown before them, as for ranking
+            losses = each(hidden, table)
+            return jnp.sum(jnp.tanh(losses) * weights), losses
 
-    losses, expected = (jax.jit(f)(hidden, table) for f in (ours, lambda h, t: plain(h, t, targets)))
-    np.testing.assert_allclose(losses, expected, rtol=2e-6)
+        ranked = jax.value_and_grad(objective, (0, 1), has_aux=True)
+        return jax.jit(lambda h, t: (ranked(h, t), jax.value_and_grad(total, (0, 1))(h, t), total(h, t)))(hidden, table)
 
-    def weighted(losses):  # as the ranking objective weighs them: not known before the losses
-        return jnp.sum(jnp.tanh(losses) * weights)
-
-    found = jax.jit(jax.grad(lambda h, t: weighted(ours(h, t)), (0, 1)))(hidden, table)
-    wanted = jax.jit(jax.grad(lambda h, t: weighted(plain(h, t, targets)), (0, 1)))(hidden, table)
-    for mine, its in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(mine, its, atol=2e-6)
-
-
-@pytest.mark.parametrize(("rows", "length"), SHAPES)
-def test_the_weighted_sum_comes_with_its_gradients(rows, length):
-    hidden, table, targets, weights = drawn(rows, length)
-
-    def ours(hidden, table):
-        return 3 * cross_entropy_sum(hidden, table, targets, weights, VOCAB)
-
-    def theirs(hidden, table):
-        return 3 * jnp.sum(plain(hidden, table, targets) * weights)
-
-    (value, found), (expected, wanted) = (jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, table) for f in (ours, theirs))
-    assert float(value) == pytest.approx(float(expected), rel=1e-6)
-    assert float(jax.jit(ours)(hidden, table)) == pytest.approx(float(expected), rel=1e-6), "not differentiated"
-    for mine, its in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(mine, its, rtol=5e-6, atol=5e-6)
-    assert not found[1][VOCAB:].any(), "rows that are no tokens learn nothing"
+    found = results(
+        lambda h, t: cross_entropy(h, t, targets, VOCAB),
+        lambda h, t: 3 * cross_entropy_sum(h, t, targets, weights, VOCAB),
+    )
+    expected = results(lambda h, t: plain(h, t, targets), lambda h, t: 3 * jnp.sum(plain(h, t, targets) * weights))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-6, atol=5e-6), found, expected)
+    assert not found[1][1][1][VOCAB:].any(), "padding rows have no gradient"
 
 
 def test_in_bfloat16_the_gradient_to_the_table_is_summed_in_float32():
@@ -112,11 +92,10 @@ def test_no_logits_of_all_tokens_are_held(monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 64)
     hidden, _, targets, weights = drawn(4, 256)
     table = np.zeros((8192, WIDTH), np.float32)
-    logits = 4 * targets.size * len(table)
 
     def held(f) -> int:
         return jax.jit(jax.grad(f, (0, 1))).lower(hidden, table).compile().memory_analysis().temp_size_in_bytes
 
-    assert held(lambda h, t: jnp.sum(plain(h, t[:VOCAB], targets) * weights)) < logits  # of 97 tokens alone
+    logits = 4 * targets.size * len(table)
     assert held(lambda h, t: cross_entropy_sum(h, t, targets, weights, 8192)) < logits / 4
     assert held(lambda h, t: jnp.sum(cross_entropy(h, t, targets, 8192) ** 2)) < logits / 4

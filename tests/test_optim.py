@@ -1,5 +1,7 @@
-"""ghost_jax/training/optimizer.py: the rate of each update by hand, what AdamW touches, and what an update moved."""
+"""ghost_jax/training/optimizer.py: the rate of each update, the directions of AdamW and Muon, and skipped updates."""
 
+import dataclasses
+import json
 import math
 
 import jax
@@ -8,35 +10,33 @@ import numpy as np
 import optax
 import pytest
 
-from ghost_jax.model import transformer
+from configs.sweeps.ablation import RECIPES
+from ghost_jax.config import load as config_lib
+from ghost_jax.core.errors import UserError
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.training.optimizer import SCHEDULES, adamw, finite_or_same, norms_by_layer, schedule
+from ghost_jax.model.transformer import stack_blocks, unstack_blocks
+from ghost_jax.runs import run_dir
+from ghost_jax.sweeps import grid as sweep_grid
+from ghost_jax.training.optimizer import (
+    MUON_AXES,
+    MUON_MOMENTUM,
+    MUON_RMS,
+    SCHEDULES,
+    adamw,
+    muon,
+    norms_by_layer,
+    schedule,
+)
+from ghost_jax.training.setup import TrainSetup
+from tests.conftest import ROOT
+from tests.models import abstract, drawn, named
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 close = pytest.approx
 
+# ---- The learning rate ----
 
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("warmup", [1, 2, 10, 99])
-def test_warm_up_starts_at_a_share_and_ends_at_the_peak(name, warmup):
-    rate = schedule(1e-3, 1e-5, warmup, 100, name=name)
-    rising = [rate(update) for update in range(warmup)]
-    assert rising == close([1e-3 * (update + 1) / warmup for update in range(warmup)])
-
-
-@pytest.mark.parametrize(
-    ("name", "of_all"), [("cosine", 1.0), ("linear", 1.0), ("wsd", 0.2), ("wsd", 0.5), ("constant", 0.0)]
-)
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 100), (1, 100), (10, 100), (1, 2), (50, 1000)])
-def test_the_first_and_the_last_update_have_the_rates_of_the_schedule(name, of_all, warmup, steps):
-    rate = schedule(1e-3, 1e-5, warmup, steps, name=name, decay_share=of_all)
-    assert rate(0) == close(1e-3 / max(warmup, 1), rel=1e-5)
-    assert rate(max(warmup - 1, 0)) == close(1e-3)
-    assert rate(steps - 1) == close(1e-5 if of_all else 1e-3)
-    assert rate(steps * 10) == close(rate(steps - 1))
-
-
-CURVES = {  # part of the way from the peak to the last update -> part of the way from the floor to the peak
+CURVES = {  # part of the way from the peak to the last update -> part of the way from the least rate to the peak
     "cosine": lambda part: (1 + math.cos(math.pi * part)) / 2,
     "linear": lambda part: 1 - part,
     "constant": lambda part: 1.0,
@@ -44,139 +44,185 @@ CURVES = {  # part of the way from the peak to the last update -> part of the wa
 
 
 @pytest.mark.parametrize("name", CURVES)
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 100), (10, 100), (1, 3), (100, 2000)])
-def test_the_rate_follows_its_curve_to_an_absolute_floor(name, warmup, steps):
-    peak, floor = 1e-3, 1e-5
-    rate, top = schedule(peak, floor, warmup, steps, name=name), max(warmup - 1, 0)
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 100), (1, 3), (10, 100), (100, 2000)])
+def test_the_rate_warms_up_to_the_peak_and_follows_its_curve(name, warmup, steps):
+    peak, least = 1e-3, 1e-5
+    rate, top = schedule(peak, least, warmup, steps, name=name), max(warmup - 1, 0)
+    for update in {0, top // 2, top}:
+        assert rate(update) == close(peak * (update + 1) / (top + 1), rel=1e-5)
     for update in {top, top + 1, (top + steps) // 2, steps - 2, steps - 1}:
         part = (update - top) / (steps - 1 - top)
-        assert rate(update) == close(floor + (peak - floor) * CURVES[name](part), rel=1e-4)
+        assert rate(update) == close(least + (peak - least) * CURVES[name](part), rel=1e-4)
+    assert rate(steps * 10) == close(rate(steps - 1))
 
 
 def test_wsd_stays_at_the_peak_and_decays_linearly_in_the_share_of_all_updates():
     rate = schedule(1e-3, 1e-4, 10, 200, name="wsd", decay_share=0.1)
     assert [rate(update) for update in range(9, 180)] == close([1e-3] * 171)
     assert [rate(update) for update in range(180, 200)] == close([1e-3 - 9e-4 * i / 20 for i in range(1, 21)])
-
-
-def test_wsd_that_decays_longer_than_is_left_decays_from_the_warm_up_on():
     longest, linear = (schedule(1e-3, 0.0, 50, 100, name=name, decay_share=0.9) for name in ("wsd", "linear"))
     assert [longest(update) for update in range(100)] == close([linear(update) for update in range(100)])
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_after_its_warm_up_no_rate_rises_and_none_is_below_the_floor(name):
-    rate = schedule(3e-4, 1e-5, 20, 200, name=name)
-    after = [rate(update) for update in range(19, 200)]
-    assert after == sorted(after, reverse=True)
-    assert min(after) >= 1e-5 * (1 - 1e-6)
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 3])
-def test_a_run_shorter_than_its_warm_up_still_reaches_the_peak(name, steps):
-    assert schedule(1e-3, 0.0, 100, steps, name=name)(steps - 1) == close(1e-3)
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_no_rate_at_all_is_a_rate(name):
+def test_a_short_run_reaches_the_peak_and_a_zero_rate_stays_zero(name):
+    for steps in (1, 3):
+        assert schedule(1e-3, 0.0, 100, steps, name=name)(steps - 1) == close(1e-3)
     rate = schedule(0.0, 0.0, 10, 100, name=name)
     assert [rate(update) for update in (0, 9, 50, 99)] == [0.0] * 4
-
-
-def test_a_rate_that_does_not_decay_has_no_floor():
-    assert schedule(1e-6, 1e-5, 1, 100, name="constant")(99) == close(1e-6)
-
-
-def test_rates_are_numbers_on_the_host():
-    assert type(schedule(1e-3, 1e-5, 10, 100)(5)) is float
+    assert type(rate(5)) is float
 
 
 # ---- AdamW ----
 
+LAYERS, WIDTH, HEADS, HIDDEN = 2, 32, 4, 48
+V05 = ModelConfig(LAYERS, WIDTH, HEADS, HIDDEN, 100, context=16)
+MODELS = {
+    "v05": V05,
+    "v04": dataclasses.replace(V05, generation="v04"),
+    "shared": dataclasses.replace(V05, kv_heads=2, tied=False),
+}
+UNDECAYED = {"weight_decay": 0.0, "clip_norm": 0.0}
 
-@pytest.fixture(scope="module", params=["v04", "v05"])
-def params(request):
-    config = ModelConfig(1, 16, 2, 32, 100, context=16, generation=request.param)
-    # Ones everywhere: a norm's bias at zero would not show whether it decays.
-    abstract = jax.eval_shape(lambda key: transformer.init(config, key), jax.random.key(0))
-    return jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), abstract)
 
-
-def updates(params, grads: list[float], **settings):
-    """The last direction, and the optimizer's state, after gradients that are the same number everywhere."""
-    optimizer = adamw(0.9, 0.95, **settings)
+def updated(optimizer: optax.GradientTransformation, params: dict, *grads: dict) -> tuple:
+    """The direction of the last of several updates, and the optimizer's state."""
 
     @jax.jit
-    def run(params):
+    def run(params: dict, grads: tuple[dict, ...]) -> tuple:
         state = optimizer.init(params)
-        for value in grads:
-            direction, state = optimizer.update(
-                jax.tree.map(lambda leaf, value=value: jnp.full_like(leaf, value), params), state, params
-            )
+        for each in grads:
+            direction, state = optimizer.update(each, state, params)
         return direction, state
 
-    return run(params)
+    return run(params, grads)
 
 
-def test_weight_decay_moves_kernels_and_nothing_else(params):
-    direction, _ = updates(params, [0.0], weight_decay=0.25, clip_norm=1.0)
-    names = set()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(direction):
-        names.add(path[-1].key)
-        assert np.all(leaf == (0.25 if path[-1].key == "kernel" else 0.0)), jax.tree_util.keystr(path)
-    assert {"kernel", "scale", "bias", "embedding"} <= names
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+def test_weight_decay_moves_kernels_alone(optimizer):
+    block = {"up": {"kernel": (4, 6), "bias": (6,)}, "norm": {"scale": (4,)}}
+    rng = np.random.default_rng(0)
+    shapes = {"block_0": block, "embedding": (8, 4)}
+    params = jax.tree.map(lambda shape: rng.standard_normal(shape), shapes, is_leaf=lambda x: isinstance(x, tuple))
+    direction, _ = updated(optimizer(0.9, 0.95, 0.25, 1.0), params, jax.tree.map(np.zeros_like, params))
+    for path, leaf in named(direction).items():
+        expected = 0.25 * named(params)[path] if path.endswith("kernel") else 0 * leaf
+        np.testing.assert_allclose(leaf, expected, rtol=1e-6, err_msg=path)
 
 
 @pytest.mark.parametrize(("clip", "norm", "seen"), [(1.0, 10.0, 1.0), (1.0, 0.5, 0.5), (0.0, 10.0, 10.0)])
-def test_gradients_are_clipped_to_the_global_norm(params, clip, norm, seen):
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    _, state = updates(params, [norm / math.sqrt(size)], weight_decay=0.0, clip_norm=clip)
-    # After one update the first moment is (1 - b1) times the gradient that Adam saw.
-    moment = math.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(state[1].mu)))
-    assert moment == close(0.1 * seen, rel=1e-4)
+def test_gradients_are_clipped_to_the_global_norm(clip, norm, seen):
+    grads = {"kernel": np.full((4, 4), norm / 4, np.float32)}
+    _, state = updated(adamw(0.9, 0.95, 0.0, clip), grads, grads)
+    # After one update the first moment is (1 - b1) times the clipped gradient.
+    assert float(optax.global_norm(state[1].mu)) == close(0.1 * seen, rel=1e-4)
 
 
-def test_the_direction_is_adams(params):
+def test_the_direction_of_adamw_is_adams():
     grads, first, second = [0.3, -0.1, 0.2], 0.0, 0.0
     for value in grads:
         first, second = 0.9 * first + 0.1 * value, 0.95 * second + 0.05 * value**2
     expected = first / (1 - 0.9**3) / (math.sqrt(second / (1 - 0.95**3)) + 1e-8)
-    direction, _ = updates(params, grads, weight_decay=0.0, clip_norm=1e9)
-    for leaf in jax.tree.leaves(direction):
-        np.testing.assert_allclose(leaf, expected, rtol=1e-4)
+    trees = [{"kernel": np.full(3, value, np.float32)} for value in grads]
+    direction, _ = updated(adamw(0.9, 0.95, **UNDECAYED), trees[0], *trees)
+    np.testing.assert_allclose(direction["kernel"], expected, rtol=1e-4)
 
 
-# ---- What an update moved ----
-
-
-def test_an_update_that_is_skipped_moves_nothing(params):
-    optimizer = adamw(0.9, 0.95, weight_decay=0.1, clip_norm=1.0)
-
-    @jax.jit
-    def step(params, state, value):
-        grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params)
-        ok = jnp.isfinite(optax.global_norm(grads))
-        direction, moved = optimizer.update(grads, state, params)
-        new = jax.tree.map(lambda p, d: p - 0.1 * d, params, direction)
-        return finite_or_same((params, state), (new, moved), ok)
-
-    before = step(params, optimizer.init(params), 0.5)
-    assert all(np.all(leaf != old) for leaf, old in zip(*map(jax.tree.leaves, (before[0], params)), strict=True))
-    for bad in (math.nan, math.inf):
-        jax.tree.map(np.testing.assert_array_equal, step(*before, bad), before)
-
-
-def test_norms_are_told_layer_by_layer(params):
-    rng = np.random.default_rng(0)
-    grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
-    norms = jax.jit(norms_by_layer)(params, grads)
-    layers = {"embedding", "block_0", "final_norm"}
-    assert {name.removeprefix("grad_norm/") for name in norms if name.startswith("grad_norm/")} >= layers
+def test_norms_are_by_layer():
+    params, grads = (drawn(V05, 1.0, seed) for seed in range(2))
+    norms = jax.jit(norms_by_layer)(stack_blocks(params), stack_blocks(grads))
+    assert len(norms) == 2 * len(params)
     for layer in params:
-        ones = sum(leaf.size for leaf in jax.tree.leaves(params[layer]))
-        assert norms[f"param_norm/{layer}"] == close(math.sqrt(ones), rel=1e-5)
-        squares = sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(grads[layer]))
-        assert norms[f"grad_norm/{layer}"] == close(math.sqrt(squares), rel=1e-4)
-    whole = math.sqrt(sum(float(norms[f"grad_norm/{layer}"]) ** 2 for layer in params))
-    assert whole == close(float(optax.global_norm(grads)), rel=1e-4), "together they are the norm of all"
+        assert float(norms[f"param_norm/{layer}"]) == close(float(optax.global_norm(params[layer])), rel=1e-5)
+        assert float(norms[f"grad_norm/{layer}"]) == close(float(optax.global_norm(grads[layer])), rel=1e-5)
+
+
+# ---- Muon ----
+
+
+def matrices_of(kernels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Every matrix [inputs, outputs] of single blocks, q, k and v apart."""
+    found = {}
+    for path, leaf in kernels.items():
+        if "kv/kernel" in path:
+            found |= {f"{path}/{part}": leaf[:, part].reshape(WIDTH, -1) for part in range(leaf.shape[1])}
+        elif path.endswith("kernel"):
+            found[path] = leaf.reshape(-1, WIDTH) if "/out/" in path else leaf.reshape(leaf.shape[0], -1)
+    return found
+
+
+def newton_schulz(matrix: np.ndarray) -> np.ndarray:
+    """Five steps of the quintic iteration of Jordan et al., in float64."""
+    x = matrix.astype(np.float64) / np.linalg.norm(matrix)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_muon_orthogonalizes_each_matrix_and_gives_the_rest_adamws_direction(model):
+    params, *grads = (drawn(MODELS[model], 1.0, seed) for seed in range(3))
+    direction, _ = updated(muon(0.9, 0.95, **UNDECAYED), *map(stack_blocks, (params, *grads)))
+    direction = unstack_blocks(direction)
+    matrices, before, last = (matrices_of(named(each)) for each in (direction, *grads))
+    assert len([path for path in matrices if "kv/" in path or "/q/" in path]) == 3 * LAYERS
+    b = MUON_MOMENTUM
+    for path, matrix in matrices.items():
+        momentum = b * (b * (1 - b) * before[path] + (1 - b) * last[path]) / (1 - b**3)
+        momentum += (1 - b) * last[path] / (1 - b**2)  # Nesterov
+        expected = MUON_RMS * math.sqrt(max(matrix.shape)) * newton_schulz(momentum)
+        np.testing.assert_allclose(matrix, expected, rtol=0, atol=2e-4, err_msg=path)
+        assert 0.15 < np.sqrt(np.mean(np.square(matrix))) < 0.25, path
+    adamws = named(updated(adamw(0.9, 0.95, **UNDECAYED), params, *grads)[0])
+    for path, leaf in named(direction).items():
+        if not path.endswith("kernel"):
+            np.testing.assert_array_equal(leaf, adamws[path], err_msg=path)
+
+
+def test_every_kernel_has_axes_and_one_without_is_refused():
+    paths = {path for config in MODELS.values() for path in named(abstract(config))}
+    assert {path.split("/")[-2] for path in paths if path.endswith("kernel")} == MUON_AXES.keys()
+    params, optimizer = {"block_0": {"adapter": {"kernel": jnp.ones((4, 4))}}}, muon(0.9, 0.95, **UNDECAYED)
+    with pytest.raises(ValueError, match="block_0/adapter/kernel"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
+# ---- The key of the config ----
+
+
+def test_the_config_chooses_the_optimizer_and_its_numbers():
+    config = config_lib.load(f"{ROOT}/configs/pretrain_v05.py:nano")
+    config_lib.override(config, "model.dtype", "float32")
+    for name, value in (("b1", "0.5"), ("b2", "0.6"), ("weight_decay", "0.7"), ("clip_norm", "0.8")):
+        config_lib.override(config, f"optim.{name}", value)
+    params, grads = ({"kernel": np.full((4, 4), value, np.float32)} for value in (1.0, 3.0))
+    found, _ = updated(TrainSetup.from_config(config, 4096).optimizer, params, grads)
+    expected, _ = updated(adamw(0.5, 0.6, 0.7, 0.8), params, grads)
+    np.testing.assert_array_equal(found["kernel"], expected["kernel"])
+    config_lib.override(config, "optim.name", "muon")
+    assert "muon" in str(jax.tree.structure(TrainSetup.from_config(config, 4096).abstract.opt_state))
+
+
+def test_the_sweep_compares_the_optimizers_on_the_same_tokens():
+    for name in RECIPES:
+        config = config_lib.load(f"{ROOT}/configs/{name}.py:nano")
+        assert (config.optim.name, config.base.optim.name) == ("adamw", "adamw")
+    sweep = sweep_grid.load(f"{ROOT}/configs/sweeps/muon.py")
+    assert [setting.name for setting in sweep.settings] == ["nano-adamw", "nano-muon", "mini-adamw", "mini-muon"]
+    overrides = [dict(setting.overrides) for setting in sweep.settings]
+    for ours, theirs in (overrides[:2], overrides[2:]):
+        assert (ours.pop("optim.name"), theirs.pop("optim.name")) == ("adamw", "muon")
+        assert ours == theirs
+
+
+def test_a_run_from_before_the_key_is_one_of_adamw(tmp_path):
+    config = config_lib.load(f"{ROOT}/configs/pretrain_v05.py:nano")
+    older = json.loads(config_lib.to_json(config))
+    del older["optim"]["name"]
+    assert config_lib.recipe_of(older) == config_lib.recipe_of(json.loads(config_lib.to_json(config)))
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    run_dir.open_run(tmp_path, config)
+    config_lib.override(config, "optim.name", "muon")
+    with pytest.raises(UserError, match=r"optim\.name"):
+        run_dir.open_run(tmp_path, config)

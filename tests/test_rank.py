@@ -66,7 +66,9 @@ def mix_of(stores: dict, *names: str, packing: bool = True, loss_norm: str = "to
     return Mix(stores, phases, 0, batch_size=4, seq_len=256, packing=packing, truncation="crop", loss_norm=loss_norm)
 
 
-def test_each_branch_behind_the_prompt_is_the_conversation_in_which_that_option_is_answered(rows, vocabulary):
+def test_each_branch_behind_the_prompt_is_the_conversation_with_that_answer(rows, vocabulary):
+    assert DATASETS["rank"].row is rank.row
+    assert [ranking.split for ranking in rank.build((q, ()) for q in ASKED)] == [q.split for q in ASKED]
     for q, row in zip(ASKED, rows, strict=True):
         assert (row["id"], row["source"], row["letter"]) == (q.id, q.source, q.letter)
         prompt = Message("user", ask(q.question, q.options, "cloze"))
@@ -82,20 +84,8 @@ def test_each_branch_behind_the_prompt_is_the_conversation_in_which_that_option_
         np.testing.assert_array_equal(row["tokens"][row["branches"] == 0], shared)
 
 
-def test_its_split_is_the_question_s(rows):
-    assert [ranking.split for ranking in rank.build((q, ()) for q in ASKED)] == [q.split for q in ASKED]
-
-
-def test_it_is_a_dataset_that_a_recipe_can_name():
-    assert DATASETS["rank"].row is rank.row
-    assert "layout" not in DATASETS["rank"].options
-
-
-# ---- In a mixture ----
-
-
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "one a row"])
-def test_every_ranked_question_of_a_batch_is_whole_and_knows_its_gold_option(stores, vocabulary, packing):
+def test_every_ranked_question_of_a_batch_is_complete_and_marks_its_gold_option(stores, vocabulary, packing):
     batch = train_batches(mix_of(stores, "rank", packing=packing))[0]
     segments = batch["segments"] if packing else (batch["tokens"] > 0).astype(int)
     by_question = {q.question: q for q in ASKED}
@@ -118,32 +108,25 @@ def test_every_ranked_question_of_a_batch_is_whole_and_knows_its_gold_option(sto
     assert not batch["ranked"][segments == 0].any()
 
 
-@pytest.mark.parametrize(
-    ("names", "further"),
-    [
-        (["qa"], set()),
-        (["qa", "mcq"], {"letters"}),
-        (["qa", "rank"], {"branches", "ranked"}),
-        (["qa", "mcq", "rank"], {"letters", "branches", "ranked"}),
-    ],
-)
-def test_rows_have_the_fields_that_their_mix_has_a_use_for_and_no_others(stores, names, further):
-    plain = {"tokens", "targets", "weights"}
-    for t in range(3):
-        assert train_batches(mix_of(stores, *names))[t].keys() == plain | {"positions", "segments"} | further
+@pytest.mark.parametrize("names", [["qa"], ["qa", "mcq"], ["qa", "rank"], ["qa", "mcq", "rank"]], ids=str)
+def test_rows_have_the_fields_of_the_datasets_in_their_mixture(stores, names):
+    fields = {"tokens", "targets", "weights"} | ({"letters"} if "mcq" in names else set())
+    fields |= {"branches", "ranked"} if "rank" in names else set()
+    packed = train_batches(mix_of(stores, *names))
+    assert all(packed[t].keys() == fields | {"positions", "segments"} for t in range(3))
     alone = train_batches(mix_of(stores, *names, packing=False))[0]
-    assert alone.keys() == plain | further | ({"positions"} if "rank" in names else set())
+    assert alone.keys() == fields | ({"positions"} if "rank" in names else set())
 
 
-def test_letters_stand_where_the_letter_is_predicted(stores, vocabulary):
+def test_letters_are_marked_where_the_letter_is_predicted(stores, vocabulary):
     batch = train_batches(mix_of(stores, "mcq", "qa", "rank"))[0]
     gold = batch["letters"] > 0
     assert 0 < gold.sum() < batch["segments"].max(axis=1).sum()
-    said = [vocabulary.decode([int(token)]) for token in batch["targets"][gold]]
-    assert said == [LETTERS[letter - 1] for letter in batch["letters"][gold]]
+    targets = [vocabulary.decode([int(token)]) for token in batch["targets"][gold]]
+    assert targets == [LETTERS[letter - 1] for letter in batch["letters"][gold]]
 
 
-def test_by_record_a_batch_weighs_as_much_as_it_has_conversations(stores):
+def test_in_record_mean_a_batch_weighs_its_number_of_conversations(stores):
     mix = mix_of(stores, "qa", "rank", loss_norm="record_mean")
     batch = train_batches(mix)[0]
     questions = sum(len(set(s[b > 0])) for s, b in zip(batch["segments"], batch["branches"], strict=True))
@@ -152,7 +135,7 @@ def test_by_record_a_batch_weighs_as_much_as_it_has_conversations(stores):
     assert mixture.fingerprint(mix) != mixture.fingerprint(mix_of(stores, "qa", "rank"))
 
 
-def test_a_validation_loss_is_of_conversations_alone_and_by_token(stores):
+def test_validation_batches_hold_conversations_alone_weighted_by_token(stores):
     mix = mix_of(stores, "mcq", "rank", loss_norm="record_mean")
     assert validation_batches(mix, "rank", batch_size=2, records=100) == []
     (batch, *_) = validation_batches(mix, "mcq", batch_size=2, records=100)

@@ -15,7 +15,7 @@ from ghost_jax.model.config import SIZES, ModelConfig
 from ghost_jax.parallel.mesh import AXES, batch_shards, make_mesh
 from ghost_jax.parallel.sharding_rules import RULES, STACKED, shardings, spec_of
 from ghost_jax.training.optimizer import OPTIMIZERS
-from ghost_jax.training.step import new_state, state_shardings
+from ghost_jax.training.step import new_state
 
 needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 SHARED = ModelConfig(layers=2, width=64, heads=8, mlp_dim=96, vocab_size=200, kv_heads=2, tied=False)
@@ -74,7 +74,7 @@ def test_a_model_whose_heads_share_keys_is_split_by_heads_and_by_tokens():
 
 @needs_eight
 def test_moments_lie_where_their_parameters_lie(state):
-    placed = state_shardings(state, make_mesh(2, 2, 2))
+    placed = shardings(state, make_mesh(2, 2, 2))
     adam = placed.opt_state[1]
     assert adam.mu == adam.nu == placed.params
     assert {placed.step.spec, placed.key.spec, adam.count.spec} == {P()}
@@ -83,7 +83,7 @@ def test_moments_lie_where_their_parameters_lie(state):
 @needs_eight
 @pytest.mark.parametrize("config", [*SIZES.values(), SHARED], ids=[*SIZES, "shared"])
 def test_moments_of_muon_lie_where_their_parameters_lie(config):
-    placed = state_shardings(abstract_state(config, "muon"), make_mesh(2, 2, 2))
+    placed = shardings(abstract_state(config, "muon"), make_mesh(2, 2, 2))
     params = dict(leaves(placed.params))
     seen = set()
     for path, sharding in leaves(placed.opt_state):
@@ -111,7 +111,7 @@ def test_stacked_blocks_are_split_as_each_block_is_and_never_between_layers(size
 
 @needs_eight
 def test_fsdp_over_eight_holds_an_eighth(state):
-    placed = state_shardings(state, make_mesh(1, 8, 1))
+    placed = shardings(state, make_mesh(1, 8, 1))
     here = jax.tree.map(lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)), state, placed)
     whole = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
     assert sum(jax.tree.leaves(here)) < 1.2 * whole / 8

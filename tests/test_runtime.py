@@ -1,96 +1,106 @@
-"""jax_setup.py: an installed libtpu is not loaded where there is no TPU; the type a machine trains in."""
+"""A process of a command: its errors, JAX settings, compute type and huge pages."""
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from ghost_jax.config import load as config
+import ghost_jax
+from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.errors import BAD_USAGE, FAILED, UsageError, UserError, command
 from ghost_jax.runs import run_dir
-from tests.conftest import ROOT, WAIT, tiny_base
+from tests.conftest import ROOT, tiny_base
 
-# As the real package: importing it names its library, which prints errors when it is loaded without a TPU.
-LIBTPU = """
-import os
-def get_library_path():
-    return os.path.join(os.path.dirname(__file__), "libtpu.so")
-os.environ.setdefault("TPU_LIBRARY_PATH", get_library_path())
-"""
-CODE = """
-from jax._src import cloud_tpu_init
-assert cloud_tpu_init.get_tpu_library_path() is not None, "JAX finds the library"
-from ghost_jax.core import jax_setup
-jax_setup.set_up()
-assert cloud_tpu_init.get_tpu_library_path() is None, "and no longer"
-import jax
-print(jax.devices()[0].platform)
-"""
+# ---- Errors ----
 
 
-def test_an_installed_tpu_library_is_not_loaded_without_a_tpu(tmp_path):
-    (tmp_path / "libtpu").mkdir()
-    (tmp_path / "libtpu" / "__init__.py").write_text(LIBTPU)
-    (tmp_path / "libtpu" / "libtpu.so").write_bytes(b"")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_", "TPU_"))}
-    environment |= {"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", CODE]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT)
-    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["cpu"], "")
+@pytest.fixture
+def sigterm():
+    """Restores the handler of SIGTERM, which a command replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
-def test_a_command_that_trains_looks_for_no_tpu(ghost, with_libtpu, tmp_path):
-    shown = ghost(*tiny_base(tmp_path / "base"), "--plan", env=with_libtpu)
-    assert "libtpu is loaded" not in shown.stderr
+def failing(fault: BaseException):
+    def main(argv):
+        raise fault
+
+    return main
 
 
-def test_a_sweep_that_opens_a_run_looks_for_no_tpu(ghost, with_libtpu, tmp_path):
+WRAPPED = RuntimeError("a library's words")
+WRAPPED.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.usefixtures("sigterm")
+@pytest.mark.parametrize(
+    ("main", "code", "named"),
+    [
+        (lambda argv: np.zeros(1 << 50), FAILED, "micro_batch_size"),
+        (lambda argv: len(jnp.zeros(1 << 46)), FAILED, "micro_batch_size"),
+        (failing(UsageError("an unknown key")), BAD_USAGE, "an unknown key"),
+        (failing(KeyboardInterrupt()), FAILED, "Stopped on request"),
+        (failing(WRAPPED), FAILED, "disk is full"),
+        (failing(OSError("1028 requested and 606 written")), FAILED, "disk is full"),
+        (failing(PermissionError(errno.EACCES, "Permission denied", "/some/file")), FAILED, "/some/file"),
+    ],
+    ids=["memory of NumPy", "memory of JAX", "usage", "interrupt", "full disk", "full disk of NumPy", "permission"],
+)
+def test_a_fault_that_a_user_can_fix_ends_a_command_with_a_paragraph(capsys, main, code, named):
+    assert command(main)() == code
+    paragraph = capsys.readouterr().err
+    assert paragraph.startswith("error: ")
+    assert named in " ".join(paragraph.split())
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_defect_raises():
+    with pytest.raises(FileNotFoundError):
+        command(failing(FileNotFoundError(errno.ENOENT, "No such file", "/some/file")))()
+    assert command(lambda argv: None)([]) == 0
+
+
+# ---- JAX ----
+
+
+def test_an_installed_tpu_library_is_not_loaded_without_a_tpu(ghost, with_libtpu, tmp_path):
     opened = tmp_path / "peak_lr=0.02-seed2"
     opened.mkdir()
     (opened / "config.json").write_text(json.dumps({"seed": 7, "model": {"dtype": "float32"}}))
-    command = ("ghost_jax.sweep", "--config=configs/sweeps/lr.py:nano", f"--runs={tmp_path}", "--dry_run")
-    result = ghost(*command, env=with_libtpu, check=False)
-    assert "holds a run of another config" in " ".join(result.stderr.split())
-    assert "libtpu is loaded" not in result.stderr
+    sweep = ["ghost_jax.sweep", "--config=configs/sweeps/lr.py:nano", f"--runs={tmp_path}", "--dry_run"]
+    started = [ghost.start(*words, env=with_libtpu) for words in (tiny_base(tmp_path / "base", "--plan"), sweep)]
+    plan, opened_run = (ghost.finish(process, check=False) for process in started)
+    assert plan.returncode == 0
+    assert "holds a run of another config" in " ".join(opened_run.stderr.split())
+    assert "libtpu is loaded" not in plan.stderr + opened_run.stderr
 
 
-DROPPED = """
-from ghost_jax.core import jax_setup
-jax_setup.set_up()
-async def read(message):
-    try:
-        await Forever()
-    except GeneratorExit:  # as Orbax's reads turn it into an error of their own when they are dropped
-        raise RuntimeError(message)
-class Forever:
-    def __await__(self):
-        yield
-for message in ("Encountered error while reading array index: (0,)", "something else"):
-    coroutine = read(message)
-    coroutine.send(None)
-    del coroutine
-"""
-
-
-def test_a_read_that_is_dropped_after_a_failed_one_says_nothing(tmp_path):
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", DROPPED]
-    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=WAIT).stderr
-    assert "something else" in said
-    assert "reading array" not in said.replace(DROPPED, "")
-
-
-# ---- The type that a run computes in ----
+def test_faults_that_repeat_a_failed_save_are_hidden(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shown = []
+    monkeypatch.setattr("sys.unraisablehook", shown.append)
+    monkeypatch.setattr("threading.excepthook", shown.append)
+    jax_setup.set_up()
+    repeated = [RuntimeError("Encountered error while reading array index: (0,)"), OSError(errno.ENOSPC, "full")]
+    for fault in (*repeated, ValueError("something else")):
+        sys.unraisablehook(SimpleNamespace(exc_value=fault))
+    assert [str(raised.exc_value) for raised in shown] == ["something else"]
 
 
 @pytest.mark.parametrize(
     ("flags", "dtype"),
-    [("avx2 avx512f amx_bf16", "bfloat16"), ("avx512_bf16 fma", "bfloat16"), ("avx2 avx512f amx_int8", "float32")],
+    [("avx512f amx_bf16", "bfloat16"), ("avx512_bf16 fma", "bfloat16"), ("avx512f amx_int8", "float32")],
 )
-def test_a_cpu_trains_in_bfloat16_where_it_has_the_instructions(tmp_path, flags, dtype):
+def test_a_cpu_trains_in_bfloat16_if_it_has_the_instructions(tmp_path, flags, dtype):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\n")
     assert jax_setup.fast_dtype(tmp_path / "cpuinfo") == dtype
     assert jax_setup.fast_dtype(tmp_path / "absent") == "float32"
@@ -98,22 +108,68 @@ def test_a_cpu_trains_in_bfloat16_where_it_has_the_instructions(tmp_path, flags,
 
 @pytest.mark.parametrize("begun_in", ["float32", "bfloat16"])
 def test_a_run_keeps_the_type_it_began_with(tmp_path, begun_in):
-    def asked(dtype):
-        with_dtype = config.load("configs/pretrain_v05.py:nano")
-        config.override(with_dtype, "model.dtype", dtype)
-        run_dir.settle(with_dtype, tmp_path)
-        return with_dtype
+    def settled(dtype):
+        config = config_lib.load("configs/pretrain_v05.py:nano")
+        config_lib.override(config, "model.dtype", dtype)
+        run_dir.settle(config, tmp_path)
+        return config
 
-    assert asked("auto").model.dtype == jax_setup.fast_dtype()
-    run_dir.open_run(tmp_path, asked(begun_in))
-    assert asked("auto").model.dtype == begun_in
-    run_dir.open_run(tmp_path, asked("auto"))
-    other = "float32" if begun_in == "bfloat16" else "bfloat16"
+    assert settled("auto").model.dtype == jax_setup.fast_dtype()
+    run_dir.open_run(tmp_path, settled(begun_in))
+    assert settled("auto").model.dtype == begun_in
+    run_dir.open_run(tmp_path, settled("auto"))
     with pytest.raises(UserError, match=r"model\.dtype"):
-        run_dir.open_run(tmp_path, asked(other))
-
-
-def test_a_broken_config_is_named_before_its_type_is_read(tmp_path):
+        run_dir.open_run(tmp_path, settled("float32" if begun_in == "bfloat16" else "bfloat16"))
     (tmp_path / "config.json").write_text('{"model": {"dty')
-    with pytest.raises(UserError, match=r"config\.json is broken"):
-        run_dir.settle(config.load("configs/pretrain_v05.py:nano"), tmp_path)
+    with pytest.raises(UserError, match=r"config\.json"):
+        settled("auto")
+
+
+# ---- Huge pages ----
+
+
+class Restarted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("words", "setting", "tunables", "expected"),
+    [
+        ("-X dev -m ghost_jax.train --plan", "[madvise]", "", "glibc.malloc.hugetlb=1"),
+        ("-m evals.ctibench", "[madvise]", "glibc.malloc.perturb=1", "glibc.malloc.perturb=1:glibc.malloc.hugetlb=1"),
+        ("-m pytest", "[madvise]", "", None),
+        ("-c ghost_jax", "[madvise]", "", None),
+        ("-m ghost_jaxes.train", "[madvise]", "", None),
+        ("-m ghost_jax.train", "[always]", "", None),
+        ("-m ghost_jax.train", "[madvise]", "glibc.malloc.hugetlb=0", None),
+    ],
+)
+def test_a_command_restarts_with_huge_pages_only_where_they_help(
+    monkeypatch, tmp_path, words, setting, tunables, expected
+):
+    (tmp_path / "enabled").write_text(f"always {setting} never\n")
+    monkeypatch.setattr(ghost_jax, "_SETTING", tmp_path / "enabled")
+    monkeypatch.setattr(sys, "orig_argv", ["python", *words.split()])
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+
+    def execve(program, argv, environment):
+        assert (program, argv) == (sys.executable, sys.orig_argv)
+        raise Restarted(environment["GLIBC_TUNABLES"])
+
+    monkeypatch.setattr(os, "execve", execve)
+    if expected is None:
+        ghost_jax._restart_with_huge_pages()
+    else:
+        with pytest.raises(Restarted, match=f"^{expected}$"):
+            ghost_jax._restart_with_huge_pages()
+
+
+def test_a_real_command_restarts_once_with_huge_pages(tmp_path):
+    if "[madvise]" not in (ghost_jax._SETTING.read_text() if ghost_jax._SETTING.is_file() else ""):
+        pytest.skip("this machine gives huge pages to all processes or to none")
+    (tmp_path / "sitecustomize.py").write_text("import os; print(os.environ.get('GLIBC_TUNABLES'), flush=True)\n")
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    environment["PYTHONPATH"] = str(tmp_path)
+    words = [sys.executable, "-m", "ghost_jax.data.show", "--help"]
+    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[:2] == ["None", ghost_jax.HUGE_PAGES]

@@ -1,7 +1,4 @@
-"""Files that are whole or absent: written beside their place and renamed, so that nothing half-written looks whole.
-
-Text is UTF-8. A byte order mark at its start is skipped here, for every format that is read.
-"""
+"""Atomic writes of files and folders (written beside their place, then renamed), and reads of UTF-8 text and JSON."""
 
 import codecs
 import contextlib
@@ -14,16 +11,16 @@ from typing import Any
 
 from ghost_jax.core.errors import UserError
 
-# Keys of a run's config up to 0.4.0 that have other names since.
+# Keys that only configs of versions before 0.5 have.
 OF_EARLIER_VERSIONS = ("model.hidden", "optim.floor_lr", "data.later", "data.overlong", "look", "watch")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file and the folders it lies in."""
+    """Writes a file and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,7 +29,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes a JSON file. Raises ValueError for a number that JSON has not: infinite, or none at all."""
+    """Writes a JSON file. Raises ValueError for NaN or an infinite number."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False))
 
 
@@ -52,7 +49,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file of a run directory. Raises UserError where it is absent or broken."""
+    """Reads a JSON file of a run directory. Raises UserError where it is missing or invalid."""
     try:
         return json.loads(read_text(path))
     except (OSError, ValueError) as fault:
@@ -60,21 +57,17 @@ def read_json(path: Path) -> Any:
 
 
 def read_config(path: Path) -> dict:
-    """Reads the config.json of a run. Raises UserError where it is absent, broken, or of an earlier version."""
+    """Reads the config.json of a run. Raises UserError where it is missing, invalid, or of an earlier version."""
     config = read_json(path)
     check_version(config, path)
     return config
 
 
 def check_version(config: object, path: Path) -> None:
-    """Raises UserError where a run's config, read from `path`, has keys that only an earlier version gave."""
-
-    def is_there(key: str) -> bool:
-        group, _, name = key.rpartition(".")
-        keys = config.get(group) if group else config
-        return isinstance(keys, dict) and name in keys
-
-    found = [key for key in OF_EARLIER_VERSIONS if isinstance(config, dict) and is_there(key)]
+    """Raises UserError where a run's config, read from `path`, has keys of an earlier version."""
+    groups = config if isinstance(config, dict) else {}
+    keys = {f"{group}.{name}" for group, names in groups.items() if isinstance(names, dict) for name in names}
+    found = [key for key in OF_EARLIER_VERSIONS if key in keys | groups.keys()]
     if found:
         raise UserError(
             f"{path} is the config of a run of an earlier version: it has {', '.join(found)}, which this version of "
@@ -84,16 +77,16 @@ def check_version(config: object, path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `place`, which takes that place, and what stood there, when the block ends well."""
-    aside, old = (place.with_name(place.name + suffix) for suffix in (".partial", ".replaced"))
-    shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
-    aside.mkdir(parents=True)
+    """Yields an empty folder that replaces `place` when the block ends without a fault."""
+    partial, old = (place.with_name(place.name + suffix) for suffix in (".partial", ".replaced"))
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    partial.mkdir(parents=True)
     try:
-        yield aside
+        yield partial
         if place.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.rename(place, old)
-        os.rename(aside, place)
+        os.rename(partial, place)
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)

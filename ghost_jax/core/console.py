@@ -1,4 +1,4 @@
-"""How long work shows itself: a live bar on a terminal, a line every few seconds in a log, an ETA in both."""
+"""Progress of long work: a live bar on a terminal, a line every few seconds in a log, an ETA in both."""
 
 import shutil
 import sys
@@ -12,13 +12,12 @@ LINE_SECONDS = 10.0
 
 
 def make_console() -> Console:
-    """Returns the console for tables: as wide as the terminal, or 120 columns where there is none to ask."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
-    return Console(width=width)
+    """Returns the console for tables: as wide as the terminal, or 120 columns without one."""
+    return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 120)
 
 
 def duration(seconds: float) -> str:
-    """Returns a time a person can read: "42 s", "3 min 20 s", "5 h 10 min"."""
+    """Returns a readable time: "42 s", "3 min 20 s", "5 h 10 min"."""
     seconds = round(seconds)
     if seconds < 90:
         return f"{seconds} s"
@@ -30,33 +29,26 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts work done and says how far it is. Use as a context manager.
+    """Shows how much work is done. Use as a context manager.
 
     Args:
-      label: what is going on ("training").
-      total: how much there is, in `unit`.
-      done: how much of it was done before, in an earlier run of the same command.
-      shown: False on all hosts but one.
-      brief: whether work that took no time worth a line leaves none.
+      label: the work ("training").
+      total: its amount in `unit`.
+      done: the amount that was done before, by an earlier run of the same command.
+      shown: False in all processes but one.
+      brief: whether nothing is left on the screen at the end.
     """
 
     def __init__(self, label: str, total: int, *, unit: str, done: int = 0, shown: bool = True, brief: bool = False):
-        self._label, self._total, self._unit, self._done = label, total, unit, done
-        self._started, self._first = time.monotonic(), done
-        self._said = self._started
+        self._label, self._total, self._unit = label, total, unit
+        self._done = self._first = done
+        self._started = self._printed = time.monotonic()
         self._shown, self._brief = shown, brief
         self._bar = None
         if shown and sys.stdout.isatty():
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                transient=brief,
-            )
+            count, note = MofNCompleteColumn(), TextColumn("{task.fields[note]}")
+            clock = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), count, note, *clock, transient=brief)
             self._task = self._bar.add_task(label, total=total, completed=done, note="")
 
     def __enter__(self) -> "Progress":
@@ -76,8 +68,8 @@ class Progress:
             return
         now = time.monotonic()
         ended = self._done >= self._total and not self._brief
-        if self._shown and (now - self._said >= LINE_SECONDS or ended):
-            self._said = now
+        if self._shown and (now - self._printed >= LINE_SECONDS or ended):
+            self._printed = now
             spent = now - self._started
             left = spent / max(self._done - self._first, 1) * (self._total - self._done)
             line = f"{self._label} {self._done:,}/{self._total:,} {self._unit}  {note}".rstrip()

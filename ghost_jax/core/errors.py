@@ -1,10 +1,6 @@
-"""How a user's mistake reaches the user: one paragraph on standard error and an exit code, never a traceback.
+"""Errors that a user can fix end a command with one paragraph and an exit code; a traceback is always a defect."""
 
-Anything that the person at the keyboard can put right (a file, a key, a full disk) is raised as `UserError`; a
-traceback on the screen therefore always means a defect of ours. Every command of the project is wrapped in
-`command`, so that the exit codes are the same everywhere.
-"""
-
+import difflib
 import errno
 import functools
 import os
@@ -18,53 +14,40 @@ DONE, FAILED, BAD_USAGE, STOPPED_BY_WATCH = 0, 1, 2, 3
 
 
 class UserError(Exception):
-    """A fault that the user can mend. The message says what is wrong, where, and what to do."""
+    """A fault that the user can fix. The message names what failed, where, and the fix."""
 
     exit_code = FAILED
 
 
 class UsageError(UserError):
-    """The command line itself is wrong: an unknown flag, config key or preset."""
+    """A wrong command line: an unknown flag, config key or preset."""
 
     exit_code = BAD_USAGE
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Returns ` Did you mean "…"?` for the known word nearest to `word`, or the list of what is known."""
-    import difflib
-
+    """Returns ` Did you mean "…"?` for the known word nearest to `word`, else the list of known words."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(sorted(known))}."
 
 
 def say_error(message: str) -> None:
-    """Prints one paragraph on standard error, folded at the width of a terminal."""
-    paragraph = textwrap.fill(
-        "error: " + " ".join(message.split()), width=100, break_long_words=False, break_on_hyphens=False
-    )
-    print(paragraph, file=sys.stderr, flush=True)
+    """Prints one paragraph on standard error."""
+    text = "error: " + " ".join(message.split())
+    print(textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr, flush=True)
 
 
-def _interrupt(signum: int, frame) -> None:
-    raise KeyboardInterrupt
-
-
-_IN_THE_WAY = "There is a file where a folder belongs, or a folder where a file does: choose another place."
-_ADVICE = {
-    errno.EACCES: "Give yourself the right to read and write there, or choose another folder.",
-    errno.EROFS: "That file system is read-only; choose another folder with --workdir or XDG_CACHE_HOME.",
-    errno.EEXIST: _IN_THE_WAY,
-    errno.ENOTDIR: _IN_THE_WAY,
-    errno.EISDIR: _IN_THE_WAY,
-    errno.ENAMETOOLONG: "Choose a shorter name.",
-    errno.EIO: "The disk fails there: copy what can be read to another one, and repeat the command there.",
-}
-
+# System errors of a path that the user chose. Any other one is a defect.
+_PATH_ERRORS = (
+    *(errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR),
+    *(errno.EISDIR, errno.ENAMETOOLONG, errno.EIO),
+)
 # The system's words, and NumPy's, which drops the system's error: "1028 requested and 606 written"
 _NO_SPACE = re.compile(r"No space left|\d+ requested and \d+ written")
 
 
-def _disk_full(fault: BaseException | None) -> bool:
+def _is_disk_full(fault: BaseException | None) -> bool:
+    """Returns whether a fault or one of its causes is a full disk: libraries wrap the system's error."""
     while fault is not None:
         if getattr(fault, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_SPACE.search(str(fault)):
             return True
@@ -72,22 +55,41 @@ def _disk_full(fault: BaseException | None) -> bool:
     return False
 
 
-def _say_disk_full() -> int:
-    say_error(
-        "The disk is full. Free some space, or point --workdir and XDG_CACHE_HOME at a larger disk, and repeat the "
-        "command: it goes on from the last whole checkpoint."
-    )
-    return FAILED
+def _paragraph_of(fault: BaseException) -> str | None:
+    """Returns the paragraph for a fault that the user can fix, None for a defect."""
+    if isinstance(fault, UserError):
+        return str(fault)
+    if isinstance(fault, KeyboardInterrupt):
+        return "Stopped on request. Finished work is kept; repeat the same command to resume."
+    if _is_disk_full(fault):
+        return (
+            "The disk is full. Free some space, or point --workdir and XDG_CACHE_HOME at a larger disk, and repeat the "
+            "command: it resumes from the last complete checkpoint."
+        )
+    if isinstance(fault, OSError) and fault.errno in _PATH_ERRORS:
+        place = f" ({str(fault.filename)[:200]})" if fault.filename else ""
+        return (
+            f"{fault.strerror}{place}. Correct the permissions or the name of that path, or choose another place with "
+            "--workdir or XDG_CACHE_HOME."
+        )
+    if isinstance(fault, MemoryError) or "RESOURCE_EXHAUSTED" in str(fault):  # NumPy's and JAX's
+        reason = str(fault).partition("\n")[0][:200]
+        return (
+            f"The memory is full ({reason}). Lower --config.micro_batch_size or --config.data.seq_len, choose a "
+            "smaller model or preset, or split it over more devices with --config.mesh.fsdp."
+        )
+    return None
+
+
+def _interrupt(signum: int, frame) -> None:
+    raise KeyboardInterrupt
 
 
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
-    """Wraps a command's main function: it returns an exit code, and prints a paragraph instead of a traceback.
+    """Wraps a command's main function: it returns an exit code and prints a paragraph in place of a traceback.
 
-    The function is given the words of the command line; the wrapped one takes those of the process where it is given
-    none, so that `main(["--help"])` works as well.
-
-    Asking a process to stop (SIGTERM) is treated like Ctrl-C, so that every `finally` and context manager runs and
-    nothing half-written is left behind.
+    The wrapped function uses the words of this process's command line unless it is given others. SIGTERM is treated as
+    Ctrl-C, so that context managers close.
     """
 
     @functools.wraps(main)
@@ -95,35 +97,14 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             return main(sys.argv[1:] if argv is None else argv) or DONE
-        except UserError as fault:
-            say_error(str(fault))
-            return fault.exit_code
-        except KeyboardInterrupt:
-            say_error("Stopped on request. What was finished is kept; repeat the same command to go on from there.")
+        except BrokenPipeError:  # the reader of `… | head` has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else closing it at exit fails again
             return FAILED
-        except BrokenPipeError:  # `… | head` has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it at exit fails once more
-            return FAILED
-        except OSError as fault:
-            if _disk_full(fault):
-                return _say_disk_full()
-            advice = _ADVICE.get(fault.errno)
-            if advice is None:
+        except (Exception, KeyboardInterrupt) as fault:
+            paragraph = _paragraph_of(fault)
+            if paragraph is None:
                 raise
-            where = f" ({str(fault.filename)[:200]})" if fault.filename else ""
-            say_error(f"{fault.strerror}{where}. {advice}")
-            return FAILED
-        except Exception as fault:
-            # Libraries wrap the system's error in one of their own; the cause is in the chain or in the text.
-            if _disk_full(fault):
-                return _say_disk_full()
-            if isinstance(fault, MemoryError) or "RESOURCE_EXHAUSTED" in str(fault):  # NumPy's and JAX's
-                said = str(fault).partition("\n")[0][:200]
-                say_error(
-                    f"The memory is full ({said}). Lower --config.micro_batch_size or --config.data.seq_len, choose a "
-                    "smaller model or preset, or split it over more devices with --config.mesh.fsdp."
-                )
-                return FAILED
-            raise
+            say_error(paragraph)
+            return getattr(fault, "exit_code", FAILED)
 
     return wrapped

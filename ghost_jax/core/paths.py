@@ -1,4 +1,4 @@
-"""Where things lie on this machine: typed paths, the user's cache, and the folders in which data is looked for."""
+"""Paths on this machine: typed ones, the user's cache, and the folders with data."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,7 @@ from ghost_jax.core.errors import UsageError, UserError
 def local_path(text: str) -> Path:
     """Returns a typed path; the `type=` of every such flag. Raises UsageError for a URL."""
     if "://" in text:
-        raise UsageError(
-            f"{text} is a URL, and a path on this machine is needed. Mount the bucket, or download what it holds, and "
-            "name the local path."
-        )
+        raise UsageError(f"{text} is a URL, and a local path is needed. Mount or download it, and name the local path.")
     return Path(text)
 
 
@@ -22,7 +19,7 @@ def cache_dir() -> Path:
 
 
 def data_folders(data_dir: Path | None) -> list[Path]:
-    """Returns where data is looked for, in order: `--data_dir`, `$GHOST_DATA`, the user's cache.
+    """Returns the folders with data, in order: `--data_dir`, `$GHOST_DATA`, the user's cache.
 
     Raises UserError where one of the first two was given and does not exist.
     """

@@ -1,10 +1,9 @@
-"""Attention in pure functions: rotary positions, who sees whom, whole sequences, and queries that look back at a cache.
+"""Attention as pure functions: rotary positions, masks, full sequences, and queries to a cache.
 
 Shapes: B sequences, T tokens, H heads, G heads of keys and values, K head width; of a cache, S slots.
 """
 
 import math
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,163 +11,157 @@ import jax.numpy as jnp
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.dense import kept, transposed
 
-# A block of queries, whose weights are held at once: they are less than a cache of the processor, and what stands
-# behind a block is not computed for it. A long sequence has larger ones, because each is compiled for itself.
+# Queries of a block, whose weights fit a processor's cache; later keys are not computed for it. Long sequences have
+# larger blocks, because each block is compiled.
 BLOCK, MOST_BLOCKS = 128, 8
+MASKED = -1e30  # logit without weight: exp() of it is exactly zero, and unlike -inf it has a gradient
 
-MASKED = -1e30  # logit of what must get no weight: exp() of it is exactly zero, and unlike -inf it has a gradient
-
-Angles = tuple[jax.Array, jax.Array]  # each [B, T, 1, K/2] float32: cosines, sines
+CosSin = tuple[jax.Array, jax.Array]  # each [B, T, 1, K/2] float32
 KeysValues = tuple[jax.Array, jax.Array]  # each [..., B, G, T, K]
 
 
-def angles_of(positions: jax.Array, config: ModelConfig) -> Angles:
-    """Returns the cosines and sines of a model's rotary angles at positions [B, T].
-
-    All layers share them. Left to each, they are made again for every head in every pass.
-    """
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies_of(config)
+def rope_cos_sin(positions: jax.Array, config: ModelConfig) -> CosSin:
+    """Returns the cosines and sines of rotary angles at positions [B, T], once for all layers and heads."""
+    angles = positions[..., None, None].astype(jnp.float32) * rope_frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def frequencies_of(config: ModelConfig) -> jax.Array:
-    """Returns by what angle each pair of a head's dimensions turns from one position to the next, [K/2] radians."""
+def rope_frequencies(config: ModelConfig) -> jax.Array:
+    """Returns the angle between positions t and t + 1 of each pair of a head's dimensions, [K/2] radians."""
     c, half = config, config.head_width // 2
     frequency = c.rope_base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if c.rope_factor == 1:
         return frequency
     turns = c.rope_context / (2 * math.pi) * frequency
-    kept = jnp.clip((turns - c.rope_low) / (c.rope_high - c.rope_low), 0, 1)
-    return frequency * (kept + (1 - kept) / c.rope_factor)
+    unchanged = jnp.clip((turns - c.rope_low) / (c.rope_high - c.rope_low), 0, 1)
+    return frequency * (unchanged + (1 - unchanged) / c.rope_factor)
 
 
-def rotate(x: jax.Array, angles: Angles) -> jax.Array:
-    """Applies rotary positions to x [B, T, H, K] (the halves of K are the pairs)."""
-    cos, sin = angles
+def apply_rope(x: jax.Array, cos_sin: CosSin) -> jax.Array:
+    """Applies rotary positions to x [B, T, H, K]; the halves of K are the pairs."""
+    cos, sin = cos_sin
     half = x.shape[-1] // 2
     left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
-def taken(x: jax.Array, at: jax.Array) -> jax.Array:
-    """Returns of x [B, T, ...] the places at [B, R]: [B, R, ...]."""
+def gather_positions(x: jax.Array, at: jax.Array) -> jax.Array:
+    """Returns x [B, T, ...] at positions [B, R]: [B, R, ...]."""
     return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
 
 
-def visibility(segments: jax.Array | None, branches: jax.Array | None) -> jax.Array | None:
-    """Returns which place may see which, [B, 1, T, T] as (sees, is seen), or None where only causality limits it."""
-    visible = None
-    if segments is not None:
-        visible = (segments[:, None, :] == 0) | (segments[:, :, None] == segments[:, None, :])
-    if branches is not None:
-        allowed = (branches[:, None, :] == 0) | (branches[:, :, None] == branches[:, None, :])
-        visible = allowed if visible is None else visible & allowed
-    return None if visible is None else visible[:, None]
+def attention_mask(segments: jax.Array | None, branches: jax.Array | None) -> jax.Array | None:
+    """Returns which query may attend to which key, [B, 1, T, T], or None where only causality limits it.
+
+    A token attends to its own segment and segment 0, and of these to its own branch and branch 0.
+    """
+    mask = None
+    for ids in (segments, branches):
+        if ids is not None:
+            allowed = (ids[:, None, :] == 0) | (ids[:, :, None] == ids[:, None, :])
+            mask = allowed if mask is None else mask & allowed
+    return None if mask is None else mask[:, None]
 
 
-def sights(visible: jax.Array | None, at: jax.Array, length: int) -> jax.Array:
-    """Returns what the places at [B, R] see of `length` places, [B, 1, R, T], by `visibility` and causality."""
+def query_mask(mask: jax.Array | None, at: jax.Array, length: int) -> jax.Array:
+    """Returns the causal mask [B, 1, R, T] of the queries at positions [B, R], from that of `attention_mask`."""
     earlier = jnp.arange(length) <= at[:, :, None]
-    return (earlier if visible is None else earlier & taken(visible[:, 0], at))[:, None]
+    return (earlier if mask is None else earlier & gather_positions(mask[:, 0], at))[:, None]
 
 
-def attend_causally(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
-    """Returns the attention [B, T, H, K] of q [B, T, H, K] to k and v [B, T, G, K]; no token sees a later one.
+def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns the causal attention [B, T, H, K] of q [B, T, H, K] to k and v [B, T, G, K].
 
-    Weights [B, H, T, T] are never held: block by block of the queries they are made, used and, going backward, made
+    Weights [B, H, T, T] are never held: they are computed for a block of queries at a time, and in the backward pass
     again from the logarithm of their sum (Dao et al. 2022, "FlashAttention", arXiv 2205.14135).
 
     Args:
-      visible: [B, 1, T, T], who may see whom of what came before; None where all do. Everyone sees himself.
+      mask: [B, 1, T, T] of `attention_mask`; None for causality alone. Every token attends to itself.
     """
     sharing = q.shape[2] // k.shape[2]
     k, v = (jnp.repeat(each, sharing, axis=2) if sharing > 1 else each for each in (k, v))
-    return _attended(*(each.swapaxes(1, 2) for each in (q, k, v)), visible).swapaxes(1, 2)
+    return _attention(*(each.swapaxes(1, 2) for each in (q, k, v)), mask).swapaxes(1, 2)
 
 
 @jax.custom_vjp
-def _attended(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
-    return _attended_and_kept(q, k, v, visible)[0]
+def _attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return _forward(q, k, v, mask)[0]
 
 
-def _attended_and_kept(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> tuple[jax.Array, tuple]:
-    """Returns the attention [B, H, T, K] of q, k and v [B, H, T, K], and what its gradient needs."""
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, tuple]:
+    """Returns the attention [B, H, T, K] of q, k and v [B, H, T, K], and the operands of its gradient."""
     parts, log_sums = [], []
     v_columns = transposed(v, 0, 1, 3, 2)
     for start, end in _blocks(q.shape[2]):
-        scores = _scores(q, k, visible, start, end)
+        scores = _scores(q, k, mask, start, end)
         largest = jnp.max(scores, axis=2)
         weights = jnp.exp(scores - largest[:, :, None])
         total = jnp.sum(weights, axis=2)  # [B, H, block]
-        seen = _product("bhks,bhst->bhkt", v_columns[..., :end], weights.astype(v.dtype))
-        parts.append((seen / total[:, :, None]).astype(q.dtype))
+        values = _product("bhks,bhst->bhkt", v_columns[..., :end], weights.astype(v.dtype))
+        parts.append((values / total[:, :, None]).astype(q.dtype))
         log_sums.append(largest + jnp.log(total))
     attended = kept(transposed(jnp.concatenate(parts, axis=3), 0, 1, 3, 2))
     log_sum = kept(jnp.concatenate(log_sums, axis=2))
-    return attended, (q, k, v, visible, attended, log_sum)
+    return attended, (q, k, v, mask, attended, log_sum)
 
 
-def _gradients(operands: tuple, to_attended: jax.Array) -> tuple:
-    q, k, v, visible, attended, log_sum = operands
+def _backward(operands: tuple, to_attended: jax.Array) -> tuple:
+    q, k, v, mask, attended, log_sum = operands
     through = jnp.sum(attended.astype(jnp.float32) * to_attended.astype(jnp.float32), axis=-1)  # [B, H, T]
     k_columns = transposed(k, 0, 1, 3, 2)
     to_q, to_k, to_v = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for start, end in _blocks(q.shape[2]):
-        here = slice(start, end)
-        weights = jnp.exp(_scores(q, k, visible, start, end) - log_sum[:, :, None, here])
-        to_weights = _product("bhsk,bhtk->bhst", v[:, :, :end], to_attended[:, :, here])
-        to_scores = weights * (to_weights - through[:, :, None, here]) / math.sqrt(q.shape[-1])
+        block = slice(start, end)
+        weights = jnp.exp(_scores(q, k, mask, start, end) - log_sum[:, :, None, block])
+        to_weights = _product("bhsk,bhtk->bhst", v[:, :, :end], to_attended[:, :, block])
+        to_scores = weights * (to_weights - through[:, :, None, block]) / math.sqrt(q.shape[-1])
         weights, to_scores = weights.astype(q.dtype), to_scores.astype(q.dtype)
         to_q.append(_product("bhks,bhst->bhkt", k_columns[..., :end], to_scores))
-        to_k = to_k.at[:, :, :end].add(_product("bhst,bhtk->bhsk", to_scores, q[:, :, here]))
-        to_v = to_v.at[:, :, :end].add(_product("bhst,bhtk->bhsk", weights, to_attended[:, :, here]))
+        to_k = to_k.at[:, :, :end].add(_product("bhst,bhtk->bhsk", to_scores, q[:, :, block]))
+        to_v = to_v.at[:, :, :end].add(_product("bhst,bhtk->bhsk", weights, to_attended[:, :, block]))
     to_q = transposed(jnp.concatenate(to_q, axis=3).astype(q.dtype), 0, 1, 3, 2)
     return to_q, to_k.astype(q.dtype), to_v.astype(q.dtype), None
 
 
-_attended.defvjp(_attended_and_kept, _gradients)
+_attention.defvjp(_forward, _backward)
 
 
-def _blocks(length: int) -> Iterator[tuple[int, int]]:
-    """Yields the blocks of queries of a sequence, first and one past the last."""
+def _blocks(length: int) -> list[tuple[int, int]]:
+    """Returns the first query of each block and one past its last."""
     size = max(BLOCK, math.ceil(length / MOST_BLOCKS))
-    for start in range(0, length, size):
-        yield start, min(start + size, length)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _scores(q: jax.Array, k: jax.Array, visible: jax.Array | None, start: int, end: int) -> jax.Array:
-    """Returns the scores [B, H, S, block] of a block of queries; the keys come first, which is the faster product."""
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array | None, start: int, end: int) -> jax.Array:
+    """Returns the scores [B, H, S, block] of a block of queries; keys first is the faster product."""
     scores = _product("bhsk,bhtk->bhst", k[:, :, :end], q[:, :, start:end]) / math.sqrt(q.shape[-1])
-    seen = jnp.arange(end)[:, None] <= jnp.arange(start, end)
-    if visible is not None:
-        seen = seen & visible[:, :, start:end, :end].swapaxes(2, 3)
-    return jnp.where(seen, scores, MASKED)
+    allowed = jnp.arange(end)[:, None] <= jnp.arange(start, end)
+    if mask is not None:
+        allowed = allowed & mask[:, :, start:end, :end].swapaxes(2, 3)
+    return jnp.where(allowed, scores, MASKED)
 
 
 def _product(shapes: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(shapes, a, b, preferred_element_type=jnp.float32)
 
 
-def attend(q: jax.Array, past: KeysValues, new: KeysValues, visible: jax.Array) -> jax.Array:
-    """Returns the attention [B, T, H, K] of queries q [B, T, H, K] to S earlier keys and values and to T new ones.
+def cached_attention(q: jax.Array, past: KeysValues, new: KeysValues, mask: jax.Array) -> jax.Array:
+    """Returns the attention [B, T, H, K] of queries q [B, T, H, K] to S cached keys and values and to T new ones.
 
-    The two are never joined: the past is much the larger, and is read where it lies. Heads of queries that share one
-    of keys are further queries to it.
+    The cache is much the larger and is not copied to join the two. Heads of queries that share a head of keys are
+    further queries to it.
 
     Args:
       past, new: keys and values, [B, G, S, K] and [B, G, T, K].
-      visible: [B, 1, T, S + T], which of both each query sees.
+      mask: [B, 1, T, S + T].
     """
     (rows, length, heads, width), groups = q.shape, new[0].shape[1]
     sharing = heads // groups
     q = q.reshape(rows, length, groups, sharing, width).swapaxes(2, 3).reshape(rows, length * sharing, groups, width)
-    visible = jnp.repeat(visible, sharing, axis=2)
-    scores = [jnp.einsum("bthk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) for k, _ in (past, new)]
-    scores = jnp.concatenate(scores, axis=-1) / math.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(visible, scores, MASKED)).astype(q.dtype)
+    mask = jnp.repeat(mask, sharing, axis=2)
+    scores = jnp.concatenate([_product("bthk,bhsk->bhts", q, k) for k, _ in (past, new)], axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask, scores / math.sqrt(q.shape[-1]), MASKED)).astype(q.dtype)
     of_past, of_new = jnp.split(weights, [past[0].shape[2]], axis=-1)
-    parts = ((of_past, past[1]), (of_new, new[1]))
-    attended = sum(
-        jnp.einsum("bhts,bhsk->bthk", weight, v, preferred_element_type=jnp.float32) for weight, v in parts
-    ).astype(q.dtype)
-    return attended.reshape(rows, length, sharing, groups, width).swapaxes(2, 3).reshape(rows, length, heads, width)
+    attended = _product("bhts,bhsk->bthk", of_past, past[1]) + _product("bhts,bhsk->bthk", of_new, new[1])
+    attended = attended.astype(q.dtype).reshape(rows, length, sharing, groups, width)
+    return attended.swapaxes(2, 3).reshape(rows, length, heads, width)

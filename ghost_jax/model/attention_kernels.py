@@ -1,42 +1,32 @@
-"""Attention of whole sequences by a fused kernel of the platform, and which one a run gets.
+"""Attention of full sequences by a fused kernel of the platform, and the choice of the kernel.
 
 `splash` is JAX's Pallas kernel for TPUs, `cudnn` is cuDNN's for NVIDIA GPUs, and `blocks` is
-`ghost_jax.model.attention.attend_causally`, which runs anywhere and takes any mask. Shapes: B sequences, T tokens, H
+`ghost_jax.model.attention.causal_attention`, which runs anywhere with any mask. Shapes: B sequences, T tokens, H
 heads, G heads of keys and values, K head width.
 """
 
-import dataclasses
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ghost_jax.core.errors import UsageError
-from ghost_jax.model.attention import attend_causally, visibility
+from ghost_jax.model.attention import attention_mask, causal_attention
 from ghost_jax.model.dense import KEPT
 
-if TYPE_CHECKING:
-    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SplashAttentionKernel
-
-NATIVE = {"cpu": "blocks", "cuda": "cudnn", "tpu": "splash"}  # platform -> what `auto` means there
-MASKS = ("causal", "segments", "branches")  # what limits attention beside causality
-LANES = 128  # of a TPU's vector register: splash takes sequences of a multiple of it
+NATIVE = {"cpu": "blocks", "cuda": "cudnn", "tpu": "splash"}  # platform -> kernel that `auto` means there
+LANES = 128  # of a TPU's vector register: splash requires a multiple of it as the length of a sequence
 SPLASH_BLOCKS = (512, 384, 256, LANES)  # queries, and keys, of a tile: the largest that divides the sequence is used
 CUDNN_HEAD_WIDTH = 128  # the largest on every GPU that the kernel runs on
-CUDNN_CAPABILITY = 8.0  # the least compute capability, Ampere's
+CUDNN_CAPABILITY = 8.0  # the lowest compute capability, Ampere's
 HEADS_AXIS = "tensor"  # of the mesh: splits heads, see ghost_jax/parallel/sharding_rules.py
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """The attention that a run uses.
-
-    Attributes:
-      name: "blocks", "cudnn" or "splash".
-      fallback: why it is not the platform's own kernel; empty where it is.
-    """
+class Choice(NamedTuple):
+    """The attention of a run: "blocks", "cudnn" or "splash", and why it is not the platform's own kernel, else ""."""
 
     name: str
     fallback: str = ""
@@ -55,105 +45,97 @@ def platform_of(device: jax.Device) -> str:
 
 
 def choose(asked: str, platform: str, *, dtype: str, head_width: int, mask: str, length: int) -> Choice:
-    """Returns which attention a run uses. `auto` is the platform's kernel, or `blocks` where that cannot be used.
+    """Returns the attention of a run. `auto` is the platform's kernel, or `blocks` where that cannot be used.
 
     Args:
       asked: the config's `model.attention`: "auto", "blocks", "cudnn" or "splash".
       platform: see `platform_of`.
       dtype: compute type of the model.
       head_width: K.
-      mask: one of `MASKS`: "segments" for packed rows, "branches" where options of a question share its prompt.
-      length: T of the rows that are trained on.
+      mask: "causal"; "segments" for packed rows; "branches" where options of a question share its prompt.
+      length: T of training rows.
 
-    Raises UsageError for a kernel that was asked for by name and cannot be used.
+    Raises UsageError for a named kernel that cannot be used.
     """
-    name = NATIVE.get(platform, "blocks") if asked == "auto" else asked
+    native = NATIVE.get(platform)
+    name = (native or "blocks") if asked == "auto" else asked
     obstacle = _obstacle(name, platform, dtype, head_width, mask, length)
-    if not obstacle:
-        native = NATIVE.get(platform)
-        return Choice(name, "" if asked != "auto" or native else f"there is no kernel for {platform}")
-    if asked == "auto":
+    if obstacle and asked != "auto":
+        raise UsageError(f"model.attention is {asked}, which {obstacle}. Use --config.model.attention=auto.")
+    if obstacle:
         return Choice("blocks", f"{name} {obstacle}")
-    raise UsageError(
-        f"model.attention is {asked}, which {obstacle}. Use --config.model.attention=auto, which takes the kernel of "
-        "the platform where it can be used and blocks elsewhere."
-    )
+    return Choice(name, f"there is no kernel for {platform}" if asked == "auto" and not native else "")
 
 
 def _obstacle(name: str, platform: str, dtype: str, head_width: int, mask: str, length: int) -> str:
-    """Returns why an attention cannot be used, as the end of a sentence that begins with its name; "" if it can."""
-    if name == "cudnn":
-        if platform != "cuda":
-            return f"needs an NVIDIA GPU of compute capability {CUDNN_CAPABILITY} or later; this platform is {platform}"
-        if dtype != "bfloat16":
-            return f"computes in bfloat16; model.dtype is {dtype}"
-        if head_width % 8 or head_width > CUDNN_HEAD_WIDTH:
-            return f"needs heads of a multiple of 8, at most {CUDNN_HEAD_WIDTH} wide; they are {head_width} wide"
-        if mask != "causal" and length % 2:
-            return f"needs an even number of tokens a row with a mask; data.seq_len is {length}"
-    if name == "splash":
-        if platform != "tpu":
-            return f"needs a TPU; this platform is {platform}"
-        if mask == "branches":
-            return "compares segment ids for equality, and ranked options see a prompt that they share"
-        if length % LANES:
-            return f"needs a multiple of {LANES} tokens a row; data.seq_len is {length}"
-    return ""
+    """Returns why a kernel cannot be used, as a predicate of its name; "" if it can."""
+    checks = {
+        "blocks": {},
+        "cudnn": {
+            f"needs an NVIDIA GPU of compute capability {CUDNN_CAPABILITY} or later": platform == "cuda",
+            "computes in bfloat16": dtype == "bfloat16",
+            f"needs heads of a multiple of 8, at most {CUDNN_HEAD_WIDTH} wide": head_width % 8 == 0
+            and head_width <= CUDNN_HEAD_WIDTH,
+            "needs an even number of tokens a row with a mask": mask == "causal" or length % 2 == 0,
+        },
+        "splash": {
+            "needs a TPU": platform == "tpu",
+            "cannot mask ranked options, which share a prompt": mask != "branches",
+            f"needs a multiple of {LANES} tokens a row": length % LANES == 0,
+        },
+    }
+    run = f"platform {platform}, model.dtype {dtype}, heads {head_width} wide, data.seq_len {length}"
+    return next((f"{needs}; this run has {run}" for needs, met in checks[name].items() if not met), "")
 
 
-def mask_for(
+def kernel_mask(
     name: str, segments: jax.Array | None, branches: jax.Array | None, at: jax.Array | None
 ) -> jax.Array | None:
-    """Returns the mask that `attend_whole` takes: segment ids [B, T] for splash, else `visibility` [B, 1, T, T].
+    """Returns the mask of `kernel_attention`: segment ids [B, T] for splash, else `attention_mask` [B, 1, T, T].
 
-    Splash lets a token see equal segment ids, `visibility` segment 0 besides. In packed training rows both are the
-    same: segment 0 is padding and stands last (`ghost_jax.data.packing.fill`), so causality hides it from all others.
+    Splash lets a token attend to equal segment ids, `attention_mask` to segment 0 as well. In packed training rows both
+    are the same: segment 0 is padding behind all others (`ghost_jax.data.packing.fill`), where causality hides it.
 
-    Raises ValueError for splash with branches or with places `at`, as `Transformer.hidden` takes them: in rows that are
-    scored, prompts share segment 0. `choose` gives splash to no run with branches; `step.make_predict` uses blocks.
+    Raises ValueError for splash with branches or with positions `at` of `Transformer.hidden`: rows that are scored
+    share a prompt in segment 0.
     """
     if name != "splash":
-        return visibility(segments, branches)
+        return attention_mask(segments, branches)
     if branches is not None or at is not None:
-        raise ValueError("splash attention takes neither branches nor `at`: use a model whose attention is blocks")
+        raise ValueError("splash attention cannot mask branches or `at`: use a model whose attention is blocks")
     return segments
 
 
-def attend_whole(
+def kernel_attention(
     name: str, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, rows: NamedSharding | None
 ) -> jax.Array:
-    """Returns the causal attention [B, T, H, K] of q [B, T, H, K] to k and v [B, T, G, K] by a kernel of this name.
-
-    Any other name than "cudnn" and "splash" is "blocks".
+    """Returns the causal attention [B, T, H, K] of q [B, T, H, K] to k and v [B, T, G, K] by a kernel.
 
     Args:
-      mask: of `mask_for`; None where all see all that came before.
+      name: "cudnn" or "splash"; any other is "blocks".
+      mask: of `kernel_mask`; None for causality alone.
       rows: the sharding of the batch. The compiler cannot split a kernel over devices, so each device calls it for its
         own rows and heads. None on one device.
     """
     if name not in KERNELS:
-        return attend_causally(q, k, v, mask)
+        return causal_attention(q, k, v, mask)
     kernel = KERNELS[name]
     if rows is None:
         return kernel(q, k, v, mask)
     by_head = P(*rows.spec, None, HEADS_AXIS)
-    each = jax.shard_map(
-        kernel, mesh=rows.mesh, in_specs=(by_head, by_head, by_head, rows.spec), out_specs=by_head, check_vma=False
-    )
-    return each(q, k, v, mask)
+    in_specs = (by_head, by_head, by_head, rows.spec)
+    return jax.shard_map(kernel, mesh=rows.mesh, in_specs=in_specs, out_specs=by_head, check_vma=False)(q, k, v, mask)
 
 
-def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
-    """Returns what `attend_causally` does, by cuDNN's kernel. Untested and unmeasured: no GPU was there."""
-    return jax.nn.dot_product_attention(q, k, v, mask=visible, is_causal=True, implementation="cudnn")
+def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Returns what `causal_attention` does, by cuDNN's kernel. Not tested: no GPU was available."""
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
 
 
 def splash(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, interpret: bool = False) -> jax.Array:
-    """Returns what `attend_causally` does where a token sees the tokens of its own segment, by the kernel for TPUs.
+    """Returns what `causal_attention` does within segments [B, T] int32 (None: one segment), by the kernel for TPUs.
 
-    Args:
-      segments: [B, T] int32; None for one segment.
-      interpret: computes the kernel's steps one by one on any platform; for tests.
+    `interpret` computes the kernel's steps one by one on any platform, for tests.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
 
@@ -163,8 +145,8 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None,
     return jax.vmap(kernel)(*(each.swapaxes(1, 2) for each in (q, k, v)), ids).swapaxes(1, 2)
 
 
-def _splash_kernel(heads: int, length: int, interpret: bool) -> "SplashAttentionKernel":
-    # Not imported above: Pallas takes a second to import, and no other platform needs it.
+def _splash_kernel(heads: int, length: int, interpret: bool) -> Callable:
+    # Not imported above: Pallas takes a second to import, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -174,7 +156,7 @@ def _splash_kernel(heads: int, length: int, interpret: bool) -> "SplashAttention
     return kernels.make_splash_mha_single_device(
         masks.MultiHeadMask([masks.CausalMask((length, length))] * heads),
         block_sizes=sizes,
-        residual_checkpoint_name=KEPT,  # what the backward pass keeps, so that it computes nothing twice
+        residual_checkpoint_name=KEPT,  # kept for the backward pass, so that the forward kernel runs once
         interpret=interpret,
     )
 

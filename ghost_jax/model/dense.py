@@ -1,4 +1,4 @@
-"""Dense layers whose products have a gradient of their own, and what the backward pass keeps of them.
+"""Dense layers with their own gradient, and the values that the backward pass keeps.
 
 Shapes: I inputs and O outputs of a layer, each one axis or several.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
-KEPT = "kept"  # the name of what `kept` marks, for the policy of `jax.checkpoint`
+KEPT = "kept"  # name of the values that `kept` marks, for the policy of `jax.checkpoint`
 
 
 class Dense(nn.Module):
@@ -19,10 +19,10 @@ class Dense(nn.Module):
 
     Attributes:
       features: axes O of the result.
-      inputs: how many of the last axes of x are I.
-      bias: whether a bias [O...] is added.
+      std: standard deviation of the initial kernel [I..., O...].
       dtype: type of the product's factors and of the result; parameters and their gradients are float32.
-      std: standard deviation of the kernel [I..., O...] at the start.
+      bias: whether a bias [O...] is added.
+      inputs: how many of the last axes of x are I.
     """
 
     features: tuple[int, ...]
@@ -43,18 +43,18 @@ class Dense(nn.Module):
 def product(x: jax.Array, kernel: jax.Array, inputs: int = 1) -> jax.Array:
     """Returns x [..., I...] times a kernel [I..., O...] float32, [..., O...] in the type of x.
 
-    Of the derivative that JAX derives, this one differs in the order of the kernel's gradient: x comes first and is
-    transposed, where JAX transposes the gradient of the result, which is wider wherever a layer widens.
+    The kernel's gradient transposes x. JAX's own would transpose the gradient of the result, which is wider wherever a
+    layer widens.
     """
-    return _product_and_operands(x, kernel, inputs)[0]
+    return _product_forward(x, kernel, inputs)[0]
 
 
-def _product_and_operands(x: jax.Array, kernel: jax.Array, inputs: int) -> tuple[jax.Array, tuple]:
+def _product_forward(x: jax.Array, kernel: jax.Array, inputs: int) -> tuple[jax.Array, tuple]:
     y = _dot(x, kernel.astype(x.dtype), _last(x, inputs), _first(inputs))
     return kept(y.astype(x.dtype)), (x, kernel)
 
 
-def _of_product(inputs: int, operands: tuple, to_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(inputs: int, operands: tuple, to_y: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
     rows, outputs = x.ndim - inputs, kernel.ndim - inputs
     to_x = _dot(to_y, kernel.astype(x.dtype), _last(to_y, outputs), _last(kernel, outputs))
@@ -62,7 +62,7 @@ def _of_product(inputs: int, operands: tuple, to_y: jax.Array) -> tuple[jax.Arra
     return to_x.astype(x.dtype), _dot(columns, to_y, _last(columns, rows), _first(rows))
 
 
-product.defvjp(_product_and_operands, _of_product)
+product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
@@ -74,21 +74,24 @@ def plus(y: jax.Array, bias: jax.Array) -> jax.Array:
     return (y + bias).astype(y.dtype)
 
 
-def _of_plus(bias: jax.Array, to_y: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _plus_backward(bias: jax.Array, to_y: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows = _first(to_y.ndim - bias.ndim)
     ones = jnp.ones([to_y.shape[axis] for axis in rows], to_y.dtype)
     return to_y, _dot(ones, to_y, rows, rows)
 
 
-def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
-    # A CPU multiplies bfloat16 factors fast where the result is float32; who wants another rounds once, behind the sum.
-    return jax.lax.dot_general(a, b, ((of_a, of_b), ((), ())), preferred_element_type=jnp.float32)
+plus.defvjp(lambda y, bias: (plus(y, bias), bias), _plus_backward)
+
+
+def _dot(a: jax.Array, b: jax.Array, axes_a: tuple[int, ...], axes_b: tuple[int, ...]) -> jax.Array:
+    # A CPU multiplies bfloat16 factors fast only into a float32 result; callers round it once.
+    return jax.lax.dot_general(a, b, ((axes_a, axes_b), ((), ())), preferred_element_type=jnp.float32)
 
 
 def transposed(x: jax.Array, *order: int) -> jax.Array:
-    """Returns x with its axes in this order, and on a CPU in bfloat16 a copy that lies so in memory.
+    """Returns x with its axes in this order; on a CPU in bfloat16 a copy with that layout in memory.
 
-    Left to itself XLA folds a transpose into the product that makes or reads x, and then computes that one in float32.
+    XLA would fold the transpose into the product that makes or reads x, and compute that product in float32.
     """
     if x.dtype != jnp.bfloat16:
         return x.transpose(order)
@@ -103,7 +106,7 @@ def transposed(x: jax.Array, *order: int) -> jax.Array:
 def kept(x: jax.Array) -> jax.Array:
     """Returns x, marked to be kept for the backward pass; it must not be differentiated through.
 
-    A bfloat16 one is kept as its bits: XLA on a CPU turns a stack of bfloat16 into float32 to read or write a layer.
+    A bfloat16 one is kept as its bits: XLA on a CPU converts a stack of bfloat16 to float32 to read or write a layer.
     """
     if x.dtype != jnp.bfloat16:
         return checkpoint_name(x, KEPT)
@@ -117,6 +120,3 @@ def _last(x: jax.Array, count: int) -> tuple[int, ...]:
 
 def _first(count: int) -> tuple[int, ...]:
     return tuple(range(count))
-
-
-plus.defvjp(lambda y, bias: (plus(y, bias), bias), _of_plus)

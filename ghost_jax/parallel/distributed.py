@@ -1,7 +1,7 @@
-"""One process or many: how they find each other, who this one is, and how they stay together until the end.
+"""Several processes of one run: start, this one's part, and a common end.
 
-Each process runs the same program on its own devices; a computation over all of them waits for all of them. So a
-process that is lost would leave the others waiting for ever: here they end within a minute, each with one paragraph.
+A computation over all processes waits for all of them. Where one is lost, the others end within a minute, each with one
+paragraph.
 """
 
 import atexit
@@ -16,103 +16,86 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 from jax._src import distributed  # its barrier, which needs no device, has no public name
-from jax._src.clusters import ClusterEnv  # which cluster this is, before anything is started: no public name either
+from jax._src.clusters import ClusterEnv  # the number of processes before anything is started has no public name
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ghost_jax.core.errors import FAILED, UserError, say_error
 
-# What launch/local.py tells each of the processes that it starts.
-COORDINATOR, PROCESSES, PROCESS = "GHOST_COORDINATOR", "GHOST_PROCESSES", "GHOST_PROCESS"
+COORDINATOR, PROCESSES, PROCESS = "GHOST_COORDINATOR", "GHOST_PROCESSES", "GHOST_PROCESS"  # set by launch/local.py
 
-MEETING_SECONDS = 300  # for all processes to appear: the nodes of a cluster do not start at once
+START_SECONDS = 300  # for all processes to appear: the nodes of a cluster do not start at once
 HEARTBEAT_SECONDS = 30  # of silence, after which a process counts as lost
-SHUTDOWN_SECONDS = 20  # that a process which is done waits for the others to be done too
+SHUTDOWN_SECONDS = 20  # that a finished process waits for the others
 BARRIER_SECONDS = 24 * 3600  # one process may prepare data for hours while the others wait
 
-# How gloo and the coordination service say that the other end is gone.
-_BROKEN = re.compile(
+# Messages of gloo and of the coordination service about a lost process.
+_PEER_LOST = re.compile(
     r"Gloo .*(closed by peer|reset by peer|Broken pipe|[Tt]imed out)|Socket closed|heartbeat timeout"
     r"|stopped sending heartbeats|Barrier failed",
     re.DOTALL,
 )
 
 
-# ---- Meeting ----
-
-
 def start() -> None:
-    """Joins this process to the others of its run, if there are others; call it before any JAX computation.
+    """Joins this process to the others of its run, if there are any; call it before any JAX computation.
 
-    There are others where launch/local.py says so, or where JAX recognises a job of several processes: Slurm, Open
-    MPI, Kubernetes, a Cloud TPU pod. A job of one process, as a Slurm job of one task or a TPU of one host, needs
-    nobody and starts nothing.
+    There are others where launch/local.py sets variables, or where JAX recognises a job of several processes: Slurm,
+    Open MPI, Kubernetes, a Cloud TPU pod.
 
     Raises UserError where the variables contradict each other or the others do not appear.
     """
-    told = _told()
-    if told is None and not _detected():
+    arguments = _local_arguments() if os.environ.get(COORDINATOR) else _cluster_arguments()
+    if arguments is None:
         return
-    _end_with_a_paragraph_on_abort()
+    ctypes.CDLL(None).signal(signal.SIGABRT, _report_on_abort)
     try:
         jax.distributed.initialize(
-            **(told or {"local_device_ids": _slurm_devices()}),
-            initialization_timeout=MEETING_SECONDS,
+            **arguments,
+            initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except jax.errors.JaxRuntimeError as fault:
         raise UserError(
-            f"The processes of this run did not meet within {MEETING_SECONDS} s ({str(fault).splitlines()[0]}). See "
-            "that all of them are started, and that they reach the first one's machine over the network."
+            f"The processes of this run did not connect within {START_SECONDS} s ({str(fault).splitlines()[0]}). Check "
+            "that all of them are started and reach the first one's machine over the network."
         ) from None
-    atexit.register(_leave)  # after JAX's own, so that it runs before: at the end an abort needs no paragraph
+    # Registered after JAX's own exit function, so run before it: an abort at the end needs no paragraph.
+    atexit.register(lambda: ctypes.CDLL(None).signal(signal.SIGABRT, _exit_on_abort))
 
 
-def _told() -> dict[str, Any] | None:
-    """Returns the arguments of `jax.distributed.initialize` that launch/local.py put into the environment."""
-    given = {name: os.environ[name] for name in (COORDINATOR, PROCESSES, PROCESS) if os.environ.get(name)}
-    if not given:
-        return None
-    try:
-        processes, process = int(given[PROCESSES]), int(given[PROCESS])
-        host, _, port = given[COORDINATOR].rpartition(":")
-        if not (0 <= process < processes and host and 0 < int(port) < 2**16):
-            raise ValueError
-    except (KeyError, ValueError):
-        said = ", ".join(f"{name}={value}" for name, value in given.items())
+def _local_arguments() -> dict[str, Any] | None:
+    """Returns the arguments of `jax.distributed.initialize` that launch/local.py set; None for one process."""
+    address, processes, process = (os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS))
+    numbers = processes.isdecimal() and process.isdecimal() and int(process) < int(processes)
+    if not numbers or not re.fullmatch(r".+:\d+", address):
         raise UserError(
-            f"The environment says {said}. Several processes need all of {COORDINATOR}=HOST:PORT, {PROCESSES} (how "
-            f"many) and {PROCESS} (which one, from 0); python -m launch.local sets them. For one process, unset them."
-        ) from None
-    if processes == 1:
+            f"{COORDINATOR}={address} with {PROCESSES}={processes} and {PROCESS}={process} is invalid. Set HOST:PORT, "
+            "the number of processes and the number of this one from 0, as python -m launch.local does; for one "
+            "process unset all three."
+        )
+    if processes == "1":
         return None
-    return {
-        "coordinator_address": given[COORDINATOR],
-        "num_processes": processes,
-        "process_id": process,
-        "cluster_detection_method": "deactivate",  # local processes may well run inside one task of a cluster
-    }
+    # Local processes may run inside one task of a cluster, which is not to be detected.
+    own = {"num_processes": int(processes), "process_id": int(process), "cluster_detection_method": "deactivate"}
+    return {"coordinator_address": address, **own}
 
 
-def _detected() -> bool:
-    """Returns whether JAX recognises a cluster on which this run has several processes."""
-    here = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method and kind.is_env_present())
-    cluster = next(here, None)
-    return cluster is not None and cluster.get_process_count() > 1
-
-
-def _slurm_devices() -> list[int] | None:
-    """Returns the GPUs of this node where Slurm runs one task on each; JAX would give a task one GPU alone."""
+def _cluster_arguments() -> dict[str, Any] | None:
+    """Returns the arguments of `jax.distributed.initialize` on a cluster; None for a job of one process, or none."""
+    present = (kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method and kind.is_env_present())
+    cluster = next(present, None)
+    if cluster is None or cluster.get_process_count() == 1:
+        return None
+    # Where Slurm runs one task on a node, the task gets all its GPUs; JAX would give it one.
     tasks, nodes, gpus = (os.environ.get(f"SLURM_{name}") for name in ("NTASKS", "STEP_NUM_NODES", "GPUS_ON_NODE"))
-    return list(range(int(gpus))) if gpus and gpus.isdecimal() and tasks == nodes else None
-
-
-# ---- Who this one is ----
+    one_task_a_node = gpus and gpus.isdecimal() and tasks == nodes
+    return {"local_device_ids": list(range(int(gpus))) if one_task_a_node else None}
 
 
 def is_main() -> bool:
-    """Returns whether this process writes what is written once: logs, tables, reports."""
+    """Returns whether this process writes the logs, tables and reports."""
     return jax.process_index() == 0
 
 
@@ -122,92 +105,76 @@ def to_global(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str
 
 
 def local_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns this process's rows of a global batch that every process holds whole."""
-    here, processes = jax.process_index(), jax.process_count()
-    return {name: np.split(rows, processes)[here] for name, rows in batch.items()}
-
-
-# ---- Staying together ----
+    """Returns this process's rows of a global batch that every process holds."""
+    return {name: np.split(rows, jax.process_count())[jax.process_index()] for name, rows in batch.items()}
 
 
 def barrier(name: str) -> None:
-    """Waits until every process has come to the barrier of this name; ends this one where another is lost.
+    """Waits until every process has called the barrier of this name; ends this one where another is lost.
 
-    It is the coordination service's and computes nothing on a device, whose time-outs are shorter than the hours for
-    which one process may prepare data.
+    It computes nothing on a device: time-outs there are shorter than the hours that one process may prepare data.
     """
     if jax.process_count() > 1:
-        with staying_together():
+        with end_with_peers():
             distributed.global_state.client.wait_at_barrier(name, BARRIER_SECONDS * 1000)
 
 
-def anywhere(here: bool) -> bool:
-    """Returns whether it holds in any process; call it in all of them."""
-    return here if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.bool_(here)).any())
+def any_process(condition: bool) -> bool:
+    """Returns whether a condition holds in any process; call it in all of them."""
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(condition))))
 
 
 class StopVote:
-    """Lets all processes stop after the same update when any one of them was asked to.
+    """Stops all processes after the same update when any one of them was asked to stop.
 
-    Call it once an update, in every process. One process gets its own answer back at once. Of several, each call
-    sends a vote behind the update that was dispatched last and returns the outcome of the call before, which is
-    there by then: no device ever waits for it, and the answer is the same everywhere, one update late.
+    Call it once an update, in every process, with whether this one was asked. One process gets its own answer at once.
+    Of several, each call sends a vote behind the last update and returns the result of the call before: no device
+    waits, and the answer is the same everywhere, one update late.
     """
 
     def __init__(self):
-        self._outcome = None
+        self._last = None
         if jax.process_count() > 1:
-            first = {device.process_index: device for device in reversed(jax.devices())}
-            mesh = Mesh(np.array([first[process] for process in range(jax.process_count())]), ("process",))
+            devices = {device.process_index: device for device in reversed(jax.devices())}
+            mesh = Mesh(np.array([devices[process] for process in range(jax.process_count())]), ("process",))
             self._votes = NamedSharding(mesh, PartitionSpec("process"))
             self._any = jax.jit(lambda votes: votes.any(), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def __call__(self, asked: bool) -> bool:
-        """Returns whether to stop now; `asked` says whether this process was asked to."""
+        """Returns whether to stop now."""
         if jax.process_count() == 1:
             return asked
-        before = self._outcome
-        self._outcome = self._any(jax.make_array_from_process_local_data(self._votes, np.array([asked])))
-        return before is not None and bool(before)
+        last = self._last
+        self._last = self._any(jax.make_array_from_process_local_data(self._votes, np.array([asked])))
+        return last is not None and bool(last)
 
 
 @contextlib.contextmanager
-def staying_together() -> Iterator[None]:
-    """Around everything that computes over all processes: ends this one where another is lost.
+def end_with_peers() -> Iterator[None]:
+    """Ends this process where a computation over all processes fails because another one is lost.
 
-    It ends at once and without unwinding: whatever closes on the way out would wait for the lost process again, and
-    files that are whole or absent need no closing.
+    It ends without closing anything: that would wait for the lost process, and atomic files need no closing.
     """
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as fault:
-        if jax.process_count() == 1 or not _BROKEN.search(str(fault)):
+        if jax.process_count() == 1 or not _PEER_LOST.search(str(fault)):
             raise
         _end()
 
 
 def _end(*_: Any) -> NoReturn:
     say_error(
-        "Another process of this run is gone: it failed, was killed, or its machine was lost, and its own output says "
-        "which. This one cannot go on alone and ends too. Start all of them again with the same command: the run goes "
-        "on from its newest checkpoint."
+        "Another process of this run is gone: it failed, was killed, or its machine was lost; its own output has the "
+        "reason. This process ends too. Start all of them again with the same command: the run resumes from its newest "
+        "checkpoint."
     )
     os._exit(FAILED)
 
 
-# The C library's signal handlers: Python's own run between two bytecodes, and after an abort there is no next one.
-_ON_ABORT = ctypes.CFUNCTYPE(None, ctypes.c_int)
-_end_on_abort = _ON_ABORT(_end)
-_leave_on_abort = _ON_ABORT(lambda _: os._exit(FAILED))
-
-
-def _end_with_a_paragraph_on_abort() -> None:
-    """Has an abort say what it means. JAX aborts a process whose run has lost another, from a thread of its own.
-
-    (It has a callback for that, which jaxlib 0.10 cannot call: std::bad_cast.)
-    """
-    ctypes.CDLL(None).signal(signal.SIGABRT, _end_on_abort)
-
-
-def _leave() -> None:
-    ctypes.CDLL(None).signal(signal.SIGABRT, _leave_on_abort)
+# JAX aborts a process whose run has lost another, from a thread of its own. (It has a callback for that, which jaxlib
+# 0.10 cannot call: std::bad_cast.) Handlers of the C library: Python's run between two bytecodes, of which an abort
+# leaves none.
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_report_on_abort = _HANDLER(_end)
+_exit_on_abort = _HANDLER(lambda _: os._exit(FAILED))

@@ -1,9 +1,9 @@
-"""The device mesh: axes `data`, `fsdp` and `tensor`, over one CPU, eight simulated devices or a pod alike."""
+"""The device mesh: axes `data`, `fsdp` and `tensor`, on one CPU, simulated devices or a pod alike."""
 
-import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -14,23 +14,19 @@ BATCH = PartitionSpec(("data", "fsdp"))  # the batch axis is split over both; FS
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of these axis sizes; one of them may be -1, which takes the devices that are left.
-
-    Args:
-      devices: by default all of this run.
+    """Returns the mesh of these axis sizes over `devices`, by default all; one size may be -1, for the rest of them.
 
     Raises UserError where the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes, count = [data, fsdp, tensor], len(devices)
-    known = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) == 1 and known > 0 and count % known == 0:
-        sizes[sizes.index(-1)] = count // known
-    if math.prod(sizes) != count or min(sizes) < 1:
+    count = len(devices)
+    try:
+        sizes = np.empty(count).reshape(data, fsdp, tensor).shape
+    except ValueError:
         raise UserError(
             f"A mesh of data={data}, fsdp={fsdp}, tensor={tensor} does not cover the {count} device(s) here. Set "
             f"--config.mesh.data, .fsdp and .tensor so that they multiply to {count}; one may be -1."
-        )
+        ) from None
     # jax.make_mesh refuses, on every TPU but v5e, an axis that is no product of the torus's: tensor=2 on 4x4x4.
     grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto axes: the compiler propagates shardings from the inputs'; Explicit ones would have to be spelled at each op.
@@ -43,38 +39,32 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a value that every device holds whole."""
+    """Returns the sharding of a value that every device holds."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Returns into how many parts a batch is split."""
+    """Returns the number of parts of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def micro_batch_rows(batch_size: int, micro_batch_size: int, mesh: Mesh) -> int:
-    """Returns how many rows of a batch are in memory at once, over all devices: `micro_batch_size` a device at most.
+    """Returns the rows of a micro-batch over all devices: at most `micro_batch_size` a device.
 
-    Raises UserError where the batch does not divide over the devices, or a device's rows over its micro-batches, with
-    numbers that do.
+    Raises UserError where the batch does not divide over the devices, or a device's rows over its micro-batches.
     """
     shards = batch_shards(mesh)
     if batch_size % shards:
-        axes = ", ".join(f"{axis}={mesh.shape[axis]}" for axis in ("data", "fsdp"))
-        shared = mesh.shape["tensor"] * shards // math.gcd(batch_size, shards)
-        nearest = sorted({max(1, batch_size // shards) * shards, -(-batch_size // shards) * shards})
         raise UserError(
-            f"batch_size is {batch_size}, which does not divide over the {shards} devices of {axes}. Set "
-            f"--config.batch_size={' or '.join(map(str, nearest))}, use fewer devices, or split each matrix over "
-            f"several devices: --config.mesh.tensor={shared}."
+            f"batch_size is {batch_size}, which does not divide over the {shards} devices of the mesh's axes data and "
+            f"fsdp. Set --config.batch_size to a multiple of {shards}, use fewer devices, or raise "
+            "--config.mesh.tensor, which splits each matrix over several devices."
         )
     rows = batch_size // shards  # of a device
-    at_once = min(rows, micro_batch_size)
-    if rows % at_once:
-        fitting = [size for size in range(1, rows + 1) if rows % size == 0]
-        below, above = max(size for size in fitting if size < at_once), min(s for s in fitting if s > at_once)
+    if rows % min(rows, micro_batch_size):
+        fitting = ", ".join(str(size) for size in range(1, rows + 1) if rows % size == 0)
         raise UserError(
             f"micro_batch_size is {micro_batch_size}, which does not divide the {rows} rows of a device (batch_size "
-            f"{batch_size} over {shards} device(s)). Set --config.micro_batch_size={below} or {above}."
+            f"{batch_size} over {shards} device(s)). Set --config.micro_batch_size to one of {fitting}."
         )
-    return shards * at_once
+    return shards * min(rows, micro_batch_size)

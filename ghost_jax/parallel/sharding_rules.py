@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from ghost_jax.core.errors import UserError
 
-STACKED = re.compile(r"(^|/)blocks/")  # the parameters of all blocks at once, one layer an index of their first axis
+STACKED = re.compile(r"(^|/)blocks/")  # parameters of all blocks, stacked over a first axis
 # The first pattern found in a parameter's path wins. Optimizer moments carry the path of their parameter.
 RULES: tuple[tuple[str, P], ...] = (
     (r"(^|/)(un)?embedding$", P("tensor", "fsdp")),  # [V, D]
@@ -31,9 +31,8 @@ RULES: tuple[tuple[str, P], ...] = (
 def spec_of(path: str, leaf: Any) -> P:
     """Returns the PartitionSpec of the leaf at `path` ("opt_state/1/mu/block_0/attention/qkv/kernel").
 
-    The layers of stacked blocks are never parted: each step of the scan reads one of them, on every device. Scalars and
-    PRNG keys are replicated. Raises ValueError for a path that no rule knows: a new parameter must say how it is split
-    before it can be trained.
+    Stacked layers are not split: each step of the scan reads one of them on every device. Scalars and PRNG keys are
+    replicated. Raises ValueError for a path without a rule.
     """
     if leaf.ndim == 0 or path == "key":
         return P()
@@ -46,7 +45,7 @@ def spec_of(path: str, leaf: Any) -> P:
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """Returns the tree of NamedShardings for a tree of arrays or ShapeDtypeStructs.
 
-    Raises UserError where the mesh has more parts than an axis can be cut into.
+    Raises UserError where an axis does not divide over the mesh.
     """
 
     def of(path, leaf):
@@ -55,9 +54,8 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         for axis, length in zip(spec, leaf.shape, strict=False):
             if axis and length % mesh.shape[axis]:
                 raise UserError(
-                    f"A mesh of {', '.join(f'{each}={size}' for each, size in mesh.shape.items())} cannot part {name}: "
-                    f"{length} do not divide over {axis}={mesh.shape[axis]}. Set --config.mesh.{axis} to a divisor of "
-                    f"{length}."
+                    f"An axis of length {length} of {name} does not divide over the mesh's {axis}={mesh.shape[axis]}. "
+                    f"Set --config.mesh.{axis} to a divisor of {length}."
                 )
         return NamedSharding(mesh, spec)
 

@@ -1,11 +1,11 @@
-"""Orbax checkpoints of a run: only ever whole, restored into the shardings of the mesh at hand.
+"""Orbax checkpoints of a run: complete or absent, restored into the shardings of the present mesh.
 
 Each holds three items: `params`, `rest` (step, optimizer state, key, skipped updates) and `identity`, a record with a
-checksum that names the model, tokenizer and data, and the dtype, shape and checksum of each leaf. Parameters stand
-apart so that the evaluator need not know the optimizer.
+checksum that names the model, tokenizer and data, and the dtype, shape and checksum of each leaf. Parameters are an
+item of their own, so that an evaluation need not know the optimizer.
 
-A checkpoint that does not match the run is an error that names each difference. It is damaged only where its bytes
-cannot be decoded or a checksum fails.
+A checkpoint is corrupt only where its bytes cannot be decoded or a checksum fails. One that does not match the run is
+an error that names each difference.
 """
 
 import dataclasses
@@ -33,26 +33,27 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.sharding_rules import shardings
-from ghost_jax.training.step import TrainState, state_shardings
+from ghost_jax.training.step import TrainState
 
-# Orbax reports each save, and what it then raises too, with its traceback. A user reads the error once, as a paragraph.
+# Orbax logs a failed save with its traceback, and raises it too. A user reads the error once, as a paragraph.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 FOLDER = "checkpoints"
+CORRUPT_FOLDER = "corrupt"
 REST = ("step", "opt_state", "key", "skipped")  # of a state, beside its parameters
-# What Orbax and TensorStore raise for bytes that they cannot decode. Running out of memory, for example, is none of it.
+# Orbax's and TensorStore's errors for bytes that they cannot decode. Too little memory, for example, is another one.
 _UNDECODED = (ValueError, LookupError, AttributeError, AssertionError, FileNotFoundError)
 T = TypeVar("T")
 
 
-class Damaged(UserError):
+class Corrupt(UserError):
     """A checkpoint whose bytes cannot be decoded or whose checksum fails."""
 
 
 def identity_of(model: ModelConfig, tokenizer_sha256: str, data_fingerprint: str) -> dict:
-    """Returns what a checkpoint must agree with to be continued."""
+    """Returns what a checkpoint must agree with to be resumed."""
     shape = model.record()
-    for key in ("remat", "attention"):  # computing the same in another way
+    for key in ("remat", "attention"):  # other ways to compute the same
         shape.pop(key, None)
     return {"model": shape, "tokenizer": tokenizer_sha256, "data": data_fingerprint}
 
@@ -60,7 +61,7 @@ def identity_of(model: ModelConfig, tokenizer_sha256: str, data_fingerprint: str
 def checksums(tree: Any) -> list[int]:
     """Returns a number for the bits of each leaf, below 2^32 and the same on every mesh.
 
-    Any change of one element changes it. TensorStore has checksums of its own for its indexes, and none for arrays.
+    Any change of one element changes it. TensorStore has checksums of its indexes, and none of arrays.
     """
     return [int(number) for number in jax.device_get([_checksum(leaf) for leaf in jax.tree.leaves(tree)])]
 
@@ -80,16 +81,10 @@ def _items_of(state: TrainState) -> dict[str, dict]:
     return {"params": {"params": state.params}, "rest": {key: getattr(state, key) for key in REST}}
 
 
-def leaves_of(tree: Any) -> dict[str, Any]:
+def _leaves_of(tree: Any) -> dict[str, Any]:
     """Returns name -> leaf ("opt_state/1/mu/block_0/attention/qkv/kernel"), in the order of `jax.tree.leaves`."""
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
-
-
-def described(leaves: dict[str, jax.Array]) -> dict[str, list]:
-    """Returns name -> [dtype, shape, checksum] of each leaf."""
-    sums = checksums(list(leaves.values()))
-    return {name: [*_kind(leaf), bits] for (name, leaf), bits in zip(leaves.items(), sums, strict=True)}
 
 
 def _kind(leaf: Any) -> list:
@@ -97,7 +92,7 @@ def _kind(leaf: Any) -> list:
 
 
 def _read_files(folder: Path) -> None:
-    """Reads all files below a folder. Raises OSError, naming the file, for one that the system does not give."""
+    """Reads all files below a folder. Raises OSError, naming the file, for one that the system cannot read."""
 
     def refuse(fault: OSError) -> None:
         raise fault
@@ -113,9 +108,8 @@ def _read_files(folder: Path) -> None:
 
 
 def check_place(workdir: Path, read_only: bool = False) -> None:
-    """Raises UserError where the path of a run directory is one in which Orbax cannot write, or read, a checkpoint."""
-    # Orbax finds the parts that it merges by a glob of the whole path. TensorStore takes a backslash for a slash, and
-    # nothing but UTF-8.
+    """Raises UserError for the path of a run directory in which Orbax cannot write, or read, a checkpoint."""
+    # Orbax merges its parts by a glob of the full path. TensorStore reads a backslash as a slash, and only UTF-8.
     refused = "\\" if read_only else "\\*?["
     place = str(workdir.resolve())
     found = sorted({repr(sign) for sign in place if sign in refused or not sign.encode(errors="ignore")})
@@ -132,23 +126,18 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int, keep_best: str = "", read_only: bool = False):
         """Keeps the `keep` newest, and the one whose metric `keep_best` ("val_loss") is the lowest."""
         check_place(workdir, read_only)
-        self._workdir, self._read_only = workdir, read_only
-        policies = [preservation_policy.LatestN(keep)]
+        self._workdir, self._read_only, self._keep_best = workdir, read_only, keep_best
+        kept = [preservation_policy.LatestN(keep)]
         if keep_best:
-            lowest = preservation_policy.BestN(
-                get_metric_fn=operator.itemgetter(keep_best), reverse=True, n=1, keep_checkpoints_without_metrics=False
-            )
-            policies.append(lowest)
-        self._manager = ocp.CheckpointManager(
-            (workdir / FOLDER).resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=None if read_only else preservation_policy.AnyPreservationPolicy(policies),
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
+            metric, others = operator.itemgetter(keep_best), {"keep_checkpoints_without_metrics": False}
+            kept.append(preservation_policy.BestN(get_metric_fn=metric, reverse=True, n=1, **others))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=None if read_only else preservation_policy.AnyPreservationPolicy(kept),
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
         )
+        self._manager = ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
         self._reader = ocp.CompositeCheckpointHandler()
-        self._keep_best = keep_best
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -159,34 +148,33 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The newest whole checkpoint's step, or None."""
+        """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, identity: dict, losses: Mapping[str, float]) -> None:
         """Starts saving in the background; the state is copied first, so it may be donated at once.
 
-        `losses` are the validation losses at this step, empty where none were taken.
+        `losses` are the validation losses at this step, empty without a validation.
         """
         step = int(state.step)
         if step == self.latest:
             return
-        items = {item: leaves_of(tree) for item, tree in _items_of(state).items()}
-        record = {"identity": identity} | {item: described(leaves) for item, leaves in items.items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                identity=ocp.args.JsonSave(record | {"sha256": fingerprint(record)}),
-                **{item: ocp.args.StandardSave(leaves) for item, leaves in items.items()},
-            ),
-            metrics={self._keep_best: losses[self._keep_best]} if self._keep_best in losses else None,
-        )
+        items = {item: _leaves_of(tree) for item, tree in _items_of(state).items()}
+        record = {"identity": identity}
+        for item, leaves in items.items():
+            sums = checksums(list(leaves.values()))  # name -> [dtype, shape, checksum]
+            record[item] = {name: [*_kind(leaves[name]), number] for name, number in zip(leaves, sums, strict=True)}
+        saved = {item: ocp.args.StandardSave(leaves) for item, leaves in items.items()}
+        saved["identity"] = ocp.args.JsonSave(record | {"sha256": fingerprint(record)})
+        metrics = {self._keep_best: losses[self._keep_best]} if self._keep_best in losses else None
+        self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics)
 
     def wait(self) -> None:
-        """Returns when every save is on disk and whole."""
+        """Returns when every save is complete on disk."""
         self._manager.wait_until_finished()
 
     def read_back(self, state: TrainState, mesh: Mesh, identity: dict) -> TrainState:
-        """Returns the state that was just saved, as its checkpoint gives it; the memory of `state` is freed before.
+        """Returns the state that was just saved, as its checkpoint holds it; the memory of `state` is freed before.
 
         Raises UserError where it cannot be read.
         """
@@ -195,49 +183,44 @@ class Checkpoints:
         jax.tree.map(lambda leaf: leaf.delete(), state)
         try:
             return self.restore(self.latest, abstract, mesh, identity)
-        except Damaged as fault:
+        except Corrupt as fault:
             raise UserError(
-                f"{fault} It was read back right after it was written: what is saved in this folder cannot be "
-                "resumed. Give the run a --workdir on another disk."
+                f"{fault} It was read right after it was written: a run cannot be resumed from this folder. Give it a "
+                "--workdir on another disk."
             ) from None
 
-    def identity(self, step: int) -> dict:
-        """Returns the identity stored with a checkpoint."""
-        return self._record(step)["identity"]
-
     def newest(self, read: Callable[[int], T]) -> T | None:
-        """Returns `read(step)` of the newest checkpoint that is not damaged, None where there is none at all.
+        """Returns `read(step)` of the newest checkpoint that is not corrupt, None where there is no checkpoint.
 
-        Damaged ones are named, and set aside once an older one was read: where none can be read, the reason may be
-        another one than damage. Raises UserError where all are damaged, rather than begin from nothing as if there had
-        been no run.
+        Corrupt ones are reported, and moved away after an older one was read. Raises UserError where all are corrupt:
+        the reason may be another one, and a run does not restart from nothing.
         """
-        damaged = []
+        corrupt = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 found = read(step)
-            except Damaged as fault:
+            except Corrupt as fault:
                 print(fault, flush=True)
-                damaged.append(step)
+                corrupt.append(step)
                 continue
-            if damaged and not self._read_only:
-                self._set_aside(damaged)
+            if corrupt and not self._read_only:
+                self._quarantine(corrupt)
             return found
-        if damaged:
+        if corrupt:
             raise UserError(
                 f"No checkpoint in {self._workdir} can be read, and none was moved. Restore one from a copy, or delete "
-                "the folder and repeat its train command to begin anew."
+                "the folder and repeat its train command to start again."
             )
         return None
 
-    def _set_aside(self, steps: list[int]) -> None:
-        """Moves damaged checkpoints out of the way of those that will be written in their place."""
+    def _quarantine(self, steps: list[int]) -> None:
+        """Moves corrupt checkpoints away, so that new ones can be written in their place."""
         if distributed.is_main():
-            shelf = self._workdir / "damaged"
-            shelf.mkdir(exist_ok=True)
+            folder = self._workdir / CORRUPT_FOLDER
+            folder.mkdir(exist_ok=True)
             for step in steps:
-                shutil.move(self._workdir / FOLDER / str(step), tempfile.mkdtemp(prefix=f"{step}-", dir=shelf))
-        distributed.barrier(f"damaged checkpoints of {self._workdir.name}")
+                shutil.move(self._workdir / FOLDER / str(step), tempfile.mkdtemp(prefix=f"{step}-", dir=folder))
+        distributed.barrier(f"corrupt checkpoints of {self._workdir.name}")
         self._manager.reload()
 
     def restore(self, step: int, abstract: TrainState, mesh: Mesh, identity: dict) -> TrainState:
@@ -245,44 +228,46 @@ class Checkpoints:
 
         Raises:
           UserError: it is of another run, or its tree is not that of `abstract`.
-          Damaged: its bytes are not those that were saved.
+          Corrupt: its bytes are not those that were saved.
         """
-        record = self._record(step)
-        self._check_identity(step, record["identity"], identity)
-        target = with_shardings(abstract, state_shardings(abstract, mesh))
-        found = self._restore(step, record, _items_of(target))
+        record = self.record(step)
+        there, here = ({**each["model"], **each, "model": ""} for each in (record["identity"], identity))
+        self._check(step, there, here, "model, tokenizer or data")
+        found = self._restore(step, record, _items_of(_placed(abstract, mesh)))
         return TrainState(**found["params"], **found["rest"])
 
     def restore_params(self, step: int, model: ModelConfig, mesh: Mesh) -> dict:
         """Returns the parameters alone, sharded for `mesh`. Raises as `restore` does."""
         abstract = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
-        target = with_shardings(abstract, shardings(abstract, mesh))
-        return self._restore(step, self._record(step), {"params": {"params": target}})["params"]["params"]
+        targets = {"params": {"params": _placed(abstract, mesh)}}
+        return self._restore(step, self.record(step), targets)["params"]["params"]
 
     def _restore(self, step: int, record: dict, targets: dict[str, dict]) -> dict[str, dict]:
         """Returns the tree of each item. Names, dtypes and shapes are compared before it is read, bits after."""
-        wanted = {item: leaves_of(target) for item, target in targets.items()}
+        wanted = {item: _leaves_of(target) for item, target in targets.items()}
         for item, leaves in wanted.items():
-            self._check_leaves(step, record[item], leaves)
+            saved = {name: kind[:-1] for name, kind in record[item].items()}
+            self._check(step, saved, {name: _kind(leaf) for name, leaf in leaves.items()}, "model or optimizer")
         found = self._read(step, **{item: ocp.args.StandardRestore(leaves) for item, leaves in wanted.items()})
         trees = {}
         for item, names in wanted.items():
             leaves = [found[item][name] for name in names]
             for name, checksum in zip(names, checksums(leaves), strict=True):
                 if checksum != record[item][name][-1]:
-                    raise self._damaged(step, f"the checksum of {name} fails")
+                    raise self._corrupt(step, f"the checksum of {name} fails")
             trees[item] = jax.tree.unflatten(jax.tree.structure(targets[item]), leaves)
         return trees
 
-    def _record(self, step: int) -> dict:
+    def record(self, step: int) -> dict:
+        """Returns the record of a checkpoint: its identity, and each leaf's dtype, shape and checksum."""
         record = self._read(step, identity=ocp.args.JsonRestore()).identity
         if record.pop("sha256", None) != fingerprint(record):
-            raise self._damaged(step, "the checksum of its record fails, or another version of ghost_jax wrote it")
+            raise self._corrupt(step, "the checksum of its record fails, or another version of ghost_jax wrote it")
         return record
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
-        """Returns items of a checkpoint. Raises Damaged, in every process, where one cannot decode what it reads."""
-        folder, found, damaged = (self._workdir / FOLDER / str(step)).resolve(), None, None
+        """Returns items of a checkpoint. Raises Corrupt, in every process, where one cannot decode its part."""
+        folder, found, corrupt = (self._workdir / FOLDER / str(step)).resolve(), None, None
         try:
             # Not by the manager, in which the other processes would wait for one that fails.
             found = self._reader.restore(epath.Path(folder), args=ocp.args.Composite(**items))
@@ -293,68 +278,39 @@ class Checkpoints:
                 cause = cause.__cause__
             if not isinstance(cause, _UNDECODED):
                 raise cause from None
-            damaged = self._damaged(step, str(cause).partition("\n")[0][:200] or type(cause).__name__)
-        if distributed.anywhere(damaged is not None):
-            raise damaged or self._damaged(step, "another process cannot read its part")
+            corrupt = self._corrupt(step, str(cause).partition("\n")[0][:200] or type(cause).__name__)
+        if distributed.any_process(corrupt is not None):
+            raise corrupt or self._corrupt(step, "another process cannot read its part")
         return found
 
-    def _damaged(self, step: int, reason: str) -> Damaged:
-        return Damaged(f"The checkpoint of step {step:,} in {self._workdir} is damaged ({reason}).")
+    def _corrupt(self, step: int, reason: str) -> Corrupt:
+        return Corrupt(f"The checkpoint of step {step:,} in {self._workdir} is corrupt ({reason}).")
 
-    def _check_leaves(self, step: int, there: dict[str, list], here: dict[str, Any]) -> None:
-        """Raises UserError where names, dtypes or shapes of leaves differ from those of this model and optimizer."""
-        both = [name for name in here if name in there]
-        unlike = [(name, there[name][:-1], _kind(here[name])) for name in both if there[name][:-1] != _kind(here[name])]
-        differences = {
-            "only in the checkpoint": [name for name in there if name not in here],
-            "only in this model or optimizer": [name for name in here if name not in there],
-            "of another kind": [f"{name} (saved as {saved}, here {wanted})" for name, saved, wanted in unlike],
-        }
-        if any(differences.values()):
-            said = "; ".join(f"{which}: {', '.join(names)}" for which, names in differences.items() if names)
+    def _check(self, step: int, there: dict, here: dict, of: str) -> None:
+        """Raises UserError, with both values of each key that differs, where a checkpoint does not match this run."""
+        pairs = {key: (there.get(key), here.get(key)) for key in {**there, **here}}
+        differ = {key: [str(value)[:40] for value in pair] for key, pair in pairs.items() if pair[0] != pair[1]}
+        if differ:
+            listed = "; ".join(f"{key}: {saved} there, {present} here" for key, (saved, present) in differ.items())
             raise UserError(
-                f"The checkpoint of step {step} in {self._workdir} does not match this model and optimizer. {said}. "
-                "Nothing was moved. Resume it with the code that made it, or give this run another --workdir."
+                f"The checkpoint of step {step} in {self._workdir} is of another {of} ({listed}). Nothing was moved. "
+                "Repeat the command that made it, with its code, to resume it, or give this run another --workdir."
             )
 
-    def _check_identity(self, step: int, found: dict, wanted: dict) -> None:
-        for key, value in wanted.items():
-            if found[key] != value:
-                differences = (
-                    ", ".join(
-                        f"{k}: {found[key].get(k)} there, {value[k]} here"
-                        for k in value
-                        if found[key].get(k) != value[k]
-                    )
-                    if isinstance(value, dict)
-                    else f"{found[key][:12]} there, {value[:12]} here"
-                )
-                raise UserError(
-                    f"The checkpoint of step {step} in {self._workdir} is of another {key} ({differences}). Repeat the "
-                    "command that made it to continue it, or give this run another --workdir."
-                )
 
+def _placed(abstract: Any, mesh: Mesh) -> Any:
+    """Returns ShapeDtypeStructs with the sharding of each leaf."""
 
-def with_shardings(abstract: Any, tree_of_shardings: Any) -> Any:
-    """Returns ShapeDtypeStructs that say where each leaf shall lie."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        tree_of_shardings,
-    )
+    def of(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-
-def _apart(model: ModelConfig, params: dict, mesh: Mesh) -> tuple[ModelConfig, dict]:
-    if not model.scan:
-        return model, params
-    placed = shardings(jax.eval_shape(transformer.unstack_blocks, params), mesh)
-    return dataclasses.replace(model, scan=False), jax.jit(transformer.unstack_blocks, out_shardings=placed)(params)
+    return jax.tree.map(of, abstract, shardings(abstract, mesh))
 
 
 def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
-    """Returns `(model config, parameters, step)` of a run's newest checkpoint, its blocks apart, which reads faster.
+    """Returns `(model config, parameters, step)` of a run's newest checkpoint, its blocks unstacked: scoring is faster.
 
-    Raises UserError where the directory holds no whole checkpoint.
+    Raises UserError where the directory holds no complete checkpoint.
     """
     if not (workdir / FOLDER).is_dir():
         raise UserError(
@@ -364,17 +320,20 @@ def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
     with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
 
         def read(step: int) -> tuple[ModelConfig, dict, int]:
-            shape = checkpoints.identity(step)["model"]
             try:
-                model = ModelConfig(**shape)
+                model = ModelConfig(**checkpoints.record(step)["identity"]["model"])
             except TypeError:
                 raise UserError(
                     f"The checkpoint of step {step} in {workdir} is of another version of ghost_jax, whose model has "
                     "other fields. Train the run again, or use the version that its environment.json names."
                 ) from None
-            return *_apart(model, checkpoints.restore_params(step, model, mesh), mesh), step
+            params = checkpoints.restore_params(step, model, mesh)
+            if model.scan:
+                placed = shardings(jax.eval_shape(transformer.unstack_blocks, params), mesh)
+                params = jax.jit(transformer.unstack_blocks, out_shardings=placed)(params)
+            return dataclasses.replace(model, scan=False), params, step
 
         found = checkpoints.newest(read)
         if found is None:
-            raise UserError(f"{workdir} has no whole checkpoint yet. Repeat its train command: it goes on from there.")
+            raise UserError(f"{workdir} has no complete checkpoint yet. Repeat its train command to resume it.")
         return found

@@ -1,9 +1,8 @@
-"""Cross-entropy and log-probabilities over a large vocabulary, a few tokens at a time: no logits [B, T, V] are held.
+"""Cross-entropy and log-probabilities over a large vocabulary, in chunks of tokens: no logits [B, T, V] are held.
 
 At a vocabulary of 32,000 the logits of 4,096 tokens take 0.5 GB in float32, and a plain backward pass holds them
-several times over. Here a chunk's logits live until its losses, and where the sum is differentiated its gradients, are
-known: of a sum whose weights are known beforehand they come with the losses, and nothing is computed twice (Hsu et al.
-2024, "Liger Kernel", arXiv 2410.10989).
+several times. Here a chunk's logits are freed after its losses and, where the sum is differentiated, its gradients,
+which are computed with the losses (Hsu et al. 2024, "Liger Kernel", arXiv 2410.10989).
 
 Shapes: B sequences, T tokens, D width, V padded vocabulary.
 """
@@ -17,8 +16,8 @@ import jax.numpy as jnp
 from ghost_jax.model.attention import MASKED
 from ghost_jax.model.dense import transposed
 
-# Tokens of one device whose logits are held at once: 64 MB in float32 at a vocabulary of 32,000. Smaller ones leave
-# the matrix multiplications too thin.
+# Tokens of one device in a chunk: 64 MB of float32 logits at a vocabulary of 32,000. Smaller chunks leave the matrix
+# multiplications too thin.
 CHUNK = 512
 
 
@@ -29,15 +28,15 @@ def cross_entropy(
 
     Args:
       hidden: [B, T, D] in the compute type.
-      table: [V, D], of which the rows from `vocab_size` on are padding.
+      table: [V, D], whose rows from `vocab_size` on are padding.
       targets: [B, T] int32.
-      shards: the parts that B is cut into over devices.
+      shards: the parts of B over devices.
     """
     rows = table.astype(hidden.dtype)
 
     @jax.checkpoint
-    def of_chunk(few: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return _losses(_logits(few[0], rows, vocab_size), few[1])
+    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return _losses(_logits(chunk[0], rows, vocab_size), chunk[1])
 
     losses = jax.lax.map(of_chunk, _chunks((hidden, targets), shards))
     return _joined(losses, targets.shape)
@@ -48,14 +47,14 @@ def log_probabilities(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the log-probabilities [B, T, K] float32 of targets [B, T, K], and whether each is the most probable.
 
-    The logits of targets are products with the float32 table: rounded to bfloat16, its rows prefer one letter to
-    another by 0.05 nats in every prompt. Their common normaliser, and which token is the most probable, are of rounded
-    rows. The other arguments are those of `cross_entropy`.
+    The logits of targets are products with the float32 table: its rows rounded to bfloat16 favour one letter by 0.05
+    nats in every prompt. Their common normaliser, and which token is the most probable, are of rounded rows. The other
+    arguments are those of `cross_entropy`.
     """
     rows = table.astype(hidden.dtype)
 
-    def of_chunk(few: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        states, wanted = few
+    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        states, wanted = chunk
         logits = _logits(states, rows, vocab_size)
         exact = jnp.einsum("nd,nkd->nk", states.astype(jnp.float32), table[wanted])
         most_probable = jnp.take_along_axis(logits, wanted.T, axis=0) >= logits.max(axis=0)
@@ -71,26 +70,26 @@ def cross_entropy_sum(
 ) -> jax.Array:
     """Returns Σ weights · cross-entropy, float32 [], of `cross_entropy`'s arguments and weights [B, T] float32.
 
-    Its gradient comes with it, without computing anything again; to the weights it is zero, since they are data.
+    Its gradient is computed with it; that to the weights is zero, since they are data.
     """
     rows = table.astype(hidden.dtype)
 
-    def of_chunk(total: jax.Array, few: tuple) -> tuple[jax.Array, None]:
-        hidden, targets, weights = few
+    def of_chunk(total: jax.Array, chunk: tuple) -> tuple[jax.Array, None]:
+        hidden, targets, weights = chunk
         return total + jnp.sum(weights * _losses(_logits(hidden, rows, vocab_size), targets)), None
 
     return jax.lax.scan(of_chunk, jnp.float32(0), _chunks((hidden, targets, weights), shards))[0]
 
 
-def _with_gradients(
+def _sum_forward(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, weights: jax.Array, vocab_size: int, shards: int
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     rows = table.astype(hidden.dtype)
     columns = transposed(rows, 1, 0)
 
-    def of_chunk(carry: tuple, few: tuple) -> tuple[tuple, jax.Array]:
+    def of_chunk(carry: tuple, chunk: tuple) -> tuple[tuple, jax.Array]:
         total, to_table = carry
-        hidden, targets, weights = few
+        hidden, targets, weights = chunk
         logits = _logits(hidden, rows, vocab_size)
         log_total = jax.nn.logsumexp(logits, axis=0)
         gold = jnp.arange(len(logits))[:, None] == targets
@@ -100,21 +99,21 @@ def _with_gradients(
         to_hidden = jnp.einsum("dv,vn->dn", columns, to_logits, preferred_element_type=jnp.float32)
         return (total, to_table), transposed(to_hidden.astype(hidden.dtype), 1, 0)
 
-    nothing = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
-    (total, to_table), to_hidden = jax.lax.scan(of_chunk, nothing, _chunks((hidden, targets, weights), shards))
+    zero = (jnp.float32(0), jnp.zeros(table.shape, jnp.float32))
+    (total, to_table), to_hidden = jax.lax.scan(of_chunk, zero, _chunks((hidden, targets, weights), shards))
     return total, (_joined(to_hidden, targets.shape), to_table.astype(table.dtype))
 
 
-def _scaled(vocab_size: int, shards: int, gradients: tuple, by: jax.Array) -> tuple:
+def _sum_backward(vocab_size: int, shards: int, gradients: tuple, by: jax.Array) -> tuple:
     to_hidden, to_table = gradients
     return (by * to_hidden).astype(to_hidden.dtype), by * to_table, None, None
 
 
-cross_entropy_sum.defvjp(_with_gradients, _scaled)
+cross_entropy_sum.defvjp(_sum_forward, _sum_backward)
 
 
 def _logits(hidden: jax.Array, rows: jax.Array, vocab_size: int) -> jax.Array:
-    """Returns the logits [V, N] float32 of N tokens; the vocabulary comes first, which is the faster product."""
+    """Returns the logits [V, N] float32 of N tokens; vocabulary first is the faster product."""
     logits = jnp.einsum("vd,nd->vn", rows, hidden, preferred_element_type=jnp.float32)
     if len(rows) == vocab_size:
         return logits
@@ -130,7 +129,7 @@ def _of_targets(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _chunks(arrays: tuple[jax.Array, ...], shards: int) -> tuple[jax.Array, ...]:
-    """Returns arrays [B, T, ...] as chunks [C, B * T / C, ...], zeros behind the last: rows stay on their devices."""
+    """Returns arrays [B, T, ...] as zero-padded chunks [C, B * T / C, ...]; rows stay on their devices."""
     rows, length = arrays[0].shape[:2]
     size = max(1, min(length, CHUNK * shards // rows))
     count = math.ceil(length / size)

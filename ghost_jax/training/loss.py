@@ -1,8 +1,7 @@
-"""What is minimised: the masked language-model loss, and beside it two objectives of multiple choice.
+"""The training loss: masked language modelling, and two objectives of multiple choice.
 
-Each objective is a sum and a denominator until the last moment. A mean would not add up across micro-batches and
-devices that hold different numbers of supervised tokens, letters and questions; sums over the denominators of the
-whole batch do, and their gradients with them.
+Each objective is a sum and a denominator: means would not add up across micro-batches and devices with different
+numbers of supervised tokens, letters and questions, and sums over the denominators of the full batch do.
 """
 
 from collections.abc import Mapping
@@ -27,14 +26,14 @@ def loss_sum(model: Transformer, params: dict, batch: dict) -> tuple[jax.Array, 
         nothing is learnt); of packed rows also `positions` and `segments` [B, T] int32.
     """
     hidden = _hidden(model, params, batch, None)
-    return cross_entropy_sum(hidden, *_against(model, params, batch)), jnp.sum(batch["weights"])
+    return cross_entropy_sum(hidden, *_head_and_targets(model, params, batch)), jnp.sum(batch["weights"])
 
 
 def denominators(batch: dict) -> dict[str, jax.Array]:
-    """Returns what each objective of a whole batch is a mean over, at least 1.
+    """Returns the denominator of each objective of a full batch, at least 1, from the data alone.
 
     "lm": the sum of weights. "letter": the records with a gold letter. "ranking": the ranked questions. An objective
-    whose fields the batch lacks has none. All depend on the data alone, so they are known before the first micro-batch.
+    whose fields the batch lacks has none.
     """
     sums = {"lm": jnp.sum(batch["weights"])}
     if "letters" in batch:
@@ -53,39 +52,37 @@ def loss(
     letter_ids: np.ndarray,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns `(loss, {objective: its own part})` of a micro-batch; over all of a batch's both add up to the batch's.
+    """Returns `(loss, {objective: its part})` of a micro-batch; over all micro-batches both add up to the batch's.
 
-    The parts are in nats, each over its denominator and not yet weighted; the loss is their weighted sum. What weighs
-    nothing is not computed.
+    The parts are in nats, each over its denominator and not yet weighted; the loss is their weighted sum. An objective
+    without weight is not computed.
 
     Args:
       batch: some rows, with the fields of `ghost_jax.data.packing.fill` that the objectives read.
-      denominators: those of the whole batch.
-      objective: the weight of each of `OBJECTIVES`; one that is absent weighs nothing.
+      denominators: those of the full batch.
+      objective: the weights of `OBJECTIVES`; an absent one is 0.
         "lm": cross-entropy of the supervised tokens.
         "letter": cross-entropy of the gold letter among the letters alone, where the answer's letter is predicted.
         "ranking": cross-entropy of the gold option in the softmax over the options' log-probabilities, each the mean
-        over the option's tokens, its end included. By their sum the shortest option would be the likeliest, by more
-        than a young model can learn.
+        over the option's tokens, its end included; their sum would favour the shortest option.
       letter_ids: ids [K] of the letters A, B, C …
-      dropout_key: given where the model has dropout.
+      dropout_key: of a model with dropout.
 
-    Raises:
-      KeyError: an objective weighs something and the batch lacks its fields.
+    Raises KeyError where the batch lacks the fields of an objective with a weight.
     """
-    weighs = {name for name in OBJECTIVES if objective.get(name, 0.0) > 0}
+    wanted = {name for name in OBJECTIVES if objective.get(name, 0.0) > 0}
     hidden = _hidden(model, params, batch, dropout_key)
     parts = {}
-    table, targets, weights, vocab_size, shards = _against(model, params, batch)
-    if "ranking" in weighs:
+    table, targets, weights, vocab_size, shards = _head_and_targets(model, params, batch)
+    if "ranking" in wanted:
         losses = cross_entropy(hidden, table, targets, vocab_size, shards)
         parts["ranking"] = _ranking(losses, batch)
-        if "lm" in weighs:
+        if "lm" in wanted:
             parts["lm"] = jnp.sum(losses * weights)
-    elif "lm" in weighs:
+    elif "lm" in wanted:
         parts["lm"] = cross_entropy_sum(hidden, table, targets, weights, vocab_size, shards)
-    if "letter" in weighs:
-        # From the hidden states again: columns taken out of the logits would cost another [B, T, V] going backward.
+    if "letter" in wanted:
+        # From the hidden states: columns of the full logits would cost another [B, T, V] in the backward pass.
         scores = model.apply({"params": params}, hidden, letter_ids, method="head")  # [B, T, K]
         gold = batch["letters"]
         losses = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(gold - 1, 0))
@@ -99,26 +96,24 @@ def _hidden(model: Transformer, params: dict, batch: dict, dropout_key: jax.Arra
     return model.apply(
         {"params": params},
         batch["tokens"],
-        batch.get("positions"),
-        batch.get("segments"),
-        batch.get("branches"),
+        *(batch.get(name) for name in ("positions", "segments", "branches")),
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
         method="hidden",
     )
 
 
-def _against(model: Transformer, params: dict, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array, int, int]:
-    """Returns what hidden states are compared with: table, targets, their weights, vocabulary, parts of the batch."""
+def _head_and_targets(model: Transformer, params: dict, batch: dict) -> tuple:
+    """Returns the arguments of `cross_entropy_sum` behind the hidden states."""
     table = params[tables_of(model.config)[-1]]
     shards = batch_shards(model.rows.mesh) if model.rows else 1
     return table, batch["targets"], batch["weights"], model.config.vocab_size, shards
 
 
 def _option_starts(batch: dict) -> jax.Array:
-    """Returns where [B, T] the first token of a ranked option is predicted: its branch begins there.
+    """Returns where [B, T] the first token of a ranked option is predicted: where its branch begins.
 
-    A prompt, of branch 0, stands between the options of two questions.
+    A prompt, of branch 0, lies between the options of two questions.
     """
     before = jnp.pad(batch["branches"][:, :-1], ((0, 0), (1, 0)))
     return (batch["ranked"] > 0) & (batch["branches"] != before)
@@ -127,8 +122,8 @@ def _option_starts(batch: dict) -> jax.Array:
 def _ranking(losses: jax.Array, batch: dict) -> jax.Array:
     """Returns the sum over ranked questions of -log softmax(options' log-probabilities)[gold].
 
-    How many questions a row holds is not known when this is compiled. So each place sums over its own option, the start
-    of each option stands for it, and the start of a gold one compares it with all of its question.
+    The number of questions in a row is unknown at compile time. So each position sums over its own option, the start of
+    each option represents it, and the start of a gold one is compared with all options of its question.
     """
     segments = batch.get("segments", jnp.zeros_like(batch["branches"]))
     same_question = segments[:, :, None] == segments[:, None, :]  # [B, T, T], as in attention

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate; AdamW and Muon without it, because it is an argument of the step; what is moved."""
+"""Learning-rate schedules; AdamW and Muon without the rate, which is an argument of the step; norms by layer."""
 
 import math
 from collections.abc import Callable
@@ -13,19 +13,18 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from ghost_jax.model.transformer import unstack_blocks
 
 
-def _wsd(peak: float, floor: float, updates: int, decay: int) -> optax.Schedule:
+def _wsd(peak: float, least: float, updates: int, decay: int) -> optax.Schedule:
     decay = min(decay, updates)
-    return optax.join_schedules(
-        [optax.constant_schedule(peak), optax.linear_schedule(peak, floor, decay)], [updates - decay]
-    )
+    parts = [optax.constant_schedule(peak), optax.linear_schedule(peak, least, decay)]
+    return optax.join_schedules(parts, [updates - decay])
 
 
-# How the rate goes on from the peak: (peak, floor, updates from the peak to the last one, of which "wsd" decays).
+# From the peak on: (peak, least rate, updates from the peak to the last one, of which "wsd" decays) to a schedule.
 SCHEDULES: dict[str, Callable[[float, float, int, int], optax.Schedule]] = {
-    "cosine": lambda peak, floor, updates, _: optax.cosine_decay_schedule(peak, max(updates, 1), floor / (peak or 1)),
+    "cosine": lambda peak, least, updates, _: optax.cosine_decay_schedule(peak, max(updates, 1), least / (peak or 1)),
     "wsd": _wsd,
     "constant": lambda peak, *_: optax.constant_schedule(peak),
-    "linear": lambda peak, floor, updates, _: optax.linear_schedule(peak, floor, updates),
+    "linear": lambda peak, least, updates, _: optax.linear_schedule(peak, least, updates),
 }
 
 
@@ -34,11 +33,11 @@ def schedule(
 ) -> Callable[[int], float]:
     """Returns update number (from 0) -> learning rate: linear warm-up to the peak, then one of `SCHEDULES`.
 
-    Update 0 already has a rate, `peak / warmup`, update `warmup - 1` is at the peak, and the last one, `steps - 1`, at
-    the absolute floor. A run that is no longer than its warm-up ends at the peak.
+    Update 0 has the rate `peak / warmup`, update `warmup - 1` the peak, and the last one, `steps - 1`, `min_lr`. A run
+    that is no longer than its warm-up ends at the peak.
 
     Args:
-      name: "cosine" and "linear" decay all the way; "wsd" stays at the peak and decays linearly in the last
+      name: "cosine" and "linear" decay over all updates; "wsd" stays at the peak and decays linearly in the last
         `decay_share` of all updates; "constant" stays.
     """
     top = max(min(warmup_steps, steps) - 1, 0)  # the first update at the peak
@@ -47,7 +46,7 @@ def schedule(
     joined = optax.join_schedules([warm_up, SCHEDULES[name](peak_lr, min_lr, steps - 1 - top, decay)], [top])
 
     def rate(update: int) -> float:
-        # On the host: the rate travels into the compiled step as a number, so a sweep of rates compiles once.
+        # On the host: the rate is an argument of the compiled step, so a sweep of rates compiles once.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             return float(joined(update))
 
@@ -57,21 +56,19 @@ def schedule(
 def adamw(b1: float, b2: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
     """Returns gradients -> the direction of AdamW, to be scaled by minus the learning rate.
 
-    Weight decay is applied to matrices only, not to norms, biases and embeddings.
-
     Args:
       b1, b2: decay rates of the first and second moment.
-      weight_decay: what a weight is multiplied with and added to its direction.
+      weight_decay: factor of a matrix that is added to its direction; norms, biases and embeddings do not decay.
       clip_norm: the global norm that gradients are clipped to; 0 for no clipping.
     """
     return _clipped_and_decayed(optax.scale_by_adam(b1=b1, b2=b2), weight_decay, clip_norm)
 
 
 MUON_MOMENTUM = 0.95
-# The RMS of AdamW's directions as measured by Liu et al.: Muon's are scaled to it, and take the same learning rates.
+# The RMS of AdamW's directions as measured by Liu et al.: Muon's are scaled to it, and use the same learning rates.
 MUON_RMS = 0.2
-# Input and output axes of each kernel. They count from the last axis, so that one row serves single and stacked blocks.
-# Any other axis is a batch of separate matrices: the layers of stacked blocks, and q, k and v of a fused kernel.
+# Input and output axes of each kernel, from the last axis, so that one row serves single and stacked blocks. Any other
+# axis is a batch of separate matrices: the layers of stacked blocks, and q, k and v of a fused kernel.
 MUON_AXES: dict[str, MuonDimensionNumbers] = {
     "qkv": MuonDimensionNumbers(-4, (-2, -1)),  # [D, 3, H, K]: three matrices [D, H K]
     "kv": MuonDimensionNumbers(-4, (-2, -1)),  # [D, 2, G, K]: two matrices [D, G K]
@@ -87,16 +84,8 @@ def muon(b1: float, b2: float, weight_decay: float, clip_norm: float) -> optax.G
     """Returns gradients -> the direction of Muon for matrices of blocks and of AdamW for all other parameters.
 
     A matrix's momentum (Nesterov, 0.95) is orthogonalized by five Newton-Schulz steps and scaled by
-    0.2 sqrt(max(inputs, outputs)), so that its RMS is that of AdamW's directions and learning rates can be reused. The
-    matrices are each layer's own, and q, k and v of a fused kernel are three. Clipping, weight decay and the learning
-    rate are those of `adamw`.
-
-    `optax.contrib.muon` would give the other parameters to AdamW with Nesterov momentum, which `adamw` has not; its
-    parts are used instead, so that only the matrices differ between the two optimizers.
-
-    Args:
-      b1, b2: decay rates of the moments of AdamW.
-      weight_decay, clip_norm: as in `adamw`.
+    0.2 sqrt(max(inputs, outputs)), so that its RMS is that of AdamW's directions. Arguments are those of `adamw`.
+    (`optax.contrib.muon` would give the other parameters Nesterov momentum, which `adamw` has not.)
 
     Raises:
       ValueError: on use, for a kernel that `MUON_AXES` does not list.
@@ -108,23 +97,20 @@ def muon(b1: float, b2: float, weight_decay: float, clip_norm: float) -> optax.G
         optax.stateless(lambda updates, _: jax.tree.map(_scale_rms, updates, muon_axes(updates))),
     )
 
-    def labels(params: Any) -> Any:
-        return jax.tree.map(lambda matrix: "muon" if matrix else "adamw", matrices(params))
-
-    split = optax.partition({"muon": by_muon, "adamw": optax.scale_by_adam(b1=b1, b2=b2)}, labels)
+    split = optax.partition(
+        {"muon": by_muon, "adamw": optax.scale_by_adam(b1=b1, b2=b2)},
+        lambda params: jax.tree.map(lambda matrix: "muon" if matrix else "adamw", is_matrix(params)),
+    )
     return _clipped_and_decayed(split, weight_decay, clip_norm)
 
 
 def muon_axes(params: Any) -> Any:
-    """Returns the tree of `MuonDimensionNumbers` for a tree of kernels.
-
-    Raises ValueError for a kernel that `MUON_AXES` does not list.
-    """
+    """Returns the tree of `MuonDimensionNumbers` of a tree of kernels; ValueError where `MUON_AXES` has none."""
 
     def of(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers:
         if path[-2].key not in MUON_AXES:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise ValueError(f"no axes for Muon are known of {name} {leaf.shape}; add a row to MUON_AXES in {__name__}")
+            raise ValueError(f"{name} {leaf.shape} has no axes for Muon; add a row to MUON_AXES in {__name__}")
         return MUON_AXES[path[-2].key]
 
     return jax.tree_util.tree_map_with_path(of, params)
@@ -135,34 +121,28 @@ def _scale_rms(update: jax.Array, axes: MuonDimensionNumbers) -> jax.Array:
     return MUON_RMS * math.sqrt(max(fans)) * update
 
 
-def matrices(params: Any) -> Any:
-    """Returns the tree of bools that tells matrices of blocks from norms, biases and embeddings."""
+def is_matrix(params: Any) -> Any:
+    """Returns the tree of bools that is True for matrices of blocks, False for norms, biases and embeddings."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def _clipped_and_decayed(
     direction: optax.GradientTransformation, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        direction,
-        optax.add_decayed_weights(weight_decay, mask=matrices),
-    )
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    return optax.chain(clip, direction, optax.add_decayed_weights(weight_decay, mask=is_matrix))
 
 
-# Name in a config (`optim.name`) -> (b1, b2, weight_decay, clip_norm) to the optimizer.
-OPTIMIZERS: dict[str, Callable[[float, float, float, float], optax.GradientTransformation]] = {
-    "adamw": adamw,
-    "muon": muon,
-}
+# `optim.name` of a config -> the optimizer of (b1, b2, weight_decay, clip_norm).
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
-def finite_or_same(old: Any, new: Any, ok: jax.Array) -> Any:
-    """Returns the tree `new` where the scalar `ok` holds, else `old`: an update that is skipped moves nothing.
+def skip_nonfinite(old: Any, new: Any, finite: jax.Array) -> Any:
+    """Returns the tree `new` if the scalar `finite` is true, else `old`.
 
-    Chosen leaf by leaf and not by multiplying with zero, because zero times NaN is NaN.
+    Selected leaf by leaf and not multiplied by zero, because zero times NaN is NaN.
     """
-    return jax.tree.map(lambda before, after: jnp.where(ok, after, before), old, new)
+    return jax.tree.map(lambda before, after: jnp.where(finite, after, before), old, new)
 
 
 def norms_by_layer(params: dict, grads: dict) -> dict[str, jax.Array]:

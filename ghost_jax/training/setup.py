@@ -1,23 +1,27 @@
-"""What a config trains: model, optimizer, rate, mesh and step, built in one place for training and compiling."""
+"""The objects of a config's training: model, optimizer, rate, mesh, state and step, for the loop and for compiling."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ghost_jax.config import load as config_lib
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.prepare import Prepared
-from ghost_jax.model import attention_kernels
+from ghost_jax.model import attention_kernels, transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh, micro_batch_rows
-from ghost_jax.training import initial
+from ghost_jax.parallel.sharding_rules import shardings
+from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.training.checkpoint import load_model
 from ghost_jax.training.optimizer import OPTIMIZERS, schedule
-from ghost_jax.training.step import LM, TrainState, make_train_step
+from ghost_jax.training.step import LM, TrainState, abstract_state, from_scratch, make_train_step, new_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +32,10 @@ class TrainSetup:
       config: of the run.
       mesh: the devices by axis.
       rows: sequences of a micro-batch over all devices.
-      model: with its vocabulary grown, and the attention that the platform offers.
+      model: with the chat tokens in its vocabulary, and the attention of the platform.
       optimizer: gradients to a direction, without the learning rate.
       rate: update, from 0, to its learning rate.
-      abstract: shapes and types of the training state; nothing is computed for it.
+      abstract: shapes and types of the training state.
       objective: mixing weight of each objective.
     """
 
@@ -52,59 +56,50 @@ class TrainSetup:
         """
         mesh = mesh_of(config) if mesh is None else mesh
         own = {"vocab_size": vocab_size, "attention": attention_of(config, mesh).name}
-        model, optimizer = ModelConfig(**{**config.model, **own}), optimizer_of(config)
+        model, o = ModelConfig(**{**config.model, **own}), config.optim
+        optimizer = OPTIMIZERS[o.name](o.b1, o.b2, o.weight_decay, o.clip_norm)
+        rates = (o.peak_lr, o.min_lr, o.warmup_steps)
         return cls(
             config=config,
             mesh=mesh,
             rows=micro_batch_rows(config.batch_size, config.micro_batch_size, mesh),
             model=Transformer(model),
             optimizer=optimizer,
-            rate=schedule(**schedule_of(config)),
-            abstract=initial.abstract_state(model, optimizer),
+            rate=schedule(*rates, config.steps, name=o.schedule, decay_share=o.decay_share),
+            abstract=abstract_state(model, optimizer),
             objective=dict(config.objective) if config.stage == "chat" else LM,
         )
 
     def make_step(self, letter_ids: np.ndarray | None) -> Callable:
         """Returns the jitted training step; see `make_train_step`."""
-        return make_train_step(
-            self.model,
-            self.optimizer,
-            self.abstract,
-            self.mesh,
-            self.rows,
-            self.objective,
-            letter_ids,
-            with_norms=self.config.log.norms,
-        )
+        built = (self.model, self.optimizer, self.abstract, self.mesh, self.rows)
+        return make_train_step(*built, self.objective, letter_ids, with_norms=self.config.log.norms)
 
     def first_state(self, base_workdir: Path, prepared: Prepared) -> TrainState:
-        """Returns the state before update 1: drawn from the seed, or of a chat run the base's, its vocabulary grown.
+        """Returns the state before update 1: drawn from the seed, or the base's parameters with the chat tokens added.
 
-        Raises UserError where the base was trained with another tokenizer than the data now gives.
+        Raises UserError where the base was trained with another tokenizer than that of the data.
         """
-        made_of = (self.model.config, self.optimizer, self.abstract, self.mesh)
-        if self.config.stage == "chat":
-            return initial.from_base(self.config, *made_of, base_workdir, prepared)
-        return initial.from_scratch(self.config.seed, *made_of)
+        if self.config.stage != "chat":
+            return from_scratch(self.config.seed, self.model.config, self.optimizer, self.abstract, self.mesh)
+        base, params, _ = load_model(base_workdir, self.mesh)
+        there = tokenizer_lib.load(base_workdir / "tokenizer.json").sha256
+        here = prepared.base_tokenizer.sha256
+        if there != here:
+            raise UserError(
+                f"The base {base_workdir} was trained with another tokenizer ({there[:12]}) than that of the data "
+                f"({here[:12]}): its sources changed. Put both runs into a new folder with --workdir=FOLDER/NAME."
+            )
 
+        def begin(params: dict, key: jax.Array) -> TrainState:
+            model = self.model.config
+            params = transformer.stack_blocks(params) if model.scan else params
+            params = transformer.grow_vocabulary(params, base, model, key, self.config.init_tokens)
+            return new_state(params, self.optimizer, key)
 
-def schedule_of(config: ConfigDict) -> dict:
-    """Returns the arguments of `optimizer.schedule`."""
-    o = config.optim
-    return {
-        "name": o.schedule,
-        "peak_lr": o.peak_lr,
-        "min_lr": o.min_lr,
-        "warmup_steps": o.warmup_steps,
-        "steps": config.steps,
-        "decay_share": o.decay_share,
-    }
-
-
-def optimizer_of(config: ConfigDict) -> optax.GradientTransformation:
-    """Returns the optimizer of a config: gradients to a direction, without the learning rate."""
-    o = config.optim
-    return OPTIMIZERS[o.name](o.b1, o.b2, o.weight_decay, o.clip_norm)
+        in_shardings = (shardings(params, self.mesh), None)
+        begin = jax.jit(begin, in_shardings=in_shardings, out_shardings=shardings(self.abstract, self.mesh))
+        return begin(params, jax.random.key(self.config.seed))
 
 
 def mesh_of(config: ConfigDict) -> Mesh:
@@ -115,7 +110,7 @@ def mesh_of(config: ConfigDict) -> Mesh:
 
 
 def attention_of(config: ConfigDict, mesh: Mesh) -> attention_kernels.Choice:
-    """Returns the attention that the training step of a config uses on a mesh.
+    """Returns the attention of a config's training step on a mesh.
 
     Raises UsageError where `model.attention` names a kernel that cannot be used there.
     """

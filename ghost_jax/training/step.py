@@ -1,6 +1,7 @@
-"""The compiled functions: one training step, one evaluation step, one letter predictor. Pure, sharded, jitted."""
+"""The training state, and the compiled functions: training step, evaluation step, and prediction of answers."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer, tables_of
 from ghost_jax.parallel.distributed import local_rows, to_global
@@ -20,18 +22,20 @@ from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replica
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.cross_entropy import log_probabilities
 from ghost_jax.training.loss import denominators, loss, loss_sum
-from ghost_jax.training.optimizer import finite_or_same, norms_by_layer
+from ghost_jax.training.optimizer import norms_by_layer, skip_nonfinite
+
+LM = MappingProxyType({"lm": 1.0})
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that one update reads and the next needs: one pytree, one checkpoint.
+    """The pytree that an update reads and returns, and a checkpoint holds.
 
     Attributes:
       step: number of updates done, int32 [].
       params: float32 tree of the model.
       opt_state: the optimizer's tree, sharded like the parameters.
-      key: raw PRNG key [2] uint32; the randomness of update t is `fold_in(key, t)`, so a resume needs nothing more.
+      key: raw PRNG key [2] uint32; the randomness of update t is `fold_in(key, t)`.
       skipped: number of updates, int32 [], that changed nothing because their gradient was not finite.
     """
 
@@ -44,21 +48,26 @@ class TrainState:
 
 def new_state(params: dict, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """Returns the state before the first update."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        opt_state=optimizer.init(params),
-        key=jax.random.key_data(key),
-        skipped=jnp.zeros((), jnp.int32),
-    )
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # two arrays: both are donated
+    return TrainState(step, params, optimizer.init(params), jax.random.key_data(key), skipped)
 
 
-def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Returns the sharding of every leaf of a (possibly abstract) state."""
-    return shardings(state, mesh)
+@functools.cache  # one function, so that JAX traces it once for the shapes and for the numbers
+def _initial(model: ModelConfig, optimizer: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
+    return lambda key: new_state(transformer.init(model, key), optimizer, key)
 
 
-LM = MappingProxyType({"lm": 1.0})
+def abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the shapes and types of a state."""
+    return jax.eval_shape(_initial(model, optimizer), jax.random.key(0))
+
+
+def from_scratch(
+    seed: int, model: ModelConfig, optimizer: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+) -> TrainState:
+    """Returns an initial state, computed on its devices."""
+    draw = jax.jit(_initial(model, optimizer), out_shardings=shardings(abstract, mesh))
+    return draw(jax.random.key(seed))
 
 
 def make_train_step(
@@ -74,76 +83,75 @@ def make_train_step(
     """Returns the jitted `(state, batch, learning_rate) -> (state, metrics)`; the old state's memory is donated.
 
     The batch [B, T] is cut into micro-batches of `micro_batch_rows` rows over all devices. Each contributes its sums
-    over the denominators of the whole batch, so the update does not depend on how the batch was cut. An update whose
-    gradient is not finite changes nothing but `skipped`.
+    over the denominators of the full batch, so the update does not depend on the cut. An update whose gradient is not
+    finite changes nothing but `skipped`.
 
-    Metrics: `loss` (what is minimised, in nats), `loss_<objective>` for each where there are several, `grad_norm`
-    (before clipping), `supervised` (tokens that the loss is over), `skipped` (updates so far), and the norms by layer
-    where `with_norms` asks for them.
+    Metrics: `loss` (minimised, in nats), `loss_<objective>` for each where there are several, `grad_norm` (before
+    clipping), `supervised` (tokens of the loss), `skipped` (updates so far), and norms by layer `with_norms`.
 
     Args:
       objective: mixing weight of each of `loss.OBJECTIVES`.
-      letter_ids: ids [K] of the option letters, where the letter objective has a weight.
+      letter_ids: ids [K] of the option letters, for the letter objective.
     """
-    in_state, in_batch = state_shardings(abstract_state, mesh), batch_sharding(mesh)
+    in_state, in_batch = shardings(abstract_state, mesh), batch_sharding(mesh)
     model = model.clone(rows=in_batch)
     dropout = model.config.dropout > 0
 
-    def step(state: TrainState, batch: dict, learning_rate: jax.Array) -> tuple[TrainState, dict]:
-        rows = batch["tokens"].shape[0]
-        micro_batches = rows // micro_batch_rows
+    def gradient(params: dict, rows: dict, over: dict, key: jax.Array | None) -> tuple[dict, dict]:
+        (total, parts), grads = jax.value_and_grad(
+            lambda params: loss(model, params, rows, over, objective, letter_ids, key), has_aux=True
+        )(params)
+        return {"loss": total} | {f"loss_{name}": part for name, part in parts.items()}, grads
+
+    def accumulated(state: TrainState, batch: dict) -> tuple[dict, dict]:
+        """Returns the losses and the gradient of the full batch."""
+        micro_batches = batch["tokens"].shape[0] // micro_batch_rows
         update_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         over = denominators(batch)
 
-        def gradient(index: jax.Array, micro: dict) -> tuple:
+        def of_micro_batch(index: jax.Array, rows: dict) -> tuple[dict, dict]:
             key = jax.random.fold_in(update_key, index) if dropout else None
-            (total, parts), grads = jax.value_and_grad(
-                lambda params: loss(model, params, micro, over, objective, letter_ids, key), has_aux=True
-            )(state.params)
-            return {"loss": total} | {f"loss_{name}": part for name, part in parts.items()}, grads
+            return gradient(state.params, rows, over, key)
 
         if micro_batches == 1:
-            losses, grads = gradient(jnp.int32(0), batch)
-        else:
-            # Row r goes to micro-batch r % A: each device keeps its own rows, nothing moves between devices.
-            cut = jax.tree.map(lambda x: x.reshape(micro_batch_rows, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
-            cut = jax.lax.with_sharding_constraint(cut, jax.NamedSharding(mesh, jax.P(None, *BATCH)))
+            return of_micro_batch(jnp.int32(0), batch)
+        # Row r is in micro-batch r % A: each device keeps its own rows, nothing moves between devices.
+        cut = jax.tree.map(lambda x: x.reshape(micro_batch_rows, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+        cut = jax.lax.with_sharding_constraint(cut, jax.NamedSharding(mesh, jax.P(None, *BATCH)))
 
-            def add(carry: tuple, inputs: tuple) -> tuple:
-                return jax.tree.map(jnp.add, carry, gradient(*inputs)), None
+        def add(carry: tuple, inputs: tuple) -> tuple:
+            return jax.tree.map(jnp.add, carry, of_micro_batch(*inputs)), None
 
-            first = jax.tree.map(lambda x: x[0], cut)
-            zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, jnp.int32(0), first))
-            (losses, grads), _ = jax.lax.scan(add, zero, (jnp.arange(micro_batches), cut))
+        first = jax.tree.map(lambda x: x[0], cut)
+        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_micro_batch, jnp.int32(0), first))
+        return jax.lax.scan(add, zero, (jnp.arange(micro_batches), cut))[0]
 
+    def step(state: TrainState, batch: dict, learning_rate: jax.Array) -> tuple[TrainState, dict]:
+        losses, grads = accumulated(state, batch)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(grad_norm)
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-        params, opt_state = finite_or_same((state.params, state.opt_state), (params, opt_state), finite)
-        new = state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            skipped=state.skipped + (1 - finite.astype(jnp.int32)),
-        )
+        params, opt_state = skip_nonfinite((state.params, state.opt_state), (params, opt_state), finite)
+        skipped = state.skipped + (1 - finite.astype(jnp.int32))
+        new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped)
         metrics = losses if len(losses) > 2 else {"loss": losses["loss"]}
-        metrics |= {"grad_norm": grad_norm, "supervised": jnp.sum(batch["weights"] > 0), "skipped": new.skipped}
-        return new, metrics | (norms_by_layer(new.params, grads) if with_norms else {})
+        metrics |= {"grad_norm": grad_norm, "supervised": jnp.sum(batch["weights"] > 0), "skipped": skipped}
+        return new, metrics | (norms_by_layer(params, grads) if with_norms else {})
 
     return jax.jit(
         step,
         in_shardings=(in_state, in_batch, replicated(mesh)),
         out_shardings=(in_state, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=_options(mesh, model.config.dtype),
+        compiler_options=_compiler_options(mesh, model.config.dtype),
     )
 
 
-def _options(mesh: Mesh, dtype: str) -> dict[str, bool | str]:
+def _compiler_options(mesh: Mesh, dtype: str) -> dict[str, bool | str]:
     """Returns the compiler's options.
 
-    On a CPU it prefers to start everything that could run at once, and holds the attention of all layers for it. Its
+    On a CPU its default schedule starts all independent work at once, and holds the attention of all layers for it. Its
     library YNN multiplies bfloat16 fast; of float32 it is slower here, and holds gigabytes beside what is planned.
     """
     if mesh.devices.flat[0].platform != "cpu":
@@ -159,22 +167,20 @@ def make_eval_step(model: Transformer, abstract_params: dict, mesh: Mesh) -> Cal
         lambda params, batch: loss_sum(model, params, batch),
         in_shardings=(shardings(abstract_params, mesh), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
-        compiler_options=_options(mesh, model.config.dtype),
+        compiler_options=_compiler_options(mesh, model.config.dtype),
     )
 
 
 def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns the jitted `(params, batch, at, targets) -> (log-probabilities, most probable or not)`: all evaluators
-    see of a model.
+    """Returns the jitted `(params, batch, at, targets) -> (log-probabilities, most probable or not)` of evaluations.
 
     The batch has `tokens`, `positions`, `segments` and `branches`, each [B, T] int32, as `Transformer.hidden` takes
-    them. Of the token after place `at` [B, R] it returns the log-probabilities [B, R, K] of `targets` [B, R, K], and
-    whether each is the most probable token [B, R, K]. The head is applied at those places only, a few at a time, so a
-    forward pass costs no [B, T, V] logits. Compiled once for each shape; any B will do, whatever the mesh. Attention is
-    computed in blocks, which take the masks of these rows.
+    them. For the token after position `at` [B, R] it returns the log-probabilities [B, R, K] of `targets` [B, R, K],
+    and whether each is the most probable token [B, R, K]; the head is applied at those positions only. Compiled once
+    a shape; B need not divide over the mesh. Attention is "blocks", which has the masks of these rows.
     """
-    rows = batch_sharding(mesh)
-    model = Transformer(dataclasses.replace(config, attention="blocks"), rows=rows)
+    sharding = batch_sharding(mesh)
+    model = Transformer(dataclasses.replace(config, attention="blocks"), rows=sharding)
 
     def predict(params: dict, batch: dict, at: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         hidden = model.apply({"params": params}, **batch, at=at, method="hidden")  # [B, R, D]
@@ -182,17 +188,17 @@ def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Call
 
     jitted = jax.jit(
         predict,
-        in_shardings=(shardings(abstract_params, mesh), rows, rows, rows),
+        in_shardings=(shardings(abstract_params, mesh), sharding, sharding, sharding),
         out_shardings=replicated(mesh),
-        compiler_options=_options(mesh, model.config.dtype),
+        compiler_options=_compiler_options(mesh, model.config.dtype),
     )
 
-    def on_any_batch(params: dict, batch: dict, at: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    def padded(params: dict, batch: dict, at: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
         count = len(at)
-        fill = -count % math.lcm(batch_shards(mesh), jax.process_count())  # rows that make it divide over them
-        whole = {**batch, "at": at, "targets": targets}  # every process holds all of it, and brings its own rows
-        padded = {name: np.pad(x, ((0, fill), *[(0, 0)] * (x.ndim - 1))) for name, x in whole.items()}
-        placed = to_global(local_rows(padded), rows)
+        missing = -count % math.lcm(batch_shards(mesh), jax.process_count())  # rows, until the batch divides
+        arrays = {**batch, "at": at, "targets": targets}  # every process holds all rows, and places its own
+        arrays = {name: np.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))) for name, x in arrays.items()}
+        placed = to_global(local_rows(arrays), sharding)
         return tuple(x[:count] for x in jitted(params, placed, placed.pop("at"), placed.pop("targets")))
 
-    return on_any_batch
+    return padded

@@ -1,47 +1,43 @@
-"""Validation losses: of the run's own mix, and of the datasets that all recipes share."""
+"""Validation losses: of the run's own mixture, and of the datasets that all recipes share."""
 
 from collections.abc import Callable
 
 import jax
-from jax.sharding import Mesh
 
 from ghost_jax.config.load import SHARED
 from ghost_jax.data import mixture
 from ghost_jax.data.mixture import Mix
-from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.distributed import local_rows, to_global
 from ghost_jax.parallel.mesh import batch_sharding
+from ghost_jax.training.setup import TrainSetup
 from ghost_jax.training.step import make_eval_step
 
 
-def make_validation(
-    model: Transformer, abstract_params: dict, mesh: Mesh, mix: Mix, *, batch_size: int, records: int
-) -> Callable[[dict], dict[str, float]]:
+def make_validation(setup: TrainSetup, mix: Mix) -> Callable[[dict], dict[str, float]]:
     """Returns `params -> losses` in nats a supervised token.
 
-    `val_loss` is over the datasets that the mix holds at any time, each once, whatever its multiplier;
+    `val_loss` is over the datasets that the mixture holds at any time, each once, whatever its multiplier;
     `val_loss_<name>` is one dataset's. `val_loss_shared` is over those that every chat recipe is prepared with, mixed
-    in or not, so that the losses of two recipes compare. At most `records` of a dataset are read, always the same;
-    `val_share` is the part of the mixed datasets' validation records that this comes to.
+    in or not, so that the losses of two recipes compare. Of a dataset the same `data.validation_records` are read;
+    `val_share` is their share of the mixed datasets' validation records.
     """
-    held_out = {
-        name: mixture.validation_batches(mix, name, batch_size=batch_size, records=records) for name in mix.stores
-    }
+    records = setup.config.data.validation_records
+    read = {name: mixture.validation_batches(mix, name, batch_size=setup.rows, records=records) for name in mix.stores}
     sizes = [mixture.validation_size(mix, name) for name in mix.datasets]
     share = sum(min(size, records) for size in sizes) / max(sum(sizes), 1)
-    eval_step = make_eval_step(model, abstract_params, mesh)
-    rows = batch_sharding(mesh)
+    eval_step = make_eval_step(setup.model, setup.abstract.params, setup.mesh)
+    sharding = batch_sharding(setup.mesh)
 
-    def of(params: dict, batches: list[dict]) -> tuple[float, float]:
-        parts = [eval_step(params, to_global(local_rows(batch), rows)) for batch in batches]
+    def sums_of(params: dict, batches: list[dict]) -> tuple[float, float]:
+        parts = [eval_step(params, to_global(local_rows(batch), sharding)) for batch in batches]
         total, weight = jax.tree.map(lambda *xs: sum(float(x) for x in xs), *parts)
         return total, weight
 
     def validate(params: dict) -> dict[str, float]:
-        sums = {name: of(params, batches) for name, batches in held_out.items() if batches}
-        own = {name: sums[name] for name in sums if name in mix.datasets}
-        shared = {name: sums[name] for name in sums if name in SHARED}
-        losses = {"val_loss": _mean(own), "val_share": share} if own else {}
+        sums = {name: sums_of(params, batches) for name, batches in read.items() if batches}
+        mixed = [sums[name] for name in sums if name in mix.datasets]
+        shared = [sums[name] for name in sums if name in SHARED]
+        losses = {"val_loss": _mean(mixed), "val_share": share} if mixed else {}
         if len(sums) > 1:
             losses |= {"val_loss_shared": _mean(shared)} if shared else {}
             losses |= {f"val_loss_{name}": total / weight for name, (total, weight) in sums.items()}
@@ -50,5 +46,5 @@ def make_validation(
     return validate
 
 
-def _mean(sums: dict[str, tuple[float, float]]) -> float:
-    return sum(total for total, _ in sums.values()) / sum(weight for _, weight in sums.values())
+def _mean(sums: list[tuple[float, float]]) -> float:
+    return sum(total for total, _ in sums) / sum(weight for _, weight in sums)

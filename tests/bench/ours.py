@@ -22,10 +22,9 @@ from ghost_jax.parallel.distributed import to_global
 from ghost_jax.parallel.mesh import batch_sharding, make_mesh
 from ghost_jax.runs.metrics import memory_bytes
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.training import initial
 from ghost_jax.training.checkpoint import load_model
 from ghost_jax.training.optimizer import adamw
-from ghost_jax.training.step import make_predict, make_train_step
+from ghost_jax.training.step import abstract_state, from_scratch, make_predict, make_train_step
 from tests.bench import ragged, subject
 from tests.bench.work import FLOAT32, OPTIMIZER, PRODUCTS, RATE, SEED, Files, Work
 
@@ -56,8 +55,8 @@ class Training(OnJax):
     def begin(self, model: ModelConfig, micro_batch_size: int) -> None:
         """Makes the state of an untrained model, and its step."""
         self._mesh, optimizer = make_mesh(), adamw(**OPTIMIZER)
-        abstract = initial.abstract_state(model, optimizer)
-        self._state = initial.from_scratch(SEED, model, optimizer, abstract, self._mesh)
+        abstract = abstract_state(model, optimizer)
+        self._state = from_scratch(SEED, model, optimizer, abstract, self._mesh)
         self._step = make_train_step(Transformer(model), optimizer, abstract, self._mesh, micro_batch_size)
 
     def update(self, batch: dict) -> jax.Array:

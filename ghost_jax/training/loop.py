@@ -1,0 +1,99 @@
+"""The training loop of one stage: updates, validations and checkpoints, from the newest checkpoint on."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ghost_jax.data import mixture
+from ghost_jax.data.prepare import Prepared, mix_of
+from ghost_jax.parallel import distributed
+from ghost_jax.parallel.mesh import batch_sharding
+from ghost_jax.text.mcq_format import letter_ids
+from ghost_jax.training.checkpoint import Checkpoints, identity_of
+from ghost_jax.training.setup import TrainSetup
+from ghost_jax.training.validation import make_validation
+
+Measure = Callable[[dict], dict[str, float]]  # parameters to named figures
+
+
+def train(
+    setup: TrainSetup,
+    workdir: Path,
+    base_workdir: Path,
+    prepared: Prepared,
+    open_journal: Callable[[int], Any],
+    probe: Measure | None,
+) -> None:
+    """Trains one stage to its last update, from its newest checkpoint, else its base, else from scratch.
+
+    Args:
+      open_journal: number of updates done to a `runs.logger.Journal`, which logs the metrics.
+      probe: an evaluation every `online_probe.every` updates.
+
+    Raises:
+      Diverged: of the journal, for a loss that is not finite or keeps rising.
+      KeyboardInterrupt: the process was asked to stop; the state is saved.
+    """
+    config, mesh = setup.config, setup.mesh
+    mix = mix_of(config, prepared)
+    identity = identity_of(setup.model.config, prepared.tokenizer.sha256, mixture.fingerprint(mix))
+    with Checkpoints(workdir, config.keep, config.keep_best) as checkpoints:
+        state = checkpoints.newest(lambda step: checkpoints.restore(step, setup.abstract, mesh, identity))
+        if state is None:
+            state = setup.first_state(base_workdir, prepared)
+        elif distributed.is_main():
+            print(f"resuming {workdir} after update {int(state.step):,}", flush=True)
+        start, first_save = int(state.step), checkpoints.latest is None
+        train_step = setup.make_step(letter_ids(prepared.tokenizer) if config.stage == "chat" else None)
+        validate = make_validation(setup, mix)
+        stream = mixture.train_batches(mix, process=jax.process_index(), processes=jax.process_count())
+        batches = mixture.read_from(stream, start)
+        stop_vote = distributed.StopVote()
+        with open_journal(start) as journal, stop_requests() as asked_to_stop, distributed.end_with_peers():
+            for update in range(start + 1, config.steps + 1):
+                batch = journal.next_batch(batches, update)
+                lr = setup.rate(update - 1)
+                state, metrics = train_step(state, distributed.to_global(batch, batch_sharding(mesh)), lr)
+                journal.dispatched(update, lr, metrics)
+                last, stopping = update == config.steps, stop_vote(asked_to_stop())
+                due = [validate] if last or update % config.eval_every == 0 else []
+                if probe and update % config.online_probe.every == 0:
+                    due.append(probe)
+                saves = last or stopping or update % config.save_every == 0
+                if due or saves:  # a state is saved only after its loss is known to be finite
+                    losses = journal.settle(_measured(due, state.params) if due else None)
+                if saves:
+                    checkpoints.save(state, identity, losses)
+                    if first_save:
+                        # A run whose checkpoints cannot be read ends here, not when it is resumed: once a run it waits
+                        # for a write and a read. No device holds the state twice.
+                        state, first_save = checkpoints.read_back(state, mesh, identity), False
+                if stopping:  # after the last update as well: scoring takes longer than a scheduler waits
+                    raise KeyboardInterrupt
+
+
+def _measured(measures: list[Measure], params: dict) -> Callable[[], dict[str, float]]:
+    return lambda: {name: value for measure in measures for name, value in measure(params).items()}
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yields a function that returns whether SIGTERM or Ctrl-C was received; a second Ctrl-C interrupts at once."""
+    asked = False
+
+    def ask(signum: int, frame) -> None:
+        nonlocal asked
+        if asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {signum: signal.signal(signum, ask) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: asked
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,44 @@
+"""Models, parameters and meshes that several test files share."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from ghost_jax.model import transformer
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.parallel.mesh import make_mesh
+
+needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
+
+
+@functools.cache
+def one_device() -> Mesh:
+    return make_mesh(devices=jax.devices()[:1])
+
+
+@functools.cache
+def abstract(config: ModelConfig) -> dict:
+    """The shapes of a model's parameters."""
+    return jax.eval_shape(lambda: transformer.init(config, jax.random.key(0)))
+
+
+def drawn(config: ModelConfig, std: float, seed: int = 0) -> dict:
+    """Parameters that are random everywhere: initial zeros or ones (biases, scales) would hide an error there.
+
+    NumPy draws them: compiling the model's own draws takes longer than most tests.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        return np.float32(path[-1].key == "scale") + np.float32(std) * rng.standard_normal(leaf.shape, np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract(config))
+
+
+def named(tree) -> dict:
+    """Returns "block_0/attention/out/kernel" -> leaf."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
