@@ -1,12 +1,8 @@
-"""The sentence on prompts that did not fit a model's context, for every report that shows a score."""
+"""The sentence on prompts that were longer than a model's context, for every report that shows a score."""
 
 
 def cropping(cropped: int, prompts: int, lost: str = "") -> str:
-    """Returns the sentence on prompts that a model's context did not hold; empty where it held all.
-
-    Args:
-      lost: what stands at the beginning of such a prompt.
-    """
+    """Returns the sentence on cropped prompts, empty for none; `lost` names what stands at the beginning of one."""
     if not cropped:
         return ""
     what = f": {lost}" if lost else ""
@@ -14,14 +10,15 @@ def cropping(cropped: int, prompts: int, lost: str = "") -> str:
 
 
 def cropping_of(score: dict) -> str:
-    """Returns the sentences on a score's cropped prompts, those of free answers too; empty where none was cropped."""
+    """Returns the sentences on a score's cropped prompts and free answers; empty where none was cropped."""
     if not score.get("prompts_cropped") and not score.get("matching"):
         return ""
     question = "the instruction and the start of the question"
     first = f"lines of the book, then {question}" if score.get("book") == "open" else question
     # A cloze asks a question once for all its orders.
     prompts = score["n"] if score.get("layout") == "cloze" else sum(map(len, score["predicted"]))
-    said = [cropping(score.get("prompts_cropped", 0), prompts, first)]
+    sentences = [cropping(score.get("prompts_cropped", 0), prompts, first)]
     if free := score.get("matching"):
-        said.append(cropping(free["how"]["prompts_cropped"], score["n"], "of free answers, the start of the question"))
-    return " ".join(filter(None, said))
+        lost = "of free answers, the start of the question"
+        sentences.append(cropping(free["how"]["prompts_cropped"], score["n"], lost))
+    return " ".join(filter(None, sentences))
