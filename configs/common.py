@@ -48,7 +48,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.data.mixture_schedule = ConfigDict()  # "1500": {"qa": 0.0}: multipliers that change with update 1500
     c.data.packing = False  # several conversations in a row, none seeing another
     c.data.truncation = "crop"  # a conversation longer than a row loses its beginning; "drop" leaves it out
-    c.data.validation_records = 100_000  # most records of a dataset whose loss is taken
+    c.data.validation_records = 100_000  # most records of a dataset in its validation loss
     c.data.seed = 0  # which facts are asked; apart from `seed`, so that seeds share their data
 
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: the devices that are left

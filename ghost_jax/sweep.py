@@ -88,8 +88,8 @@ def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[tuple[str, str]], d
         flags += [f"--workdir={workdir}"] + ([f"--data_dir={data_dir}"] if data_dir else [])
         words = [sys.executable, "-m", "ghost_jax.train", f"--config={run.setting.spec}", *flags]
         tasks.append(Task(run.name, words, workdir, base))
-    if taken := sorted({base.name for base in bases} & {task.name for task in tasks}):
-        raise UsageError(f"{sweep.name}: a run and a base are both called {taken[0]}. Give the setting another name.")
+    if shared := sorted({base.name for base in bases} & {task.name for task in tasks}):
+        raise UsageError(f"{sweep.name}: a run and a base are both called {shared[0]}. Give the setting another name.")
     return tasks
 
 

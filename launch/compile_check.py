@@ -50,7 +50,7 @@ class Report:
       attention: which one the step uses, and why where it is not the chip's own kernel.
       arguments, outputs, temporaries, program: bytes of memory; outputs without those that reuse an argument's.
       flops: of all matrix products of a step, on all chips, recomputed ones included.
-      collectives: kind -> (count, bytes of the whole arrays).
+      collectives: kind -> (count, bytes of the complete arrays).
       seconds: the least time of arithmetic, memory and links.
     """
 
@@ -147,7 +147,7 @@ def describe(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
             f"that fits the pinned JAX with: {sys.executable} -m pip install libtpu=={LIBTPU}"
         )
     chips = math.prod(map(int, sides))
-    jax.config.update("jax_platforms", "cpu")  # do not look for a TPU
+    jax.config.update("jax_platforms", "cpu")  # there is no TPU to find
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # do not ask the metadata server of Google's cloud
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilers may run at once

@@ -59,7 +59,7 @@ class Traffic:
     """What one chip does in one run of the program.
 
     Attributes:
-      collectives: kind -> (count, bytes of the whole arrays).
+      collectives: kind -> (count, bytes of the complete arrays).
       sent_bytes: what a chip sends for them, by the best known algorithm on a ring.
       hbm_bytes: read from and written to high-bandwidth memory, without the padding of tiles.
     """
@@ -90,14 +90,14 @@ def traffic(text: str, devices: int) -> Traffic:
         if kind == "all-reduce" and where.startswith("all-reduce-scatter"):  # the TPU's form of it
             kind = "reduce-scatter"
         group = group_size(instruction.rest, devices)
-        whole = size(instruction.shape)
+        array = size(instruction.shape)
         if instruction.opcode == "reduce-scatter":  # its result is a part
-            whole *= group
+            array *= group
         if "-start" in instruction.opcode:  # its shape holds the operand and the result
-            whole *= group / (group + 1) if kind == "all-gather" else 0.5
+            array *= group / (group + 1) if kind == "all-gather" else 0.5
         counts[kind] += times
-        sizes[kind] += times * whole
-        sent += times * whole * _sent_share(kind, group)
+        sizes[kind] += times * array
+        sent += times * array * _sent_share(kind, group)
     return Traffic({kind: (counts[kind], float(sizes[kind])) for kind in sorted(counts)}, sent, hbm)
 
 
@@ -174,7 +174,7 @@ def _trips(instruction: Instruction, computations: dict[str, Computation]) -> in
 
 
 def _sent_share(kind: str, group: int) -> float:
-    """Returns the share of the whole array that each of `group` chips sends, by the ring algorithms."""
+    """Returns the share of the complete array that each of `group` chips sends, by the ring algorithms."""
     if kind == "collective-permute":
         return 1.0
     return (2 if kind == "all-reduce" else 1) * (group - 1) / group

@@ -35,14 +35,9 @@ ROWS = {
     "chat_v4_failed": ("300", "2e-4", "killed", ""),
     "chat_v5": ("2,000", "5e-5", "34.8%", "2.990"),
 }
-RECORDED = ("chat_v3", "chat_v05", "chat_long", "chat_recovered", "chat_v4_failed", "chat_v5")  # what :saved runs
-PARAMETERS = {
-    "pretrain_v04": 45_174_784,
-    "pretrain_v05": 35_670_528,
-    "pretrain_ours": 35_670_528,
-    "pretrain_facts": 35_670_528,
-    "pretrain_base350m": 341_099_520,
-}
+NOT_RECORDED = ("chat_v2", "chat_v4_raft")  # how their recorded runs differ is not known
+PARAMETERS = {"pretrain_v04": 45_174_784, "pretrain_base350m": 341_099_520}
+PARAMETERS |= dict.fromkeys(("pretrain_v05", "pretrain_ours", "pretrain_facts"), 35_670_528)
 OTHERS = {"chat_ours", "chat_base350m", "chat_reader", "chat_facts", "pretrain_exposure"}
 
 
@@ -88,24 +83,33 @@ def test_the_configs_are_those_of_the_study_and_ours():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_loads_at_each_size_and_names_its_command(name):
+def test_every_config_loads_at_each_size_and_documents_itself(name):
+    recorded_too = name in ROWS and name not in NOT_RECORDED
     for preset in SIZES:
         config = read(name, preset)
         spec = f"configs/{name}.py:{preset}".rstrip(":")  # records have no folder of the user
-        assert (config.name, config.preset, config.spec) == (name, preset, spec)
-        assert config.is_locked
+        assert (config.name, config.preset, config.spec, config.is_locked) == (name, preset, spec, True)
         if config.stage == "chat":
             assert (config.base.stage, config.base.preset) == ("pretrain", preset)
             assert config.base.name in PARAMETERS
+        saved = f"{preset},saved".strip(",")
+        if not recorded_too:
+            assert "saved" in refusal(f"--config={CONFIGS / name}.py:{saved}")
+            continue
+        recorded = read(name, saved)
+        assert recorded.base.preset == preset, "the base is the same one"
+        assert (recorded.data.packing, recorded.loss_norm) == (False, "record_mean")
+        assert recorded.batch_size == recorded.micro_batch_size == (8 if name == "chat_v3" else 4)
+        assert recorded.published == config.published
     docstring = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text(encoding="utf-8")))
     assert f"python -m ghost_jax.train --config=configs/{name}.py" in docstring
-    assert (f"configs/{name}.py:saved" in docstring) == (name in RECORDED)
+    assert (f"configs/{name}.py:saved" in docstring) == recorded_too
     if name in PARAMETERS:
         assert ModelConfig(**read(name).model).parameters() == PARAMETERS[name]
         assert ("45.17M" if name == "pretrain_v04" else f"{PARAMETERS[name]:,}") in docstring
     if name in ROWS:
         row = docstring.partition("The table's row: ")[2].partition("\n")[0]
-        assert all(cell in row for cell in ROWS[name]), row
+        assert [cell for cell in ROWS[name] if cell not in row] == []
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -122,27 +126,11 @@ def test_a_recipe_of_the_study_carries_and_runs_its_row(name):
     assert config.divergence.stop == (name == "chat_v4_failed")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_run_differs_as_it_was_recorded_or_is_refused(name):
-    if name not in RECORDED:
-        for preset in ("saved", "nano,saved"):
-            assert "saved" in refusal(f"--config={CONFIGS / name}.py:{preset}")
-        return
-    for preset in SIZES:
-        config = read(name, f"{preset},saved".strip(","))
-        assert config.base.preset == preset, "the base is the same one"
-        assert (config.data.packing, config.loss_norm) == (False, "record_mean")
-        assert config.batch_size == config.micro_batch_size == (8 if name == "chat_v3" else 4)
-        assert config.published == read(name).published
-
-
 def test_the_canonical_run_as_it_was_recorded():
-    config = read("chat_v3", "saved")
+    config, small = read("chat_v3", "saved"), read("chat_v3", "saved,nano")
     assert (config.steps, config.optim.peak_lr, config.optim.warmup_steps) == (1800, 3e-5, 120)
     assert (config.data.seq_len, config.data.mixture.mcq, config.data.mixture.qa) == (1024, 2.0, 1.0)
-    small, plain = read("chat_v3", "saved,nano"), read("chat_v3", "nano")
-    assert (small.steps, small.model) == (36, plain.model)
-    assert small.optim.peak_lr == pytest.approx(0.6 * plain.optim.peak_lr)
+    assert (small.steps, small.model) == (36, read("chat_v3", "nano").model)
 
 
 def test_our_recipe_on_both_bases():
@@ -153,8 +141,7 @@ def test_our_recipe_on_both_bases():
             mixed = {dataset for dataset, multiplier in config.data.mixture.items() if multiplier}
             assert mixed == {"qa", "fact_mcq", "raft", "small_talk"}
             assert (config.data.layout, config.init_tokens, config.published.run) == ("letter_after", "mean", "")
-        large = read("chat_base350m", preset).model
-        assert (large.attention_bias, large.remat, large.scan) == (False, True, True)
+        assert (config.model.attention_bias, config.model.remat, config.model.scan) == (False, True, True)
         assert read("pretrain_v04", preset).model.generation == "v04"
     ours, large = read("pretrain_ours"), read("pretrain_base350m")
     assert large.data == ours.data
@@ -205,6 +192,11 @@ def test_a_value_keeps_its_type_and_follows_an_equals_sign_or_a_blank(tmp_path, 
         ("steps=1.5", "int"),
         ("steps=True", "int"),
         ("steps=", "int"),
+        ("steps=1e3", "int"),
+        (f"steps={2**63}", "steps"),
+        (f"seed=1{'0' * 5000}", "seed"),
+        ("optim.peak_lr=nan", "optim.peak_lr"),
+        ("optim.peak_lr=1e400", "optim.peak_lr"),
         ("optim.peak_lr=fast", "5e-05"),
         ("optim.peak_lr=(1,)", "float"),
         ("model.attention_bias=maybe", "bool"),
@@ -214,7 +206,9 @@ def test_a_value_keeps_its_type_and_follows_an_equals_sign_or_a_blank(tmp_path, 
     ],
 )
 def test_an_unknown_key_is_answered_with_the_nearest_and_a_wrong_value_with_its_type(word, part):
-    assert part in refusal(f"--config={CHAT}", f"--config.{word}")
+    message = refusal(f"--config={CHAT}", f"--config.{word}")
+    assert part in message
+    assert len(message) < 1000
 
 
 def test_a_value_may_be_a_negative_number_and_is_never_the_next_flag():
@@ -251,19 +245,16 @@ def test_a_path_may_hold_colons(tmp_path):
     assert '"nano"' in refusal(f"--config={path}:nanno")
 
 
-@pytest.mark.parametrize("folder", ["", "tests/bench"])
-def test_our_recipes_are_found_from_any_folder(tmp_path, monkeypatch, folder):
-    monkeypatch.chdir(ROOT / folder if folder else tmp_path)
-    assert parse("--config=configs/chat_v5.py:nano")[0].spec == "configs/chat_v5.py:nano"
-    message = refusal("--config=configs/nope.py")
-    assert str(Path.cwd()) in message
-    assert str(ROOT) in message
-
-
-def test_a_file_in_the_current_folder_wins(tmp_path, monkeypatch, written):
-    path = Path(written("from configs import chat_v5\nget_config = chat_v5.get_config\n"))
-    path.rename(path.with_name("chat_v3.py"))
-    monkeypatch.chdir(tmp_path)
+def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_wins(tmp_path, monkeypatch, written):
+    written("from configs import chat_v5\nget_config = chat_v5.get_config\n")
+    for folder in (ROOT / "tests" / "bench", tmp_path):
+        monkeypatch.chdir(folder)
+        assert parse("--config=configs/chat_v5.py:nano")[0].spec == "configs/chat_v5.py:nano"
+        message = refusal("--config=configs/nope.py")
+        assert str(folder) in message
+        assert str(ROOT) in message
+    assert parse("--config=configs/mine.py:nano")[0].published.run == "chat-v5"
+    shutil.copy("configs/mine.py", "configs/chat_v3.py")
     assert parse("--config=configs/chat_v3.py:nano")[0].published.run == "chat-v5"
 
 

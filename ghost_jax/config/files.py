@@ -11,7 +11,7 @@ from typing import Any
 
 from ghost_jax.core.errors import UsageError, UserError
 
-# A checkout, or the folder that ghost_jax is installed in; configs/ lies in it, beside this package.
+# A checkout, or the folder that ghost_jax is installed in; configs/ is in it, beside this package.
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {"config": "configs/chat_v5.py:nano", "sweep": "configs/sweeps/lr.py:nano"}
 
@@ -33,7 +33,7 @@ def find(kind: str, spec: str, *folders: Path) -> tuple[Path, str]:
                 return path, ":".join(parts[count:])
     places = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in searched))
     raise UsageError(
-        f"There is no {kind} file {spec}. It was looked for in {places}. Name a file and its preset, such as "
+        f"There is no {kind} file {spec}. It is not in {places}. Name a file and its preset, such as "
         f"--config={EXAMPLES[kind]}."
     )
 

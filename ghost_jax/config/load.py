@@ -151,7 +151,7 @@ def overrides_in(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]
 def stand_on(config: ConfigDict, base: Path) -> None:
     """Makes a chat config start from the base run in a directory, trained here or imported, instead of its own.
 
-    Its model takes the base's shape. Raises UserError where there is no such run.
+    Its model gets the base's shape. Raises UserError where there is no such run.
     """
     found = read_config(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
@@ -200,7 +200,7 @@ def _sizes(config: ConfigDict) -> str | None:
     if heads % (model.get("kv_heads") or heads):
         return f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
     if list(config.mesh.values()).count(-1) > 1:
-        return f"mesh has -1, which takes the devices that are left, more than once: {dict(config.mesh)}. Set one size."
+        return f"mesh has -1, the devices that are left, more than once: {dict(config.mesh)}. Set one size."
     return None
 
 

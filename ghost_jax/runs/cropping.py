@@ -2,7 +2,7 @@
 
 
 def cropping(cropped: int, prompts: int, lost: str = "") -> str:
-    """Returns the sentence on cropped prompts, empty for none; `lost` names what stands at the beginning of one."""
+    """Returns the sentence on cropped prompts, empty for none; `lost` names the part that was lost."""
     if not cropped:
         return ""
     what = f": {lost}" if lost else ""
