@@ -11,7 +11,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -116,15 +115,6 @@ def check_same(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"{fault} To use another folder for the sweep, add --runs.") from None
 
 
-def locked(folder: Path) -> AbstractContextManager[int]:
-    """Locks the folder for this sweep and yields the lock's descriptor. Raises UserError where it is locked."""
-    return run_dir.held(
-        folder,
-        f"Another sweep is at work in {folder}, or runs that a killed one left behind. Wait until they are done, or "
-        "give this sweep another folder with --runs.",
-    )
-
-
 def run_all(tasks: Sequence[Task], launcher: Local | Submitted, jobs: int) -> dict[str, str]:
     """Runs every task, `jobs` at a time; returns name -> "finished", "stopped", "failed" or "not started".
 
@@ -140,11 +130,12 @@ def run_all(tasks: Sequence[Task], launcher: Local | Submitted, jobs: int) -> di
         try:
             while waiting or running:
                 for task in list(waiting):
+                    bases = {other.base for other, _, _ in running.values()}
                     if task.base in failed_bases:
                         states[task.name] = "not started"
                         print(f"{task.name}: not started, its base failed: see {failed_bases[task.base]}", flush=True)
                         progress.advance(1)
-                    elif len(running) < jobs and _may_start(task, [other for other, _, _ in running.values()]):
+                    elif len(running) < jobs and not (task.trains_base and task.base in bases):
                         # A task that trains a base uses the cores of those that wait for it.
                         rivals = {other.base for other in tasks if other.trains_base} if task.trains_base else tasks
                         job = launcher.start(task.command, task.log, min(jobs, len(rivals)))
@@ -166,11 +157,6 @@ def run_all(tasks: Sequence[Task], launcher: Local | Submitted, jobs: int) -> di
         finally:
             stop([job for _, job, _ in running.values()])
     return states
-
-
-def _may_start(task: Task, running: Sequence[Task]) -> bool:
-    """Returns whether the task's base is trained, or no running task trains it."""
-    return not task.trains_base or all(other.base != task.base for other in running)
 
 
 def _outcome(task: Task, state: str, code: int, seconds: float) -> str:
@@ -238,7 +224,11 @@ def main(argv: Sequence[str]) -> int:
         for task in tasks:
             print(shlex.join(task.command))
         return DONE
-    with locked(folder) as lock:
+    refusal = (
+        f"Another sweep is at work in {folder}, or runs that a killed one left behind. Wait until they are done, or "
+        "give this sweep another folder with --runs."
+    )
+    with run_dir.held(folder, refusal) as lock:
         launcher = Submitted(folder / "slurm") if on_slurm else Local(jobs, lock)
         print(f"{sweep.name}: {len(tasks)} runs in {folder}, {jobs} at a time", flush=True)
         states = run_all(tasks, launcher, jobs)

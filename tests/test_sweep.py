@@ -17,7 +17,7 @@ from configs import chat_v5
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.runs import run_dir
-from ghost_jax.sweep import locked, tasks_of
+from ghost_jax.sweep import tasks_of
 from ghost_jax.sweeps import curves
 from ghost_jax.sweeps import results as sweep_table
 from ghost_jax.sweeps.grid import Setting, Sweep, grid, load
@@ -161,14 +161,15 @@ def test_a_sweep_file_or_preset_that_does_not_exist_is_named(spec, part):
         load(spec)
 
 
-def test_a_folder_in_use_or_of_another_config_is_refused(tmp_path):
+def test_a_folder_in_use_or_of_another_config_is_refused(ghost, tmp_path):
     task = tasks_of(load(LR), tmp_path, [], None)[0]
     run_dir.open_run(task.workdir, run_config(task.command, "--config.steps=9"))
     with pytest.raises(UserError, match=r"steps is 9 there and 40 here.*--runs"):
         tasks_of(load(LR), tmp_path, [], None)
-    with locked(tmp_path), pytest.raises(UserError, match=str(tmp_path)), locked(tmp_path):
-        pass
-    with locked(tmp_path):
+    free = tmp_path / "free"
+    with run_dir.held(free, "in use"):
+        assert str(free) in ghost.refused_here("ghost_jax.sweep", f"--config={LR}", f"--runs={free}")
+    with run_dir.held(free, "in use"):
         pass  # it is free again
 
 
