@@ -134,7 +134,10 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
     mix = mix_of(config, prepared)
     packing = mixture.packing_of(mix)
     data = run_record.DataRecord(
-        **{key: corpus[key] for key in ("made_from", "documents", "duplicates_dropped", "licenses")},
+        made_from=corpus.made_from,
+        documents=corpus.documents,
+        duplicates_dropped=corpus.duplicates_dropped,
+        licenses=corpus.licenses,
         notes=prepared.notes,
         corpus=prepared.corpus.name,
         stores={name: place.name for name, place in prepared.stores.items()},
