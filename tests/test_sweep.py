@@ -27,9 +27,8 @@ from tests.conftest import ROOT, TINY, score_of, set_all, updates_of
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
 NANO = "configs/chat_v5.py:nano"
 LR = "configs/sweeps/lr.py:nano"
-# The base is long enough to be stopped in the middle.
-BASE = TINY | {"steps": 60, "eval_every": 60, "save_every": 10}
-SMALL = set_all(TINY) + set_all({f"base.{key}": value for key, value in BASE.items()})
+SMALL = set_all(TINY) + set_all({f"base.{key}": value for key, value in TINY.items()})
+LONG_BASE = set_all({"base.steps": 60, "base.eval_every": 60, "base.save_every": 10})  # to be stopped in the middle
 
 
 def sweep_file(path, settings: dict[str, dict], seeds=(0,)):
@@ -350,7 +349,7 @@ def test_failures_are_isolated_a_stop_is_a_result_and_what_ended_is_only_reporte
     assert "The loss of update" in result.stdout, "why it was stopped"
     trained = [name for name in SETTINGS if "is trained first" in (folder / f"{name}-seed0.log").read_text()]
     assert trained == ["sound"], "runs share one base"
-    assert len(updates_of(folder / "pretrain_v05-nano")) == BASE["steps"]
+    assert len(updates_of(folder / "pretrain_v05-nano")) == TINY["steps"]
 
     record = json.loads((folder / "sweep.json").read_text())
     assert record["ghost_jax"] == ghost_jax.__version__
@@ -388,7 +387,7 @@ def test_a_dry_run_prints_commands_that_can_be_typed_and_starts_nothing(ghost, t
     commands = [shlex.split(line) for line in lines]
     assert len(commands) == 6
     assert commands[1][1:] == [
-        *("-m", "ghost_jax.train", f"--config={ROOT / NANO}"),
+        *("-m", "ghost_jax.train", f"--config={NANO}"),
         *("--config.optim.peak_lr=1e+30", "--config.optim.clip_norm=1e+30", "--config.seed=0", "--config.steps=5"),
         f"--workdir={folder / 'diverges-seed0'}",
     ]
@@ -402,7 +401,7 @@ def test_an_interrupted_sweep_resumes(ghost, tmp_path, signum):
     folder = tmp_path / "runs"
     base = folder / "pretrain_v05-nano"
     file = sweep_file(tmp_path / "own.py", {"a": {}}, seeds=(0, 1))
-    command = ["ghost_jax.sweep", f"--config={file}", f"--runs={folder}", "--jobs=1", *SMALL]
+    command = ["ghost_jax.sweep", f"--config={file}", f"--runs={folder}", "--jobs=1", *SMALL, *LONG_BASE]
     ghost.stop_at(ghost.start(*command), base, 20, signum)
     if signum == signal.SIGTERM:
         with run_dir.locked(base):
