@@ -4,7 +4,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from ghost_jax.config.validate import QA_SOURCES
+from ghost_jax.config.validate import BASE_DATASETS, CHAT_DATASETS, QA_SOURCES
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.model.config import SIZES
 
@@ -44,7 +44,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.data.sources = ("attack", "capec", "cwe", "embedded")  # names in ghost_jax/data/sources
     c.data.seq_len = 512  # tokens a row
     # dataset -> multiplier = record repetition
-    c.data.mixture = ConfigDict({"pretrain": 1.0, "facts": 0.0, "exposure": 0.0})
+    c.data.mixture = ConfigDict(dict.fromkeys(BASE_DATASETS, 0.0) | {"pretrain": 1.0})
     c.data.mixture_schedule = ConfigDict()  # "1500": {"qa": 0.0}: multipliers that change with update 1500
     c.data.packing = False  # several conversations in a row, none seeing another
     c.data.truncation = "crop"  # a conversation longer than a row loses its beginning; "drop" leaves it out
@@ -64,8 +64,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.evals = ConfigDict()  # evals/<name>.py with its options, run at the end
 
     if stage == "chat":
-        names = ("qa", "mcq", "cot", "small_talk", "fact_mcq", "raft", "rank", "fact_rank", "read")
-        c.data.mixture = ConfigDict(dict.fromkeys(names, 0.0))
+        c.data.mixture = ConfigDict(dict.fromkeys(CHAT_DATASETS, 0.0))
         c.init_tokens = "mean"  # how the new rows of the embedding start: "mean" of the old ones or "random"
         # Mixing weights of the objectives: the masked language-model loss, cross-entropy over the option letters,
         # and softmax over the log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read").

@@ -11,7 +11,6 @@ from evals.items.answers import ORDERS
 from ghost_jax.config import load as config_lib
 from ghost_jax.config.validate import (
     BASE_DATASETS,
-    CHAT_DATASETS,
     CHAT_OPTIONS,
     DOMAINS,
     OPTIONS,
@@ -27,7 +26,7 @@ from ghost_jax.config.validate import (
     leaves,
 )
 from ghost_jax.core.errors import UsageError
-from ghost_jax.data import conversations, sources, windows
+from ghost_jax.data import sources
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.training.loss import OBJECTIVES
 from ghost_jax.training.optimizer import OPTIMIZERS, SCHEDULES
@@ -72,8 +71,6 @@ def test_every_key_of_every_recipe_has_a_row_and_every_row_a_key():
 
 def test_the_table_names_what_there_is():
     assert tuple(sources.SOURCES) == SOURCES
-    assert tuple(windows.DATASETS) == BASE_DATASETS
-    assert tuple(conversations.DATASETS) == CHAT_DATASETS
     assert set(DOMAINS["evals.ctibench.orders"].names) == ORDERS.keys()
     assert set(DOMAINS["optim.schedule"].names) == SCHEDULES.keys()
     assert set(DOMAINS["optim.name"].names) == OPTIMIZERS.keys()

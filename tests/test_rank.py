@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ghost_jax.data import mixture
-from ghost_jax.data.builders import Question, rank
-from ghost_jax.data.conversations import DATASETS
+from ghost_jax.data.builders import rank
+from ghost_jax.data.examples import Question
 from ghost_jax.data.mixture import Mix, Phase, train_batches, validation_batches
 from ghost_jax.data.storage.array_record import write_examples
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -85,11 +85,6 @@ def test_each_branch_behind_the_prompt_is_the_conversation_in_which_that_option_
 
 def test_its_split_is_the_question_s(rows):
     assert [ranking.split for ranking in rank.build((q, ()) for q in ASKED)] == [q.split for q in ASKED]
-
-
-def test_it_is_a_dataset_that_a_recipe_can_name():
-    assert DATASETS["rank"].row is rank.row
-    assert "layout" not in DATASETS["rank"].options
 
 
 # ---- In a mixture ----

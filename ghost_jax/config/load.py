@@ -21,6 +21,7 @@ from ghost_jax.config.validate import DOMAINS, check, host_of_teacher, leaves, s
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.core.paths import local_path
+from ghost_jax.data.builders import DATASETS
 
 # What says how a run is shown, kept and looked at, and not what it computes: it may change in its continuation.
 FREE_KEYS = {
@@ -273,10 +274,9 @@ def _chat(config: ConfigDict) -> str | None:
 
 
 RULES = (_sizes, _schedule, _updates, _mixture, _metric, _chat)
-LETTERED = ("mcq", "cot", "fact_mcq", "raft")  # datasets whose answers begin with a letter
-RANKED = ("rank", "fact_rank", "read")  # datasets whose options are ranked
-# Built for every chat recipe, mixed in or not: recipes share their validation records, so that losses compare.
-SHARED = ("qa", "mcq", "cot", "small_talk")
+LETTERED = tuple(name for name, row in DATASETS.items() if row.lettered)
+RANKED = tuple(name for name, row in DATASETS.items() if row.ranked)
+SHARED = tuple(name for name, row in DATASETS.items() if row.shared)  # built for every chat recipe, mixed in or not
 
 
 def mixtures(config: ConfigDict) -> dict[int, dict[str, float]]:
