@@ -22,6 +22,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.packing import Example, fill, pack
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.array_record import Records, lengths_of, open_examples
+from ghost_jax.data.storage.artifact_cache import SplitCounts
 from ghost_jax.text.mcq_format import LETTERS
 
 ENDLESS = 1 << 40  # the length of a stream that repeats for ever
@@ -75,25 +76,26 @@ class Mix:
 
 def fingerprint(mix: Mix) -> str:
     """Returns the hash of all that decides what batch t is: the rows mixed in, how, and in which order."""
-    rows = {name: _train_counts(mix, name)["sha256"] for name in mix.datasets}
+    rows = {name: _train_counts(mix, name).sha256 for name in mix.datasets}
     phases = [(phase.start, sorted(phase.multipliers.items())) for phase in mix.phases]
     return artifact_cache.fingerprint(
         [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.truncation, mix.loss_norm]
     )
 
 
-def _counts(mix: Mix, name: str) -> dict[str, dict]:
+def _counts(mix: Mix, name: str) -> dict[str, SplitCounts]:
     """Returns the counts of each split of a dataset."""
-    return artifact_cache.manifest(mix.stores[name])["datasets"][name]
+    return artifact_cache.manifest(mix.stores[name]).datasets[name]
 
 
-def _train_counts(mix: Mix, name: str) -> dict:
-    if "train" not in _counts(mix, name):
+def _train_counts(mix: Mix, name: str) -> SplitCounts:
+    counts = _counts(mix, name)
+    if "train" not in counts:
         raise UserError(
             f"The mixture asks for {name}, but the sources of the config hold no record of it. Add sources to "
             f"--config.data.sources, or set --config.data.mixture.{name}=0."
         )
-    return _counts(mix, name)["train"]
+    return counts["train"]
 
 
 # ---- Which record, and which row ----
@@ -260,9 +262,9 @@ def _fields(mix: Mix) -> list[str]:
     """Returns the fields of the rows; those of an objective where some dataset has records for it."""
     fields = list(PACKED if mix.packing else ALONE)
     counts = [_train_counts(mix, name) for name in mix.datasets]
-    if any(count["letters"] and not count["ranked"] for count in counts):
+    if any(count.letters and not count.ranked for count in counts):
         fields.append("letters")
-    if any(count["ranked"] for count in counts):
+    if any(count.ranked for count in counts):
         fields += ["branches", "ranked"] if mix.packing else ["branches", "ranked", "positions"]
     return fields
 
@@ -283,7 +285,7 @@ def read_from(batches: grain.MapDataset, step: int) -> Iterator[dict[str, np.nda
 def validation_size(mix: Mix, name: str) -> int:
     """Returns the number of validation records of a dataset; 0 for ranked questions, which no LM loss is defined on."""
     count = _counts(mix, name).get("validation")
-    return count["records"] if count and not count["ranked"] else 0
+    return count.records if count and not count.ranked else 0
 
 
 def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) -> list[dict[str, np.ndarray]]:
@@ -355,23 +357,23 @@ def shares(mix: Mix, steps: int, records_per_row: float) -> list[Share]:
     drawn = dict.fromkeys(counts, 0.0)
     for phase, end in zip(mix.phases, ends, strict=True):
         weights = dict.fromkeys(counts, 0.0)
-        weights |= {name: copies * counts[name]["records"] for name, copies in copies_of(phase.multipliers).items()}
+        weights |= {name: copies * counts[name].records for name, copies in copies_of(phase.multipliers).items()}
         draws = max(0, end - phase.start) * mix.batch_size * records_per_row
         for name, weight in weights.items():
             drawn[name] += draws * weight / sum(weights.values())
-    supervised = {name: drawn[name] * counts[name]["supervised"] / counts[name]["records"] for name in counts}
+    supervised = {name: drawn[name] * counts[name].supervised / counts[name].records for name in counts}
     return [
         Share(
             name=name,
             multiplier=tuple(phase.multipliers.get(name, 0.0) for phase in mix.phases),
-            records=count["records"],
-            tokens=count["tokens"],
-            supervised=count["supervised"],
+            records=count.records,
+            tokens=count.tokens,
+            supervised=count.supervised,
             record_share=drawn[name] / sum(drawn.values()),
             supervised_share=supervised[name] / sum(supervised.values()),
-            epochs=drawn[name] / count["records"],
-            truncated=sum(n for length, n in count["lengths"].items() if int(length) > mix.seq_len + 1),
-            letters=tuple(count["letters"].get(letter, 0) for letter in "ABCD") if count["letters"] else (),
+            epochs=drawn[name] / count.records,
+            truncated=sum(n for length, n in count.lengths.items() if length > mix.seq_len + 1),
+            letters=tuple(count.letters.get(letter, 0) for letter in "ABCD") if count.letters else (),
         )
         for name, count in counts.items()
     ]

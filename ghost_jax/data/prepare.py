@@ -24,6 +24,7 @@ from ghost_jax.data import corpus, datasets
 from ghost_jax.data.builders import DATASETS, names_of
 from ghost_jax.data.mixture import Mix, Phase
 from ghost_jax.data.storage import artifact_cache
+from ghost_jax.data.storage.artifact_cache import SplitCounts
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
 
@@ -91,16 +92,16 @@ def _located(config: ConfigDict, names: Sequence[str], data_dir: Path | None) ->
     return corpus.locate(names, data_dir, _say, stand_in="nano" in config.preset.split(","))
 
 
-def _splits(stores: dict[str, Path], name: str) -> dict[str, dict]:
+def _splits(stores: dict[str, Path], name: str) -> dict[str, SplitCounts]:
     """Returns the counts of the splits of a dataset."""
-    return artifact_cache.manifest(stores[name])["datasets"][name]
+    return artifact_cache.manifest(stores[name]).datasets[name]
 
 
 def _refuse_empty(config: ConfigDict, documents: Path, empty: list[str]) -> None:
     """Raises UserError where some dataset of the mixture has no training record."""
     if empty:
         wanted = "; ".join(f"{name}: {DATASETS[name].about.format_map(config.data)}" for name in empty)
-        here = corpus.few(list(artifact_cache.manifest(documents)["documents"]))
+        here = corpus.few(list(artifact_cache.manifest(documents).documents))
         raise UserError(
             f"The mixture asks for {', '.join(empty)}, of which there is no training record ({wanted}). There are the "
             f"sources {', '.join(config.data.sources)}, with documents of {here}. Name other sources in "
@@ -134,12 +135,12 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _summary(prepared: Prepared) -> Iterator[str]:
     yield from prepared.notes
-    documents = artifact_cache.manifest(prepared.corpus)["documents"]
+    documents = artifact_cache.manifest(prepared.corpus).documents
     yield f"corpus      {prepared.corpus}: {sum(documents.values()):,} documents of {len(documents)} sources"
     yield f"vocabulary  {prepared.tokenizer.vocab_size:,} ids"
     for name in prepared.stores:
         splits = _splits(prepared.stores, name).items()
-        counts = ", ".join(f"{split} {each['records']:,} records / {each['tokens']:,} tokens" for split, each in splits)
+        counts = ", ".join(f"{split} {each.records:,} records / {each.tokens:,} tokens" for split, each in splits)
         yield f"{name:11} {counts or 'no record'}"
 
 

@@ -41,7 +41,7 @@ FACTS: dict[str, tuple[str, str]] = {
 def dataset(inputs: BuildInputs) -> Rows:
     """Returns the rows of `build`. Raises UsageError for a name in `data.qa_sources` that no document has."""
     options = inputs.options
-    known = {*artifact_cache.manifest(inputs.corpus)["documents"], *QA_SOURCES}
+    known = {*artifact_cache.manifest(inputs.corpus).documents, *QA_SOURCES}
     for name in options.qa_sources:
         if name not in known:
             raise UsageError(f"data.qa_sources names {name}, which no document has.{did_you_mean(name, list(known))}")
