@@ -146,19 +146,19 @@ def copies_of(multipliers: dict[str, float]) -> dict[str, int]:
 class _Epochs:
     """The endless sequence of rows of one phase: row number -> its `(dataset, record number)`s."""
 
-    def __init__(self, mix: Mix, number: int, datasets: dict[str, _Dataset]):
+    def __init__(self, mix: Mix, number: int):
         self._mix, self._number = mix, number
         copies = copies_of(mix.phases[number].multipliers)
-        self._datasets = {name: datasets[name] for name in copies}
-        draws = sum(copies[name] * len(dataset.drawn) for name, dataset in self._datasets.items())
+        self.datasets = {name: _open(mix, name) for name in copies}
+        draws = sum(copies[name] * len(dataset.drawn) for name, dataset in self.datasets.items())
         self._copies = {name: count * math.ceil(LEAST_DRAWS / draws) for name, count in copies.items()}
-        counts = [copies * len(self._datasets[name].drawn) for name, copies in self._copies.items()]
+        counts = [copies * len(self.datasets[name].drawn) for name, copies in self._copies.items()]
         # Draw d of the n of a dataset is at (d + 1/2) / n of the epoch: every part of it has about the same shares.
         at = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
         self._order = np.argsort(at, kind="stable")
         self._names = np.repeat(np.arange(len(counts)), counts)[self._order]
         self.draws = sum(counts)
-        self.places = sum(copies * int(self._datasets[name].places.sum()) for name, copies in self._copies.items())
+        self.places = sum(copies * int(self.datasets[name].places.sum()) for name, copies in self._copies.items())
         self._lock = threading.Lock()  # Grain reads ahead in threads; an epoch is packed by one of them
         self._epoch = functools.lru_cache(maxsize=2)(self._packed)  # a batch may extend into the next one
         self.rows = len(self.epoch(0)[1]) - 1
@@ -175,7 +175,7 @@ class _Epochs:
             # The name is part of the seed, so that leaving a dataset out does not change the order of another.
             seed = int(artifact_cache.fingerprint([self._mix.seed, name, self._number])[:8], 16)
             for each in range(number * copies, (number + 1) * copies):
-                of_dataset.append(np.random.default_rng([seed, each]).permutation(len(self._datasets[name].drawn)))
+                of_dataset.append(np.random.default_rng([seed, each]).permutation(len(self.datasets[name].drawn)))
         return self._names, np.concatenate(of_dataset)[self._order]
 
     def _packed(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +184,7 @@ class _Epochs:
         if not self._mix.packing:
             return draws, np.arange(len(draws) + 1)
         places = np.zeros(len(draws), np.int64)
-        for i, dataset in enumerate(self._datasets.values()):
+        for i, dataset in enumerate(self.datasets.values()):
             places[names == i] = dataset.places[chosen[names == i]]
         rows = pack(places.tolist(), self._mix.seq_len)
         # Packing goes from long to short records; rows are shuffled so that no batch holds the long ones alone.
@@ -200,7 +200,7 @@ class _Epochs:
             draws.append(ordered[starts[place] : starts[place + 1]])
         names, chosen = np.concatenate(draws).T
         examples: list[Example | None] = [None] * len(names)
-        for i, dataset in enumerate(self._datasets.values()):
+        for i, dataset in enumerate(self.datasets.values()):
             here = np.flatnonzero(names == i)
             for at, record in zip(here, dataset.records.read(dataset.drawn[chosen[here]]), strict=True):
                 examples[at] = cropped(record, self._mix.seq_len)
@@ -212,9 +212,8 @@ class _Batches:
     """The endless random-access sequence of one process's part of each batch, over all phases."""
 
     def __init__(self, mix: Mix, process: int, processes: int):
-        datasets = {name: _open(mix, name) for name in mix.datasets}
         self._mix, self._process, self._local = mix, process, mix.batch_size // processes
-        self._phases = [_Epochs(mix, number, datasets) for number in range(len(mix.phases))]
+        self._phases = [_Epochs(mix, number) for number in range(len(mix.phases))]
         self._fields = _fields(mix)
         self._together = math.ceil(READ_ROWS / self._local)  # batches
         self._lock = threading.Lock()  # one of Grain's threads reads, and the others use its result
@@ -250,12 +249,11 @@ def train_batches(mix: Mix, process: int = 0, processes: int = 1) -> grain.MapDa
 
 def first_examples(mix: Mix, count: int) -> Iterator[tuple[str, dict]]:
     """Yields the dataset and the example of the first draws of a run, before cropping."""
-    datasets = {name: _open(mix, name) for name in mix.datasets}
-    names, chosen = _Epochs(mix, 0, datasets).drawn(0)
-    mixed = list(copies_of(mix.phases[0].multipliers))
+    epochs = _Epochs(mix, 0)
+    names, chosen = epochs.drawn(0)
     for i, place in zip(names[:count], chosen[:count], strict=True):
-        dataset = datasets[mixed[i]]
-        yield mixed[i], dataset.records[dataset.drawn[place]]
+        name, dataset = list(epochs.datasets.items())[i]
+        yield name, dataset.records[dataset.drawn[place]]
 
 
 def _fields(mix: Mix) -> list[str]:
@@ -321,7 +319,7 @@ class Packing:
 
 def packing_of(mix: Mix) -> Packing:
     """Measures the rows of the mix's first phase."""
-    epochs = _Epochs(mix, 0, {name: _open(mix, name) for name in mix.datasets})
+    epochs = _Epochs(mix, 0)
     return Packing(epochs.places / (epochs.rows * mix.seq_len), epochs.draws / epochs.rows)
 
 

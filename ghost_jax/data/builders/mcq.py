@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from ghost_jax.data import wordings
 from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Question, Rows, rng_of
 from ghost_jax.data.storage.schema import Fact, Record, as_asked, split_of
 from ghost_jax.text.chat_format import Message
@@ -10,26 +11,7 @@ from ghost_jax.text.mcq_format import answer, ask
 
 VERSION = 1  # raise it when the same documents give other questions or conversations
 
-# relation -> how it is asked; {subject} is the fact's subject
-PHRASINGS: dict[str, tuple[str, ...]] = {
-    "weakness_class": (
-        'Which weakness class does this describe? "{subject}"',
-        'A report says: "{subject}" Which class of vulnerability is it?',
-        'How would you classify the following flaw? "{subject}"',
-    ),
-    "tactic": (
-        "Which ATT&CK tactic does the technique {subject} serve?",
-        "An adversary uses {subject}. Which tactic is this?",
-        "Under which tactic does MITRE ATT&CK list {subject}?",
-    ),
-    "expansion": (
-        "What does {subject} stand for in security?",
-        "Which of these is the expansion of the acronym {subject}?",
-    ),
-    "weakness_name": ("Which weakness has the id {subject}?", "What does {subject} name?"),
-    "attack_pattern_name": ("Which attack pattern has the id {subject}?", "What does {subject} name?"),
-    "port_service": ("Which service is found on {subject}?", "What does {subject} usually carry?"),
-}
+PHRASINGS = wordings.read("study_questions")  # relation -> its questions
 # The study's counts. The other relations are asked of test subjects alone: no training record has them.
 COUNTS = {"weakness_class": 1000, "tactic": 655, "expansion": 147}
 LETTER_ONLY_SHARE = 0.7

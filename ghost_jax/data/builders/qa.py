@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from ghost_jax.config.validate import QA_SOURCES
 from ghost_jax.core.errors import UsageError, did_you_mean
+from ghost_jax.data import wordings
 from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Rows, rng_of
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.schema import SPLITS, Record, as_asked, split_of
@@ -14,28 +15,7 @@ from ghost_jax.text.chat_format import Message
 VERSION = 1  # raise it when the same documents give other conversations
 
 ABOUT = ("What is {title}?", "Explain {title}.", "Tell me about {title}.", "Describe {title} in a few sentences.")
-# relation -> question and answer
-FACTS: dict[str, tuple[str, str]] = {
-    "tactic": ("Which tactic does {subject} serve?", "{subject} serves the tactic {object}."),
-    "mitigation": ("How can {subject} be mitigated?", "One mitigation is {object}. {evidence}"),
-    "detection": ("Which data helps to detect {subject}?", "{object} helps to detect it. {evidence}"),
-    "group_technique": ("Name a technique that {subject} uses.", "{subject} uses {object}. {evidence}"),
-    "software_technique": ("Name a technique that {subject} implements.", "It implements {object}. {evidence}"),
-    "campaign_technique": ("Name a technique that was used in {subject}.", "{object} was used in it. {evidence}"),
-    "group_software": ("Which software does {subject} use?", "{subject} uses {object}. {evidence}"),
-    "weakness_name": ("What is {subject} called?", "{subject} is {object}."),
-    "weakness_class": ('Which weakness class does this describe? "{subject}"', "It is {object}."),
-    "parent_weakness": ("Which broader weakness is {subject} a kind of?", "It is a kind of {object}."),
-    "consequence": ("What can {subject} lead to?", "It can lead to: {object}. {evidence}"),
-    "weakness_mitigation": ("How can {subject} be mitigated?", "{object}"),
-    "attack_pattern_name": ("What is {subject} called?", "{subject} is {object}."),
-    "related_weakness": ("Which weakness does {subject} exploit?", "It exploits {object}."),
-    "vulnerability_weakness": ("Which weakness does {subject} have?", "{subject} belongs to {object}."),
-    "vulnerability_product": ("Which product does {subject} affect?", "{subject} affects {object}."),
-    "exploited_vulnerability": ("Which vulnerability does {subject} exploit?", "It exploits {object}."),
-    "expansion": ("What does {subject} stand for?", "{subject} stands for {object}."),
-    "port_service": ("Which service uses {subject}?", "{subject} is used by {object}."),
-}
+FACTS = wordings.read("answers")  # relation -> question and answer
 
 
 def dataset(inputs: BuildInputs) -> Rows:

@@ -5,10 +5,9 @@ Stating a fact often in one wording does not make it extractable; stating it in 
 paraphrases level off (arXiv 2409.07431), so every relation has some. The written ones are in `statements.toml`.
 """
 
-import tomllib
 from collections.abc import Sequence
-from pathlib import Path
 
+from ghost_jax.data import wordings
 from ghost_jax.data.storage.schema import Fact
 
 ENDS = ("{subject}", "{object}")
@@ -37,5 +36,4 @@ def _forms(kinds: Sequence[str], written: Sequence[str]) -> tuple[str, ...]:
     return tuple(forms)
 
 
-_TEXT = Path(__file__).with_name("statements.toml").read_text(encoding="utf-8")
-FORMS: dict[str, tuple[str, ...]] = {relation: _forms(**row) for relation, row in tomllib.loads(_TEXT).items()}
+FORMS = {relation: _forms(**row) for relation, row in wordings.read("statements").items()}
