@@ -120,21 +120,16 @@ def test_the_first_examples_are_the_first_draws_uncropped(mix, numbers):
 # ---- What is drawn ----
 
 
-def test_proportions_follow_records_times_multiplier(numbers):
+def test_each_record_is_drawn_once_a_pass_and_datasets_are_interleaved_by_records_times_multiplier(numbers):
     weights = {name: WEIGHTS[name] * count for name, count in RECORDS.items()}  # 20, 42 and 3
-    for name, weight in weights.items():
-        assert len(own(numbers, name)) == pytest.approx(len(numbers) * weight / sum(weights.values()), abs=2)
-    for start in range(0, 260, 65):  # interleaved
+    for name, size in RECORDS.items():
+        mine = own(numbers, name)
+        assert len(mine) == pytest.approx(len(numbers) * weights[name] / sum(weights.values()), abs=2)
+        passes = [tuple(mine[start : start + size]) for start in range(0, len(mine) - size + 1, size)]
+        assert {frozenset(each) for each in passes} == {frozenset(range(FIRST[name], FIRST[name] + size))}
+        assert len(set(passes)) >= len(passes) - 1, "each pass is shuffled"
+    for start in range(0, 260, 65):
         assert len(own(numbers[start : start + 65], "big")) == pytest.approx(20, abs=2)
-
-
-@pytest.mark.parametrize("name", ["big", "middle"])
-def test_each_record_is_drawn_once_a_pass_in_another_order(numbers, name):
-    mine, size = own(numbers, name), RECORDS[name]
-    passes = [tuple(mine[start : start + size]) for start in range(0, len(mine) - size + 1, size)]
-    assert len(passes) >= 4
-    assert {frozenset(each) for each in passes} == {frozenset(range(FIRST[name], FIRST[name] + size))}
-    assert len(set(passes)) >= len(passes) - 1
 
 
 @pytest.mark.parametrize("others", [{"middle": 9.0}, {"middle": 0.0, "small": 0.0}])
@@ -144,8 +139,7 @@ def test_multipliers_of_other_datasets_do_not_change_the_order_of_one(mix, numbe
     shared = min(len(mine), len(reference))
     assert shared > 20  # into the second pass
     assert mine[:shared] == reference[:shared]
-    for name, multiplier in others.items():
-        assert bool(own(changed, name)) == (multiplier > 0)
+    assert all(bool(own(changed, name)) == (multiplier > 0) for name, multiplier in others.items())
 
 
 # The fewest passes in which each multiplier is an integer, eight times: over 1,024 draws are packed together.
@@ -286,7 +280,7 @@ def test_rows_are_as_full_as_reported(mix):
     assert alone.share < filled.share
 
 
-def test_the_printed_table_has_a_line_a_source_and_remarks(mix):
+def test_the_printed_table_has_a_line_a_source_and_remarks(mix, stores, tmp_path):
     def shown(mix: Mix) -> str:
         console, lines = Console(width=200), mixture.shares(mix, 100, 2.0)
         with console.capture() as text:
@@ -298,40 +292,30 @@ def test_the_printed_table_has_a_line_a_source_and_remarks(mix):
         assert part in text
     assert "task share" not in text
     assert "drop" in shown(packed(mix, seq_len=6, truncation="drop"))
-
-
-@pytest.mark.parametrize(("multiplier", "warned"), [(1.0, False), (100.0, True)])
-def test_too_much_small_talk_is_warned_of(mix, stores, tmp_path, multiplier, warned):
     Manifest(datasets={"small_talk": artifact_cache.manifest(stores["big"]).datasets["big"]}).write(tmp_path)
-    phases = (Phase(0, {"middle": 2.0, "small_talk": multiplier}),)
-    chatty = dataclasses.replace(mix, stores=stores | {"small_talk": tmp_path}, phases=phases)
-    lines = mixture.shares(chatty, 100, 1.0)
-    (remark,) = [text for text in mixture_table.remarks(chatty, lines, Packing(1, 1)) if "task share" in text]
-    assert f"{28 / (28 + 20 * multiplier):.1%} of the records" in remark
-    assert remark.startswith("WARNING") == warned
+    for multiplier in (1.0, 100.0):
+        phases = (Phase(0, {"middle": 2.0, "small_talk": multiplier}),)
+        text = shown(dataclasses.replace(mix, stores=stores | {"small_talk": tmp_path}, phases=phases))
+        assert f"{28 / (28 + 20 * multiplier):.1%} of the records" in text
+        assert ("WARNING: task share" in text) == (multiplier > 1)
 
 
 # ---- The fingerprint ----
 
 
-def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix):
+def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, stores, tmp_path):
     changes = [{}, {"seed": 4}, {"batch_size": 8}, {"seq_len": 5}, {"packing": True}, {"truncation": "drop"}]
     changes += [{"loss_norm": "record_mean"}]
     changes += [{"phases": (Phase(0, WEIGHTS | change),)} for change in ({"big": 2.0}, {"small": 0.0}, {"middle": 3.5})]
     changes += [{"phases": (Phase(0, WEIGHTS), Phase(start, WEIGHTS | {"big": 2.0}))} for start in (5, 6)]
     found = [mixture.fingerprint(dataclasses.replace(mix, **change)) for change in changes]
     assert len(set(found)) == len(changes)
-
-
-def test_the_fingerprint_depends_on_the_rows_that_are_mixed_in(mix, stores, tmp_path):
     train = artifact_cache.manifest(stores["big"]).datasets["big"]["train"]
     alone = weighted(mix, middle=0.0, small=0.0)
-
-    def with_another(name: str) -> str:
+    for name in ("small", "new", "big"):
         Manifest(datasets={name: {"train": dataclasses.replace(train, sha256="0" * 64)}}).write(tmp_path)
-        return mixture.fingerprint(dataclasses.replace(alone, stores=stores | {name: tmp_path}))
-
-    assert with_another("small") == with_another("new") == mixture.fingerprint(alone) != with_another("big")
+        other = mixture.fingerprint(dataclasses.replace(alone, stores=stores | {name: tmp_path}))
+        assert (other == mixture.fingerprint(alone)) == (name != "big"), "only rows that are mixed in decide it"
 
 
 # ---- Validation ----

@@ -43,9 +43,9 @@ def chat_vocabulary(base: Tokenizer) -> Tokenizer:
 def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Say) -> Path:
     """Returns the store of one of `DATASETS`, building it where it is missing."""
     dataset = DATASETS[name]
-    module, _, function = dataset.builder.partition(".")
+    module, function = (dataset.builder or f"{name}.dataset").split(".")
     builder = _module(f"data.builders.{module}")
-    made_by = [builder, *map(_module, dataset.made_by), tokenizer, array_record]  # repeats do not matter
+    made_by = [builder, *map(_module, dataset.made_by), tokenizer, array_record]
     options = {key: config.data[key] for key in dataset.options}
     options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
     made_from = {"tokenizer": vocabulary.sha256, **options}

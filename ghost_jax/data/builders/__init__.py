@@ -1,7 +1,7 @@
 """The table of datasets. To add a dataset, write a module in this folder and add its row to `DATASETS`.
 
-The module has a `VERSION` and the function that the row names: `function(inputs: BuildInputs)` returns the rows of each
-split (`ghost_jax/data/examples.py`). This file imports nothing of the project, so that `ghost_jax.config` can read it.
+The module has a `VERSION`, and `dataset(inputs: BuildInputs)` returns the rows of each split
+(`ghost_jax/data/examples.py`). This file imports nothing of the project, so that `ghost_jax.config` can read it.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ class Dataset:
 
     Attributes:
       stage: "pretrain" for rows of a base, "chat" for conversations.
-      builder: "module.function" in this folder.
       title: the dataset's name in report tables.
       about: its content and what that comes from, for messages; may contain keys of `config.data`.
+      builder: "module.function" in this folder, "NAME.dataset" unless given.
       made_by: modules of `ghost_jax` whose `VERSION` decides its rows, besides its own and those of every dataset.
       options: the keys of `config.data` that its rows depend on.
       sources: the documents it reads, by their source; None for all.
@@ -28,9 +28,9 @@ class Dataset:
     """
 
     stage: str
-    builder: str
     title: str
     about: str
+    builder: str = ""
     made_by: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     sources: tuple[str, ...] | None = None
@@ -45,19 +45,18 @@ _FACT_MCQ = ("data.builders.fact_mcq", "data.wordings.question_forms", "text.mcq
 _PASSAGES = ("data.builders.raft", "data.retrieval.bm25")
 
 DATASETS = {
-    "pretrain": Dataset("pretrain", "pretrain.dataset", "corpus", "documents in windows of tokens"),
+    "pretrain": Dataset("pretrain", "corpus", "documents in windows of tokens"),
     # Facts of vulnerabilities are about descriptions, which are no names: reference pages alone.
     "facts": Dataset(
         "pretrain",
-        "rewrite.dataset",
         "rewritten facts",
         f"typed facts of {', '.join(BOOK)} in many surface forms and both directions",
+        builder="rewrite.dataset",
         made_by=("data.builders.pretrain",),
         sources=BOOK,
     ),
     "exposure": Dataset(
         "pretrain",
-        "exposure.dataset",
         "facts by exposure",
         f"sets of four typed facts of {', '.join(BOOK)}, each stated 10 to 1,000 times, and documents without them",
         made_by=("data.builders.pretrain", "data.builders.rewrite", *_FACT_MCQ[:2]),
@@ -66,7 +65,6 @@ DATASETS = {
     ),
     "qa": Dataset(
         "chat",
-        "qa.dataset",
         "Q&A",
         "questions from templates on documents of data.qa_sources {qa_sources}, "
         "at most data.qa_per_source={qa_per_source} of each",
@@ -75,7 +73,6 @@ DATASETS = {
     ),
     "mcq": Dataset(
         "chat",
-        "mcq.dataset",
         "raw MCQ",
         "multiple choice from facts of weakness classes, tactics and acronyms, at least four of a kind",
         made_by=_MCQ,
@@ -85,7 +82,6 @@ DATASETS = {
     ),
     "cot": Dataset(
         "chat",
-        "cot.dataset",
         "CoT MCQ",
         "the questions of mcq, answered with a reason",
         made_by=_MCQ,
@@ -95,7 +91,6 @@ DATASETS = {
     ),
     "small_talk": Dataset(
         "chat",
-        "small_talk.dataset",
         "small talk",
         "hand-written pairs that come with the package",
         made_by=("data.sources.embedded", "data.storage.schema", "data.storage.text_cleaning"),
@@ -104,7 +99,6 @@ DATASETS = {
     ),
     "fact_mcq": Dataset(
         "chat",
-        "fact_mcq.dataset",
         "fact MCQ",
         "multiple choice from typed facts of one relation in sets of four, as all sources but cti state them",
         made_by=_FACT_MCQ,
@@ -113,7 +107,6 @@ DATASETS = {
     ),
     "raft": Dataset(
         "chat",
-        "raft.dataset",
         "RAFT MCQ",
         "the questions of mcq with retrieved passages",
         made_by=(*_MCQ, *_PASSAGES),
@@ -122,7 +115,6 @@ DATASETS = {
     ),
     "rank": Dataset(
         "chat",
-        "rank.dataset",
         "ranked MCQ",
         "the questions of mcq, their options ranked",
         made_by=_MCQ,
@@ -131,18 +123,18 @@ DATASETS = {
     ),
     "fact_rank": Dataset(
         "chat",
-        "rank.fact_dataset",
         "ranked fact MCQ",
         "the questions of fact_mcq, their options ranked",
+        builder="rank.fact_dataset",
         made_by=_FACT_MCQ,
         options=("seed",),
         ranked=True,
     ),
     "read": Dataset(
         "chat",
-        "rank.read_dataset",
         "read MCQ",
         "the questions of fact_mcq with retrieved passages, their options ranked",
+        builder="rank.read_dataset",
         made_by=(*_FACT_MCQ, *_PASSAGES),
         options=("seed",),
         ranked=True,

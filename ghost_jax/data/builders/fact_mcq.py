@@ -38,14 +38,10 @@ _NUMBER = re.compile(r"(?:^|\()(?P<id>CWE-\d+|(?P<technique>T\d{4})(?:\.\d{3})?)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Stated:
-    """A fact as it is asked, and where it is from."""
+    """A fact, and its question without options."""
 
     fact: Fact
-    question: str
-    id: str
-    source: str
-    split: str
-    url: str
+    question: Question
 
 
 def dataset(inputs: BuildInputs) -> Rows:
@@ -70,7 +66,7 @@ def questions(documents: Documents, seed: int) -> list[Question]:
         facts = _drawn(stated[relation], CONSIDERED, seed)
         # First single facts that give themselves away are left out, the others of their sets kept; then whole sets.
         given_away = _one_sided([[question] for four in _in_sets(facts, truths, seed) for question in four])
-        facts = _drawn([each for each in facts if each.id not in given_away], MOST, seed)
+        facts = _drawn([each for each in facts if each.question.id not in given_away], MOST, seed)
         sets = _in_sets(facts, truths, seed)
         given_away = _one_sided(sets)
         asked += [question for four in sets for question in four if question.id not in given_away]
@@ -177,8 +173,9 @@ def _read(documents: Documents, seed: int) -> tuple[dict[str, list[_Stated]], _T
             if key not in found:
                 number = f"{relation}/{record.source}/{record.id}/{rng_of(*key).getrandbits(48):012x}"
                 split = split_of(fact.subject)
-                question = _question(fact, split, turns[relation, subject], seed)
-                found[key] = _Stated(fact, question, number, record.source, split, record.url)
+                text = _question(fact, split, turns[relation, subject], seed)
+                question = Question(number, record.source, split, text, (), 0, fact.evidence, record.url)
+                found[key] = _Stated(fact, question)
                 turns[relation, subject] += 1
     truths = _Truths([each.fact for each in found.values()])
     by_relation: dict[str, list[_Stated]] = defaultdict(list)
@@ -208,11 +205,11 @@ def _drawn(facts: Iterable[_Stated], count: int, seed: int) -> list[_Stated]:
     """Returns at most `count` facts, drawn by `seed`: every object's first before any object's second, and so on."""
     times: Counter[str] = Counter()
     rank: dict[str, int] = {}
-    shuffled = sorted(facts, key=lambda each: rng_of(seed, each.id).random())
+    shuffled = sorted(facts, key=lambda each: rng_of(seed, each.question.id).random())
     for each in shuffled:
-        rank[each.id] = times[each.fact.object]
+        rank[each.question.id] = times[each.fact.object]
         times[each.fact.object] += 1
-    return sorted(shuffled, key=lambda each: rank[each.id])[:count]
+    return sorted(shuffled, key=lambda each: rank[each.question.id])[:count]
 
 
 def _in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> list[list[Question]]:
@@ -220,12 +217,7 @@ def _in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> list[list[
     sets = []
     for four in _facts_in_sets(facts, truths, seed):
         options = tuple(each.fact.object for each in four)
-        sets.append(
-            [
-                Question(each.id, each.source, each.split, each.question, options, i, each.fact.evidence, each.url)
-                for i, each in enumerate(four)
-            ]
-        )
+        sets.append([dataclasses.replace(each.question, options=options, answer=i) for i, each in enumerate(four)])
     return sets
 
 
@@ -233,7 +225,7 @@ def _facts_in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> Iter
     """Yields the sets of four of each relation, split and source."""
     strata: dict[tuple[str, str, str], list[_Stated]] = defaultdict(list)
     for each in facts:
-        strata[each.fact.relation, each.split, each.source].append(each)
+        strata[each.fact.relation, each.question.split, each.question.source].append(each)
     for key, stratum in sorted(strata.items()):
         yield from _sets_of_four(stratum, truths, rng_of(seed, "sets of four", *key))
 
