@@ -145,7 +145,9 @@ class Endpoint:
             what = f"is silent for longer than {self._timeout.read:g} s"
             raise self._failure(what, "Check that the server is not overloaded.") from None
         except openai.APIConnectionError as fault:
-            raise self._failure(f"cannot be reached ({_cause(fault)})", "Check that the server runs there.") from None
+            raise self._failure(
+                f"cannot be reached ({_without_key(_cause(fault))})", "Check that the server runs there."
+            ) from None
         except MALFORMED:
             what = "does not answer as a chat-completions API does"
             raise self._failure(what, "Correct data.cot.teacher, which mostly ends in /v1.") from None
