@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import email.message
 import fcntl
 import http.server
 import json
@@ -65,7 +66,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer, self.lock = answer, threading.Lock()
         self.asked: collections.Counter[int] = collections.Counter()
-        self.seen: list[tuple[dict[str, str], dict]] = []
+        self.seen: list[tuple[email.message.Message, dict]] = []
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -81,7 +82,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked[number_in(body)] += 1
             attempt = self.server.asked[number_in(body)]
-            self.server.seen.append((dict(self.headers), body))
+            self.server.seen.append((self.headers, body))
         found = self.server.answer(body, attempt)
         status, headers, content = found if isinstance(found, tuple) else (200, {}, found)
         self.send_response(status)

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -41,6 +42,8 @@ Evidence: {evidence}
 
 Explain in one or two plain sentences why this answer is correct. Write only these sentences, without letters, lists or
 formatting, and do not refer to the evidence as such."""
+
+logging.getLogger("httpcore2").setLevel(logging.WARNING)  # it logs response headers, in which servers quote the key
 
 
 class _Cache:
