@@ -133,19 +133,16 @@ def test_an_oracle_that_was_not_retrieved_replaces_the_last_passage(index):
     assert all(sorted(lines) == sorted([*found[:-1], oracle]) for lines in with_it)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_has_the_context_first(index, layout):
-    for q, conversation in zip(ASKED[:20], raft.build(ASKED[:20], index, 0, layout), strict=True):
-        assert conversation.messages[0].content.endswith(ask(q.question, q.options, layout))
-
-
 @given(st.permutations(range(30)), st.integers(1, 30))
 def test_a_conversation_depends_on_its_question_and_the_seed_alone(index, built, order, count):
     some = [ASKED[i] for i in order[:count]]
     assert list(raft.build(iter(some), index, 0, "classic")) == [built[i] for i in order[:count]]
 
 
-def test_another_seed_and_a_loaded_index(index, built, tmp_path):
+def test_another_seed_layout_and_a_loaded_index(index, built, tmp_path):
+    for layout in LAYOUTS:
+        for q, conversation in zip(ASKED[:20], raft.build(ASKED[:20], index, 0, layout), strict=True):
+            assert conversation.messages[0].content.endswith(ask(q.question, q.options, layout))
     index.save(tmp_path)
     assert list(raft.build(ASKED[:100], Index.load(tmp_path), 0, "classic")) == built[:100]
     assert list(raft.build(ASKED[:30], index, 1, "classic")) != built[:30]

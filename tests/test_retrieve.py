@@ -16,7 +16,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data import sources
 from ghost_jax.data.retrieval import bm25
 from ghost_jax.data.retrieval.bm25 import SHOWN_CHARACTERS, WORDS, Index, Passage, passages_of, shown, terms
 from ghost_jax.data.storage.schema import Record
@@ -24,7 +23,12 @@ from tests.conftest import ROOT
 
 PAGES = (
     ("Phishing", "T1566", "Adversaries send messages with links.", "Mitigation M1031 Scanner: Scan the mail."),
-    ("Pass the Hash", "T1550", "Adversaries steal hashes of passwords.", "Mitigation M1026 Accounts: Limit rights."),
+    (
+        "Pass the Hash",
+        "T1550",
+        "Adversaries steal “hashes”\u2028 of passwords.",
+        "Mitigation M1026 Accounts: Limit rights.",
+    ),
     ("Divide By Zero", "CWE-369", "The product divides a value by zero.", "Consequence for Availability: Crash."),
 )
 
@@ -201,53 +205,36 @@ def test_the_best_of_a_page_is_of_that_page(index):
     assert len(index.rows_of("https://x.org/unknown")) == 0
 
 
-def test_a_repeated_passage_is_kept_once_unless_its_section_differs():
-    passages = [passage("High.", section=section, url=url) for section, url in [("S", "a"), ("S", "b"), ("L", "")]]
-    built = Index.build(passages)
-    assert [built.passage(row) for row in range(len(built))] == [passages[0], passages[2]]
-
-
 @pytest.mark.parametrize("passages", [[], [passage("", "")], [passage("the", "of")]])
 def test_an_index_without_terms_is_refused(passages):
     with pytest.raises(UserError, match=r"data\.sources"):
         Index.build(passages)
 
 
-@given(PARTS, st.sets(st.text("abz", max_size=3)))
-def test_a_passage_covers_the_weights_of_the_terms_that_it_holds_anywhere(parts, strange):
-    passages = [passage(text, title, section) for title, section, text in parts]
-    built = Index.build(passages)
-    weights = {term: built.weight(term) for term in ("alpha", "beta", *sorted(strange))}
-    held = [{*terms(p.title), *terms(p.section), *terms(p.text)} for p in passages]
-    expected = [sum(weights[term] for term in weights if term in bag) / sum(weights.values()) for bag in held]
-    np.testing.assert_allclose(built.coverage(weights), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_rarer_term_weighs_more_and_an_unknown_one_most(index):
+def test_terms_weigh_by_rarity_and_a_passage_covers_those_that_it_holds_anywhere(index):
     assert index.weight("adversari") < index.weight("scan") < index.weight("xyzzy")
-    assert not index.coverage({}).any()
     assert not index.coverage({"phish": 0.0}).any()
+    weights = {"phish": 1.0, "m1031": 2.0, "scan": 3.0, "xyzzy": 4.0}
+    passages = [index.passage(row) for row in range(len(index))]
+    held = [{*terms(p.title), *terms(p.section), *terms(p.text)} for p in passages]
+    np.testing.assert_allclose(index.coverage(weights), [sum(weights.get(t, 0) for t in bag) / 10 for bag in held])
+    assert len(Index.build(passages * 2)) == len(passages), "repeated passages are kept once"
 
 
 # ---- On disk ----
 
 
-def test_a_loaded_index_answers_as_the_built_one_did_from_arrays_on_disk(index, saved):
-    loaded = Index.load(saved)
+def test_a_loaded_index_answers_as_the_built_one_did_from_arrays_on_disk(index, tmp_path):
+    odd = passage("“odd”\n\u2028\0 text", url="“\n")
+    built = Index.build([*(index.passage(row) for row in range(len(index))), odd])
+    built.save(tmp_path)
+    loaded = Index.load(tmp_path)
     assert all(isinstance(loaded._bm25.scores[name].base, np.memmap) for name in ("data", "indices", "indptr"))
     queries = ["phishing mail", "divides by zero", "xyzzy", ""]
-    for mine, theirs in zip(index.search(queries, 6), loaded.search(queries, 6), strict=True):
+    for mine, theirs in zip(built.search(queries, 6), loaded.search(queries, 6), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert [loaded.passage(row) for row in range(len(loaded))] == [index.passage(row) for row in range(len(index))]
-
-
-@given(text=st.text())
-def test_any_text_is_loaded_as_it_was_saved(text, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("index")
-    Index.build([passage("known"), passage(text, url=text)]).save(folder)
-    loaded = Index.load(folder)
-    assert loaded.passage(len(loaded) - 1) == passage(text, url=text)
-    assert len(loaded) - 1 in loaded.rows_of(text)
+    assert [loaded.passage(row) for row in range(len(loaded))] == [built.passage(row) for row in range(len(built))]
+    assert (loaded.rows_of(odd.url).tolist(), len(loaded.rows_of("https://x.org/T1550"))) == ([6], 2)
 
 
 FILES = ("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy", "vocab.index.json", "params.index.json")
@@ -301,13 +288,3 @@ def test_jax_can_still_be_distributed_after_a_search():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     ran = subprocess.run([sys.executable, "-c", START], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.stdout == "1\n", ran.stderr
-
-
-def test_questions_that_name_a_real_attack_pattern_find_its_page(ghost_data):
-    (file,) = sources.locate("capec", [ghost_data])
-    pages = list(sources.SOURCES["capec"].read(file))
-    index = Index.build(made for page in pages for made in passages_of(page))
-    rows = index.context([f"How does an adversary carry out {page.title}?" for page in pages])
-    found = [page.url in [index.passage(row).url for row in four] for page, four in zip(pages, rows, strict=True)]
-    assert len(found) > 400
-    assert np.mean(found) > 0.97

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ghost_jax.data import sources
 from ghost_jax.data.builders import mcq, pretrain, rewrite
 from ghost_jax.data.storage.schema import RELATIONS, Fact, Record, split_of
 from ghost_jax.data.wordings import question_forms
@@ -104,30 +103,10 @@ def test_odd_names_are_never_altered_and_get_no_second_stop(subject, name, relat
         assert len(line) == full - bool(stopped)
 
 
-@pytest.mark.parametrize("source", ["embedded", "capec"])
-def test_published_names_are_stated_unaltered(ghost_data, source):
-    reader = sources.SOURCES[source]
-    facts = [f for each in reader.read(*sources.locate(source, [ghost_data])) for f in each.facts]
-    assert len(facts) > 1000
-    for fact in filter(rewrite.can_be_rewritten, facts):
-        lines = statements(fact)
-        assert len(set(lines)) >= 20
-        assert all(fact.subject in line and fact.object in line and "  " not in line for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("subject", "name", "expected"),
-    [
-        ("CWE-79", "Cross-site Scripting", True),
-        ("d" * 300, "Improper Input Validation", True),
-        ("d" * 301, "Improper Input Validation", False),
-        ("Improper Input Validation", "d" * 301, False),
-        ("SSH", "SSH", False),
-        ("", "SSH", False),
-    ],
-)
-def test_only_facts_about_names_are_rewritten(subject, name, expected):
-    assert rewrite.can_be_rewritten(Fact(subject, "weakness_class", name, "")) is expected
+def test_only_facts_about_names_are_rewritten():
+    names = [("CWE-79", "XSS"), ("d" * 300, "XSS"), ("d" * 301, "XSS"), ("XSS", "d" * 301), ("XSS", "XSS"), ("", "XSS")]
+    can = [rewrite.can_be_rewritten(Fact(subject, "weakness_class", name, "")) for subject, name in names]
+    assert can == [True, True, False, False, False, False]
 
 
 # ---- Rows ----
