@@ -14,7 +14,8 @@ from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UsageError, UserError
-from ghost_jax.data import conversations, mixture, windows
+from ghost_jax.data import mixture
+from ghost_jax.data.builders import names_of
 from ghost_jax.data.prepare import Prepared, mix_of, prepare
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs import plan, run_dir
@@ -50,7 +51,7 @@ def config_of(name: str, sources: str, mixed: tuple[str, ...], **data: object):
     stages = ["", "base."] if name.startswith("chat") else [""]
     keys = TINY | {"data.sources": sources}
     flags = [flag for stage in stages for flag in set_all({f"{stage}{key}": value for key, value in keys.items()})]
-    table = conversations.DATASETS if name.startswith("chat") else windows.DATASETS
+    table = names_of("chat" if name.startswith("chat") else "pretrain")
     flags += set_all({f"data.mixture.{dataset}": float(dataset in mixed) for dataset in table})
     flags += set_all({f"data.{key}": value for key, value in data.items()})
     return config_lib.parse(argparse.ArgumentParser(), [f"--config=configs/{name}.py:nano", *flags])[0]
@@ -74,8 +75,8 @@ def prepared_of(data: Path, *asked: object) -> tuple[Prepared, mixture.Mix]:
 @pytest.mark.parametrize(
     ("sources", "name"),
     [
-        *(("cti", name) for name in conversations.DATASETS if name != "small_talk"),
-        *(("kev", name) for name in conversations.DATASETS if name not in ("small_talk", "qa")),
+        *(("cti", name) for name in names_of("chat") if name != "small_talk"),
+        *(("kev", name) for name in names_of("chat") if name not in ("small_talk", "qa")),
     ],
 )
 def test_a_dataset_that_is_mixed_in_and_has_no_training_record_is_refused(data, sources, name):

@@ -16,26 +16,15 @@ from ghost_jax.training.step import make_predict
 from tests.conftest import set_all, tiny_chat
 
 
-@pytest.fixture(scope="module")
-def run(ghost, tiny_run, tmp_path_factory):
-    """A tiny chat run that is scored on facts, of which it trains none."""
-    workdir = tiny_run.beside_base(tmp_path_factory.mktemp("facts"))
-    mixture = {"data.mixture.fact_rank": 1.0, "objective.ranking": 1.0}
-    folder = workdir.parent / "configs"
-    folder.mkdir()
-    # chat_facts on the base that is there
-    (folder / "chat_known.py").write_text(
+def test_a_run_is_scored_on_facts_that_none_of_its_training_records_asks(ghost, tiny_run, tmp_path):
+    workdir = tiny_run.beside_base(tmp_path)
+    (tmp_path / "chat_known.py").write_text(  # chat_facts on the base that is there
         "from configs import chat_v5\n\n\ndef get_config(preset=''):\n    c = chat_v5.get_config(preset)\n"
         "    c.evals = {'facts': {'batch_size': 4}}\n    return c\n"
     )
-    words = tiny_chat(workdir, *set_all(mixture))
-    words[1] = f"--config={folder / 'chat_known.py'}:nano"
-    result = ghost(*words)
-    return workdir, result.stdout
-
-
-def test_a_run_is_asked_what_its_data_held_out_though_it_trains_no_such_letters(run):
-    workdir, stdout = run
+    words = tiny_chat(workdir, *set_all({"data.mixture.fact_rank": 1.0, "objective.ranking": 1.0}))
+    words[1] = f"--config={tmp_path / 'chat_known.py'}:nano"
+    ghost(*words)
     report = json.loads((workdir / "evals" / "facts.json").read_text())
     items = [json.loads(line) for line in (workdir / facts.ITEMS).read_text().splitlines()]
     assert report["n"] == len(items) > 20
@@ -43,31 +32,25 @@ def test_a_run_is_asked_what_its_data_held_out_though_it_trains_no_such_letters(
     assert {"ranked", "pmi"} <= report["cloze"].keys()
     for name in ("longest", "shortest", "option_popularity", "position_length_popularity", "always_C"):
         assert report["baselines_over_orders"][name] == pytest.approx(0.25, abs=0.02), name
-    assert "facts.jsonl" in stdout
     assert not (workdir / "evals" / "ctibench.json").exists()
-
-
-def test_no_record_that_is_trained_on_asks_one_of_the_questions(ghost, run):
-    workdir, _ = run
-    asked = {json.loads(line)["id"] for line in (workdir / facts.ITEMS).read_text().splitlines()}
     names = json.loads((workdir / "data.json").read_text())["stores"]
     for name in ("fact_mcq", "fact_rank"):
         rows = open_examples(ghost.cache / "ghost_jax" / "stores" / names[name], name, "train")
         trained = {row["id"].decode().partition("/ABCD")[0] for row in rows}
         assert trained
-        assert not asked & trained
+        assert not {item["id"] for item in items} & trained
 
 
-def test_a_run_without_questions_is_told_what_to_add(tiny_run, tmp_path):
+def test_a_run_without_questions_is_refused(tiny_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run.workdir, workdir, ignore=shutil.ignore_patterns("checkpoints"))
     facts.check_data(workdir, None)  # as of a base
     (workdir / facts.ITEMS).write_text("")
-    with pytest.raises(UserError, match=rf"{facts.ITEMS} holds no question.*data.sources"):
+    with pytest.raises(UserError, match=rf"{facts.ITEMS}.*data.sources"):
         facts.check_data(workdir, None)
     mesh = make_mesh()
     model, params, _ = load_model(tiny_run.workdir, mesh)
     predict = functools.partial(make_predict(model, params, mesh), params)
     vocabulary = tokenizer_lib.load(workdir / "tokenizer.json")
-    with pytest.raises(UserError, match="holds no question"):
+    with pytest.raises(UserError, match=facts.ITEMS):
         facts.evaluate_run(predict, vocabulary, workdir, None, context=model.context, batch_size=2)

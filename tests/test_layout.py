@@ -33,6 +33,7 @@ TOP_LEVEL = {
     *("tests", "README.md", "WORKSPACE.md", "RESULTS.md", "CHANGELOG.md", "SECURITY.md"),
     *("Makefile", "pyproject.toml", "LICENSE", ".ci", ".gitignore", "docs", "mkdocs.yml"),
 }
+DATASETS = "ghost_jax.data.builders"  # its __init__.py: the table of datasets, which configs are checked against
 LONGEST = 400  # lines
 MOST_MODULES = 12  # of a folder
 
@@ -51,6 +52,8 @@ def layer_of(module: str) -> tuple[int, str] | None:
     parts = module.split(".")
     if module == "ghost_jax":  # the version, and how commands are started
         return -1, module
+    if module == DATASETS:
+        return 0, module
     if parts[0] in ("configs", "launch") or (len(parts) == 2 and SOURCES[module].name != "__init__.py"):
         return COMMANDS, parts[0]
     package = ".".join(parts[:2])

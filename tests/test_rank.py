@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ghost_jax.data import mixture
-from ghost_jax.data.builders import Question, rank
-from ghost_jax.data.conversations import DATASETS
+from ghost_jax.data.builders import rank
+from ghost_jax.data.examples import Question
 from ghost_jax.data.mixture import Mix, Phase, train_batches, validation_batches
 from ghost_jax.data.storage.array_record import write_examples
 from ghost_jax.data.storage.artifact_cache import Manifest
@@ -67,7 +67,6 @@ def mix_of(stores: dict, *names: str, packing: bool = True, loss_norm: str = "to
 
 
 def test_each_branch_behind_the_prompt_is_the_conversation_with_that_answer(rows, vocabulary):
-    assert DATASETS["rank"].row is rank.row
     assert [ranking.split for ranking in rank.build((q, ()) for q in ASKED)] == [q.split for q in ASKED]
     for q, row in zip(ASKED, rows, strict=True):
         assert (row["id"], row["source"], row["letter"]) == (q.id, q.source, q.letter)

@@ -11,7 +11,7 @@ import pytest
 
 import ghost_jax
 from configs import chat_v4_failed
-from ghost_jax.data import conversations, windows
+from ghost_jax.data.builders import DATASETS
 from ghost_jax.reporting.plots import mixture_picture, study_picture
 from ghost_jax.reporting.records import read_run
 from ghost_jax.reporting.tables import WORDS, recipe_of, result_table
@@ -310,7 +310,7 @@ def test_a_run_that_the_study_killed_has_its_words_for_a_score():
 
 
 def test_every_dataset_has_its_words():
-    assert WORDS.keys() == {*windows.DATASETS, *conversations.DATASETS}
+    assert WORDS.keys() == DATASETS.keys()
 
 
 def test_the_results_in_the_repository_are_those_of_its_records():

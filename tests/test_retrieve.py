@@ -1,4 +1,4 @@
-"""bm25.py: every word of a page is in one passage, and the index finds, keeps and reads them."""
+"""ghost_jax/data/retrieval/bm25.py: every word of a page is in one passage; the index finds, saves and loads them."""
 
 import json
 import math
@@ -16,24 +16,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data import sources
-from ghost_jax.data.retrieval.bm25 import (
-    CONTEXT,
-    SHOWN_CHARACTERS,
-    TITLE_WEIGHT,
-    WORDS,
-    Index,
-    Passage,
-    passages_of,
-    shown,
-    terms,
-)
+from ghost_jax.data.retrieval import bm25
+from ghost_jax.data.retrieval.bm25 import SHOWN_CHARACTERS, WORDS, Index, Passage, passages_of, shown, terms
 from ghost_jax.data.storage.schema import Record
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = (
     ("Phishing", "T1566", "Adversaries send messages with links.", "Mitigation M1031 Scanner: Scan the mail."),
-    ("Pass the Hash", "T1550", "Adversaries steal hashes of passwords.", "Mitigation M1026 Accounts: Limit rights."),
+    (
+        "Pass the Hash",
+        "T1550",
+        "Adversaries steal “hashes”\u2028 of passwords.",
+        "Mitigation M1026 Accounts: Limit rights.",
+    ),
     ("Divide By Zero", "CWE-369", "The product divides a value by zero.", "Consequence for Availability: Crash."),
 )
 
@@ -75,7 +70,7 @@ def test_the_passages_hold_every_word_of_a_page_in_its_order_and_none_is_too_lon
     for paragraph in text.split("\n\n"):
         of_paragraph = list(passages_of(record(paragraph)))
         assert [together.pop(0) for _ in of_paragraph] == of_paragraph
-        words, read = words_of(paragraph), {0}  # how many words the passages so far may have told
+        words, read = words_of(paragraph), {0}  # how many words the passages so far may hold
         for made in of_paragraph:
             assert 0 < len(made.text.split()) <= WORDS
             forms = (words_of(made.text), words_of(f"{made.section}: {made.text}"))
@@ -85,49 +80,19 @@ def test_the_passages_hold_every_word_of_a_page_in_its_order_and_none_is_too_lon
     assert not together
 
 
-@pytest.mark.parametrize(
-    "heading",
-    [
-        *("Explore", "Execution Flow", "Techniques", "Notes:", "Several types exist:", "SMS/iMessage Delivery"),
-        *("[Craft a malicious website]", "Request service tickets", "Home | About us | Contact", "Skip to content"),
-        *("## Overview", "### 3. Rotation vs Dynamic Creation", "Mitigations & Detections", "Überblick"),
-    ],
-)
-def test_a_heading_alone_is_no_passage(heading):
-    assert [made.text for made in passages_of(record(f"It lures.\n\n{heading}\n\n  {heading} \n\nIt ends."))] == [
-        "It lures.",
-        "It ends.",
-    ]
-    assert not list(passages_of(record(heading)))
+HEADINGS = ("Explore", "Execution Flow", "Notes:", "Several types exist:", "SMS/iMessage Delivery", "Überblick")
+HEADINGS += ("[Craft a malicious website]", "Home | About us | Contact", "## Overview", "### 3. Rotation vs Creation")
+LINES = ("It lures.", "Does it lure?", "- Man in the middle", "1. Survey", "reg save HKLM\\sam sam", "He said 'stop.'")
+LINES += ("C:\\Users\\x\\Normal.dotm", "procdump -ma lsass.exe out", "Platforms: Windows", "First line\nsecond line")
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        *(
-            "It lures.",
-            "Does it lure?",
-            "- Man in the middle",
-            "1. Survey",
-            "reg save HKLM\\sam sam",
-            "He said 'stop.'",
-        ),
-        *("C:\\Users\\x\\Normal.dotm", "procdump -ma lsass.exe out", "Platforms: Windows", "First line\nsecond line"),
-        "A line of more than eight words is a statement without a full stop",
-    ],
+    ("line", "passages"),
+    [*((line, 0) for line in HEADINGS), *((line, 1) for line in LINES), ("a line of more than eight words is one", 1)],
 )
-def test_a_line_that_states_something_is_a_passage(line):
-    (made,) = passages_of(record(line))
-    assert made.text
-
-
-def test_a_passage_carries_its_pages_title_number_and_section():
-    text = "Adversaries lure.\n\nMitigation M1031 Network Intrusion Prevention: Scan the mail. Drop the rest."
-    first, second = passages_of(record(text, "enterprise/T1566", "Phishing"))
-    url = "https://example.org/1"
-    assert first == Passage("enterprise/T1566", "test", "Phishing (T1566)", "", "Adversaries lure.", url)
-    assert second.section == "Mitigation M1031 Network Intrusion Prevention"
-    assert second.text == "Scan the mail. Drop the rest."
+def test_a_heading_alone_is_no_passage(line, passages):
+    assert len(list(passages_of(record(line)))) == passages
+    assert len(list(passages_of(record(f"It lures.\n\n{line}\n\n  {line} \n\nIt ends.")))) == 2 + 2 * passages
 
 
 @pytest.mark.parametrize(
@@ -139,26 +104,28 @@ def test_a_passage_carries_its_pages_title_number_and_section():
         ("library/README.md", "A library", "A library"),
     ],
 )
-def test_a_publishers_number_stands_once_in_the_title(number, title, shown_title):
-    assert [made.title for made in passages_of(record("Text.", number, title))] == [shown_title]
+def test_a_publishers_number_is_once_in_the_title(number, title, shown_title):
+    (made,) = passages_of(record("Text.", number, title))
+    assert made == Passage(number, "test", shown_title, "", "Text.", "https://example.org/1")
 
 
 @pytest.mark.parametrize(
     ("paragraph", "section"),
     [
         ("Detection by Process: OS API Execution: Monitor calls.", "Detection by Process: OS API Execution"),
-        ("Procedure of njRAT v0.7 (S0385): It spies.", "Procedure of njRAT v0.7 (S0385)"),
+        ("Procedure of njRAT v0.7 (S0385): It spies. Drop the rest.", "Procedure of njRAT v0.7 (S0385)"),
         ("Adversaries may use names (ex: admin). They hide.", ""),
         ("It has ended. Then: nothing.", ""),
         ("See https://example.org/x for more.", ""),
     ],
 )
-def test_the_label_of_a_paragraph_becomes_the_section(paragraph, section):
+def test_the_label_of_a_paragraph_is_the_section(paragraph, section):
     (made,) = passages_of(record(paragraph))
     assert made.section == section
+    assert made.text == paragraph.removeprefix(f"{section}: ")
 
 
-def test_a_long_paragraph_is_cut_at_the_ends_of_sentences_and_keeps_its_section():
+def test_a_long_paragraph_is_split_at_the_ends_of_sentences_and_keeps_its_section():
     sentence = "It has " + "very " * 20 + "many words."
     made = list(passages_of(record(f"Mitigation: {' '.join([sentence] * 5)}")))
     assert [len(m.text.split()) // len(sentence.split()) for m in made] == [2, 2, 1]
@@ -170,25 +137,21 @@ def test_a_passage_is_shown_with_its_heading_and_cut_between_words(text):
     line = shown(passage(text, "Phishing (T1566)", "Mitigation"))
     whole_line = f"Phishing (T1566), Mitigation: {text}".strip()
     assert len(line) <= SHOWN_CHARACTERS
-    if len(whole_line) <= SHOWN_CHARACTERS:
-        assert line == whole_line
-    else:
-        kept = line.removesuffix(" …").split()
-        assert line.endswith(" …")
-        assert kept == whole_line.split()[: len(kept)]
+    kept = line.removesuffix(" …").split()
+    assert line == whole_line if len(whole_line) <= SHOWN_CHARACTERS else kept == whole_line.split()[: len(kept)]
 
 
 # ---- Search ----
 
 
-def test_terms_are_stems_and_numbers_stay_whole():
+def test_terms_are_stems_and_numbers_are_one_term():
     assert terms("Mitigations mitigating") == ["mitig", "mitig"]
     assert terms("What is T1566.002, or CWE-79?") == ["t1566.002", "cwe-79"]
 
 
-def bm25(query: str, passages: list[Passage], k1: float = 1.5, b: float = 0.75) -> list[float]:
-    """Robertson's formula with Lucene's idf, written down as it is published."""
-    bags = [Counter(terms(p.title) * TITLE_WEIGHT + terms(p.section) + terms(p.text)) for p in passages]
+def published_bm25(query: str, passages: list[Passage], k1: float = 1.5, b: float = 0.75) -> list[float]:
+    """Robertson's formula with Lucene's idf."""
+    bags = [Counter(terms(p.title) * bm25.TITLE_WEIGHT + terms(p.section) + terms(p.text)) for p in passages]
     mean = sum(bag.total() for bag in bags) / len(bags)
 
     def score(bag: Counter, term: str) -> float:
@@ -199,188 +162,108 @@ def bm25(query: str, passages: list[Passage], k1: float = 1.5, b: float = 0.75) 
     return [sum(score(bag, term) for term in terms(query)) for bag in bags]
 
 
-TEXT = st.lists(st.sampled_from(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]), min_size=1, max_size=8).map(
-    " ".join
-)
+NAMES = st.sampled_from(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"])
+TEXT = st.lists(NAMES, min_size=1, max_size=8).map(" ".join)
+PARTS = st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=8, unique=True)
 
 
-@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=8, unique=True), st.lists(TEXT, max_size=2))
+@given(PARTS, st.lists(TEXT, max_size=2))
 def test_a_search_gives_the_highest_bm25_scores_in_order_and_the_lower_row_of_equals(parts, queries):
     passages = [passage(text, title, section) for title, section, text in parts]
     rows, scores = Index.build(passages).search(queries, 5)
-    assert rows.dtype == np.int32
-    assert scores.dtype == np.float32
+    assert (rows.dtype, scores.dtype) == (np.int32, np.float32)
     assert rows.shape == scores.shape == (len(queries), min(5, len(passages)))
     for query, found, given_scores in zip(queries, rows, scores, strict=True):
-        expected = np.asarray(bm25(query, passages))
+        expected = np.asarray(published_bm25(query, passages))
         np.testing.assert_allclose(given_scores, expected[found], rtol=1e-5)
         np.testing.assert_allclose(given_scores, np.sort(expected)[::-1][: len(found)], rtol=1e-5)
         pairs = list(zip(-given_scores, found, strict=True))
-        assert pairs == sorted(pairs)
-        assert len(set(found)) == len(found)
+        assert pairs == sorted(set(pairs))
 
 
 def test_of_equal_passages_the_lower_rows_are_found_first():
     texts = ("alpha alpha", "alpha beta")  # 200 of each score, and 100 of them just within reach
-    rows, scores = Index.build(passage(texts[i % 2], f"Page {i}") for i in range(400)).search(["alpha"], 300)
+    rows, _ = Index.build(passage(texts[i % 2], f"Page {i}") for i in range(400)).search(["alpha"], 300)
     assert rows[0].tolist() == [*range(0, 400, 2), *range(1, 200, 2)]
-    assert len(set(scores[0])) == 2
-
-
-def test_a_word_in_the_title_counts_more_than_in_the_text():
-    built = Index.build([passage("zero matters one", "Seven words"), passage("seven words one", "Zero matters")])
-    assert built.search(["zero"], 1)[0].tolist() == [[1]]
-
-
-def test_a_query_without_a_known_word_scores_nothing(index):
-    for query in ("", "the of", "xyzzy"):
-        rows, scores = index.search([query], 3)
-        assert rows.tolist() == [[0, 1, 2]]
-        assert not scores.any()
 
 
 def test_a_question_finds_its_page_by_name_and_by_number(index):
     for question in ("How are phishing links scanned?", "What is T1566?"):
         (rows,) = index.context([question])
-        assert len(rows) == CONTEXT
+        assert len(rows) == bm25.CONTEXT
         assert index.passage(rows[0]).title == "Phishing (T1566)"
+    for question in ("", "the of", "xyzzy"):
+        rows, scores = index.search([question], 3)
+        assert rows.tolist() == [[0, 1, 2]]
+        assert not scores.any()
 
 
-def test_the_best_of_a_page_is_of_that_page_even_where_another_matches_better(index):
+def test_the_best_of_a_page_is_of_that_page(index):
     rows = index.rows_of("https://x.org/T1550")
     assert index.passage(index.best("Mitigation: scan the mail", rows)).text == "Limit rights."
     assert [index.passage(row).title for row in rows] == ["Pass the Hash (T1550)"] * 2
     assert len(index.rows_of("https://x.org/unknown")) == 0
 
 
-def test_a_passage_that_comes_again_is_kept_once_unless_its_section_differs():
-    built = Index.build(
-        [
-            passage("High.", section="Severity", url="a"),
-            passage("High.", section="Severity", url="b"),
-            passage("High.", section="Likelihood"),
-        ]
-    )
-    assert [(built.passage(row).section, built.passage(row).url) for row in range(len(built))] == [
-        ("Severity", "a"),
-        ("Likelihood", ""),
-    ]
-
-
 @pytest.mark.parametrize("passages", [[], [passage("", "")], [passage("the", "of")]])
-def test_nothing_to_search_in_is_refused(passages):
-    with pytest.raises(UserError, match="nothing to search in"):
+def test_an_index_without_terms_is_refused(passages):
+    with pytest.raises(UserError, match=r"data\.sources"):
         Index.build(passages)
 
 
-@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=8, unique=True), st.sets(st.text("abz", max_size=3)))
-def test_a_passage_covers_the_weights_of_the_terms_that_it_holds_anywhere(parts, strange):
-    passages = [passage(text, title, section) for title, section, text in parts]
-    built = Index.build(passages)
-    weights = {term: built.weight(term) for term in ("alpha", "beta", *sorted(strange))}
-    held = [{*terms(p.title), *terms(p.section), *terms(p.text)} for p in passages]
-    expected = [sum(weights[term] for term in weights if term in bag) / sum(weights.values()) for bag in held]
-    np.testing.assert_allclose(built.coverage(weights), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_a_rarer_term_weighs_more_and_an_unknown_one_most(index):
+def test_terms_weigh_by_rarity_and_a_passage_covers_those_that_it_holds_anywhere(index):
     assert index.weight("adversari") < index.weight("scan") < index.weight("xyzzy")
-    assert not index.coverage({}).any()
     assert not index.coverage({"phish": 0.0}).any()
+    weights = {"phish": 1.0, "m1031": 2.0, "scan": 3.0, "xyzzy": 4.0}
+    passages = [index.passage(row) for row in range(len(index))]
+    held = [{*terms(p.title), *terms(p.section), *terms(p.text)} for p in passages]
+    np.testing.assert_allclose(index.coverage(weights), [sum(weights.get(t, 0) for t in bag) / 10 for bag in held])
+    assert len(Index.build(passages * 2)) == len(passages), "repeated passages are kept once"
 
 
 # ---- On disk ----
 
 
-def test_a_loaded_index_answers_as_the_built_one_did(index, saved):
-    loaded = Index.load(saved)
-    queries = ["phishing mail", "divides by zero", "xyzzy", ""]
-    for mine, theirs in zip(index.search(queries, 6), loaded.search(queries, 6), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-    assert [loaded.passage(row) for row in range(len(loaded))] == [index.passage(row) for row in range(len(index))]
-    for _, number, *_ in PAGES:
-        np.testing.assert_array_equal(
-            loaded.rows_of(f"https://x.org/{number}"), index.rows_of(f"https://x.org/{number}")
-        )
-
-
-@given(text=st.text())
-def test_any_text_comes_back_from_disk_as_it_was(text, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("index")
-    Index.build([passage("known"), passage(text, url=text)]).save(folder)
-    loaded = Index.load(folder)
-    assert loaded.passage(len(loaded) - 1) == passage(text, url=text)
-    assert len(loaded) - 1 in loaded.rows_of(text)
-
-
-def test_the_arrays_stay_on_disk(saved):
-    loaded = Index.load(saved)
+def test_a_loaded_index_answers_as_the_built_one_did_from_arrays_on_disk(index, tmp_path):
+    odd = passage("“odd”\n\u2028\0 text", url="“\n")
+    built = Index.build([*(index.passage(row) for row in range(len(index))), odd])
+    built.save(tmp_path)
+    loaded = Index.load(tmp_path)
     assert all(isinstance(loaded._bm25.scores[name].base, np.memmap) for name in ("data", "indices", "indptr"))
+    queries = ["phishing mail", "divides by zero", "xyzzy", ""]
+    for mine, theirs in zip(built.search(queries, 6), loaded.search(queries, 6), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert [loaded.passage(row) for row in range(len(loaded))] == [built.passage(row) for row in range(len(built))]
+    assert (loaded.rows_of(odd.url).tolist(), len(loaded.rows_of("https://x.org/T1550"))) == ([6], 2)
 
 
-SAVE = """
-import sys
-from pathlib import Path
-from ghost_jax.data import sources
-from ghost_jax.data.retrieval.bm25 import Index, passages_of
-Index.build(p for record in sources.embedded.read() for p in passages_of(record)).save(Path(sys.argv[1]))
-"""
-
-
-def test_the_same_passages_give_the_same_bytes_in_another_process(tmp_path):
-    for name in "12":
-        (tmp_path / name).mkdir()
-        environment = os.environ | {"PYTHONHASHSEED": name}
-        subprocess.run([sys.executable, "-c", SAVE, tmp_path / name], cwd=ROOT, env=environment, check=True)
-    files = sorted(path.name for path in (tmp_path / "1").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "2").iterdir())
-    for name in files:
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
-
-
-def test_no_file_is_a_pickle(saved):
-    for path in saved.iterdir():
-        if path.suffix == ".npy":
-            np.load(path, allow_pickle=False)
-        else:
-            for document in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
-                json.loads(document)
-
-
-FILES = (
-    *("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy", "vocab.index.json", "params.index.json"),
-    *("passages.jsonl", "ends.npy", "url_of.npy", "urls.json", "index.json"),
-)
-
-
-def test_the_damaged_files_below_are_all_there_are(saved):
-    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
+FILES = ("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy", "vocab.index.json", "params.index.json")
+FILES += ("passages.jsonl", "ends.npy", "url_of.npy", "urls.json", "index.json")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_missing_or_cut_off_or_a_pickle_is_an_error_that_names_the_folder(saved, name):
+def test_a_file_that_is_missing_or_cut_off_or_a_pickle_is_refused(saved, name):
+    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
     content = (saved / name).read_bytes()
-    damages = [content[: len(content) // 2], b""] + [pickle.dumps([name])] * name.endswith(".npy")
-    for damaged in damages:
-        (saved / name).write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{saved} is no whole index.*Delete the folder"):
+    for damaged in [content[: len(content) // 2], b"", pickle.dumps([name]), None]:
+        if damaged is None:
+            (saved / name).unlink()
+        else:
+            (saved / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=str(saved)):
             Index.load(saved)
-    (saved / name).unlink()
-    with pytest.raises(UserError, match=f"{saved} is no whole index"):
-        Index.load(saved)
 
 
-def test_files_of_two_indexes_are_refused(saved, tmp_path_factory):
+def test_files_of_two_indexes_and_another_format_are_refused(saved, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     Index.build([passage("another")]).save(other)
+    own = (saved / "url_of.npy").read_bytes()
     (saved / "url_of.npy").write_bytes((other / "url_of.npy").read_bytes())
-    with pytest.raises(UserError, match="of different indexes"):
+    with pytest.raises(UserError, match="different indexes"):
         Index.load(saved)
-
-
-def test_an_index_of_another_format_is_refused(saved):
+    (saved / "url_of.npy").write_bytes(own)
     (saved / "index.json").write_text(json.dumps({"format": 0, "passages": 6}))
-    with pytest.raises(UserError, match="format 0, and this version reads"):
+    with pytest.raises(UserError, match="format is 0"):
         Index.load(saved)
 
 
@@ -405,16 +288,3 @@ def test_jax_can_still_be_distributed_after_a_search():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     ran = subprocess.run([sys.executable, "-c", START], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.stdout == "1\n", ran.stderr
-
-
-# ---- Real pages ----
-
-
-def test_questions_that_name_a_real_attack_pattern_find_its_page(ghost_data):
-    (file,) = sources.locate("capec", [ghost_data])
-    pages = list(sources.SOURCES["capec"].read(file))
-    index = Index.build(made for page in pages for made in passages_of(page))
-    rows = index.context([f"How does an adversary carry out {page.title}?" for page in pages])
-    found = [page.url in [index.passage(row).url for row in four] for page, four in zip(pages, rows, strict=True)]
-    assert len(found) > 400
-    assert np.mean(found) > 0.97

@@ -16,7 +16,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from evals.open_book import rescorer
-from ghost_jax.data import conversations, corpus, windows
+from ghost_jax.data import corpus, datasets
+from ghost_jax.data.builders import DATASETS, names_of
 from ghost_jax.data.corpus import Input, Inputs
 from ghost_jax.data.sources import SOURCES, embedded
 from ghost_jax.data.storage import artifact_cache
@@ -24,7 +25,7 @@ from ghost_jax.text import tokenizer
 from tests.conftest import ROOT
 
 PARTS = {f"part of {name}" for name in SOURCES}
-BASE, CHAT = set(windows.DATASETS), set(conversations.DATASETS)
+BASE, CHAT = set(names_of("pretrain")), set(names_of("chat"))
 OF_CORPUS = {"corpus", "vocabulary", "index", "reader", *BASE, *CHAT} - {"small_talk"}
 EVERY = PARTS | OF_CORPUS | {"small_talk"}
 
@@ -116,10 +117,9 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
             found[f"part of {each.source}"] = found.pop("part")
         documents = corpus.corpus_store(Inputs(tuple(inputs), ()), print)
         index = corpus.index_store(documents, ("attack",), print)
-        windows.vocabulary_store(config, documents, print)
-        for stage in (windows, conversations):
-            for name in stage.DATASETS:
-                stage.dataset_store(name, config, documents, vocabulary(), print)
+        datasets.vocabulary_store(config, documents, print)
+        for name in DATASETS:
+            datasets.dataset_store(name, config, documents, vocabulary(), print)
         with contextlib.suppress(_Found):
             rescorer.generated_weights(documents, index, print)
     return found

@@ -21,6 +21,7 @@ from ghost_jax.config.validate import DOMAINS, check, host_of_teacher, leaves, s
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.core.paths import local_path
+from ghost_jax.data.builders import DATASETS
 
 # Keys that do not decide what a run computes. They may change when it is resumed.
 FREE_KEYS = {
@@ -34,10 +35,9 @@ ADDED = {"optim.name": "adamw"}
 SHAPE = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
 OWN = ("dropout", "dtype", "remat", "scan", "attention")
 
-LETTERED = ("mcq", "cot", "fact_mcq", "raft")  # datasets whose answers begin with a letter
-RANKED = ("rank", "fact_rank", "read")  # datasets whose options are ranked
-# Datasets that every chat run builds, whatever its mixture: recipes share their validation records, so losses compare.
-SHARED = ("qa", "mcq", "cot", "small_talk")
+LETTERED = tuple(name for name, row in DATASETS.items() if row.lettered)
+RANKED = tuple(name for name, row in DATASETS.items() if row.ranked)
+SHARED = tuple(name for name, row in DATASETS.items() if row.shared)  # built for every chat recipe, mixed in or not
 
 
 # ---- Files and command lines ----

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from ml_collections import ConfigDict
 
 from ghost_jax.core.errors import UsageError
+from ghost_jax.data.builders import DATASETS, names_of
 from ghost_jax.text.mcq_format import LAYOUTS
 from ghost_jax.text.tokenizer import LEAST_TOKENS
 
@@ -111,13 +112,12 @@ FOLDER = text("[^/]{1,200}", "what can be a folder's name: 1 to 200 characters a
 
 KEY_VARIABLE = "GHOST_TEACHER_KEY"  # the environment variable with the key of `data.cot.teacher`
 
-# The tables of the modules that implement these names hold the same ones; a test compares them.
+# The table of `ghost_jax.data.sources` holds the same names; a test compares them.
 SOURCES = ("attack", "attack18", "capec", "cwe", "nvd", "kev", "exploitdb", "cti", "cve", "embedded")
-BASE_DATASETS = ("pretrain", "facts", "exposure")
-CHAT_DATASETS = ("qa", "mcq", "cot", "small_talk", "fact_mcq", "raft", "rank", "fact_rank", "read")
+BASE_DATASETS, CHAT_DATASETS = names_of("pretrain"), names_of("chat")
 # Sources that documents may name; a user's own files may have others.
 QA_SOURCES = ("attack", "capec", "cwe", "cve_trickest", "nvd", "kev", "exploitdb", "ctf", "embedded")
-LOSSES = ("val_loss", "val_loss_shared", *(f"val_loss_{name}" for name in BASE_DATASETS + CHAT_DATASETS))
+LOSSES = ("val_loss", "val_loss_shared", *(f"val_loss_{name}" for name in DATASETS))
 
 BOTH: dict[str, Domain] = {
     "name": FOLDER,

@@ -23,8 +23,8 @@ import numpy as np
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir, data_folders
 from ghost_jax.data import dedup, fetch, sources
-from ghost_jax.data.builders import Documents
 from ghost_jax.data.downloads.published import PUBLISHED
+from ghost_jax.data.examples import Documents
 from ghost_jax.data.retrieval import bm25
 from ghost_jax.data.retrieval.bm25 import Index, passages_of
 from ghost_jax.data.sources import embedded
@@ -33,7 +33,6 @@ from ghost_jax.data.storage.files import listed, stem
 from ghost_jax.data.storage.schema import Fact, Record
 
 Say = Callable[[str], None]
-BOOK = ("attack", "capec", "cwe", "embedded")  # as documents call them: the pages that questions are asked from
 PUBLISHED_BOOK = ("attack", "capec", "cwe")  # the sources of the open book
 FINGERPRINTS = "fingerprints.npy"
 _OF_ALL = [text_cleaning, schema, dedup]  # what decides the documents of every source

@@ -1,9 +1,9 @@
 """The weighted mixture: batch t is a pure function of the config, the seed and t, on any number of hosts.
 
 An epoch of the mix holds each record `multiplier` times (of fractional multipliers, several passes make one epoch).
-The datasets are interleaved evenly and each pass of a dataset has its own order. An epoch is packed at once: the
-lengths in it are the same every time, and so is the number of its rows. The epoch and the place of any row thus follow
-from its number by division, and to resume at update t, reading starts at t.
+The datasets are interleaved evenly, and each pass of a dataset has its own order. An epoch is packed at once. The
+lengths in it are always the same, and so is the number of its rows: the epoch of any row follows from its number by
+division, and a run that resumes at update t starts reading at t.
 """
 
 import bisect
@@ -28,22 +28,17 @@ from ghost_jax.text.mcq_format import LETTERS
 ENDLESS = 1 << 40  # the length of a stream that repeats for ever
 VERSION = 2  # of the order of batches; raise it with any change of what batch t is
 READ_ROWS = 128  # rows read together: each read of ArrayRecord starts threads, which takes as long as 30 records
-LEAST_DRAWS = 1024  # packed together, so that the last row, which is not full, does not count
+LEAST_DRAWS = 1024  # packed together, so that the last row, which is not full, does not matter
 MOST_PASSES = 100  # that make an epoch of fractional multipliers
-# The fields of `packing.fill` that the language-model loss reads. One conversation a row needs no more than the first:
-# its padding stands on the right, where a causal model never sees it.
+# The fields of `packing.fill` that the language-model loss reads. One conversation a row needs only the first three:
+# its padding is on the right, where a causal model never attends to it.
 ALONE = ("tokens", "targets", "weights")
 PACKED = (*ALONE, "positions", "segments")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of training with one set of weights.
-
-    Attributes:
-      start: the update, counted from 0, that it begins with.
-      multipliers: dataset -> how often each of its records comes in one epoch of the mix; 0 leaves it out.
-    """
+    """The multipliers from update `start` on: dataset -> how often each record is in one epoch of the mix."""
 
     start: int
     multipliers: dict[str, float]
@@ -54,14 +49,14 @@ class Mix:
     """All that decides what batch t is.
 
     Attributes:
-      stores: dataset -> the folder it was prepared in.
+      stores: dataset -> its store.
       phases: in the order of their start; the first starts at 0.
       seed: of the shuffles.
       batch_size: rows of the global batch.
       seq_len: tokens of a row.
       packing: whether a row holds as many conversations as fit, or one.
-      truncation: what becomes of a conversation longer than a row: "crop" cuts its beginning off, "drop" leaves it out.
-      loss_norm: what the loss is a mean over, see `packing.fill`.
+      truncation: of a conversation longer than a row: "crop" cuts its beginning off, "drop" leaves it out.
+      loss_norm: see `packing.fill`.
     """
 
     stores: dict[str, Path]
@@ -75,7 +70,7 @@ class Mix:
 
     @property
     def datasets(self) -> list[str]:
-        """The names mixed in at any time, sorted."""
+        """The datasets that some phase mixes in, sorted."""
         return sorted({name for phase in self.phases for name, m in phase.multipliers.items() if m > 0})
 
 
@@ -88,15 +83,19 @@ def fingerprint(mix: Mix) -> str:
     )
 
 
+def _counts(mix: Mix, name: str) -> dict[str, SplitCounts]:
+    """Returns the counts of each split of a dataset."""
+    return artifact_cache.manifest(mix.stores[name]).datasets[name]
+
+
 def _train_counts(mix: Mix, name: str) -> SplitCounts:
-    """Returns the counts of the training split. Raises UserError where there is none."""
-    splits = artifact_cache.manifest(mix.stores[name]).datasets[name]
-    if "train" not in splits:
+    counts = _counts(mix, name)
+    if "train" not in counts:
         raise UserError(
             f"The mixture asks for {name}, but the sources of the config hold no record of it. Add sources to "
             f"--config.data.sources, or set --config.data.mixture.{name}=0."
         )
-    return splits["train"]
+    return counts["train"]
 
 
 # ---- Which record, and which row ----
@@ -104,9 +103,9 @@ def _train_counts(mix: Mix, name: str) -> SplitCounts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Dataset:
-    """One training split: its records, and the numbers and places [n] of those that may be drawn.
+    """One training split: its records, and the numbers [n] and places [n] of those that may be drawn.
 
-    A record of n + 1 tokens takes n places of a row.
+    A record of n + 1 tokens fills n places of a row.
     """
 
     records: Records
@@ -127,10 +126,10 @@ def _open(mix: Mix, name: str) -> _Dataset:
 
 
 def copies_of(multipliers: dict[str, float]) -> dict[str, int]:
-    """Returns how often each dataset is passed through in an epoch of the mix; those of multiplier 0 are left out.
+    """Returns the passes over each dataset in an epoch of the mix; multipliers of 0 are left out.
 
-    The smallest whole numbers are taken that are in the proportion of the multipliers to 1%, or as near to it as
-    `MOST_PASSES` passes of a multiplier of 1 allow.
+    They are the smallest integers whose proportions are those of the multipliers to 1%, or as near as `MOST_PASSES`
+    passes of a multiplier of 1 allow.
     """
     wanted = {name: m for name, m in sorted(multipliers.items()) if m > 0}
 
@@ -147,21 +146,21 @@ def copies_of(multipliers: dict[str, float]) -> dict[str, int]:
 class _Epochs:
     """The endless sequence of rows of one phase: row number -> its `(dataset, record number)`s."""
 
-    def __init__(self, mix: Mix, number: int, datasets: dict[str, _Dataset]):
+    def __init__(self, mix: Mix, number: int):
         self._mix, self._number = mix, number
         copies = copies_of(mix.phases[number].multipliers)
-        self._datasets = {name: datasets[name] for name in copies}
-        draws = sum(copies[name] * len(dataset.drawn) for name, dataset in self._datasets.items())
+        self.datasets = {name: _open(mix, name) for name in copies}
+        draws = sum(copies[name] * len(dataset.drawn) for name, dataset in self.datasets.items())
         self._copies = {name: count * math.ceil(LEAST_DRAWS / draws) for name, count in copies.items()}
-        counts = [copies * len(self._datasets[name].drawn) for name, copies in self._copies.items()]
-        # Draw d of the n of a dataset comes at (d + 1/2) / n of the epoch: every stretch has about its part of each.
+        counts = [copies * len(self.datasets[name].drawn) for name, copies in self._copies.items()]
+        # Draw d of the n of a dataset is at (d + 1/2) / n of the epoch: every part of it has about the same shares.
         at = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
         self._order = np.argsort(at, kind="stable")
         self._names = np.repeat(np.arange(len(counts)), counts)[self._order]
         self.draws = sum(counts)
-        self.places = sum(copies * int(self._datasets[name].places.sum()) for name, copies in self._copies.items())
+        self.places = sum(copies * int(self.datasets[name].places.sum()) for name, copies in self._copies.items())
         self._lock = threading.Lock()  # Grain reads ahead in threads; an epoch is packed by one of them
-        self._epoch = functools.lru_cache(maxsize=2)(self._packed)  # a batch may reach into the next one
+        self._epoch = functools.lru_cache(maxsize=2)(self._packed)  # a batch may extend into the next one
         self.rows = len(self.epoch(0)[1]) - 1
 
     def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,13 +169,13 @@ class _Epochs:
             return self._epoch(number)
 
     def drawn(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the datasets and record numbers of the draws of epoch `number`, each [draws]; the first by index."""
+        """Returns the dataset indices [draws] and record numbers [draws] of epoch `number`."""
         of_dataset = []
         for name, copies in self._copies.items():
-            # The seed belongs to the name, so that leaving a dataset out does not change the order of another.
+            # The name is part of the seed, so that leaving a dataset out does not change the order of another.
             seed = int(artifact_cache.fingerprint([self._mix.seed, name, self._number])[:8], 16)
             for each in range(number * copies, (number + 1) * copies):
-                of_dataset.append(np.random.default_rng([seed, each]).permutation(len(self._datasets[name].drawn)))
+                of_dataset.append(np.random.default_rng([seed, each]).permutation(len(self.datasets[name].drawn)))
         return self._names, np.concatenate(of_dataset)[self._order]
 
     def _packed(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,15 +184,15 @@ class _Epochs:
         if not self._mix.packing:
             return draws, np.arange(len(draws) + 1)
         places = np.zeros(len(draws), np.int64)
-        for i, dataset in enumerate(self._datasets.values()):
+        for i, dataset in enumerate(self.datasets.values()):
             places[names == i] = dataset.places[chosen[names == i]]
         rows = pack(places.tolist(), self._mix.seq_len)
-        # Packing goes from long to short records; a batch must not hold the long ones alone.
+        # Packing goes from long to short records; rows are shuffled so that no batch holds the long ones alone.
         rows = [rows[i] for i in np.random.default_rng([self._mix.seed, self._number, number]).permutation(len(rows))]
         return draws[np.concatenate(rows)], np.cumsum([0, *map(len, rows)])
 
     def read(self, rows: Iterable[int]) -> list[list[Example]]:
-        """Returns the examples of each of these rows; they are read together."""
+        """Returns the examples of each of these rows, read together."""
         draws = []
         for row in rows:
             number, place = divmod(row, self.rows)
@@ -201,7 +200,7 @@ class _Epochs:
             draws.append(ordered[starts[place] : starts[place + 1]])
         names, chosen = np.concatenate(draws).T
         examples: list[Example | None] = [None] * len(names)
-        for i, dataset in enumerate(self._datasets.values()):
+        for i, dataset in enumerate(self.datasets.values()):
             here = np.flatnonzero(names == i)
             for at, record in zip(here, dataset.records.read(dataset.drawn[chosen[here]]), strict=True):
                 examples[at] = cropped(record, self._mix.seq_len)
@@ -213,12 +212,11 @@ class _Batches:
     """The endless random-access sequence of one process's part of each batch, over all phases."""
 
     def __init__(self, mix: Mix, process: int, processes: int):
-        datasets = {name: _open(mix, name) for name in mix.datasets}
         self._mix, self._process, self._local = mix, process, mix.batch_size // processes
-        self._phases = [_Epochs(mix, number, datasets) for number in range(len(mix.phases))]
+        self._phases = [_Epochs(mix, number) for number in range(len(mix.phases))]
         self._fields = _fields(mix)
         self._together = math.ceil(READ_ROWS / self._local)  # batches
-        self._lock = threading.Lock()  # of Grain's threads one reads, and the others find it read
+        self._lock = threading.Lock()  # one of Grain's threads reads, and the others use its result
         self._batches = functools.lru_cache(maxsize=2)(self._read)
 
     def __len__(self) -> int:
@@ -243,24 +241,23 @@ class _Batches:
 def train_batches(mix: Mix, process: int = 0, processes: int = 1) -> grain.MapDataset:
     """Returns the endless random-access stream of this process's part of each batch.
 
-    Element t holds rows `process * batch_size / processes` and following of global batch t: the fields of
-    `packing.fill` [rows, seq_len] that the mix has a use for. All batches of a run have the same.
+    Element t holds rows `process * batch_size / processes` and following of global batch t: those fields of
+    `packing.fill` [rows, seq_len] that the mix needs, the same in all batches of a run.
     """
     return grain.MapDataset.source(_Batches(mix, process, processes))
 
 
 def first_examples(mix: Mix, count: int) -> Iterator[tuple[str, dict]]:
-    """Yields the dataset and the example of the first draws of a run, whole as they were prepared."""
-    datasets = {name: _open(mix, name) for name in mix.datasets}
-    names, chosen = _Epochs(mix, 0, datasets).drawn(0)
-    mixed = list(copies_of(mix.phases[0].multipliers))
+    """Yields the dataset and the example of the first draws of a run, before cropping."""
+    epochs = _Epochs(mix, 0)
+    names, chosen = epochs.drawn(0)
     for i, place in zip(names[:count], chosen[:count], strict=True):
-        dataset = datasets[mixed[i]]
-        yield mixed[i], dataset.records[dataset.drawn[place]]
+        name, dataset = list(epochs.datasets.items())[i]
+        yield name, dataset.records[dataset.drawn[place]]
 
 
 def _fields(mix: Mix) -> list[str]:
-    """Returns the fields of the rows; those of the other objectives where some dataset has records for them."""
+    """Returns the fields of the rows; those of an objective where some dataset has records for it."""
     fields = list(PACKED if mix.packing else ALONE)
     counts = [_train_counts(mix, name) for name in mix.datasets]
     if any(count.letters and not count.ranked for count in counts):
@@ -271,15 +268,11 @@ def _fields(mix: Mix) -> list[str]:
 
 
 def cropped(record: dict, seq_len: int) -> Example:
-    """Returns a record as a row takes it, at most `seq_len + 1` tokens: a longer one loses its beginning."""
+    """Returns the last `seq_len + 1` tokens of a record."""
     letter = record["letter"].decode()
     kept = slice(-(seq_len + 1), None)
-    return Example(
-        record["tokens"][kept],
-        record["mask"][kept],
-        1 + LETTERS.index(letter) if letter else 0,
-        record["branches"][kept],
-    )
+    gold = 1 + LETTERS.index(letter) if letter else 0
+    return Example(record["tokens"][kept], record["mask"][kept], gold, record["branches"][kept])
 
 
 def read_from(batches: grain.MapDataset, step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -288,24 +281,23 @@ def read_from(batches: grain.MapDataset, step: int) -> Iterator[dict[str, np.nda
 
 
 def validation_size(mix: Mix, name: str) -> int:
-    """Returns how many validation records a dataset has."""
-    count = artifact_cache.manifest(mix.stores[name]).datasets[name].get("validation")
-    return count.records if count and not count.ranked else 0  # ranked questions have no language-model loss
+    """Returns the number of validation records of a dataset; 0 for ranked questions, which no LM loss is defined on."""
+    count = _counts(mix, name).get("validation")
+    return count.records if count and not count.ranked else 0
 
 
 def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) -> list[dict[str, np.ndarray]]:
-    """Returns the validation split of one dataset, at most `records` of it, in batches of one shape.
+    """Returns at most `records` validation records of a dataset in batches of one shape.
 
-    The last batch is filled up with rows that weigh nothing. Each supervised token weighs 1 whatever the mix's norm, so
-    that the losses of all runs compare. Empty where the dataset has no such split, where none of its records is asked
-    for, and where they are ranked questions, of which a language-model loss says nothing.
+    The last batch is padded with rows of weight 0. Each supervised token weighs 1 whatever the mix's norm, so that the
+    losses of all runs compare. Without records (`validation_size`) there is no batch.
     """
-    count = artifact_cache.manifest(mix.stores[name]).datasets[name].get("validation")
-    if not count or count.ranked:
+    count = min(validation_size(mix, name), records)
+    if not count:
         return []
-    source = open_examples(mix.stores[name], name, "validation")
-    examples = [cropped(record, mix.seq_len) for record in source.read(range(min(len(source), records)))]
-    together = [[i] for i in range(len(examples))]
+    read = open_examples(mix.stores[name], name, "validation").read(range(count))
+    examples = [cropped(record, mix.seq_len) for record in read]
+    together = [[i] for i in range(count)]
     if mix.packing:
         together = pack([len(example.ids) - 1 for example in examples], mix.seq_len)
     rows = [[examples[i] for i in row] for row in together]
@@ -319,7 +311,7 @@ def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) ->
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packing:
-    """How full the rows are: the part of their places that hold a token, and the records in one."""
+    """How full the rows are: the share of their places that hold a token, and the records in a row."""
 
     share: float
     records_per_row: float
@@ -327,7 +319,7 @@ class Packing:
 
 def packing_of(mix: Mix) -> Packing:
     """Measures the rows of the mix's first phase."""
-    epochs = _Epochs(mix, 0, {name: _open(mix, name) for name in mix.datasets})
+    epochs = _Epochs(mix, 0)
     return Packing(epochs.places / (epochs.rows * mix.seq_len), epochs.draws / epochs.rows)
 
 
@@ -336,12 +328,12 @@ class Share:
     """One line of the mixture table.
 
     Attributes:
-      name, multiplier: the dataset, and how often each of its records comes in one epoch of the mix (of each phase).
-      records, tokens, supervised: size of its training split, as prepared.
-      record_share, supervised_share: its part of what the run sees, by record and by supervised token.
+      name, multiplier: the dataset, and its multiplier in each phase.
+      records, tokens, supervised: size of its training split.
+      record_share, supervised_share: its share of the run's records and supervised tokens.
       epochs: how often the run sees each record.
       truncated: records longer than a row.
-      letters: gold letters A, B, C … of its records.
+      letters: number of records whose gold letter is A, B, C, D.
     """
 
     name: str

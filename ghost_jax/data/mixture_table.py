@@ -1,4 +1,4 @@
-"""The mixture as a person reads it before update 0: the table, how full the rows are, and what looks wrong."""
+"""The mixture table that is printed before update 0, with remarks on row filling, task share and missing validation."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,16 @@ from rich.table import Table
 
 from ghost_jax.data.mixture import Mix, Packing, Share, validation_size
 
-TASK_SHARE = 0.2  # the SmolLM2 reference that the study's chat-recovered is said to miss
+TASK_SHARE = 0.2  # below it, by the SmolLM2 reference of the study, small talk outweighs the task
 NO_TASK = "small_talk"
+COLUMNS = ("mult", "records", "tokens", "supervised", "share", "superv. share", "epochs", "truncated", "A/B/C/D")
 
 
 def table(lines: Sequence[Share]) -> Table:
     """Returns the mixture table for the screen."""
     drawn = Table(title="Mixture", title_justify="left")
     drawn.add_column("source")
-    for column in (
-        "mult",
-        "records",
-        "tokens",
-        "supervised",
-        "share",
-        "superv. share",
-        "epochs",
-        "truncated",
-        "A/B/C/D",
-    ):
+    for column in COLUMNS:
         drawn.add_column(column, justify="right")
     for line in lines:
         drawn.add_row(
@@ -43,31 +34,29 @@ def table(lines: Sequence[Share]) -> Table:
 
 
 def task_share(lines: Sequence[Share]) -> tuple[float, float]:
-    """Returns the part of everything but small talk, by record and by supervised token."""
+    """Returns the share of everything but small talk, by record and by supervised token."""
     tasks = [line for line in lines if line.name != NO_TASK]
     return sum(line.record_share for line in tasks), sum(line.supervised_share for line in tasks)
 
 
 def remarks(mix: Mix, lines: Sequence[Share], rows: Packing) -> list[str]:
-    """Returns what stands below the table: task share, rows, over-long records, and warnings."""
-    said = []
+    """Returns the lines below the table: task share, rows, over-long records, and warnings."""
+    found = []
+    by_record, by_token = task_share(lines)
     if any(line.name == NO_TASK for line in lines):
-        by_record, by_token = task_share(lines)
         low = min(by_record, by_token) < TASK_SHARE
-        said.append(
+        found.append(
             f"{'WARNING: ' if low else ''}task share (everything but {NO_TASK}): {by_record:.1%} of the records, "
-            f"{by_token:.1%} of the supervised tokens"
-            + (f"; below {TASK_SHARE:.0%}, under which small talk drowns the task." if low else ".")
+            f"{by_token:.1%} of the supervised tokens{f', below {TASK_SHARE:.0%}' if low else ''}."
         )
     if mix.packing:
-        said.append(
+        found.append(
             f"packing: {rows.share:.1%} of a row's {mix.seq_len} places hold a token; {rows.records_per_row:.2f} "
             f"records a row, about {rows.records_per_row * mix.batch_size:.0f} an update."
         )
     if not any(validation_size(mix, name) for name in mix.datasets):
-        said.append("WARNING: no dataset of the mixture has a validation record: no loss is validated or watched.")
-    truncated = sum(line.truncated for line in lines)
-    if truncated:
+        found.append("WARNING: no dataset of the mixture has a validation record: there is no validation loss.")
+    if truncated := sum(line.truncated for line in lines):
         fate = "lose their beginning" if mix.truncation == "crop" else "are left out"
-        said.append(f"{truncated:,} records are longer than a row and {fate} (data.truncation={mix.truncation}).")
-    return said
+        found.append(f"{truncated:,} records are longer than a row and {fate} (data.truncation={mix.truncation}).")
+    return found

@@ -1,6 +1,6 @@
-"""Packing: several conversations in one row, each with positions and a segment of its own, so that none sees another.
+"""Packing: several conversations in one row, each with its own positions and segment, so that none attends to another.
 
-Most conversations are far shorter than a row; padded to it, three quarters of the work of a step would be thrown away.
+Most conversations are far shorter than a row; padding would be three quarters of a step's work.
 """
 
 import dataclasses
@@ -11,15 +11,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """What a row takes: a conversation, or a question with all its options as branches.
+    """A part of a row: a conversation, or a ranked question with all its options as branches.
 
-    The options of a ranked question stand side by side. Each sees the prompt and itself alone, and its positions go on
-    from the prompt's end, so one forward pass gives what one pass an option would. Each begins with the prompt's last
-    token again, because that is the place which predicts its first one.
+    Each branch attends to the prompt and itself, and its positions continue from the prompt's end, so that one forward
+    pass computes what a pass for each option would. Each repeats the prompt's last token, which predicts its first one.
 
     Attributes:
       ids: [n + 1] int32.
-      mask: [n + 1] bool, the tokens that are learnt.
+      mask: [n + 1] bool, the supervised tokens.
       gold: 1 + the index of the gold letter; 0 where there is none.
       branches: [n + 1] uint8, 0 for the prompt and 1 + its index for an option, ascending; empty for a conversation.
     """
@@ -33,28 +32,28 @@ class Example:
 def pack(lengths: Sequence[int], row_len: int) -> list[list[int]]:
     """Returns rows of record numbers whose lengths sum to at most `row_len`; every record is in exactly one row.
 
-    Best fit, longest first: each record goes where it leaves the least room. Raises ValueError for a record that is
-    empty or longer than a row.
+    Best fit, longest first: each record goes where it leaves the fewest free places. Raises ValueError for a record
+    that is empty or longer than a row.
     """
     rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(row_len + 1)]  # room left -> rows that have it
-    rooms = 0  # bit r is set where some row has room r: the tightest fit is then one shift away
+    by_free: list[list[int]] = [[] for _ in range(row_len + 1)]  # free places -> rows that have so many
+    sizes = 0  # bit n is set where some row has n free places: the tightest fit is then one shift away
     for record in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[record]
         if not 0 < length <= row_len:
             raise ValueError(f"a record of {length} tokens does not fit a row of {row_len}")
-        fitting = rooms >> length
+        fitting = sizes >> length
         if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            row = by_room[room].pop()
-            if not by_room[room]:
-                rooms ^= 1 << room
+            free = length + (fitting & -fitting).bit_length() - 1
+            row = by_free[free].pop()
+            if not by_free[free]:
+                sizes ^= 1 << free
         else:
-            room, row = row_len, len(rows)
+            free, row = row_len, len(rows)
             rows.append([])
         rows[row].append(record)
-        by_room[room - length].append(row)
-        rooms |= 1 << (room - length)
+        by_free[free - length].append(row)
+        sizes |= 1 << (free - length)
     return rows
 
 
@@ -62,17 +61,17 @@ def fill(rows: Sequence[Sequence[Example]], row_len: int, loss_norm: str) -> dic
     """Returns a batch of packed rows: the fields below, each [rows, row_len], `weights` float32 and the others int32.
 
     `tokens`, `targets`, `positions`
-    `segments`: the example that a place belongs to, from 1; the padding of a row is segment 0 and has weight 0.
-    `weights`: of the language-model loss, see `loss_norm`; a ranked question has none.
-    `letters`: 1 + the index of the gold letter at the place that predicts it, the first that is learnt; else 0.
+    `segments`: the number of the place's example, from 1; padding is segment 0 and has weight 0.
+    `weights`: of the language-model loss, see `loss_norm`; 0 in a ranked question.
+    `letters`: 1 + the index of the gold letter at the place that predicts it, the first supervised one; else 0.
     `branches`: of a ranked question, see `Example`; else 0.
     `ranked`: 1 where a token of a wrong option is predicted, 2 where one of the gold option; else 0.
 
     Args:
-      rows: the examples of each row. One of n + 1 tokens takes n places: its last token is only a target. A ranked
-        question that lost a part of its options to cropping is not ranked.
-      loss_norm: "token_mean", where each supervised token weighs 1, or "record_mean", where it weighs one part of its
-        record's supervised tokens in the row: the sum of weights is then the number of records.
+      rows: the examples of each row. One of n + 1 tokens fills n places: its last token is only a target. A question
+        whose options were cropped is not ranked.
+      loss_norm: "token_mean": each supervised token weighs 1. "record_mean": the weights of a record's supervised
+        tokens in the row sum to 1.
     """
     keys = ("tokens", "targets", "positions", "segments", "letters", "branches", "ranked")
     batch = {key: np.zeros((len(rows), row_len), np.int32) for key in keys}
@@ -109,7 +108,7 @@ def fill(rows: Sequence[Sequence[Example]], row_len: int, loss_norm: str) -> dic
         if example.branches[0] == 0:
             flat["ranked"][here] = np.where(example.mask[1:], 1 + (branches == example.gold), 0)
     for number in np.flatnonzero([bool(example.gold) and not example.mask[0] for example in examples] & spoken):
-        # Where cropping removed a part of the answer (its first token is learnt), the letter is no target any more.
+        # The answer of a cropped example may lack its letter: then its first token is supervised.
         supervised = np.flatnonzero(learnt[first[number] : ends[number]])
         if len(supervised):
             flat["letters"][place[first[number] + supervised[0]]] = examples[number].gold
@@ -117,6 +116,6 @@ def fill(rows: Sequence[Sequence[Example]], row_len: int, loss_norm: str) -> dic
 
 
 def _positions(branches: np.ndarray) -> np.ndarray:
-    """Returns the positions of a ranked question's places: those of every branch go on from the prompt's end."""
+    """Returns the positions of a ranked question's places: those of every branch continue from the prompt's end."""
     first = np.searchsorted(branches, branches)  # the first place of each one's branch
     return np.arange(len(branches)) - first + np.where(branches > 0, np.count_nonzero(branches == 0), 0)

@@ -8,6 +8,7 @@ import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 
+from ghost_jax.data.builders import DATASETS
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.runs.cropping import cropping_of
 
@@ -18,21 +19,8 @@ OURS = (
     *("items", "accuracy over orders (95%)", "published order", "most frequent letter", "verdict"),
 )
 MACHINES = ("run", "parameters", "machine", "tokens/s")
-# Datasets as the study's table calls them, in the order in which a recipe names them.
-WORDS = {
-    "pretrain": "corpus",
-    "facts": "rewritten facts",
-    "exposure": "facts by exposure",
-    "qa": "Q&A",
-    "mcq": "raw MCQ",
-    "cot": "CoT MCQ",
-    "fact_mcq": "fact MCQ",
-    "raft": "RAFT MCQ",
-    "rank": "ranked MCQ",
-    "fact_rank": "ranked fact MCQ",
-    "read": "read MCQ",
-    "small_talk": "small talk",
-}
+# Datasets as the study's table calls them, in the order in which a recipe names them: small talk last.
+WORDS = {name: DATASETS[name].title for name in sorted(DATASETS, key=lambda name: name == "small_talk")}
 
 
 def result_table(runs: Sequence[dict]) -> list[tuple[str, ...]]:

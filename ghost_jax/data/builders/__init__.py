@@ -1,68 +1,147 @@
-"""What is trained on: each builder turns clean documents and their facts into conversations.
+"""The table of datasets. To add a dataset, write a module in this folder and add its row to `DATASETS`.
 
-To add one, write a module with a `VERSION` and a function `build` that yields conversations, and give it a row in
-`DATASETS` (`ghost_jax/data/conversations.py`); a recipe then mixes it by that name.
+The module has a `VERSION`, and `dataset(inputs: BuildInputs)` returns the rows of each split
+(`ghost_jax/data/examples.py`). This file imports nothing of the project, so that `ghost_jax.config` can read it.
 """
 
 import dataclasses
-import random
-from collections.abc import Callable, Iterator
 
-from ghost_jax.data.storage.schema import Record
-from ghost_jax.text.chat_format import Message
-from ghost_jax.text.mcq_format import LETTERS
-
-Documents = Callable[[], Iterator[Record]]  # may be iterated more than once; reads from disk each time
+BOOK = ("attack", "capec", "cwe", "embedded")  # sources, as documents name them, whose pages are asked about
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Conversation:
-    """One training example before it is tokenised.
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A row of `DATASETS`.
 
     Attributes:
-      id: unique within its builder.
-      source: the source of the document it was made from.
-      messages: the turns.
-      split: "train", "validation" or "test", drawn from the subject.
-      letter: the gold letter of a multiple-choice question, else empty.
+      stage: "pretrain" for rows of a base, "chat" for conversations.
+      title: the dataset's name in report tables.
+      about: its content and what that comes from, for messages; may contain keys of `config.data`.
+      builder: "module.function" in this folder, "NAME.dataset" unless given.
+      made_by: modules of `ghost_jax` whose `VERSION` decides its rows, besides its own and those of every dataset.
+      options: the keys of `config.data` that its rows depend on.
+      sources: the documents it reads, by their source; None for all.
+      reads_corpus: False where its rows come from the package alone.
+      lettered: its answers begin with a letter, for `objective.letter`.
+      ranked: its options are branches, for `objective.ranking`.
+      shared: every chat recipe validates on it, so that losses of recipes compare.
     """
 
-    id: str
-    source: str
-    messages: tuple[Message, ...]
-    split: str
-    letter: str = ""
+    stage: str
+    title: str
+    about: str
+    builder: str = ""
+    made_by: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    sources: tuple[str, ...] | None = None
+    reads_corpus: bool = True
+    lettered: bool = False
+    ranked: bool = False
+    shared: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Question:
-    """A multiple-choice question with its evidence; every layout, with a reason or without, is rendered from it.
+_MCQ = ("data.builders.mcq", "text.mcq_format")
+_FACT_MCQ = ("data.builders.fact_mcq", "data.wordings.question_forms", "text.mcq_format")
+_PASSAGES = ("data.builders.raft", "data.retrieval.bm25")
 
-    Attributes:
-      id: unique within its builder; begins with the relation it asks about ("tactic/attack/…").
-      source: the source of the document that states the fact.
-      split: "train", "validation" or "test", drawn from the subject.
-      question, options: as a person reads them.
-      answer: the index of the gold option.
-      evidence: the fact's evidence sentence.
-      url: the document's page.
-    """
+DATASETS = {
+    "pretrain": Dataset("pretrain", "corpus", "documents in windows of tokens"),
+    # Facts of vulnerabilities are about descriptions, which are no names: reference pages alone.
+    "facts": Dataset(
+        "pretrain",
+        "rewritten facts",
+        f"typed facts of {', '.join(BOOK)} in many surface forms and both directions",
+        builder="rewrite.dataset",
+        made_by=("data.builders.pretrain",),
+        sources=BOOK,
+    ),
+    "exposure": Dataset(
+        "pretrain",
+        "facts by exposure",
+        f"sets of four typed facts of {', '.join(BOOK)}, each stated 10 to 1,000 times, and documents without them",
+        made_by=("data.builders.pretrain", "data.builders.rewrite", *_FACT_MCQ[:2]),
+        options=("seed",),
+        sources=BOOK,
+    ),
+    "qa": Dataset(
+        "chat",
+        "Q&A",
+        "questions from templates on documents of data.qa_sources {qa_sources}, "
+        "at most data.qa_per_source={qa_per_source} of each",
+        options=("seed", "qa_sources", "qa_per_source"),
+        shared=True,
+    ),
+    "mcq": Dataset(
+        "chat",
+        "raw MCQ",
+        "multiple choice from facts of weakness classes, tactics and acronyms, at least four of a kind",
+        made_by=_MCQ,
+        options=("seed", "layout"),
+        lettered=True,
+        shared=True,
+    ),
+    "cot": Dataset(
+        "chat",
+        "CoT MCQ",
+        "the questions of mcq, answered with a reason",
+        made_by=_MCQ,
+        options=("seed", "layout", "cot"),
+        lettered=True,
+        shared=True,
+    ),
+    "small_talk": Dataset(
+        "chat",
+        "small talk",
+        "hand-written pairs that come with the package",
+        made_by=("data.sources.embedded", "data.storage.schema", "data.storage.text_cleaning"),
+        reads_corpus=False,
+        shared=True,
+    ),
+    "fact_mcq": Dataset(
+        "chat",
+        "fact MCQ",
+        "multiple choice from typed facts of one relation in sets of four, as all sources but cti state them",
+        made_by=_FACT_MCQ,
+        options=("seed", "layout"),
+        lettered=True,
+    ),
+    "raft": Dataset(
+        "chat",
+        "RAFT MCQ",
+        "the questions of mcq with retrieved passages",
+        made_by=(*_MCQ, *_PASSAGES),
+        options=("seed", "layout"),
+        lettered=True,
+    ),
+    "rank": Dataset(
+        "chat",
+        "ranked MCQ",
+        "the questions of mcq, their options ranked",
+        made_by=_MCQ,
+        options=("seed",),
+        ranked=True,
+    ),
+    "fact_rank": Dataset(
+        "chat",
+        "ranked fact MCQ",
+        "the questions of fact_mcq, their options ranked",
+        builder="rank.fact_dataset",
+        made_by=_FACT_MCQ,
+        options=("seed",),
+        ranked=True,
+    ),
+    "read": Dataset(
+        "chat",
+        "read MCQ",
+        "the questions of fact_mcq with retrieved passages, their options ranked",
+        builder="rank.read_dataset",
+        made_by=(*_FACT_MCQ, *_PASSAGES),
+        options=("seed",),
+        ranked=True,
+    ),
+}
 
-    id: str
-    source: str
-    split: str
-    question: str
-    options: tuple[str, ...]
-    answer: int
-    evidence: str
-    url: str
 
-    @property
-    def letter(self) -> str:
-        """The gold letter."""
-        return LETTERS[self.answer]
-
-
-def rng_of(*keys: object) -> random.Random:
-    """Returns a generator whose stream depends on `keys` alone, so that one record's draw never moves another's."""
-    return random.Random("\0".join(map(str, keys)))
+def names_of(stage: str) -> tuple[str, ...]:
+    """Returns the datasets of a stage, "pretrain" or "chat"."""
+    return tuple(name for name, row in DATASETS.items() if row.stage == stage)

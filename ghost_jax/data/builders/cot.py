@@ -1,46 +1,60 @@
 """Multiple-choice questions answered with a reason: "B. <1-2 sentences>".
 
-The reasons are a teacher's (`ghost_jax/data/builders/teacher.py`). One that is a language model is free to err: a reply
-that argues for another answer, refuses or says nothing gives way to the evidence sentence, so that the gold letter is
-never beside a reason against it.
+The reasons are the facts' evidence sentences, or replies of a language model (`ghost_jax/data/builders/teacher.py`). A
+reply that argues for another answer, refuses or is empty is replaced by the evidence sentence, so that no gold letter
+has a reason against it.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
 
-from ghost_jax.data.builders import Conversation, Question
+from ghost_jax.data.builders import mcq
+from ghost_jax.data.examples import BuildInputs, Conversation, Question, Rows
 from ghost_jax.data.storage.text_cleaning import clean, first_sentences, flat
 from ghost_jax.text.chat_format import Message
 from ghost_jax.text.mcq_format import LETTERS, answer, ask
 
 VERSION = 1  # raise it when the same questions give other reasons, also by a change of `teacher`
 
+OFFLINE = "offline evidence sentence"  # in manifests: such reasons support no claim about those of a model
 SENTENCES, CHARACTERS = 2, 300  # most of a reason
 MOST_READ = 4000  # characters of a reply behind its thoughts; a rambling one is not searched to its end
 FAULTS = ("empty", "refusal", "another answer")
 
 
-class Teacher(Protocol):
-    """Who gives the reasons.
+def dataset(inputs: BuildInputs) -> Rows:
+    """Returns the rows of `build` for the questions of `mcq`, with the reasons of `data.cot.teacher`."""
+    options = inputs.options
+    asked = list(mcq.questions(inputs.documents, options.seed))
+    reasons, report = explain(asked, options.cot.teacher, options.cot.model)
+    inputs.say(f"cot: the reasons are by {report['teacher']}")
+    inputs.recorded["teacher"] = report
+    return inputs.render(build(asked, reasons, options.layout))
 
-    Attributes:
-      label: the name that tables and manifests use.
+
+def explain(asked: Sequence[Question], teacher: str, model: str) -> tuple[list[str], dict]:
+    """Returns a reason for each question, and what the manifest records of them.
+
+    Args:
+      teacher: "offline", or the base URL of an OpenAI-compatible API that serves `model`.
     """
+    if teacher == "offline":
+        return [evidence_of(q) for q in asked], {"teacher": OFFLINE}
+    from ghost_jax.data.builders.teacher import Endpoint  # not above: importing openai takes a second
 
-    label: str
+    replies, report = Endpoint(teacher, model).ask(asked)
+    reasons, replaced = [], dict.fromkeys(FAULTS, 0)
+    for q, reply in zip(asked, replies, strict=True):
+        reason, fault = reason_in(reply, q)
+        if fault:
+            replaced[fault] += 1
+        reasons.append(reason or evidence_of(q))
+    return reasons, report | {"replaced": replaced}
 
-    def explain(self, asked: Sequence[Question]) -> Iterator[str]:
-        """Yields one reason of at most two sentences a question, in their order."""
 
-    def report(self) -> dict:
-        """Returns what the manifest shall say of the reasons given so far."""
-
-
-def build(asked: Iterable[Question], teacher: Teacher, layout: str) -> Iterator[Conversation]:
-    """Yields one conversation a question; the gold letter is the question's, whatever the teacher says."""
-    asked = list(asked)
-    for q, reason in zip(asked, teacher.explain(asked), strict=True):
+def build(asked: Iterable[Question], reasons: Iterable[str], layout: str) -> Iterator[Conversation]:
+    """Yields one conversation a question; the gold letter is the question's, whatever the reason says."""
+    for q, reason in zip(asked, reasons, strict=True):
         turns = (
             Message("user", ask(q.question, q.options, layout)),
             Message("assistant", answer(q.letter, reason, layout)),

@@ -1,19 +1,20 @@
-"""Exposure: one thousand facts, each stated 10 to 1,000 times in one training set, to measure what repetition buys.
+"""Exposure: one thousand facts, each stated 10 to 1,000 times in one training set, to measure the effect of repetition.
 
-The facts come in sets of four with the same four options (`fact_mcq`), and a whole set has one number of statements,
-so that no option is more frequent than those it stands beside. `data.seed` rotates which sets get which number: over
-five seeds every fact is stated every number of times. Everything else in the set is documents, each once, without the
-pages that state one of the facts or name both of its ends. One wording of each relation is in no statement; with the
-questions of `question_forms` it is what recall is measured in (`evals/tasks/recall.py`).
+The facts come in sets of four with the same four options (`fact_mcq`), and all facts of a set are stated equally often,
+so that no option is more frequent than the other three. `data.seed` rotates which sets get which number: over five
+seeds every fact is stated every number of times. All other rows are documents, each once, without the pages that state
+one of the facts or name both of its ends. One wording of each relation is in no statement; recall is measured in it
+and in a question of `question_forms` (`evals/tasks/recall.py`).
 """
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from ghost_jax.data.builders import Documents, fact_mcq, rng_of
-from ghost_jax.data.builders.pretrain import is_in, text_of, windows
+from ghost_jax.data.builders import fact_mcq
+from ghost_jax.data.builders.pretrain import SPLITS, is_in, text_of, windows
 from ghost_jax.data.builders.rewrite import STATEMENTS, can_be_rewritten
+from ghost_jax.data.examples import BuildInputs, Documents, Rows, rng_of
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.wordings.question_forms import QUESTIONS
 from ghost_jax.data.wordings.surface_forms import FORMS, fill
@@ -25,6 +26,15 @@ COUNTS = (10, 30, 100, 300, 1000)  # statements of a fact
 SETS = 50  # of four facts, for each count
 LONGEST = 120  # characters of both names of a fact, so that facts cost about the same
 HELD_OUT = 4  # the index of the wording that no statement has; of every relation it ends in the object
+
+
+def dataset(inputs: BuildInputs) -> Rows:
+    """Writes `exposure.jsonl`, the items that recall is measured on, and returns the rows of `build` in both splits."""
+    seed, window = inputs.options.seed, inputs.options.seq_len
+    asked = list(items(inputs.documents, seed))
+    inputs.write_lines("exposure.jsonl", asked)
+    inputs.recorded["exposures"] = Counter(str(item["exposures"]) for item in asked)
+    return {split: build(inputs.documents, inputs.vocabulary, split, window, seed) for split in SPLITS}
 
 
 def build(documents: Documents, tokenizer: Tokenizer, split: str, window: int, seed: int) -> Iterator[dict]:

@@ -1,10 +1,9 @@
-"""Multiple choice that can be answered: typed facts, asked in sets of four that no look at the options can tell apart.
+"""Multiple choice from typed facts, in sets of four questions that the options alone do not answer.
 
-Four facts of one relation are asked together, all with the same four options: the objects of the four. Every option is
-gold once and a distractor three times, so whatever chooses by the options alone (the longest, the most popular, or
-anything that a model could learn of them) is right in exactly one question of four, in each split. What a question has
-in common with its answer is no property of the options; there, sets that give the answer away are left out until
-counting common words is at chance as well. `measure` says how far all this went.
+Four facts of one relation are asked together with the same four options: the objects of the four. Every option is gold
+once and a distractor three times, so a choice by the options alone (the longest, the most popular, or any property that
+a model can learn of them) is right in exactly one question of four, in each split. Questions that share words with
+their answer are left out until counting common words is at chance as well. `measure` reports the baselines.
 
 Complementary questions balance VQA v2 in the same way: Goyal et al., "Making the V in VQA Matter", CVPR 2017.
 """
@@ -16,8 +15,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random
 
-from ghost_jax.data.builders import Conversation, Documents, Question, rng_of
 from ghost_jax.data.builders.mcq import LETTER_ONLY_SHARE
+from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Question, Rows, rng_of
 from ghost_jax.data.retrieval import mcq_baselines
 from ghost_jax.data.storage.schema import SPLITS, Fact, split_of
 from ghost_jax.data.wordings.question_forms import QUESTIONS
@@ -39,29 +38,35 @@ _NUMBER = re.compile(r"(?:^|\()(?P<id>CWE-\d+|(?P<technique>T\d{4})(?:\.\d{3})?)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Stated:
-    """A fact as it is asked, and where it is from."""
+    """A fact, and its question without options."""
 
     fact: Fact
-    question: str
-    id: str
-    source: str
-    split: str
-    url: str
+    question: Question
+
+
+def dataset(inputs: BuildInputs) -> Rows:
+    """Writes the questions as items, prints and records their baselines, and returns the rows of `build`."""
+    asked = questions(inputs.documents, inputs.options.seed)
+    inputs.write_items(asked)
+    inputs.recorded["baselines"] = measure(asked)
+    for name, accuracies in inputs.recorded["baselines"].items():
+        inputs.say(f"{name:28}" + "".join(f"  {where} {100 * each:5.2f}%" for where, each in accuracies.items()))
+    return inputs.render(build(asked, inputs.options.layout))
 
 
 def questions(documents: Documents, seed: int) -> list[Question]:
     """Returns the questions of every relation, set by set: four with the same options, whose golds are A, B, C and D.
 
-    A fact is asked at most once, and of a relation at most `MOST` facts: which, in what company and in which words is
-    a draw by `seed`. A set stays within one relation, source and split. A corpus with too few facts gives none.
+    A fact is asked at most once, and of a relation at most `MOST` facts; facts, sets and wordings are a draw by `seed`.
+    A set stays within one relation, source and split.
     """
     stated, truths = _read(documents, seed)
     asked: list[Question] = []
     for relation in QUESTIONS:
         facts = _drawn(stated[relation], CONSIDERED, seed)
-        # A fact that gives itself away goes alone and leaves its company for another set; then whole sets go.
+        # First single facts that give themselves away are left out, the others of their sets kept; then whole sets.
         given_away = _one_sided([[question] for four in _in_sets(facts, truths, seed) for question in four])
-        facts = _drawn([each for each in facts if each.id not in given_away], MOST, seed)
+        facts = _drawn([each for each in facts if each.question.id not in given_away], MOST, seed)
         sets = _in_sets(facts, truths, seed)
         given_away = _one_sided(sets)
         asked += [question for four in sets for question in four if question.id not in given_away]
@@ -69,7 +74,7 @@ def questions(documents: Documents, seed: int) -> list[Question]:
 
 
 def sets_of_facts(documents: Documents) -> Iterator[list[Fact]]:
-    """Yields sets of four facts of one relation, source and split, each object wrong of the three other subjects."""
+    """Yields sets of four facts of one relation, source and split, each object false for the three other subjects."""
     stated, truths = _read(documents, seed=0)
     for four in itertools.chain.from_iterable(_facts_in_sets(facts, truths, seed=0) for facts in stated.values()):
         yield [each.fact for each in four]
@@ -93,11 +98,10 @@ def build(asked: Iterable[Question], layout: str) -> Iterator[Conversation]:
 
 
 def measure(asked: Sequence[Question]) -> dict[str, dict[str, float]]:
-    """Returns the accuracy, as a fraction, of each baseline that knows nothing: over all questions and in each split.
+    """Returns the accuracy of each baseline, over all questions and in each split that has some.
 
-    Popularity is counted in the train split. A split without questions is left out.
+    Popularity is counted in the train split.
     """
-
     parts = {"all": asked} | {split: [q for q in asked if q.split == split] for split in SPLITS}
     _, options, answers = _columns(parts["train"])
     baselines = {f"always {letter}": mcq_baselines.always(i) for i, letter in enumerate(LETTERS[:OPTIONS])} | {
@@ -113,16 +117,8 @@ def measure(asked: Sequence[Question]) -> dict[str, dict[str, float]]:
     }
 
 
-def summary(measured: dict[str, dict[str, float]]) -> list[str]:
-    """Returns what `measure` found as lines for the screen, in percent."""
-    return [
-        f"{name:28}" + "".join(f"  {where} {100 * accuracy:5.2f}%" for where, accuracy in accuracies.items())
-        for name, accuracies in measured.items()
-    ]
-
-
 class _Truths:
-    """What is true of each subject, and which entries of a catalogue are broader than which."""
+    """What is true of each subject, and which entries of a catalogue are broader than others."""
 
     def __init__(self, facts: Sequence[Fact]) -> None:
         self._weaknesses = {fact.object for fact in facts if fact.relation == "weakness_name"}
@@ -141,22 +137,22 @@ class _Truths:
             self._implied[key] |= {entry} | self._broader[entry]
 
     def name_weakness(self, text: str) -> bool:
-        """Whether a catalogue has a weakness of exactly this name."""
+        """Returns whether a catalogue has a weakness of exactly this name."""
         return text in self._weaknesses
 
     def exclude(self, fact: Fact, option: str) -> bool:
-        """Whether an option is wrong of the fact's subject: neither true, nor broader or narrower than what is true."""
+        """Returns whether an option is false for the fact's subject: not even broader or narrower than a true one."""
         key, entry = (fact.relation, fact.subject.casefold()), self._entry[option]
         return entry not in self._implied[key] and self._broader[entry].isdisjoint(self._true[key])
 
     def _entry_of(self, text: str) -> str:
-        """Returns the id that the text ends in or is the name of; of any other text the text, whatever its case."""
+        """Returns the id that the text ends in or is the name of, else the text in lower case."""
         number = _NUMBER.search(text)
         return number["id"] if number else self._number.get(text.casefold(), text.casefold())
 
 
 def _all_broader(entry: str, parents: Mapping[str, set[str]]) -> set[str]:
-    """Returns the ids of all that an entry is a kind of: a sub-technique's technique, a weakness's ancestors."""
+    """Returns the ids of all broader entries: a sub-technique's technique, a weakness's ancestors."""
     number = _NUMBER.search(entry)
     found = {number["technique"]} - {entry, None} if number else set()
     queue = [entry]
@@ -168,7 +164,7 @@ def _all_broader(entry: str, parents: Mapping[str, set[str]]) -> set[str]:
 
 
 def _read(documents: Documents, seed: int) -> tuple[dict[str, list[_Stated]], _Truths]:
-    """Returns the facts that can be asked, by relation and each once, and what is true by all of them."""
+    """Returns the distinct facts that can be asked, by relation, and what is true by all of them."""
     found: dict[tuple[str, str, str], _Stated] = {}
     turns: Counter[tuple[str, str]] = Counter()
     for record in documents():
@@ -177,8 +173,9 @@ def _read(documents: Documents, seed: int) -> tuple[dict[str, list[_Stated]], _T
             if key not in found:
                 number = f"{relation}/{record.source}/{record.id}/{rng_of(*key).getrandbits(48):012x}"
                 split = split_of(fact.subject)
-                question = _question(fact, split, turns[relation, subject], seed)
-                found[key] = _Stated(fact, question, number, record.source, split, record.url)
+                text = _question(fact, split, turns[relation, subject], seed)
+                question = Question(number, record.source, split, text, (), 0, fact.evidence, record.url)
+                found[key] = _Stated(fact, question)
                 turns[relation, subject] += 1
     truths = _Truths([each.fact for each in found.values()])
     by_relation: dict[str, list[_Stated]] = defaultdict(list)
@@ -197,10 +194,7 @@ def _can_be_asked(fact: Fact, truths: _Truths) -> bool:
 
 
 def _question(fact: Fact, split: str, turn: int, seed: int) -> str:
-    """Returns the question of a subject's fact number `turn` in the wordings of its split.
-
-    No wording comes again before all others have come.
-    """
+    """Returns the question of a subject's fact number `turn`; the wordings of its split take turns."""
     forms = QUESTIONS[fact.relation]
     forms = forms[:-HELD_OUT_FORMS] if split == "train" else forms[-HELD_OUT_FORMS:]
     first = rng_of(seed, "wording", fact.relation, fact.subject).randrange(len(forms))
@@ -211,11 +205,11 @@ def _drawn(facts: Iterable[_Stated], count: int, seed: int) -> list[_Stated]:
     """Returns at most `count` facts, drawn by `seed`: every object's first before any object's second, and so on."""
     times: Counter[str] = Counter()
     rank: dict[str, int] = {}
-    shuffled = sorted(facts, key=lambda each: rng_of(seed, each.id).random())
+    shuffled = sorted(facts, key=lambda each: rng_of(seed, each.question.id).random())
     for each in shuffled:
-        rank[each.id] = times[each.fact.object]
+        rank[each.question.id] = times[each.fact.object]
         times[each.fact.object] += 1
-    return sorted(shuffled, key=lambda each: rank[each.id])[:count]
+    return sorted(shuffled, key=lambda each: rank[each.question.id])[:count]
 
 
 def _in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> list[list[Question]]:
@@ -223,12 +217,7 @@ def _in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> list[list[
     sets = []
     for four in _facts_in_sets(facts, truths, seed):
         options = tuple(each.fact.object for each in four)
-        sets.append(
-            [
-                Question(each.id, each.source, each.split, each.question, options, i, each.fact.evidence, each.url)
-                for i, each in enumerate(four)
-            ]
-        )
+        sets.append([dataclasses.replace(each.question, options=options, answer=i) for i, each in enumerate(four)])
     return sets
 
 
@@ -236,21 +225,18 @@ def _facts_in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> Iter
     """Yields the sets of four of each relation, split and source."""
     strata: dict[tuple[str, str, str], list[_Stated]] = defaultdict(list)
     for each in facts:
-        strata[each.fact.relation, each.split, each.source].append(each)
+        strata[each.fact.relation, each.question.split, each.question.source].append(each)
     for key, stratum in sorted(strata.items()):
         yield from _sets_of_four(stratum, truths, rng_of(seed, "sets of four", *key))
 
 
 def _sets_of_four(facts: Iterable[_Stated], truths: _Truths, rng: Random) -> Iterator[list[_Stated]]:
-    """Yields sets of four facts, in random order, in which each object is wrong of the three other subjects.
-
-    No fact is in two sets; one whose set cannot be completed is left out.
-    """
+    """Yields disjoint sets of four facts, in random order; each object is false for the three other subjects."""
     piles: dict[str, list[_Stated]] = defaultdict(list)
     for each in facts:
         piles[each.fact.object].append(each)
     while len(piles) >= OPTIONS:
-        # Begun with the fullest pile each time, the piles run out together and leave the fewest facts without a set.
+        # Beginning with the largest pile leaves the fewest facts without a set.
         first = max(piles, key=lambda name: len(piles[name]))
         four = [piles[first].pop()]
         others = [name for _, name in sorted((abs(len(name) - len(first)), name) for name in piles if name != first)]
@@ -274,9 +260,9 @@ def _sets_of_four(facts: Iterable[_Stated], truths: _Truths, rng: Random) -> Ite
 
 
 def _one_sided(groups: Iterable[list[Question]]) -> set[str]:
-    """Returns the ids of the groups of questions to leave out so that counting common words is at chance in each split.
+    """Returns the ids of questions to leave out so that counting common words is at chance in each split.
 
-    The most one-sided groups go first, since they are the fewest.
+    The most one-sided groups are left out first, since that leaves out the fewest.
     """
     surplus: dict[str, list[tuple[float, list[str]]]] = {split: [] for split in SPLITS}
     for group in groups:

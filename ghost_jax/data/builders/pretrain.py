@@ -1,16 +1,24 @@
 """Plain language modelling: documents laid end to end and cut into windows of the context's length."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from ghost_jax.data.builders import Documents
+from ghost_jax.data.examples import BuildInputs, Documents, Rows
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same documents give other texts or windows
 
+SPLITS = ("train", "validation")
 BATCH = 512  # documents tokenised at once, on all cores
+
+
+def dataset(inputs: BuildInputs) -> Rows:
+    """Returns the rows of `build` in both splits."""
+    window = inputs.options.seq_len
+    return {split: build(inputs.documents, inputs.vocabulary, split, window) for split in SPLITS}
 
 
 def text_of(record: Record) -> str:
@@ -31,26 +39,21 @@ def build(documents: Documents, tokenizer: Tokenizer, split: str, window: int) -
 
 
 def windows(texts: Iterable[str], tokenizer: Tokenizer, split: str, window: int, source: str) -> Iterator[dict]:
-    """Yields rows of `window + 1` tokens; a row starts with the last token of the row before, so each is a target once.
+    """Yields rows of `window + 1` tokens; each begins with the last token of the row before, so each is a target once.
 
-    Texts are joined as BOS … EOS; the tail that fills no window is dropped unless it is all there is. No more than
-    `BATCH` texts are held. `source` is what the rows are called in the mixture.
+    Texts are joined as BOS … EOS. The tail that fills no window is dropped unless it is all there is. At most `BATCH`
+    texts are in memory.
     """
     buffer: list[int] = []
     rows = 0
 
     def row(tokens: list[int]) -> dict:
         ids = np.asarray(tokens, np.int32)
-        return {
-            "id": f"{split}-{rows:08d}",
-            "source": source,
-            "letter": "",
-            "tokens": ids,
-            "mask": np.arange(len(ids)) > 0,
-        }
+        named = {"id": f"{split}-{rows:08d}", "source": source, "letter": ""}
+        return named | {"tokens": ids, "mask": np.arange(len(ids)) > 0}
 
-    def flush(batch: list[str]) -> Iterator[dict]:
-        nonlocal buffer, rows
+    remaining = iter(texts)
+    while batch := list(itertools.islice(remaining, BATCH)):
         for ids in tokenizer.encode_batch(batch):
             buffer += [tokenizer.bos_id, *ids, tokenizer.eos_id]
         start = 0
@@ -59,13 +62,5 @@ def windows(texts: Iterable[str], tokenizer: Tokenizer, split: str, window: int,
             rows += 1
             start += window
         buffer = buffer[start:]
-
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == BATCH:
-            yield from flush(batch)
-            batch = []
-    yield from flush(batch)
     if rows == 0 and len(buffer) > 1:
         yield row(buffer)

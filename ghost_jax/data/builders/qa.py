@@ -1,43 +1,31 @@
-"""Questions and answers templated from every source: what a thing is, and what its typed facts say."""
+"""Questions and answers from templates, for every source: what a thing is, and what its typed facts state."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from ghost_jax.data.builders import Conversation, Documents, rng_of
+from ghost_jax.config.validate import QA_SOURCES
+from ghost_jax.core.errors import UsageError, did_you_mean
+from ghost_jax.data import wordings
+from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Rows, rng_of
+from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.schema import SPLITS, Record, as_asked, split_of
 from ghost_jax.data.storage.text_cleaning import first_sentences
 from ghost_jax.text.chat_format import Message
 
 VERSION = 1  # raise it when the same documents give other conversations
 
-ABOUT = (
-    "What is {title}?",
-    "Explain {title}.",
-    "Tell me about {title}.",
-    "Describe {title} in a few sentences.",
-)
-# relation -> question and answer
-FACTS: dict[str, tuple[str, str]] = {
-    "tactic": ("Which tactic does {subject} serve?", "{subject} serves the tactic {object}."),
-    "mitigation": ("How can {subject} be mitigated?", "One mitigation is {object}. {evidence}"),
-    "detection": ("Which data helps to detect {subject}?", "{object} helps to detect it. {evidence}"),
-    "group_technique": ("Name a technique that {subject} uses.", "{subject} uses {object}. {evidence}"),
-    "software_technique": ("Name a technique that {subject} implements.", "It implements {object}. {evidence}"),
-    "campaign_technique": ("Name a technique that was used in {subject}.", "{object} was used in it. {evidence}"),
-    "group_software": ("Which software does {subject} use?", "{subject} uses {object}. {evidence}"),
-    "weakness_name": ("What is {subject} called?", "{subject} is {object}."),
-    "weakness_class": ('Which weakness class does this describe? "{subject}"', "It is {object}."),
-    "parent_weakness": ("Which broader weakness is {subject} a kind of?", "It is a kind of {object}."),
-    "consequence": ("What can {subject} lead to?", "It can lead to: {object}. {evidence}"),
-    "weakness_mitigation": ("How can {subject} be mitigated?", "{object}"),
-    "attack_pattern_name": ("What is {subject} called?", "{subject} is {object}."),
-    "related_weakness": ("Which weakness does {subject} exploit?", "It exploits {object}."),
-    "vulnerability_weakness": ("Which weakness does {subject} have?", "{subject} belongs to {object}."),
-    "vulnerability_product": ("Which product does {subject} affect?", "{subject} affects {object}."),
-    "exploited_vulnerability": ("Which vulnerability does {subject} exploit?", "It exploits {object}."),
-    "expansion": ("What does {subject} stand for?", "{subject} stands for {object}."),
-    "port_service": ("Which service uses {subject}?", "{subject} is used by {object}."),
-}
+ABOUT = ("What is {title}?", "Explain {title}.", "Tell me about {title}.", "Describe {title} in a few sentences.")
+FACTS = wordings.read("answers")  # relation -> question and answer
+
+
+def dataset(inputs: BuildInputs) -> Rows:
+    """Returns the rows of `build`. Raises UsageError for a name in `data.qa_sources` that no document has."""
+    options = inputs.options
+    known = {*artifact_cache.manifest(inputs.corpus).documents, *QA_SOURCES}
+    for name in options.qa_sources:
+        if name not in known:
+            raise UsageError(f"data.qa_sources names {name}, which no document has.{did_you_mean(name, list(known))}")
+    return inputs.render(build(inputs.documents, options.qa_sources, options.qa_per_source, options.seed))
 
 
 def build(documents: Documents, asked_of: Sequence[str], per_source: int, seed: int) -> Iterator[Conversation]:
@@ -54,9 +42,8 @@ def build(documents: Documents, asked_of: Sequence[str], per_source: int, seed: 
     for record in read():
         rng = rng_of(seed, "qa", record.source, record.id)
         # A fact is held out with its subject, and a document that states such a fact with it.
-        split = _strictest(
-            split_of(key) for key in (f"{record.source}/{record.id}", *(f.subject for f in record.facts))
-        )
+        keys = [f"{record.source}/{record.id}", *(fact.subject for fact in record.facts)]
+        split = max(map(split_of, keys), key=SPLITS.index)
         answer = first_sentences(record.text, count=3, limit=480)
         if record.title and len(answer) > 40 and rng.random() * sizes[record.source] < per_source:
             yield _conversation(record, "about", rng.choice(ABOUT).format(title=record.title), answer, split)
@@ -75,7 +62,3 @@ def build(documents: Documents, asked_of: Sequence[str], per_source: int, seed: 
 def _conversation(record: Record, kind: str, question: str, answer: str, split: str) -> Conversation:
     turns = (Message("user", question), Message("assistant", answer))
     return Conversation(f"{record.source}/{record.id}/{kind}", record.source, turns, split)
-
-
-def _strictest(splits: Iterable[str]) -> str:
-    return max(splits, key=SPLITS.index)

@@ -1,7 +1,7 @@
-"""Retrieval-augmented fine-tuning (RAFT): multiple choice behind retrieved passages, some of which do not tell.
+"""Retrieval-augmented fine-tuning (RAFT): multiple choice behind retrieved passages, some of which lack the answer.
 
-Most prompts carry the oracle, the passage that holds the question's evidence, among others that were retrieved with
-it; in some it is withheld and in some there is no context, so that a model learns to use what tells and to do without.
+Most prompts hold the oracle, the passage with the question's evidence, among others that were retrieved with it. In
+some the oracle is replaced, and some have no context, so that a model learns to use evidence and to do without it.
 Source: Zhang et al. 2024, arXiv 2403.10131; the shares are the study's.
 """
 
@@ -10,7 +10,9 @@ import itertools
 import random
 from collections.abc import Iterable, Iterator
 
-from ghost_jax.data.builders import Conversation, Question, mcq, rng_of
+from ghost_jax.data.builders import BOOK, mcq
+from ghost_jax.data.corpus import index_store
+from ghost_jax.data.examples import BuildInputs, Conversation, Question, Rows, rng_of
 from ghost_jax.data.retrieval.bm25 import CONTEXT, Index, Passage, shown, terms
 from ghost_jax.text.chat_format import Message
 from ghost_jax.text.mcq_format import with_context
@@ -19,9 +21,22 @@ VERSION = 1  # raise it when the same questions get other passages
 
 ORACLE_SHARE = 0.7
 REPLACED_SHARE = 0.2  # the rest carries no context
-# The oracle holds at least this part of the evidence's terms; whatever else holds nearly as much tells the same.
+# The oracle holds at least HOLDS of the evidence's terms. A passage with TELLS of its share gives the answer too.
 HOLDS, TELLS = 0.5, 0.75
-RANDOM_DRAWS = 100  # far more than are needed, unless nearly every passage tells
+RANDOM_DRAWS = 100  # far more than are needed, unless nearly every passage gives the answer
+
+
+def dataset(inputs: BuildInputs) -> Rows:
+    """Returns the rows of `build` for the questions of `mcq`."""
+    options = inputs.options
+    asked = list(mcq.questions(inputs.documents, options.seed))
+    return inputs.render(build(asked, index_of(inputs, asked), options.seed, options.layout) if asked else ())
+
+
+def index_of(inputs: BuildInputs, asked: Iterable[Question]) -> Index:
+    """Returns the index of the pages that questions are asked from; a vulnerability's own page holds its oracle."""
+    pages_of = {*BOOK, *(q.source for q in asked)}
+    return Index.load(index_store(inputs.corpus, pages_of, inputs.say))
 
 
 def build(asked: Iterable[Question], index: Index, seed: int, layout: str) -> Iterator[Conversation]:
@@ -33,11 +48,11 @@ def build(asked: Iterable[Question], index: Index, seed: int, layout: str) -> It
 
 
 def with_passages(asked: Iterable[Question], index: Index, seed: int) -> Iterator[tuple[Question, list[str]]]:
-    """Yields each question with the passages that stand in front of it, as a prompt shows them; a tenth has none.
+    """Yields each question with the passages in front of it, as a prompt shows them; a tenth of questions has none.
 
-    The oracle is the passage of the question's page, known by its address, that matches the evidence best. Where it is
-    not among the retrieved, it takes the place of the last; where it is replaced, every passage of its page and every
-    passage that tells the same goes with it. A question whose evidence is not in the index is left out.
+    The oracle is the passage of the question's page, found by its address, that matches the evidence best. Where it
+    was not retrieved, it replaces the last passage. Where it is replaced itself, every passage of its page and every
+    passage with as much of the evidence is removed too. A question whose evidence is not in the index is left out.
     """
     asked = list(asked)
     retrieved = index.context([q.question for q in asked]).tolist()
@@ -56,7 +71,7 @@ def with_passages(asked: Iterable[Question], index: Index, seed: int) -> Iterato
             rows = _without(oracle, q, index, rng, len(page))
         else:
             rows = []
-        rng.shuffle(rows)  # its place must not give the oracle away
+        rng.shuffle(rows)  # the oracle's position must not give it away
         yield q, [shown(index.passage(row)) for row in rows]
 
 
@@ -67,10 +82,10 @@ def held(passage: Passage, evidence: str) -> float:
 
 
 def _without(oracle: int, q: Question, index: Index, rng: random.Random, page: int) -> list[int]:
-    """Returns the rows that were retrieved best among those that do not tell, and a random one for the oracle.
+    """Returns the best retrieved rows among those that do not give the answer, and a random one for the oracle.
 
     Args:
-      page: how many passages the question's page has, all of which may have been retrieved before any other.
+      page: how many passages the question's page has, all of which may be retrieved before any other.
     """
     telling = index.passage(oracle)
     limit = TELLS * held(telling, q.evidence)

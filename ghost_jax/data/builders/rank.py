@@ -1,8 +1,7 @@
-"""Multiple choice without letters, to be ranked: the question, and every option as a way to go on from it.
+"""Multiple choice without letters, to be ranked: the question, and every option as a continuation of it.
 
-What is learnt is not a text but a comparison: the gold option shall be more likely than the others. So a record holds
-the prompt once and all options beside one another, as branches that do not see each other
-(`ghost_jax.data.packing.Example`).
+The objective compares options: the gold one shall be more likely than the others. A row holds the prompt once and all
+options beside one another, as branches that do not attend to each other (`ghost_jax.data.packing.Example`).
 """
 
 import dataclasses
@@ -10,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ghost_jax.data.builders import Question
+from ghost_jax.data.builders import fact_mcq, mcq, raft
+from ghost_jax.data.examples import BuildInputs, Question, Rows, by_split
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import answer, ask, with_context
 from ghost_jax.text.tokenizer import Tokenizer
@@ -25,10 +25,9 @@ class Ranking:
     """A question whose options are compared, before it is tokenised.
 
     Attributes:
-      id, source, split: as of a `Conversation`.
+      id, source, split, letter: as of a `Conversation`.
       prompt: the user's turn.
       answers: the assistant's turn of each option.
-      letter: the gold one's.
     """
 
     id: str
@@ -37,6 +36,26 @@ class Ranking:
     prompt: Message
     answers: tuple[Message, ...]
     letter: str
+
+
+def dataset(inputs: BuildInputs) -> Rows:
+    """Returns the rows of the questions of `mcq`."""
+    return _rows(inputs, ((q, ()) for q in mcq.questions(inputs.documents, inputs.options.seed)))
+
+
+def fact_dataset(inputs: BuildInputs) -> Rows:
+    """Returns the rows of the questions of `fact_mcq`."""
+    return _rows(inputs, ((q, ()) for q in fact_mcq.questions(inputs.documents, inputs.options.seed)))
+
+
+def read_dataset(inputs: BuildInputs) -> Rows:
+    """Returns the rows of the questions of `fact_mcq` behind passages drawn as in `raft`."""
+    asked = fact_mcq.questions(inputs.documents, inputs.options.seed)
+    return _rows(inputs, raft.with_passages(asked, raft.index_of(inputs, asked), inputs.options.seed) if asked else ())
+
+
+def _rows(inputs: BuildInputs, asked: Iterable[tuple[Question, Sequence[str]]]) -> Rows:
+    return by_split((ranking.split, row(inputs.vocabulary, ranking)) for ranking in build(asked))
 
 
 def build(asked: Iterable[tuple[Question, Sequence[str]]]) -> Iterator[Ranking]:
@@ -48,9 +67,9 @@ def build(asked: Iterable[tuple[Question, Sequence[str]]]) -> Iterator[Ranking]:
 
 
 def row(tokenizer: Tokenizer, ranking: Ranking) -> dict:
-    """Returns the row that a store keeps: the prompt but for its last token, and that with each option behind it.
+    """Returns the row of a store: the prompt without its last token, then that token and each option in turn.
 
-    The last token of the prompt predicts the first of every option, so it stands at the head of each branch.
+    The last token of the prompt predicts the first of every option, so it begins each branch.
     """
     prompt = render_prompt(tokenizer, [ranking.prompt])
     head = len(prompt) - 1
@@ -60,11 +79,6 @@ def row(tokenizer: Tokenizer, ranking: Ranking) -> dict:
         tokens.append(ids[head:])
         mask.append(learnt[head:])
         branches.append(np.full(len(ids) - head, branch, np.uint8))
-    return {
-        "id": ranking.id,
-        "source": ranking.source,
-        "letter": ranking.letter,
-        "tokens": np.concatenate(tokens),
-        "mask": np.concatenate(mask),
-        "branches": np.concatenate(branches),
-    }
+    arrays = {"tokens": tokens, "mask": mask, "branches": branches}
+    named = {"id": ranking.id, "source": ranking.source, "letter": ranking.letter}
+    return named | {name: np.concatenate(parts) for name, parts in arrays.items()}

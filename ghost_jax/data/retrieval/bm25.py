@@ -1,14 +1,14 @@
-"""The lexical index that training with context, open-book evaluation and chat share: BM25 over single fact lines.
+"""BM25 over single fact lines: the index of training with context, open-book evaluation and chat.
 
-A passage is one line of a page under the page's title and section, because in this corpus the right line, and not the
-right page, is what is hard to find. Terms are Snowball stems; the title's count several times. bm25s computes every
-term's score in every passage when the index is built, so that a search only adds up; the arrays are memory-mapped.
-Both run on one core: bm25s holds the interpreter's lock, and threads made a search no faster.
+A passage is one line of a page under the page's title and section, because the right line of a page is harder to find
+than the page. Terms are Snowball stems; the title's count several times. bm25s computes every term's score in every
+passage when the index is built, so that a search only adds; the arrays are memory-mapped.
 """
 
 import dataclasses
 import functools
 import importlib
+import itertools
 import json
 import logging
 import math
@@ -47,7 +47,7 @@ class Passage:
       source: the record's source.
       title: the page's title with its publisher's number ("Phishing (T1566)").
       section: the label of the line's paragraph ("Mitigation M1031 Network Intrusion Prevention"), or empty.
-      text: the line itself, at most `WORDS` words.
+      text: at most `WORDS` words.
       url: the page's address, or empty.
     """
 
@@ -71,10 +71,7 @@ _HEADING = re.compile(rf"#{{1,6}} [^\n]+|{_WORD}(?: (?:[-–|&/] )?{_WORD}){{0,7
 
 
 def passages_of(record: Record) -> Iterator[Passage]:
-    """Yields the passages of a page in its order; together they hold every word of it once, save for headings.
-
-    A passage states something: it has a section, or more than a heading for its text.
-    """
+    """Yields the passages of a page in its order; together they hold every word of it once, except headings."""
     number = record.id.rpartition("/")[2]
     named = _NUMBER.fullmatch(number) and number not in record.title
     title = f"{record.title} ({number})" if named else record.title
@@ -83,32 +80,24 @@ def passages_of(record: Record) -> Iterator[Passage]:
             continue
         found = _LABEL.match(paragraph)
         section, content = (found["label"], found["content"]) if found else ("", paragraph)
-        for line in _lines(content):
-            yield Passage(record.id, record.source, title, section, line, record.url)
+        for words in _lines(content):
+            text = " ".join(words).removeprefix("- ")  # of a list's item
+            yield Passage(record.id, record.source, title, section, text, record.url)
 
 
-def _lines(paragraph: str) -> Iterator[str]:
-    """Yields the paragraph on one line, or, where it is too long, as many sentences at a time as `WORDS` allows."""
+def _lines(paragraph: str) -> Iterator[list[str]]:
+    """Yields as many sentences of a paragraph at a time as `WORDS` allows; a longer sentence is split."""
     kept: list[str] = []
-    for piece in _pieces(paragraph):
-        if len(kept) + len(piece) > WORDS:
-            yield _joined(kept)
-            kept = []
-        kept += piece
+    for sentence in itertools.chain.from_iterable(map(sentences, paragraph.split("\n"))):
+        words = sentence.split()
+        for start in range(0, len(words), WORDS):
+            part = words[start : start + WORDS]
+            if len(kept) + len(part) > WORDS:
+                yield kept
+                kept = []
+            kept = kept + part
     if kept:
-        yield _joined(kept)
-
-
-def _joined(words: list[str]) -> str:
-    return " ".join(words).removeprefix("- ")  # of a list's item
-
-
-def _pieces(paragraph: str) -> Iterator[list[str]]:
-    """Yields the words of each sentence; a sentence that is too long by itself comes in parts."""
-    for line in paragraph.split("\n"):
-        for sentence in sentences(line):
-            words = sentence.split()
-            yield from (words[start : start + WORDS] for start in range(0, len(words), WORDS))
+        yield kept
 
 
 def shown(passage: Passage) -> str:
@@ -128,12 +117,10 @@ def terms(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1 << 17)
 def _stem(word: str) -> str:
-    return "" if word in _stop_words() else _stemmer().stemWord(word)
+    return "" if word in _stop_words() else _STEMMER.stemWord(word)
 
 
-@functools.cache
-def _stemmer() -> Stemmer.Stemmer:
-    return Stemmer.Stemmer("english")
+_STEMMER = Stemmer.Stemmer("english")
 
 
 @functools.cache
@@ -143,11 +130,7 @@ def _stop_words() -> frozenset[str]:
 
 @functools.cache
 def _bm25s() -> ModuleType:
-    """Imports the library so that it does not see JAX.
-
-    Where it sees JAX it computes with it at once, and data preparation would claim the accelerator and keep
-    `jax.distributed` from starting.
-    """
+    """Imports the library without JAX: with JAX, it claims the accelerator and `jax.distributed` cannot start."""
     jax_lax = sys.modules.get("jax.lax")
     sys.modules["jax.lax"] = None
     try:
@@ -161,10 +144,7 @@ def _bm25s() -> ModuleType:
 
 
 class Index:
-    """BM25 over passages, which are known by their rows: 0 is the first that was given.
-
-    Make one with `build` or `load`.
-    """
+    """BM25 over passages, which are numbered by row. Make one with `build` or `load`."""
 
     def __init__(self, bm25: Any, passages: Sequence[Passage], urls: dict[str, int], url_of: np.ndarray):
         self._bm25 = bm25
@@ -176,8 +156,7 @@ class Index:
     def build(cls, passages: Iterable[Passage]) -> "Index":
         """Returns the index of the passages; of those with the same title, section and text, the first is kept.
 
-        Raises:
-          UserError: there is no passage, or none has a term.
+        Raises UserError where there is no term.
         """
         kept: dict[tuple[str, str, str], Passage] = {}
         vocabulary: dict[str, int] = {}
@@ -193,17 +172,14 @@ class Index:
             rows.append([vocabulary.setdefault(term, len(vocabulary)) for term in found])
             urls.setdefault(passage.url, len(urls))
         if not vocabulary:
-            raise UserError(
-                "There is nothing to search in: the sources hold no text. Name a source with documents in "
-                "--config.data.sources, such as embedded."
-            )
+            raise UserError("The sources hold no text to index. Add one to --config.data.sources, such as embedded.")
         bm25 = _bm25s().BM25()
         bm25.index((rows, vocabulary), create_empty_token=False, show_progress=False)
         url_of = np.asarray([urls[passage.url] for passage in kept.values()], np.int32)
         return cls(bm25, list(kept.values()), urls, url_of)
 
     def save(self, folder: Path) -> None:
-        """Writes the index into an existing folder, the same bytes for the same passages. No file is a pickle."""
+        """Writes the index into a folder, the same bytes for the same passages. No file is a pickle."""
         self._bm25.save(folder, show_progress=False)
         ends = [0]
         with (folder / "passages.jsonl").open("wb") as file:
@@ -216,18 +192,14 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
-        """Opens a folder that `save` wrote; arrays and passages stay on disk until they are asked for.
+        """Opens a folder that `save` wrote; arrays and passages are read from disk when they are needed.
 
-        Raises:
-          UserError: the folder holds no index, one of another format, or a damaged one.
+        Raises UserError for a folder without an index of this format, or with a damaged one.
         """
-        mend = "Delete the folder and repeat the command that made it."
         try:
             described = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             if described["format"] != VERSION:
-                raise UserError(
-                    f"{folder} is an index of format {described['format']}, and this version reads {VERSION}. {mend}"
-                )
+                raise ValueError(f"its format is {described['format']}, and this version reads {VERSION}")
             bm25 = _bm25s().BM25.load(folder, mmap=True)
             # Slices of a plain view are cheaper than slices of numpy's memmap.
             bm25.scores |= {name: bm25.scores[name].view(np.ndarray) for name in ("data", "indices", "indptr")}
@@ -238,7 +210,9 @@ class Index:
             if len(counts) > 1:
                 raise ValueError("its files are of different indexes")
         except (OSError, EOFError, ValueError, KeyError, TypeError) as fault:
-            raise UserError(f"{folder} is no whole index ({fault}). {mend}") from None
+            raise UserError(
+                f"{folder} is no complete index ({fault}). Delete the folder and repeat the command that made it."
+            ) from None
         return index
 
     def __len__(self) -> int:
@@ -255,8 +229,8 @@ class Index:
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the rows [Q, k] int32 and the scores [Q, k] float32 of each query's best passages, best first.
 
-        Of equal scores the lower row comes first. A passage that shares no term with the query scores 0. An index of
-        fewer than k passages gives as many as it has.
+        Of equal scores the lower row comes first. A passage without a term of the query scores 0. k is at most the
+        number of passages.
         """
         k = min(k, len(self))
         rows, scores = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
@@ -269,10 +243,10 @@ class Index:
         return rows, scores
 
     def context(self, questions: Sequence[str]) -> np.ndarray:
-        """Returns the rows [Q, CONTEXT] int32 that a prompt with context shows, in training and when it is asked.
+        """Returns the rows [Q, CONTEXT] int32 that a prompt with context shows, in training and in evaluation.
 
-        They are found by the question alone: options name wrong pages too. Of generated questions' own pages, 99.0%
-        come first by the question and 94.2% by the question with its options.
+        They are found by the question alone: of generated questions' own pages, 99.0% come first by the question and
+        94.2% by the question with its options, which name wrong pages too.
         """
         return self.search(questions, CONTEXT)[0]
 
@@ -285,15 +259,12 @@ class Index:
         return self._bm25.get_scores_from_ids(self._bm25.get_tokens_ids(terms(query)))
 
     def weight(self, term: str) -> float:
-        """Returns how much a term tells, Lucene's idf: the fewer passages hold it, the more; most where none does."""
+        """Returns Lucene's idf of a term: the higher, the fewer passages hold it."""
         holds = len(self._rows_with(term))
         return math.log(1 + (len(self) - holds + 0.5) / (holds + 0.5))
 
     def coverage(self, weights: Mapping[str, float]) -> np.ndarray:
-        """Returns which share [passages] float32 of the weights of some terms belongs to terms that a passage holds.
-
-        It is 0 everywhere where no term has a weight.
-        """
+        """Returns the share [passages] float32 of the terms' weights whose terms a passage holds; 0 without weights."""
         held = np.zeros(len(self), np.float32)
         total = sum(weights.values())
         if total:
@@ -311,7 +282,7 @@ class Index:
 
 
 class _SavedPassages(Sequence[Passage]):
-    """The passages of a saved index, each read when it is asked for."""
+    """The passages of a saved index, each read from disk when it is needed."""
 
     def __init__(self, folder: Path):
         self._ends = np.load(folder / "ends.npy", mmap_mode="r", allow_pickle=False)  # where each line ends, after a 0

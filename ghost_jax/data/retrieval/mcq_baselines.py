@@ -1,10 +1,8 @@
-"""Shortcuts: how to answer a multiple-choice question without knowing anything.
+"""Baselines that answer multiple-choice questions without knowledge.
 
-A set of questions measures knowledge as far as these baselines stay at chance on it, and a model knows something as far
-as it beats them. Each is a function `(questions, options, answers) -> credits`, whatever the questions came from:
-`questions` is N texts, `options` N sequences of texts (not all of one length, perhaps), `answers` the N indices of the
-gold options, and the credits [N] lie in [0, 1]: where n options tie for being chosen, the gold one among them earns
-1/n. Their mean is the accuracy that the baseline can expect.
+A set of questions measures knowledge as far as these stay at chance on it. Each is a function
+`(questions, options, answers) -> credits`: N texts, N sequences of texts, the N indices of the gold options, and
+credits [N] in [0, 1]: where n options tie, the gold one among them earns 1/n. Their mean is the expected accuracy.
 """
 
 import functools
@@ -17,7 +15,6 @@ import numpy as np
 Baseline = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[int]], np.ndarray]
 
 _WORD = re.compile(r"\w+(?:\.\w+)*")  # an id such as T1566.001 is one word
-# Words that every English text shares say nothing about what it is about.
 _FUNCTION_WORDS = frozenset(
     _WORD.findall(
         "a an and any are as at be been being between by can could did do does doing for from had has have how if "
@@ -35,7 +32,7 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def always(letter: int) -> Baseline:
-    """The baseline that answers with one letter, given by its index. Its credits are 0 or 1."""
+    """Returns the baseline that answers with one letter, given by its index."""
 
     def baseline(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
         return np.array([float(answer == letter) for answer in answers])
@@ -63,7 +60,7 @@ def overlapping(questions: Sequence[str], options: Sequence[Sequence[str]], answ
 
 
 def popular(popularity: Mapping[str, int]) -> Baseline:
-    """The baseline that chooses the option that is the most popular; one that `popularity` does not name counts 0."""
+    """Returns the baseline that chooses the most popular option."""
 
     def baseline(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
         return _highest(([popularity.get(option, 0) for option in offered] for offered in options), answers)
@@ -72,12 +69,12 @@ def popular(popularity: Mapping[str, int]) -> Baseline:
 
 
 def times_offered(options: Sequence[Sequence[str]]) -> Counter[str]:
-    """Returns how often each text is an option of a reference set of questions: one popularity."""
+    """Returns how often each text is an option of a reference set of questions."""
     return Counter(option for offered in options for option in offered)
 
 
 def times_gold(options: Sequence[Sequence[str]], answers: Sequence[int]) -> Counter[str]:
-    """Returns how often each text is the gold option of a reference set of questions: the other popularity."""
+    """Returns how often each text is the gold option of a reference set of questions."""
     return Counter(offered[answer] for offered, answer in zip(options, answers, strict=True))
 
 

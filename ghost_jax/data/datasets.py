@@ -1,0 +1,72 @@
+"""The stores of a run's vocabulary and datasets: token ids and loss mask of each row, by split."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from ghost_jax.data.builders import DATASETS, pretrain
+from ghost_jax.data.corpus import documents_of
+from ghost_jax.data.examples import BuildInputs
+from ghost_jax.data.sources import embedded
+from ghost_jax.data.storage import array_record, artifact_cache
+from ghost_jax.data.storage.schema import Record
+from ghost_jax.text import chat_format, tokenizer
+from ghost_jax.text.mcq_format import letter_ids
+from ghost_jax.text.tokenizer import Tokenizer
+
+Say = Callable[[str], None]
+
+
+def vocabulary_store(config: ConfigDict, corpus: Path, say: Say) -> Path:
+    """Returns the store of the byte-level BPE of a config's base, trained on the corpus."""
+    size = config.model.vocab_size
+
+    def write(folder: Path) -> dict:
+        say(f"training a byte-level BPE of {size:,} ids")
+        vocabulary = tokenizer.train(map(pretrain.text_of, documents_of(corpus)()), size)
+        vocabulary.save(folder / "tokenizer.json")
+        return {"tokenizer": vocabulary.sha256, "vocab_size": vocabulary.vocab_size}
+
+    return artifact_cache.build("vocabulary", (tokenizer, pretrain), {"corpus": corpus.name, "vocab_size": size}, write)
+
+
+def chat_vocabulary(base: Tokenizer) -> Tokenizer:
+    """Returns the base vocabulary grown by the role tokens and the anchor words, its letters checked."""
+    vocabulary = base.with_chat_tokens(embedded.anchors())
+    letter_ids(vocabulary)
+    return vocabulary
+
+
+def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Say) -> Path:
+    """Returns the store of one of `DATASETS`, building it where it is missing."""
+    dataset = DATASETS[name]
+    module, function = (dataset.builder or f"{name}.dataset").split(".")
+    builder = _module(f"data.builders.{module}")
+    made_by = [builder, *map(_module, dataset.made_by), tokenizer, array_record]
+    options = {key: config.data[key] for key in dataset.options}
+    options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
+    made_from = {"tokenizer": vocabulary.sha256, **options}
+    made_from |= {"corpus": corpus.name} if dataset.reads_corpus else {"pack": embedded.sha256()}
+    if dataset.stage == "pretrain":
+        made_from["window"] = config.data.seq_len
+    else:
+        made_by.append(chat_format)
+
+    def documents() -> Iterator[Record]:
+        return (each for each in documents_of(corpus)() if dataset.sources is None or each.source in dataset.sources)
+
+    def write(folder: Path) -> dict:
+        say(f"building {name}: {dataset.about.format_map(config.data)}")
+        vocabulary.save(folder / "tokenizer.json")
+        inputs = BuildInputs(corpus, documents, config.data, vocabulary, folder, say)
+        counts = array_record.write_examples(folder, name, getattr(builder, function)(inputs))
+        return {"datasets": {name: counts}} | inputs.recorded
+
+    return artifact_cache.build(name, made_by, made_from, write)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"ghost_jax.{name}")

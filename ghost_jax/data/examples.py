@@ -1,0 +1,130 @@
+"""What builders exchange with stores: their inputs, questions, conversations, and rows of token ids."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from ghost_jax.data.storage.schema import SPLITS, Record
+from ghost_jax.text import chat_format
+from ghost_jax.text.chat_format import Message
+from ghost_jax.text.mcq_format import LETTERS
+from ghost_jax.text.tokenizer import Tokenizer
+
+Documents = Callable[[], Iterator[Record]]  # may be iterated more than once; reads from disk each time
+Rows = dict[str, Iterable[dict]]  # split -> rows with the features of `array_record.Examples`
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversation:
+    """One training example before it is tokenised.
+
+    Attributes:
+      id: unique within its dataset.
+      source: the source of the document it was made from.
+      messages: the turns.
+      split: "train", "validation" or "test", drawn from the subject.
+      letter: the gold letter of a multiple-choice question, else empty.
+    """
+
+    id: str
+    source: str
+    messages: tuple[Message, ...]
+    split: str
+    letter: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """A multiple-choice question with its evidence; every layout is rendered from it.
+
+    Attributes:
+      id: unique within its builder; begins with the relation it asks about ("tactic/attack/…").
+      source, split, url: of the document that states the fact, as in `Conversation` and `Record`.
+      question, options: as a person reads them.
+      answer: the index of the gold option.
+      evidence: the fact's evidence sentence.
+    """
+
+    id: str
+    source: str
+    split: str
+    question: str
+    options: tuple[str, ...]
+    answer: int
+    evidence: str
+    url: str
+
+    @property
+    def letter(self) -> str:
+        """The gold letter."""
+        return LETTERS[self.answer]
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildInputs:
+    """What a dataset is built from.
+
+    Attributes:
+      corpus: the store of the documents.
+      documents: those that the dataset reads.
+      options: `config.data`.
+      vocabulary: of the rows.
+      folder: the new store; a builder may write further files into it.
+      say: prints a progress line.
+      recorded: entries that the builder adds to the store's manifest.
+    """
+
+    corpus: Path
+    documents: Documents
+    options: ConfigDict
+    vocabulary: Tokenizer
+    folder: Path
+    say: Callable[[str], None]
+    recorded: dict = dataclasses.field(default_factory=dict)
+
+    def render(self, conversations: Iterable[Conversation]) -> Rows:
+        """Returns the rows of conversations by split."""
+        return by_split((each.split, self._row(each)) for each in conversations)
+
+    def _row(self, conversation: Conversation) -> dict:
+        tokens, mask = chat_format.render(self.vocabulary, conversation.messages)
+        named = {"id": conversation.id, "source": conversation.source, "letter": conversation.letter}
+        return named | {"tokens": tokens, "mask": mask}
+
+    def write_items(self, questions: Iterable[Question]) -> None:
+        """Writes the questions as items for the evaluator and the reader, `items-<split>.jsonl` each."""
+        for split in SPLITS:
+            items = (
+                {
+                    "id": q.id,
+                    "question": q.question,
+                    "options": dict(zip(LETTERS, q.options, strict=False)),
+                    "answer": q.letter,
+                    "url": q.url,
+                }
+                for q in questions
+                if q.split == split
+            )
+            self.write_lines(f"items-{split}.jsonl", items)
+
+    def write_lines(self, name: str, lines: Iterable[dict]) -> None:
+        """Writes a JSONL file into the store."""
+        with (self.folder / name).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def by_split(rows: Iterable[tuple[str, dict]]) -> Rows:
+    """Returns `(split, row)` pairs as a list of rows for each split."""
+    found: dict[str, list] = {split: [] for split in SPLITS}
+    for split, row in rows:
+        found[split].append(row)
+    return found
+
+
+def rng_of(*keys: object) -> random.Random:
+    """Returns a generator whose stream depends on `keys` alone, so that one record's draw never moves another's."""
+    return random.Random("\0".join(map(str, keys)))
