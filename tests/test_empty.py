@@ -1,4 +1,4 @@
-"""Datasets, splits and held-out questions without a record: refused by name where they are needed, else left alone."""
+"""Datasets, splits and held-out questions without a record are refused by name where they are needed."""
 
 import argparse
 import json
@@ -13,10 +13,10 @@ from evals.tasks.mcq import check_data
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.errors import UserError
 from ghost_jax.data import mixture
 from ghost_jax.data.builders import names_of
-from ghost_jax.data.prepare import Prepared, mix_of, prepare
+from ghost_jax.data.prepare import mix_of, prepare
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs import plan, run_dir
 from tests.conftest import TINY, set_all, tiny_chat
@@ -27,7 +27,7 @@ KEV_ENTRY |= {"vulnerabilityName": "Acme Gate Bypass", "dateAdded": "2024-01-01"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A data folder with texts of no known source, vulnerabilities of one weakness, and a text of one line."""
+    """A data folder with texts of another source, vulnerabilities of one weakness, and a text of one line."""
     folder = tmp_path_factory.mktemp("data")
     lines = [{"id": f"d{i}", "source": "mine", "text": f"Host {i * 7} sent {i * 13} packets."} for i in range(60)]
     (folder / "cti.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -57,58 +57,41 @@ def config_of(name: str, sources: str, mixed: tuple[str, ...], **data: object):
     return config_lib.parse(argparse.ArgumentParser(), [f"--config=configs/{name}.py:nano", *flags])[0]
 
 
-def told_of(data: Path, *asked: object, **options: object) -> str:
+def refusal_of(data: Path, *asked: object, **options: object) -> str:
     with pytest.raises(UserError) as caught:
         prepare(config_of(*asked, **options), str(data))
     return str(caught.value)
 
 
-def prepared_of(data: Path, *asked: object) -> tuple[Prepared, mixture.Mix]:
-    config = config_of(*asked)
-    prepared = prepare(config, str(data))
-    return prepared, mix_of(config, prepared)
-
-
 # ---- Datasets ----
 
 
+@pytest.mark.parametrize("name", [name for name in names_of("chat") if name != "small_talk"])
+def test_a_dataset_that_is_mixed_in_and_has_no_training_record_is_refused(data, name):
+    for sources, documents in [("cti", "mine"), ("kev", "kev")][: 1 if name == "qa" else 2]:
+        message = refusal_of(data, "chat_v5", sources, ("small_talk", name))
+        assert re.search(rf"asks for {name},", message)
+        assert f"--config.data.mixture.{name}=0" in message
+        assert f"sources {sources}, with documents of {documents}" in message
+
+
 @pytest.mark.parametrize(
-    ("sources", "name"),
+    ("name", "sources", "mixed", "options", "named"),
     [
-        *(("cti", name) for name in names_of("chat") if name != "small_talk"),
-        *(("kev", name) for name in names_of("chat") if name not in ("small_talk", "qa")),
+        ("pretrain_v05", "cti,kev", ("pretrain", "facts"), {}, "asks for facts,"),
+        ("chat_v5", "kev", ("qa",), {"qa_sources": "cwe"}, "data.qa_sources ('cwe',)"),
+        ("chat_v5", "kev", ("qa",), {"qa_per_source": 0}, "data.qa_per_source"),
+        ("chat_v5", "kev", ("qa",), {"qa_sources": "()"}, "data.qa_sources"),
+        ("chat_v5", "kev", ("qa",), {"qa_sources": "nobody"}, "data.qa_sources"),
+        ("chat_v5", "cti", ("qa", "mcq", "cot", "small_talk"), {}, "asks for qa, mcq, cot,"),
+        ("chat_v5", "kev", (), {}, "config.data.mixture"),
     ],
 )
-def test_a_dataset_that_is_mixed_in_and_has_no_training_record_is_refused(data, sources, name):
-    told = told_of(data, "chat_v5", sources, ("small_talk", name))
-    assert re.search(rf"asks for {name},", told)
-    assert f"--config.data.mixture.{name}=0" in told
-    assert f"sources {sources}, with documents of {'mine' if sources == 'cti' else 'kev'}" in told
+def test_empty_datasets_and_options_are_named(data, name, sources, mixed, options, named):
+    assert named in refusal_of(data, name, sources, mixed, **options)
 
 
-def test_facts_that_no_reference_page_states_are_refused(data):
-    assert "asks for facts," in told_of(data, "pretrain_v05", "cti,kev", ("pretrain", "facts"))
-
-
-def test_sources_of_questions_that_no_document_has_are_named(data):
-    told = told_of(data, "chat_v5", "kev", ("qa",), qa_sources="cwe")
-    assert "asks for qa," in told
-    assert "data.qa_sources ('cwe',)" in told
-
-
-@pytest.mark.parametrize(("key", "value"), [("qa_per_source", 0), ("qa_sources", "()"), ("qa_sources", "nobody")])
-def test_options_that_ask_nothing_are_named(data, key, value):
-    with pytest.raises(UsageError, match=rf"data\.{key}"):
-        prepare(config_of("chat_v5", "kev", ("qa",), **{key: value}), str(data))
-
-
-def test_all_empty_datasets_are_named_at_once(data):
-    told = told_of(data, "chat_v5", "cti", ("qa", "mcq", "cot", "small_talk"))
-    assert "asks for qa, mcq, cot," in told
-    assert "small_talk" not in told
-
-
-def test_a_dataset_that_comes_in_later_is_refused_at_the_start(data):
+def test_a_dataset_of_a_later_phase_is_refused_at_the_start(data):
     config = config_of("chat_v5", "kev", ("qa",))
     with config.unlocked():
         config.data.mixture_schedule = {"4": {"fact_mcq": 1.0}}
@@ -118,56 +101,43 @@ def test_a_dataset_that_comes_in_later_is_refused_at_the_start(data):
 
 @pytest.mark.parametrize(("sources", "mixed"), [("kev", ("qa",)), ("cti", ("small_talk",))])
 def test_a_dataset_that_is_not_mixed_in_may_be_empty(data, sources, mixed):
-    prepared, mix = prepared_of(data, "chat_v5", sources, mixed)
+    config = config_of("chat_v5", sources, mixed)
+    prepared = prepare(config, str(data))
+    mix = mix_of(config, prepared)
     assert artifact_cache.manifest(prepared.stores["mcq"]).datasets["mcq"] == {}
     assert mixture.validation_batches(mix, "mcq", batch_size=8, records=8) == []
     assert next(mixture.read_from(mixture.train_batches(mix), 0))["weights"].sum() > 0
 
 
-def test_a_mixture_of_nothing_is_refused(data):
-    with pytest.raises(UserError, match=r"config\.data\.mixture"):
-        config_of("chat_v5", "kev", ())
-
-
 def test_a_chat_run_is_refused_before_its_base_is_trained(ghost, tmp_path):
-    told = ghost.refused(*tiny_chat(tmp_path / "chat", "--config.data.qa_sources=cwe"))
-    assert "asks for qa," in told
+    message = ghost.refused_here(*tiny_chat(tmp_path / "chat", "--config.data.qa_sources=cwe"))
+    assert "asks for qa," in message
     assert not list(tmp_path.rglob("checkpoints"))
 
 
 # ---- Validation ----
 
 
-def test_a_corpus_shorter_than_a_window_is_trained_on_without_validation_and_that_is_said(data, capsys):
-    config = config_of("pretrain_v05", "cve", ("pretrain",))
+@pytest.mark.parametrize(("sources", "splits"), [("cve", {"train"}), ("cti", {"train", "validation"})])
+def test_a_corpus_shorter_than_a_window_has_no_validation_and_a_note(data, capsys, sources, splits):
+    config = config_of("pretrain_v05", sources, ("pretrain",))
     prepared = prepare(config, str(data))
-    assert artifact_cache.manifest(prepared.stores["pretrain"]).datasets["pretrain"].keys() == {"train"}
+    assert artifact_cache.manifest(prepared.stores["pretrain"]).datasets["pretrain"].keys() == splits
     plan.show(config, prepared, make_console())
-    assert "no dataset of the mixture has a validation record" in capsys.readouterr().out
-
-
-def test_nothing_is_said_of_validation_where_there_is_some(data, capsys):
-    config = config_of("pretrain_v05", "cti", ("pretrain",))
-    plan.show(config, prepare(config, str(data)), make_console())
-    assert "validation record" not in capsys.readouterr().out
+    assert ("validation record" in capsys.readouterr().out) == ("validation" not in splits)
 
 
 # ---- Held-out questions ----
 
 
-@pytest.fixture
-def unasked(data, tmp_path) -> Path:
-    """The record of a run whose data hold no question out."""
+def test_a_run_without_held_out_questions_is_refused_before_it_is_trained(data, tmp_path):
     config = config_of("chat_v5", "kev", ("qa",))
     write_json(tmp_path / "base" / "data.json", {"trained_on": []})
-    run_dir.record_data(config, tmp_path / "chat", tmp_path / "base", prepare(config, str(data)))
-    assert (tmp_path / "chat" / HELD_OUT).read_text() == ""
-    return tmp_path / "chat"
-
-
-@pytest.mark.parametrize(
-    "ask", [lambda run: check_data(run, None), lambda run: make_probe(run, None, "classic", questions=4, context=128)]
-)
-def test_a_run_without_held_out_questions_is_told_before_it_is_trained(unasked, ask):
-    with pytest.raises(UserError, match=rf"{re.escape(str(unasked / HELD_OUT))} is empty"):
-        ask(unasked)
+    run = tmp_path / "chat"
+    run_dir.record_data(config, run, tmp_path / "base", prepare(config, str(data)))
+    assert (run / HELD_OUT).read_text() == ""
+    message = rf"{re.escape(str(run / HELD_OUT))} is empty"
+    with pytest.raises(UserError, match=message):
+        check_data(run, None)
+    with pytest.raises(UserError, match=message):
+        make_probe(run, None, "classic", questions=4, context=128)

@@ -19,7 +19,7 @@ from ghost_jax.runs.evaluation import to_json
 from tests.conftest import paragraph_of
 from tests.test_ctibench import write_items
 from tests.test_reader import corpus_of_facts
-from tests.test_sources_stix import bundle, link, thing
+from tests.test_sources_formats import bundle, link, thing
 
 ASKED = {  # weakness or technique -> what its page alone says
     "Glass Kite": "Glass Kite writes its beacon into the printer spooler.",

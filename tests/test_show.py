@@ -1,4 +1,4 @@
-"""`python -m ghost_jax.data.show`: a person sees which tokens are learnt."""
+"""`python -m ghost_jax.data.show` marks the supervised tokens."""
 
 import pytest
 
@@ -11,42 +11,29 @@ SHOW = ["ghost_jax.data.show", "--config=configs/chat_v5.py:nano"]
 SHOW += set_all(TINY) + set_all({f"base.{key}": value for key, value in TINY.items()})
 
 
-def test_the_first_records_are_printed_with_what_is_learnt_in_brackets(ghost):
-    said = ghost(*SHOW, "-n", "4").stdout
-    shown = said[said.index("tokens, ") :]
-    assert shown.count(" learnt") == 4
+def test_the_first_records_are_printed_with_supervised_tokens_in_brackets(ghost):
+    printed = ghost.here(*SHOW, "-n", "4").stdout
+    shown = printed[printed.index("tokens, ") :]
     assert shown.count("⟦") == shown.count("⟧") == 4
-    for learnt in (part.split("⟧")[0] for part in shown.split("⟦")[1:]):
-        assert learnt.endswith("<|ghost_end|>")
-        assert "ghost_user" not in learnt
+    for supervised in (part.split("⟧")[0] for part in shown.split("⟦")[1:]):
+        assert supervised.endswith("<|ghost_end|>")
+        assert "ghost_user" not in supervised
     assert "<|ghost_assistant|>⟦" in shown
 
 
 def test_no_record_is_refused(ghost):
-    assert "-n is 0" in ghost.refused(*SHOW, "-n", "0", code=2)
+    assert "-n is 0" in ghost.refused_here(*SHOW, "-n", "0", code=2)
 
 
-@pytest.fixture(scope="module")
-def vocabulary():
-    return tokenizer.train(["What lies? A mail lies."], 300).with_chat_tokens([])
-
-
-def example(vocabulary) -> dict:
+@pytest.mark.parametrize("seq_len", [3, 8, 512])
+def test_colours_mark_supervised_and_cropped_tokens(seq_len):
+    vocabulary = tokenizer.train(["What lies? A mail lies."], 300).with_chat_tokens([])
     tokens, mask = chat_format.render(vocabulary, [Message("user", "What\nlies?"), Message("assistant", "A mail.")])
-    return {"tokens": tokens, "mask": mask}
-
-
-def test_colours_mark_the_very_tokens_that_are_learnt(vocabulary):
-    text = drawn(example(vocabulary), vocabulary, seq_len=512, coloured=True)
-    green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
-    assert green == "A mail.<|ghost_end|>"
-    assert "⟦" not in text.plain
-    assert "⏎\n" in text.plain
-
-
-@pytest.mark.parametrize("room", [3, 8])
-def test_what_a_row_has_no_room_for_is_struck_out(vocabulary, room):
-    record = example(vocabulary)
-    text = drawn(record, vocabulary, seq_len=room, coloured=True)
-    struck = sum("strike" in str(span.style) for span in text.spans)
-    assert struck == len(record["tokens"]) - (room + 1)
+    text = drawn({"tokens": tokens, "mask": mask}, vocabulary, seq_len, coloured=True)
+    cropped = sum("strike" in str(span.style) for span in text.spans)
+    assert cropped == max(0, len(tokens) - (seq_len + 1))
+    if not cropped:
+        green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
+        assert green == "A mail.<|ghost_end|>"
+        assert "⟦" not in text.plain
+        assert "⏎\n" in text.plain

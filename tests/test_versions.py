@@ -1,6 +1,6 @@
-"""What a store's name depends on: its inputs, the versions of the modules that make it, and those of the tools.
+"""The name of a store depends on its inputs, the versions of the modules that make it, and those of the tools.
 
-The tables below say which stores each version decides. A store's place is computed here and nothing is built.
+The tables below have the stores that each version decides. Names are computed here and nothing is built.
 """
 
 import contextlib
@@ -8,8 +8,6 @@ import functools
 import importlib
 import importlib.metadata
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -83,8 +81,8 @@ TOOLS = {
 }
 
 
-class _Found(Exception):
-    """Ends a function that would go on to read the store."""
+class _Named(Exception):
+    """Ends a function that would read the store."""
 
 
 @functools.cache
@@ -93,13 +91,13 @@ def vocabulary() -> tokenizer.Tokenizer:
 
 
 def names(folder: Path, edited: str = "") -> dict[str, str]:
-    """Returns the name of every kind of store, made from one file of each source in `folder`, one of them edited."""
+    """Returns the name of every kind of store of one file of each source in `folder`, one of them edited."""
     found = {}
 
     def placed(kind: str, *made: object) -> Path:
         found[kind] = f"{kind}-{artifact_cache.fingerprint(artifact_cache.identity_of(kind, *made[:2]))[:16]}"
         if kind == "reader":
-            raise _Found
+            raise _Named
         return folder / found[kind]
 
     inputs = []
@@ -120,9 +118,14 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
         datasets.vocabulary_store(config, documents, print)
         for name in DATASETS:
             datasets.dataset_store(name, config, documents, vocabulary(), print)
-        with contextlib.suppress(_Found):
+        with contextlib.suppress(_Named):
             rescorer.generated_weights(documents, index, print)
     return found
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory) -> dict[str, str]:
+    return names(tmp_path_factory.mktemp("before"))
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -131,61 +134,37 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_version_decides_the_names_of_the_stores_that_depend_on_it(tmp_path, monkeypatch, name):
-    before = names(tmp_path)
+def test_a_version_decides_the_names_of_the_stores_that_depend_on_it(before, tmp_path, monkeypatch, name):
     module = importlib.import_module(name)
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
     assert changed(before, names(tmp_path)) == MODULES[name]
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_another_version_of_a_tool_gives_other_stores_where_its_output_is_held(tmp_path, monkeypatch, tool):
-    before, here = names(tmp_path), importlib.metadata.version
+def test_another_version_of_a_tool_gives_other_stores_where_its_output_is_held(before, tmp_path, monkeypatch, tool):
+    here = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "99" if name == tool else here(name))
     assert changed(before, names(tmp_path)) == TOOLS[tool]
 
 
 @pytest.mark.parametrize("source", [name for name in SOURCES if SOURCES[name].stems])
-def test_another_content_of_a_file_gives_other_stores(tmp_path, source):
-    assert changed(names(tmp_path), names(tmp_path, edited=source)) == of(source)
+def test_another_content_of_a_file_gives_other_stores(before, tmp_path, source):
+    assert changed(before, names(tmp_path, edited=source)) == of(source)
 
 
-def test_every_module_with_a_version_is_in_the_table():
-    of_results = {  # they make results and batches, not stores
-        "evals/overlap/contamination.py",
-        "ghost_jax/data/mixture.py",
-    }
-    paths = [path.relative_to(ROOT) for package in ("ghost_jax", "evals") for path in (ROOT / package).rglob("*.py")]
-    versioned = [path for path in paths if "\nVERSION = " in (ROOT / path).read_text()]
-    assert {".".join(path.with_suffix("").parts) for path in versioned if str(path) not in of_results} == set(MODULES)
-    assert all(isinstance(importlib.import_module(name).VERSION, int) for name in MODULES)
-
-
-def test_every_tool_that_is_named_is_in_the_table():
-    named = {tool for name in MODULES for tool in getattr(importlib.import_module(name), "TOOLS", ())}
-    assert named == {tool for tool, stores in TOOLS.items() if stores}
-
-
-def test_other_words_in_a_message_and_other_code_keep_every_store(tmp_path):
-    for package in ("ghost_jax", "evals", "tests"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "records"))
-    for name in (
-        "core/errors.py",
-        "data/sources/attack.py",
-        "data/builders/qa.py",
-        "text/chat_format.py",
-        "core/console.py",
-    ):
-        path = tmp_path / "ghost_jax" / name
-        path.write_text(path.read_text().replace("The disk is full.", "No space is left.") + "\n# edited\n")
-    code = "from pathlib import Path; from tests.test_versions import names; print(names(Path('.')))"
-    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert said == f"{names(tmp_path)}\n"
-
-
-def test_an_edit_of_the_pack_gives_other_stores(tmp_path, monkeypatch):
-    before = names(tmp_path)
+def test_an_edit_of_the_pack_gives_other_stores(before, tmp_path, monkeypatch):
     pack = shutil.copytree(ROOT / "ghost_jax" / "data" / "sources" / "pack", tmp_path / "pack")
     (pack / "attack.tsv").write_text((pack / "attack.tsv").read_text() + "\n")
     monkeypatch.setattr(embedded, "_PACK", pack)
     assert changed(before, names(tmp_path)) == of("embedded") | {"small_talk"}
+
+
+def test_every_module_with_a_version_and_every_tool_is_in_the_tables():
+    of_results = {"evals.overlap.contamination", "ghost_jax.data.mixture"}  # of results and batches, not of stores
+    paths = [path for package in ("ghost_jax", "evals") for path in (ROOT / package).rglob("*.py")]
+    versioned = [path.relative_to(ROOT) for path in paths if "\nVERSION = " in path.read_text()]
+    modules = {".".join(path.with_suffix("").parts) for path in versioned} - of_results
+    assert modules == set(MODULES)
+    assert all(isinstance(importlib.import_module(name).VERSION, int) for name in modules)
+    tools = {tool for name in modules for tool in getattr(importlib.import_module(name), "TOOLS", ())}
+    assert tools == {tool for tool, stores in TOOLS.items() if stores}

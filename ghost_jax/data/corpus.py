@@ -1,8 +1,8 @@
 """The documents of a config's sources: one part an input file, then all parts together without duplicates.
 
-Parts are made on all cores, and several hosts can each make their share of them in a cache that they see together
-(`python -m ghost_jax.data.prepare --shard=2/4`). Putting them together reads them in one order, so the corpus is the
-same to the byte whoever made them.
+Parts are built on all cores, and several hosts can each build a share of them in a common cache
+(`python -m ghost_jax.data.prepare --shard=2/4`). They are joined in one order, so the corpus is the same byte for byte
+on any number of hosts.
 """
 
 import dataclasses
@@ -34,125 +34,132 @@ from ghost_jax.data.storage.schema import Fact, Record
 
 Say = Callable[[str], None]
 PUBLISHED_BOOK = ("attack", "capec", "cwe")  # the sources of the open book
-FINGERPRINTS = "fingerprints.npy"
-_OF_ALL = [text_cleaning, schema, dedup]  # what decides the documents of every source
-WORTH_PROCESSES = 4 << 20  # bytes of input below which starting processes takes longer than reading
+DOCUMENTS, FINGERPRINTS = "documents.jsonl", "fingerprints.npy"
+PARALLEL_BYTES = 4 << 20  # of input; below it, starting processes takes longer than reading
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Input:
-    """One file of a source; no file for what comes with the package."""
+    """One file of a source; None for the source that comes with the package."""
 
     source: str
     path: Path | None
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.path.stat().st_size if self.path else 0
+
     def identity(self) -> dict:
-        """Returns what tells its content apart: name, size and SHA-256."""
+        """Returns what identifies its content."""
         if self.path is None:
             return {"source": self.source, "sha256": embedded.sha256()}
-        size = self.path.stat().st_size
-        return {
-            "source": self.source,
-            "file": self.path.name,
-            "sha256": artifact_cache.sha256_of(self.path),
-            "bytes": size,
-        }
+        sha256 = artifact_cache.sha256_of(self.path)
+        return {"source": self.source, "file": self.path.name, "sha256": sha256, "bytes": self.size}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Inputs:
-    """The files of a config's sources in their order, and sentences on files that are missing or not read."""
+    """The files of a config's sources in their order, and notes on files that are missing or not read."""
 
     files: tuple[Input, ...]
     notes: tuple[str, ...]
 
 
 def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: bool) -> Inputs:
-    """Returns the files of the sources `names`; a source that no data folder has is fetched, if it can be.
+    """Returns the files of the sources `names`; a source that no data folder has is fetched if possible.
 
     Args:
-      stand_in: whether the embedded pack, where it is among the names, may stand in for a source that is missing, and
-        a part of a source for the source.
+      stand_in: whether the embedded pack, if it is among the names, replaces a source that is missing, and a part of a
+        source is enough.
 
-    Raises UserError where a source is missing or incomplete, and nothing may stand in for it.
+    Raises UserError where a source is missing or incomplete and nothing replaces it.
     """
-    search = _search(names, data_dir, say, partly=stand_in)
-    missing = [name for name in search.absent if not search.found[name]]
+    found, absent, help_text = _search(names, data_dir, say, accept_parts=stand_in)
+    missing = [name for name in absent if not found[name]]
     notes = []
-    if search.absent:
-        what = f"No files of {', '.join(missing)}" if missing else f"Only a part of {', '.join(search.absent)}"
+    if absent:
+        what = f"No files of {', '.join(missing)}" if missing else f"Only a part of {', '.join(absent)}"
         if not stand_in or (missing and "embedded" not in names):
             raise UserError(
-                f"{what} on this machine. Missing: {search.missing}. {search.told} Or leave the source out of "
+                f"{what} on this machine. Missing: {_names(absent)}. {help_text} Or leave the source out of "
                 "--config.data.sources, for the base of a chat recipe --config.base.data.sources. Only a preset named "
                 "nano trains without a source that it names, and only where it names embedded too."
             )
-        fate = "the embedded pack stands in for them" if missing else "the run uses that part"
-        notes.append(f"{what}: {fate}. Missing: {search.missing}. {search.told}")
+        outcome = "the embedded pack stands in for them" if missing else "the run uses that part"
+        notes.append(f"{what}: {outcome}. Missing: {_names(absent)}. {help_text}")
     if strays := sources.unclaimed(data_folders(data_dir)):
         notes.append(f"Not read, because no source has a file of that name: {few(strays)}.")
-    return Inputs(search.inputs, tuple(notes))
+    return Inputs(_inputs(found), tuple(notes))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Search:
-    """The result of a search for sources.
+def book_corpus(data_dir: Path | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:
+    """Returns the corpus store of the open book, the reference pages that questions are answered from.
 
-    Attributes:
-      found: source -> its files.
-      absent: source -> the names of its files that were not found; a complete source is left out.
-      told: where was searched, what lies there, why nothing was fetched, and what to do, in sentences.
+    Raises UserError where a source is missing or incomplete: a book without a part would give other scores.
     """
-
-    found: dict[str, list[Path]]
-    absent: dict[str, list[str]]
-    told: str
-
-    @property
-    def inputs(self) -> tuple[Input, ...]:
-        """What was found; of a source that comes with the package, the source."""
-        paths = {name: found if sources.SOURCES[name].stems else [None] for name, found in self.found.items()}
-        return tuple(Input(name, path) for name in paths for path in paths[name])
-
-    @property
-    def missing(self) -> str:
-        """The names of all files that were not found."""
-        return ", ".join(map(few, self.absent.values()))
+    found, absent, help_text = _search(names, data_dir, say, accept_parts=False)
+    if absent:
+        raise UserError(f"The open book lacks {_names(absent)}. {help_text}")
+    return corpus_store(Inputs(_inputs(found), ()), say)
 
 
-def _search(names: Sequence[str], data_dir: Path | None, say: Say, *, partly: bool) -> _Search:
-    """Searches the data folders, and fetches what none has; with `partly`, not a source of which one has a part."""
+def _inputs(found: dict[str, list[Path]]) -> tuple[Input, ...]:
+    paths = {name: paths if sources.SOURCES[name].stems else [None] for name, paths in found.items()}
+    return tuple(Input(name, path) for name in paths for path in paths[name])
+
+
+def _search(
+    names: Sequence[str], data_dir: Path | None, say: Say, *, accept_parts: bool
+) -> tuple[dict[str, list[Path]], dict[str, list[str]], str]:
+    """Searches the data folders for sources, and fetches what they lack.
+
+    Args:
+      accept_parts: whether a source of which a part was found is not fetched.
+
+    Returns:
+      source -> its files; incomplete source -> the names of its files that were not found; and in sentences where was
+      searched and what to do.
+    """
     folders = data_folders(data_dir)
 
-    def look() -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
+    def search() -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
         found = {name: sources.locate(name, folders) for name in names}
         return found, {name: absent for name in names if (absent := sources.absent(name, found[name]))}
 
-    found, absent = look()
-    why: dict[str, str] = {}
-    if wanted := [name for name in absent if not (partly and found[name])]:
-        why = fetch.bring(wanted, cache_dir() / "data", say)
-        found, absent = look()
+    found, absent = search()
+    reasons: dict[str, str] = {}
+    if wanted := [name for name in absent if not (accept_parts and found[name])]:
+        reasons = fetch.bring(wanted, cache_dir() / "data", say)
+        found, absent = search()
     near = _near(found, absent, folders)
-    published = [name for name in absent if name in PUBLISHED]
-    told = [
+    published = ",".join(name for name in absent if name in PUBLISHED)
+    help_text = [
         f"Searched, plain and as .xz, .gz or .zip: {', '.join(map(str, folders))}, and raw/ and corpus/ in each.",
         f"Found there: {few(near)}." if near else "",
-        f"Not fetched: {'; '.join(dict.fromkeys(why.values()))}." if why else "",
+        f"Not fetched: {'; '.join(dict.fromkeys(reasons.values()))}." if reasons else "",
         "Set GHOST_DATA or --data_dir to the folder that holds raw/ and corpus/"
-        + (f", or run python -m ghost_jax.data.fetch --sources={','.join(published)}." if published else "."),
+        + (f", or run python -m ghost_jax.data.fetch --sources={published}." if published else "."),
     ]
-    return _Search(found, absent, " ".join(filter(None, told)))
+    return found, absent, " ".join(filter(None, help_text))
+
+
+def _names(absent: dict[str, list[str]]) -> str:
+    return ", ".join(map(few, absent.values()))
 
 
 def _near(found: dict[str, list[Path]], absent: dict[str, list[str]], folders: Sequence[Path]) -> list[str]:
-    """Returns the parts that there are of incomplete sources, and files whose names are like one that is absent."""
+    """Returns the parts of incomplete sources, and the files whose names are similar to an absent one."""
     parts = [f"{path} (a part of {name})" for name in absent for path in found[name]]
     used = {path for paths in found.values() for path in paths}
-    others = [path for folder in folders for path in listed(folder) if path not in used]
-    called = [stem(path.name).lower() for path in others]
-    like = {each for names in absent.values() for name in names for each in difflib.get_close_matches(name, called)}
-    return parts + [str(path) for path, name in zip(others, called, strict=True) if name in like]
+    others = {path: stem(path.name).lower() for folder in folders for path in listed(folder) if path not in used}
+    similar = {
+        match
+        for names in absent.values()
+        for name in names
+        for match in difflib.get_close_matches(name, others.values())
+    }
+    return parts + [str(path) for path, name in others.items() if name in similar]
 
 
 def few(things: Sequence[object]) -> str:
@@ -165,17 +172,16 @@ def few(things: Sequence[object]) -> str:
 
 
 def part_stores(inputs: Sequence[Input], say: Say) -> list[Path]:
-    """Returns the store of each input's documents, made on all cores where there is enough to do."""
-    sizes = [each.path.stat().st_size if each.path else 0 for each in inputs]
+    """Returns the store of each input's documents, built on all cores where there is enough to do."""
     processes = min(os.cpu_count() or 1, len(inputs))
-    if processes < 2 or sum(sizes) < WORTH_PROCESSES:
+    if processes < 2 or sum(each.size for each in inputs) < PARALLEL_BYTES:
         return [_part_store(say, each) for each in inputs]
-    # Spawned, not forked: JAX has threads, and a lock held by one of them at a fork would never be let go.
+    # Spawned, not forked: JAX has threads, and a lock that one of them holds at a fork would never be released.
     with multiprocessing.get_context("spawn").Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        by_size = sorted(range(len(inputs)), key=lambda i: -sizes[i])  # the longest work first
-        made = pool.map(functools.partial(_part_store, say), [inputs[i] for i in by_size], chunksize=1)
-    places = dict(zip(by_size, made, strict=True))
-    return [places[i] for i in range(len(inputs))]
+        longest_first = sorted(inputs, key=lambda each: -each.size)
+        places = pool.map(functools.partial(_part_store, say), longest_first, chunksize=1)
+    store_of = dict(zip(longest_first, places, strict=True))
+    return [store_of[each] for each in inputs]
 
 
 def _part_store(say: Say, given: Input) -> Path:
@@ -187,7 +193,7 @@ def _part_store(say: Say, given: Input) -> Path:
         documents: Counter[str] = Counter()
 
         def written() -> Iterator[Record]:
-            with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
+            with (folder / DOCUMENTS).open("w", encoding="utf-8") as file:
                 for record in source.read(given.path) if given.path else source.read():
                     licenses.setdefault(record.source, record.license)
                     documents[record.source] += 1
@@ -208,14 +214,15 @@ def _part_store(say: Say, given: Input) -> Path:
 def _made_by(names: Iterable[str]) -> list[ModuleType]:
     """Returns the modules that decide the documents of sources, and which of them are duplicates."""
     rows = [sources.SOURCES[name] for name in names]
-    return list(dict.fromkeys([module for row in rows for module in (row.reader, *row.shared)] + _OF_ALL))
+    own = [module for row in rows for module in (row.reader, *row.shared)]
+    return list(dict.fromkeys([*own, text_cleaning, schema, dedup]))
 
 
 # ---- Together ----
 
 
 def corpus_store(inputs: Inputs, say: Say) -> Path:
-    """Returns the store of all inputs' documents, each duplicate of an earlier one left out and counted.
+    """Returns the store of all inputs' documents without the duplicates of earlier ones, which are counted.
 
     Raises UserError for an input that is damaged or holds no document.
     """
@@ -224,47 +231,46 @@ def corpus_store(inputs: Inputs, say: Say) -> Path:
 
     def write(folder: Path) -> dict:
         parts = part_stores(inputs.files, say)
-        documents: Counter[str] = Counter()
-        dropped: Counter[tuple[str, str]] = Counter()
-        licenses: dict[str, str] = {}
         say("dropping duplicates")
         reasons = dedup.judge(np.concatenate([np.load(part / FINGERPRINTS) for part in parts]))
-        with (folder / "documents.jsonl").open("wb") as file:
-            for line, reason in zip(itertools.chain.from_iterable(map(_lines, parts)), reasons, strict=True):
-                if reason:
-                    dropped[json.loads(line)["source"], reason] += 1
-                else:
-                    file.write(line)
+        documents: Counter[str] = Counter()
+        dropped: dict[str, dict[str, int]] = {}
+        licenses: dict[str, str] = {}
         for part in parts:
-            licenses |= artifact_cache.manifest(part).licenses
-            documents.update(artifact_cache.manifest(part).documents)
-        by_source = {source: {r: dropped[source, r] for r in dedup.REASONS} for source, _ in dropped}
-        for source, counts in by_source.items():
-            documents[source] -= sum(counts.values())
-        return {"documents": documents, "duplicates_dropped": by_source, "licenses": licenses}
+            manifest = artifact_cache.manifest(part)
+            licenses |= manifest.licenses
+            documents.update(manifest.documents)
+        with (folder / DOCUMENTS).open("wb") as file:
+            for line, reason in zip(itertools.chain.from_iterable(map(_lines, parts)), reasons, strict=True):
+                if not reason:
+                    file.write(line)
+                    continue
+                source = json.loads(line)["source"]
+                documents[source] -= 1
+                dropped.setdefault(source, dict.fromkeys(dedup.REASONS, 0))[reason] += 1
+        return {"documents": documents, "duplicates_dropped": dropped, "licenses": licenses}
 
     return artifact_cache.build("corpus", _made_by(names), made_from, write)
 
 
 def _lines(part: Path) -> Iterator[bytes]:
-    with (part / "documents.jsonl").open("rb") as file:
+    with (part / DOCUMENTS).open("rb") as file:
         yield from file
 
 
 def documents_of(corpus: Path) -> Documents:
-    """Returns a function that streams a corpus store's documents, from the start each time it is called."""
+    """Returns a function that streams a corpus store's documents, from the start at each call."""
 
     def read() -> Iterator[Record]:
-        with (corpus / "documents.jsonl").open(encoding="utf-8") as file:
-            for line in file:
-                fields = json.loads(line)
-                yield Record(**{**fields, "facts": tuple(Fact(**fact) for fact in fields["facts"])})
+        for line in _lines(corpus):
+            fields = json.loads(line)
+            yield Record(**{**fields, "facts": tuple(Fact(**fact) for fact in fields["facts"])})
 
     return read
 
 
 def index_store(corpus: Path, pages_of: Iterable[str], say: Say) -> Path:
-    """Returns the store of the lexical index over a corpus's pages of some sources, as documents call them."""
+    """Returns the store of the lexical index over a corpus's pages of some sources, as documents name them."""
     indexed = sorted(set(pages_of))
 
     def write(folder: Path) -> dict:
@@ -275,16 +281,3 @@ def index_store(corpus: Path, pages_of: Iterable[str], say: Say) -> Path:
         return {"passages": len(index), "inputs": artifact_cache.manifest(corpus).made_from["inputs"]}
 
     return artifact_cache.build("index", (bm25,), {"corpus": corpus.name, "sources": indexed}, write)
-
-
-def book_corpus(data_dir: Path | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:
-    """Returns the corpus store of the open book: the reference pages that questions are answered from.
-
-    Raises:
-      UserError: a file of a source is neither on this machine nor can it be fetched. An open book with a part missing
-        would be another book, and its figure no figure of this one.
-    """
-    search = _search(names, data_dir, say, partly=False)
-    if search.absent:
-        raise UserError(f"The open book lacks {search.missing}. {search.told}")
-    return corpus_store(Inputs(search.inputs, ()), say)

@@ -1,7 +1,6 @@
-"""What is trained on, for a person's eyes: `python -m ghost_jax.data.show --config=configs/chat_v5.py -n 3`.
+"""Prints the first records that a run draws: `python -m ghost_jax.data.show --config=configs/chat_v5.py -n 3`.
 
-Prints the first records that a run draws, token by token. Tokens that are learnt are green on a terminal and stand in
-⟦brackets⟧ elsewhere; the others are only read. What the row has no room for is struck out.
+Supervised tokens are green on a terminal and in ⟦brackets⟧ elsewhere. Tokens that are cropped are struck out.
 """
 
 import argparse
@@ -18,28 +17,28 @@ from ghost_jax.data import mixture
 from ghost_jax.data.prepare import mix_of, prepare
 from ghost_jax.text.tokenizer import Tokenizer
 
-LEARNT, READ, LOST = "bold green", "", "strike dim"
+SUPERVISED, CROPPED = "bold green", "strike dim"
 
 
 def drawn(example: dict, tokenizer: Tokenizer, seq_len: int, coloured: bool) -> Text:
-    """Returns the tokens of an example with their mask; a thin bar stands between two tokens."""
-    lost = max(0, len(example["tokens"]) - (seq_len + 1))
-    text, learning = Text(), False
-    for place, (token, learnt) in enumerate(zip(example["tokens"], example["mask"], strict=True)):
-        if not coloured and learnt != learning:
-            text.append("⟦" if learnt else "⟧")
+    """Returns the tokens of an example with their mask, separated by thin bars."""
+    cropped = max(0, len(example["tokens"]) - (seq_len + 1))
+    text, inside = Text(), False
+    for place, (token, supervised) in enumerate(zip(example["tokens"], example["mask"], strict=True)):
+        if not coloured and supervised != inside:
+            text.append("⟦" if supervised else "⟧")
         elif place:
             text.append("│", style="dim")
-        learning = bool(learnt)
+        inside = bool(supervised)
         shown = tokenizer.decode([int(token)]).replace("\n", "⏎\n")
-        text.append(shown, style=LOST if place < lost else LEARNT if learnt else READ)
-    if not coloured and learning:
+        text.append(shown, style=CROPPED if place < cropped else SUPERVISED if supervised else "")
+    if not coloured and inside:
         text.append("⟧")
     return text
 
 
 def show(example: dict, name: str, tokenizer: Tokenizer, seq_len: int, console: Console) -> None:
-    """Prints one example under a line that says what it is."""
+    """Prints one example under its name, id, source and counts."""
     letter = example["letter"].decode()
     about = f"{name}  {example['id'].decode()}  from {example['source'].decode()}"
     counts = f"{len(example['tokens'])} tokens, {int(example['mask'].sum())} learnt"
@@ -50,7 +49,7 @@ def show(example: dict, name: str, tokenizer: Tokenizer, seq_len: int, console: 
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Prints the first records that a run draws, with the tokens that are learnt marked."""
+    """Prints the first records that a run draws, with the supervised tokens marked."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.show", description=main.__doc__)
     parser.add_argument("-n", type=int, default=3, metavar="N", help="records (default: 3)")
     config, flags = config_lib.parse(parser, argv)

@@ -15,8 +15,7 @@ from pathlib import Path
 from ghost_jax.core.atomic_io import read_json, write_bytes
 from ghost_jax.runs import run_record
 from tests.conftest import TINY, WAIT, FinishedRun, Ghost, losses_of, tiny_base
-from tests.test_sources_cwe import CWE_XML
-from tests.test_sources_stix import CAPEC_66, COMMON, bundle, thing
+from tests.test_sources_formats import SAMPLES, bundle, thing
 
 PAGES = 3000  # of the book: its index takes long enough to be killed in
 KILLS = 5  # tries to kill a process during an operation
@@ -107,12 +106,13 @@ class Place:
             words = [f"{a}{b}" for a in ("scan", "load", "drop", "send", "read", "hide") for b in range(200)]
             texts = (" ".join(self.rng.choices(words, k=60)) for _ in range(PAGES))
             pages = [thing("attack-pattern", f"T{i}", f"Page {i}", description=text) for i, text in enumerate(texts)]
-            write_bytes(raw / "enterprise-attack-15.1.json", bundle(*COMMON, *pages))
+            common = read_json(SAMPLES["attack"][0])["objects"]
+            write_bytes(raw / "enterprise-attack-15.1.json", bundle(*common, *pages))
             for domain in ("mobile-attack", "ics-attack"):
                 alone = thing("attack-pattern", f"T-{domain}", f"Of {domain}", description="Another page.")
-                write_bytes(raw / f"{domain}-15.1.json", bundle(*COMMON, alone))
-            write_bytes(raw / "stix-capec-3.9.json", bundle(CAPEC_66))
-            write_bytes(raw / "cwec_v4.14.xml", CWE_XML.encode())
+                write_bytes(raw / f"{domain}-15.1.json", bundle(*common, alone))
+            write_bytes(raw / "stix-capec-3.9.json", SAMPLES["capec"][0].read_bytes())
+            write_bytes(raw / "cwec_v4.14.xml", SAMPLES["cwe"][0].read_bytes())
         items, out = self.finished.workdir / "heldout.jsonl", self.folder / "score.json"
         words = ["evals.ctibench", "--book=open", "--reader=lexical"]
         return [*words, f"--items={items}", f"--data_dir={raw.parent}", f"--out={out}"]

@@ -1,9 +1,9 @@
-"""Where documents come from. `SOURCES` is the one table to extend.
+"""The sources of documents. `SOURCES` is the one table to extend.
 
 To add a source, write a module here with a `VERSION` and a `read(path)` that yields `Record`s and raises `UserError`
-for a faulty file, and give it a row in `SOURCES` under the name that configs will use. Nothing else needs to know of
-it. `files.open_text` opens every kind of compression; `forms.read` checks a publisher's JSON;
-`ghost_jax.data.storage.text_cleaning.clean` turns markup into prose.
+for an invalid file, and give it a row in `SOURCES` under the name that configs use. `files.open_text` opens every
+compression; `forms.read` checks a publisher's JSON; `ghost_jax.data.storage.text_cleaning.clean` turns markup into
+prose.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from ghost_jax.data.sources import attack, capec, cwe, embedded, exploitdb, form
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Record
 
-# What lies in a data folder and is nobody's data: a publisher's papers and feed notes, downloads under way
-_PAPERS = ("README*", "LICEN[CS]E*", "COPYING*", "NOTICE*", ".*", "*.META", "*.PARTIAL", "*.ETAG", "*.PART")
+# Files of a data folder that are expected and no data: papers, notes of feeds, unfinished downloads
+_IGNORED = ("README*", "LICEN[CS]E*", "COPYING*", "NOTICE*", ".*", "*.META", "*.PARTIAL", "*.ETAG", "*.PART")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Source:
     """A row of `SOURCES`.
 
     Attributes:
-      stems: the names of its files, without the suffix of a compression, or glob patterns of names; () for what comes
-        with the package.
+      stems: the names of its files, without the suffix of a compression, or glob patterns; () for the source that
+        comes with the package.
       reader: the module that reads them.
-      shared: the modules that it shares with other sources and that decide its records as well.
+      shared: other modules that decide its records.
     """
 
     stems: tuple[str, ...]
@@ -59,31 +59,27 @@ SOURCES = {
 
 
 def locate(name: str, folders: Sequence[Path]) -> list[Path]:
-    """Returns the files of a source in the first of the folders that has them all, else in the first that has any.
+    """Returns the files of a source in the first folder that has them all, else in the first that has any.
 
-    Files of one source are never gathered from several folders, whose versions may differ.
+    Files of one source are not gathered from several folders, whose versions may differ.
     """
     found = [[path for stem in SOURCES[name].stems for path in files.find(folder, stem)] for folder in folders]
     return next((paths for paths in found if not absent(name, paths)), next(filter(None, found), []))
 
 
 def absent(name: str, paths: Sequence[Path]) -> list[str]:
-    """Returns the names of the files that a source consists of and that are not among `paths`.
-
-    A source of patterns consists of what is published.
-    """
+    """Returns the names of the files of a source that are not among `paths`: of those published, or of its stems."""
     published = [files.stem(Path(file.path).name) for file in PUBLISHED[name].files] if name in PUBLISHED else ()
-    here = {files.stem(path.name) for path in paths}
-    return [stem for stem in published or SOURCES[name].stems if stem not in here]
+    present = {files.stem(path.name) for path in paths}
+    return [stem for stem in published or SOURCES[name].stems if stem not in present]
 
 
 def unclaimed(folders: Sequence[Path]) -> list[Path]:
-    """Returns the files of data folders that belong to no source, without what lies beside data everywhere."""
+    """Returns the files of data folders that no source reads and that are not expected beside data."""
+    stems = [stem for source in SOURCES.values() for stem in source.stems]
 
-    def claimed(name: str) -> bool:
-        stems = (stem for source in SOURCES.values() for stem in source.stems)
-        return any(fnmatch.fnmatchcase(files.stem(name), stem) for stem in stems)
+    def is_known(name: str) -> bool:
+        ignored = any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in _IGNORED)
+        return ignored or any(fnmatch.fnmatchcase(files.stem(name), stem) for stem in stems)
 
-    there = [path for folder in folders for path in files.listed(folder)]
-    papers = [path for path in there if any(fnmatch.fnmatchcase(path.name.upper(), paper) for paper in _PAPERS)]
-    return [path for path in there if path not in papers and not claimed(path.name)]
+    return [path for folder in folders for path in files.listed(folder) if not is_known(path.name)]

@@ -1,4 +1,4 @@
-"""The project's own pack: small, Apache-2.0, always there, so that everything runs where nothing can be fetched."""
+"""The project's own pack: small, Apache-2.0, part of the package, so that everything runs offline."""
 
 import hashlib
 import importlib.resources
@@ -22,12 +22,8 @@ def read() -> Iterator[Record]:
     They state facts of the relations "tactic", "attack_pattern_name", "related_weakness", "weakness_name",
     "weakness_class", "port_service" and "expansion".
     """
-    yield from _techniques()
-    yield from _attack_patterns()
-    yield from _weaknesses()
-    yield from _ports()
-    yield from _acronyms()
-    yield from _explanations()
+    for build in (_techniques, _attack_patterns, _weaknesses, _ports, _acronyms, _explanations):
+        yield from build()
 
 
 def sha256() -> str:
@@ -37,7 +33,7 @@ def sha256() -> str:
 
 
 def small_talk() -> list[tuple[str, str]]:
-    """Returns pairs of what a user says and what Ghost answers."""
+    """Returns pairs of a user's message and Ghost's answer."""
     return list(_rows("small_talk.tsv"))
 
 
@@ -48,9 +44,9 @@ def anchors() -> list[str]:
 
 def _techniques() -> Iterator[Record]:
     for number, name, tactics, explanation in _rows("attack.tsv"):
-        subject = f"{name.rpartition(': ')[2]} ({number})"  # without the parent's name, as the ATT&CK adapter has it
+        subject = f"{name.rpartition(': ')[2]} ({number})"  # without the parent's name, as in the ATT&CK adapter
         names = tactics.split("; ")
-        facts = (Fact(subject, "tactic", tactic, f"{subject} serves the tactic {tactic}.") for tactic in names)
+        facts = [Fact(subject, "tactic", tactic, f"{subject} serves the tactic {tactic}.") for tactic in names]
         statement = f"{subject} is a technique of the {'tactics' if len(names) > 1 else 'tactic'} {listing(names)}."
         yield _record(f"attack/{number}", name, explanation, statement, *facts)
 
@@ -59,14 +55,12 @@ def _attack_patterns() -> Iterator[Record]:
     for number, name, weaknesses, explanation in _rows("capec.tsv"):
         subject = f"{name} ({number})"
         numbers = weaknesses.split("; ") if weaknesses else []
-        related = (
-            Fact(subject, "related_weakness", weakness, f"{subject} exploits the weakness {weakness}.")
-            for weakness in numbers
-        )
         statement = f"{number} is the attack pattern {name}."
-        named = Fact(number, "attack_pattern_name", name, statement)
+        facts = [Fact(number, "attack_pattern_name", name, statement)]
+        for weakness in numbers:
+            facts.append(Fact(subject, "related_weakness", weakness, f"{subject} exploits the weakness {weakness}."))
         exploited = f" It exploits {listing(numbers)}." if numbers else ""
-        yield _record(f"capec/{number}", name, explanation, statement + exploited, named, *related)
+        yield _record(f"capec/{number}", name, explanation, statement + exploited, *facts)
 
 
 def _weaknesses() -> Iterator[Record]:
@@ -83,14 +77,10 @@ def _weaknesses() -> Iterator[Record]:
 def _ports() -> Iterator[Record]:
     for port, protocols, service, explanation in _rows("ports.tsv"):
         transports = protocols.upper().split("/")
-        facts = (
-            Fact(f"{transport} port {port}", "port_service", service, f"{transport} port {port} belongs to {service}.")
-            for transport in transports
-        )
-        title = f"{listing(transports)} port {port}"
-        yield _record(
-            f"ports/{port}-{'-'.join(transports)}", title, explanation, f"{title} belongs to {service}.", *facts
-        )
+        subjects = [f"{transport} port {port}" for transport in transports]
+        facts = [Fact(subject, "port_service", service, f"{subject} belongs to {service}.") for subject in subjects]
+        title, name = f"{listing(transports)} port {port}", f"ports/{port}-{'-'.join(transports)}"
+        yield _record(name, title, explanation, f"{title} belongs to {service}.", *facts)
 
 
 def _acronyms() -> Iterator[Record]:

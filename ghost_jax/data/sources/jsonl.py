@@ -18,13 +18,10 @@ _WEAKNESS = re.compile(r"^(?:Product: .*?\. )?Weakness: (?P<id>CWE-\d+)(?::| -)?
 
 
 def read(path: Path) -> Iterator[Record]:
-    """Yields a record for each line that is not blank and is no rejected vulnerability; null is an absent key.
+    """Yields a record for each line that is not blank or a rejected vulnerability; a key with null is absent.
 
-    A vulnerability whose text holds the line "Weakness: CWE-<n> <name>." also states its class as a fact.
-
-    Raises:
-      UserError: the file cannot be read, or a line is not UTF-8, not JSON, not of the form above or over
-        `files.MAX_LINE` bytes; names the line.
+    A vulnerability whose text holds the line "Weakness: CWE-<n> <name>." also states its class as a fact. Raises
+    UserError for a line that is not UTF-8, not JSON, not of the form above or over `files.MAX_LINE` bytes; names it.
     """
     for number, line in files.read_lines(path):
         if not line.isspace():
@@ -36,14 +33,10 @@ def read(path: Path) -> Iterator[Record]:
 def _record(document: Any, where: str) -> Record:
     if not isinstance(document, dict):
         raise UserError(f"{where}: a {type(document).__name__} instead of an object. Write one object a line.")
-    document = {key: value for key, value in document.items() if value is not None}
-    for key in (*_REQUIRED, *_OPTIONAL):
-        if not isinstance(document.get(key, ""), str):
-            raise UserError(f'{where}: "{key}" must be a string. Mend the line.')
-    for key in _REQUIRED:
-        if not document.get(key, "").strip():
-            raise UserError(f'{where}: "{key}" is missing or empty. Every line needs {", ".join(_REQUIRED)}.')
-    fields = {key: document.get(key, "") for key in (*_REQUIRED, *_OPTIONAL)}
+    fields = {key: "" if document.get(key) is None else document[key] for key in (*_REQUIRED, *_OPTIONAL)}
+    for key, value in fields.items():
+        if not isinstance(value, str) or (key in _REQUIRED and not value.strip()):
+            raise UserError(f'{where}: "{key}" must be a string, and {", ".join(_REQUIRED)} must not be empty.')
     return Record(**fields, facts=tuple(_weakness_class(fields["title"] or fields["id"], fields["text"])))
 
 
@@ -54,7 +47,7 @@ def _weakness_class(title: str, text: str) -> Iterator[Fact]:
     name = stated["name"].rstrip(". ")
     # Lines after the first repeat the description in another language.
     description = text[stated.end() :].strip().partition("\n")[0].strip()
-    # Several weaknesses, or a second number within the name, leave open which of them the description is about.
+    # With several weaknesses, or a second number within the name, it is unclear which one the description is about.
     ambiguous = ";" in name or "CWE-" in name
     if name and description and not ambiguous:
         yield Fact(description, "weakness_class", name, f"{title} is classified as {stated['id']} {name}.")

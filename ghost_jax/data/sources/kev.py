@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.sources import forms
-from ghost_jax.data.sources.vulnerability import is_cve, product_name, weakness_facts, weaknesses
+from ghost_jax.data.sources.vulnerability import product_name, require_cve, weakness_facts, weaknesses
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.storage.text_cleaning import clean, listing, paragraphs
@@ -22,21 +22,14 @@ _FORM = dict.fromkeys((*_REQUIRED, "knownRansomwareCampaignUse"), str) | {"cwes"
 def read(path: Path) -> Iterator[Record]:
     """Yields a record for each vulnerability, with its product and its weaknesses as facts.
 
-    Raises:
-      UserError: the file is not JSON or has not the form of the catalogue; names the place.
+    Raises UserError where the file is not JSON or has not the form of the catalogue; names the place.
     """
     catalogue = files.read_json(path)
     if not isinstance(catalogue, dict) or not isinstance(catalogue.get("vulnerabilities"), list):
-        raise UserError(
-            f'{path} has no list of "vulnerabilities", so it is not the KEV catalogue. Give the file '
-            "known_exploited_vulnerabilities.json."
-        )
-    for position, entry in enumerate(catalogue["vulnerabilities"]):
-        where = f"{path}, vulnerabilities[{position}]"
-        entry = forms.read(entry, _FORM, where)
+        raise UserError(f'{path} has no list of "vulnerabilities", so it is not the KEV catalogue. Fetch it again.')
+    for where, entry in forms.entries(catalogue["vulnerabilities"], _FORM, f"{path}, vulnerabilities"):
         forms.require(entry, _REQUIRED, where)
-        if not is_cve(entry["cveID"]):
-            raise UserError(f'{where}: "cveID" is no CVE id. Mend it or fetch the file again.')
+        require_cve(entry, "cveID", where)
         yield _record(entry)
 
 
@@ -52,7 +45,6 @@ def _record(entry: dict) -> Record:
         "It is known to be used in ransomware campaigns." if entry.get("knownRansomwareCampaignUse") == "Known" else "",
     )
     facts = [*weakness_facts(cve, numbers)]
-    # "Multiple Products" names none.
-    if not entry["product"].strip().startswith("Multiple "):
+    if not entry["product"].strip().startswith("Multiple "):  # "Multiple Products" names none
         facts.insert(0, Fact(cve, "vulnerability_product", product, f"{cve} affects {product}."))
     return Record(cve, "kev", title, text, _URL + cve, LICENSE, tuple(facts))

@@ -8,7 +8,7 @@ import ijson
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.sources import forms
-from ghost_jax.data.sources.vulnerability import is_cve, is_rejected, product_name, weakness_facts, weaknesses
+from ghost_jax.data.sources.vulnerability import is_rejected, product_name, require_cve, weakness_facts, weaknesses
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.data.storage.text_cleaning import clean, listing, paragraphs
@@ -18,7 +18,7 @@ VERSION = 1  # raise it when the same file gives other records
 LICENSE = "public domain (NVD)"
 MAX_PRODUCTS = 8  # named on a page; some vulnerabilities are in thousands of devices
 
-_CVSS = ("cvssMetricV40", "cvssMetricV31", "cvssMetricV30", "cvssMetricV2")  # the first that is there is told
+_CVSS = ("cvssMetricV40", "cvssMetricV31", "cvssMetricV30", "cvssMetricV2")  # the newest one present is stated
 _SCORE = {"version": str, "vectorString": str, "baseScore": (int, float), "baseSeverity": str}
 _FORM = {
     "id": str,
@@ -35,40 +35,30 @@ _CPE = re.compile(r"cpe:2\.3:[^:]+:(?P<vendor>(?:[^:\\]|\\.)+):(?P<product>(?:[^
 def read(path: Path) -> Iterator[Record]:
     """Yields a record for each vulnerability that was not rejected, with its weaknesses as facts.
 
-    The file is streamed: no more than one vulnerability is held at a time.
-
-    Raises:
-      UserError: the file cannot be read, is not JSON, or has not the form of NVD's version 2.0; names the place.
+    The file is streamed, one vulnerability at a time. Raises UserError where it is not JSON or has not the form of
+    NVD's version 2.0; names the place.
     """
-    for where, cve in _vulnerabilities(path):
-        cve = forms.read(cve, _FORM, where)
-        forms.require(cve, ("id", "descriptions"), where)
-        if not is_cve(cve["id"]):
-            raise UserError(f'{where}: "id" is no CVE id. Mend it or fetch the file again.')
-        description = clean(
-            next((text.get("value", "") for text in cve["descriptions"] if text.get("lang") == "en"), "")
-        )
-        if description and not forms.is_retired(cve.get("vulnStatus")) and not is_rejected(description):
-            yield _record(cve, description)
-
-
-def _vulnerabilities(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yields each entry's place, for messages, and its "cve"."""
-    position = -1
+    where = f"{path}, vulnerabilities"
+    empty = True
     with files.open_text(path) as stream:
         try:
-            # As floats, because the parser does not survive an integer of thousands of digits otherwise.
-            for position, entry in enumerate(ijson.items(stream, "vulnerabilities.item", use_float=True)):
-                where = f"{path}, vulnerabilities[{position}]"
-                entry = forms.read(entry, {"cve": dict}, where)
+            # As floats, because ijson fails on an integer of thousands of digits.
+            vulnerabilities = ijson.items(stream, "vulnerabilities.item", use_float=True)
+            for where, entry in forms.entries(vulnerabilities, {"cve": dict}, f"{path}, vulnerabilities"):
+                empty = False
                 forms.require(entry, ("cve",), where)
-                yield where, entry["cve"]
+                cve = forms.read(entry["cve"], _FORM, where)
+                forms.require(cve, ("id", "descriptions"), where)
+                require_cve(cve, "id", where)
+                english = [each.get("value", "") for each in cve["descriptions"] if each.get("lang") == "en"]
+                description = clean(english[0]) if english else ""
+                if description and not forms.is_retired(cve.get("vulnStatus")) and not is_rejected(description):
+                    yield _record(cve, description)
         except (ijson.JSONError, UnicodeDecodeError) as fault:
             raise UserError(
-                f"{path}, vulnerabilities[{position + 1}]: not valid JSON in UTF-8 from here on, or cut short. Fetch "
-                "the file again."
+                f"{where}: behind it the file is incomplete or not valid JSON in UTF-8. Fetch it again."
             ) from fault
-    if position < 0:
+    if empty:
         raise UserError(f'{path} has no "vulnerabilities", so it is not a file of NVD JSON 2.0. Fetch the file again.')
 
 
@@ -91,7 +81,7 @@ def _primary_first(entries: list[dict]) -> list[dict]:
 
 
 def _severity(cve: dict) -> str:
-    """Returns "Its CVSS 3.1 base score is 9.8 (critical), of the vector …." by the newest version that was scored."""
+    """Returns "Its CVSS 3.1 base score is 9.8 (critical), of the vector …." or nothing."""
     metrics = cve.get("metrics", {})
     for metric in (metric for key in _CVSS for metric in _primary_first(metrics.get(key, []))):
         score = metric.get("cvssData", {})
@@ -110,15 +100,15 @@ def _weaknesses(cve: dict) -> list[str]:
 
 
 def _products(cve: dict) -> list[str]:
-    """Returns "apache log4j" and the like, each once, without what is only the platform of the vulnerable product."""
-    matches = (
-        _CPE.match(match.get("criteria", ""))
-        for configuration in cve.get("configurations", [])
-        for node in configuration.get("nodes", [])
-        for match in node.get("cpeMatch", [])
-        if match.get("vulnerable", True)
-    )
-    return list(dict.fromkeys(product_name(_plain(cpe["vendor"]), _plain(cpe["product"])) for cpe in matches if cpe))
+    """Returns "apache log4j" and the like, each once, without the platforms of the vulnerable products."""
+    names: dict[str, None] = {}
+    for configuration in cve.get("configurations", []):
+        for node in configuration.get("nodes", []):
+            for match in node.get("cpeMatch", []):
+                cpe = _CPE.match(match.get("criteria", ""))
+                if cpe and match.get("vulnerable", True):
+                    names[product_name(_plain(cpe["vendor"]), _plain(cpe["product"]))] = None
+    return list(names)
 
 
 def _plain(quoted: str) -> str:

@@ -1,9 +1,8 @@
-"""What ATT&CK and CAPEC share: the STIX bundle and its relationships."""
+"""STIX bundles, which ATT&CK and CAPEC are published as: objects and their relationships."""
 
 import collections
 import dataclasses
 import datetime
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,107 +13,65 @@ from ghost_jax.data.storage.text_cleaning import clean
 
 VERSION = 1  # raise it when the same bundle gives other objects or links
 
-# Every field that an adapter reads.
+# Every field that an adapter reads
+_TEXTS = (
+    "type id modified name description first_seen last_seen relationship_type source_ref target_ref "
+    "x_capec_execution_flow x_capec_extended_description x_capec_likelihood_of_attack x_capec_status "
+    "x_capec_typical_severity x_mitre_data_source_ref x_mitre_detection x_mitre_shortname"
+)
+_LISTS = (
+    "aliases x_capec_alternate_terms x_capec_child_of_refs x_capec_example_instances x_capec_prerequisites "
+    "x_capec_resources_required x_mitre_aliases x_mitre_analytic_refs x_mitre_defense_bypassed x_mitre_domains "
+    "x_mitre_impact_type x_mitre_permissions_required x_mitre_platforms x_mitre_system_requirements"
+)
 _FORM = {
-    "type": str,
-    "id": str,
-    "modified": str,
+    **dict.fromkeys(_TEXTS.split(), str),
+    **{key: [str] for key in _LISTS.split()},
     "revoked": bool,
-    "name": str,
-    "description": str,
-    "aliases": [str],
-    "external_references": [{"source_name": str, "external_id": str, "url": str}],
-    "first_seen": str,
-    "kill_chain_phases": [{"phase_name": str}],
-    "last_seen": str,
-    "relationship_type": str,
-    "source_ref": str,
-    "target_ref": str,
-    "x_capec_alternate_terms": [str],
-    "x_capec_child_of_refs": [str],
-    "x_capec_consequences": {forms.ANY_KEY: [str]},
-    "x_capec_example_instances": [str],
-    "x_capec_execution_flow": str,
-    "x_capec_extended_description": str,
-    "x_capec_likelihood_of_attack": str,
-    "x_capec_prerequisites": [str],
-    "x_capec_resources_required": [str],
-    "x_capec_skills_required": {forms.ANY_KEY: str},
-    "x_capec_status": str,
-    "x_capec_typical_severity": str,
-    "x_mitre_aliases": [str],
-    "x_mitre_analytic_refs": [str],
-    "x_mitre_data_source_ref": str,
-    "x_mitre_defense_bypassed": [str],
     "x_mitre_deprecated": bool,
-    "x_mitre_detection": str,
-    "x_mitre_domains": [str],
-    "x_mitre_impact_type": [str],
+    "external_references": [{"source_name": str, "external_id": str, "url": str}],
+    "kill_chain_phases": [{"phase_name": str}],
+    "x_capec_consequences": {forms.ANY_KEY: [str]},
+    "x_capec_skills_required": {forms.ANY_KEY: str},
     "x_mitre_log_source_references": [{"x_mitre_data_component_ref": str}],
-    "x_mitre_permissions_required": [str],
-    "x_mitre_platforms": [str],
-    "x_mitre_shortname": str,
-    "x_mitre_system_requirements": [str],
 }
+_NAMED = (
+    "attack-pattern campaign course-of-action intrusion-set malware tool x-mitre-asset x-mitre-data-component "
+    "x-mitre-data-source x-mitre-detection-strategy"
+)
 _REQUIRED = {
+    **dict.fromkeys(_NAMED.split(), ("name",)),
     "relationship": ("relationship_type", "source_ref", "target_ref"),
     "x-mitre-tactic": ("name", "x_mitre_shortname", "x_mitre_domains"),
-} | dict.fromkeys(
-    (
-        "attack-pattern",
-        "campaign",
-        "course-of-action",
-        "intrusion-set",
-        "malware",
-        "tool",
-        "x-mitre-asset",
-        "x-mitre-data-component",
-        "x-mitre-data-source",
-        "x-mitre-detection-strategy",
-    ),
-    ("name",),
-)
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """One relationship as seen from one of its ends: the object at the other end, and what is said of the two."""
+    """One relationship as seen from one of its ends: the object at the other end, and the description."""
 
     other: dict
     description: str
 
 
 class Bundle:
-    """The live objects of a STIX bundle and the relationships between them.
-
-    Args:
-      path: the file, for messages.
-      live: the objects and relationships in force, each in its latest version.
+    """The objects in force of a STIX bundle and the relationships between them; dangling ones are left out.
 
     Attributes:
       path: the file, for messages.
-      objects: id -> object in the order of the file, without relationships and without what is revoked or deprecated.
-      dangling: how many relationships were left out because one of their ends is not among `objects`.
+      objects: id -> object in the order of the file.
     """
 
-    def __init__(self, path: Path, live: Sequence[dict]):
-        self.path = path
+    def __init__(self, path: Path, publishers: tuple[str, ...], live: Sequence[dict]):
+        self.path, self._publishers = path, publishers
         self.objects = {thing["id"]: thing for thing in live if thing["type"] != "relationship"}
-        self.dangling = 0
         self._incoming, self._outgoing = collections.defaultdict(list), collections.defaultdict(list)
-        for thing in live:
-            if thing["type"] == "relationship":
-                self._link(thing)
-        logging.debug("%s: %d relationships lead to no live object and are skipped", path, self.dangling)
-
-    def _link(self, relationship: dict) -> None:
-        source, target = (self.objects.get(relationship[end]) for end in ("source_ref", "target_ref"))
-        if source is None or target is None:
-            self.dangling += 1
-            return
-        kind, description = relationship["relationship_type"], clean(relationship.get("description", ""))
-        self._incoming[kind, target["id"]].append(Edge(source, description))
-        self._outgoing[kind, source["id"]].append(Edge(target, description))
+        for link in live:
+            if link["type"] == "relationship" and {link["source_ref"], link["target_ref"]} <= self.objects.keys():
+                kind, description = link["relationship_type"], clean(link.get("description", ""))
+                source, target = self.objects[link["source_ref"]], self.objects[link["target_ref"]]
+                self._incoming[kind, target["id"]].append(Edge(source, description))
+                self._outgoing[kind, source["id"]].append(Edge(target, description))
 
     def of_type(self, kind: str) -> Iterator[dict]:
         """Yields the objects of one STIX type in the order of the file."""
@@ -129,36 +86,46 @@ class Bundle:
         return _of_types(self._outgoing.get((kind, source["id"]), []), types)
 
     def present(self, references: Iterable[str]) -> list[dict]:
-        """Returns the live objects that `references` name, leaving out the dangling ones."""
+        """Returns the objects in force that `references` name."""
         return [self.objects[reference] for reference in references if reference in self.objects]
+
+    def reference(self, thing: dict) -> tuple[str, str]:
+        """Returns the id and the address that an object has at its publisher, such as ("T1055", "https://…").
+
+        Raises UserError where it has no id there.
+        """
+        for entry in thing.get("external_references", []):
+            if entry.get("source_name") in self._publishers and entry.get("external_id", "").strip():
+                return entry["external_id"], entry.get("url", "")
+        raise UserError(
+            f"{self.path}: the object {thing['id']} has no external reference of {' or '.join(self._publishers)} with "
+            "an id. Fetch the file again."
+        )
 
 
 def _of_types(edges: list[Edge], types: tuple[str, ...]) -> list[Edge]:
     return [edge for edge in edges if not types or edge.other["type"] in types]
 
 
-def load(path: Path) -> Bundle:
-    """Reads a STIX 2.0 or 2.1 bundle.
+def load(path: Path, publishers: tuple[str, ...]) -> Bundle:
+    """Reads a STIX 2.0 or 2.1 bundle, without what is revoked or deprecated.
 
-    Of several objects with one id, the latest `modified` counts, be it revoked (STIX 2.1, section 3.6); of equal times
-    the last in the file.
+    Of several objects with one id, the latest `modified` counts (STIX 2.1, section 3.6); of equal times the last.
+
+    Args:
+      publishers: the source names of the external references that hold an object's id.
 
     Raises:
       UserError: the file cannot be read, is not JSON, or has not the form of a bundle; names the place.
     """
     bundle = files.read_json(path)
-    if not isinstance(bundle, dict) or bundle.get("type") != "bundle":
-        found = "an object of another type" if isinstance(bundle, dict) else f"a {type(bundle).__name__}"
+    if not isinstance(bundle, dict) or bundle.get("type") != "bundle" or not isinstance(bundle.get("objects"), list):
         raise UserError(
-            f'{path} is not a STIX bundle: its top level is {found} instead of an object with "type": "bundle". Fetch '
-            "the file again from its publisher."
+            f'{path} is not a STIX bundle, an object with "type": "bundle" and a list of "objects". Fetch the file '
+            "again from its publisher."
         )
-    if not isinstance(bundle.get("objects"), list):
-        raise UserError(f'{path} is a STIX bundle without a list of "objects". Fetch it again from its publisher.')
     latest: dict[str, tuple[datetime.datetime, str, dict]] = {}
-    for position, entry in enumerate(bundle["objects"]):
-        where = f"{path}, objects[{position}]"
-        thing = forms.read(entry, _FORM, where)
+    for where, thing in forms.entries(bundle["objects"], _FORM, f"{path}, objects"):
         forms.require(thing, ("type", "id"), where)
         modified = forms.timestamp(thing, "modified", where)
         if thing["id"] not in latest or modified >= latest[thing["id"]][0]:
@@ -168,19 +135,4 @@ def load(path: Path) -> Bundle:
         if not forms.is_retired(thing.get("revoked"), thing.get("x_mitre_deprecated"), thing.get("x_capec_status")):
             forms.require(thing, _REQUIRED.get(thing["type"], ()), where)
             live.append(thing)
-    return Bundle(path, live)
-
-
-def reference(thing: dict, source_names: tuple[str, ...], path: Path) -> tuple[str, str]:
-    """Returns the id and the address that an object has at its publisher, such as ("T1055", "https://…").
-
-    Raises:
-      UserError: no external reference of the given source names holds an id.
-    """
-    for entry in thing.get("external_references", []):
-        if entry.get("source_name") in source_names and entry.get("external_id", "").strip():
-            return entry["external_id"], entry.get("url", "")
-    raise UserError(
-        f"{path}: the object {thing['id']} has no external reference of {' or '.join(source_names)} with an id. Mend "
-        "the object or fetch the file again."
-    )
+    return Bundle(path, publishers, live)

@@ -1,4 +1,4 @@
-"""The records that every source yields and every builder reads: plain documents and the typed facts stated in them."""
+"""The records that every source yields and every builder reads: documents and the typed facts stated in them."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ class Fact:
     """One statement that a source makes in a structured field, so that a question about it has a certain answer.
 
     Attributes:
-      subject: what the fact is about, as a person would name it ("Phishing", "CWE-79").
+      subject: what the fact is about ("Phishing", "CWE-79").
       relation: one of `RELATIONS`.
       object: the answer ("Initial Access").
       evidence: the source's own sentence, or one that restates its structured field; the offline teacher quotes it.
@@ -53,13 +53,13 @@ class Record:
     """One document of one source.
 
     Attributes:
-      id: unique and stable within the source; the train/validation/test split is drawn from it.
-      source: the adapter's or corpus's short name ("attack", "capec", "cwe", "cve_trickest").
+      id: unique and stable within the source.
+      source: the adapter's or corpus's short name ("attack", "cve_trickest").
       title: what the document is about, without its id ("Phishing: Spearphishing Link").
-      text: plain text, markup and citations removed; paragraphs are separated by a blank line.
-      url: where a person can read it; empty where the publisher gives none.
+      text: plain text; paragraphs are separated by a blank line.
+      url: where a person can read it, or empty.
       license: the publisher's terms, in a few words.
-      facts: the typed facts that the document states; one with a blank part is left out, since it states nothing.
+      facts: the typed facts that the document states; one with a blank part is left out.
     """
 
     id: str
@@ -71,23 +71,22 @@ class Record:
     facts: tuple[Fact, ...] = ()
 
     def __post_init__(self):
-        whole = tuple(f for f in self.facts if f.subject.strip() and f.object.strip() and f.evidence.strip())
-        object.__setattr__(self, "facts", whole)
+        complete = tuple(f for f in self.facts if f.subject.strip() and f.object.strip() and f.evidence.strip())
+        object.__setattr__(self, "facts", complete)
 
 
 SPLITS = ("train", "validation", "test")
 
 
 def as_asked(subject: str) -> str:
-    """Returns a subject as questions put it: a name as it is, of a long description the first two sentences."""
+    """Returns a subject as questions show it: a name unchanged, a long description as its first two sentences."""
     return first_sentences(subject, count=2, limit=350)
 
 
 def split_of(subject: str) -> str:
-    """Returns the split that everything about `subject` belongs to: 80% train, 10% validation, 10% test.
+    """Returns the split of all questions about `subject`: 80% train, 10% validation, 10% test.
 
-    Drawn from a hash of the subject as it is asked about, and not of the question, so that no subject is trained on
-    under one phrasing and tested under another: nor a description that only differs where no question shows it.
+    It is drawn from a hash of the subject as asked, so no subject is trained on in one phrasing and tested in another.
     """
     digest = hashlib.blake2b(as_asked(subject).lower().encode("utf-8", "surrogatepass"), digest_size=4).digest()
     draw = int.from_bytes(digest) % 10

@@ -1,4 +1,4 @@
-"""Prose out of what publishers write: markup cleaned away, sentences found, parts put together."""
+"""Publishers' markup as prose: tags removed, sentences found, paragraphs joined."""
 
 import html
 import itertools
@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator
 
 VERSION = 1  # raise it when a function here gives another text: documents, facts and passages are made with them
 
-# Words in angle brackets such as <username> are what a placeholder or an exploit looks like: only tags that format
-# text are markup.
+# Only tags that format text are markup: other words in angle brackets are placeholders such as <username>, or exploits.
 _FORMATTING = "b|br|code|div|em|h[1-6]|i|li|ol|p|pre|span|strong|sub|sup|table|tbody|td|th|thead|tr|u|ul"
 _TAG = re.compile(rf"<(?P<close>/?)(?:xhtml:(?P<xhtml>\w+)|(?P<html>{_FORMATTING}))(?:\s[^<>]*)?/?>", re.IGNORECASE)
 LINE_TAGS = {"br": "\n", "li": "\n- ", "tr": "\n", "td": " ", "th": " "}
 BLOCK_TAGS = {"div", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "table", "ul"}
 _EMPTY_ITEM = re.compile(r"\n- \s+")  # what <li><p> leaves
-# Blanks before a match are taken from the first on: tried from each of them, a long run would take quadratic time.
+# The look-behind makes the match start at the first blank: tried from each one, a long run takes quadratic time.
 _CITATION = re.compile(r"(?<![^\S\n])[^\S\n]*\(Citation:(?:[^()]|\([^()]*\))*\)")
 _LINK = re.compile(r"\[([^\[\]]*)\]\((?:https?://|/)[^()\s]*(?:\([^()\s]*\)[^()\s]*)*\)")
 _HEADING = re.compile(r"^#{1,6} +", re.MULTILINE)
@@ -24,7 +23,7 @@ def clean(text: str) -> str:
     """Returns the text without citations, links, tags, heading marks and backticks; their content stays."""
     text = _LINK.sub(r"\1", _CITATION.sub("", text))
     if "<xhtml:" in text:
-        text = text.replace("\n", " ")  # in XHTML a line break of the file is a blank, unlike in Markdown
+        text = text.replace("\n", " ")  # a line break is a blank in XHTML, unlike in Markdown
     text = html.unescape(_TAG.sub(_as_break, text)).replace("`", "")
     return tidy(_HEADING.sub("", _EMPTY_ITEM.sub("\n- ", text)))
 
@@ -36,7 +35,7 @@ def _as_break(tag: re.Match) -> str:
     return "" if tag["close"] else LINE_TAGS.get(name, "")
 
 
-# At the end of a clause a reference is a footnote; elsewhere it is a word of its sentence and stays.
+# A reference at the end of a clause is a footnote; elsewhere it is a word of its sentence and stays.
 _FOOTNOTE = re.compile(r"(?<!\s)\s*\[REF-\d+\](?=\s*(?:[.,;:)]|\[REF-|$))")
 
 
@@ -47,7 +46,7 @@ def tidy(text: str) -> str:
 
 
 def flat(text: str) -> str:
-    """Returns the text on one line, as the content of one labelled paragraph or of a fact."""
+    """Returns the text on one line."""
     return " ".join(text.split())
 
 
@@ -87,6 +86,11 @@ def listing(items: Iterable[str]) -> str:
 def labelled(label: str, content: str) -> str:
     """Returns the paragraph "label: content", or nothing where there is no content."""
     return f"{label}: {flat(content)}" if content else ""
+
+
+def headed(label: str, content: str) -> str:
+    """Returns the paragraph "label: content", or the sentence "label." where there is no content."""
+    return labelled(label, content) or f"{label}."
 
 
 def paragraphs(*parts: str) -> str:

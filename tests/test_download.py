@@ -1,0 +1,192 @@
+"""A downloaded file is complete and verified or absent, whatever the server or the network does."""
+
+import gzip
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.downloads import download
+from ghost_jax.data.downloads.download import Unavailable
+from ghost_jax.data.downloads.published import Proof
+from tests.test_sources import COMPRESSIONS, write
+from tests.web_server import PATH, Publisher, endless, publishing
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    with publishing() as publisher:
+        yield publisher
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def proof_of(content: bytes) -> Proof:
+    return Proof(hashlib.sha256(content).hexdigest(), len(content))
+
+
+def download_thing(url: str, place: Path) -> None:
+    with download.session() as session:
+        download.download(session, url + PATH, place, proof_of(CONTENT), print)
+
+
+# ---- Hashes ----
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_the_hash_is_of_the_uncompressed_content(tmp_path, suffix):
+    write(tmp_path / f"a.json{suffix}", CONTENT)
+    assert download.is_verified(tmp_path / "a.json", proof_of(CONTENT))
+    assert not download.is_verified(tmp_path / "a.json", proof_of(CONTENT[1:]))
+
+
+def test_a_git_id_is_the_one_that_git_computes(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(CONTENT)
+    git = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True)
+    assert download.is_verified(path, Proof(git.stdout.strip()))
+
+
+# ---- One file ----
+
+
+def test_a_file_is_downloaded_once(publisher, tmp_path):
+    publisher.files[PATH] = CONTENT
+    download_thing(publisher.url, tmp_path / "raw" / "thing.json")
+    assert contents(tmp_path) == {"raw/thing.json": CONTENT}
+    assert publisher.asked[0][2]["Accept-Encoding"] == "identity"
+    publisher.asked.clear()
+    write(tmp_path / "thing.json.gz", CONTENT)
+    download_thing(publisher.url, tmp_path / "thing.json")
+    assert not publisher.asked
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_broken_connection_is_resumed(publisher, tmp_path, ranges):
+    publisher.files[PATH], publisher.ranges = CONTENT, ranges
+    publisher.cut, publisher.cuts = 300_000, 2
+    download_thing(publisher.url, tmp_path / "thing.json")
+    assert contents(tmp_path) == {"thing.json": CONTENT}
+    assert publisher.gets() == [None, "bytes=300000-", "bytes=600000-" if ranges else "bytes=300000-"]
+
+
+def test_after_too_many_breaks_the_partial_file_is_kept_and_resumed(publisher, tmp_path):
+    publisher.files[PATH] = CONTENT
+    publisher.cut, publisher.cuts = 100_000, download.ATTEMPTS
+    with pytest.raises(Unavailable, match="IncompleteRead"):
+        download_thing(publisher.url, tmp_path / "thing.json")
+    kept = 100_000 * download.ATTEMPTS
+    assert contents(tmp_path) == {"thing.json.partial": CONTENT[:kept]}
+    download_thing(publisher.url, tmp_path / "thing.json")
+    assert publisher.gets()[-1] == f"bytes={kept}-"
+    assert contents(tmp_path) == {"thing.json": CONTENT}
+
+
+@pytest.mark.parametrize("partial", [CONTENT, CONTENT + b"more", bytes(300_000)], ids=["complete", "long", "changed"])
+def test_any_partial_file_ends_in_the_right_content(publisher, tmp_path, partial):
+    publisher.files[PATH] = CONTENT
+    (tmp_path / "thing.json.partial").write_bytes(partial)
+    download_thing(publisher.url, tmp_path / "thing.json")
+    assert contents(tmp_path) == {"thing.json": CONTENT}
+
+
+@pytest.mark.parametrize("wrong", [CONTENT[:-1], CONTENT + b"more", b""])
+def test_wrong_content_is_deleted_and_both_hashes_are_named(publisher, tmp_path, wrong):
+    publisher.files[PATH] = wrong
+    (tmp_path / "thing.json").write_bytes(b"a user's own")
+    with pytest.raises(Unavailable) as refused:
+        download_thing(publisher.url, tmp_path / "thing.json")
+    assert proof_of(CONTENT).digest in str(refused.value)
+    assert proof_of(wrong).digest in str(refused.value)
+    assert contents(tmp_path) == {"thing.json": b"a user's own"}
+
+
+@pytest.mark.parametrize("archive", [b"no archive", gzip.compress(bytes(64 << 20))], ids=["damaged", "bomb"])
+def test_an_invalid_archive_is_deleted(publisher, tmp_path, archive):
+    publisher.files[PATH] = archive
+    with pytest.raises(Unavailable, match=proof_of(CONTENT).digest):
+        download_thing(publisher.url, tmp_path / "thing.json.gz")
+    assert not contents(tmp_path)
+
+
+def test_an_archive_is_not_unpacked_beyond_its_size(tmp_path):
+    path = write(tmp_path / "thing.json.gz", bytes(64 << 20))
+    with pytest.raises(UserError, match=f"{len(CONTENT):,} bytes"):
+        download.digest_of(path, proof_of(CONTENT), ".gz")
+
+
+def test_a_silent_server_is_given_up(publisher, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    publisher.files[PATH], publisher.pause = CONTENT, 0.5
+    with pytest.raises(Unavailable, match="TimeoutError"):
+        download_thing(publisher.url, tmp_path / "thing.json")
+
+
+# ---- Endless servers ----
+
+
+BUFFERED = 16 << 20  # bytes that the system takes from a server before they are read
+
+
+@pytest.mark.parametrize("name", ["thing.json", "thing.json.gz"])
+@pytest.mark.parametrize("head", [b"200 OK", b"200 OK\r\nContent-Length: 1000000000000"])
+def test_an_endless_file_is_refused_and_deleted(tmp_path, head, name):
+    with endless(head) as (url, sent), pytest.raises(Unavailable, match="What was received is deleted"):
+        download_thing(url, tmp_path / name)
+    assert sent[0] < download.with_spare(len(CONTENT)) + BUFFERED
+    assert not contents(tmp_path)
+
+
+def test_a_partial_file_counts_towards_the_size(tmp_path):
+    (tmp_path / "thing.json.partial").write_bytes(CONTENT)
+    head = b"206 Partial Content\r\nContent-Range: bytes %d-9999999999/10000000000" % len(CONTENT)
+    with endless(head) as (url, sent), pytest.raises(Unavailable, match="What was received is deleted"):
+        download_thing(url, tmp_path / "thing.json")
+    assert sent[0] < download.SPARE + BUFFERED
+    assert not contents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [(b"302 Found\r\nLocation: /again", "TooManyRedirects"), (b"503 Busy", "answers 503 Busy")],
+)
+def test_the_body_of_a_redirect_or_an_error_is_not_read(tmp_path, monkeypatch, head, message):
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    with endless(head) as (url, sent), pytest.raises(Unavailable, match=message):
+        download_thing(url, tmp_path / "thing.json")
+    assert sent[0] < 12 * BUFFERED
+    assert not contents(tmp_path)
+
+
+def test_a_redirect_is_followed_and_its_secrets_are_not_shown(publisher, tmp_path):
+    publisher.files["/there?token=canary"] = CONTENT
+    address = publisher.url.replace("//", "//me:canary@").encode()
+    with endless(b"302 Found\r\nLocation: " + address + b"/there?token=canary") as (url, _):
+        download_thing(url, tmp_path / "thing.json")
+    assert contents(tmp_path) == {"thing.json": CONTENT}
+    with endless(b"302 Found\r\nLocation: " + address + b"/nowhere?token=canary") as (url, _):
+        with pytest.raises(Unavailable, match=f"{publisher.url}/nowhere answers 404") as refused:
+            download_thing(url, tmp_path / "other.json")
+        assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("target", ["http://[", "//", "file:///canary", "http://a..b/canary", ""])
+def test_a_redirect_to_an_invalid_address_is_refused(tmp_path, target):
+    with endless(b"302 Found\r\nLocation: " + target.encode()) as (url, _), pytest.raises(Unavailable) as refused:
+        download_thing(url, tmp_path / "thing.json")
+    assert "canary" not in str(refused.value)
+    assert not contents(tmp_path)

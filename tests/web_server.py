@@ -1,0 +1,106 @@
+"""Web servers on this machine that tests download from."""
+
+import contextlib
+import http.server
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+PATH = "/thing.json"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as its `Publisher` is set."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        publisher = self.server
+        publisher.asked.append((self.command, self.path, dict(self.headers)))
+        content = publisher.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if publisher.ranges else None
+        start = int(wanted[1]) if wanted else 0
+        past_end = start >= len(content) > 0
+        self.send_response(416 if past_end else 206 if wanted else 200)
+        self.send_header("Content-Length", "0" if past_end else str(len(content) - start))
+        if wanted:
+            part = "*" if past_end else f"{start}-{len(content) - 1}"
+            self.send_header("Content-Range", f"bytes {part}/{len(content)}")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        content = content[start:]
+        if publisher.cuts:
+            publisher.cuts -= 1
+            content, self.close_connection = content[: publisher.cut], True
+        with contextlib.suppress(ConnectionError):
+            for start in range(0, len(content), 1 << 16):
+                self.wfile.write(content[start : start + (1 << 16)])
+                time.sleep(publisher.pause)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+class Publisher(http.server.ThreadingHTTPServer):
+    """A web server that tests set.
+
+    Attributes:
+      files: path -> what is served.
+      ranges: whether parts are sent on request.
+      cut: so many bytes are sent before the connection is closed, in the first `cuts` answers.
+      pause: seconds of silence after each 64 KiB.
+      asked: (method, path, headers) of every request.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.files: dict[str, bytes] = {}
+        self.ranges, self.cut, self.cuts, self.pause = True, 0, 0, 0.0
+        self.asked: list[tuple[str, str, dict[str, str]]] = []
+
+    def gets(self, path: str = PATH) -> list[str | None]:
+        """Returns the range of each download of a path."""
+        return [headers.get("Range") for method, asked, headers in self.asked if (method, asked) == ("GET", path)]
+
+
+@contextlib.contextmanager
+def publishing() -> Iterator[Publisher]:
+    """Runs a `Publisher`."""
+    with Publisher() as publisher:
+        threading.Thread(target=publisher.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield publisher
+        publisher.shutdown()
+
+
+@contextlib.contextmanager
+def endless(head: bytes) -> Iterator[tuple[str, list[int]]]:
+    """A server that answers with a head and then sends without end; yields its address and the bytes sent."""
+    sent = [0]
+    block = b"x" * (1 << 16)
+
+    def answer(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n")
+            while True:
+                connection.sendall(block)
+                sent[0] += len(block)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # closed, at the end
+            while True:
+                threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", sent
