@@ -150,8 +150,8 @@ class TextModel:
         shared = len(shared_beginning([self._encode(ids, text.rstrip()), whole]))
         if shared == len(whole):
             raise UserError(
-                f"A task scores an empty text behind a prompt that ends in {context[-60:]!r}. Give every choice of that "
-                "question a text, or leave the question out."
+                f"A task scores an empty text behind a prompt that ends in {context[-60:]!r}. Give every choice of the "
+                "question a text, or leave it out."
             )
         return whole[:shared], whole[shared:]
 
@@ -166,7 +166,7 @@ class TextModel:
         for row, (before, scored) in enumerate(pairs):
             if len(scored) > context:
                 raise UserError(
-                    f"A task scores a text of {len(scored):,} tokens, and the model's context is {context:,}. It begins "
+                    f"A task scores {len(scored):,} tokens, and the model's context is {context:,}. The text begins "
                     f"{self._tokenizer.decode(scored)[:60]!r}. Leave the question out, or use a larger model.context."
                 )
             whole = np.concatenate([before, scored])
