@@ -1,13 +1,9 @@
-"""What the open book gives the reader: how often the page a question was written from is found, and how fast; and the
-controls that say what of the score is owed to which lines.
+"""How often the page of a question is found in the open book, and the reader's controls: other passages to read."""
 
-Every control is the same reader on the same items with other lines to read.
-"""
-
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -24,10 +20,9 @@ _TECHNIQUE = re.compile(r"(attack\.mitre\.org/techniques/t\d{4})[/.](\d{3})")
 
 
 def page_of(url: str) -> str:
-    """Returns the page that an address names, in one spelling, or "" for what is no address.
+    """Returns the page that an address names, in one spelling, or "" for what is not an address.
 
-    A sub-technique is written T1566.001 and T1566/001, in either case, a page with http or https, with www. and
-    without, and with a slash at its end or none.
+    A sub-technique is spelled T1566.001 or T1566/001, a page with http or https, with www. or without.
     """
     address = url.strip().partition("#")[0].partition("?")[0].lower().rstrip("/")
     scheme, found, rest = address.partition("://")
@@ -38,7 +33,7 @@ def page_of(url: str) -> str:
     return ".".join(technique.groups()) if technique else rest
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Recall:
     """How well the source pages are found.
 
@@ -57,7 +52,7 @@ class Recall:
 
 
 def recall(index: Index, items: Sequence[Item]) -> Recall:
-    """Searches for each item's question and looks for the page it was written from; its best line ranks a page."""
+    """Ranks the pages for each item's question, by their best lines, and finds the page it was written from."""
     pages = [page_of(index.passage(row).url) for row in range(len(index))]
     held = set(pages) - {""}
     hits, rows, seconds = [], [], []
@@ -79,11 +74,8 @@ def recall(index: Index, items: Sequence[Item]) -> Recall:
     )
 
 
-# ---- Controls ----
-
-
 def random_passages(reader: LexicalReader, items: Sequence[Item], seed: int = 0) -> list[Read]:
-    """Reads each item with lines drawn from the whole book, as many as a search gives."""
+    """Reads each item with random lines of the book, as many as a search finds."""
     rng = Random(seed)
     lines = [rng.sample(range(len(reader.index)), min(FOUND, len(reader.index))) for _ in items]
     return [reader.read(item, np.array(rows)) for item, rows in zip(items, lines, strict=True)]
@@ -98,7 +90,7 @@ def passages_of_another(reader: LexicalReader, items: Sequence[Item]) -> list[Re
 
 
 def oracle_page(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
-    """Reads each item with the lines of the page it was written from alone; where the book lacks it, with none."""
+    """Reads each item with the lines of its own page alone; where the book lacks it, with none."""
     rows_of: dict[str, list[int]] = {}
     for row in range(len(reader.index)):
         rows_of.setdefault(page_of(reader.index.passage(row).url), []).append(row)
@@ -107,8 +99,8 @@ def oracle_page(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
 
 
 def options_only(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
-    """Reads each item with its question blank: nothing is found, and only what options look like is left."""
-    return [reader.read(Item(item.id, "", item.options, item.answer, item.url)) for item in items]
+    """Reads each item with its question blank: nothing is found, and only the form of the options is left."""
+    return [reader.read(dataclasses.replace(item, question="")) for item in items]
 
 
 CONTROLS: dict[str, Callable[[LexicalReader, Sequence[Item]], list[Read]]] = {
