@@ -209,10 +209,10 @@ def test_held_out_questions_are_refused_in_training_alone_and_conversations_stay
     one, two = conversation(grown, "q1", LONG, OPTIONS), conversation(grown, "q2", LANGUAGE, LANGUAGES)
     items = read_items(write_items(tmp_path, ITEMS[:1]))
     clean = write_dataset(tmp_path / "clean", grown, "mcq", {"train": [two], "test": [one]})
-    assert [(part.split, [text.id for text in part.texts]) for part in parts_of(clean)] == [
-        ("train", ["q2"]),
-        ("test", ["q1"]),
-    ]
+    assert {part.split: [text.id for text in part.texts] for part in parts_of(clean)} == {
+        "train": ["q2"],
+        "test": ["q1"],
+    }
     result = contamination.check(items, [clean])
     assert {part["part"]: part["contaminated"] for part in result["parts"]} == {"mcq/train": 0, "mcq/test": 1}
     assert (result["counts"]["records"], result["counts"]["contaminated"]) == (1, 0)
@@ -261,6 +261,7 @@ def test_the_command_refuses_and_writes_what_it_found(ghost, tmp_path):
     assert "nowhere" in ghost.refused_here(*command, f"--data={tmp_path / 'nowhere'}")
 
 
+@pytest.mark.slow  # reads and searches all of ATT&CK
 def test_attack_shares_sentences_with_ctibench_and_no_question(ghost_data, tmp_path):
     records = attack.read(next((ghost_data / "raw").glob("enterprise-attack-15.1.json*")))
     corpus = write_corpus(tmp_path / "corpus", {record.id: f"{record.title}\n\n{record.text}" for record in records})

@@ -361,7 +361,7 @@ def test_any_file_is_read_or_refused_in_one_paragraph(tmp_path, suffix):
     path = tmp_path / f"any{suffix}"
     outcomes = Counter()
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(FILES[suffix].map(lambda rows: text_of(suffix, rows).encode()) | st.binary(max_size=60))
     def read(data):
         path.write_bytes(data)

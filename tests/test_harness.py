@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType
 
@@ -129,6 +129,7 @@ def test_an_empty_or_too_long_continuation_is_refused(tiny, continuation, named)
         tiny.model.loglikelihood([("Which one?", continuation)])
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 20))
 def test_windows_score_each_token_once_with_all_of_the_context(length, context):
     ids = np.arange(length)

@@ -12,6 +12,7 @@ from evals.answering.controls import swapped
 from evals.items.items import Item
 from evals.open_book.lexical import FOUND, LexicalReader, Read
 from ghost_jax.data.retrieval.bm25 import Index
+from ghost_jax.runs.evaluation import Retrieval
 
 DEPTHS = (1, 5, 10)  # pages
 DEEPEST = 512  # lines searched to find the ten best pages; a page seldom holds more than 30 of them
@@ -33,60 +34,40 @@ def page_of(url: str) -> str:
     return ".".join(technique.groups()) if technique else rest
 
 
-@dataclasses.dataclass(frozen=True)
-class Recall:
-    """How well the source pages are found.
-
-    Attributes:
-      hits: [N, DEPTHS] whether the page of each item is among so many first pages; of the items whose page is in the
-        book alone.
-      rows: [N] which items these are.
-      absent: how many items name a page that is not in the book, or none.
-      seconds: of the median search.
-    """
-
-    hits: np.ndarray
-    rows: np.ndarray
-    absent: int
-    seconds: float
-
-
-def recall(index: Index, items: Sequence[Item]) -> Recall:
+def recall(index: Index, items: Sequence[Item]) -> Retrieval:
     """Ranks the pages for each item's question, by their best lines, and finds the page it was written from."""
     pages = [page_of(index.passage(row).url) for row in range(len(index))]
-    held = set(pages) - {""}
-    hits, rows, seconds = [], [], []
-    for i, item in enumerate(items):
-        wanted = page_of(item.url)
-        if wanted not in held:
-            continue
+    known = set(pages) - {""}
+    wanted = [(item.question, page_of(item.url)) for item in items if page_of(item.url) in known]
+    hits, seconds = [], []
+    for question, page in wanted:
         start = time.perf_counter()
-        (found,), (scores,) = index.search([item.question], DEEPEST)
+        (found,), (scores,) = index.search([question], DEEPEST)
         seconds.append(time.perf_counter() - start)
         ranked = list(dict.fromkeys(pages[row] for row, score in zip(found, scores, strict=True) if score > 0))
-        hits.append([wanted in ranked[:depth] for depth in DEPTHS])
-        rows.append(i)
-    return Recall(
-        np.array(hits, bool).reshape(-1, len(DEPTHS)),
-        np.array(rows, int),
-        len(items) - len(rows),
-        float(np.median(seconds)) if seconds else 0.0,
+        hits.append([page in ranked[:depth] for depth in DEPTHS])
+    shares = np.mean(hits, axis=0).tolist() if hits else []
+    return Retrieval(
+        n=len(wanted),
+        absent=len(items) - len(wanted),
+        recall_at=dict(zip(map(str, DEPTHS), shares, strict=bool(hits))),
+        seconds_per_query=float(np.median(seconds)) if seconds else 0.0,
     )
 
 
-def random_passages(reader: LexicalReader, items: Sequence[Item], seed: int = 0) -> list[Read]:
+def random_passages(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
     """Reads each item with random lines of the book, as many as a search finds."""
-    rng = Random(seed)
-    lines = [rng.sample(range(len(reader.index)), min(FOUND, len(reader.index))) for _ in items]
-    return [reader.read(item, np.array(rows)) for item, rows in zip(items, lines, strict=True)]
+    rng, lines = Random(0), range(len(reader.index))
+    return [reader.read(item, np.array(rng.sample(lines, min(FOUND, len(lines))))) for item in items]
 
 
 def passages_of_another(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
     """Reads each item with the lines found for another's question, of another page where there are two pages."""
-    found = (
-        (rows, scores) for (rows,), (scores,) in (reader.index.search([q.question], FOUND) for q in swapped(items))
-    )
-    return [reader.read(item, rows[scores > 0]) for item, (rows, scores) in zip(items, found, strict=True)]
+    reads = []
+    for item, other in zip(items, swapped(items), strict=True):
+        (rows,), (scores,) = reader.index.search([other.question], FOUND)
+        reads.append(reader.read(item, rows[scores > 0]))
+    return reads
 
 
 def oracle_page(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:

@@ -36,9 +36,6 @@ class Alphabet:
     def __init__(self):
         self._character: dict[str, str] = {}
 
-    def __len__(self) -> int:
-        return len(self._character)
-
     def learn(self, words: Iterable[str]) -> str:
         """Returns the words as one character each, and adds those that are new."""
         for word in words:
