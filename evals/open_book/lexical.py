@@ -145,16 +145,16 @@ class LexicalReader:
             allowed = np.zeros(len(found), np.float32)
             allowed[within] = 1
             found = found * allowed
-        searched = self._searched(item, found)
+        search = _Search(self.index, item, found)
         texts = sorted(set(item.options))  # an order of their own, so that no sum depends on the published one
-        of = {text: self._option(searched, text) for text in texts}
+        of = {text: self._option(search, text) for text in texts}
         looks = {text: _appearance(text, item.options) for text in texts}
         return Read(
             np.array([of[text][0] for text in item.options]),
             np.array([looks[text] for text in item.options]),
             tuple(of[text][1] for text in item.options),
             is_negated(item.question),
-            searched.best > 0,
+            search.best > 0,
             np.array([not text.strip() for text in item.options]),
         )
 
@@ -168,38 +168,24 @@ class LexicalReader:
         rows = np.concatenate([read.rows[k][:1] for k in others]) if read.negated else read.rows[chosen]
         return [self.index.passage(row) for row in dict.fromkeys(rows.tolist())]
 
-    def _searched(self, item: Item, found: np.ndarray) -> "_Searched":
-        best = float(found.max())
-        asked = self._weights(item.question)
-        having = Counter(term for option in item.options for term in set(terms(option)))
-        others = max(1, len(item.options) - 1)
-        return _Searched(
-            found / best if best else found,
-            best,
-            _highest(found, FOUND),
-            asked,
-            self.index.coverage(asked),
-            {term: 1 - (count - 1) / others for term, count in having.items()},
-        )
-
-    def _option(self, searched: "_Searched", option: str) -> tuple[np.ndarray, np.ndarray]:
+    def _option(self, search: "_Search", option: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the evidence [EVIDENCE] for an option and the rows [<= SHOWN] of its best passages."""
-        weights = self._weights(option)
+        weights = _weights(self.index, option)
         held = self.index.coverage(weights)
-        rows = np.union1d(searched.rows, _highest(searched.found * (UNSAID + held), SUPPORTING))
+        rows = np.union1d(search.rows, _highest(search.found * (UNSAID + held), SUPPORTING))
         lines = [self._line(row) for row in rows.tolist()]
-        quality, held_by = searched.found[rows], held[rows]
+        quality, held_by = search.found[rows], held[rows]
         alike = (held_by + _runs_held(option, lines)) / 2
         worth = quality * (UNSAID + alike)
         best_first = np.argsort(-worth, kind="stable")[:SHOWN]
         shown = rows[best_first[quality[best_first] > 0]]
-        if not searched.best:
+        if not search.best:
             return np.zeros(len(EVIDENCE)), shown
-        new = self.index.coverage({term: weights[term] for term in weights if term not in searched.asked})[rows]
-        telling = self.index.coverage({term: weights[term] * searched.telling[term] for term in weights})[rows]
+        new = self.index.coverage({term: weights[term] for term in weights if term not in search.asked})[rows]
+        telling = self.index.coverage({term: weights[term] * search.telling[term] for term in weights})[rows]
         pairs = _pairs_held(option, lines)
         words = _words(option)
-        together = quality + self.index.scores(option)[rows] / searched.best
+        together = quality + self.index.scores(option)[rows] / search.best
         evidence = (
             worth.max(),
             (quality * (UNSAID + new)).max(),
@@ -207,14 +193,10 @@ class LexicalReader:
             (quality * (held_by if pairs is None else pairs)).max(),
             (quality * [bool(words.strip()) and words in line.words for line in lines]).max(),
             together[quality > 0].max(),
-            held[searched.found.argmax()],
-            searched.answered[rows[(quality * (UNSAID + held_by)).argmax()]],
+            held[search.found.argmax()],
+            search.answered[rows[(quality * (UNSAID + held_by)).argmax()]],
         )
         return np.array(evidence, np.float64), shown
-
-    def _weights(self, text: str) -> dict[str, float]:
-        """Returns the weight of each term of a text, in alphabetical order: sums must not depend on a hash."""
-        return {term: self.index.weight(term) for term in sorted(set(terms(text)))}
 
     def _read_line(self, row: int) -> "_Line":
         passage = self.index.passage(row)
@@ -224,25 +206,19 @@ class LexicalReader:
         return _Line(f" {stems} ", _words(whole), _spaced(f"{passage.section} {passage.text}"))
 
 
-@dataclass(frozen=True)
-class _Searched:
-    """The search for a question, before any option.
+class _Search:
+    """The search for a question, before any option; `found` [passages] are the scores of the passages."""
 
-    Attributes:
-      found: [passages] the score of every passage for the question, as a fraction of the best one's.
-      best: the best score; 0 where no passage shares a term with the question.
-      rows: the best passages for the question.
-      asked: the terms of the question with their weights.
-      answered: [passages] the share of the question that each passage holds.
-      telling: of each term of the options, 1 where one option alone has it, 0 where all do.
-    """
-
-    found: np.ndarray
-    best: float
-    rows: np.ndarray
-    asked: Mapping[str, float]
-    answered: np.ndarray
-    telling: Mapping[str, float]
+    def __init__(self, index: Index, item: Item, found: np.ndarray):
+        self.best = float(found.max())  # 0 where no passage shares a term with the question
+        self.found = found / self.best if self.best else found
+        self.rows = _highest(found, FOUND)
+        self.asked = _weights(index, item.question)
+        self.answered = index.coverage(self.asked)  # [passages] the share of the question that each passage holds
+        having = Counter(term for option in item.options for term in set(terms(option)))
+        others = max(1, len(item.options) - 1)
+        # term -> 1 where one option alone has it, 0 where all do
+        self.telling = {term: 1 - (count - 1) / others for term, count in having.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +228,11 @@ class _Line:
     stems: str
     words: str
     spaced: str
+
+
+def _weights(index: Index, text: str) -> dict[str, float]:
+    """Returns the weight of each term of a text, in alphabetical order: sums must not depend on a hash."""
+    return {term: index.weight(term) for term in sorted(set(terms(text)))}
 
 
 def _highest(values: np.ndarray, count: int) -> np.ndarray:
