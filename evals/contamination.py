@@ -1,4 +1,4 @@
-"""Does the data hold the test? `python -m evals.contamination --items=FILE --data=STORE [--data=STORE …]`."""
+"""Searches training data for test items: `python -m evals.contamination --items=FILE --data=STORE [--data=STORE …]`."""
 
 import argparse
 import sys
@@ -18,9 +18,7 @@ from ghost_jax.core.paths import local_path
 
 def show(result: dict, console: Console) -> None:
     """Prints a result of `check` as a table."""
-    table = Table(title=f"{result['items']['name']}: {result['n']:,} items looked for")
-    for heading in ("store", "part"):
-        table.add_column(heading)
+    table = Table("store", "part", title=f"{result['items']['name']}: search for {result['n']:,} items")
     for heading in ("records", f"{result['ngram_words']} words", "stem", "options", "contaminated"):
         table.add_column(heading, justify="right")
     for row in result["parts"]:
@@ -38,19 +36,11 @@ def show(result: dict, console: Console) -> None:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Looks for the items of a benchmark in prepared data."""
+    """Searches prepared data for the items of a benchmark."""
     parser = argparse.ArgumentParser(prog="python -m evals.contamination", description=main.__doc__)
-    parser.add_argument(
-        "--items", required=True, type=local_path, metavar="FILE", help="items of any format in evals/items/formats"
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        type=local_path,
-        action="append",
-        metavar="STORE",
-        help="a prepared store; may be repeated",
-    )
+    parser.add_argument("--items", required=True, type=local_path, metavar="FILE", help="a file of benchmark items")
+    data_help = "a prepared store; may be repeated"
+    parser.add_argument("--data", required=True, type=local_path, action="append", metavar="STORE", help=data_help)
     parser.add_argument("--out", type=local_path, metavar="FILE", help="the result as JSON")
     flags = parser.parse_args(argv)
 

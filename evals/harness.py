@@ -1,11 +1,10 @@
 """EleutherAI's lm-evaluation-harness on a run: `python -m evals.harness --workdir=runs/NAME --tasks=arc_easy,piqa`.
 
-The harness knows thousands of tasks and asks three things of a model, all in strings: how probable a text is behind
-another, how probable it is alone, and what follows it. `TextModel` answers them with the readers that our own
-evaluations use; the harness's own class is a thin cover over it. The package lm_eval is optional.
+The harness asks a model for the log-probability of a text behind another, of a text alone, and for the text that
+follows. `TextModel` answers these in strings with the readers of our own evaluations; the harness's class is a thin
+adapter over it. The package lm_eval is optional.
 
-A task there asks each question in one order of its options. Whether a model has collapsed to one letter, only
-`evals.ctibench` tells.
+A task there asks each question in one order of its options. Only `evals.ctibench` detects a collapse to one letter.
 """
 
 import argparse
@@ -20,8 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from evals.answering.harness_options import generation_of
-from evals.answering.prefix_tree import Branch, Tree, read, shared_beginning
+from evals.answering.prefix_tree import Branch, Tree, read, scored_text, shared_beginning
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UsageError, UserError, command
@@ -39,17 +37,17 @@ from ghost_jax.training.step import make_predict
 
 LM_EVAL = "lm_eval==0.4.13"
 BATCH_SIZE = 16  # rows a forward pass
-Request = tuple[str, Sequence[str], int, Sampling]  # context, stop strings, most new tokens, how they are chosen
+Request = tuple[str, Sequence[str], int, Sampling]  # context, stop strings, most new tokens, sampling
 
 
 class Rendered(str):
-    """A chat prompt as the harness hands it around: a string that spells the role tokens, with their ids beside it.
+    """A chat prompt as the harness handles it: a string that spells the role tokens, with their ids beside it.
 
-    The string alone could not be turned back into ids: a question may spell a role token too, and must not become one.
+    The string alone could not be encoded again: a question may spell a role token, which must not become one.
 
     Attributes:
-      ids: [T] int32, what the renderer made of the turns, up to the assistant's role token.
-      begun: what the assistant's turn already says: text still, because it may share a token with what follows.
+      ids: [T] int32, the rendered turns, up to the assistant's role token.
+      begun: the beginning of the assistant's turn, as text, because it may share a token with the continuation.
     """
 
     ids: np.ndarray
@@ -57,18 +55,17 @@ class Rendered(str):
 
 
 def rendered(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], begun: str = "") -> Rendered:
-    """Returns the prompt behind which the assistant speaks, or goes on from what it has `begun` to say.
+    """Returns the prompt that ends in the assistant's turn, and in the part of it that has `begun`.
 
     Args:
-      turns: each with a "role" and a "content", which may be None. Our conversations have no system role: what a
-        "system" says stands in front of the user's first turn, a blank line between, or is that turn.
+      turns: each with a "role" and a "content", which may be None. A "system" turn is put in front of the user's first
+        turn, a blank line between, because our conversations have no system role.
 
     Raises UserError where the vocabulary is that of a base model.
     """
     if not tokenizer.has_roles:
         raise UserError(
-            "The run is a base model without a chat format. Leave --apply_chat_template away, or score a chat run made "
-            "from it."
+            "The run is a base model without a chat format. Leave out --apply_chat_template, or score a chat run."
         )
     system = [turn["content"].rstrip() for turn in turns if turn["role"] == "system" and turn["content"]]
     messages = [Message(turn["role"], turn["content"] or "") for turn in turns if turn["role"] != "system"]
@@ -82,17 +79,18 @@ def rendered(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], begun: st
 
 
 class TextModel:
-    """A run, asked in strings. Plain text begins with BOS, as every document did that a base has learnt from.
+    """A run that scores and continues strings. Plain text begins with BOS, as the documents of a base do.
 
     Attributes:
       prompts: how many were read so far.
-      cropped: how many of them were longer than the model's context and lost their beginning.
+      cropped: how many of them were longer than the model's context and cropped at their beginning.
     """
 
     def __init__(self, config: ModelConfig, params: dict, mesh: Mesh, tokenizer: Tokenizer):
-        self._config, self._params, self._mesh, self._tokenizer = config, params, mesh, tokenizer
+        self._context, self._tokenizer = config.context, tokenizer
         self._predict = functools.partial(make_predict(config, params, mesh), params)
-        self._generators: dict[int, Generator] = {}  # by the most tokens that each generates
+        size = {"batch_size": BATCH_SIZE, "stop_ids": tokenizer.end_ids}
+        self._generator = functools.cache(lambda count: Generator(config, params, mesh, new_tokens=count, **size))
         self.prompts = self.cropped = 0
 
     def loglikelihood(self, requests: Iterable[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -102,112 +100,94 @@ class TextModel:
 
         Raises UserError for a continuation without text, or one longer than the model's context.
         """
-        return self._read([self._parted(*request) for request in requests])
+        return self._read([self._split(*request) for request in requests])
 
     def loglikelihood_rolling(self, texts: Iterable[str]) -> list[float]:
         """Returns the log-probability of each text; one longer than the model's context is read in windows."""
-        windows = [list(windows_of(self._ids(text), self._config.context)) for text in texts]
+        windows = [list(windows_of(self._encode(*self._opened(text)), self._context)) for text in texts]
         found = iter(self._read([window for of_text in windows for window in of_text]))
         return [sum(next(found)[0] for _ in of_text) for of_text in windows]
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
-        """Returns the text that follows each context, up to where the first of its stop strings begins.
+        """Returns the text that follows each context, up to the first of its stop strings.
 
-        A prompt that leaves no room for its new tokens loses its beginning, down to half of the model's context. What
-        is drawn depends on a request and its number alone.
+        A prompt that leaves too few tokens for the answer is cropped at its beginning, down to half of the model's
+        context. A sampled text depends on the request and its number alone.
         """
         texts = [""] * len(requests)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(len(requests)))
         for new_tokens, sampling in dict.fromkeys(request[2:] for request in requests if request[2]):
             rows = [row for row, request in enumerate(requests) if request[2:] == (new_tokens, sampling)]
-            room = max(self._config.context - new_tokens, self._config.context // 2)
-            prompts = [self._ids(requests[row][0]) for row in rows]
+            most = max(self._context - new_tokens, self._context // 2)
+            prompts = [self._encode(*self._opened(requests[row][0])) for row in rows]
             self.prompts += len(prompts)
-            self.cropped += sum(len(prompt) > room for prompt in prompts)
+            self.cropped += sum(len(prompt) > most for prompt in prompts)
             generate = self._generator(new_tokens)
-            generated = generate([prompt[-room:] for prompt in prompts], sampling, keys[np.array(rows)])
+            generated = generate([prompt[-most:] for prompt in prompts], sampling, keys[np.array(rows)])
             for row, ids in zip(rows, generated, strict=True):
                 texts[row] = before_any(self._tokenizer.decode(ids), requests[row][1])
         return texts
 
     def _opened(self, context: str) -> tuple[np.ndarray, str]:
-        """Returns the ids of a context that stand, and its text behind them, whose ids may change with what follows."""
+        """Returns the fixed ids of a context, and its text behind them, whose ids depend on what follows."""
         if isinstance(context, Rendered):
             return context.ids, context.begun
         return np.array([self._tokenizer.bos_id], np.int32), context
 
-    def _behind(self, ids: np.ndarray, text: str) -> np.ndarray:
+    def _encode(self, ids: np.ndarray, text: str) -> np.ndarray:
         return np.concatenate([ids, np.array(self._tokenizer.encode(text), np.int32)])
 
-    def _ids(self, context: str) -> np.ndarray:
-        return self._behind(*self._opened(context))
-
-    def _parted(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ids of a context and of what follows it, as they are where the two are one text.
+    def _split(self, context: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids of a context and of its continuation, encoded as one text.
 
         A word's token begins with the blank in front of it, so "is " and "Paris" encoded apart would be ids that the
-        model has hardly seen in a row. Therefore the blanks that end the context go to the continuation, both are
-        encoded together, and what the context does not begin with is predicted. The harness's own models part a text
-        so too; a token that lies on both sides they leave out, and here it counts.
+        model has hardly seen in a row. Therefore blanks at the end of the context go to the continuation, and all ids
+        behind the shared beginning are scored. Unlike in the harness's own models, a token on both sides counts.
         """
         ids, text = self._opened(context)
-        whole = self._behind(ids, text + continuation)
-        shared = len(shared_beginning([self._behind(ids, text.rstrip()), whole]))
+        whole = self._encode(ids, text + continuation)
+        shared = len(shared_beginning([self._encode(ids, text.rstrip()), whole]))
         if shared == len(whole):
             raise UserError(
-                f"A task asks how probable an empty text is, behind a prompt that ends in {context[-60:]!r}. Give "
-                "every choice of that question a text, or leave the question out."
+                f"A task scores an empty text behind a prompt that ends in {context[-60:]!r}. Give every choice of the "
+                "question a text, or leave it out."
             )
         return whole[:shared], whole[shared:]
 
-    def _read(self, parted: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[float, bool]]:
+    def _read(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[tuple[float, bool]]:
         """Returns the log-probability of each continuation behind its context, and whether it is greedy.
 
-        Contexts that are equal are one trunk. Each prompt is cropped by itself, so that no score depends on what else
-        is asked.
+        Equal contexts are one trunk. Each prompt is cropped by itself, so that no score depends on other requests.
         """
-        context = self._config.context
-        self.prompts += len(parted)
+        context = self._context
+        self.prompts += len(pairs)
         asked: dict[bytes, tuple[np.ndarray, list[int], list[Branch]]] = {}
-        for row, (before, predicted) in enumerate(parted):
-            if len(predicted) > context:
+        for row, (before, scored) in enumerate(pairs):
+            if len(scored) > context:
                 raise UserError(
-                    f"A task asks how probable a text of {len(predicted):,} tokens is, and the model's context is "
-                    f"{context:,}. It begins {self._tokenizer.decode(predicted)[:60]!r}. Leave that question out, or "
-                    "score a run with a larger model.context."
+                    f"A task scores {len(scored):,} tokens, and the model's context is {context:,}. The text begins "
+                    f"{self._tokenizer.decode(scored)[:60]!r}. Leave the question out, or use a larger model.context."
                 )
-            whole = np.concatenate([before, predicted])
-            self.cropped += len(whole) > context + 1  # the last token is predicted and not read
-            trunk, rest = np.split(whole[-(context + 1) :], [-(len(predicted) + 1)])
+            whole = np.concatenate([before, scored])
+            self.cropped += len(whole) > context + 1  # the last token is scored and not read
+            trunk, rest = np.split(whole[-(context + 1) :], [-(len(scored) + 1)])
             _, rows, branches = asked.setdefault(trunk.tobytes(), (trunk, [], []))
             rows.append(row)
-            branches.append(Branch(rest[:-1], np.arange(len(predicted)), predicted[:, None]))
+            branches.append(scored_text(rest))
         trees = [Tree(trunk, tuple(branches)) for trunk, _, branches in asked.values()]
         readings = read(self._predict, trees, context=context, batch_size=BATCH_SIZE, doing="reading")
-        answers = [(0.0, False)] * len(parted)
+        answers = [(0.0, False)] * len(pairs)
         for (_, rows, _), of_tree in zip(asked.values(), readings, strict=True):
             for row, found in zip(rows, of_tree, strict=True):
                 total = float(found.log_probs.sum(dtype=np.float64))
                 answers[row] = total, bool(found.most_probable[:, 0].all())
         return answers
 
-    def _generator(self, new_tokens: int) -> Generator:
-        if new_tokens not in self._generators:
-            self._generators[new_tokens] = Generator(
-                self._config,
-                self._params,
-                self._mesh,
-                batch_size=BATCH_SIZE,
-                new_tokens=new_tokens,
-                stop_ids=self._tokenizer.end_ids,
-            )
-        return self._generators[new_tokens]
-
 
 def windows_of(ids: np.ndarray, context: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields pieces `(before, predicted)` of ids [T], so that each id but the first is predicted once.
+    """Yields pieces `(before, scored)` of ids [T], so that each id but the first is scored once.
 
-    At most `context` ids are read for a piece. The last one predicts fewer and has more before them.
+    A piece has as many ids before those it scores as the context allows.
     """
     for start in range(1, len(ids), context):
         end = min(start + context, len(ids))
@@ -215,15 +195,65 @@ def windows_of(ids: np.ndarray, context: int) -> Iterator[tuple[np.ndarray, np.n
 
 
 def before_any(text: str, stops: Sequence[str]) -> str:
-    """Returns the text up to where the first of the stop strings begins; an empty one stops nothing."""
+    """Returns the text up to the first of the stop strings; an empty one stops nothing."""
     return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]
+
+
+# ---- Options of a task ----
+
+MOST_NEW = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is given counts
+GENERATION = {"until", *MOST_NEW, "do_sample", "temperature", "top_k", "top_p", "repetition_penalty"}
+DEFAULT_MOST_NEW = 256  # the harness's
+# Options of other libraries, with the value at which they change no text. At that value they are accepted.
+NEUTRAL = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "n", "best_of", "typical_p"), 1),
+    **dict.fromkeys(("min_length", "min_new_tokens", "min_tokens", "no_repeat_ngram_size", "min_p"), 0),
+    **dict.fromkeys(("diversity_penalty", "presence_penalty", "frequency_penalty"), 0),
+}
+NO_EFFECT = {"length_penalty", "early_stopping", "use_cache", "pad_token_id"}  # at any value, since there is one beam
+SAMPLED_ONLY = {"top_k", "top_p", "min_p", "typical_p", "seed"}  # no effect where greedy
+
+
+def generation_of(options: Mapping) -> tuple[list[str], int, Sampling]:
+    """Returns the stop strings, the most new tokens and the sampling of a task's `generation_kwargs`.
+
+    An option that is None is absent. As in the harness, decoding is greedy unless the temperature is above 0 and
+    `do_sample` is not false.
+
+    Raises UserError for an invalid value, and for an option that we lack, unless it has no effect.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    try:
+        temperature = float(given.get("temperature", 0)) if given.get("do_sample", True) else 0.0
+        if temperature == 0 or given.get("top_p") == 0:  # a top_p of 0 leaves the most probable token alone
+            temperature = 0.0
+            given = {name: value for name, value in given.items() if name not in SAMPLED_ONLY}
+        top_k, top_p = int(given.get("top_k", 0)), float(given.get("top_p", 1))
+        sampling = Sampling(temperature, top_k, top_p, float(given.get("repetition_penalty", 1)))
+        new_tokens = int(next((given[name] for name in MOST_NEW if name in given), DEFAULT_MOST_NEW))
+        until = given.get("until", [])
+        until = [until] if isinstance(until, str) else [stop for stop in until if stop is not None]
+        if new_tokens < 0 or not all(isinstance(stop, str) for stop in until):
+            raise ValueError("the most new tokens are below 0, or until holds something that is not text")
+    except (TypeError, ValueError, OverflowError, UsageError) as fault:
+        raise UserError(
+            f"A task's generation_kwargs, {dict(options)}, have an invalid value: {str(fault).rstrip('.')}. Correct it "
+            "in the task's YAML file."
+        ) from None
+    unknown = sorted(name for name in given.keys() - GENERATION - NO_EFFECT if given[name] != NEUTRAL.get(name))
+    if unknown:
+        raise UserError(
+            f"A task's generation_kwargs have {', '.join(unknown)}, which ghost_jax lacks. Remove them from the task; "
+            f"it may have {', '.join(sorted(GENERATION))}."
+        )
+    return until, new_tokens, sampling
 
 
 # ---- The harness ----
 
 
 def prepare() -> None:
-    """Imports lm_eval as this process needs it. Raises UserError, which says how to install it, where it is missing."""
+    """Imports lm_eval with the settings that this process needs. Raises UserError where it is not installed."""
     if os.environ.get("GHOST_OFFLINE") == "1":
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # bootstraps would fork a process that has JAX's threads
@@ -232,14 +262,13 @@ def prepare() -> None:
         import lm_eval.tasks  # noqa: F401
     except ImportError as fault:
         raise UserError(
-            f"The tasks are those of the package lm_eval, which cannot be imported ({fault}). Install it with "
-            f"`{sys.executable} -m pip install {LM_EVAL}`."
+            f"lm_eval cannot be imported ({fault}). Install it with `{sys.executable} -m pip install {LM_EVAL}`."
         ) from None
 
 
 @functools.cache
 def adapter() -> type:
-    """Returns `GhostJax(workdir)`, a language model of the harness, which knows it as "ghost_jax" from then on."""
+    """Returns `GhostJax(workdir)`, the harness's class of language models, registered there as "ghost_jax"."""
     prepare()
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
@@ -247,7 +276,7 @@ def adapter() -> type:
 
     @register_model("ghost_jax")
     class GhostJax(LM):
-        """A run as the harness asks it; see `TextModel`."""
+        """A run as the harness calls it; see `TextModel`."""
 
         def __init__(self, workdir: str | Path):
             super().__init__()
@@ -281,15 +310,14 @@ def adapter() -> type:
             return f"ghost_jax-{self._tokenizer.sha256[:12]}"
 
         def get_model_info(self) -> dict:
-            """What the harness writes beside its results."""
-            asked = {"prompts": self._model.prompts, "prompts_cropped": self._model.cropped}
-            return {"workdir": str(self._workdir), "step": self._step, **asked}
+            counts = {"prompts": self._model.prompts, "prompts_cropped": self._model.cropped}
+            return {"workdir": str(self._workdir), "step": self._step, **counts}
 
     return GhostJax
 
 
 def task_manager(names: Sequence[str], include_path: Path | None) -> "lm_eval.tasks.TaskManager":  # noqa: F821
-    """Returns what loads the harness's tasks, and those in the YAML files of a folder.
+    """Returns the loader of the harness's tasks, and of those in the YAML files of a folder.
 
     Raises UserError for an unknown name, and later, from its `load`, for tasks that cannot be loaded.
     """
@@ -305,18 +333,17 @@ def task_manager(names: Sequence[str], include_path: Path | None) -> "lm_eval.ta
                     "their data are on the Hugging Face hub, fetch them once with a connection, without GHOST_OFFLINE."
                 ) from None
 
-    if include_path and not include_path.is_dir():
-        raise UserError(f"--include_path={include_path} is no folder. Name the one that your tasks' YAML files lie in.")
     if include_path:
+        if not include_path.is_dir():
+            raise UserError(f"--include_path={include_path} is not a folder. Name the one with your tasks' YAML files.")
         own = Tasks(include_path=include_path, include_defaults=False)
         if set(names) <= set(own.all_subtasks):  # a group may hold the harness's own tasks
             return own
-    manager = Tasks(include_path=include_path)  # reads 14,000 files, which takes 10 s
-    unknown = [name for name in names if name not in manager.all_tasks]
-    if unknown:
+    manager = Tasks(include_path=include_path)  # reads 14,000 files in 10 s
+    if unknown := [name for name in names if name not in manager.all_tasks]:
         raise UserError(
-            f"lm_eval knows no task {', '.join(unknown)}. `{sys.executable} -m lm_eval ls tasks` lists all; tasks of "
-            "your own lie in a folder that --include_path names."
+            f"lm_eval has no task {', '.join(unknown)}. `{sys.executable} -m lm_eval ls tasks` lists all; give the "
+            "folder of your own tasks with --include_path."
         )
     return manager
 
@@ -325,13 +352,9 @@ def task_manager(names: Sequence[str], include_path: Path | None) -> "lm_eval.ta
 def main(argv: Sequence[str]) -> int:
     """Runs tasks of EleutherAI's lm-evaluation-harness on a run."""
     parser = argparse.ArgumentParser(prog="python -m evals.harness", description=main.__doc__)
-    parser.add_argument(
-        "--workdir", required=True, type=local_path, metavar="DIR", help="the run, e.g. runs/chat_v5-nano"
-    )
+    parser.add_argument("--workdir", required=True, type=local_path, metavar="DIR", help="a run: runs/chat_v5-nano")
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="tasks or groups, e.g. arc_easy,piqa")
-    parser.add_argument(
-        "--include_path", type=local_path, metavar="DIR", help="folder with the YAML files of more tasks"
-    )
+    parser.add_argument("--include_path", type=local_path, metavar="DIR", help="folder with YAML files of more tasks")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N questions of each task")
     parser.add_argument("--apply_chat_template", action="store_true", help="ask in the chat format; for chat runs")
     parser.add_argument("--out", type=local_path, metavar="FILE", help="write all that the harness returns as JSON")
@@ -339,16 +362,15 @@ def main(argv: Sequence[str]) -> int:
     if flags.limit is not None and flags.limit < 1:
         raise UsageError(f"--limit is {flags.limit}; it must be at least 1.")
 
-    language_model = adapter()
+    model_class = adapter()
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.utils import handle_non_serializable, make_table
 
     names = flags.tasks.split(",")
     tasks = task_manager(names, flags.include_path)
     jax_setup.set_up()
-    model = language_model(flags.workdir)
     results = simple_evaluate(
-        model=model,
+        model=model_class(flags.workdir),
         tasks=names,
         task_manager=tasks,
         limit=flags.limit,
@@ -357,8 +379,8 @@ def main(argv: Sequence[str]) -> int:
     print(make_table(results))
     if results.get("groups"):
         print(make_table(results, "groups"))
-    if said := cropping(results["config"]["prompts_cropped"], results["config"]["prompts"]):
-        print(said)
+    if cropped := cropping(results["config"]["prompts_cropped"], results["config"]["prompts"]):
+        print(cropped)
     if flags.out:
         write_text(flags.out, json.dumps(results, indent=1, default=handle_non_serializable))
         print(f"written to {flags.out}")

@@ -1,129 +1,129 @@
-"""cloze.py: log-probabilities of options that are not shown, and what each normalisation makes of them."""
+"""evals/answering/cloze.py: log-probabilities of options that are not shown, and their normalisations."""
 
-import functools
-
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
-from rich.console import Console
 
-from evals.analysis.report import show
 from evals.answering import cloze
 from evals.answering.evaluate import evaluate
 from evals.answering.prefix_tree import Predict
 from evals.items.answers import orders_of
 from evals.items.items import Item, Items
-from ghost_jax.model.transformer import Transformer
-from ghost_jax.parallel.mesh import AXES
 from ghost_jax.reporting.tables import score_cells
-from ghost_jax.runs.evaluation import from_json, to_json
-from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import ask, with_context
-from ghost_jax.training.checkpoint import load_model
-from ghost_jax.training.step import make_predict
+from tests.test_harness import Tiny
 from tests.test_trees import seen_by
 
-ITEMS = Items(
-    "made here",
-    "",
-    "",
-    (
-        Item("1", "Which tactic is Phishing?", ("initial access", "impact", "a much longer option than that"), 0),
-        Item("2", "Which weakness is it?", ("injection", "", "overflow", "race condition"), 2),
-        Item("3", "Which of both?", ("impact", "injection"), 1),
-    ),
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+ITEMS = (
+    Item("1", "Which tactic is Phishing?", ("initial access", "impact", "a much longer option than that"), 0),
+    Item("2", "Which weakness is it?", ("injection", "", "overflow", "race condition"), 2),
+    Item("3", "Which of both?", ("impact", "injection"), 1),
 )
+CHANCE = (1 / 3 + 1 / 3 + 1 / 2) / 3
+PASSAGES = (["Phishing: It gives initial access.", "Phishing, Detection: Read the mail."], [], ["CWE-77: Injection."])
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_run):
-    mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
-    model, params, _ = load_model(tiny_run.workdir, mesh)
-    tokenizer = tokenizer_lib.load(tiny_run.workdir / "tokenizer.json")
-    return functools.partial(make_predict(model, params, mesh), params), tokenizer, model, params
+def tiny(tiny_run) -> Tiny:
+    return Tiny(tiny_run.workdir)
+
+
+def plain(tiny: Tiny, question: str, option: str, passages=()) -> np.ndarray:
+    """Returns the log-probability of each token of an option and of the end of the turn, by a plain forward."""
+    turns = [Message("user", with_context(ask(question, (), "cloze"), passages))]
+    start = len(render_prompt(tiny.tokenizer, turns))
+    ids, _ = render(tiny.tokenizer, [*turns, Message("assistant", option)])
+    log_probs = tiny.log_probs(ids)
+    return np.array([log_probs[at - 1, ids[at]] for at in range(start, len(ids))])
+
+
+def ranked(tiny: Tiny, items, passages):
+    how = {"context": tiny.config.context, "batch_size": 2, "passages": passages}
+    return cloze.ranked_answers(tiny.predict, tiny.tokenizer, items, orders_of(items, "cyclic"), **how)
 
 
 def test_a_score_is_the_log_probability_of_the_text_after_the_prompt(tiny):
-    predict, tokenizer, model, params = tiny
-    scores = cloze.option_scores(predict, tokenizer, ITEMS.items, context=model.context, batch_size=2)
-
-    forward = jax.jit(Transformer(model).apply)
-
-    def by_plain_forward(question: str, option: str) -> np.ndarray:
-        turns = [Message("user", ask(question, (), "cloze"))]
-        prompt = render_prompt(tokenizer, turns)
-        whole, _ = render(tokenizer, [*turns, Message("assistant", option)])
-        padded = np.pad(whole, (0, model.context - len(whole)))[None]  # one shape, so one compilation
-        logits = jax.nn.log_softmax(forward({"params": params}, padded)[0])
-        return np.array([logits[place - 1, whole[place]] for place in range(len(prompt), len(whole))])
-
+    scores = cloze.option_scores(tiny.predict, tiny.tokenizer, ITEMS, context=tiny.config.context, batch_size=2)
     for row, item in enumerate(ITEMS):
         for place, option in enumerate(item.options):
+            found = {name: of_items[row][place] for name, of_items in scores.items()}
+            if not option:
+                assert set(found.values()) == {-np.inf}, "an option without text is never chosen"
+                continue
+            ended, alone = plain(tiny, item.question, option), plain(tiny, "", option)
+            tokens = ended[:-1]
+            expected = {"sum": tokens.sum(), "per_token": tokens.mean(), "ranked": ended.mean()}
+            assert found == pytest.approx(expected | {"pmi": tokens.sum() - alone[:-1].sum()}, abs=2e-4)
+
+
+def test_a_ranked_option_scores_its_mean_log_probability_behind_passages_in_every_order(tiny):
+    items = [*ITEMS, Item("4", "Which?", ("impact", "impact"), 0)]
+    answers, cropped = ranked(tiny, items, [*PASSAGES, []])
+    assert cropped == 0
+    for item, passages, scores in zip(ITEMS, PASSAGES, answers.log_probs, strict=False):
+        for place, option in enumerate(item.options):
             if option:
-                ended, alone = by_plain_forward(item.question, option), by_plain_forward("", option)[:-1]
-                tokens = ended[:-1]  # without the end of the turn
-                assert scores["sum"][row][place] == pytest.approx(tokens.sum(), abs=1e-4)
-                assert scores["per_token"][row][place] == pytest.approx(tokens.mean(), abs=1e-4)
-                assert scores["ranked"][row][place] == pytest.approx(ended.mean(), abs=1e-4)
-                assert scores["pmi"][row][place] == pytest.approx(tokens.sum() - alone.sum(), abs=2e-4)
+                assert scores[0][place] == pytest.approx(plain(tiny, item.question, option, passages).mean(), abs=2e-4)
             else:
-                assert all(scores[name][row][place] == -np.inf for name in scores), "no text is never chosen"
+                assert scores[0][place] < np.delete(scores[0], place).min()
+    for of_item in answers.options():
+        assert (of_item == of_item[0]).all()
+    assert answers.options()[3][0].tolist() == [0.5, 0.5]
+
+    answers_cropped, cropped = ranked(tiny, ITEMS, [["word " * tiny.config.context], *PASSAGES[1:]])
+    assert cropped == 1
+    assert not np.allclose(answers_cropped.log_probs[0], answers.log_probs[0])
+    np.testing.assert_allclose(answers_cropped.log_probs[1], answers.log_probs[1], atol=1e-4)
 
 
-def deaf(tokenizer) -> Predict:
-    """A model that hears the answer but never the question: what follows depends on the assistant's turn alone."""
+def ignores_the_question(tokenizer) -> Predict:
+    """A model whose log-probabilities depend on the assistant's turn alone."""
     turn = tokenizer.id("<|ghost_assistant|>")
 
     def predict(batch, at, targets):
-        said = np.zeros((*at.shape, 1))
+        scores = np.zeros((*at.shape, 1))
         for row, places in enumerate(at):
             for read, place in enumerate(places):
                 seen = seen_by(batch, row, place)
                 answer = seen[seen.index(turn) :] if turn in seen else seen
-                said[row, read] = -0.1 * len(answer) - 0.01 * (targets[row, read, 0] % 7)
-        return said.astype(np.float32), np.zeros(targets.shape, bool)
+                scores[row, read] = -0.1 * len(answer) - 0.01 * (targets[row, read, 0] % 7)
+        return scores.astype(np.float32), np.zeros(targets.shape, bool)
 
     return predict
 
 
-def test_a_model_that_does_not_read_the_question_is_at_chance_under_the_primary(tiny):
-    _, tokenizer, model, _ = tiny
-    report = to_json(cloze.evaluate(deaf(tokenizer), tokenizer, ITEMS, context=model.context, batch_size=2))
-    assert report["primary"] == "pmi"
-    assert report["pmi"]["accuracy"] == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
-    assert report["sum"]["accuracy"] != report["pmi"]["accuracy"]
-    assert all(set(report[name]) == {"accuracy", "ci95"} for name in ("sum", "per_token", "pmi", "ranked"))
-    assert report["chance"] == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
-    control = report["controls"]["question swapped"]
-    assert (control["accuracy"], control["gain"]) == (report["pmi"]["accuracy"], 0)
+def test_a_model_that_ignores_the_question_is_at_chance_under_the_primary(tiny):
+    report = cloze.evaluate(
+        ignores_the_question(tiny.tokenizer), tiny.tokenizer, Items("", "", "", ITEMS), context=128, batch_size=2
+    )
+    assert report.primary == "pmi"
+    assert report.found.accuracy == pytest.approx(CHANCE)
+    assert report.chance == pytest.approx(CHANCE)
+    assert report.sum.accuracy != report.pmi.accuracy
+    control = report.controls["question swapped"]
+    assert (control.accuracy, control.gain) == (report.pmi.accuracy, 0)
 
 
-# ---- Two readings side by side ----
+# ---- Letters and cloze side by side ----
 
 KINDS = ("Execution", "Impact", "Discovery", "Collection")
-SETS = Items(
-    "made here",
-    "",
-    "",
-    tuple(
-        Item(
-            f"{row}",
-            f"Which kind has number {row}?",
-            tuple(f"{row // 4:02} {kind}" for kind in KINDS),
-            row % 4,
-            f"page {row}",
-        )
-        for row in range(48)
-    ),
+SETS = tuple(
+    Item(
+        f"{row}",
+        f"Which kind has number {row}?",
+        tuple(f"{row // 4:02} {kind}" for kind in KINDS),
+        row % 4,
+        f"page {row}",
+    )
+    for row in range(48)
 )
 
 
-def mute(tokenizer, knows) -> Predict:
-    """A model that answers every letter with A, and finds the text probable that `knows(question)` says."""
+def answers_a(tokenizer, known) -> Predict:
+    """A model that answers every letter with A, and gives the text `known(item)` a high probability."""
     turn = tokenizer.id("<|ghost_assistant|>")
-    said_of = {item.question: knows(item) for item in SETS}
+    text_of = {item.question: known(item) for item in SETS}
 
     def predict(batch, at, targets):
         found = np.zeros(targets.shape)
@@ -137,97 +137,34 @@ def mute(tokenizer, knows) -> Predict:
                     start = seen.index(turn) + 1
                     text = tokenizer.decode([*seen[start:], int(targets[row, read, 0])]).strip()
                     asked = tokenizer.decode(seen[:start])
-                    wanted = [text_of for question, text_of in said_of.items() if question in asked]
+                    wanted = [known for question, known in text_of.items() if question in asked]
                     found[row, read] = -0.1 if any(each.startswith(text) for each in wanted) else -2
         return found.astype(np.float32), np.zeros(targets.shape, bool)
 
     return predict
 
 
-def asked_both_ways(tiny, knows, **how) -> dict:
-    _, tokenizer, *_ = tiny
-    return to_json(evaluate(mute(tokenizer, knows), tokenizer, SETS, context=2048, batch_size=16, **how)[0])
+def asked_both_ways(tokenizer, known, **how):
+    items = Items("made here", "", "", SETS)
+    return evaluate(answers_a(tokenizer, known), tokenizer, items, context=2048, batch_size=16, **how)[0]
 
 
-def test_what_is_known_by_cloze_and_not_said_in_letters_is_named(tiny):
-    report = asked_both_ways(tiny, lambda item: item.options[item.answer])
-    assert (report["verdict"], report["headline"]["accuracy"]) == ("collapsed", 0.25)
-    assert report["readings"] == {
-        "letters": {"accuracy": 0.25, "ci95": report["headline"]["ci95"]},
-        "cloze": {"accuracy": 1, "ci95": [pytest.approx(0.025 ** (1 / 12)), 1]},
-        "differs": True,
-    }, "twelve sets of four are twelve clusters"
-    words = "It knows by cloze what it cannot say in letters: 100.0% (73.5 to 100.0) against 25.0%. Controls missing: "
-    assert words in report["verdict_text"]
-    control = report["cloze"]["controls"]["question swapped"]
-    assert control["accuracy"] == 0.25, "another set's question says nothing of these options"
-    assert control["gain_ci95"][0] > 0.5
-    assert score_cells(report)[-1] == "COLLAPSED, cloze 100.0"
-    console = Console(width=200)
-    with console.capture() as text:
-        show(from_json(report), console)
-    assert "the same, question swapped: 25.00% (25.00 to 25.00)  gain over it +75.00" in text.get()
+def test_knowledge_in_cloze_and_not_in_letters_is_named(tiny):
+    report = asked_both_ways(tiny.tokenizer, lambda item: item.options[item.answer])
+    assert (report.verdict, report.headline.accuracy) == ("collapsed", 0.25)
+    assert (report.readings.letters.accuracy, report.readings.cloze.accuracy) == (0.25, 1)
+    assert report.readings.cloze.ci95 == (pytest.approx(0.025 ** (1 / 12)), 1), "twelve sets of four: twelve clusters"
+    assert report.readings.differs
+    assert "cloze" in report.verdict_text
+    control = report.cloze.controls["question swapped"]
+    assert control.accuracy == 0.25, "the question of another set does not name these options"
+    assert control.gain_ci95[0] > 0.5
+    assert "cloze 100.0" in score_cells(report)[-1]
 
 
-def test_who_does_not_read_the_question_knows_nothing_by_cloze(tiny):
-    report = asked_both_ways(tiny, lambda item: f"{int(item.id) // 4:02} Impact")
-    assert report["cloze"]["pmi"]["accuracy"] == 0.25
-    assert report["readings"]["differs"] is False
-    assert "by cloze" not in report["verdict_text"]
-
-
-def test_a_quick_look_has_no_control_of_cloze(tiny):
-    report = asked_both_ways(tiny, lambda item: item.options[item.answer], orders="published")
-    assert report["cloze"]["controls"] == {}
-
-
-# ---- Ranked behind passages ----
-
-PASSAGES = (
-    ["Phishing: It gives initial access.", "Phishing, Detection: Read the mail."],
-    [],
-    ["CWE-77: It is injection."],
-)
-
-
-def ranked(tiny, items, **how):
-    predict, tokenizer, model, _ = tiny
-    how = {"context": model.context, "batch_size": 2, "passages": PASSAGES} | how
-    return cloze.ranked_answers(predict, tokenizer, items, orders_of(items, "cyclic"), **how)
-
-
-def test_a_ranked_option_is_worth_its_log_probability_a_token_behind_question_and_passages(tiny):
-    _, tokenizer, model, params = tiny
-    answers, cropped = ranked(tiny, ITEMS.items)
-    assert cropped == 0
-    forward = jax.jit(Transformer(model).apply)
-    for item, passages, scores in zip(ITEMS, PASSAGES, answers.log_probs, strict=True):
-        turns = [Message("user", with_context(ask(item.question, (), "cloze"), passages))]
-        start = len(render_prompt(tokenizer, turns))
-        for place, option in enumerate(item.options):
-            if not option:
-                assert scores[0][place] < np.delete(scores[0], place).min(), "no text is never chosen"
-                continue
-            whole, _ = render(tokenizer, [*turns, Message("assistant", option)])
-            padded = np.pad(whole, (0, model.context - len(whole)))[None]
-            logits = jax.nn.log_softmax(forward({"params": params}, padded)[0])
-            expected = np.mean([float(logits[at - 1, whole[at]]) for at in range(start, len(whole))])
-            assert scores[0][place] == pytest.approx(expected, abs=2e-4)
-
-
-def test_a_ranked_answer_is_the_same_option_in_every_order_and_equal_texts_tie(tiny):
-    items = [*ITEMS.items[:2], Item("4", "Which?", ("impact", "impact"), 0)]
-    answers, _ = ranked(tiny, items)
-    for of_item in answers.options():
-        assert (of_item == of_item[0]).all()
-    assert answers.options()[2][0].tolist() == [0.5, 0.5]
-
-
-def test_prompts_over_the_context_are_counted_and_lose_their_beginning(tiny):
-    *_, model, _ = tiny
-    long = [["word " * model.context], [], []]
-    answers, cropped = ranked(tiny, ITEMS.items, passages=long)
-    assert cropped == 1
-    whole, _ = ranked(tiny, ITEMS.items)
-    assert not np.allclose(answers.log_probs[0], whole.log_probs[0])
-    np.testing.assert_allclose(answers.log_probs[1], whole.log_probs[1], atol=1e-4)
+def test_nothing_is_named_where_cloze_is_at_chance_and_one_order_has_no_control(tiny):
+    report = asked_both_ways(tiny.tokenizer, lambda item: f"{int(item.id) // 4:02} Impact", orders="published")
+    assert report.cloze.found.accuracy == 0.25
+    assert report.readings.differs is False
+    assert "cloze" not in report.verdict_text
+    assert report.cloze.controls == {}

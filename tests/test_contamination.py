@@ -1,4 +1,4 @@
-"""`python -m evals.contamination`: what holds the test is refused, however it was set, and nothing else is."""
+"""evals/overlap: records that hold the test are refused in any typography, whole texts come out of cut windows."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 import ghost_jax
 from evals.items.formats import read_items
 from evals.overlap import contamination
+from evals.overlap.store_text import parts_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import pretrain
 from ghost_jax.data.sources import attack
@@ -14,7 +15,6 @@ from ghost_jax.data.storage import array_record
 from ghost_jax.data.storage.artifact_cache import Manifest
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.text import chat_format, mcq_format, tokenizer
-from tests.conftest import paragraph_of
 
 LONG = "Which of these mitigations keeps users from running unsigned applications on a workstation?"
 OPTIONS = ["Execution Prevention", "User Training for Administrators", "Network Segmentation", "Audit"]
@@ -23,13 +23,14 @@ LANGUAGES = ["SQL", "None", "HTML", "Both"]
 NAMED = "Does the mitigation Execution Prevention keep unsigned applications from being run by users?"
 SHORT = "What is phishing?"
 SHORTS = ["A social engineering attack by mail", "A scan of ports", "A rule of a firewall", "A kind of malware"]
+SYMBOLS = "Which operator compares two values in this language without converting them?"
 ITEMS = [
-    ("long", LONG, OPTIONS, "A"),
-    ("language", LANGUAGE, LANGUAGES, "A"),
-    ("named", NAMED, ["Execution Prevention does", "It does not", "Antivirus does", "Nothing does"], "A"),
-    ("short", SHORT, SHORTS, "A"),
-    ("tiny", "Is it?", ["Yes", "No"], "A"),
-    ("symbols", "Which operator compares two values in this language without converting them?", ["===", "=="], "A"),
+    ("long", LONG, OPTIONS),
+    ("language", LANGUAGE, LANGUAGES),
+    ("named", NAMED, ["Execution Prevention does", "It does not", "Antivirus does", "Nothing does"]),
+    ("short", SHORT, SHORTS),
+    ("tiny", "Is it?", ["Yes", "No"]),
+    ("symbols", SYMBOLS, ["===", "=="]),
 ]
 FAR = " ".join(f"filler{n}" for n in range(200))
 
@@ -61,8 +62,8 @@ ALLOWED = {
     "words of the options everywhere": "None of HTML and SQL. Both are languages. " * 20,
     "short stem far from its gold": f"{SHORT} {FAR} {SHORTS[0]}",
     "short stem far from its options": f"{SHORT} {FAR} {FAR} {' '.join(SHORTS)}",
-    "too little said to mean anything": "Is it? Yes. No. Is it?",
-    "options without words": "Which operator compares two values in this language without converting them? === ==",
+    "fewer than 8 words": "Is it? Yes. No. Is it?",
+    "options without words": f"{SYMBOLS} === ==",
 }
 
 
@@ -74,28 +75,33 @@ def cache(monkeypatch, tmp_path):
 def write_items(folder, items=ITEMS):
     path = folder / "items.jsonl"
     lines = [
-        {"id": name, "question": question, "options": dict(zip("ABCDEFGHIJ", options, strict=False)), "answer": answer}
-        for name, question, options, answer in items
+        {"id": name, "question": question, "options": dict(zip("ABCD", options, strict=False)), "answer": "A"}
+        for name, question, options in items
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
 
-def write_corpus(folder, texts, fingerprint="1"):
+def write_corpus(folder, texts, fingerprint="1", facts=()):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text(json.dumps({"kind": "corpus", "fingerprint": fingerprint}))
     with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
         for name, text in texts.items():
             record = {"id": name, "source": name.split()[0], "title": "", "text": text, "url": "", "license": ""}
-            file.write(json.dumps(record | {"facts": []}) + "\n")
+            file.write(json.dumps(record | {"facts": list(facts)}) + "\n")
     return folder
 
 
 def write_dataset(folder, vocabulary, name, splits):
+    folder.mkdir(exist_ok=True)
     counts = {name: array_record.write_examples(folder, name, splits)}
     vocabulary.save(folder / "tokenizer.json")
     Manifest(fingerprint=folder.name, datasets=counts).write(folder)
     return folder
+
+
+def search(folder, texts, items=ITEMS, **how) -> dict:
+    return contamination.check(read_items(write_items(folder, items)), [write_corpus(folder / "corpus", texts, **how)])
 
 
 def found_in(result) -> dict:
@@ -106,38 +112,29 @@ def found_in(result) -> dict:
     return found
 
 
-# ---- What is refused, and what is not ----
+# ---- Refused and allowed ----
 
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("searched")
-    corpus = write_corpus(folder / "corpus", {name: text for name, (text, _) in REFUSED.items()} | ALLOWED)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        return contamination.check(read_items(write_items(folder)), [corpus])
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return search(tmp_path_factory.mktemp("data"), {name: text for name, (text, _) in REFUSED.items()} | ALLOWED)
 
 
-@pytest.mark.parametrize("record", REFUSED)
-def test_a_record_that_asks_and_answers_an_item_is_contaminated(searched, record):
-    assert found_in(searched)[record] == REFUSED[record][1]
+@pytest.mark.parametrize("record", [*REFUSED, *ALLOWED])
+def test_a_record_is_contaminated_where_it_asks_and_answers_an_item(searched, record):
+    _, expected = REFUSED.get(record, ("", None))
+    assert found_in(searched).get(record) == expected
 
 
-@pytest.mark.parametrize("record", ALLOWED)
-def test_a_record_that_does_less_is_not(searched, record):
-    assert record not in found_in(searched)
-
-
-def test_a_refusal_names_items_and_records(searched):
+def test_a_refusal_counts_the_records_and_names_the_first(searched):
     with pytest.raises(UserError) as caught:
         contamination.refuse(searched)
     message = str(caught.value)
-    assert message.startswith(
-        "items.jsonl: the data hold 4 of its 6 items together with an answer: item long in corpus"
-    )
-    assert "record as published (stem with its options)" in message
-    assert "; and 11 more." in message
     assert "\n" not in message
+    for part in ("items.jsonl", "4 of its 6", "item long in corpus documents, record as published", "11 more"):
+        assert part in message
 
 
 def test_matches_are_counted_by_kind(tmp_path):
@@ -145,10 +142,9 @@ def test_matches_are_counted_by_kind(tmp_path):
         "a words of a question": f"It keeps {' '.join(LONG.split()[4:])}, they say.",
         "a stem": NAMED,
         "b options in any order": "; ".join(reversed(SHORTS)),
-        "b other": "Nothing of the kind is said here, though users run applications on a workstation.",
+        "b other": "Nothing of the kind is stated here, though users run applications on a workstation.",
     }
-    items = read_items(write_items(tmp_path))
-    result = contamination.check(items, [write_corpus(tmp_path / "corpus", texts)])
+    result = search(tmp_path, texts)
     counts = {"records": 4, "ngram": 2, "stem": 1, "options": 1, "contaminated": 0}
     assert result["counts"] == counts
     assert result["parts"] == [{"store": "corpus", "part": "documents", "held_out": False, **counts}]
@@ -158,12 +154,24 @@ def test_matches_are_counted_by_kind(tmp_path):
         ("named", "a stem", NAMED.lower().rstrip("?")),
         ("long", "a words of a question", "keeps users from running unsigned applications on a workstation"),
     ]
-    assert result["verdict"].startswith("not contaminated: ")
-    assert result["items"] == {"name": "items.jsonl", "file": "items.jsonl", "sha256": items.sha256}
     contamination.refuse(result)
 
 
-# ---- Datasets ----
+def test_a_result_is_cached_by_items_store_and_version(tmp_path, monkeypatch):
+    leak, clean = {"leak": f"{LONG} {OPTIONS[0]}"}, {"clean": LONG}
+
+    def contaminated(texts, **how) -> int:
+        return search(tmp_path, texts, **how)["counts"]["contaminated"]
+
+    assert contaminated(leak) == 1
+    assert contaminated(clean) == 1, "the same fingerprint: read from the cache"
+    assert contaminated(clean, fingerprint="2") == 0
+    assert contaminated(leak, items=ITEMS[1:]) == 0
+    monkeypatch.setattr(contamination, "VERSION", contamination.VERSION + 1)
+    assert contaminated(clean) == 0
+
+
+# ---- The text of stores ----
 
 
 @pytest.fixture(scope="module")
@@ -171,108 +179,89 @@ def vocabulary():
     return tokenizer.train([LONG, *OPTIONS, FAR], 400)
 
 
-@pytest.mark.parametrize("window", [11, 16, 23])
-def test_a_question_that_lies_across_windows_is_found(tmp_path, vocabulary, window):
-    texts = [FAR, f"{LONG} {OPTIONS[0]}", FAR]
-    records = [Record(f"D-{n}", "notes", "", text, "", "") for n, text in enumerate(texts)]
+def conversation(vocabulary, name, question, options) -> dict:
+    turns = [chat_format.Message("user", mcq_format.ask(question, options)), chat_format.Message("assistant", "A")]
+    tokens, mask = chat_format.render(vocabulary, turns)
+    return {"id": name, "source": "attack", "letter": "A", "tokens": tokens, "mask": mask}
+
+
+@pytest.mark.parametrize("window", [7, 16, 23, 5000])
+def test_windows_are_joined_so_that_a_question_across_a_cut_is_found(tmp_path, vocabulary, window):
+    texts = [FAR, f"{LONG} {OPTIONS[0]}", *(f"naïve “users” {n}" for n in range(9)), FAR]
+    records = [Record(f"D-{n}", "notes", f"Title {n}", text, "", "") for n, text in enumerate(texts)]
     rows = list(pretrain.build(lambda: iter(records), vocabulary, "train", window))
-    assert not any(LONG in vocabulary.decode(row["tokens"]) for row in rows)
     store = write_dataset(tmp_path / "pretrain-1", vocabulary, "pretrain", {"train": rows})
-    result = contamination.check(read_items(write_items(tmp_path)), [store])
-    (at,) = result["contaminated"]
-    assert (at["item"], at["part"], at["reason"]) == ("long", "pretrain/train", BY_GOLD)
-    start = next(row for row in rows if row["id"] == at["record"])
-    assert vocabulary.id(tokenizer.BOS) in start["tokens"]
+    (part,) = parts_of(store)
+    found = list(part.texts)
+    assert (part.name, part.size) == ("pretrain/train", len(found))
+    whole = "".join(f"<|bos|>{pretrain.text_of(record)}<|eos|>" for record in records)
+    assert whole.startswith("".join(text.text for text in found)), "a tail that filled no window was never written"
+    starts = {row["id"] for row in rows if vocabulary.id(tokenizer.BOS) in row["tokens"].tolist()}
+    assert {text.id for text in found} <= starts
+    if window < 5000:
+        (at,) = contamination.check(read_items(write_items(tmp_path)), [store])["contaminated"]
+        assert (at["item"], at["part"], at["reason"]) == ("long", "pretrain/train", BY_GOLD)
+        assert at["record"] in starts
 
 
-def test_the_held_out_questions_of_the_project_are_refused_in_training_alone(tmp_path, vocabulary):
+def test_held_out_questions_are_refused_in_training_alone_and_conversations_stay_apart(tmp_path, vocabulary):
     grown = vocabulary.with_chat_tokens([])
-
-    def row(number, question, options, letter):
-        turns = [
-            chat_format.Message("user", mcq_format.ask(question, options)),
-            chat_format.Message("assistant", letter),
-        ]
-        tokens, mask = chat_format.render(grown, turns)
-        return {"id": f"q{number}", "source": "attack", "letter": letter, "tokens": tokens, "mask": mask}
-
-    one, two = row(1, LONG, OPTIONS, "A"), row(2, LANGUAGE, LANGUAGES, "A")
+    one, two = conversation(grown, "q1", LONG, OPTIONS), conversation(grown, "q2", LANGUAGE, LANGUAGES)
     items = read_items(write_items(tmp_path, ITEMS[:1]))
     clean = write_dataset(tmp_path / "clean", grown, "mcq", {"train": [two], "test": [one]})
+    assert {part.split: [text.id for text in part.texts] for part in parts_of(clean)} == {
+        "train": ["q2"],
+        "test": ["q1"],
+    }
     result = contamination.check(items, [clean])
     assert {part["part"]: part["contaminated"] for part in result["parts"]} == {"mcq/train": 0, "mcq/test": 1}
     assert (result["counts"]["records"], result["counts"]["contaminated"]) == (1, 0)
     contamination.refuse(result)
-
     for split in ("train", "validation"):
         leaking = write_dataset(tmp_path / split, grown, "mcq", {split: [one, two]})
-        with pytest.raises(UserError, match=rf"item long in {split} mcq/{split}, record q1 \(stem with its options\)"):
-            contamination.refuse(contamination.check(items, [clean, leaking]))
+        result = contamination.check(items, [clean, leaking])
+        assert found_in(result) == {"q1": {"long": BY_OPTIONS}}
+        with pytest.raises(UserError, match=rf"item long in {split} mcq/{split}, record q1"):
+            contamination.refuse(result)
 
 
-# ---- The cache ----
+def test_documents_include_the_facts_that_their_text_does_not_state(tmp_path):
+    fact = {"subject": "Phishing", "relation": "tactic", "object": "Initial Access", "evidence": "It serves access."}
+    (part,) = parts_of(write_corpus(tmp_path, {"Phishing": "Messages."}, facts=[fact]))
+    assert (part.store, part.name, part.size, part.split) == (tmp_path.name, "documents", 1, "")
+    assert [text.text for text in part.texts] == ["Phishing\n\nMessages.\nInitial Access\nIt serves access."]
 
 
-def test_a_second_call_reads_what_the_first_found(tmp_path):
-    items = read_items(write_items(tmp_path))
-    corpus = write_corpus(tmp_path / "corpus", {"leak": f"{LONG} {OPTIONS[0]}"})
-    first = contamination.check(items, [corpus])
-    (corpus / "documents.jsonl").unlink()
-    assert contamination.check(items, [corpus]) == first
+def test_a_folder_without_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        list(parts_of(tmp_path))
+    (tmp_path / "manifest.json").write_text('{"fingerprint": "1"}')
+    with pytest.raises(UserError, match="documents"):
+        list(parts_of(tmp_path))
+    (tmp_path / "documents.jsonl").write_text('{"id": "1"]\n')
+    (part,) = parts_of(tmp_path)
+    with pytest.raises(UserError, match=r"documents\.jsonl, line 1"):
+        list(part.texts)
 
 
-def test_other_items_or_another_store_are_searched_anew(tmp_path):
-    corpus = write_corpus(tmp_path / "corpus", {"leak": f"{LONG} {OPTIONS[0]}"})
-    items = read_items(write_items(tmp_path))
-    assert contamination.check(items, [corpus])["counts"]["contaminated"] == 1
-    assert contamination.check(read_items(write_items(tmp_path, ITEMS[1:])), [corpus])["counts"]["contaminated"] == 0
-    write_corpus(corpus, {"clean": LONG}, fingerprint="2")
-    assert contamination.check(items, [corpus])["counts"]["contaminated"] == 0
+# ---- The command, and the real benchmark ----
 
 
-def test_another_version_of_the_search_searches_anew(tmp_path, monkeypatch):
-    items = read_items(write_items(tmp_path))
-    corpus = write_corpus(tmp_path / "corpus", {"leak": f"{LONG} {OPTIONS[0]}"})
-    contamination.check(items, [corpus])
-    write_corpus(corpus, {"clean": LONG})  # the same name and fingerprint: only a new search sees it
-    assert contamination.check(items, [corpus])["counts"]["contaminated"] == 1
-    monkeypatch.setattr(contamination, "VERSION", contamination.VERSION + 1)
-    assert contamination.check(items, [corpus])["counts"]["contaminated"] == 0
-
-
-# ---- The command ----
-
-
-def test_the_command(ghost, tmp_path):
-    items = write_items(tmp_path)
+def test_the_command_refuses_and_writes_what_it_found(ghost, tmp_path):
     leaking = write_corpus(tmp_path / "leaking", {"leak": f"{LONG} {OPTIONS[0]}"}, fingerprint="leaking")
     clean = write_corpus(tmp_path / "clean", {"stem": LONG}, fingerprint="clean")
+    command = ["evals.contamination", f"--items={write_items(tmp_path)}", f"--data={clean}"]
     out = tmp_path / "new" / "result.json"
-    command = ["evals.contamination", f"--items={items}", f"--data={clean}"]
-
-    outcomes = ghost.together(
-        {
-            "clean": lambda: ghost(*command),
-            "leaking": lambda: ghost(*command, f"--data={leaking}", f"--out={out}", check=False),
-            "no store": lambda: ghost(*command, f"--data={tmp_path / 'nowhere'}", check=False),
-            "no data": lambda: ghost(*command[:2], check=False),
-        }
-    )
-    assert "verdict: not contaminated: no record asks an item and answers it. 1 of 6" in outcomes["clean"].stdout
-    assert "verdict: CONTAMINATED: the data hold 1 of 6 items" in outcomes["leaking"].stdout
-    paragraph = paragraph_of(outcomes["leaking"], 1)
-    assert "item long in leaking documents, record leak (stem with its gold option)" in paragraph
+    assert "not contaminated" in ghost.here(*command).stdout
+    assert "record leak" in ghost.refused_here(*command, f"--data={leaking}", f"--out={out}")
     result = json.loads(out.read_text())
     assert result["ghost_jax"] == ghost_jax.__version__
     assert result["stores"] == [{"name": name, "fingerprint": name} for name in ("clean", "leaking")]
     assert found_in(result) == {"leak": {"long": BY_GOLD}}
-    assert "nowhere is no prepared store" in paragraph_of(outcomes["no store"], 1)
-    assert "--data" in paragraph_of(outcomes["no data"], 2)
+    assert "nowhere" in ghost.refused_here(*command, f"--data={tmp_path / 'nowhere'}")
 
 
-# ---- The real benchmark ----
-
-
+@pytest.mark.slow  # reads and searches all of ATT&CK
 def test_attack_shares_sentences_with_ctibench_and_no_question(ghost_data, tmp_path):
     records = attack.read(next((ghost_data / "raw").glob("enterprise-attack-15.1.json*")))
     corpus = write_corpus(tmp_path / "corpus", {record.id: f"{record.title}\n\n{record.text}" for record in records})

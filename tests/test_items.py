@@ -1,55 +1,126 @@
-"""evals/items/items.py: option orders, and that permuting an item keeps what it asks."""
+"""evals/items: orders of options, and which items are dependent, by page, by option set, and through others."""
+
+import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evals.items.clusters import clusters_of, components
+from evals.items.formats import read_items
 from evals.items.items import LETTERS, Item, cyclic_orders, order_name, parse_order, permute
+from evals.items.splits import development_split, part_of
 from ghost_jax.core.errors import UserError
 
-
-def test_order_names():
-    assert [order_name(order) for order in cyclic_orders(4)] == ["ABCD", "BCDA", "CDAB", "DABC"]
-    assert parse_order("CBDA", k=4) == (2, 1, 3, 0)
-    assert order_name(parse_order("CBDA", k=4)) == "CBDA"
-
-
-@pytest.mark.parametrize("name", ["", "ABC", "ABCC", "ABCE", "ABCDE", "abcd"])
-def test_a_name_that_is_no_order(name):
-    with pytest.raises(UserError, match="no order of 4 options"):
-        parse_order(name, k=4)
+# ---- Orders ----
 
 
 def test_an_order_names_the_new_letter_of_each_original_option():
-    item = Item("1", "Which?", ("a", "b", "c", "d"), answer=0)
-    moved = permute(item, parse_order("CBDA", k=4))
+    assert [order_name(order) for order in cyclic_orders(4)] == ["ABCD", "BCDA", "CDAB", "DABC"]
+    assert parse_order("CBDA", k=4) == (2, 1, 3, 0)
+    moved = permute(Item("1", "Which?", ("a", "b", "c", "d"), answer=0), parse_order("CBDA", k=4))
     assert moved.options == ("d", "b", "a", "c")
     assert LETTERS[moved.answer] == "C"
-    with pytest.raises(ValueError, match="no order of the 4 options"):
-        permute(item, (0, 1, 2))
+    with pytest.raises(ValueError, match="4 options"):
+        permute(moved, (0, 1, 2))
 
 
-@st.composite
-def items_and_orders(draw):
-    options = draw(st.lists(st.text("abc", max_size=3), min_size=2, max_size=10))
-    answer = draw(st.integers(0, len(options) - 1))
-    return Item("1", "Which?", tuple(options), answer, "u"), tuple(draw(st.permutations(range(len(options)))))
+@pytest.mark.parametrize("name", ["", "ABC", "ABCC", "ABCE", "ABCDE", "abcd"])
+def test_a_name_of_no_order_is_refused(name):
+    with pytest.raises(UserError, match="4 options"):
+        parse_order(name, k=4)
 
 
-@given(items_and_orders())
-def test_permuting_preserves_the_gold_text_and_the_options(pair):
-    item, order = pair
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text("abc", max_size=3), min_size=2, max_size=10), st.data())
+def test_permuting_preserves_the_gold_text_and_the_options(options, data):
+    order = tuple(data.draw(st.permutations(range(len(options)))))
+    item = Item("1", "Which?", tuple(options), data.draw(st.integers(0, len(options) - 1)), "u")
     moved = permute(item, order)
     assert moved.options[moved.answer] == item.options[item.answer]
-    assert sorted(moved.options) == sorted(item.options)
-    assert (moved.id, moved.question, moved.url) == (item.id, item.question, item.url)
     assert permute(moved, tuple(order.index(position) for position in range(len(order)))) == item
 
 
-@given(st.integers(2, 10))
-def test_over_the_cyclic_orders_every_option_stands_once_at_every_position(k):
+@pytest.mark.parametrize("k", range(2, 11))
+def test_over_the_cyclic_orders_every_option_is_once_at_every_position(k):
     orders = cyclic_orders(k)
-    assert len(set(orders)) == k
+    assert len(orders) == k
     assert orders[0] == tuple(range(k))
-    for original in range(k):
-        assert {order[original] for order in orders} == set(range(k))
+    assert all({order[original] for order in orders} == set(range(k)) for original in range(k))
+
+
+# ---- Clusters ----
+
+
+def item(number: int, options: str, url: str = "") -> Item:
+    return Item(f"line {number}", "Which?", tuple(options), 0, url)
+
+
+def others(count: int) -> list[Item]:
+    """Independent items, so that no option set is offered by a fifth of all."""
+    return [item(1000 + number, f"{chr(5000 + number)}{chr(9000 + number)}") for number in range(count)]
+
+
+def test_an_interval_is_clustered_by_page_and_by_options_too_where_many_items_share_theirs():
+    items = [item(1, "abcd", "page 2"), item(2, "dcba", "page 1"), item(3, "efgh"), item(4, "efgh"), item(5, "wxyz")]
+    assert clusters_of(items + others(30))[:5] == ["page 2", "page 1", "line 3", "line 4", "line 5"]
+    sets_of_four = [item(number, "abcdefghijklmnop"[number // 4 * 4 :][:4], f"page {number}") for number in range(28)]
+    pages, sets = zip(*clusters_of(sets_of_four), strict=True)
+    assert len(set(pages)) == 28
+    assert [sets.count(name) for name in sets[:4]] == [4] * 4
+    assert clusters_of([item(number, "abcd", "page") for number in range(4)]) == ["page"] * 4
+
+
+def test_an_option_set_that_is_a_form_of_answers_connects_nothing():
+    items = [item(number, ("yn", "ny")[number % 2]) for number in range(100)]
+    assert len(set(components(items))) == 100
+    assert len(set(components(items + others(399)))) == 100 + 399, "a fifth of all, and one more"
+    assert len(set(components(items + others(400)))) == 1 + 400
+    assert len(set(components([item(number, "abcd") for number in range(4)]))) == 1, "one set of four and nothing else"
+
+
+drawn = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd"), st.integers(0, 3)), max_size=12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(drawn, st.integers(0, 2**32 - 1))
+def test_components_are_those_of_a_search_in_any_order(drawn, seed):
+    items = [
+        item(number, one + two.upper(), f"page {page}" if page else "") for number, (one, two, page) in enumerate(drawn)
+    ]
+    smallest = {each: each.url or each.id for each in items}
+    for _ in items:  # after as many rounds, a name has reached every connected item
+        for each in items:
+            connected = [
+                smallest[other]
+                for other in items
+                if each.url == other.url != "" or frozenset(each.options) == frozenset(other.options)
+            ]
+            smallest[each] = min(connected)
+    isolated = others(5 * len(items))  # so that no option set is a form of answers
+    mixed = random.Random(seed).sample([*items, *isolated], 6 * len(items))
+    assert components(mixed) == [smallest.get(each, each.id) for each in mixed]
+
+
+# ---- CTIBench ----
+
+
+def test_the_clusters_and_the_splits_of_ctibench(ghost_data):
+    ctibench = read_items(ghost_data / "ctibench" / "cti-mcq.tsv")
+    items = ctibench.items
+    assert len(set(components(items))) == 966
+    assert clusters_of(items) == [each.url for each in items], "headline intervals are clustered by page"
+    dev, test = part_of(ctibench, "dev"), part_of(ctibench, "test")
+    assert (len(dev), len(test)) == (500, 2000)
+    assert {*dev.items, *test.items} == set(items)
+    assert part_of(ctibench, "all") is ctibench
+    order = list(range(2500))
+    random.Random(0).shuffle(order)
+    assert [*map(list, development_split(ctibench))] == [order[:500], order[500:]]
+
+
+def test_other_items_have_no_split(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("Which?,one,two,three,four,B\n")
+    with pytest.raises(UserError, match=r"mine\.csv"):
+        part_of(read_items(path), "dev")

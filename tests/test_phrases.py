@@ -1,10 +1,8 @@
 """evals/overlap/ngrams.py: words however they are typeset, and the phrases that a text holds."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from evals.overlap.ngrams import Alphabet, Patterns, blanked, ngrams_of, words_of
+from evals.overlap.ngrams import Alphabet, blanked, ngrams_of, words_of
 
 WORDS = ["which", "of", "these", "isn", "t", "the", "attacker", "s", "goal"]
 
@@ -35,20 +33,8 @@ def test_words(text, words):
 def test_a_phrase_is_a_substring_of_whole_words():
     alphabet = Alphabet()
     phrase = alphabet.learn(["no", "sql"])
-    assert len(alphabet) == len(phrase) == 2
+    assert len(phrase) == 2
     assert phrase in alphabet.spell(["there", "is", "no", "sql", "here"])
     assert phrase not in alphabet.spell(["there", "is", "nosql", "here", "or", "no", "such", "sql"])
     assert blanked(alphabet.spell(["a", "no", "sql", "b"]), phrase) == "\0" * 4
     assert (ngrams_of("abcd", 3), ngrams_of("ab", 3)) == (["abc", "bcd"], [])
-
-
-@given(
-    st.sets(st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(tuple), max_size=12),
-    st.lists(st.lists(st.sampled_from("abcd"), max_size=30), min_size=1, max_size=5),
-)
-def test_exactly_the_patterns_of_each_record_are_found(patterns, records):
-    alphabet = Alphabet()
-    spelled = {alphabet.learn(pattern) for pattern in patterns}
-    texts = [alphabet.spell(record) for record in records]
-    expected = [{pattern for pattern in spelled if pattern in text} for text in texts]
-    assert Patterns(spelled, alphabet).search(texts) == expected

@@ -1,4 +1,4 @@
-"""The open-book reader, its fitted weights, its controls, and the book that it reads."""
+"""evals/open_book: the lexical reader, its fitted weights, retrieval and controls, and the book that it reads."""
 
 import json
 import os
@@ -11,36 +11,26 @@ import pytest
 
 from evals.items.answers import orders_of
 from evals.items.formats import read_items
-from evals.items.items import Item, Items, cyclic_orders, permute
-from evals.items.splits import development_split
+from evals.items.items import Item, cyclic_orders, permute
 from evals.open_book import retrieval
-from evals.open_book.lexical import APPEARANCE, EVIDENCE, NOTHING_FITTED, LexicalReader, answers_of
+from evals.open_book.lexical import EVIDENCE, FEATURES, LexicalReader, answers_of
 from evals.open_book.rescorer import ASKED, fit, generated, generated_weights
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, index_store
 from ghost_jax.data.retrieval.bm25 import Index, Passage
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.schema import Fact, Record, split_of
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[1]
 ATTACK = "https://attack.mitre.org/techniques"
+CWE = "https://cwe.mitre.org/data/definitions/369.html"
 LINES = (
     ("Phishing (T1566)", "", "Adversaries send messages with malicious links.", f"{ATTACK}/T1566"),
     ("Phishing (T1566)", "Mitigation M1031 Scanner", "Scan mail and block attachments.", f"{ATTACK}/T1566"),
     ("Pass the Hash (T1550.002)", "", "Adversaries steal hashes of passwords.", f"{ATTACK}/T1550/002"),
     ("Pass the Hash (T1550.002)", "Mitigation M1026", "Limit the rights of accounts.", f"{ATTACK}/T1550/002"),
-    (
-        "Divide By Zero (CWE-369)",
-        "Consequence",
-        "Crash, exit or restart.",
-        "https://cwe.mitre.org/data/definitions/369.html",
-    ),
-    (
-        "Divide By Zero (CWE-369)",
-        "",
-        "Examples are in C++ and in C#.",
-        "https://cwe.mitre.org/data/definitions/369.html",
-    ),
+    ("Divide By Zero (CWE-369)", "Consequence", "Crash, exit or restart.", CWE),
+    ("Divide By Zero (CWE-369)", "", "Examples are in C++ and in C#.", CWE),
 )
 HASH = Item(
     "hash",
@@ -51,9 +41,13 @@ HASH = Item(
 )
 
 
+def small_reader() -> LexicalReader:
+    return LexicalReader(Index.build(Passage(url, "attack", *line, url) for *line, url in LINES))
+
+
 @pytest.fixture(scope="module")
 def reader() -> LexicalReader:
-    return LexicalReader(Index.build(Passage(url, "attack", *line[:3], url) for *line, url in LINES))
+    return small_reader()
 
 
 def asked(question: str, *options: str) -> Item:
@@ -63,24 +57,24 @@ def asked(question: str, *options: str) -> Item:
 # ---- Reading ----
 
 
-def test_the_option_that_the_best_line_holds_is_chosen_and_the_line_is_the_evidence(reader):
-    read = reader.read(HASH)
-    assert read.scores().argmax() == HASH.answer
-    assert reader.evidence(read)[0].text == "Limit the rights of accounts."
-    assert reader.evidence(read)[0].url == f"{ATTACK}/T1550/002"
-
-
 @pytest.mark.parametrize(
-    ("question", "best"),
+    ("item", "chosen", "evidence"),
     [
-        ("Which does Divide By Zero lead to?", False),
-        ("Which does Divide By Zero NOT lead to?", True),
-        ("All of these follow from Divide By Zero EXCEPT", True),
+        (HASH, 1, "Limit the rights of accounts."),
+        (asked("Which does Divide By Zero lead to?", "Phishing mail", "Crash"), 1, "Crash, exit or restart."),
+        (asked("Which does Divide By Zero NOT lead to?", "Crash", "Phishing mail"), 1, "Crash, exit or restart."),
+        (asked("All of these follow from Divide By Zero EXCEPT", "Crash", "Mail"), 1, "Crash, exit or restart."),
+        (asked("Examples of Divide By Zero are in?", "C-", "C++", "C|"), 1, "Examples are in C++ and in C#."),
     ],
 )
-def test_a_negated_question_is_answered_by_the_option_that_the_lines_speak_least_for(reader, question, best):
-    scores = reader.read(asked(question, "Restart", "Crash", "Phishing mail", "Exit")).scores()
-    assert scores[2] == (scores.max() if best else scores.min())
+def test_the_option_of_the_best_line_is_chosen_or_the_least_supported_one_of_a_negated_question(
+    reader, item, chosen, evidence
+):
+    read = reader.read(item)
+    scores = read.scores()
+    assert scores.argmax() == chosen
+    assert (scores == scores.max()).sum() == 1
+    assert reader.evidence(read)[0].text == evidence
 
 
 @pytest.mark.parametrize(
@@ -100,43 +94,27 @@ def test_a_negated_question_is_answered_by_the_option_that_the_lines_speak_least
         ("Which mitigation enforces least privilege?", False),
     ],
 )
-def test_only_the_negation_of_the_question_itself_turns_it_round(reader, question, negated):
+def test_only_the_negation_of_the_question_itself_reverses_the_order(reader, question, negated):
     assert reader.read(asked(question, "Crash", "Exit")).negated is negated
 
 
-def test_the_evidence_of_a_negated_question_is_what_does_hold(reader):
-    read = reader.read(asked("Which is NOT a consequence of Divide By Zero?", "Crash", "Phishing mail"))
-    assert [line.text for line in reader.evidence(read)] == ["Crash, exit or restart."]
-
-
-def test_signs_that_terms_lose_still_tell_options_apart(reader):
-    scores = reader.read(asked("Examples of Divide By Zero are in?", "C++", "C-", "C|")).scores()
-    assert scores[0] > scores[1:].max()
-
-
-def test_no_order_of_the_options_changes_what_is_read_to_the_last_bit(reader):
+def test_no_order_of_the_options_changes_a_score_and_equal_options_share(reader):
     items = [HASH, asked("Which is NOT a crash?", "Crash", "crash", "Crash", ""), asked("xyzzy", "a", "b", "c", "d")]
-    weights = {name: 0.1 * (i + 1) for i, name in enumerate((*EVIDENCE, *APPEARANCE))}
+    weights = {name: 0.1 * (i + 1) for i, name in enumerate(FEATURES)}
     for item in items:
         scores = reader.read(item).scores(weights)
         for order in orders_of([item], "all")[0]:
             moved = reader.read(permute(item, order)).scores(weights)
-            assert [moved[order[k]] for k in range(len(order))] == list(scores)
-
-
-def test_answers_say_the_same_option_in_every_order_and_those_that_tie_share(reader):
-    items = [HASH, asked("Crash by Divide By Zero?", "Crash", "Crash", "Mail", "Links")]
-    orders = orders_of(items, "cyclic")
-    answers = answers_of(reader.read_all(items), orders)
+            assert [moved[order[k]] for k in range(len(order))] == list(scores), "to the last bit"
+    tied = asked("Crash by Divide By Zero?", "Crash", "Crash", "Mail", "Links")
+    answers = answers_of(reader.read_all([HASH, tied]), orders_of([HASH, tied], "cyclic"))
     assert answers.options()[0].tolist() == [[0, 1, 0, 0]] * 4
     assert answers.options()[1].tolist() == [[0.5, 0.5, 0, 0]] * 4
-    assert [list(credit) for credit in answers.credits(items)] == [[1] * 4, [0.5] * 4]
 
 
 @pytest.mark.parametrize("question", ["xyzzy plugh", "?!", "the of"])
-def test_a_question_without_a_known_token_is_told_apart_and_answered_evenly(reader, question):
-    item = asked(question, "Crash", "Mail", "Restart", "Links and more links")
-    read = reader.read(item)
+def test_a_question_without_a_known_term_is_marked_and_answered_evenly(reader, question):
+    read = reader.read(asked(question, "Crash", "Mail", "Restart", "Links and more links"))
     assert not read.known
     assert not read.evidence.any()
     assert answers_of([read], [cyclic_orders(4)]).said[0].tolist() == [[0.25] * 4] * 4
@@ -156,86 +134,60 @@ def test_options_without_a_known_term_and_a_book_of_one_line_can_be_read():
     assert np.isfinite(scores).all()
 
 
-def test_within_some_lines_nothing_else_is_read(reader):
-    only = reader.index.rows_of(LINES[0][3])
-    assert not reader.read(asked("Divide By Zero?", "Crash", "Links"), only).known
-    read = reader.read(asked("Scan the mail of accounts?", "block attachments", "limit the rights"), only)
-    assert read.known
-    assert {line.title for line in reader.evidence(read)} == {"Phishing (T1566)"}
-
-
-HASHED = """
-import sys; sys.path.insert(0, "tests")
-from test_reader import HASH, LINES, LexicalReader, Index, Passage
-reader = LexicalReader(Index.build(Passage(url, "attack", *line[:3], url) for *line, url in LINES))
-print(reader.read(HASH).evidence.tolist())
-"""
-
-
-def test_another_process_reads_the_same_to_the_last_bit():
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", HASHED],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in "12"
-    }
-    assert len(said) == 1
-    assert said.pop().strip()
+def test_another_hash_seed_gives_the_same_evidence_to_the_last_bit(reader):
+    code = "from tests.test_reader import HASH, small_reader; print(small_reader().read(HASH).evidence.tolist())"
+    env = os.environ | {"PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == reader.read(HASH).evidence.tolist()
 
 
 # ---- Fitted weights ----
 
 
-def test_the_weights_of_the_logit_are_where_its_likelihood_is_highest(reader):
+def test_the_weights_of_the_logit_maximise_its_likelihood(reader):
     twice = asked("Do messages of Phishing have links?", "Restart", "malicious links")
-    items = [HASH, HASH, HASH, twice, twice]
-    reads = [reader.read(item) for item in items]
+    reads = [reader.read(item) for item in (HASH, HASH, HASH, twice, twice)]
     answers = [1, 1, 0, 1, 0]  # some against the lines, so that no weight is infinite
     names = ("line", "length")
     blocks = [read.features(names) for read in reads]
 
     def loss(weights: dict) -> float:
-        total = 0.0
-        for read, answer in zip(reads, answers, strict=True):
-            scores = read.scores(weights)
-            total += np.log(np.exp(scores).sum()) - scores[answer]
-        return total
+        scores = [read.scores(weights) for read in reads]
+        return sum(np.log(np.exp(each).sum()) - each[answer] for each, answer in zip(scores, answers, strict=True))
 
     best = fit(blocks, answers, names, ridge=1e-6)
     for name in names:
         for step in (-0.05, 0.05):
             assert loss(best) < loss(best | {name: best[name] + step * max(1, abs(best[name]))})
-    strong = fit(blocks, answers, names, ridge=1e6)
-    assert max(abs(weight) for weight in strong.values()) < 0.01
-
-
-def test_nothing_can_be_fitted_to_no_question():
-    with pytest.raises(ValueError, match="no questions"):
-        fit([], [], EVIDENCE)
+    assert max(map(abs, fit(blocks, answers, names, ridge=1e6).values())) < 0.01
 
 
 def pages(count: int) -> list[Record]:
+    """Returns pages with a fact of each relation that questions are generated from."""
     made = []
     for i in range(count):
-        facts = tuple(
-            Fact(
-                f"Technique {i} (T{1000 + i})",
-                relation,
-                f"Answer {relation} {i}",
-                f"Words number {i} tell of {relation}",
-            )
-            for relation in ASKED
-        )
-        made.append(Record(f"p/{i}", "attack", f"Technique {i}", "Text.", f"https://x.org/{i}", "", facts))
+        name = f"Technique {i} (T{1000 + i})"
+        facts = [Fact(name, asks, f"Answer {asks} {i}", f"Words number {i} tell of {asks}") for asks in ASKED]
+        made.append(Record(f"p/{i}", "attack", f"Technique {i}", "Text.", f"https://x.org/{i}", "", tuple(facts)))
     return made
 
 
-def test_generated_questions_ask_of_train_subjects_alone_and_are_the_same_again():
+def corpus_of_facts() -> Path:
+    """Builds the corpus store of pages with enough facts to generate questions from."""
+
+    def write(folder: Path) -> dict:
+        with (folder / "documents.jsonl").open("w") as file:
+            for page in pages(60):
+                facts = [{k: getattr(f, k) for k in ("subject", "relation", "object", "evidence")} for f in page.facts]
+                text = "\n\n".join(f"{fact.object}: {fact.evidence}" for fact in page.facts)
+                fields = {"id": page.id, "source": "attack", "title": page.title, "text": text, "url": page.url}
+                file.write(json.dumps(fields | {"license": "", "facts": facts}) + "\n")
+        return {}
+
+    return artifact_cache.build("corpus", (), {"inputs": []}, write)
+
+
+def test_generated_questions_are_a_fixed_draw_from_train_subjects():
     items = generated(pages(80))
     assert items == generated(pages(80))
     assert len(items) > 100
@@ -244,130 +196,85 @@ def test_generated_questions_ask_of_train_subjects_alone_and_are_the_same_again(
     assert {item.answer for item in items} == {0, 1, 2, 3}
 
 
-def corpus_of_facts() -> Path:
-    """Builds the corpus store of pages with enough facts to generate questions from."""
-
-    def write(folder: Path) -> dict:
-        with (folder / "documents.jsonl").open("w") as file:
-            for i, page in enumerate(pages(60)):
-                text = "\n\n".join(f"{fact.object}: {fact.evidence}" for fact in page.facts)
-                facts = [{k: getattr(f, k) for k in ("subject", "relation", "object", "evidence")} for f in page.facts]
-                fields = {"id": f"p/{i}", "source": "attack", "title": page.title, "text": text, "url": page.url}
-                file.write(json.dumps(fields | {"license": "", "facts": facts}) + "\n")
-        return {}
-
-    return artifact_cache.build("corpus", (), {"inputs": []}, write)
-
-
-def test_the_weights_of_generated_questions_are_kept_and_found_again(tmp_path, monkeypatch):
+def test_the_weights_of_generated_questions_are_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     corpus = corpus_of_facts()
     index = index_store(corpus, PUBLISHED_BOOK, print)
-    said: list[str] = []
-    weights = generated_weights(corpus, index, said.append)
+    messages: list[str] = []
+    weights = generated_weights(corpus, index, messages.append)
     assert set(weights) == set(EVIDENCE)
     assert weights["line"] > 0
-    assert generated_weights(corpus, index, said.append) == weights
-    assert len(said) == 1
-
-
-def test_only_ctibench_has_a_development_split():
-    with pytest.raises(UserError, match="no named development split"):
-        development_split(Items("mine", "", "0" * 64, (HASH,)))
+    assert generated_weights(corpus, index, messages.append) == weights
+    assert len(messages) == 1
 
 
 # ---- Retrieval and controls ----
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "page"),
     [
-        f"{ATTACK}/T1566/001",
-        f"{ATTACK}/T1566.001/",
-        "http://www.attack.mitre.org/techniques/t1566/001#top",
+        *(
+            (url, "attack.mitre.org/techniques/t1566.001")
+            for url in (
+                f"{ATTACK}/T1566/001",
+                f"{ATTACK}/T1566.001/",
+                "http://www.attack.mitre.org/techniques/t1566/001#a",
+            )
+        ),
+        ("http://capec.mitre.org/data/definitions/1.html", "capec.mitre.org/data/definitions/1.html"),
+        *((url, "") for url in ("", "Manual", "NIST security_part5.txt")),
     ],
 )
-def test_one_page_has_one_name(url):
-    assert retrieval.page_of(url) == "attack.mitre.org/techniques/t1566.001"
-
-
-def test_other_pages_keep_their_address_and_what_is_none_has_no_page():
-    assert (
-        retrieval.page_of("http://capec.mitre.org/data/definitions/1.html") == "capec.mitre.org/data/definitions/1.html"
-    )
-    assert [retrieval.page_of(url) for url in ("", "Manual", "NIST security_part5.txt")] == [""] * 3
+def test_a_page_has_one_name(url, page):
+    assert retrieval.page_of(url) == page
 
 
 def test_recall_counts_pages_and_leaves_out_those_that_the_book_lacks(reader):
     wrong = Item("2", "Do messages have links or passwords?", ("a", "b"), 0, f"{ATTACK}/T1550/002")
     found = retrieval.recall(reader.index, [HASH, wrong, Item("3", "Crash?", ("a", "b"), 0, "Manual")])
-    assert found.rows.tolist() == [0, 1]
-    assert found.absent == 1
-    assert found.hits.tolist() == [[True, True, True], [False, True, True]]
-    assert found.seconds > 0
+    assert (found.n, found.absent) == (2, 1)
+    assert found.recall_at == {"1": 0.5, "5": 1, "10": 1}
+    assert found.seconds_per_query > 0
 
 
-def test_the_oracle_page_is_read_alone_and_a_blank_question_leaves_looks_alone(reader):
-    items = [HASH, Item("4", "Crash?", ("Crash", "a longer option"), 0, "Manual")]
-    oracle = retrieval.oracle_page(reader, items)
+def test_controls_read_other_lines(reader):
+    other = Item("4", "Crash, exit, restart?", ("Crash", "a longer option"), 0, "Manual")
+    oracle = retrieval.oracle_page(reader, [HASH, other])
     assert [read.known for read in oracle] == [True, False]
-    assert reader.evidence(oracle[0])[0].title == "Pass the Hash (T1550.002)"
-    blank = retrieval.options_only(reader, items)
+    assert {line.title for line in reader.evidence(oracle[0])} == {"Pass the Hash (T1550.002)"}
+    blank = retrieval.options_only(reader, [HASH, other])
     assert not any(read.known for read in blank)
     assert blank[1].scores({"longest": 1.0}).argmax() == 1
-
-
-def test_the_passages_of_another_question_are_read_in_place_of_the_own(reader):
-    other = asked("Crash, exit, restart?", "Crash", "Links")
-    first, second = retrieval.passages_of_another(reader, [HASH, other])
-    assert reader.read(HASH).known
-    assert not first.known  # what speaks of crashes does not speak of hashes
-    assert not second.known
-
-
-def test_random_passages_are_the_same_draw_again(reader):
-    first, second = (retrieval.random_passages(reader, [HASH], seed=3) for _ in range(2))
+    assert not any(read.known for read in retrieval.passages_of_another(reader, [HASH, other]))
+    first, second = (retrieval.random_passages(reader, [HASH]) for _ in range(2))
     np.testing.assert_array_equal(first[0].evidence, second[0].evidence)
 
 
 # ---- The book ----
 
 
-def test_a_book_with_a_missing_source_is_refused(tmp_path, monkeypatch):
+def test_the_embedded_book_is_built_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("GHOST_OFFLINE", "1")
-    monkeypatch.delenv("GHOST_DATA", raising=False)
-    with pytest.raises(UserError, match=r"The open book lacks enterprise-.*, cwec_v4.14.xml\..*ghost_jax.data.fetch"):
-        book_corpus(None, print)
-
-
-def test_the_embedded_book_is_built_once_and_its_manifest_tells_what_it_holds(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    said: list[str] = []
-    built = [index_store(book_corpus(None, said.append, ("embedded",)), ("embedded",), said.append) for _ in range(2)]
+    messages: list[str] = []
+    corpus = book_corpus(None, messages.append, ("embedded",))
+    built = [index_store(corpus, ("embedded",), messages.append) for _ in range(2)]
     assert built[0] == built[1]
-    assert sum("indexing" in line for line in said) == 1
-    told = artifact_cache.manifest(built[0])
-    assert told.details["passages"] == len(Index.load(built[0])) > 0
-    assert told.made_from["sources"] == ["embedded"]
-    with pytest.raises(UserError, match="nothing to search in"):
-        index_store(book_corpus(None, said.append, ("embedded",)), ("attack",), said.append)
+    assert sum("indexing" in line for line in messages) == 1
+    manifest = artifact_cache.manifest(built[0])
+    assert manifest.details["passages"] == len(Index.load(built[0])) > 0
+    assert manifest.made_from["sources"] == ["embedded"]
+    with pytest.raises(UserError, match="embedded"):
+        index_store(corpus, ("attack",), messages.append)
     assert not list((tmp_path / "ghost_jax" / "stores").glob("*.partial"))
 
 
-# ---- CTIBench ----
-
-
 @pytest.mark.slow
-def test_with_nothing_fitted_79_percent_of_ctibench_are_read_right(ghost_data, tmp_path_factory):
+def test_with_nothing_fitted_81_percent_of_ctibench_are_right(ghost_data):
     items = read_items(ghost_data / "ctibench" / "cti-mcq.tsv")
     corpus = book_corpus(str(ghost_data), print)
     book = LexicalReader(Index.load(index_store(corpus, PUBLISHED_BOOK, print)))
-    reads = book.read_all(items.items)
-    credits = answers_of(reads, orders_of(items.items, "cyclic"), NOTHING_FITTED).credits(items.items)
+    credits = answers_of(book.read_all(items.items), orders_of(items.items, "cyclic")).credits(items.items)
     assert all((credit == credit[0]).all() for credit in credits)
-    assert np.mean([credit[0] for credit in credits]) >= 0.79
-    development, test = development_split(items)
-    assert sorted([*development, *test]) == list(range(2500))
-    found = retrieval.recall(book.index, items.items)
-    assert found.hits.mean(axis=0)[1] > 0.9
+    assert np.mean([credit[0] for credit in credits]) == pytest.approx(0.812, abs=5e-4)
+    assert retrieval.recall(book.index, items.items).recall_at["5"] > 0.9

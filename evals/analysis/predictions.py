@@ -6,7 +6,6 @@ several such columns of one name are answers over orders. A cell that is no lett
 column `id` matches rows to items, and a column `GT`, `gold` or `answer` must agree with them.
 """
 
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -119,9 +118,8 @@ def _read_rows(path: Path) -> list[Row]:
             if cells.keys() != rows[0][1].keys():
                 raise UserError(f"{path}, {place}: its keys are not those of the first line. Give {SHAPE}.")
     else:
-        first = next(placed)
-        columns = [name.strip() for name in first[1]]
-        rows = list(raw.under_header(path, itertools.chain([first], placed), columns, SHAPE))
+        columns = [name.strip() for name in placed[0][1]]
+        rows = raw.under_header(path, placed, columns, SHAPE)
     if not rows:
         raise UserError(f"{path}: the file has a header but no predictions. Give {SHAPE}.")
     return rows

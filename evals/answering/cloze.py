@@ -1,16 +1,16 @@
-"""Cloze: how probable a model finds each option's text as the answer, with the options not shown.
+"""Cloze: the log-probability of each option's text as the answer, where the prompt does not show the options.
 
 No letter is read and no order is asked, so that nothing can collapse to one letter. Three normalisations are reported;
-which of them counts is declared here and not chosen by what comes out.
+the primary one is declared here, before anything is scored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from evals.analysis import stats
 from evals.answering.controls import SWAPPED, swapped
-from evals.answering.prefix_tree import Branch, Predict, Tree, cropped, read
+from evals.answering.prefix_tree import Predict, Tree, read, scored_text
 from evals.items.answers import Answers
 from evals.items.clusters import clusters_of
 from evals.items.items import Item, Items, Order, cyclic_orders
@@ -19,26 +19,30 @@ from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import answer, ask, with_context
 from ghost_jax.text.tokenizer import Tokenizer
 
-# By the difference to what the option has without the question, a model that does not read the question gives every
-# option 0 and scores chance, whatever it thinks of long options or common words.
+# The difference from the option's score without the question: a model that does not read the question gives every
+# option 0 and scores chance, even if it prefers long options or common words.
 PRIMARY = "pmi"
+# name -> (log-probabilities of an option's tokens and the end of the turn, the same behind a blank question) -> score
+NORMALISATIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "sum": lambda found, blank: found[:-1].sum(),
+    "per_token": lambda found, blank: found[:-1].mean(),
+    "pmi": lambda found, blank: found[:-1].sum() - blank[:-1].sum(),
+    "ranked": lambda found, blank: found.mean(),
+}
 
 
 def evaluate(
     predict: Predict, tokenizer: Tokenizer, items: Items, *, context: int, batch_size: int, controlled: bool = True
 ) -> Cloze:
-    """Returns accuracy and interval under each normalisation, as fractions, and which of them was declared primary.
+    """Returns the accuracy under each normalisation, and which of them is primary.
 
     With log P(option | question) = Σ_t log p_t over its tokens: `sum` is that, `per_token` its mean, and `pmi` its
-    difference to log P(option | blank question), domain-conditional PMI (Holtzman et al. 2021, "Surface Form
+    difference from log P(option | blank question), domain-conditional PMI (Holtzman et al. 2021, "Surface Form
     Competition"). `ranked` is the mean over the tokens and the end of the turn, which `objective.ranking` trains. Ties
-    share the credit. An option without text is never chosen. `chance` is the credit where all options with text tie:
-    1/k. Intervals are clustered by page, and by option set where many items share theirs (`evals/items/clusters.py`):
-    whoever finds one option of a set probable finds it so in every question of the set.
+    share the credit. An option without text is never chosen. `chance` is the credit where all options with text tie.
 
-    With `controlled`, and several items, `controls` has the primary with the question swapped: how probable each option
-    is after another item's question, what the model gains on that, and the interval of the gain, paired by item. The
-    control with the question blank needs no reading: its `pmi` ties everywhere.
+    With `controlled`, and several items, `controls` has the primary with the question swapped. With the question blank,
+    `pmi` ties everywhere.
     """
     asked = [*items, *swapped(items.items)] if controlled and len(items) > 1 else [*items]
     scores = option_scores(predict, tokenizer, asked, context=context, batch_size=batch_size)
@@ -53,8 +57,8 @@ def evaluate(
     if len(asked) > len(items):
         without = credits_by(scores[PRIMARY][len(items) :])
         controls[SWAPPED] = stats.control_of(credits[PRIMARY], without, clusters)
-    worded = [[bool(option.strip()) for option in item.options] for item in items]
-    chance = float(np.mean([has[item.answer] / max(1, sum(has)) for item, has in zip(items, worded, strict=True)]))
+    with_text = [[bool(option.strip()) for option in item.options] for item in items]
+    chance = float(np.mean([has[item.answer] / max(1, sum(has)) for item, has in zip(items, with_text, strict=True)]))
     found = {name: stats.accuracy_of(each, clusters) for name, each in credits.items()}
     return Cloze(primary=PRIMARY, chance=chance, controls=controls, **found)
 
@@ -62,38 +66,18 @@ def evaluate(
 def option_scores(
     predict: Predict, tokenizer: Tokenizer, items: Sequence[Item], *, context: int, batch_size: int
 ) -> dict[str, list[np.ndarray]]:
-    """Returns for each normalisation the score [K] of every item's options."""
-    texts = sorted({option for item in items for option in item.options if option.strip()})
-    row_of = {text: row for row, text in enumerate(texts)}
-    # Equal options are read once, so that no rounding decides between them.
-    worded = [list(dict.fromkeys(option for option in item.options if option in row_of)) for item in items]
-    trees = [
-        tree_of(tokenizer, item.question, options, ended=True) for item, options in zip(items, worded, strict=True)
-    ]
-    blank = tree_of(tokenizer, "", texts, ended=True)
-    readings = read(
-        predict,
-        [cropped(tree, context) for tree in (*trees, blank)],
-        context=context,
-        batch_size=batch_size,
-        doing="scoring, options not shown",
-    )
-    log_probs = [[reading.log_probs.astype(np.float64) for reading in of_tree] for of_tree in readings]
-    alone = np.array([found[:-1].sum() for found in log_probs.pop()])
-    scores: dict[str, list[np.ndarray]] = {"sum": [], "per_token": [], "pmi": [], "ranked": []}
-    for item, options, of_options in zip(items, worded, log_probs, strict=True):
-        rows = [row_of[option] for option in options]
-        total = np.array([found[:-1].sum() for found in of_options])
-        each = {
-            "sum": total,
-            "per_token": np.array([found[:-1].mean() for found in of_options]),
-            "pmi": total - alone[rows],
-            "ranked": np.array([found.mean() for found in of_options]),
-        }
-        for name, values in each.items():
-            of_text = dict(zip(options, values, strict=True))
-            scores[name].append(np.array([of_text.get(option, -np.inf) for option in item.options]))
-    return scores
+    """Returns for each normalisation the score [K] of every item's options, -inf for an option without text."""
+    texts = sorted({option for item in items for option in item.options})
+    asked = [*items, Item("", "", tuple(texts), 0)]
+    how = {"context": context, "batch_size": batch_size, "doing": "scoring, options not shown"}
+    (*of_items, alone), _ = _token_scores(predict, tokenizer, asked, [()] * len(asked), **how)
+    return {
+        name: [
+            np.array([score(found[text], alone[text]) if text in found else -np.inf for text in item.options])
+            for item, found in zip(items, of_items, strict=True)
+        ]
+        for name, score in NORMALISATIONS.items()
+    }
 
 
 def ranked_answers(
@@ -102,47 +86,57 @@ def ranked_answers(
     items: Sequence[Item],
     orders: Sequence[Sequence[Order]],
     *,
+    passages: Sequence[Sequence[str]] | None = None,
+    **how,
+) -> tuple[Answers, int]:
+    """Returns the answers to N items by the score that `objective.ranking` trains, and how many prompts were cropped.
+
+    The score is the same in every order. `passages` are shown in front of the question of each item. An option without
+    text scores less than every other. `how` are the options of `prefix_tree.read`.
+    """
+    found, cropped = _token_scores(predict, tokenizer, items, passages or [()] * len(items), **how)
+    scores = []
+    for item, of_item in zip(items, found, strict=True):
+        mean = {text: log_probs.mean() for text, log_probs in of_item.items()}
+        least = min(mean.values()) - 1
+        scores.append(np.array([mean.get(option, least) for option in item.options]))
+    return Answers.from_options(orders, scores), cropped
+
+
+def _token_scores(
+    predict: Predict,
+    tokenizer: Tokenizer,
+    items: Sequence[Item],
+    passages: Sequence[Sequence[str]],
+    *,
     context: int,
     batch_size: int,
-    passages: Sequence[Sequence[str]] | None = None,
     doing: str = "scoring",
-) -> tuple[Answers, int]:
-    """Returns the answers to N items by the log-probability of each option's text, and how many prompts were cropped.
+) -> tuple[list[dict[str, np.ndarray]], int]:
+    """Returns of each item the log-probabilities of each option's tokens and the end of the turn [T + 1].
 
-    That is the mean which `objective.ranking` trains: over the option's tokens and the end of its turn. It is the same
-    in every order. `passages` are what the prompts of each item show in front of the question. An option without text
-    is worth less than every other.
+    Options without text are left out, and equal options are read once, so that no rounding decides between them. Also
+    returns how many items were cropped.
     """
-    in_front = passages or [()] * len(items)
-    worded = [list(dict.fromkeys(option for option in item.options if option.strip())) for item in items]
+    options = [list(dict.fromkeys(option for option in item.options if option.strip())) for item in items]
     trees = [
-        tree_of(tokenizer, item.question, options, shown, ended=True)
-        for item, options, shown in zip(items, worded, in_front, strict=True)
+        _tree_of(tokenizer, item.question, texts, shown)
+        for item, texts, shown in zip(items, options, passages, strict=True)
     ]
-    readings = read(
-        predict, [cropped(tree, context) for tree in trees], context=context, batch_size=batch_size, doing=doing
-    )
-    scores = []
-    for item, options, of_tree in zip(items, worded, readings, strict=True):
-        mean = {text: found.log_probs.astype(float).mean() for text, found in zip(options, of_tree, strict=True)}
-        least = min(mean.values(), default=0.0) - 1
-        scores.append(np.array([mean.get(option, least) for option in item.options]))
-    return Answers.from_options(orders, scores), sum(tree.depth > context for tree in trees)
+    readings = read(predict, trees, context=context, batch_size=batch_size, doing=doing)
+    scores = [
+        {text: found.log_probs[:, 0].astype(np.float64) for text, found in zip(texts, of_tree, strict=True)}
+        for texts, of_tree in zip(options, readings, strict=True)
+    ]
+    return scores, sum(tree.depth > context for tree in trees)
 
 
-def tree_of(
-    tokenizer: Tokenizer, question: str, options: Sequence[str], passages: Sequence[str] = (), *, ended: bool = False
-) -> Tree:
-    """Returns the question as a trunk with an option a branch, all of whose tokens are read.
+def _tree_of(tokenizer: Tokenizer, question: str, options: Sequence[str], passages: Sequence[str]) -> Tree:
+    """Returns the question as a trunk and each option with the end of its turn as a branch, all tokens scored.
 
-    A branch begins with the prompt's last token, because that is the place which predicts its first one. With `ended`
-    the end of the turn is read as well.
+    A branch begins with the prompt's last token, because its first token is scored there.
     """
     message = Message("user", with_context(ask(question, options, "cloze"), passages))
     prompt = render_prompt(tokenizer, [message])
-    branches = []
-    for option in options:
-        said, _ = render(tokenizer, [message, Message("assistant", answer("", option, "cloze"))])
-        ids = said[len(prompt) - 1 : None if ended else -1]
-        branches.append(Branch(ids[:-1], np.arange(len(ids) - 1), ids[1:, None]))
-    return Tree(prompt[:-1], tuple(branches))
+    turns = [render(tokenizer, [message, Message("assistant", answer("", text, "cloze"))])[0] for text in options]
+    return Tree(prompt[:-1], tuple(scored_text(ids[len(prompt) - 1 :]) for ids in turns))

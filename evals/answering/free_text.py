@@ -1,13 +1,12 @@
-"""Answer matching: the model answers freely, without seeing the options, and its text is matched to them afterwards.
+"""Answer matching: the model answers freely, without the options in its prompt, and its text is matched to them.
 
 Chandak et al. 2025 (arXiv 2507.02856, "Answer Matching Outperforms Multiple Choice for Language Model Evaluation") let
 a language model judge whether the text means the reference answer. Here is NO JUDGE: texts are compared word by word,
-by rules that were fixed before any model was scored. They are stricter than a judge: a right answer in other words is
-wrong here. And they are blind to sense: "not phishing" names phishing. A question that cannot be asked without its
-options ("Which of the following …") is asked all the same, as the benchmark is scored whole.
+by rules fixed before any model was scored. They are stricter than a judge, because a right answer in other words is
+wrong, and blind to sense: "not phishing" names phishing. A question that needs its options ("Which of the following …")
+is asked all the same, because the benchmark is scored complete.
 
-The credit of a text over all options is at most 1, so nothing is won by saying more; a text that names several options
-has not answered. No option has a letter or a place, so a constant letter does not exist.
+A text that names several options matches none. No option has a letter or a place, so a constant letter does not exist.
 """
 
 import itertools
@@ -30,9 +29,9 @@ from ghost_jax.text.tokenizer import Tokenizer
 
 Generate = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # prompts -> the ids that follow each
 
-NEW_TOKENS = 48  # of an answer; whoever makes the generator gives it this
-THRESHOLD = 0.5  # of the F1 of stems: below it a text is nearer to no option than to one
-ALSO_SAID = 0.5  # share of what sets another option apart that a text may not hold beside its best one
+NEW_TOKENS = 48  # of an answer; the generator must be made with it
+THRESHOLD = 0.5  # of the F1 of stems; below it a text matches no option
+ALSO_SAID = 0.5  # share of another option's own stems from which on a text names that option too
 SHOWN = 5  # answers that a report quotes
 RULES = (
     "an option named in the text wins if no other is named, and several named match none; else the option with the "
@@ -43,20 +42,19 @@ _WORD = re.compile(r"\w+(?:[-.]\d+)*")  # an id such as T1566.001 is one word, s
 
 
 def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *, context: int) -> Matching:
-    """Returns the accuracy of a chat model's free answers, as a fraction, and how it was found.
+    """Returns the accuracy of a chat model's free answers, and how it was found.
 
     Args:
       generate: greedy, at most `NEW_TOKENS` ids a prompt, ended by the id of `tokenizer.END`; a
         `ghost_jax.inference.generate.Generator` is one.
-      items: at least one; each is asked by its question alone.
-      context: of the model. A prompt that leaves no room for an answer in it loses its beginning and is counted.
+      context: of the model. A prompt that leaves too few tokens for an answer is cropped at its beginning and counted.
     """
     room = context - NEW_TOKENS
     prompts = [prompt_of(tokenizer, item, "cloze") for item in items]
     generated = [tokenizer.decode(ids) for ids in generate([prompt[-room:] for prompt in prompts])]
     idf = inverse_document_frequency([text for item in items for text in (item.question, *item.options)])
     credits = [match(text, item.options, idf) for text, item in zip(generated, items, strict=True)]
-    # Asked in no order at all: the published one gives the options their letters.
+    # The published order gives the options their letters in the examples.
     answers = Answers([[tuple(range(len(of_item)))] for of_item in credits], [of_item[None] for of_item in credits])
     earned = np.concatenate(answers.credits(items))
     found = accuracy_of(earned, clusters_of(items))
@@ -82,13 +80,10 @@ def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *,
 
 
 def match(text: str, options: Sequence[str], idf: Callable[[str], float]) -> np.ndarray:
-    """Returns the credit [K] of each option for a free answer: 1 for one, 1/n for each of n that tie, or 0 for all.
+    """Returns the credit [K] of each option for a free answer by `RULES`: 1 for one, 1/n for each of n that tie, or 0.
 
-    By `RULES`. An option is named where its words stand in the text in a row, and not within the name of a longer one.
-    An option without words matches nothing.
-
-    Args:
-      idf: the weight of a stem, above 0.
+    An option is named where its words are in the text in a row, and not within the name of a longer one. An option
+    without words matches nothing. `idf` is the weight of a stem, above 0.
     """
     words = [_words(option) for option in options]
     named = _named(_words(text), words)
@@ -114,19 +109,13 @@ def _nearest(text: set[str], options: Sequence[set[str]], idf: Callable[[str], f
 
 
 def weighted_f1(found: set[str], wanted: set[str], idf: Callable[[str], float]) -> float:
-    """Returns the harmonic mean of the weights of the shared stems over those of each set, in [0, 1].
-
-    It is the F1 of reading comprehension (Rajpurkar et al. 2016), with a weight for each stem.
-    """
+    """Returns the F1 of reading comprehension (Rajpurkar et al. 2016), with a weight for each stem."""
     shared, total = (math.fsum(map(idf, group)) for group in (found & wanted, itertools.chain(found, wanted)))
     return 2 * shared / total if total else 0.0
 
 
 def inverse_document_frequency(texts: Iterable[str]) -> Callable[[str], float]:
-    """Returns the weight of a stem by how few of N texts have it: ln(1 + (N - n + 0.5) / (n + 0.5)), as in BM25.
-
-    A stem that none has weighs the most: what is in no question and no option makes an answer no better.
-    """
+    """Returns the weight of a stem by how few of N texts have it: ln(1 + (N - n + 0.5) / (n + 0.5)), as in BM25."""
     sets = [set(terms(text)) for text in texts]
     counts = Counter(stem for stems in sets for stem in stems)
     return lambda stem: math.log(1 + (len(sets) - counts[stem] + 0.5) / (counts[stem] + 0.5))
@@ -137,7 +126,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _named(text: tuple[str, ...], options: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
-    """Returns those of the options that stand in the text, but not only within longer ones that do."""
+    """Returns the options that the text holds, but not only within longer ones that it holds."""
     places = {
         (start, start + len(option)): option
         for option in options

@@ -1,10 +1,10 @@
-"""Letter scores: what a model gives each letter, for every item in every order that it is asked in."""
+"""Letter scores: the log-probability of each letter, for every item in every order that it is asked in."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from evals.answering.prefix_tree import Branch, Predict, Tree, cropped, read, shared_beginning
+from evals.answering.prefix_tree import Branch, Predict, Tree, read, shared_beginning
 from evals.items.answers import Answers
 from evals.items.items import Item, Order, permute
 from ghost_jax.text.chat_format import Message, render_prompt
@@ -26,25 +26,21 @@ def letter_answers(
 ) -> tuple[Answers, int]:
     """Returns the answers to N items, each in its own orders, and how many of the prompts were cropped.
 
-    A prompt longer than the context loses its beginning. The layout must be one that ends in a letter. `passages` are
-    what the prompts of each item show in front of the question.
+    A prompt longer than the context is cropped at its beginning. The layout must be one that ends in a letter.
+    `passages` are shown in front of the question of each item.
     """
-    in_front = passages or [()] * len(items)
     most = max(len(item.options) for item in items)
     ids = {k: letter_ids(tokenizer, k, layout) for k in {len(item.options) for item in items}}
-    # Every read asks for as many letters; those that an item has not are left out again below.
+    # Every read scores as many letters; the scores of letters that an item lacks are dropped below.
     targets = {k: np.pad(of_k, (0, most - k), mode="edge")[None] for k, of_k in ids.items()}
     trees = [
         tree_of(
-            [prompt_of(tokenizer, permute(item, order), layout, shown) for order in asked],
-            targets[len(item.options)],
+            [prompt_of(tokenizer, permute(item, order), layout, shown) for order in asked], targets[len(item.options)]
         )
-        for item, asked, shown in zip(items, orders, in_front, strict=True)
+        for item, asked, shown in zip(items, orders, passages or [()] * len(items), strict=True)
     ]
     too_long = sum(len(tree.trunk) + len(branch.ids) > context for tree in trees for branch in tree.branches)
-    readings = read(
-        predict, [cropped(tree, context) for tree in trees], context=context, batch_size=batch_size, doing=doing
-    )
+    readings = read(predict, trees, context=context, batch_size=batch_size, doing=doing)
     scores = [
         np.concatenate([reading.log_probs[:, : len(item.options)] for reading in of_item])
         for item, of_item in zip(items, readings, strict=True)
@@ -53,8 +49,8 @@ def letter_answers(
 
 
 def tree_of(prompts: Sequence[np.ndarray], targets: np.ndarray) -> Tree:
-    """Returns prompts, each read once, behind its last token, for the targets [1, K]."""
-    shared = min(len(shared_beginning(prompts)), min(map(len, prompts)) - 1)  # a branch has its read, so a token
+    """Returns prompts as a tree, each read once, behind its last token, for the targets [1, K]."""
+    shared = min(len(shared_beginning(prompts)), min(map(len, prompts)) - 1)  # a branch has at least one token
     branches = tuple(Branch(ids, np.array([len(ids) - 1]), targets) for ids in (prompt[shared:] for prompt in prompts))
     return Tree(prompts[0][:shared], branches)
 

@@ -1,7 +1,7 @@
 """The letters of a model while it trains: a few of the run's own held-out questions, in the cyclic orders.
 
-A collapse to one letter shows here long before the end. The questions are the project's own and never a benchmark's:
-whoever watches a benchmark during training, or stops by it, tunes on it.
+A collapse to one letter shows here long before the end. The questions are the project's own: a benchmark that is scored
+during training is tuned on.
 """
 
 from collections.abc import Callable
@@ -20,26 +20,16 @@ def make_probe(
 ) -> Callable[[Predict], dict[str, float]]:
     """Returns `predict -> {"held_out_accuracy", "held_out_top_letter"}`, both fractions, for `metrics.jsonl`.
 
-    The accuracy is over all orders, and the other the share of the letter answered most.
-
-    Args:
-      questions: so many, spread evenly over those that the run's data held out.
+    The accuracy is over all orders, the other the share of the letter answered most. `questions` is the number of
+    questions, spread evenly over those that the run's data held out.
     """
     every = held_out_of(workdir).items
     items = every[:: max(1, len(every) // questions)][:questions]
     orders = orders_of(items, "cyclic")
 
     def probe(predict: Predict) -> dict[str, float]:
-        answers, _ = letter_answers(
-            predict,
-            tokenizer,
-            items,
-            orders,
-            context=context,
-            batch_size=batch_size,
-            layout=lettered(layout),
-            doing="probing",
-        )
+        how = {"context": context, "batch_size": batch_size, "layout": lettered(layout), "doing": "probing"}
+        answers, _ = letter_answers(predict, tokenizer, items, orders, **how)
         accuracy, shares = figures_of(answers, items)
         return {"held_out_accuracy": accuracy, "held_out_top_letter": max(shares)}
 

@@ -1,10 +1,10 @@
 """Prompts that share their beginnings, read in few forward passes.
 
 The orders of one question differ only from the first option on, and all questions begin with the same instruction. So
-a row of a batch holds, once, what every prompt begins with, and behind it as many questions as fit, each a tree: what
-its prompts share, and a branch for each prompt. A token sees what stands before it in its own prompt and nothing else;
-its position is the one it has there. On CTIBench in four orders this leaves 40% of the tokens that a loop over the
-prompts reads. One call of `read` takes two shapes at most, for short prompts and for long ones.
+a row of a batch begins with the prefix of all prompts, once, and then holds as many questions as fit. Each question is
+a tree: the trunk that its prompts share, and a branch for each prompt. A token attends to its own prompt alone and has
+its position there. On CTIBench in four orders this leaves 40% of the tokens that a loop over the prompts computes. One
+call of `read` compiles two shapes at most, for short prompts and for long ones.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,29 +16,34 @@ from ghost_jax.core.console import Progress
 from ghost_jax.data.packing import pack
 from ghost_jax.parallel.distributed import is_main
 
-# `(batch, at [B, R], targets [B, R, K]) -> (log-probabilities, whether most probable), each [B, R, K]`: what
-# `ghost_jax.training.step.make_predict` returns, with the parameters bound.
+# `(batch, at [B, R], targets [B, R, K]) -> (log-probabilities, whether most probable), each [B, R, K]`:
+# `ghost_jax.training.step.make_predict` with the parameters bound.
 Predict = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-# Places of a row; that is taken by which all prompts come into the fewest. Longer ones would spend more on attention
-# than they save on what is shared.
+# Tokens of a row; the length with the fewest tokens in all is used. Longer rows would spend more on attention than they
+# save on what is shared.
 ROWS = (256, 384, 512)
 READS = 4  # of a row at least; more are padded to a power of two, since each number of reads is compiled
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One prompt, from where it leaves its tree's trunk.
+    """One prompt behind its tree's trunk.
 
     Attributes:
       ids: [n] int32, at least one.
-      places: [R] int, the places in `ids` after which the next token is asked for.
-      targets: [R, K] int32, the tokens whose log-probability is asked for there.
+      places: [R] int, the indices in `ids` after which the next token is scored.
+      targets: [R, K] int32, the tokens whose log-probability is wanted there.
     """
 
     ids: np.ndarray
     places: np.ndarray
     targets: np.ndarray
+
+
+def scored_text(ids: np.ndarray) -> Branch:
+    """Returns the branch in which every token of `ids` [n] but the first is scored after those before it."""
+    return Branch(ids[:-1], np.arange(len(ids) - 1), ids[1:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a model says at the reads of a branch.
+    """The scores at the places of a branch.
 
     Attributes:
       log_probs: [R, K] float32, of the targets.
@@ -68,9 +73,9 @@ class Reading:
 
 
 def cropped(tree: Tree, context: int) -> Tree:
-    """Returns the tree with prompts of at most `context` tokens: what is too much is taken from their beginnings.
+    """Returns the tree with prompts of at most `context` tokens: longer ones are cropped at their beginnings.
 
-    A read at a place that is lost is lost too.
+    A place in the cropped part is left out.
     """
     if tree.depth <= context:
         return tree
@@ -92,19 +97,21 @@ def shared_beginning(prompts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def read(predict: Predict, trees: Sequence[Tree], *, context: int, batch_size: int, doing: str) -> list[list[Reading]]:
-    """Returns the readings of each tree's branches. `doing` is what the progress line calls it.
+    """Returns the readings of each tree's branches.
 
     Args:
-      trees: with prompts of at most `context` tokens, and one K in all their targets.
-      context: the longest row that the model takes.
+      trees: with one K in all their targets; prompts longer than the context are cropped.
+      context: the longest row that the model accepts.
       batch_size: rows a forward pass, at most.
+      doing: the label of the progress line.
     """
-    layouts = [_laid_out(trees, length, context) for length in sorted({min(length, context) for length in ROWS})]
-    fewest = min(layouts, key=lambda layout: sum(sheet.row_len * len(sheet.rows) for sheet in layout))
+    trees = [cropped(tree, context) for tree in trees]
+    layouts = [_packed(trees, length, context) for length in sorted({min(length, context) for length in ROWS})]
+    fewest = min(layouts, key=lambda layout: sum(packed.row_len * len(packed.rows) for packed in layout))
     readings: list[list] = [[None] * len(tree.branches) for tree in trees]
     with Progress(doing, sum(len(tree.branches) for tree in trees), unit="prompts", shown=is_main()) as progress:
-        for sheet in fewest:
-            for piece, found in _read(sheet, predict, batch_size):
+        for packed in fewest:
+            for piece, found in _read(packed, predict, batch_size):
                 readings[piece.tree][piece.first : piece.first + len(found)] = found
                 progress.advance(len(found))
     return readings
@@ -112,7 +119,7 @@ def read(predict: Predict, trees: Sequence[Tree], *, context: int, batch_size: i
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What stands in one row of a tree: its trunk behind the header, and its branches from number `first` on."""
+    """The part of a tree that is in one row: its trunk behind the header, and branches from number `first` on."""
 
     tree: int
     first: int
@@ -121,17 +128,17 @@ class _Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sheet:
-    """Rows of one length and what they hold: first the header, which is the same in all."""
+class _Rows:
+    """Packed rows of one length; all begin with the header."""
 
     row_len: int
     header: np.ndarray
     rows: list[list[_Piece]]
 
 
-def _laid_out(trees: Sequence[Tree], row_len: int, context: int) -> list[_Sheet]:
-    """Returns the trees in rows of `row_len` places, and those with a longer prompt in rows of the whole context."""
-    sheets = []
+def _packed(trees: Sequence[Tree], row_len: int, context: int) -> list[_Rows]:
+    """Returns the trees in rows of `row_len` tokens, and those with a longer prompt in rows of the full context."""
+    layout = []
     for length, longer in ((row_len, False), (context, True)):
         held = {number: tree for number, tree in enumerate(trees) if (tree.depth > row_len) == longer}
         if held:
@@ -139,21 +146,21 @@ def _laid_out(trees: Sequence[Tree], row_len: int, context: int) -> list[_Sheet]
             pieces = [piece for number, tree in held.items() for piece in _pieces(number, tree, len(header), length)]
             lengths = [len(piece.trunk) + sum(len(branch.ids) for branch in piece.branches) for piece in pieces]
             rows = [[pieces[i] for i in row] for row in pack(lengths, length - len(header))]
-            sheets.append(_Sheet(length, header, rows))
-    return sheets
+            layout.append(_Rows(length, header, rows))
+    return layout
 
 
-def _read(sheet: _Sheet, predict: Predict, batch_size: int) -> Iterator[tuple[_Piece, list[Reading]]]:
-    """Yields the readings of all that stands on a sheet, a piece at a time."""
-    header, rows = sheet.header, sheet.rows
+def _read(packed: _Rows, predict: Predict, batch_size: int) -> Iterator[tuple[_Piece, list[Reading]]]:
+    """Yields the readings of packed rows, a piece at a time."""
+    rows = packed.rows
     most = max(sum(len(branch.places) for piece in row for branch in piece.branches) for row in rows)
     reads = max(READS, 1 << (most - 1).bit_length())
-    # Batches of one shape, as even as they can be: the last is filled up with its first row, which is read for nothing.
+    # Batches of one shape, as even as they can be; the last is padded with its first row.
     batch_size = -(-len(rows) // -(-len(rows) // batch_size))
     for start in range(0, len(rows), batch_size):
         numbers = [*range(start, min(start + batch_size, len(rows)))]
         numbers += numbers[:1] * (batch_size - len(numbers))
-        filled = [_filled(header, rows[number], sheet.row_len, reads) for number in numbers]
+        filled = [_filled(packed.header, rows[number], packed.row_len, reads) for number in numbers]
         batch = {key: np.stack([row[key] for row in filled]) for key in filled[0]}
         at, targets = batch.pop("at"), batch.pop("targets")
         log_probs, most_probable = map(np.asarray, predict(batch, at, targets))
@@ -168,7 +175,7 @@ def _read(sheet: _Sheet, predict: Predict, batch_size: int) -> Iterator[tuple[_P
 
 
 def _pieces(number: int, tree: Tree, header: int, row_len: int) -> Iterator[_Piece]:
-    """Yields a tree in as few pieces as fit rows that begin with `header` tokens of its trunk."""
+    """Yields a tree in as few pieces as fit in rows that begin with `header` tokens of its trunk."""
     trunk = tree.trunk[header:]
     room = row_len - header - len(trunk) if len(trunk) else 0  # with no trunk of its own, each branch stands alone
     first = used = 0
@@ -183,7 +190,7 @@ def _pieces(number: int, tree: Tree, header: int, row_len: int) -> Iterator[_Pie
 def _filled(header: np.ndarray, row: Sequence[_Piece], row_len: int, reads: int) -> dict[str, np.ndarray]:
     """Returns a row's part of the batch, and its `at` [R] and `targets` [R, K].
 
-    The header is segment 0, which every place behind it sees; what is left of the row is segment -1.
+    The header is segment 0, which every later token attends to; the unused end of the row is segment -1.
     """
     filled = {key: np.zeros(row_len, np.int32) for key in ("tokens", "positions", "segments", "branches")}
     filled["segments"][len(header) :] = -1

@@ -1,7 +1,7 @@
-"""What was answered to items: in which orders each was asked, and what was said there.
+"""The answers to items: the orders that each was asked in, and the share of the answer that each letter has there.
 
-A model scores every letter, a published file names one, a baseline may tie between several. All of them are a share of
-the answer for each letter, so that whatever is measured of answers is measured of all three alike.
+A model scores every letter, a published file names one, a baseline may tie between several. All three become shares, so
+that they are measured alike.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 from evals.items.items import LETTERS, Item, Order, cyclic_orders, every_order
 from ghost_jax.core.errors import UsageError, UserError
 
-# Of how many options there are, the orders that an item is asked in.
+# name -> the orders of an item by its number of options
 ORDERS: dict[str, Callable[[int], list[Order]]] = {
     "cyclic": cyclic_orders,
     "published": lambda k: cyclic_orders(k)[:1],
@@ -24,7 +24,7 @@ ORDERS: dict[str, Callable[[int], list[Order]]] = {
 def orders_of(items: Sequence[Item], name: str) -> list[list[Order]]:
     """Returns the orders of each item by their name in `ORDERS`. Raises UsageError for another name."""
     if name not in ORDERS:
-        raise UsageError(f'The orders "{name}" are none; use one of {", ".join(ORDERS)}.')
+        raise UsageError(f'There are no orders "{name}"; use one of {", ".join(ORDERS)}.')
     of_size = functools.cache(ORDERS[name])
     return [of_size(len(item.options)) for item in items]
 
@@ -34,9 +34,9 @@ class Answers:
     """The answers to N items, each asked in orders of its own number of options.
 
     Attributes:
-      orders: of each item, its O orders; the first is what single-order figures are of.
-      said: of each item, [O, K] the share of the answer that each of its K letters has: all of it for one letter, 1/n
-        for each of n that tie, nothing for any where no letter was answered.
+      orders: of each item, its O orders; single-order figures are of the first.
+      said: of each item, [O, K] the share of the answer that each letter has: 1 for one letter, 1/n for each of n that
+        tie, 0 for all where no letter was answered.
       log_probs: of each item, [O, K] the log-probability of each letter; None where only letters are known.
     """
 
@@ -46,14 +46,12 @@ class Answers:
 
     @classmethod
     def from_log_probs(cls, orders: Sequence[Sequence[Order]], log_probs: Sequence[np.ndarray]) -> "Answers":
-        """Returns the answers of whoever gives each letter a log-probability, or any score that is higher if better.
+        """Returns the answers by a log-probability, or any score, of each letter; the highest letter is the answer.
 
-        A score of -inf, the logarithm of 0, ranks last; where all letters have it, they tie.
-
-        Raises UserError where a score is NaN or inf.
+        A score of -inf ranks last; where all letters have it, they tie. Raises UserError where a score is NaN or inf.
         """
         if not all((scores < np.inf).all() for scores in log_probs):
-            raise UserError("Some scores of letters are no numbers. The model's parameters are not finite: train anew.")
+            raise UserError("Some scores of letters are NaN or inf: the model's parameters are not finite. Retrain it.")
         # Equal scores instead, because a softmax of nothing but -inf is NaN.
         log_probs = [np.where(np.isneginf(each).all(axis=-1, keepdims=True), 0.0, each) for each in log_probs]
         highest = [scores == scores.max(axis=-1, keepdims=True) for scores in log_probs]
@@ -70,16 +68,15 @@ class Answers:
 
     @classmethod
     def from_options(cls, orders: Sequence[Sequence[Order]], scores: Sequence[np.ndarray]) -> "Answers":
-        """Returns the answers of whoever scores options [K] and not letters: the same in every order."""
-        placed = []
-        for of_options, asked in zip(scores, orders, strict=True):
-            of_letters = np.empty((len(asked), len(of_options)))
-            np.put_along_axis(of_letters, np.array(asked), np.asarray(of_options)[None], axis=1)
-            placed.append(of_letters)
-        return cls.from_log_probs(orders, placed)
+        """Returns the answers by a score of each option [K], the same in every order."""
+        by_letter = [
+            np.asarray(of_options, float)[np.argsort(asked, axis=1)]
+            for of_options, asked in zip(scores, orders, strict=True)
+        ]
+        return cls.from_log_probs(orders, by_letter)
 
     def credits(self, items: Sequence[Item]) -> list[np.ndarray]:
-        """Returns of each item [O] the credit in each order, in [0, 1]: the share of the answer that is gold."""
+        """Returns of each item [O] the credit in each order: the share of the answer that the gold letter has."""
         return [
             said[np.arange(len(said)), gold] for said, gold in zip(self.said, self.gold_letters(items), strict=True)
         ]
@@ -98,5 +95,5 @@ class Answers:
         ]
 
     def spelled(self) -> list[str]:
-        """Returns the letters of each item, one an order: of those that tie the first, "-" where there is none."""
+        """Returns the letters of each item, one an order: of those that tie the first, "-" for no letter."""
         return ["".join(LETTERS[row.argmax()] if row.any() else "-" for row in said) for said in self.said]

@@ -1,7 +1,7 @@
-"""Which items hang together: those of one page, those with the same options, and whoever these join.
+"""Which items are dependent: those of one page, those with the same options, and items connected through others.
 
-Items of one page are right or wrong together. Items that are offered the same options tell of one another: generated
-questions come in sets of four with the same four options, each gold once, so that three of them give away the fourth.
+Items of one page are right or wrong together. Items with the same options reveal one another: generated questions come
+in sets of four with the same four options, each gold once, so that three of them give away the fourth.
 """
 
 from collections import Counter, defaultdict
@@ -9,20 +9,18 @@ from collections.abc import Sequence
 
 from evals.items.items import Item
 
-FORM = 1 / 5  # share of the items; an option set that more of them offer is the form of all answers, as yes and no are
+FORM = 1 / 5  # share of the items; an option set that more of them offer is a form of answers, such as yes and no
 
 
 def components(items: Sequence[Item]) -> list[str]:
-    """Returns the name of each item's component: of the items that pages and option sets connect.
+    """Returns the name of each item's component: the smallest of the pages that pages and option sets connect.
 
-    The page is the item's url, or its id where that is empty. The option set is the set of its texts, in any order. A
-    component has the name of its smallest page, whatever the order of the items. An option set that more than `FORM` of
-    the items offer, and more items than it has options, connects nothing: what is answered by yes or no is not one
-    component.
+    The page is the item's url, or its id where that is empty. The option set is the set of its texts, in any order. An
+    option set that more than `FORM` of the items offer, and more items than it has options, connects nothing.
     """
     offered = [frozenset(item.options) for item in items]
     times = Counter(offered)
-    root: dict[str, str] = {}  # of each page, towards the smallest of its component
+    root: dict[str, str] = {}  # page -> a smaller page of its component, or itself
     page_of_set: dict[frozenset[str], str] = {}
 
     def smallest(page: str) -> str:
@@ -40,11 +38,10 @@ def components(items: Sequence[Item]) -> list[str]:
 
 
 def clusters_of(items: Sequence[Item]) -> list[str] | list[tuple[str, str]]:
-    """Returns the cluster of each item for an interval: its page, which is its url, or its id where that is empty.
+    """Returns the cluster of each item for an interval: its page, or its id where it has none.
 
     Where more than `FORM` of the items share their options with an item of another page, as generated questions do, the
-    cluster is a pair, page and option set: `evals.analysis.stats` then clusters by both. Their components would join
-    most items.
+    cluster is a pair, page and option set: `evals.analysis.stats` then clusters by both.
     """
     pages = [item.url or item.id for item in items]
     offered = [frozenset(item.options) for item in items]

@@ -1,9 +1,9 @@
-"""Multiple-choice items, and asking them in other option orders. `evals.items.formats` reads them from files."""
+"""Multiple-choice items and the orders of their options. `evals.items.formats` reads items from files."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.text.mcq_format import LETTERS
@@ -11,14 +11,13 @@ from ghost_jax.text.mcq_format import LETTERS
 Order = tuple[int, ...]  # order[i] is the new position of original option i
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Item:
     """One question with 2 to 10 options.
 
     Attributes:
-      id: names the item in its file: its id there, or its place, "line 58" or "item 58".
-      question: the question as published.
-      options: the options as published, in the published order; one may be empty.
+      id: its id in the file, or its place there, "line 58" or "item 58".
+      question, options: as published, in the published order; an option may be empty.
       answer: the index of the gold option.
       url: the page the question was written from, "" where unknown. Items of one page are not independent.
     """
@@ -30,16 +29,15 @@ class Item:
     url: str = ""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Items:
-    """A benchmark: its items in file order, where they came from, and what is odd about them.
+    """A benchmark.
 
     Attributes:
       name: what reports call it.
-      path: the file, "" if the items were made in memory.
-      sha256: hex digest of the file's bytes, "" if there is no file.
-      items: every item of the file that is answered with one letter.
-      quirks: a sentence for each blemish that was kept, beginning with its place, counted from 1.
+      path, sha256: its file and the hex digest of the file's bytes; "" if the items were made in memory.
+      items: every item of the file that is answered with one letter, in file order.
+      quirks: a sentence for each blemish that was kept, beginning with its place.
       left_out: a sentence for each item of the file that is not among the items, beginning with its place.
     """
 
@@ -58,48 +56,38 @@ class Items:
 
 
 def cyclic_orders(k: int) -> list[Order]:
-    """The k cyclic shifts of k options: over them every option stands at every position exactly once.
+    """Returns the k cyclic shifts of k options: over them every option is at every position exactly once.
 
-    A constant letter is therefore right in exactly 1/k of them, whatever the gold letters are. That does not hold for a
-    handful of random orders.
+    A constant letter is therefore right in exactly 1/k of them, whatever the gold letters are.
     """
     return [tuple((original + shift) % k for original in range(k)) for shift in range(k)]
 
 
 def every_order(k: int) -> list[Order]:
-    """All orders of k options, the published one first. Raises UsageError for k of more than 4: ten have 3,628,800."""
+    """Returns all orders of k options, the published one first. Raises UsageError for k above 4."""
     if k > 4:
         raise UsageError(f"An item with {k} options has {math.factorial(k):,} orders. Ask it in the cyclic ones.")
     return list(itertools.permutations(range(k)))
 
 
 def order_name(order: Order) -> str:
-    """The new letter of each original option in turn: (2, 1, 3, 0) is "CBDA"."""
+    """Returns the new letter of each original option in turn: (2, 1, 3, 0) is "CBDA"."""
     return "".join(LETTERS[position] for position in order)
 
 
 def parse_order(name: str, k: int) -> Order:
-    """The order of k options that `order_name` calls `name`.
-
-    Raises:
-      UserError: the name is no permutation of the first k letters.
-    """
+    """Returns the order of k options that `order_name` calls `name`. Raises UserError where there is none."""
     if sorted(name) != list(LETTERS[:k]):
         raise UserError(
-            f'"{name}" is no order of {k} options. Name the new letter of each original option in turn, each of '
+            f'"{name}" is not an order of {k} options. Name the new letter of each original option in turn, each of '
             f"{', '.join(LETTERS[:k])} once, for example {order_name(cyclic_orders(k)[1])}."
         )
     return tuple(LETTERS.index(letter) for letter in name)
 
 
 def permute(item: Item, order: Sequence[int]) -> Item:
-    """The same item with its options in another order; the gold text stays gold.
-
-    Raises:
-      ValueError: the order is not one of as many options as the item has.
-    """
+    """Returns the same item with its options in another order; the gold text stays gold."""
     if sorted(order) != list(range(len(item.options))):
-        raise ValueError(f"{tuple(order)} is no order of the {len(item.options)} options of {item.id}")
-    original_at = {position: original for original, position in enumerate(order)}
-    options = tuple(item.options[original_at[position]] for position in range(len(order)))
-    return Item(item.id, item.question, options, order[item.answer], item.url)
+        raise ValueError(f"{tuple(order)} is not an order of the {len(item.options)} options of {item.id}")
+    options = tuple(item.options[order.index(position)] for position in range(len(order)))
+    return dataclasses.replace(item, options=options, answer=order[item.answer])

@@ -1,4 +1,4 @@
-"""Which items a run is scored on: CTIBench where it is found, else the questions that the run's own data held out."""
+"""The items that a run is scored on: CTIBench where it is found, else the questions that its own data held out."""
 
 import dataclasses
 from pathlib import Path
@@ -22,27 +22,28 @@ def find_items(data_dir: Path | None, workdir: Path) -> tuple[Items, str]:
     for folder in folders:
         if (folder / FILE).is_file():
             return read_items(folder / FILE), ""
+    searched = ", ".join(map(str, folders))
     path = workdir / HELD_OUT
     if not path.is_file():
         raise NoItems(
-            f"There is neither {FILE} in {', '.join(map(str, folders))} nor {path}. Set GHOST_DATA to the folder that "
-            "holds ctibench/, or name a file with --items."
+            f"There is neither {FILE} in {searched} nor {path}. Set GHOST_DATA to the folder that holds ctibench/, or "
+            "name a file with --items."
         )
     own = dataclasses.replace(held_out_of(workdir), name="held-out questions of this project, not CTIBench")
     note = (
-        f"THIS IS NOT CTIBENCH: {FILE} was not found in {', '.join(map(str, folders))}, so the run's own held-out "
-        f"questions are scored ({len(own):,} on subjects it was not tuned on)."
+        f"THIS IS NOT CTIBENCH: {FILE} was not found in {searched}, so the run's own held-out questions are scored "
+        f"({len(own):,} on subjects it was not tuned on)."
     )
     return own, note
 
 
 def held_out_of(workdir: Path) -> Items:
-    """Returns the questions that a run's own data held out. Raises UserError where they held out none."""
+    """Returns the questions that a run's own data held out. Raises UserError where there are none."""
     path = workdir / HELD_OUT
     if path.is_file() and not path.stat().st_size:
         raise UserError(
-            f"{path} is empty: the sources of the run give no multiple-choice question of the test split, so there is "
-            "nothing to score it on. Add embedded to --config.data.sources, or set GHOST_DATA to the folder that "
-            "holds ctibench/ and leave online_probe.every at 0."
+            f"{path} is empty: the sources of the run give no multiple-choice question of the test split. Add embedded "
+            "to --config.data.sources, or set GHOST_DATA to the folder that holds ctibench/ and leave "
+            "online_probe.every at 0."
         )
     return read_items(path)

@@ -1,12 +1,11 @@
-"""The fitted half of the open-book reader: a conditional logit over what was read of each option.
+"""The fitted open-book reader: a conditional logit over the features of each option.
 
-Its weights come from generated questions, so that nothing of the benchmark tunes them, or from the named development
-split of CTIBench, and then only the other questions may be scored.
+Its weights come from generated questions, so that nothing of the benchmark tunes them, or from the development split of
+CTIBench, and then only the other questions may be scored.
 
-A question made from a template is answered by the very line it was made from, and there the reader is right whatever
-its weights are. What has to be learnt is which signs hold when people ask in other words. So the generated questions
-are made from a fact and the source's sentence behind it, and of question and options alike half the words are struck
-out, each option by its own draw: what is left of the sentence is to be found again as a paraphrase would be.
+A question from a template is answered by the very line it was made from, whatever the weights are. To learn which
+features hold when people ask in other words, generated questions are made from a fact and the source's sentence behind
+it, and half the words of question and options are struck out, of each option by its own draw, as in a paraphrase.
 
 The model is McFadden's (1974, "Conditional logit analysis of qualitative choice behavior").
 """
@@ -35,11 +34,11 @@ from ghost_jax.data.wordings.question_forms import QUESTIONS
 VERSION = 1  # raise it when the same book gives other questions or weights
 TOOLS = ("scipy",)
 
-# Relations whose facts carry the source's own sentence, and not one that restates a field.
+# Relations whose facts have the source's own sentence, and not one that restates a field.
 ASKED = ("mitigation", "detection", "group_technique", "software_technique", "campaign_technique")
 PER_RELATION = 300
 OPTIONS = 4
-STRUCK = 0.5  # share of the words that a paraphrase is taken to change
+STRUCK = 0.5  # share of the words that a paraphrase changes
 NAMED = 0.7  # share of the questions by a sentence that name the fact's other side as well
 SAME_PAGE = 1 / 3  # share of the wrong sentences that are about the same subject
 LONGEST = 40  # words of a sentence as an option
@@ -55,19 +54,13 @@ class TooFewFacts(UserError):
 
 
 def fit(blocks: Sequence[np.ndarray], answers: Sequence[int], names: Sequence[str], ridge: float = RIDGE) -> Weights:
-    """Returns the weights of the named features under which the answers are most likely, shrunk towards none.
+    """Returns the weights of the named features under which the answers are most likely, shrunk towards 0.
 
     Args:
       blocks: of each of N questions [K, names] the features of its options; K may differ.
       answers: [N] the index of each gold option.
-      names: of the features.
       ridge: penalty on half the squared weights of the features in units of their spread within a question.
-
-    Raises:
-      ValueError: there are no questions.
     """
-    if not len(blocks):
-        raise ValueError("there are no questions to fit to")
     features = np.concatenate([block - block.mean(axis=0) for block in blocks])  # [options of all questions, names]
     spread = features.std(axis=0)
     spread[spread == 0] = 1
@@ -93,14 +86,9 @@ def fit(blocks: Sequence[np.ndarray], answers: Sequence[int], names: Sequence[st
 
 
 def generated_weights(corpus: Path, index: Path, say: Callable[[str], None]) -> Weights:
-    """Returns the weights of `EVIDENCE` fitted on questions that are generated from a corpus; kept as a store.
+    """Returns the weights of `EVIDENCE` fitted on questions generated from a corpus, kept as a store.
 
-    Args:
-      corpus: the store of the open book's documents.
-      index: the store of its index, by which the generated questions are read.
-
-    Raises:
-      TooFewFacts: the corpus holds too few to ask about.
+    `index` is the store of the corpus's index. Raises TooFewFacts where the corpus holds too few to ask about.
     """
 
     def write(folder: Path) -> dict:
@@ -120,17 +108,17 @@ def generated_weights(corpus: Path, index: Path, say: Callable[[str], None]) -> 
 
 
 def enough(items: list[Item]) -> list[Item]:
-    """Returns generated questions. Raises TooFewFacts where they are fewer than what is fitted to them."""
+    """Returns generated questions. Raises TooFewFacts where they are fewer than the weights to fit."""
     if len(items) < len(EVIDENCE):
         raise TooFewFacts(
-            "The open book holds too few facts to generate questions from, so that no weights can be fitted. Read with "
-            "nothing fitted, or give the sources attack, capec and cwe in full."
+            "The open book holds too few facts to generate questions from, so that no weights can be fitted. Use the "
+            "reader with nothing fitted, or give the sources attack, capec and cwe in full."
         )
     return items
 
 
 def generated(documents: Iterable[Record]) -> list[Item]:
-    """Returns questions made from the facts of the train split and the sentences behind them, a fixed draw."""
+    """Returns questions made from the facts of the train split and their sentences, a fixed draw."""
     by_relation: dict[str, list[tuple[Fact, str]]] = defaultdict(list)
     for record in documents:
         for fact in record.facts:
@@ -152,7 +140,7 @@ def generated(documents: Iterable[Record]) -> list[Item]:
 
 
 def _by_sentence(fact: Fact, facts: Sequence[Fact], rng: Random) -> tuple[str, list[str]] | None:
-    """Returns a question that tells the sentence and asks for one side of the fact, and the options, gold first."""
+    """Returns a question that states the sentence and asks for one side of the fact, and the options, gold first."""
     asks_subject = fact.relation.endswith("_technique") and rng.random() < 0.5
     gold, named = (fact.subject, fact.object) if asks_subject else (fact.object, fact.subject)
     true = {(each.object, each.subject)[asks_subject] for each in facts if named in (each.subject, each.object)}

@@ -1,13 +1,9 @@
-"""What the open book gives the reader: how often the page a question was written from is found, and how fast; and the
-controls that say what of the score is owed to which lines.
+"""How often the page of a question is found in the open book, and the reader's controls: other passages to read."""
 
-Every control is the same reader on the same items with other lines to read.
-"""
-
+import dataclasses
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -16,6 +12,7 @@ from evals.answering.controls import swapped
 from evals.items.items import Item
 from evals.open_book.lexical import FOUND, LexicalReader, Read
 from ghost_jax.data.retrieval.bm25 import Index
+from ghost_jax.runs.evaluation import Retrieval
 
 DEPTHS = (1, 5, 10)  # pages
 DEEPEST = 512  # lines searched to find the ten best pages; a page seldom holds more than 30 of them
@@ -24,10 +21,9 @@ _TECHNIQUE = re.compile(r"(attack\.mitre\.org/techniques/t\d{4})[/.](\d{3})")
 
 
 def page_of(url: str) -> str:
-    """Returns the page that an address names, in one spelling, or "" for what is no address.
+    """Returns the page that an address names, in one spelling, or "" for what is not an address.
 
-    A sub-technique is written T1566.001 and T1566/001, in either case, a page with http or https, with www. and
-    without, and with a slash at its end or none.
+    A sub-technique is spelled T1566.001 or T1566/001, a page with http or https, with www. or without.
     """
     address = url.strip().partition("#")[0].partition("?")[0].lower().rstrip("/")
     scheme, found, rest = address.partition("://")
@@ -38,67 +34,44 @@ def page_of(url: str) -> str:
     return ".".join(technique.groups()) if technique else rest
 
 
-@dataclass(frozen=True)
-class Recall:
-    """How well the source pages are found.
-
-    Attributes:
-      hits: [N, DEPTHS] whether the page of each item is among so many first pages; of the items whose page is in the
-        book alone.
-      rows: [N] which items these are.
-      absent: how many items name a page that is not in the book, or none.
-      seconds: of the median search.
-    """
-
-    hits: np.ndarray
-    rows: np.ndarray
-    absent: int
-    seconds: float
-
-
-def recall(index: Index, items: Sequence[Item]) -> Recall:
-    """Searches for each item's question and looks for the page it was written from; its best line ranks a page."""
+def recall(index: Index, items: Sequence[Item]) -> Retrieval:
+    """Ranks the pages for each item's question, by their best lines, and finds the page it was written from."""
     pages = [page_of(index.passage(row).url) for row in range(len(index))]
-    held = set(pages) - {""}
-    hits, rows, seconds = [], [], []
-    for i, item in enumerate(items):
-        wanted = page_of(item.url)
-        if wanted not in held:
-            continue
+    known = set(pages) - {""}
+    wanted = [(item.question, page_of(item.url)) for item in items if page_of(item.url) in known]
+    hits, seconds = [], []
+    for question, page in wanted:
         start = time.perf_counter()
-        (found,), (scores,) = index.search([item.question], DEEPEST)
+        (found,), (scores,) = index.search([question], DEEPEST)
         seconds.append(time.perf_counter() - start)
         ranked = list(dict.fromkeys(pages[row] for row, score in zip(found, scores, strict=True) if score > 0))
-        hits.append([wanted in ranked[:depth] for depth in DEPTHS])
-        rows.append(i)
-    return Recall(
-        np.array(hits, bool).reshape(-1, len(DEPTHS)),
-        np.array(rows, int),
-        len(items) - len(rows),
-        float(np.median(seconds)) if seconds else 0.0,
+        hits.append([page in ranked[:depth] for depth in DEPTHS])
+    shares = np.mean(hits, axis=0).tolist() if hits else []
+    return Retrieval(
+        n=len(wanted),
+        absent=len(items) - len(wanted),
+        recall_at=dict(zip(map(str, DEPTHS), shares, strict=bool(hits))),
+        seconds_per_query=float(np.median(seconds)) if seconds else 0.0,
     )
 
 
-# ---- Controls ----
-
-
-def random_passages(reader: LexicalReader, items: Sequence[Item], seed: int = 0) -> list[Read]:
-    """Reads each item with lines drawn from the whole book, as many as a search gives."""
-    rng = Random(seed)
-    lines = [rng.sample(range(len(reader.index)), min(FOUND, len(reader.index))) for _ in items]
-    return [reader.read(item, np.array(rows)) for item, rows in zip(items, lines, strict=True)]
+def random_passages(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
+    """Reads each item with random lines of the book, as many as a search finds."""
+    rng, lines = Random(0), range(len(reader.index))
+    return [reader.read(item, np.array(rng.sample(lines, min(FOUND, len(lines))))) for item in items]
 
 
 def passages_of_another(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
     """Reads each item with the lines found for another's question, of another page where there are two pages."""
-    found = (
-        (rows, scores) for (rows,), (scores,) in (reader.index.search([q.question], FOUND) for q in swapped(items))
-    )
-    return [reader.read(item, rows[scores > 0]) for item, (rows, scores) in zip(items, found, strict=True)]
+    reads = []
+    for item, other in zip(items, swapped(items), strict=True):
+        (rows,), (scores,) = reader.index.search([other.question], FOUND)
+        reads.append(reader.read(item, rows[scores > 0]))
+    return reads
 
 
 def oracle_page(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
-    """Reads each item with the lines of the page it was written from alone; where the book lacks it, with none."""
+    """Reads each item with the lines of its own page alone; where the book lacks it, with none."""
     rows_of: dict[str, list[int]] = {}
     for row in range(len(reader.index)):
         rows_of.setdefault(page_of(reader.index.passage(row).url), []).append(row)
@@ -107,8 +80,8 @@ def oracle_page(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
 
 
 def options_only(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
-    """Reads each item with its question blank: nothing is found, and only what options look like is left."""
-    return [reader.read(Item(item.id, "", item.options, item.answer, item.url)) for item in items]
+    """Reads each item with its question blank: nothing is found, and only the form of the options is left."""
+    return [reader.read(dataclasses.replace(item, question="")) for item in items]
 
 
 CONTROLS: dict[str, Callable[[LexicalReader, Sequence[Item]], list[Read]]] = {

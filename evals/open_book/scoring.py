@@ -1,8 +1,9 @@
-"""CTIBench with the book open: what the lexical reader scores, and a model that reads the lines it finds.
+"""CTIBench with the book open: the score of the lexical reader, and of a model that reads the lines it finds.
 
-An open-book figure is of the reader and its book together, and never stands beside a closed-book one without saying so.
+An open-book figure is of the reader and its book together, and is always marked as one.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from scipy.special import log_softmax
 
 from evals.analysis import stats
 from evals.analysis.report import gain_shown, interval_of, percent, print_line, report_of
-from evals.analysis.verdict import CONTROLS, judged
-from evals.answering.controls import controls_of, with_controls
+from evals.analysis.verdict import judged
+from evals.answering.controls import TRAINED, controls_of, with_controls
 from evals.answering.evaluate import Put
 from evals.items.answers import Answers, orders_of
 from evals.items.clusters import clusters_of
@@ -23,13 +24,14 @@ from evals.items.formats import CTIBENCH_MCQ_SHA256
 from evals.items.items import Item, Items
 from evals.items.splits import development_split, part_of
 from evals.open_book import retrieval
-from evals.open_book.lexical import APPEARANCE, EVIDENCE, NOTHING_FITTED, LexicalReader, Read, Weights, answers_of
+from evals.open_book.lexical import EVIDENCE, FEATURES, NOTHING_FITTED, LexicalReader, Read, Weights, answers_of
 from evals.open_book.rescorer import TooFewFacts, enough, fit, generated, generated_weights
 from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, documents_of, index_store
-from ghost_jax.data.retrieval.bm25 import Index, Passage, shown
+from ghost_jax.data.retrieval.bm25 import Index, shown
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit, Retrieval
+from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit
 
+FIGURES = ("accuracy, %", "95% interval")
 SOURCE_NAMES = {"attack": "ATT&CK", "capec": "CAPEC", "cwe": "CWE"}
 
 Say = Callable[[str], None]
@@ -45,9 +47,8 @@ class Book:
 
     @classmethod
     def open(cls, data_dir: Path | None, say: Say) -> "Book":
-        """Finds or builds the book over ATT&CK, CAPEC and CWE. Raises UserError where a source cannot be had."""
-        corpus = book_corpus(data_dir, say)
-        return cls.of(corpus, PUBLISHED_BOOK, say)
+        """Finds or builds the book over ATT&CK, CAPEC and CWE. Raises UserError where a source is missing."""
+        return cls.of(book_corpus(data_dir, say), PUBLISHED_BOOK, say)
 
     @classmethod
     def of(cls, corpus: Path, sources: Sequence[str], say: Say) -> "Book":
@@ -56,17 +57,17 @@ class Book:
         return cls(corpus, index, LexicalReader(Index.load(index)))
 
     def described(self) -> BookIndex:
-        """Returns what tells this book from another: how many lines it has, and which files they are from."""
+        """Returns the identity of the book: the number of its lines and the files they are from."""
         inputs = artifact_cache.manifest(self.corpus).made_from["inputs"]
         return BookIndex(lines=len(self.reader.index), inputs=tuple(inputs))
 
     def passages(self, questions: Sequence[str]) -> list[list[str]]:
         """Returns what a prompt shows in front of each question, as in training; nothing for a blank one."""
         index = self.reader.index
-        rows = index.context(questions)
+        rows = index.context(questions).tolist()
         return [
             [shown(index.passage(row)) for row in found] if question.strip() else []
-            for question, found in zip(questions, rows.tolist(), strict=True)
+            for question, found in zip(questions, rows, strict=True)
         ]
 
 
@@ -91,77 +92,71 @@ def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: 
         book_index=book.described(),
         split=split,
         fallbacks=sum(not read.known for read in reads),
-        retrieval=_recall(book, part),
+        retrieval=retrieval.recall(book.reader.index, part.items),
+        fits=tuple(fits_of(part, reads, book, say)) if split == "all" else None,
+        book_controls=_book_controls(part, book, say) if controls else None,
     )
-    # Scores of BM25 are no log-probabilities, so that confidence cannot be read off them.
+    # Scores of BM25 are not log-probabilities, so they have no calibration.
     report = replace(report, calibration=None, letter_log_probs=None)
-    if split == "all":
-        report = replace(report, fits=tuple(fits_of(part, reads, book, say)))
     if controls:
 
         def ask(others: Sequence[Item], doing: str) -> Answers:
             return answers_of(book.reader.read_all(others), orders)
 
         report = with_controls(report, controls_of(ask, answers, part))
-        report = replace(report, book_controls=_book_controls(part, book, say))
-    # Nothing is trained that could be trained without questions.
-    missing = tuple(name for name in report.controls_missing if name != CONTROLS[2])
+    # Without training there is no control trained without questions.
+    missing = tuple(name for name in report.controls_missing if name != TRAINED)
     return judged(replace(report, controls_missing=missing)), reads
 
 
 def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[Fit]:
     """Returns accuracies by what the weights were fitted on, always of questions that the fit has not seen."""
+    unfitted = _credits(reads, items, NOTHING_FITTED)
+
+    def fit_of(fitted_on: str, scored_on: str, rows: np.ndarray, credits: np.ndarray) -> Fit:
+        clusters = clusters_of([items.items[row] for row in rows])
+        found = stats.accuracy_of(credits[rows], clusters)
+        gain = stats.paired_difference(credits[rows], unfitted[rows], clusters)
+        return Fit(
+            fitted_on=fitted_on,
+            scored_on=scored_on,
+            n=len(rows),
+            accuracy=found.accuracy,
+            ci95=found.ci95,
+            gain=gain.mean,
+            gain_ci95=gain.ci95,
+        )
+
     every = np.arange(len(items))
-    plain = _credits(reads, items, NOTHING_FITTED)
-    rows = [_fit("nothing", "all", every, plain, plain, items)]
+    fits = [fit_of("nothing", "all", every, unfitted)]
     try:
-        generated_for = _credits(reads, items, generated_weights(book.corpus, book.index, say))
+        by_generated = _credits(reads, items, generated_weights(book.corpus, book.index, say))
     except TooFewFacts as fault:
         say(str(fault))
-        return rows
-    rows.append(_fit("generated questions", "all", every, generated_for, plain, items))
+        return fits
+    fits.append(fit_of("generated questions", "all", every, by_generated))
     if items.sha256 != CTIBENCH_MCQ_SHA256:
-        return rows
+        return fits
     dev, test = development_split(items)
-    names = (*EVIDENCE, *APPEARANCE)
-    fitted = fit([reads[row].features(names) for row in dev], [items.items[row].answer for row in dev], names)
+    weights = fit([reads[row].features(FEATURES) for row in dev], [items.items[row].answer for row in dev], FEATURES)
+    by_dev = _credits(reads, items, weights)
     pages = {items.items[row].url for row in dev} - {""}
     apart = np.array([row for row in test if items.items[row].url not in pages])
-    # What is read, and how, was chosen with an eye on the development split: the other questions saw none of it.
+    # The features were chosen with the development split in view: the other questions are the stricter test.
     others = "the other 2,000"
-    rows.append(_fit("nothing", others, test, plain, plain, items))
-    rows.append(_fit("generated questions", others, test, generated_for, plain, items))
-    credits = _credits(reads, items, fitted)
-    rows.append(_fit("development split", others, test, credits, plain, items))
-    rows.append(_fit("development split", f"the {len(apart):,} of other pages", apart, credits, plain, items))
-    return rows
-
-
-def _fit(on: str, scored_on: str, rows: np.ndarray, credits: np.ndarray, plain: np.ndarray, items: Items) -> Fit:
-    urls = clusters_of([items.items[row] for row in rows])
-    accuracy, low, high = stats.clustered_interval(credits[rows], urls)
-    gain = stats.paired_difference(credits[rows], plain[rows], urls)
-    return Fit(
-        fitted_on=on,
-        scored_on=scored_on,
-        n=len(rows),
-        accuracy=accuracy,
-        ci95=(low, high),
-        gain=gain.mean,
-        gain_ci95=gain.ci95,
-    )
+    return [
+        *fits,
+        fit_of("nothing", others, test, unfitted),
+        fit_of("generated questions", others, test, by_generated),
+        fit_of("development split", others, test, by_dev),
+        fit_of("development split", f"the {len(apart):,} of other pages", apart, by_dev),
+    ]
 
 
 def _credits(reads: Sequence[Read], items: Items, weights: Weights) -> np.ndarray:
-    """Returns the credit [N] of each item; an order changes nothing that the reader reads."""
+    """Returns the credit [N] of each item, which is the same in every order."""
     answers = answers_of(reads, orders_of(items.items, "published"), weights)
     return np.concatenate(answers.credits(items.items))
-
-
-def _recall(book: Book, items: Items) -> Retrieval:
-    found = retrieval.recall(book.reader.index, items.items)
-    at = dict(zip(map(str, retrieval.DEPTHS), found.hits.mean(axis=0).tolist(), strict=True)) if len(found.rows) else {}
-    return Retrieval(n=len(found.rows), absent=found.absent, recall_at=at, seconds_per_query=found.seconds)
 
 
 def _book_controls(items: Items, book: Book, say: Say) -> dict[str, Accuracy]:
@@ -175,10 +170,10 @@ def _book_controls(items: Items, book: Book, say: Say) -> dict[str, Accuracy]:
     for name, control in retrieval.CONTROLS.items():
         say(f"reading with {name}")
         found[name] = scored(control(book.reader, items.items))
-    for left_out in PUBLISHED_BOOK:
-        say(f"reading without {SOURCE_NAMES[left_out]}")
-        fewer = Book.of(book.corpus, [name for name in PUBLISHED_BOOK if name != left_out], say)
-        found[f"without {SOURCE_NAMES[left_out]}"] = scored(fewer.reader.read_all(items.items))
+    for source, title in SOURCE_NAMES.items():
+        say(f"reading without {title}")
+        fewer = Book.of(book.corpus, [name for name in PUBLISHED_BOOK if name != source], say)
+        found[f"without {title}"] = scored(fewer.reader.read_all(items.items))
     return found
 
 
@@ -188,37 +183,38 @@ def _book_controls(items: Items, book: Book, say: Say) -> dict[str, Accuracy]:
 def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> Evaluation:
     """Returns the report of a model and the lexical reader together.
 
-    The model's mean log-probability of each option over the orders is one more feature; all weights are fitted on
-    generated questions, and the gain is over the same fit without the model. Controls are those of the sum.
+    The model's mean log-probability of each option over the orders is one more feature. All weights are fitted on
+    generated questions, and the gain is over the same fit without the model. Controls are those of both together.
 
     Args:
-      put: how questions are put to the model, see `evals.answering.evaluate.putting`.
-      orders: a name in `evals.items.answers.ORDERS`; "published" is a quick look, without controls.
+      put: asks the model, see `evals.answering.evaluate.putting`.
+      orders: a name in `evals.items.answers.ORDERS`; "published" asks in one order, without controls.
     """
-    items = enough(generated(documents_of(book.corpus)()))
-    cropped = 0
 
-    def ask(those: Sequence[Item], doing: str) -> tuple[Answers, list[Read]]:
-        nonlocal cropped
+    def ask(those: Sequence[Item], doing: str) -> tuple[Answers, list[Read], int]:
         passages = book.passages([item.question for item in those])
-        answers, too_long = put(those, orders_of(those, orders), passages, doing)
-        cropped += too_long
-        return answers, book.reader.read_all(those)
+        answers, cropped = put(those, orders_of(those, orders), passages=passages, doing=doing)
+        return answers, book.reader.read_all(those), cropped
 
-    say(f"fitting reader and model to {len(items):,} generated questions")
-    asked, reads = ask(items, "scoring generated questions")
-    gold = [item.answer for item in items]
-    alone = fit([read.features(EVIDENCE) for read in reads], gold, EVIDENCE)
-    weights = fit(_with_model(reads, asked), gold, (*EVIDENCE, "model"))
+    questions = enough(generated(documents_of(book.corpus)()))
+    say(f"fitting reader and model to {len(questions):,} generated questions")
+    answers, reads, _ = ask(questions, "scoring generated questions")
+    gold = [item.answer for item in questions]
+    without_model = fit([read.features(EVIDENCE) for read in reads], gold, EVIDENCE)
+    weights = fit(_with_model(reads, answers), gold, (*EVIDENCE, "model"))
 
-    def together(answers: Answers, reads: Sequence[Read]) -> Answers:
+    def together(answers: Answers, reads: Sequence[Read], cropped: int) -> Answers:
         blocks = zip(reads, _with_model(reads, answers), strict=True)
         scores = [read.without_empty(block @ list(weights.values())) for read, block in blocks]
         return Answers.from_options(answers.orders, scores)
 
-    cropped = 0
-    answers, reads = ask(part.items, "scoring")
-    both = together(answers, reads)
+    def mean_credits(answers: Answers) -> np.ndarray:
+        return np.array([each.mean() for each in answers.credits(part.items)])
+
+    answers, reads, cropped = ask(part.items, "scoring")
+    both = together(answers, reads, cropped)
+    clusters = clusters_of(part.items)
+    gain = stats.paired_difference(mean_credits(both), _credits(reads, part, without_model), clusters)
     report = report_of(
         both,
         part,
@@ -228,19 +224,13 @@ def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> Eva
         fallbacks=sum(not read.known for read in reads),
         prompts_cropped=cropped,
         weights=weights,
-        model_alone=_accuracy(answers, part),
+        model_alone=stats.accuracy_of(mean_credits(answers), clusters),
+        gain_over_lexical=gain.mean,
+        gain_over_lexical_ci95=gain.ci95,
     )
-    if orders != "published":
-        report = with_controls(report, controls_of(lambda those, doing: together(*ask(those, doing)), both, part))
-    lexical = _credits(reads, part, alone)
-    credits = np.array([each.mean() for each in both.credits(part.items)])
-    gain = stats.paired_difference(credits, lexical, clusters_of(part.items))
-    return replace(report, gain_over_lexical=gain.mean, gain_over_lexical_ci95=gain.ci95)
-
-
-def _accuracy(answers: Answers, items: Items) -> Accuracy:
-    credits = np.array([each.mean() for each in answers.credits(items.items)])
-    return stats.accuracy_of(credits, clusters_of(items.items))
+    if orders == "published":
+        return report
+    return with_controls(report, controls_of(lambda those, doing: together(*ask(those, doing)), both, part))
 
 
 def _with_model(reads: Sequence[Read], answers: Answers) -> list[np.ndarray]:
@@ -256,60 +246,60 @@ def _with_model(reads: Sequence[Read], answers: Answers) -> list[np.ndarray]:
 
 
 def show_open(report: Evaluation, console: Console) -> None:
-    """Prints what an open-book report has beside the diagnosis."""
+    """Prints the open-book part of a report."""
+    say = functools.partial(print_line, console)
     if report.book_index:
         files = ", ".join(Path(read["file"]).name for read in report.book_index.inputs if "file" in read)
-        print_line(console, f"the book: {report.book_index.lines:,} lines of {files}")
+        say(f"the book: {report.book_index.lines:,} lines of {files}")
     if report.fallbacks:
-        print_line(
-            console, f"questions of which the book has no word: {report.fallbacks:,}; their options tie", "yellow"
-        )
+        say(f"questions of which the book has no word: {report.fallbacks:,}; their options tie", "yellow")
     if report.fits:
-        table = Table("fitted on", "scored on", title="open book, the weights fitted on")
-        for column in ("n", "accuracy, %", "95% interval", "gain over nothing fitted"):
-            table.add_column(column, justify="right")
+        table = _table(
+            "open book, the weights fitted on", ["fitted on", "scored on"], ["n", *FIGURES, "gain over nothing"]
+        )
         for fit in report.fits:
             gained = "" if fit.fitted_on == "nothing" else gain_shown(fit.gain, fit.gain_ci95)
-            accuracy = f"{100 * fit.accuracy:.2f}"
-            table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", accuracy, interval_of(fit), gained)
+            table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", *_figures(fit), gained)
         console.print(table)
     if report.book_controls:
-        table = Table("lines", title="open book, the lines that are read")
-        for column in ("accuracy, %", "95% interval"):
-            table.add_column(column, justify="right")
+        table = _table("open book, the lines that are read", ["lines"], FIGURES)
         for name, found in report.book_controls.items():
-            table.add_row(name, f"{100 * found.accuracy:.2f}", interval_of(found))
+            table.add_row(name, *_figures(found))
         console.print(table)
     if report.retrieval:
         found = report.retrieval
         at = "  ".join(f"recall@{depth} {100 * share:.1f}%" for depth, share in found.recall_at.items())
-        print_line(
-            console,
+        say(
             f"retrieval of the source page: {at} of {found.n:,} questions whose page is in the book "
-            f"({found.absent:,} are not); {1000 * found.seconds_per_query:.1f} ms a query",
+            f"({found.absent:,} are not); {1000 * found.seconds_per_query:.1f} ms a query"
         )
     if report.model_alone:
-        print_line(console, f"the model alone, reading the same lines: {percent(report.model_alone)}")
+        say(f"the model alone, reading the same lines: {percent(report.model_alone)}")
     if report.gain_over_lexical is not None:
         gained = gain_shown(report.gain_over_lexical, report.gain_over_lexical_ci95)
-        print_line(
-            console, f"gain of the model over the lexical reader, both fitted on generated questions: {gained} points"
-        )
+        say(f"gain of the model over the lexical reader, both fitted on generated questions: {gained} points")
+
+
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(*left, title=title)
+    for column in right:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _figures(found: Accuracy) -> tuple[str, str]:
+    return f"{100 * found.accuracy:.2f}", interval_of(found)
 
 
 def show_evidence(items: Items, reads: Sequence[Read], book: Book, console: Console) -> None:
-    """Prints for each item its answer and the lines that it rests on, with their addresses."""
+    """Prints each item, its answer, and the lines that support it with their addresses."""
+    say = functools.partial(print_line, console)
     for item, read in zip(items, reads, strict=True):
-        console.print(f"{item.id}: {item.question}", markup=False, highlight=False, soft_wrap=True, style="bold")
+        say(f"{item.id}: {item.question}", "bold")
         if not read.known:
-            console.print("  no answer: the book has no word of this question, and its options tie")
+            say("  no answer: the book has no word of this question, and its options tie")
             continue
-        chosen = int(read.scores().argmax())
-        console.print(f"  answer: {item.options[chosen]}", markup=False, highlight=False, soft_wrap=True)
+        say(f"  answer: {item.options[int(read.scores().argmax())]}")
         for passage in book.reader.evidence(read):
-            _show_line(passage, console)
-
-
-def _show_line(passage: Passage, console: Console) -> None:
-    console.print(f"  {shown(passage)}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"    {passage.url or passage.source}", markup=False, highlight=False, soft_wrap=True, style="dim")
+            say(f"  {shown(passage)}")
+            say(f"    {passage.url or passage.source}", "dim")

@@ -1,7 +1,6 @@
-"""The text of prepared stores, as it is trained on: documents, and examples turned back from tokens."""
+"""The text of prepared stores as models are trained on it: documents, and examples decoded from tokens."""
 
 import dataclasses
-import functools
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is searched in one go: the documents of a corpus store, or one split of a dataset.
+    """The documents of a corpus store, or one split of a dataset.
 
     Attributes:
       store: the store's name.
@@ -48,12 +47,12 @@ class Part:
 
 
 def parts_of(folder: Path) -> Iterator[Part]:
-    """Yields the parts of a store. Raises UserError where the folder is no store, or one without text."""
+    """Yields the parts of a store. Raises UserError where the folder is not a store with text."""
     name = folder.resolve().name
     documents, datasets = folder / "documents.jsonl", manifest(folder).datasets or {}
     if documents.is_file():
         with documents.open("rb") as file:
-            lines = sum(block.count(b"\n") for block in iter(functools.partial(file.read, 1 << 20), b""))
+            lines = sum(1 for _ in file)
         yield Part(name, "documents", lines, _documents(documents))
     elif not datasets:
         raise UserError(f"{folder} holds neither documents nor examples. Give --data the store of a corpus or dataset.")
@@ -68,10 +67,10 @@ def parts_of(folder: Path) -> Iterator[Part]:
 
 
 def manifest(folder: Path) -> store.Manifest:
-    """Reads a store's manifest. Raises UserError where the folder is no whole store."""
+    """Reads a store's manifest. Raises UserError where the folder is not a store."""
     if not (folder / "manifest.json").is_file():
         raise UserError(
-            f"{folder} is no prepared store: it has no manifest.json. Give --data a folder that "
+            f"{folder} is not a prepared store: it has no manifest.json. Give --data a folder that "
             "`python -m ghost_jax.data.prepare` names."
         )
     return store.manifest(folder)
@@ -82,11 +81,10 @@ def _documents(path: Path) -> Iterator[Text]:
         for number, line in enumerate(file, start=1):
             record = parse_json(line, path, number)
             text = "\n".join((record["id"], record["title"], record["text"]))
-            # Builders ask about facts, so these are trained on even where the text does not say them.
-            stated = (fact[key] for fact in record["facts"] for key in ("subject", "object", "evidence"))
-            yield Text(
-                record["id"], record["source"], "\n".join([text, *(part for part in stated if part not in text)])
-            )
+            # Builders make questions of facts, so facts are trained on even where the text does not state them.
+            stated = [fact[key] for fact in record["facts"] for key in ("subject", "object", "evidence")]
+            text = "\n".join([text, *(part for part in stated if part not in text)])
+            yield Text(record["id"], record["source"], text)
 
 
 def _counted(rows: Sequence[dict], progress: Progress) -> Iterator[dict]:
@@ -98,18 +96,18 @@ def _counted(rows: Sequence[dict], progress: Progress) -> Iterator[dict]:
 def join_windows(rows: Iterable[dict], bos: int) -> list[tuple[str, str, list[np.ndarray]]]:
     """Returns `(id, source, pieces of ids)` of each text in the rows of a split, in the order of their ids.
 
-    A pretraining row is a window that was cut anywhere and begins with the last token of the row before: such rows are
-    joined, and the documents in them parted again at BOS, so that a question that lies across a cut is found. A text is
-    named by the row that it begins in. Conversations begin and end with different tokens, so each stays what it is.
+    A pretraining row is a window cut anywhere that begins with the last token of the row before. Such rows are joined
+    and split again at BOS, so that a question across a cut is found. A text has the id of the row that it begins in.
+    Conversations begin and end with different tokens, so they are not joined.
     """
     kept = [(row["id"].decode(), row["source"].decode(), row["tokens"]) for row in rows]
     texts: list[tuple[str, str, list[np.ndarray]]] = []
     last = None
     for row_id, source, tokens in sorted(kept, key=operator.itemgetter(0)):
-        goes_on = bool(tokens[0] == last)
-        ids, last = tokens[goes_on:], tokens[-1]
+        continued = bool(tokens[0] == last)
+        ids, last = tokens[continued:], tokens[-1]
         first, *others = np.split(ids, np.flatnonzero(ids == bos))
-        if goes_on:
+        if continued:
             texts[-1][2].append(first)
         elif len(first):
             texts.append((row_id, source, [first]))
