@@ -5,10 +5,9 @@ import re
 from pathlib import Path
 from unittest import mock
 
-import httpx
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, Response
 
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.hub import upload
@@ -62,8 +61,7 @@ def test_an_export_is_uploaded_and_its_token_shown_nowhere(ghost, tiny_run, hub,
 
 
 def refusal(status: int, words: str) -> HfHubHTTPError:
-    request = httpx.Request("POST", "http://hub")
-    return HfHubHTTPError(f"{status}: {words}", response=httpx.Response(status, request=request))
+    return HfHubHTTPError(f"{status}: {words}", response=Response(status, request=mock.Mock()))
 
 
 @pytest.mark.parametrize("call", ["create_repo", "model_info", "upload_folder"])
