@@ -1,8 +1,8 @@
-"""A run as a folder that Hugging Face transformers loads: `python -m ghost_jax.export --workdir=runs/NAME --out=DIR`.
+"""Exports a run for Hugging Face transformers: `python -m ghost_jax.export --workdir=runs/NAME --out=DIR`.
 
-A v0.5 model becomes a `LlamaForCausalLM`, a v0.4 one a `GPT2LMHeadModel`. The embedding's padding rows stay behind.
-There, a text that spells a role token becomes that token; our own commands read it as text. The model card beside the
-weights is written from the run's records (`ghost_jax/hub/card.py`), and `--push_to` uploads the folder.
+A v0.5 model becomes a `LlamaForCausalLM`, a v0.4 one a `GPT2LMHeadModel`, without the padding rows of the embedding. In
+transformers a text that spells a role token becomes that token; our own commands read it as text. The model card is
+written from the run's records, and `--push_to` uploads the folder.
 """
 
 import argparse
@@ -19,34 +19,30 @@ from ghost_jax.core.atomic_io import new_folder, read_json, write_json, write_te
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
 from ghost_jax.hub import card, gpt2, llama, upload, vocabulary, weights
-from ghost_jax.hub.channel import CANONICAL, CHANNELS, EXPERIMENTAL, Channel, decide
+from ghost_jax.hub.channel import CANONICAL, CHANNELS, EXPERIMENTAL, decide
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_record
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.training.checkpoint import load_model
 
 FORMATS = {"v05": llama, "v04": gpt2}
-# The names of what an export writes.
-EXPORTED = re.compile(r".*\.safetensors(\.index\.json)?|(\w+_)?config\.json|tokenizer\.json|README\.md")
 DTYPES = ("float32", "bfloat16")
-UNITS = {"MB": 10**6, "GB": 10**9}
+EXPORTED = re.compile(r".*\.safetensors(\.index\.json)?|(\w+_)?config\.json|tokenizer\.json|README\.md")  # file names
 
 
-def write_model(folder: Path, workdir: Path, dtype: str, shard_bytes: int) -> str:
-    """Writes weights, configs and vocabulary of a run's newest checkpoint into a folder; returns in words what.
-
-    `config.json`, without which nothing loads, is written last. It says which run the model is.
+def write_model(folder: Path, workdir: Path, dtype: str) -> str:
+    """Writes weights, configs and vocabulary of a run's newest checkpoint; returns a description.
 
     Raises UserError where the run is absent or unfinished.
     """
     model, params, step = load_model(workdir, make_mesh())
     if not (run_record.is_finished(workdir) or run_record.stopped(workdir)):
-        raise UserError(f"The run in {workdir} is not finished. Repeat its train command: it goes on from there.")
+        raise UserError(f"The run in {workdir} is not finished. Repeat its train command: it resumes.")
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
     form = FORMATS[model.generation]
-    size = weights.write(folder, form.tensors_of(params, model), jnp.dtype(dtype), shard_bytes)
+    size = weights.write(folder, form.tensors_of(params, model), jnp.dtype(dtype))
     described = vocabulary.files_of(read_json(workdir / "tokenizer.json"), tokenizer, model.context)
-    described["config.json"] = {
+    described["config.json"] = {  # last: nothing loads without it
         **form.config_of(model),
         **vocabulary.special_ids(tokenizer),
         "torch_dtype": dtype,
@@ -58,88 +54,69 @@ def write_model(folder: Path, workdir: Path, dtype: str, shard_bytes: int) -> st
     return f"{form.ARCHITECTURE}, {model.parameters():,} parameters, {dtype}, {size:,} bytes, {chat} a chat template"
 
 
-def write_card(folder: Path, run: dict, channel: Channel, present: dict | None) -> None:
-    """Writes the model card beside the weights that `write_model` left in a folder."""
-    exported = read_json(folder / "config.json")
-    write_text(folder / card.FILE, card.card_of(run, exported, channel, present))
-
-
 def check_out(out: Path, force: bool) -> None:
-    """Raises UserError where something stands at `out` that may not be replaced: with `force`, all but an export."""
+    """Raises UserError unless `out` is free, or with `force` an export and nothing else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / "config.json").is_file() or "ghost_jax" not in read_json(out / "config.json"):
-        raise UserError(f"{out} holds something that is no export of ours. Choose another --out.")
-    strangers = sorted(path.name for path in out.iterdir() if not EXPORTED.fullmatch(path.name))
-    if strangers:
-        raise UserError(
-            f"{out} holds an export, and beside it {', '.join(strangers)}, which a new one would take away. Choose "
-            "another --out, or move them."
-        )
+        raise UserError(f"{out} holds something that is not an export. Choose another --out.")
+    if others := sorted(path.name for path in out.iterdir() if not EXPORTED.fullmatch(path.name)):
+        raise UserError(f"{out} holds {', '.join(others)} beside an export. Choose another --out, or move them.")
     if not force:
         raise UserError(f"{out} holds an export already. Give --force to replace it, or choose another --out.")
 
 
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"([1-9]\d*)(MB|GB)", text)
-    if not found:
-        raise UsageError(f"--shard_size={text} is no size. Write megabytes or gigabytes: 500MB, 5GB.")
-    return int(found[1]) * UNITS[found[2]]
-
-
-def check_flags(flags: argparse.Namespace) -> None:
-    """Raises UsageError where flags contradict each other, and UserError where nothing can be uploaded."""
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Returns the parsed command line. Raises UserError where the upload it asks for is impossible."""
+    parser = argparse.ArgumentParser(prog="python -m ghost_jax.export", description=main.__doc__)
+    add = parser.add_argument
+    add("--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
+    add("--out", type=local_path, required=True, metavar="DIR", help="the new folder")
+    add("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
+    add("--force", action="store_true", help="replace an earlier export")
+    add(
+        "--channel",
+        choices=CHANNELS,
+        default=EXPERIMENTAL,
+        help="canonical only where it is shown to be above --present, else experimental (default: experimental)",
+    )
+    add("--present", type=local_path, metavar="DIR", help="the present canonical run, to compare with")
+    add("--items", type=local_path, metavar="FILE", help="the questions of that comparison, as evals.compare")
+    add(
+        "--push_to",
+        metavar="OWNER/NAME",
+        help="upload the folder to the hub that HF_ENDPOINT names, where a new repository is public by default",
+    )
+    add("--dry_run", action="store_true", help="show what --push_to would send, and send nothing")
+    flags = parser.parse_args(argv)
     if flags.dry_run and not flags.push_to:
         raise UsageError("--dry_run shows what an upload would send: add --push_to=OWNER/NAME.")
     if flags.push_to:
         upload.check_name(flags.push_to)
         if not flags.dry_run:
             upload.check_reachable()  # before minutes of export
+    return flags
 
 
 @command
 def main(argv: Sequence[str]) -> int:
     """Exports a finished run as a folder that Hugging Face transformers loads, with its model card."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.export", description=main.__doc__)
-    parser.add_argument(
-        "--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano"
-    )
-    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="the new folder")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
-    parser.add_argument("--shard_size", default="5GB", metavar="SIZE", help="most of a file of weights (default: 5GB)")
-    parser.add_argument("--force", action="store_true", help="replace an earlier export")
-    parser.add_argument(
-        "--channel",
-        choices=CHANNELS,
-        default=EXPERIMENTAL,
-        help="canonical only where it is shown to be above --present, else experimental (default: experimental)",
-    )
-    parser.add_argument("--present", type=local_path, metavar="DIR", help="the present canonical run, to compare with")
-    parser.add_argument(
-        "--items", type=local_path, metavar="FILE", help="the questions of that comparison, as evals.compare"
-    )
-    parser.add_argument(
-        "--push_to",
-        metavar="OWNER/NAME",
-        help="upload the folder to the hub that HF_ENDPOINT names, where a new repository is public by default",
-    )
-    parser.add_argument("--dry_run", action="store_true", help="show what --push_to would send, and send nothing")
-    flags = parser.parse_args(argv)
-    shard_bytes, out = _bytes(flags.shard_size), flags.out.resolve()
-    check_flags(flags)
+    flags = parse_flags(argv)
+    out = flags.out.resolve()
     check_out(out, flags.force)
     run = card.read_records(flags.workdir)
     channel = decide(flags.channel, flags.workdir, flags.present, flags.items)
     present = card.read_records(flags.present) if flags.present else None
     jax_setup.set_up()
     with new_folder(out) as folder:
-        written = write_model(folder, flags.workdir, flags.dtype, shard_bytes)
-        write_card(folder, run, channel, present)
-    print(f"{flags.out}: {written}")
+        description = write_model(folder, flags.workdir, flags.dtype)
+        exported = read_json(folder / "config.json")
+        write_text(folder / card.FILE, card.card_of(run, exported, channel, present))
+    print(f"{flags.out}: {description}")
     print(f"{channel.name}: {channel.reason}")
     if flags.push_to:
-        for name, size in upload.files_of(out):
-            print(f"{size:>15,}  {name}")
+        for path in sorted(out.iterdir()):
+            print(f"{path.stat().st_size:>15,}  {path.name}")
         if flags.dry_run:
             print(f"Nothing was uploaded to {flags.push_to}. A new repository is public where the hub's default is.")
         else:

@@ -1,7 +1,7 @@
-"""A Llama from elsewhere as a base run: `python -m ghost_jax.import_model --from=DIR --workdir=runs/NAME`.
+"""Imports a Llama checkpoint as a base run: `python -m ghost_jax.import_model --from=DIR --workdir=runs/NAME`.
 
 DIR holds what Hugging Face transformers loads as a `LlamaForCausalLM`: config.json, safetensors, tokenizer.json. The
-run is finished, with no update done: chat recipes start from it, and evaluations score it, as if it were trained here.
+run is finished with 0 updates: chat recipes start from it, and evaluations score it.
 """
 
 import argparse
@@ -28,23 +28,22 @@ from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.training.checkpoint import Checkpoints, check_place, identity_of
 from ghost_jax.training.step import new_state
 
-COMPUTED = ".rotary_emb.inv_freq"  # buffers of older checkpoints; transformers computes them from config.json too
+COMPUTED = ".rotary_emb.inv_freq"  # buffers of older checkpoints, which config.json determines
 
 
 def read_model(folder: Path) -> tuple[ModelConfig, dict, Tokenizer, list[Path]]:
-    """Returns shape, float32 parameters, vocabulary and files of weights of the checkpoint in a folder.
+    """Returns shape, float32 parameters, vocabulary and weight files of the checkpoint in a folder.
 
-    Raises UserError where it is no whole Llama that our model can compute.
+    Raises UserError where it is not a complete Llama that our model can compute.
     """
-    path = folder / "config.json"
     try:
-        config = json.loads(read_text(path))
+        config = json.loads(read_text(folder / "config.json"))
     except (OSError, ValueError) as fault:
         raise UserError(
             f"{folder} holds no checkpoint ({fault}). Name a folder with config.json, tokenizer.json and safetensors."
         ) from None
     model = llama.model_of(config)
-    tokenizer = vocabulary.adopt(folder, model.vocab_size)
+    tokenizer = vocabulary.read_vocabulary(folder, model.vocab_size)
     weights = Weights(folder)
     params = llama.params_of(weights, model)
     if llama.HEAD in weights.unread:  # transformers 4 would use the embedding in its place, transformers 5 this head
@@ -52,28 +51,29 @@ def read_model(folder: Path) -> tuple[ModelConfig, dict, Tokenizer, list[Path]]:
         if not np.array_equal(head, params["embedding"][: model.vocab_size]):
             raise UserError(
                 f"The checkpoint in {folder} has tie_word_embeddings true in its config.json and a {llama.HEAD} that "
-                "is not the embedding. Set tie_word_embeddings to false there to import this head, or remove the "
-                "tensor to import the embedding in its place."
+                "differs from the embedding. Set it to false to import this head, or remove the tensor."
             )
     if unknown := sorted(name for name in weights.unread if not name.endswith(COMPUTED)):
         raise UserError(
             f"The checkpoint in {folder} has {len(unknown)} tensors that no Llama of its config.json has, {unknown[0]} "
-            "among them. Leaving them out would give another model: it cannot be imported."
+            "among them: it is another model, and cannot be imported."
         )
     return model, params, tokenizer, weights.files
 
 
 def write_run(folder: Path, name: str, source: Path) -> str:
-    """Writes the run directory of the checkpoint in `source`; returns in words what it is."""
+    """Writes the run directory of the checkpoint in `source`; returns a description."""
     model, params, tokenizer, files = read_model(source)
     made_from = {path.name: artifact_cache.sha256_of(path) for path in files}
-    identity = identity_of(model, tokenizer.sha256, artifact_cache.fingerprint(made_from))
+    fingerprint = artifact_cache.fingerprint(made_from)
+    identity = identity_of(model, tokenizer.sha256, fingerprint)
     state = new_state(jax.tree.map(jax.numpy.asarray, params), optax.identity(), jax.random.key(0))
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(state, identity, {})
         checkpoints.read_back(state, make_mesh(), identity)
     tokenizer.save(folder / "tokenizer.json")
-    said = f"{llama.ARCHITECTURE} from {source.resolve().name}, {model.parameters():,} parameters"
+    origin = source.resolve().name
+    description = f"{llama.ARCHITECTURE} from {origin}, {model.parameters():,} parameters"
     config = {
         "name": name,
         "preset": "",
@@ -84,44 +84,36 @@ def write_run(folder: Path, name: str, source: Path) -> str:
         "model": model.record(),
         "optim": {"peak_lr": 0.0},
         "data": {"mixture": {}},
-        "imported": {"from": source.resolve().name, "fingerprint": artifact_cache.fingerprint(made_from)},
+        "imported": {"from": origin, "fingerprint": fingerprint},
     }
     data = run_record.DataRecord(
         made_from=made_from,
-        notes=[f"imported: {said}; what it was trained on is not in our records"],
-        trained_on=[f"whatever {name} was trained on"],  # no store of ours: it counts as not searched
+        notes=[f"imported: {description}; what it was trained on is not in our records"],
+        trained_on=[f"whatever {name} was trained on"],  # not a store of ours: it counts as not searched
     )
     write_json(folder / run_record.CONFIG, config)
     run_record.write(folder, data)
     run_record.write(folder, run_dir.environment())
     run_record.write_finished(folder, steps=0)
-    return said
+    return description
 
 
 @command
 def main(argv: Sequence[str]) -> int:
     """Makes a base run of a Llama checkpoint in safetensors."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.import_model", description=main.__doc__)
-    parser.add_argument(
-        "--from",
-        type=local_path,
-        required=True,
-        metavar="DIR",
-        dest="source",
-        help="folder with config.json and safetensors",
-    )
-    parser.add_argument(
-        "--workdir", type=local_path, required=True, metavar="DIR", help="the new run, e.g. runs/smollm2"
-    )
+    add = parser.add_argument
+    add("--from", type=local_path, required=True, metavar="DIR", dest="source", help="config.json and safetensors")
+    add("--workdir", type=local_path, required=True, metavar="DIR", help="the new run, e.g. runs/smollm2")
     flags = parser.parse_args(argv)
     workdir = flags.workdir.resolve()
     check_place(workdir)
     if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
-        raise UserError(f"{flags.workdir} holds something already. Choose another --workdir, or delete it first.")
+        raise UserError(f"{flags.workdir} is not empty. Choose another --workdir, or delete it first.")
     jax_setup.set_up()
     with new_folder(workdir) as folder:
-        said = write_run(folder, workdir.name, flags.source)
-    print(f"{flags.workdir}: {said}. Tune it: python -m ghost_jax.train --config=… --base={flags.workdir}")
+        description = write_run(folder, workdir.name, flags.source)
+    print(f"{flags.workdir}: {description}. Tune it: python -m ghost_jax.train --config=… --base={flags.workdir}")
     return 0
 
 

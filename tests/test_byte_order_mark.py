@@ -18,7 +18,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data import fetch
 from ghost_jax.data.sources import SOURCES
 from ghost_jax.data.storage import files
-from ghost_jax.hub.upload import _made_of
+from ghost_jax.hub.upload import exported_run
 from ghost_jax.runs import metrics
 from ghost_jax.text import tokenizer
 from tests.test_fuzz import SOUND
@@ -60,7 +60,7 @@ TEXTS: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
     "predictions of tabs": (".tsv", b"id\tmine\nq\tB\n", predictions_of),
     "predictions a line": (".jsonl", b'{"id": "q", "mine": "B"}', predictions_of),
     "a record of a run": (".json", b'{"a": 1}', atomic_io.read_json),
-    "an exported config": (".json", b'{"ghost_jax": {"run": "a", "step": 1}}', _made_of),
+    "an exported config": (".json", b'{"ghost_jax": {"run": "a", "step": 1}}', exported_run),
     "standard input": ("", b'{"prompt": "one"}\ntwo\n', lines_of),
 }
 

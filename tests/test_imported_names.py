@@ -13,7 +13,7 @@ from evals.overlap.store_text import parts_of
 from ghost_jax.chat import open_run
 from ghost_jax.data.builders import pretrain
 from ghost_jax.export import write_model
-from ghost_jax.hub.vocabulary import adopt
+from ghost_jax.hub.vocabulary import read_vocabulary
 from ghost_jax.inference.sampling import GREEDY, Sampling
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
@@ -21,9 +21,9 @@ from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, SPECIALS, USER, Tokenizer
 from ghost_jax.training.checkpoint import load_model
 from tests.test_export import make_run
-from tests.test_import import foreign_vocabulary, save_vocabulary
 from tests.test_layout import MODULES
 from tests.test_store_text import write_store
+from tests.test_vocabulary import foreign_vocabulary, save_vocabulary
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -37,7 +37,7 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     vocabulary = foreign_vocabulary()
     save_vocabulary(folder / "there", vocabulary)
-    base = adopt(folder / "there", vocabulary.get_vocab_size())
+    base = read_vocabulary(folder / "there", vocabulary.get_vocab_size())
     for kind, tokenizer in zip(KINDS, (base, base.with_chat_tokens(["hello"])), strict=True):
         (folder / kind).mkdir()
         shape = ModelConfig(layers=1, width=32, heads=2, mlp_dim=48, vocab_size=tokenizer.vocab_size, context=64)
@@ -60,8 +60,8 @@ def test_a_vocabulary_knows_its_ids_by_what_they_do(runs):
 
 
 def test_an_imported_chat_model_answers(runs):
-    flags = argparse.Namespace(max_new_tokens=24, seed=0, jsonl=False)
-    conversation, _ = open_run(runs["chat"], flags, Sampling(temperature=3.0), None)
+    flags = argparse.Namespace(workdir=runs["chat"], max_new_tokens=24, seed=0, jsonl=False)
+    conversation, _ = open_run(flags, Sampling(temperature=3.0), None)
     answers = list(conversation.answers(["hello", "attackers?"], 0))
     assert [answer["prompt"] for answer in answers] == ["hello", "attackers?"]
     assert any(answer["answer"] for answer in answers)
@@ -82,7 +82,7 @@ def test_an_imported_model_is_scored_by_the_harness_and_exported_with_its_own_na
     (text,) = model.generate_until([("hello", [], 8, GREEDY)])
     assert "<|endoftext|>" not in text
 
-    write_model(tmp_path, runs[kind], "float32", 10**9)
+    write_model(tmp_path, runs[kind], "float32")
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert {settings[f"{name}_token"] for name in ("bos", "eos", "pad")} == {"<|endoftext|>"}
     assert "unk_token" not in settings
@@ -90,7 +90,7 @@ def test_an_imported_model_is_scored_by_the_harness_and_exported_with_its_own_na
     for file in ("config.json", "generation_config.json"):
         found = json.loads((tmp_path / file).read_text())
         assert (found["bos_token_id"], found["eos_token_id"], found["pad_token_id"]) == (ENDS, ends, ENDS)
-    assert adopt(tmp_path, tokenizer.vocab_size).sha256 == tokenizer.sha256
+    assert read_vocabulary(tmp_path, tokenizer.vocab_size).sha256 == tokenizer.sha256
 
 
 def test_documents_are_split_and_found_again_by_the_vocabularys_own_ends(runs, tmp_path):

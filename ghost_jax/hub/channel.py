@@ -1,7 +1,7 @@
-"""Which an upload is: canonical, the run that others are measured by, or experimental, with the reason.
+"""The channel of an upload: canonical, the run that others are measured by, or experimental, with the reason.
 
-A run becomes canonical only if `evals.compare` puts it above the present canonical one, asked in several orders and
-without collapsing to one letter. The first has none to beat: its verdict must be that it knows something.
+A run becomes canonical only if `evals.compare` puts it above the present canonical one, asked in several orders and not
+collapsed to one letter. The first canonical run needs the verdict "knowledge".
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ SCORE = "ctibench"  # the closed-book score in a run's evals/ that decides
 
 @dataclasses.dataclass(frozen=True)
 class Channel:
-    """What an upload is.
+    """The channel of an upload.
 
     Attributes:
       name: one of `CHANNELS`.
-      reason: why, in words that stand in the card.
+      reason: a text for the card.
       comparison: with the present canonical run, as `evals.compare` writes it; None where there is none.
       above: run and step of the present canonical run that a canonical one was shown to be above; else None.
     """
@@ -33,7 +33,7 @@ class Channel:
 
 
 def decide(asked: str, workdir: Path, present: Path | None, items: Path | None) -> Channel:
-    """Returns the channel of a run, where `asked` is the one that is wanted.
+    """Returns the channel of a run for which the channel `asked` is wanted.
 
     Args:
       present: the run directory of the present canonical run.
@@ -47,37 +47,30 @@ def decide(asked: str, workdir: Path, present: Path | None, items: Path | None) 
         return Channel(EXPERIMENTAL, "It was not put forward as canonical.")
     stem = items.stem if items else SCORE
     score = read_report(workdir, stem).evaluation
-    comparison = compared(workdir, present, items, stem) if present else None
-    said = against(comparison) if comparison else f"Its verdict: {score.verdict_text}"
+    comparison, text = None, f"Its verdict: {score.verdict_text}"
+    if present:
+        reports = read_reports([str(present), str(workdir)], stem)
+        check_alike(reports)
+        questions = items_of(reports, items)
+        comparison = compare(rows_of(reports, questions), questions)
+        text = _text_of(comparison)
     if asked == EXPERIMENTAL:
-        return Channel(EXPERIMENTAL, f"It was not put forward as canonical. {said}", comparison)
-    if hindrance := hindrance_of(score, comparison):
-        return Channel(EXPERIMENTAL, f"Put forward as canonical and not accepted: {hindrance}. {said}", comparison)
-    above = {"run": present.resolve().name, "step": read_report(present, stem).evaluation.step} if present else None
-    return Channel(CANONICAL, said, comparison, above)
+        return Channel(EXPERIMENTAL, f"It was not put forward as canonical. {text}", comparison)
+    if obstacle := _obstacle(score, comparison):
+        return Channel(EXPERIMENTAL, f"Put forward as canonical and not accepted: {obstacle}. {text}", comparison)
+    above = {"run": present.resolve().name, "step": reports[0].evaluation.step} if present else None
+    return Channel(CANONICAL, text, comparison, above)
 
 
-def compared(workdir: Path, present: Path, items: Path | None, stem: str) -> dict:
-    """Returns the comparison of a run's report of this name with that of the present canonical run, its reference."""
-    reports = read_reports([str(present), str(workdir)], stem)
-    check_alike(reports)
-    questions = items_of(reports, items)
-    return compare(rows_of(reports, questions), questions)
-
-
-def against(comparison: dict) -> str:
-    """Returns in words what a comparison found."""
+def _text_of(comparison: dict) -> str:
     asked = f"on {comparison['n']:,} questions of {comparison['items']['name']}, {comparison['book']} book"
     _, *others = comparison["rows"]
-    said = others[0]["against_reference"]["text"] if others else "both are seeds of one recipe, and differ by luck."
-    return f"Beside the present canonical run, {comparison['reference']}, {asked}: {said}"
+    text = others[0]["against_reference"]["text"] if others else "both are seeds of one recipe, and differ by luck."
+    return f"Beside the present canonical run, {comparison['reference']}, {asked}: {text}"
 
 
-def hindrance_of(score: Evaluation, comparison: dict | None) -> str:
-    """Returns why a run with this score, compared with the present canonical one if any, cannot become canonical.
-
-    Empty where it can.
-    """
+def _obstacle(score: Evaluation, comparison: dict | None) -> str:
+    """Returns why a run with this score and comparison cannot become canonical; empty where it can."""
     if score.verdict == COLLAPSED:
         return "its answers collapsed to one letter"
     if score.orders_per_item == 1:

@@ -1,4 +1,4 @@
-"""Our v0.4 model under the names of Hugging Face's GPT-2, whose linear layers are [in, out] as ours are."""
+"""The v0.4 model in the format of Hugging Face's GPT-2, whose linear layers are [in, out] as ours are."""
 
 from collections.abc import Iterator, Mapping
 
@@ -7,7 +7,7 @@ import numpy as np
 from ghost_jax.model.config import ModelConfig
 
 ARCHITECTURE = "GPT2LMHeadModel"
-# Ours to theirs, within a layer
+# Our names and theirs, within a layer.
 NORMS = {"attention_norm": "ln_1", "feed_forward_norm": "ln_2"}
 LINEAR = {
     ("attention", "qkv"): "attn.c_attn",
@@ -31,7 +31,6 @@ def config_of(model: ModelConfig) -> dict:
         "activation_function": "gelu_new",  # GELU by its tanh approximation
         "layer_norm_epsilon": model.norm_eps,
         "tie_word_embeddings": True,
-        # What they are in training is ours to say, and not what their trainer should begin with
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
@@ -39,7 +38,7 @@ def config_of(model: ModelConfig) -> dict:
 
 
 def tensors_of(params: Mapping, model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields name and values of each tensor of GPT-2's; `params` are those of a model without `scan`."""
+    """Yields name and values of each tensor of GPT-2; `params` are those of a model without `scan`."""
     yield "transformer.wte.weight", np.asarray(params["embedding"])[: model.vocab_size]
     yield "transformer.wpe.weight", np.asarray(params["position_embedding"])
     for i in range(model.layers):

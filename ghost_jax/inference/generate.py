@@ -1,13 +1,11 @@
-"""Text from a model, token by token: greedy or drawn, many prompts at once or one as a stream.
+"""Text generation with a cache of keys and values: many prompts at once, or one as a stream.
 
-What a row becomes depends on its prompt, its key and the sampling alone, never on the rows beside it, the padding or
-the mesh. A batch is as long as its longest row; programs are compiled for few lengths and numbers of prompts, whatever
-is asked.
-A stream reads its prompt a few tokens at a time and keeps what it has read, so that a conversation is read once.
+The text of a row depends on its prompt, its key and the sampling alone, never on the rows beside it, the padding or the
+mesh. A batch is as long as its longest row; prompts are padded to few lengths and row counts, since each is compiled.
 """
 
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -18,36 +16,32 @@ from jax.sharding import PartitionSpec as P
 
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
-from ghost_jax.inference.sampling import GREEDY, Sampling, choose, penalised
+from ghost_jax.inference.sampling import GREEDY, Sampling, choose, penalize
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Cache, Transformer
 from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replicated
 from ghost_jax.parallel.sharding_rules import shardings
 
-SHORTEST = 32  # tokens that a prompt is padded to at least; longer ones to a power of two or the context
-# Tokens that a stream reads at once, of a prompt's body and of its tail: many, so that the parameters are fetched
-# seldom, but few where little is left to read. The body needs no hidden states.
+SHORTEST = 32  # prompts are padded to at least this many tokens, longer ones to a power of two or the context
+# Tokens that a stream reads at once: long chunks, so that the parameters are fetched seldom, and a short tail.
 LONG_CHUNK, CHUNK, TAIL = 192, 64, 8
-# Slots of a stream's first cache, which doubles when it is full: an unused slot costs a CPU what a used one does.
-SLOTS = 256
-NOTHING = -1  # in place of an id, where a row had ended
+SLOTS = 256  # of a stream's first cache
+ENDED = -1  # in place of an id, where a row has ended
 
 
 @flax.struct.dataclass
 class _State:
-    """Where the rows of a batch stand after some choices.
+    """The rows of a batch after `count` choices.
 
     Attributes:
-      cache: of all tokens but the newest.
-      newest: [B] int32, the last id chosen, NOTHING where the row had ended or ends with it.
-      going: [B] bool, the rows that go on.
-      seen: [B, V] bool, the tokens that stand in the prompt or were chosen.
-      count: int32 [], how many ids were chosen.
+      newest: [B] int32, the last id chosen, ENDED where the row has ended.
+      active: [B] bool, the rows that continue.
+      seen: [B, V] bool, the tokens of the prompt and the text.
+      count: int32 [].
     """
 
-    cache: Cache
     newest: jax.Array
-    going: jax.Array
+    active: jax.Array
     seen: jax.Array
     count: jax.Array
 
@@ -56,10 +50,9 @@ class Generator:
     """Generates with one model; its programs are compiled once for each padded length and number of prompts.
 
     Args:
-      params: of the model; sharded over `mesh` by the rules, and copied there only if they are not there yet.
+      params: of the model; sharded over `mesh` by the rules.
       batch_size: prompts computed at once, at most; rounded up to what the mesh divides.
-      new_tokens: the most that are generated after a prompt. A row ends before at the context's end, so that a number
-        above the context is that of the shortest prompt.
+      new_tokens: generated after a prompt, at most. The context ends a row as well.
       stop_ids: ids that end a row, at least one; they are not part of its text.
     """
 
@@ -74,33 +67,23 @@ class Generator:
         stop_ids: Sequence[int],
     ):
         self._config, self._mesh = config, mesh
-        self._new_tokens = min(new_tokens, config.context - 1)  # memory is taken for all, and no prompt leaves more
+        self._new_tokens = min(new_tokens, config.context - 1)
+        self._batch_size = batch_size + -batch_size % batch_shards(mesh)
         self._model = Transformer(config, rows=batch_sharding(mesh))
         self._is_stop = np.isin(np.arange(config.padded_vocab), stop_ids)
-        self._batch_size = batch_size + -batch_size % batch_shards(mesh)
-        by_rule, rows, whole = shardings(params, mesh), batch_sharding(mesh), replicated(mesh)
-        self._params = jax.device_put(params, by_rule)
+        by_rule, rows, replica = shardings(params, mesh), batch_sharding(mesh), replicated(mesh)
         heads = NamedSharding(mesh, P(None, *BATCH, "tensor"))
-        cache = Cache(heads, heads, rows, rows, whole)
-        self._placed = _State(cache, rows, rows, rows, whole)
-        self._all = jax.jit(self._run, in_shardings=(by_rule, rows, rows, rows, rows, whole), out_shardings=whole)
-        self._empty = jax.jit(self._no_text, out_shardings=cache)
-        self._grown = jax.jit(_grown, static_argnums=1, out_shardings=cache)
-        reads = functools.partial(jax.jit, in_shardings=(by_rule, cache, whole, rows, whole), donate_argnums=1)
-        self._read_body = reads(self._kept_of_chunk, out_shardings=cache)
-        self._read_tail = reads(self._read_chunk, out_shardings=(rows, cache))
-        self._first = jax.jit(
-            self._choose_first,
-            in_shardings=(by_rule, rows, cache, rows, rows, whole),
-            out_shardings=self._placed,
-            donate_argnums=2,
-        )
-        self._next = jax.jit(
-            self._advance,
-            in_shardings=(by_rule, self._placed, rows, whole),
-            out_shardings=self._placed,
-            donate_argnums=1,
-        )
+        self._params = jax.device_put(params, by_rule)
+        self._cache_sharding = cache = Cache(heads, heads, rows, rows, replica)
+        self._state_sharding = state = _State(rows, rows, rows, replica)
+
+        def compiled(function: Callable, *inputs: Any, outputs: Any, **options: Any) -> Callable:
+            return jax.jit(function, in_shardings=(by_rule, *inputs), out_shardings=outputs, **options)
+
+        self._generate = compiled(self._run, rows, rows, state, rows, replica, outputs=replica)
+        self._first = compiled(self._choose, rows, rows, state, rows, replica, outputs=state)
+        self._next = compiled(self._advance, cache, state, rows, replica, outputs=(cache, state), donate_argnums=1)
+        self._read = compiled(self._extend, cache, rows, replica, replica, outputs=(rows, cache), donate_argnums=1)
         self._forget()
 
     def __call__(
@@ -111,259 +94,207 @@ class Generator:
         *,
         shown: bool = True,
     ) -> list[np.ndarray]:
-        """Returns the ids that follow each prompt, without the prompt and what ended it.
+        """Returns the ids that follow each prompt, without the prompt and the stop that ended it.
 
         Args:
           prompts: N rows of 1 to context - 1 ids.
-          keys: PRNG keys [N], one a row; needed where something is drawn.
-          shown: whether standard output tells how far it is.
+          keys: PRNG keys [N], one a row; by default those of seed 0.
+          shown: whether to print progress.
 
         Raises UserError for a prompt of another length.
         """
         by_length: dict[int, list[int]] = {}
         for row, prompt in enumerate(prompts):
-            by_length.setdefault(self._padded_length(len(prompt)), []).append(row)
-        keys = self._key_data(keys, sampling, len(prompts))
+            self.max_answer(len(prompt))
+            length = min(max(SHORTEST, _power_of_two(len(prompt))), self._config.context)
+            by_length.setdefault(length, []).append(row)
+        keys = jax.random.split(jax.random.key(0), len(prompts)) if keys is None else keys
+        key_data = np.asarray(jax.random.key_data(keys))
         texts: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
         with Progress("generating", len(prompts), unit="prompts", shown=shown, brief=True) as progress:
             for length, rows in sorted(by_length.items()):
-                size = self._padded_rows(len(rows))
+                size = _power_of_two(len(rows))
+                size = min(size + -size % batch_shards(self._mesh), self._batch_size)
                 for start in range(0, len(rows), size):
                     batch = rows[start : start + size]
-                    inputs = self._batch([prompts[row] for row in batch], keys[batch], length, size)
-                    chosen = np.asarray(self._all(self._params, *inputs, sampling.scalars()))
+                    inputs = self._inputs([prompts[row] for row in batch], key_data[batch], length, size)
+                    chosen = np.asarray(self._generate(self._params, *inputs, sampling.scalars()))
                     for row, ids in zip(batch, chosen, strict=False):  # the last batch is filled up
-                        texts[row] = ids[ids != NOTHING]
+                        texts[row] = ids[ids != ENDED]
                     progress.advance(len(batch))
         return texts
 
     def stream(self, prompt: np.ndarray, sampling: Sampling = GREEDY, key: jax.Array | None = None) -> Iterator[int]:
         """Yields the ids that follow one prompt as they are chosen: those that a call with it and its key returns.
 
-        What a prompt begins with is not read again where the stream before had it: of a conversation that goes on, the
-        newest turn alone is. A stream that is left before its end may be followed by another, not gone on with.
+        Only what the last stream has not read is read, so that a conversation is read once. A stream may be left before
+        its end; the next call replaces it. The mesh must not split the batch.
         """
-        self.room_after(len(prompt))
-        keys = np.broadcast_to(self._key_data(None if key is None else key[None], sampling, 1), (self._rows, 2))
+        self.max_answer(len(prompt))
+        key_data = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key))[None]
         scalars = sampling.scalars()
-        hidden, cache = self._read_on(prompt)
-        state = self._first(self._params, hidden, cache, self._seen([prompt] * self._rows, self._rows), keys, scalars)
-        for chosen in range(1, self._new_tokens + 1):
-            newest, going = (each[0] for each in jax.device_get((state.newest, state.going)))
-            self._text, self._cache = prompt, state.cache
-            if newest != NOTHING:
+        hidden, cache = self._read_prompt(prompt)
+        state = self._first(self._params, hidden, cache.length, self._start([prompt], 1), key_data, scalars)
+        while True:
+            newest, active = (each[0] for each in jax.device_get((state.newest, state.active)))
+            self._cache, self._text = cache, prompt
+            if newest != ENDED:
                 yield int(newest)
-            if not going or chosen == self._new_tokens:
+            if not active:
                 return
-            self._forget()  # the cache is about to be written over
+            self._forget()  # the next step overwrites the cache
             prompt = np.append(prompt, newest)
-            state = state.replace(cache=self._with_room(state.cache, len(prompt)))
-            state = self._next(self._params, state, keys, scalars)
+            cache = self._with_slots(cache, len(prompt))
+            cache, state = self._next(self._params, cache, state, key_data, scalars)
 
-    def room_after(self, length: int) -> int:
-        """Returns how many ids can follow a prompt of `length` at most. Raises UserError where none can."""
+    def max_answer(self, length: int) -> int:
+        """Returns how many ids can follow a prompt of `length`. Raises UserError where none can."""
         context = self._config.context
         if not 0 < length < context:
             raise UserError(
-                f"A prompt has {length:,} tokens; the model's context of {context:,} takes 1 to {context - 1:,}, so "
-                "that one can follow. Shorten the prompt."
+                f"A prompt has {length:,} tokens; the model's context of {context:,} takes 1 to {context - 1:,}. "
+                "Shorten the prompt."
             )
         return min(self._new_tokens, context - length)
 
+    def cached(self, prompt: np.ndarray) -> int:
+        """Returns how many of a prompt's first tokens the last stream has read; the last token is always read."""
+        shared = min(len(self._text), len(prompt) - 1)
+        same = self._text[:shared] == prompt[:shared]
+        return shared if same.all() else int(same.argmin())
+
     def warm_up(self) -> None:
-        """Compiles all that `stream` needs, so that nobody waits for it in the middle of an answer."""
+        """Compiles every program that `stream` needs."""
         self._forget()
-        *bodies, end = (np.zeros((self._rows, length), np.int32) for length in (LONG_CHUNK, CHUNK, TAIL))
-        seen, cache, keys = self._seen([], self._rows), self._empty(), np.zeros((self._rows, 2), np.uint32)
-        while True:
-            for body in bodies:
-                cache = self._read_body(self._params, cache, np.int32(0), body, np.int32(1))
-            hidden, cache = self._read_tail(self._params, cache, np.int32(0), end, np.int32(1))
-            state = self._first(self._params, hidden, cache, seen, keys, GREEDY.scalars())
-            cache = self._next(self._params, state, keys, GREEDY.scalars()).cache
-            slots = cache.filled.shape[1]
-            if slots == self._most_slots:
-                return
-            cache = self._with_room(cache, slots + 1)
+        state, key_data, scalars = self._start([], 1), np.zeros((1, 2), np.uint32), GREEDY.scalars()
+        cache = self._empty_cache()
+        while (slots := cache.filled.shape[1]) <= self._config.context:
+            cache = self._with_slots(cache, slots + 1)
+            for size in (LONG_CHUNK, CHUNK, TAIL):
+                tokens = np.zeros((1, size), np.int32)
+                hidden, cache = self._read(self._params, cache, tokens, np.int32(0), np.int32(1))
+            chosen = self._first(self._params, hidden, cache.length, state, key_data, scalars)
+            cache, _ = self._next(self._params, cache, chosen, key_data, scalars)
 
-    # ---- What a stream keeps ----
-
-    @property
-    def _rows(self) -> int:
-        """The rows of a stream: its one prompt, again on each device that has a part of the batch."""
-        return batch_shards(self._mesh)
+    # ---- The cache of a stream ----
 
     def _forget(self) -> None:
         self._text, self._cache = np.zeros(0, np.int32), None
 
-    def _read_on(self, prompt: np.ndarray) -> tuple[jax.Array, Cache]:
-        """Returns the last hidden state [B, 1, D] of a prompt and its cache; reads what is not in the one kept."""
-        shared = min(len(self._text), len(prompt) - 1)  # the last token's state is not kept
-        differs = np.flatnonzero(self._text[:shared] != prompt[:shared])
-        start = int(differs[0]) if len(differs) else shared
-        cache = self._cache if start else self._empty()
+    def _read_prompt(self, prompt: np.ndarray) -> tuple[jax.Array, Cache]:
+        """Returns the last hidden state [1, 1, D] of a prompt and its cache."""
+        start = self.cached(prompt)
+        cache = self._cache if start else self._empty_cache()
         self._forget()
-        while len(prompt) - start > 2 * TAIL:  # fewer are read faster as two tails
-            left = len(prompt) - TAIL - start
-            size = LONG_CHUNK if left > LONG_CHUNK - CHUNK else CHUNK
-            piece = prompt[start : start + min(size, left)]
-            cache = self._with_room(cache, start + size)
-            cache = self._read_body(self._params, cache, *self._chunk(piece, start, size))
-            start += len(piece)
         while start < len(prompt):
-            piece = prompt[start : start + TAIL]
-            cache = self._with_room(cache, start + TAIL)
-            hidden, cache = self._read_tail(self._params, cache, *self._chunk(piece, start, TAIL))
-            start += len(piece)
+            left, size = len(prompt) - start, TAIL
+            if left > 2 * TAIL:  # fewer are read faster as two tails
+                left -= TAIL
+                size = LONG_CHUNK if left > LONG_CHUNK - CHUNK else CHUNK
+            count = min(left, size)
+            tokens = np.zeros((1, size), np.int32)
+            tokens[0, :count] = prompt[start : start + count]
+            cache = self._with_slots(cache, start + size)
+            hidden, cache = self._read(self._params, cache, tokens, np.int32(start), np.int32(count))
+            start += count
         return hidden, cache
 
-    def _chunk(self, piece: np.ndarray, start: int, length: int) -> tuple[np.int32, np.ndarray, np.int32]:
-        """Returns where a piece of a prompt starts, its ids filled up to [B, length], and how many are its own."""
-        tokens = np.broadcast_to(np.pad(piece, (0, length - len(piece))), (self._rows, length))
-        return np.int32(start), tokens, np.int32(len(piece))
+    def _empty_cache(self) -> Cache:
+        c = self._config
+        shape = (c.layers, 1, c.cached_heads, 0, c.head_width)
+        keys, values = jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)
+        return Cache(keys, values, jnp.zeros((1, 0), bool), jnp.zeros(1, jnp.int32), jnp.int32(0))
 
-    @property
-    def _most_slots(self) -> int:
-        return self._config.context + CHUNK  # the last chunk is filled up
-
-    def _slots(self, tokens: int) -> int:
-        """Returns of how many slots a stream's cache of so many tokens is."""
-        slots = max(SLOTS, 1 << (tokens - 1).bit_length())
-        return slots if slots < self._config.context else self._most_slots
-
-    def _with_room(self, cache: Cache, tokens: int) -> Cache:
-        if tokens <= cache.filled.shape[1]:
+    def _with_slots(self, cache: Cache, tokens: int) -> Cache:
+        """Returns the cache with slots for so many tokens. It is doubled: an unused slot costs a CPU as a used one."""
+        slots = max(SLOTS, _power_of_two(tokens))
+        slots = slots if slots < self._config.context else self._config.context + CHUNK  # the last chunk is padded
+        more = (0, slots - cache.filled.shape[1])
+        if more[1] <= 0:
             return cache
-        return self._grown(cache, self._slots(tokens))
+        keys, values = (jnp.pad(each, ((0, 0), (0, 0), (0, 0), more, (0, 0))) for each in (cache.keys, cache.values))
+        cache = cache.replace(keys=keys, values=values, filled=jnp.pad(cache.filled, ((0, 0), more)))
+        return jax.device_put(cache, self._cache_sharding)
 
-    # ---- What is compiled ----
+    # ---- Compiled functions ----
 
     def _run(
-        self,
-        params: dict,
-        tokens: jax.Array,
-        lengths: jax.Array,
-        seen: jax.Array,
-        keys: jax.Array,
-        scalars: tuple,
+        self, params: dict, tokens: jax.Array, lengths: jax.Array, state: _State, keys: jax.Array, scalars: tuple
     ) -> jax.Array:
-        """Returns the ids [B, N] chosen after prompts [B, T], NOTHING where a row had ended."""
+        """Returns the ids [B, N] chosen after prompts [B, T], ENDED after a row's end."""
 
-        def unfinished(carry: tuple) -> jax.Array:
-            state, _ = carry
-            return (state.count < self._new_tokens) & state.going.any()
-
-        def choose_next(carry: tuple) -> tuple:
-            state, ids = carry
-            state = self._advance(params, state, keys, scalars)
-            return state, ids.at[:, state.count - 1].set(state.newest)
+        def step(carry: tuple) -> tuple:
+            cache, state, ids = carry
+            cache, state = self._advance(params, cache, state, keys, scalars)
+            return cache, state, ids.at[:, state.count - 1].set(state.newest)
 
         slots = tokens.shape[1] + self._new_tokens
         hidden, cache = self._model.apply({"params": params}, tokens, lengths, slots, method="prefill")
         last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
-        state = self._chosen(params, last, cache, lengths > 0, seen, jnp.int32(0), keys, scalars)
-        ids = jnp.full((len(tokens), self._new_tokens), NOTHING).at[:, 0].set(state.newest)
-        return jax.lax.while_loop(unfinished, choose_next, (state, ids))[1]
+        state = self._choose(params, last, lengths, state, keys, scalars)
+        ids = jnp.full((len(tokens), self._new_tokens), ENDED).at[:, 0].set(state.newest)
+        return jax.lax.while_loop(lambda carry: carry[1].active.any(), step, (cache, state, ids))[2]
 
-    def _no_text(self) -> Cache:
-        tokens, lengths = jnp.zeros((self._rows, 1), jnp.int32), jnp.zeros(self._rows, jnp.int32)
+    def _extend(
+        self, params: dict, cache: Cache, tokens: jax.Array, start: jax.Array, count: jax.Array
+    ) -> tuple[jax.Array | None, Cache]:
+        """Reads the first `count` of tokens [1, T] after the first `start` of a cache; what lies behind is dropped.
 
-        def prefill(params: dict) -> tuple[jax.Array, Cache]:
-            return self._model.apply({"params": params}, tokens, lengths, self._slots(1), method="prefill")
-
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(prefill, self._params)[1])
-
-    def _read_chunk(
-        self, params: dict, cache: Cache, start: jax.Array, tokens: jax.Array, count: jax.Array
-    ) -> tuple[jax.Array, Cache]:
-        """Reads the first `count` of tokens [B, T] behind the first `start` of a cache, which keeps no others.
-
-        Returns the last hidden state [B, 1, D] and the cache.
+        Returns the last hidden state [1, 1, D] of a tail and the cache. No other chunk's is used, and without it the
+        compiler leaves out the end of the last layer.
         """
-        hidden, cache = self._model.apply({"params": params}, tokens, _held(cache, start), method="extend")
-        return jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1), _held(cache, start + count)
 
-    def _kept_of_chunk(
-        self, params: dict, cache: Cache, start: jax.Array, tokens: jax.Array, count: jax.Array
-    ) -> Cache:
-        """Returns the cache of `_read_chunk` alone: the compiler leaves out what only the hidden state needs."""
-        return self._read_chunk(params, cache, start, tokens, count)[1]
+        def first(cache: Cache, tokens: jax.Array) -> Cache:
+            filled = jnp.broadcast_to(jnp.arange(cache.filled.shape[1]) < tokens, cache.filled.shape)
+            return cache.replace(filled=filled, length=jnp.full_like(cache.length, tokens), used=jnp.int32(tokens))
 
-    def _choose_first(
-        self, params: dict, hidden: jax.Array, cache: Cache, seen: jax.Array, keys: jax.Array, scalars: tuple
+        hidden, cache = self._model.apply({"params": params}, tokens, first(cache, start), method="extend")
+        last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)
+        return last if tokens.shape[1] == TAIL else None, first(cache, start + count)
+
+    def _advance(
+        self, params: dict, cache: Cache, state: _State, keys: jax.Array, scalars: tuple
+    ) -> tuple[Cache, _State]:
+        """Reads the newest tokens and chooses the next ones."""
+        tokens = jnp.maximum(state.newest, 0)[:, None]
+        hidden, cache = self._model.apply({"params": params}, tokens, cache, method="extend")
+        state = self._choose(params, hidden, cache.length, state, keys, scalars)
+        return jax.lax.with_sharding_constraint((cache, state), (self._cache_sharding, self._state_sharding))
+
+    def _choose(
+        self, params: dict, hidden: jax.Array, length: jax.Array, state: _State, keys: jax.Array, scalars: tuple
     ) -> _State:
-        return self._chosen(params, hidden, cache, jnp.ones(len(hidden), bool), seen, jnp.int32(0), keys, scalars)
-
-    def _advance(self, params: dict, state: _State, keys: jax.Array, scalars: tuple) -> _State:
-        tokens = jnp.maximum(state.newest, 0)[:, None]  # of a row that has ended nothing is read
-        hidden, cache = self._model.apply({"params": params}, tokens, state.cache, method="extend")
-        return self._chosen(params, hidden, cache, state.going, state.seen, state.count, keys, scalars)
-
-    def _chosen(
-        self,
-        params: dict,
-        hidden: jax.Array,
-        cache: Cache,
-        going: jax.Array,
-        seen: jax.Array,
-        count: jax.Array,
-        keys: jax.Array,
-        scalars: tuple,
-    ) -> _State:
-        """Returns the state after one more choice, by the last hidden states [B, 1, D]."""
+        """Returns the state after one more choice, by the last hidden states [B, 1, D] of rows of `length` [B]."""
         *sampling, penalty = scalars
         logits = self._model.apply({"params": params}, hidden[:, 0], method="head")
-        logits = penalised(logits, seen & ~self._is_stop, penalty)
-        own = jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(keys), count)
+        logits = penalize(logits, state.seen & ~self._is_stop, penalty)
+        own = jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(keys), state.count)
         newest = choose(logits, own, *sampling)
-        seen = seen.at[jnp.arange(len(seen)), newest].set(True)
-        going &= ~jnp.asarray(self._is_stop)[newest]
-        newest = jnp.where(going, newest, NOTHING)
-        room = cache.length + 1 < self._config.context  # beside the newest token, which the cache does not hold yet
-        state = _State(cache, newest, going & room, seen, count + 1)
-        return jax.lax.with_sharding_constraint(state, self._placed)
+        seen = state.seen.at[jnp.arange(len(newest)), newest].set(True)
+        active = state.active & ~jnp.asarray(self._is_stop)[newest]
+        newest = jnp.where(active, newest, ENDED)
+        more = (length + 1 < self._config.context) & (state.count + 1 < self._new_tokens)
+        return _State(newest, active & more, seen, state.count + 1)
 
-    # ---- What goes in ----
+    # ---- Inputs ----
 
-    def _padded_length(self, length: int) -> int:
-        self.room_after(length)
-        return min(max(SHORTEST, 1 << (length - 1).bit_length()), self._config.context)
-
-    def _padded_rows(self, count: int) -> int:
-        """Returns the rows of a batch that `count` prompts are computed in: a power of two, since each is compiled."""
-        rows = 1 << (count - 1).bit_length()
-        return min(rows + -rows % batch_shards(self._mesh), self._batch_size)
-
-    def _batch(self, prompts: Sequence[np.ndarray], keys: np.ndarray, length: int, rows: int) -> tuple:
-        """Returns tokens [B, length], lengths [B], seen [B, V], raw keys [B, 2]; a row too many has length 0."""
+    def _inputs(self, prompts: Sequence[np.ndarray], key_data: np.ndarray, length: int, rows: int) -> tuple:
+        """Returns tokens [B, length], lengths [B], the first state and raw keys [B, 2] of a batch, filled up."""
         tokens = np.zeros((rows, length), np.int32)
         lengths = np.zeros(rows, np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
             lengths[row] = len(prompt)
-        return tokens, lengths, self._seen(prompts, rows), np.pad(keys, ((0, rows - len(prompts)), (0, 0)))
+        return tokens, lengths, self._start(prompts, rows), np.pad(key_data, ((0, rows - len(prompts)), (0, 0)))
 
-    def _seen(self, prompts: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    def _start(self, prompts: Sequence[np.ndarray], rows: int) -> _State:
+        """Returns the state before the first choice; rows without a prompt are not active."""
         seen = np.zeros((rows, self._config.padded_vocab), bool)
         for row, prompt in enumerate(prompts):
             seen[row, prompt] = True
-        return seen
-
-    def _key_data(self, keys: jax.Array | None, sampling: Sampling, rows: int) -> np.ndarray:
-        if keys is None:
-            if sampling.temperature > 0:
-                raise ValueError("what is drawn needs a key for each row")
-            keys = jnp.broadcast_to(jax.random.key(0), rows)  # greedy choices read none
-        return np.asarray(jax.random.key_data(keys))
+        return _State(np.zeros(rows, np.int32), np.arange(rows) < len(prompts), seen, np.int32(0))
 
 
-def _held(cache: Cache, tokens: jax.Array) -> Cache:
-    """Returns the cache of a stream's first tokens alone; each lies in the slot of its position."""
-    filled = jnp.broadcast_to(jnp.arange(cache.filled.shape[1]) < tokens, cache.filled.shape)
-    return cache.replace(filled=filled, length=jnp.full_like(cache.length, tokens), used=jnp.int32(tokens))
-
-
-def _grown(cache: Cache, slots: int) -> Cache:
-    more = (0, slots - cache.filled.shape[1])
-    keys, values = (jnp.pad(each, ((0, 0), (0, 0), (0, 0), more, (0, 0))) for each in (cache.keys, cache.values))
-    return cache.replace(keys=keys, values=values, filled=jnp.pad(cache.filled, ((0, 0), more)))
+def _power_of_two(count: int) -> int:
+    """Returns the lowest power of two that is at least `count`."""
+    return 1 << (count - 1).bit_length()

@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedy, or drawn from what temperature, top k and top p leave."""
+"""Choice of the next token: greedy, or drawn from what temperature, top-k and top-p leave."""
 
 import dataclasses
 
@@ -9,21 +9,22 @@ import numpy as np
 from ghost_jax.core.errors import UsageError
 from ghost_jax.model.transformer import MASKED
 
+SMALLEST, LARGEST = 1e-30, 1e30  # of what float32 holds, with room to multiply
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen.
 
     Attributes:
-      temperature: what logits are divided by; 0 takes the most probable token and draws nothing.
-      top_k: only so many of the most probable tokens may be drawn; 0 for all.
-      top_p: only the most probable tokens that together reach this probability may be drawn (nucleus sampling, Holtzman
-        et al. 2020); of those left by `top_k`. Tokens as probable as the last one kept are kept too.
-      repetition_penalty: what the logit of a token that stands in the prompt or the text is divided by where it is
-        positive, and multiplied by where it is not (Keskar et al. 2019); 1 for none. A stop is never penalised, since
-        every turn of a conversation ends with one.
+      temperature: divides the logits; 0 takes the most probable token.
+      top_k: draws from this many of the most probable tokens; 0 for all.
+      top_p: draws from the most probable tokens, of those that `top_k` leaves, that together reach this probability
+        (nucleus sampling, Holtzman et al. 2020). Tokens as probable as the last one kept are kept too.
+      repetition_penalty: divides the positive logits of tokens already in the text and multiplies the others (Keskar
+        et al. 2019); 1 for none. Stop tokens are exempt, since every turn of a conversation ends with one.
 
-    Raises UsageError for values that choose nothing.
+    Raises UsageError for a value out of range.
     """
 
     temperature: float = 0.0
@@ -32,24 +33,20 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise UsageError(f"The temperature is {self.temperature}; it must be 0, for greedy, or above.")
-        if self.top_k < 0:
-            raise UsageError(f"top_k is {self.top_k}; it must be 0, for all tokens, or above.")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise UsageError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and is 1 for none.")
+        valid = {
+            "temperature": (0 <= self.temperature <= LARGEST, "0, for greedy, or above"),
+            "top_k": (self.top_k >= 0, "0, for all tokens, or above"),
+            "top_p": (SMALLEST <= self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (SMALLEST <= self.repetition_penalty <= LARGEST, "above 0; 1 is none"),
+        }
+        for name, (holds, allowed) in valid.items():
+            if not holds:
+                raise UsageError(f"{name} is {getattr(self, name)}. It must be {allowed}.")
 
     def scalars(self) -> tuple[np.float32, np.int32, np.float32, np.float32]:
-        """Returns the values as arguments of a compiled program, and not its constants: others compile nothing.
-
-        A value beyond what 32 bits hold becomes the nearest that they do.
-        """
-        top_k = min(self.top_k, np.iinfo(np.int32).max)  # which is all of any vocabulary
-        least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-        chosen = np.float32(min(self.temperature, most)), np.int32(top_k), np.float32(max(self.top_p, least))
-        return *chosen, np.float32(min(max(self.repetition_penalty, least), most))
+        """Returns the values as arguments of a compiled program, so that other values do not compile it again."""
+        top_k = np.int32(min(self.top_k, np.iinfo(np.int32).max))
+        return np.float32(self.temperature), top_k, np.float32(self.top_p), np.float32(self.repetition_penalty)
 
 
 GREEDY = Sampling()
@@ -59,36 +56,36 @@ def choose(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_k: ja
     """Returns the chosen ids [B] by logits [B, V] and the keys [B] of this one choice; see `Sampling` for the rest."""
 
     def draw() -> jax.Array:
-        scaled = jnp.where(logits > MASKED, logits / temperature, MASKED)  # no heat makes a padding row probable
-        limited = jax.lax.cond((top_k > 0) | (top_p < 1), lambda: cut(scaled, top_k, top_p), lambda: scaled)
+        scaled = jnp.where(logits > MASKED, logits / temperature, MASKED)  # padding rows stay masked
+        limited = jax.lax.cond((top_k > 0) | (top_p < 1), lambda: crop(scaled, top_k, top_p), lambda: scaled)
         return jax.vmap(jax.random.categorical)(keys, limited).astype(jnp.int32)
 
     return jax.lax.cond(temperature > 0, draw, lambda: logits.argmax(axis=-1).astype(jnp.int32))
 
 
-def cut(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Returns logits [B, V] without the tokens that `top_k` and `top_p` rule out; see `Sampling`."""
+def crop(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Returns logits [B, V] with the tokens masked that `top_k` and `top_p` rule out."""
     probability = jax.nn.softmax(logits)
     ones = jnp.ones_like(probability)
-    allowed = probability >= _least(probability, ones, jnp.where(top_k > 0, top_k, ones.shape[-1]))
+    allowed = probability >= _threshold(probability, ones, jnp.where(top_k > 0, top_k, ones.shape[-1]))
     probability = jnp.where(allowed, probability, 0.0)
     probability /= probability.sum(axis=-1, keepdims=True)
-    # Over all tokens the sum may round to less than 1, or reach it before the last one.
-    least = jnp.where(top_p < 1, _least(probability, probability, top_p), 0.0)
+    # With top_p = 1 the sum may round to less than 1, or reach it before the last token.
+    least = jnp.where(top_p < 1, _threshold(probability, probability, top_p), 0.0)
     return jnp.where(allowed & (probability >= least), logits, MASKED)
 
 
-def penalised(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
-    """Returns logits [B, V] with those of the tokens `seen` [B, V] made less probable; see `Sampling`."""
+def penalize(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
+    """Returns logits [B, V] with those of the tokens `seen` [B, V] lowered by the repetition penalty."""
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def _least(probability: jax.Array, weight: jax.Array, target: jax.Array) -> jax.Array:
-    """Returns the highest [B, 1] of which it holds that the tokens at least as probable weigh the target together.
+def _threshold(probability: jax.Array, weight: jax.Array, target: jax.Array) -> jax.Array:
+    """Returns the highest probability [B, 1] such that the tokens at least as probable have the target weight together.
 
-    Found by halving and not by sorting, which takes a CPU a second for 32 rows of a large vocabulary.
+    Bisects the bits of the float, because sorting 32 rows of a large vocabulary takes a CPU a second.
     """
-    bits = jax.lax.bitcast_convert_type(probability, jnp.int32)  # in the order of floats that have no sign
+    bits = jax.lax.bitcast_convert_type(probability, jnp.int32)  # ordered as non-negative floats are
 
     def halve(_: jax.Array, bounds: tuple) -> tuple:
         low, high = bounds

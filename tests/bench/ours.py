@@ -171,7 +171,7 @@ class Decoding(OnJax):
 
     def __init__(self, work: dict, folder: str, dtype: str, streamed: bool):
         super().__init__(work, folder, dtype)
-        mesh = make_mesh()
+        mesh = make_mesh(devices=jax.devices()[:1])  # as chat does
         config, params = self.load_chat(mesh)
         nothing = [config.padded_vocab]  # no id ends the text: every turn is of the same length
         size = {"batch_size": 1, "new_tokens": self.work.new_tokens, "stop_ids": nothing}

@@ -36,9 +36,6 @@ from tests.bench import ragged
 from tests.bench.code import code_of
 from tests.bench.work import BFLOAT16, FLOAT32, LETTERS, SEED, Files, Work
 
-SHARD_BYTES = 10**10  # of an export: one file
-
-
 # Of a processor, what decides how fast it multiplies matrices; the first two multiply bfloat16 ones.
 FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 
@@ -103,7 +100,7 @@ def write_base(work: Work, folder: str) -> dict:
     files.base.mkdir()
     params = transformer.init(model, jax.random.key(SEED))
     params = transformer.unstack_blocks(params) if model.scan else params
-    weights.write(files.base, llama.tensors_of(params, model), jnp.dtype("float32"), SHARD_BYTES)
+    weights.write(files.base, llama.tensors_of(params, model), jnp.dtype("float32"))
     shape = (work.batch_size, work.seq_len + 1)
     tokens = np.random.default_rng(SEED).integers(0, model.vocab_size, shape, dtype=np.int32)
     ragged.write(files.rows, tokens=list(tokens))
@@ -160,7 +157,7 @@ def write_chat(work: Work, folder: str) -> dict:
     tokenizer.save(files.chat / "tokenizer.json")
     run_record.write_finished(files.chat, steps=0)
     files.exported.mkdir()
-    write_model(files.exported, files.chat, FLOAT32, SHARD_BYTES)
+    write_model(files.exported, files.chat, FLOAT32)
 
     source = Path(work.items) if work.items else prepared.stores["mcq"] / "items-test.jsonl"
     parts = parts_of(source, work)
