@@ -29,29 +29,29 @@ def curve_of(config: Mapping, lines: Sequence[Mapping]) -> list[dict[str, float]
     return curve
 
 
-def picture(rows: Sequence[Mapping]) -> Figure | None:
+def picture(rows: Sequence) -> Figure | None:
     """Draws the curves of a sweep: a line of panels for each config, a color for each setting, a curve for each seed.
 
     Losses of configs with different vocabularies do not compare, so they share no panel.
 
     Args:
-      rows: settings of the sweep with their `setting`, `config` and `runs`, each run with its `curve`.
+      rows: of `ghost_jax.sweeps.results.pooled`.
 
     Returns None where no run has a curve of at least two evaluations.
     """
-    drawn = [row for row in rows if any(len(run["curve"]) > 1 for run in row["runs"])]
-    configs = list(dict.fromkeys(row["config"] for row in drawn))
+    drawn = [row for row in rows if any(len(run.curve) > 1 for run in row.runs)]
+    configs = list(dict.fromkeys(row.setting.spec for row in drawn))
     if not configs:
         return None
     figure = Figure(figsize=(10, 3.6 * len(configs)), layout="constrained")
     panels = figure.subplots(len(configs), 2, sharey="row", squeeze=False)
     for config, (by_tokens, by_time) in zip(configs, panels, strict=True):
-        for number, row in enumerate(row for row in drawn if row["config"] == config):
+        for number, row in enumerate(row for row in drawn if row.setting.spec == config):
             color = COLORS[number % len(COLORS)]
-            for label, run in zip([row["setting"]] + [None] * len(row["runs"]), row["runs"], strict=False):
-                losses = [point["val_loss"] for point in run["curve"]]
+            for label, run in zip([row.setting.name] + [None] * len(row.runs), row.runs, strict=False):
+                losses = [point["val_loss"] for point in run.curve]
                 for axes, key, unit in ((by_tokens, "tokens", 1e6), (by_time, "seconds", 60)):
-                    places = [point[key] / unit for point in run["curve"]]
+                    places = [point[key] / unit for point in run.curve]
                     axes.plot(places, losses, color=color, linewidth=1, label=label)
         by_tokens.set(xlabel="tokens, millions", ylabel="validation loss, nats a token")
         by_time.set(xlabel="training time without evaluations, minutes")
