@@ -21,7 +21,7 @@ from ghost_jax.core.paths import local_path
 from ghost_jax.hub import card, gpt2, llama, upload, vocabulary, weights
 from ghost_jax.hub.channel import CANONICAL, CHANNELS, EXPERIMENTAL, Channel, decide
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_record
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.training.checkpoint import load_model
 
@@ -40,7 +40,7 @@ def write_model(folder: Path, workdir: Path, dtype: str, shard_bytes: int) -> st
     Raises UserError where the run is absent or unfinished.
     """
     model, params, step = load_model(workdir, make_mesh())
-    if not (run_dir.is_finished(workdir) or run_dir.stopped(workdir)):
+    if not (run_record.is_finished(workdir) or run_record.stopped(workdir)):
         raise UserError(f"The run in {workdir} is not finished. Repeat its train command: it goes on from there.")
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
     form = FORMATS[model.generation]

@@ -23,7 +23,7 @@ from ghost_jax.hub import llama, vocabulary
 from ghost_jax.hub.weights import Weights
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_dir, run_record
 from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.training.checkpoint import Checkpoints, check_place, identity_of
 from ghost_jax.training.step import new_state
@@ -86,21 +86,15 @@ def write_run(folder: Path, name: str, source: Path) -> str:
         "data": {"mixture": {}},
         "imported": {"from": source.resolve().name, "fingerprint": artifact_cache.fingerprint(made_from)},
     }
-    data = {
-        "made_from": made_from,
-        "documents": {},
-        "duplicates_dropped": {},
-        "licenses": {},
-        "corpus": "",
-        "stores": {},
-        "mixture": [],
-        "notes": [f"imported: {said}; what it was trained on is not in our records"],
-        "trained_on": [f"whatever {name} was trained on"],  # no store of ours: it counts as not searched
-    }
-    write_json(folder / "config.json", config)
-    write_json(folder / "data.json", data)
-    write_json(folder / "environment.json", run_dir.environment())
-    run_dir.mark_finished(folder, steps=0)
+    data = run_record.DataRecord(
+        made_from=made_from,
+        notes=[f"imported: {said}; what it was trained on is not in our records"],
+        trained_on=[f"whatever {name} was trained on"],  # no store of ours: it counts as not searched
+    )
+    write_json(folder / run_record.CONFIG, config)
+    run_record.write(folder, data)
+    run_record.write(folder, run_dir.environment())
+    run_record.write_finished(folder, steps=0)
     return said
 
 

@@ -24,7 +24,7 @@ from ghost_jax.core import jax_setup
 from ghost_jax.core.console import Progress, duration, make_console
 from ghost_jax.core.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command
 from ghost_jax.core.paths import local_path
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_dir, run_record
 from ghost_jax.sweeps import grid as sweep_grid
 from ghost_jax.sweeps import results as sweep_table
 from ghost_jax.sweeps.grid import Run, Sweep
@@ -51,14 +51,14 @@ class Task:
     @property
     def ended(self) -> str:
         """What the run came to: "finished", "stopped" by the divergence watch, "" where it can go on."""
-        if run_dir.is_finished(self.workdir):
+        if run_record.is_finished(self.workdir):
             return "finished"
-        return "stopped" if run_dir.stopped(self.workdir) else ""
+        return "stopped" if run_record.stopped(self.workdir) else ""
 
     @property
     def trains_base(self) -> bool:
         """Whether its base would be trained first, were it started now."""
-        return self.base is not None and not run_dir.is_finished(self.base)
+        return self.base is not None and not run_record.is_finished(self.base)
 
 
 def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[tuple[str, str]], data_dir: Path | None) -> list[Task]:

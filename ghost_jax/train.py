@@ -27,7 +27,7 @@ from ghost_jax.data.prepare import Prepared, mix_of, prepare
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import batch_sharding
-from ghost_jax.runs import plan, run_dir
+from ghost_jax.runs import plan, run_dir, run_record
 from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.mcq_format import letter_ids
@@ -136,10 +136,10 @@ def run_stage(
     """
     with run_dir.locked(workdir):
         run_dir.open_run(workdir, config)
-        if run_dir.is_finished(workdir):
+        if run_record.is_finished(workdir):
             return
-        if stopped := run_dir.stopped(workdir):
-            raise Diverged(stopped["step"], stopped["reason"])
+        if stopped := run_record.stopped(workdir):
+            raise Diverged(stopped.step, stopped.reason)
         prepared = prepare(config, data_dir)
         if distributed.is_main():
             plan.show(config, prepared, console)
@@ -150,10 +150,12 @@ def run_stage(
         try:
             train(config, workdir, base_workdir, prepared)
         except Diverged as fault:
-            run_dir.mark_stopped(workdir, fault.update, str(fault))
+            if distributed.is_main():
+                run_record.write(workdir, run_record.Stopped(fault.update, str(fault)))
             raise
         evaluate(config, workdir, data_dir)
-        run_dir.mark_finished(workdir, config.steps)
+        if distributed.is_main():
+            run_record.write_finished(workdir, config.steps)
 
 
 @command
@@ -173,7 +175,7 @@ def main(argv: Sequence[str]) -> int:
     console = make_console()
     on = f"-on-{flags.base.resolve().name}" if flags.base else ""
     workdir = flags.workdir or Path("runs") / f"{run_dir.name_of(config)}{on}"
-    if flags.base and not run_dir.is_finished(flags.base):
+    if flags.base and not run_record.is_finished(flags.base):
         raise UserError(f"The base run in {flags.base} is not finished. Repeat the command that made it.")
     # The base of a chat run lies beside it, where the next recipe finds it too.
     beside = workdir.parent / run_dir.name_of(config.base) if config.stage == "chat" else workdir
@@ -186,12 +188,12 @@ def main(argv: Sequence[str]) -> int:
         run_dir.settle(stage, directory)
 
     for stage, directory in stages:
-        if not run_dir.is_finished(directory):
+        if not run_record.is_finished(directory):
             # Refused before anything is written, where these devices cannot form the mesh or have no such kernel.
             attention_of(stage, mesh_of(stage))
             if distributed.is_main():
                 plan.announce(stage, directory, config, console)
-    unfinished = [stage for stage, directory in stages if not run_dir.is_finished(directory)]
+    unfinished = [stage for stage, directory in stages if not run_record.is_finished(directory)]
     if len(unfinished) > 1 and not flags.plan:
         prepare(config, flags.data_dir)  # what it lacks is said before its base is trained, and not hours later
     for stage, directory in stages:

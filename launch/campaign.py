@@ -24,7 +24,7 @@ from pathlib import Path
 from ghost_jax.core.console import duration
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import data_folders, local_path
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_record
 from ghost_jax.sweeps import grid as sweep_grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def names_of(part: Part) -> list[str]:
 
 def ended(run: Path) -> bool:
     """Returns whether a run directory, or its records, says that the run is finished or was stopped for good."""
-    return run_dir.is_finished(run) or run_dir.stopped(run) is not None
+    return run_record.is_finished(run) or run_record.stopped(run) is not None
 
 
 def left(folder: Path) -> list[tuple[Part, int, int, float]]:

@@ -1,6 +1,5 @@
 """ghost_jax/data/storage/array_record.py: rows come back as they were written, and are counted right."""
 
-import json
 import tempfile
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage.array_record import lengths_of, open_examples, write_examples
+from ghost_jax.data.storage.artifact_cache import SplitCounts
 
 
 def example(name: str, tokens: list[int], learnt: int, letter: str = "", **more) -> dict:
@@ -40,17 +40,12 @@ def written(tmp_path_factory):
 
 def test_counts_and_letters_are_those_of_the_rows(written):
     _, counts = written
-    hashes = {split: count.pop("sha256") for split, count in json.loads(json.dumps(counts)).items()}
-    assert {key: value for key, value in counts["train"].items() if key != "sha256"} == {
-        "records": 4,
-        "ranked": 0,
-        "tokens": 309,
-        "supervised": 306,
-        "letters": {"A": 1, "B": 2},
-        "lengths": {3: 1, 2: 1, 4: 1, 300: 1},
-    }
-    assert counts["validation"]["records"] == 1
-    assert hashes["train"] != hashes["validation"]
+    train, validation = counts["train"], counts["validation"]
+    assert train == SplitCounts(
+        4, 0, 309, 306, letters={"A": 1, "B": 2}, lengths={3: 1, 2: 1, 4: 1, 300: 1}, sha256=train.sha256
+    )
+    assert validation.records == 1
+    assert train.sha256 != validation.sha256
 
 
 def test_an_empty_split_is_left_out(written):
@@ -76,15 +71,15 @@ def test_rows_come_back_as_they_were_written(written):
 def test_the_hash_of_the_rows_is_theirs_alone(written, tmp_path):
     _, counts = written
     again = write_examples(tmp_path / "same", "other_name", {"train": TRAIN})
-    assert again["train"]["sha256"] == counts["train"]["sha256"]
+    assert again["train"].sha256 == counts["train"].sha256
     for i, change in enumerate([example("d", list(range(300)), 299), example("d", list(range(300)), 300, "A")]):
         other = write_examples(tmp_path / f"other{i}", "mcq", {"train": [*TRAIN[:3], change]})
-        assert other["train"]["sha256"] != counts["train"]["sha256"]
+        assert other["train"].sha256 != counts["train"].sha256
 
 
 def test_a_ranked_question_comes_back_with_its_branches_and_is_counted(tmp_path):
     counts = write_examples(tmp_path, "rank", {"train": [RANKED, TRAIN[0]]})
-    assert counts["train"]["ranked"] == 1
+    assert counts["train"].ranked == 1
     source = open_examples(tmp_path, "rank", "train")
     found = {source[i]["id"].decode(): source[i]["branches"] for i in range(2)}
     np.testing.assert_array_equal(found["e"], RANKED["branches"])

@@ -11,6 +11,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import pretrain
 from ghost_jax.data.sources import attack
 from ghost_jax.data.storage import array_record
+from ghost_jax.data.storage.artifact_cache import Manifest
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.text import chat_format, mcq_format, tokenizer
 from tests.conftest import paragraph_of
@@ -93,7 +94,7 @@ def write_corpus(folder, texts, fingerprint="1"):
 def write_dataset(folder, vocabulary, name, splits):
     counts = {name: array_record.write_examples(folder, name, splits)}
     vocabulary.save(folder / "tokenizer.json")
-    (folder / "manifest.json").write_text(json.dumps({"fingerprint": folder.name, "datasets": counts}))
+    Manifest(fingerprint=folder.name, datasets=counts).write(folder)
     return folder
 
 

@@ -118,7 +118,7 @@ def test_a_dataset_that_comes_in_later_is_refused_at_the_start(data):
 @pytest.mark.parametrize(("sources", "mixed"), [("kev", ("qa",)), ("cti", ("small_talk",))])
 def test_a_dataset_that_is_not_mixed_in_may_be_empty(data, sources, mixed):
     prepared, mix = prepared_of(data, "chat_v5", sources, mixed)
-    assert artifact_cache.manifest(prepared.stores["mcq"])["datasets"]["mcq"] == {}
+    assert artifact_cache.manifest(prepared.stores["mcq"]).datasets["mcq"] == {}
     assert mixture.validation_batches(mix, "mcq", batch_size=8, records=8) == []
     assert next(mixture.read_from(mixture.train_batches(mix), 0))["weights"].sum() > 0
 
@@ -140,7 +140,7 @@ def test_a_chat_run_is_refused_before_its_base_is_trained(ghost, tmp_path):
 def test_a_corpus_shorter_than_a_window_is_trained_on_without_validation_and_that_is_said(data, capsys):
     config = config_of("pretrain_v05", "cve", ("pretrain",))
     prepared = prepare(config, str(data))
-    assert artifact_cache.manifest(prepared.stores["pretrain"])["datasets"]["pretrain"].keys() == {"train"}
+    assert artifact_cache.manifest(prepared.stores["pretrain"]).datasets["pretrain"].keys() == {"train"}
     plan.show(config, prepared, make_console())
     assert "no dataset of the mixture has a validation record" in capsys.readouterr().out
 

@@ -23,7 +23,7 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_record
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.tokenizer import END, EOS, Tokenizer
@@ -84,7 +84,7 @@ def make_run(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> dict:
         state = new_state(kept, optax.identity(), jax.random.key(0))
         checkpoints.save(state, identity_of(model, tokenizer.sha256, ""), {})
     tokenizer.save(folder / "tokenizer.json")
-    run_dir.mark_finished(folder, steps=0)
+    run_record.write_finished(folder, steps=0)
     return params
 
 

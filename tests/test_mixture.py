@@ -22,6 +22,7 @@ from ghost_jax.data.mixture import (
 )
 from ghost_jax.data.packing import fill
 from ghost_jax.data.storage.array_record import write_examples
+from ghost_jax.data.storage.artifact_cache import Manifest
 
 RECORDS = {"big": 20, "middle": 14, "small": 6}
 WEIGHTS = {"big": 1.0, "middle": 3.0, "small": 0.5}
@@ -51,7 +52,7 @@ def stores(tmp_path_factory) -> dict[str, Path]:
 
 
 def write_manifest(folder: Path, datasets: dict) -> None:
-    (folder / "manifest.json").write_text(json.dumps({"datasets": datasets}))
+    Manifest(datasets=datasets).write(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """ghost_jax/data/builders/rank.py: a question with all its options as branches, from the builder to the batch."""
 
-import json
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from ghost_jax.data.builders import Question, rank
 from ghost_jax.data.conversations import DATASETS
 from ghost_jax.data.mixture import Mix, Phase, train_batches, validation_batches
 from ghost_jax.data.storage.array_record import write_examples
+from ghost_jax.data.storage.artifact_cache import Manifest
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import LETTERS, answer, ask
@@ -58,7 +58,7 @@ def stores(tmp_path_factory, rows, vocabulary) -> dict:
             spoken = {"id": q.id, "source": "test", "letter": q.letter if name == "mcq" else ""}
             splits[q.split].append(row if name == "rank" else spoken | {"tokens": tokens, "mask": mask})
         counts = {name: write_examples(made[name], name, splits)}
-        (made[name] / "manifest.json").write_text(json.dumps({"datasets": counts}))
+        Manifest(datasets=counts).write(made[name])
     return made
 
 

@@ -348,8 +348,8 @@ def test_the_embedded_book_is_built_once_and_its_manifest_tells_what_it_holds(tm
     assert built[0] == built[1]
     assert sum("indexing" in line for line in said) == 1
     told = artifact_cache.manifest(built[0])
-    assert told["passages"] == len(Index.load(built[0])) > 0
-    assert told["made_from"]["sources"] == ["embedded"]
+    assert told.details["passages"] == len(Index.load(built[0])) > 0
+    assert told.made_from["sources"] == ["embedded"]
     with pytest.raises(UserError, match="nothing to search in"):
         index_store(book_corpus(None, said.append, ("embedded",)), ("attack",), said.append)
     assert not list((tmp_path / "ghost_jax" / "stores").glob("*.partial"))

@@ -45,8 +45,8 @@ def test_a_store_is_written_once_and_found_again():
     assert build({"inputs": [1]}, write=write) == first
     assert len(calls) == 1
     manifest = artifact_cache.manifest(first)
-    assert (manifest["kind"], manifest["made_from"], manifest["rows"]) == ("corpus", {"inputs": [1]}, 3)
-    assert first.name == f"corpus-{manifest['fingerprint'][:16]}"
+    assert (manifest.kind, manifest.made_from, manifest.details["rows"]) == ("corpus", {"inputs": [1]}, 3)
+    assert first.name == f"corpus-{manifest.fingerprint[:16]}"
     assert names(first) == ["data.txt", "manifest.json"]
     assert names(first.parent) == [".locks", first.name]
 
@@ -111,7 +111,7 @@ def test_a_store_is_found_by_the_name_that_records_give():
 def test_a_damaged_manifest_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=rf"{tmp_path} is no whole store"):
+    with pytest.raises(UserError, match=rf"{tmp_path} is not a complete store"):
         artifact_cache.manifest(tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_an_identity_holds_versions_and_the_tools_that_they_name():
         "made_from": {"seed": 0},
     }
     manifest = artifact_cache.manifest(built)
-    assert {key: manifest[key] for key in identity} == identity
-    assert manifest["fingerprint"] == artifact_cache.fingerprint(identity)
+    assert {key: manifest.to_json()[key] for key in identity} == identity
+    assert manifest.fingerprint == artifact_cache.fingerprint(identity)
     module.VERSION = 4
     assert artifact_cache.build("qa", (module,), {"seed": 0}, write_nothing) != built

@@ -8,6 +8,7 @@ from evals.overlap.store_text import parts_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import pretrain
 from ghost_jax.data.storage import array_record
+from ghost_jax.data.storage.artifact_cache import Manifest
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.text import chat_format, tokenizer
 
@@ -27,7 +28,7 @@ def write_store(folder, vocabulary, datasets):
     """Writes a store of datasets, `name -> split -> rows`, as `ghost_jax.data.prepare` does."""
     counts = {name: array_record.write_examples(folder, name, splits) for name, splits in datasets.items()}
     vocabulary.save(folder / "tokenizer.json")
-    (folder / "manifest.json").write_text(json.dumps({"fingerprint": "1", "datasets": counts}))
+    Manifest(fingerprint="1", datasets=counts).write(folder)
     return folder
 
 

@@ -116,7 +116,7 @@ def generated_weights(corpus: Path, index: Path, say: Callable[[str], None]) -> 
         }
 
     made_from = {"corpus": corpus.name, "index": index.name}
-    return artifact_cache.manifest(artifact_cache.build("reader", _MADE_BY, made_from, write))["weights"]
+    return artifact_cache.manifest(artifact_cache.build("reader", _MADE_BY, made_from, write)).details["weights"]
 
 
 def enough(items: list[Item]) -> list[Item]:

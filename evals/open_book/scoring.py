@@ -56,7 +56,7 @@ class Book:
 
     def described(self) -> dict:
         """Returns what tells this book from another: how many lines it has, and which files they are from."""
-        return {"lines": len(self.reader.index), "inputs": artifact_cache.manifest(self.corpus)["made_from"]["inputs"]}
+        return {"lines": len(self.reader.index), "inputs": artifact_cache.manifest(self.corpus).made_from["inputs"]}
 
     def passages(self, questions: Sequence[str]) -> list[list[str]]:
         """Returns what a prompt shows in front of each question, as in training; nothing for a blank one."""

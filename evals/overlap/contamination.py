@@ -190,7 +190,7 @@ def check(items: Items, stores: Sequence[Path], held_out: Sequence[str] = HELD_O
     The result is kept in the user's cache, under the items, the stores and `VERSION`: a second call only reads it.
     Raises UserError for a folder that is no store with text.
     """
-    named = [{"name": folder.resolve().name, "fingerprint": manifest(folder)["fingerprint"]} for folder in stores]
+    named = [{"name": folder.resolve().name, "fingerprint": manifest(folder).fingerprint} for folder in stores]
     key = artifact_cache.fingerprint([VERSION, [dataclasses.asdict(item) for item in items], named, *held_out])
     place = cache_dir() / "contamination" / f"{key[:16]}.json"
     if not place.is_file():

@@ -50,7 +50,7 @@ class Part:
 def parts_of(folder: Path) -> Iterator[Part]:
     """Yields the parts of a store. Raises UserError where the folder is no store, or one without text."""
     name = folder.resolve().name
-    documents, datasets = folder / "documents.jsonl", manifest(folder).get("datasets", {})
+    documents, datasets = folder / "documents.jsonl", manifest(folder).datasets or {}
     if documents.is_file():
         with documents.open("rb") as file:
             lines = sum(block.count(b"\n") for block in iter(functools.partial(file.read, 1 << 20), b""))
@@ -67,7 +67,7 @@ def parts_of(folder: Path) -> Iterator[Part]:
             yield Part(name, f"{dataset}/{split}", len(joined), texts)
 
 
-def manifest(folder: Path) -> dict:
+def manifest(folder: Path) -> store.Manifest:
     """Reads a store's manifest. Raises UserError where the folder is no whole store."""
     if not (folder / "manifest.json").is_file():
         raise UserError(

@@ -25,7 +25,7 @@ from evals.overlap.contamination import HELD_OUT, check, refuse
 from ghost_jax.core.atomic_io import read_config, read_json
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_dir, run_record
 from ghost_jax.text.tokenizer import Tokenizer
 
 
@@ -95,13 +95,7 @@ def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD
 
     Raises UserError where they hold an item together with its answer.
     """
-    names = read_json(workdir / "data.json").get("trained_on")
-    if names is None:
-        raise UserError(
-            f"{workdir}/data.json does not say which stores the run learnt from: an older version wrote it. Train the "
-            "run anew, and score that."
-        )
-    stores = {name: artifact_cache.find(name) for name in names}
+    stores = {name: artifact_cache.find(name) for name in run_record.read_data(workdir).trained_on}
     result = check(items, [place for place in stores.values() if place], held_out)
     refuse(result)
     missing = [name for name, place in stores.items() if not place]

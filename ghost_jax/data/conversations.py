@@ -56,7 +56,7 @@ class Ingredients:
 
 
 def _qa(given: Ingredients) -> Iterator[Conversation]:
-    known = {*artifact_cache.manifest(given.corpus)["documents"], *QA_SOURCES}
+    known = {*artifact_cache.manifest(given.corpus).documents, *QA_SOURCES}
     for name in given.options.qa_sources:
         if name not in known:
             raise UsageError(f"data.qa_sources names {name}, which no document has.{did_you_mean(name, list(known))}")

@@ -237,8 +237,8 @@ def corpus_store(inputs: Inputs, say: Say) -> Path:
                 else:
                     file.write(line)
         for part in parts:
-            licenses |= artifact_cache.manifest(part)["licenses"]
-            documents.update(artifact_cache.manifest(part)["documents"])
+            licenses |= artifact_cache.manifest(part).licenses
+            documents.update(artifact_cache.manifest(part).documents)
         by_source = {source: {r: dropped[source, r] for r in dedup.REASONS} for source, _ in dropped}
         for source, counts in by_source.items():
             documents[source] -= sum(counts.values())
@@ -273,7 +273,7 @@ def index_store(corpus: Path, pages_of: Iterable[str], say: Say) -> Path:
         pages = (record for record in documents_of(corpus)() if record.source in indexed)
         index = Index.build(passage for page in pages for passage in passages_of(page))
         index.save(folder)
-        return {"passages": len(index), "inputs": artifact_cache.manifest(corpus)["made_from"]["inputs"]}
+        return {"passages": len(index), "inputs": artifact_cache.manifest(corpus).made_from["inputs"]}
 
     return artifact_cache.build("index", (bm25,), {"corpus": corpus.name, "sources": indexed}, write)
 

@@ -22,6 +22,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.packing import Example, fill, pack
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.array_record import Records, lengths_of, open_examples
+from ghost_jax.data.storage.artifact_cache import SplitCounts
 from ghost_jax.text.mcq_format import LETTERS
 
 ENDLESS = 1 << 40  # the length of a stream that repeats for ever
@@ -80,16 +81,16 @@ class Mix:
 
 def fingerprint(mix: Mix) -> str:
     """Returns the hash of all that decides what batch t is: the rows mixed in, how, and in which order."""
-    rows = {name: _train_counts(mix, name)["sha256"] for name in mix.datasets}
+    rows = {name: _train_counts(mix, name).sha256 for name in mix.datasets}
     phases = [(phase.start, sorted(phase.multipliers.items())) for phase in mix.phases]
     return artifact_cache.fingerprint(
         [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.truncation, mix.loss_norm]
     )
 
 
-def _train_counts(mix: Mix, name: str) -> dict:
-    """Returns what the manifest says of the training split. Raises UserError where there is none."""
-    splits = artifact_cache.manifest(mix.stores[name])["datasets"][name]
+def _train_counts(mix: Mix, name: str) -> SplitCounts:
+    """Returns the counts of the training split. Raises UserError where there is none."""
+    splits = artifact_cache.manifest(mix.stores[name]).datasets[name]
     if "train" not in splits:
         raise UserError(
             f"The mixture asks for {name}, but the sources of the config hold no record of it. Add sources to "
@@ -262,9 +263,9 @@ def _fields(mix: Mix) -> list[str]:
     """Returns the fields of the rows; those of the other objectives where some dataset has records for them."""
     fields = list(PACKED if mix.packing else ALONE)
     counts = [_train_counts(mix, name) for name in mix.datasets]
-    if any(count["letters"] and not count["ranked"] for count in counts):
+    if any(count.letters and not count.ranked for count in counts):
         fields.append("letters")
-    if any(count["ranked"] for count in counts):
+    if any(count.ranked for count in counts):
         fields += ["branches", "ranked"] if mix.packing else ["branches", "ranked", "positions"]
     return fields
 
@@ -288,8 +289,8 @@ def read_from(batches: grain.MapDataset, step: int) -> Iterator[dict[str, np.nda
 
 def validation_size(mix: Mix, name: str) -> int:
     """Returns how many validation records a dataset has."""
-    count = artifact_cache.manifest(mix.stores[name])["datasets"][name].get("validation", {"records": 0, "ranked": 0})
-    return 0 if count["ranked"] else count["records"]  # ranked questions have no language-model loss
+    count = artifact_cache.manifest(mix.stores[name]).datasets[name].get("validation")
+    return count.records if count and not count.ranked else 0  # ranked questions have no language-model loss
 
 
 def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) -> list[dict[str, np.ndarray]]:
@@ -299,8 +300,8 @@ def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) ->
     that the losses of all runs compare. Empty where the dataset has no such split, where none of its records is asked
     for, and where they are ranked questions, of which a language-model loss says nothing.
     """
-    count = artifact_cache.manifest(mix.stores[name])["datasets"][name].get("validation")
-    if not count or count["ranked"]:
+    count = artifact_cache.manifest(mix.stores[name]).datasets[name].get("validation")
+    if not count or count.ranked:
         return []
     source = open_examples(mix.stores[name], name, "validation")
     examples = [cropped(record, mix.seq_len) for record in source.read(range(min(len(source), records)))]
@@ -362,23 +363,23 @@ def shares(mix: Mix, steps: int, records_per_row: float) -> list[Share]:
     drawn = dict.fromkeys(counts, 0.0)
     for phase, end in zip(mix.phases, ends, strict=True):
         weights = dict.fromkeys(counts, 0.0)
-        weights |= {name: copies * counts[name]["records"] for name, copies in copies_of(phase.multipliers).items()}
+        weights |= {name: copies * counts[name].records for name, copies in copies_of(phase.multipliers).items()}
         draws = max(0, end - phase.start) * mix.batch_size * records_per_row
         for name, weight in weights.items():
             drawn[name] += draws * weight / sum(weights.values())
-    supervised = {name: drawn[name] * counts[name]["supervised"] / counts[name]["records"] for name in counts}
+    supervised = {name: drawn[name] * counts[name].supervised / counts[name].records for name in counts}
     return [
         Share(
             name=name,
             multiplier=tuple(phase.multipliers.get(name, 0.0) for phase in mix.phases),
-            records=count["records"],
-            tokens=count["tokens"],
-            supervised=count["supervised"],
+            records=count.records,
+            tokens=count.tokens,
+            supervised=count.supervised,
             record_share=drawn[name] / sum(drawn.values()),
             supervised_share=supervised[name] / sum(supervised.values()),
-            epochs=drawn[name] / count["records"],
-            truncated=sum(n for length, n in count["lengths"].items() if int(length) > mix.seq_len + 1),
-            letters=tuple(count["letters"].get(letter, 0) for letter in "ABCD") if count["letters"] else (),
+            epochs=drawn[name] / count.records,
+            truncated=sum(n for length, n in count.lengths.items() if length > mix.seq_len + 1),
+            letters=tuple(count.letters.get(letter, 0) for letter in "ABCD") if count.letters else (),
         )
         for name, count in counts.items()
     ]

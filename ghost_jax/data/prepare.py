@@ -90,11 +90,11 @@ def _refuse_empty(config: ConfigDict, documents: Path, mixed: dict[str, Path]) -
     table = windows.DATASETS if config.stage == "pretrain" else conversations.DATASETS
     empty: dict[str, list[str]] = {}  # what they are made of -> datasets
     for name, place in mixed.items():
-        if "train" not in artifact_cache.manifest(place)["datasets"][name]:
+        if "train" not in artifact_cache.manifest(place).datasets[name]:
             empty.setdefault(table[name].made_of.format_map(config.data), []).append(name)
     if empty:
         why = "; ".join(f"{made_of} (needed for {', '.join(names)})" for made_of, names in empty.items())
-        here = corpus.few(list(artifact_cache.manifest(documents)["documents"]))
+        here = corpus.few(list(artifact_cache.manifest(documents).documents))
         names = [name for names in empty.values() for name in names]
         raise UserError(
             f"The mixture asks for {', '.join(names)}, of which there is no training record. The sources "
@@ -135,12 +135,12 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _summary(prepared: Prepared) -> Iterator[str]:
     yield from prepared.notes
-    documents = artifact_cache.manifest(prepared.corpus)["documents"]
+    documents = artifact_cache.manifest(prepared.corpus).documents
     yield f"corpus      {prepared.corpus}: {sum(documents.values()):,} documents of {len(documents)} sources"
     yield f"vocabulary  {prepared.tokenizer.vocab_size:,} ids"
     for name, place in prepared.stores.items():
-        splits = artifact_cache.manifest(place)["datasets"][name]
-        counts = ", ".join(f"{split} {c['records']:,} records / {c['tokens']:,} tokens" for split, c in splits.items())
+        splits = artifact_cache.manifest(place).datasets[name]
+        counts = ", ".join(f"{split} {c.records:,} records / {c.tokens:,} tokens" for split, c in splits.items())
         yield f"{name:11} {counts or 'no record'}"
 
 

@@ -1,7 +1,7 @@
-"""Faults that befall the real commands on the embedded pack at the smallest size, and whether they are survived.
+"""Faults caused on purpose under the real commands, on the embedded corpus at the smallest size.
 
-Survived is what ends with one paragraph or, repeated, with the metrics of the run that nothing befell; where no
-traceback is shown; where damage is named; and where nothing half-written looks whole.
+A fault is survived where the command ends with one paragraph, or its repetition gives the metrics of the undisturbed
+run; where no traceback is printed; where corruption is reported; and where no partly written file has a final name.
 """
 
 import os
@@ -20,30 +20,30 @@ from safetensors.numpy import load_file, save_file
 
 from ghost_jax.core.atomic_io import read_json, write_text
 from ghost_jax.core.errors import BAD_USAGE, FAILED
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_record
 from tests.bench.place import SAME, NotTried, Place, damage, disk, dripping_server, noticed
 from tests.conftest import ROOT, WAIT, losses_of, paragraph_of, set_all, tiny_base, tiny_chat, updates_of
 
-TOGETHER_SECONDS = 60  # in which the others of a lost process have ended
-ARRAYS = 1 << 14  # bytes; what is smaller in a checkpoint is records and indexes, of which not all are read
+TOGETHER_SECONDS = 60  # in which the other processes end when one is lost
+ARRAYS = 1 << 14  # bytes; smaller files of a checkpoint are records and indexes, and not all of them are read
 
 
 def attempt(name: str, at: Place) -> dict:
-    """Tries one fault; returns whether it was survived (None: not tried), what was said, and the seconds it took."""
+    """Tries one fault; returns whether it was survived (None: not tried), the message, and the seconds it took."""
     start = time.monotonic()
     try:
         survived, said = True, FAULTS[name](at)
     except NotTried as why:
         survived, said = None, str(why)
     except AssertionError as why:
-        survived, said = False, str(why)[-600:] or f"not so: {traceback.extract_tb(why.__traceback__)[-1].line}"
+        survived, said = False, str(why)[-600:] or f"failed: {traceback.extract_tb(why.__traceback__)[-1].line}"
     except Exception as why:  # one fault must not cost the outcomes of the others
         survived, said = False, f"{type(why).__name__}: {why}"[:600]
     said = said.replace(str(at.folder), "…").replace(str(at.finished.workdir.parent), "…")
     return {"fault": name, "survived": survived, "output": " ".join(said.split()), "seconds": time.monotonic() - start}
 
 
-# ---- The faults: each returns what was said, and fails an assertion where it is not survived ----
+# ---- The faults: each returns the message, and fails an assertion where it is not survived ----
 
 
 def killed_in_a_step(at: Place) -> str:
@@ -60,7 +60,7 @@ def killed_in_data_preparation(at: Place) -> str:
     env = {"XDG_CACHE_HOME": str(at.folder / "cache")}
     cache, seen = at.folder / "cache", "pretrain-*.partial/*"
     at.kill(at.train(), cache, lambda: any(at.stores().glob(seen)), within=0.3, env=env)
-    assert not list(at.stores().glob("pretrain-*[0-9a-f]")), "what is half there does not look whole"
+    assert not list(at.stores().glob("pretrain-*[0-9a-f]")), "a partly written store has a final name"
     return at.same_metrics(env)
 
 
@@ -68,7 +68,7 @@ def killed_in_an_index_build(at: Place) -> str:
     env = {"XDG_CACHE_HOME": str(at.folder / "cache")}
     cache, seen = at.folder / "cache", "index-*.partial/*"
     at.kill(at.lexical(), cache, lambda: any(at.stores().glob(seen)), within=0.02, env=env)
-    assert not list(at.stores().glob("index-*[0-9a-f]")), "what is half there does not look whole"
+    assert not list(at.stores().glob("index-*[0-9a-f]")), "a partly written store has a final name"
     return at.same_answers(env)
 
 
@@ -80,7 +80,7 @@ def killed_in_an_export(at: Place) -> str:
     at.ghost(*export)
     assert (out / "config.json").is_file()
     assert not out.with_name("out.partial").exists()
-    return "repeated, the export is whole"
+    return "repeated, the export is complete"
 
 
 def killed_in_a_sweep(at: Place) -> str:
@@ -91,17 +91,17 @@ def killed_in_a_sweep(at: Place) -> str:
     runs = at.folder / "runs"
     words = ["ghost_jax.sweep", f"--config={sweep}", f"--runs={runs}", "--jobs=1", *at.train()[3:]]
     at.kill(words, runs, lambda: len(updates_of(runs / "a-seed0")) >= 2, within=0.1)
-    subprocess.run(["flock", runs / ".lock", "true"], check=True, timeout=WAIT)  # the run that it started goes on
+    subprocess.run(["flock", runs / ".lock", "true"], check=True, timeout=WAIT)  # the run that it started continues
     at.ghost(*words)
     assert losses_of(runs / "a-seed0") == losses_of(at.finished.base)
-    assert run_dir.is_finished(runs / "a-seed1")
+    assert run_record.is_finished(runs / "a-seed1")
     return SAME
 
 
 def full_disk_under_a_run(at: Place) -> str:
     with disk(at.folder / "disk", "size=300k") as full:
         said = at.ghost.refused(*tiny_base(full / "base"))
-        assert not run_dir.is_finished(full / "base")
+        assert not run_record.is_finished(full / "base")
     return said
 
 
@@ -137,21 +137,21 @@ def a_file_in_place_of_the_run_directory(at: Place) -> str:
 
 
 def checkpoint(cut: bool) -> Callable[[Place], str]:
-    def damaged(at: Place) -> str:
+    def corrupted(at: Place) -> str:
         damage(at.unfinished() / at.rng.choice(("params", "rest")), at.rng, cut, least=ARRAYS)
         return noticed(at.same_metrics())
 
-    return damaged
+    return corrupted
 
 
 def store(kind: str, cut: bool) -> Callable[[Place], str]:
-    def damaged(at: Place) -> str:
+    def corrupted(at: Place) -> str:
         env = at.own_cache()
         (place,) = (path for path in at.stores().glob(f"{kind}-*") if is_read_by(at.finished.base, path))
         damage(place, at.rng, cut)
         return noticed(at.same_metrics(env))
 
-    return damaged
+    return corrupted
 
 
 def is_read_by(workdir: Path, place: Path) -> bool:
@@ -161,29 +161,29 @@ def is_read_by(workdir: Path, place: Path) -> bool:
 
 
 def index(cut: bool) -> Callable[[Place], str]:
-    def damaged(at: Place) -> str:
+    def corrupted(at: Place) -> str:
         at.ghost(*at.lexical())
         env = at.own_cache()
         for place in at.stores().glob("index-*"):
             damage(place, at.rng, cut)
         return noticed(at.same_answers(env))
 
-    return damaged
+    return corrupted
 
 
 def record(name: str) -> Callable[[Place], str]:
-    def damaged(at: Place) -> str:
+    def corrupted(at: Place) -> str:
         workdir = shutil.copytree(at.finished.workdir, at.folder / "chat")
         shutil.copytree(at.finished.base, at.base)
         content = (workdir / name).read_bytes()
         (workdir / name).write_bytes(content[: len(content) // 2])
         result = at.ghost("evals.ctibench", f"--workdir={workdir}", "--orders=published", check=False)
-        return paragraph_of(result, FAILED) if result.returncode else "scored all the same: it does not read it"
+        return paragraph_of(result, FAILED) if result.returncode else "scored: this file is not read"
 
-    return damaged
+    return corrupted
 
 
-def a_damaged_compile_cache(at: Place) -> str:
+def a_corrupt_compile_cache(at: Place) -> str:
     env = at.own_cache()
     compiled = sorted((at.folder / "cache" / "ghost_jax" / "xla").iterdir())
     assert compiled, "nothing was compiled"
@@ -198,7 +198,7 @@ def two_runs_in_one_directory(at: Place) -> str:
         time.sleep(0.01)
     said = at.ghost.refused(*at.train())
     assert "Another process is training" in said
-    assert first.poll() is None, "the first one is not disturbed"
+    assert first.poll() is None, "the first run ended"
     first.send_signal(signal.SIGTERM)
     at.ghost.finish(first, check=False)
     return said
@@ -310,7 +310,7 @@ FAULTS: dict[str, Callable[[Place], str]] = QUICK | {
     "tokenizer.json of a run cut short": record("tokenizer.json"),
     "data.json of a run cut short": record("data.json"),
     "heldout.jsonl of a run cut short": record("heldout.jsonl"),
-    "the cache of compiled programs cut short": a_damaged_compile_cache,
+    "the cache of compiled programs cut short": a_corrupt_compile_cache,
     "two runs in one directory": two_runs_in_one_directory,
     "one of two processes lost": a_lost_worker,
     "a download that drips": a_download_that_drips,

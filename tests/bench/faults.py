@@ -1,6 +1,6 @@
-"""Faults survived of faults tried: `python -m tests.bench.faults --out=DIR` writes faults.json and faults.md.
+"""Counts the faults that are survived: `python -m tests.bench.faults --out=DIR` writes faults.json and faults.md.
 
-What is damaged, and when a process is killed, is drawn from `--seed`. The faults themselves are in `fault_cases.py`.
+`--seed` draws which bits are corrupted and when a process is killed. The faults are in `fault_cases.py`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from ghost_jax.core.errors import FAILED, UserError, command
 from ghost_jax.core.paths import local_path
 from tests.bench.code import code_of, in_words
 
-NEEDED = ("pytest", "hypothesis")  # by the tests whose fixtures the faults use
+NEEDED = ("pytest", "hypothesis")  # the faults use fixtures of the tests
 
 
 def table(report: dict) -> str:
@@ -26,7 +26,7 @@ def table(report: dict) -> str:
         f"{report['survived']} faults survived of {report['tried']} tried, on a {report['machine']}, with "
         f"{in_words(report.get('code'))}.",
         "",
-        "| fault | outcome | what is said | s |",
+        "| fault | outcome | message | s |",
         "|---|---|---|---|",
     ]
     for one in report["faults"]:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", required=True, type=local_path, metavar="DIR", help="faults.json and faults.md go there"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is damaged and when (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="draws bits and moments of kills (default: 0)")
     flags = parser.parse_args(argv)
     if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(

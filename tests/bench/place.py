@@ -1,4 +1,4 @@
-"""Where a fault is tried: a folder of its own, the real commands, a run that nothing befell; and ways to do damage."""
+"""The place of one fault (a folder, the commands, an undisturbed run), and ways to corrupt files."""
 
 import contextlib
 import dataclasses
@@ -13,23 +13,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ghost_jax.core.atomic_io import read_json, write_bytes
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_record
 from tests.conftest import TINY, WAIT, FinishedRun, Ghost, losses_of, tiny_base
 from tests.test_sources_cwe import CWE_XML
 from tests.test_sources_stix import CAPEC_66, COMMON, bundle, thing
 
-PAGES = 3000  # of the book: its index takes long enough to be met
-KILLS = 5  # tries to meet a process in the middle of something
-SAME = "repeated, it comes to the same metrics"
+PAGES = 3000  # of the book: its index takes long enough to be killed in
+KILLS = 5  # tries to kill a process during an operation
+SAME = "repeated, it gives the same metrics"
 
 
 class NotTried(Exception):
-    """This machine does not let the fault be made; the message says why."""
+    """The fault cannot be caused on this machine; the message has the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where one fault is tried: an empty folder, the commands, a finished run that nothing befell, and chance."""
+    """The place of one fault: an empty folder, the commands, a finished undisturbed run, a random generator."""
 
     folder: Path
     ghost: Ghost
@@ -38,15 +38,15 @@ class Place:
 
     @property
     def base(self) -> Path:
-        """The run directory that the fault befalls."""
+        """The run directory under the fault."""
         return self.folder / self.finished.base.name
 
     def train(self) -> list[str]:
-        """Returns the command of the run that the fault befalls."""
+        """Returns the command of the run under the fault."""
         return tiny_base(self.base)
 
     def unfinished(self) -> Path:
-        """Makes a run that was stopped with two checkpoints whole and updates to come; returns the newest of them."""
+        """Stops a run that has two checkpoints and is unfinished; returns its newest checkpoint."""
         self.ghost.stop_at(self.ghost.start(*self.train()), self.base, 3, signal.SIGTERM)
         whole = [path for path in (self.base / "checkpoints").iterdir() if path.name.isdigit()]
         newest = max(whole, key=lambda path: int(path.name))
@@ -55,7 +55,7 @@ class Place:
         return newest
 
     def own_cache(self) -> dict[str, str]:
-        """Returns the environment of a cache that may be damaged: a copy of what all commands share."""
+        """Returns the environment of a copy of the shared cache, which a fault may corrupt."""
         shutil.copytree(self.ghost.cache, self.folder / "cache")
         return {"XDG_CACHE_HOME": str(self.folder / "cache")}
 
@@ -71,12 +71,12 @@ class Place:
         within: float,
         env: dict[str, str] | None = None,
     ) -> None:
-        """Kills a command, and it alone, at a drawn moment while something can be seen on the disk.
+        """Kills one process at a random moment of an operation that is visible on the disk.
 
         Args:
-          made: what the command writes; it is removed before a try, which a kill that came too late needs.
-          when: says whether it can be seen. It must still be there when the process is dead.
-          within: seconds, short against the work; the kill comes up to so much later than the first sight.
+          made: what the command writes; removed before each try.
+          when: whether the operation is visible. It must still be when the process is dead.
+          within: the largest delay of the kill in seconds, short against the operation.
         """
         for _ in range(KILLS):
             shutil.rmtree(made, ignore_errors=True)
@@ -90,18 +90,18 @@ class Place:
             if result.returncode == -signal.SIGKILL and when():
                 return
             within /= 2
-        raise AssertionError(f"it ended before it could be killed: {result.stderr}")
+        raise AssertionError(f"the command ended before it was killed: {result.stderr}")
 
     def same_metrics(self, env: dict[str, str] | None = None) -> str:
-        """Repeats the run and checks that it ends as the one that nothing befell did, to the last bit."""
+        """Repeats the run and checks that its metrics are bit-identical to those of the undisturbed run."""
         said = self.ghost(*self.train(), env=env).stdout
         assert losses_of(self.base) == losses_of(self.finished.base)
-        assert run_dir.is_finished(self.base)
+        assert run_record.is_finished(self.base)
         assert not list(self.base.rglob("*.partial"))
         return "; ".join([*damage_in(said), SAME])
 
     def lexical(self) -> list[str]:
-        """Returns the command that reads an open book, and builds its index where there is none."""
+        """Returns the command that scores the open-book reader, which builds a missing index."""
         raw = self.folder / "data" / "raw"
         if not raw.exists():
             words = [f"{a}{b}" for a in ("scan", "load", "drop", "send", "read", "hide") for b in range(200)]
@@ -109,7 +109,7 @@ class Place:
             pages = [thing("attack-pattern", f"T{i}", f"Page {i}", description=text) for i, text in enumerate(texts)]
             write_bytes(raw / "enterprise-attack-15.1.json", bundle(*COMMON, *pages))
             for domain in ("mobile-attack", "ics-attack"):
-                alone = thing("attack-pattern", f"T-{domain}", f"Of {domain}", description="It is told apart.")
+                alone = thing("attack-pattern", f"T-{domain}", f"Of {domain}", description="Another page.")
                 write_bytes(raw / f"{domain}-15.1.json", bundle(*COMMON, alone))
             write_bytes(raw / "stix-capec-3.9.json", bundle(CAPEC_66))
             write_bytes(raw / "cwec_v4.14.xml", CWE_XML.encode())
@@ -118,7 +118,7 @@ class Place:
         return [*words, f"--items={items}", f"--data_dir={raw.parent}", f"--out={out}"]
 
     def same_answers(self, env: dict[str, str]) -> str:
-        """Reads the book with a sound cache and with the one in `env`; checks that both answer alike."""
+        """Scores the reader with the shared cache and with the one in `env`; checks that the answers are equal."""
         self.ghost(*self.lexical())
         sound = read_json(self.folder / "score.json")
         (self.folder / "score.json").unlink()
@@ -128,23 +128,23 @@ class Place:
 
 
 def damage_in(said: str) -> list[str]:
-    """Returns the first of the lines that a command printed that names damage, if there is one."""
-    return [line for line in said.splitlines() if "damaged" in line][:1]
+    """Returns the first printed line that reports corruption, if there is one."""
+    return [line for line in said.splitlines() if "corrupt" in line][:1]
 
 
 def noticed(said: str) -> str:
-    """Returns what was said, after checking that it names the damage: what is unread, or as good as before, is none."""
-    assert "damaged" in said or "corrupt" in said, f"nobody noticed the damage: {said}"
+    """Returns the message, after checking that it reports corruption."""
+    assert "corrupt" in said, f"the corruption was not reported: {said}"
     return said
 
 
-# ---- Ways to do damage ----
+# ---- Corruption ----
 
 
 def damage(folder: Path, rng: random.Random, cut: bool, least: int = 1) -> None:
-    """Flips a bit of a file below a folder, or cuts one in half; each byte is as likely to be hit as any other.
+    """Flips a random bit in the files below a folder, or cuts a random file in half, weighted by size.
 
-    Files of fewer than `least` bytes are left as they are.
+    Files of fewer than `least` bytes are left alone.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size >= least)
     (path,) = rng.choices(files, [file.stat().st_size for file in files])
@@ -158,7 +158,7 @@ def damage(folder: Path, rng: random.Random, cut: bool, least: int = 1) -> None:
 
 @contextlib.contextmanager
 def disk(folder: Path, options: str) -> Iterator[Path]:
-    """Gives a small disk of its own. Raises NotTried where none may be mounted."""
+    """Mounts a small disk. Raises NotTried where mounting is not allowed."""
     folder.mkdir()
     try:
         subprocess.run(["mount", "-t", "tmpfs", "-o", options, "faults", folder], check=True, capture_output=True)
@@ -172,7 +172,7 @@ def disk(folder: Path, options: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def dripping_server() -> Iterator[str]:
-    """Serves every file a byte at a time, faster than any wait for the next byte ends; gives its address."""
+    """Serves every file one byte at a time, so that no read times out; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def drip(connection: socket.socket) -> None:

@@ -3,6 +3,7 @@
 How fast a model is computed does not depend on how well it is trained.
 """
 
+import dataclasses
 import platform as platform_lib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from ghost_jax.export import write_model
 from ghost_jax.hub import llama, weights
 from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_dir, run_record
 from ghost_jax.runs.metrics import peak_flops
 from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ def machine() -> dict:
     devices = jax.devices()
     platform = devices[0].platform
     processor, flags = _processor()
-    environment = run_dir.environment()
+    environment = dataclasses.asdict(run_dir.environment())
     return {
         "name": environment["machine"],
         "platform": platform,
@@ -157,7 +158,7 @@ def write_chat(work: Work, folder: str) -> dict:
     with Checkpoints(files.chat, keep=1) as checkpoints:
         checkpoints.save(state, identity_of(model, tokenizer.sha256, ""), {})
     tokenizer.save(files.chat / "tokenizer.json")
-    run_dir.mark_finished(files.chat, steps=0)
+    run_record.write_finished(files.chat, steps=0)
     files.exported.mkdir()
     write_model(files.exported, files.chat, FLOAT32, SHARD_BYTES)
 

@@ -41,7 +41,7 @@ def read_all(folder: Path) -> dict[str, dict]:
             markdown({path.name: record})
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as fault:
             raise UserError(
-                f"{path} is no record of this benchmark, or a damaged one ({type(fault).__name__}: {fault}). Delete "
+                f"{path} is no record of this benchmark, or a corrupt one ({type(fault).__name__}: {fault}). Delete "
                 "it, or give another --out: comparisons are added to the record that is there."
             ) from None
         found[path.name] = record

@@ -16,6 +16,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.storage.artifact_cache import SplitCounts
 
 VERSION = 1  # raise it when the same rows are written otherwise
 TOOLS = ("tensorflow-datasets", "array_record")
@@ -57,8 +58,8 @@ class Examples(tfds.core.GeneratorBasedBuilder):
             yield row["id"], row
 
 
-def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -> dict[str, dict]:
-    """Writes the dataset `name` under `folder`; returns the counts of each split and the hash of its rows.
+def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -> dict[str, SplitCounts]:
+    """Writes the dataset `name` under `folder`; returns the counts of each split.
 
     Args:
       splits: split name -> rows with the features of `Examples`, of which a conversation need not have `branches`;
@@ -107,7 +108,7 @@ def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -
         rows = open_examples(folder, name, split)
         lengths = np.array([len(row["tokens"]) for row in rows], np.int32)
         np.save(_lengths_file(folder, name, split), lengths)
-    return {split: count | {"sha256": hashes[split].hexdigest()} for split, count in counts.items()}
+    return {split: SplitCounts(**count, sha256=hashes[split].hexdigest()) for split, count in counts.items()}
 
 
 @contextlib.contextmanager

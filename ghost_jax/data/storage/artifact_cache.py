@@ -1,11 +1,11 @@
-"""Prepared data on disk: folders named by what they were made from, whole or absent.
+"""Prepared data on disk: folders named by a fingerprint of what they were made from.
 
-A store is built in a folder beside its place and renamed when its manifest is written, so a folder with the final name
-is always complete. The manifest holds the hash of every file, and of itself: a store that was damaged since is made
-anew. Its name is a fingerprint of its inputs, its options, the `VERSION` of each module that decides its content, and
-the versions of the tools whose output it holds. A change of any of these gives another store, and nothing else does.
+A store is built beside its place and renamed when its manifest is written, so a folder with the final name is
+complete. The manifest holds the hash of every file and of itself: a store that was damaged since is rebuilt. A change
+of the inputs, the options, a `VERSION` or a tool's version gives another store, and nothing else does.
 """
 
+import dataclasses
 import fcntl
 import functools
 import hashlib
@@ -21,6 +21,8 @@ from typing import Any
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
 
+MANIFEST = "manifest.json"
+
 
 def fingerprint(facts: Any) -> str:
     """Returns the SHA-256 of `facts` as canonical JSON."""
@@ -33,8 +35,101 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """The size of one split of a dataset.
+
+    Attributes:
+      records: rows; `ranked` of them are ranked questions.
+      tokens: tokens of all rows; the loss is over `supervised` of them.
+      letters: gold letter -> rows.
+      lengths: tokens of a row -> rows.
+      sha256: hash of the rows' content.
+    """
+
+    records: int
+    ranked: int
+    tokens: int
+    supervised: int
+    letters: dict[str, int]
+    lengths: dict[int, int]
+    sha256: str
+
+    @classmethod
+    def from_json(cls, record: dict) -> "SplitCounts":
+        """Returns the counts that a manifest holds; JSON has no integer keys."""
+        lengths = {int(length): rows for length, rows in record["lengths"].items()}
+        return cls(**record | {"lengths": lengths})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Manifest:
+    """The record of a store, kept in its `manifest.json`. A field that is None is not in the file.
+
+    Attributes:
+      kind, versions, tools, made_from: the identity of the store, as `identity_of` returns it.
+      fingerprint: the hash of that identity; the store's name has its first 16 digits.
+      files: path in the store -> SHA-256.
+      sha256: the hash of the other fields.
+      documents: source -> documents of a part or corpus.
+      licenses: source -> licence.
+      duplicates_dropped: source -> reason -> documents.
+      datasets: dataset -> split -> counts.
+      details: what else the builder reports. These keys lie beside the others in the file.
+    """
+
+    kind: str = ""
+    versions: dict[str, int] = dataclasses.field(default_factory=dict)
+    tools: dict[str, str] = dataclasses.field(default_factory=dict)
+    made_from: dict = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    sha256: str | None = None
+    documents: dict[str, int] | None = None
+    licenses: dict[str, str] | None = None
+    duplicates_dropped: dict[str, dict[str, int]] | None = None
+    datasets: dict[str, dict[str, SplitCounts]] | None = None
+    details: dict = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, record: dict) -> "Manifest":
+        """Returns the manifest that a JSON object holds. Raises an exception where it has another form."""
+        own = {field.name for field in dataclasses.fields(cls)} - {"details"}
+        fields = {key: value for key, value in record.items() if key in own}
+        if "datasets" in fields:
+            fields["datasets"] = {
+                name: {split: SplitCounts.from_json(counts) for split, counts in splits.items()}
+                for name, splits in fields["datasets"].items()
+            }
+        return cls(**fields, details={key: value for key, value in record.items() if key not in own})
+
+    def to_json(self) -> dict:
+        """Returns the JSON object of the manifest."""
+        record = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return json.loads(json.dumps(record.pop("details") | record))  # all keys become text
+
+    def digest(self) -> str:
+        """Returns the hash that `sha256` must be."""
+        return fingerprint(dataclasses.replace(self, sha256=None).to_json())
+
+    def write(self, store: Path) -> None:
+        """Writes `manifest.json`."""
+        text = json.dumps(self.to_json(), indent=1, sort_keys=True)
+        (store / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def manifest(store: Path) -> Manifest:
+    """Reads a store's manifest. Raises UserError where it is absent or damaged."""
+    try:
+        return Manifest.from_json(json.loads((store / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as fault:
+        raise UserError(
+            f"{store} is not a complete store ({fault}). Delete the folder and repeat the command."
+        ) from None
+
+
 def identity_of(kind: str, made_by: Sequence[ModuleType], made_from: dict) -> dict:
-    """Returns all that decides the content of a store, as its manifest says it; see `build`."""
+    """Returns what decides the content of a store, as its manifest holds it; see `build`."""
     tools = {tool for module in made_by for tool in getattr(module, "TOOLS", ())}
     return {
         "kind": kind,
@@ -45,76 +140,67 @@ def identity_of(kind: str, made_by: Sequence[ModuleType], made_from: dict) -> di
 
 
 def build(kind: str, made_by: Sequence[ModuleType], made_from: dict, write: Callable[[Path], dict]) -> Path:
-    """Returns the store of this kind and inputs, building it with `write` where it is not there yet.
+    """Returns the store of this kind and inputs, built with `write` where it is missing or damaged.
 
-    Where several processes want it, one builds and the others wait for it.
+    Of several processes that need it, one builds and the others wait.
 
     Args:
       kind: the first part of the folder's name.
-      made_by: the modules whose code decides the content. Each has a `VERSION`, which is raised when the same inputs
-        give another content, and may have `TOOLS`, the distributions whose output the content holds.
-      made_from: every other thing that decides the content; goes into the fingerprint and the manifest.
-      write: fills an empty folder and returns what the manifest shall say of it.
+      made_by: the modules whose code decides the content. Each has a `VERSION`, raised when the same inputs give
+        other content, and may have `TOOLS`, the distributions whose output the content holds.
+      made_from: every other input of the content, as JSON.
+      write: fills an empty folder and returns the manifest's other fields.
     """
     identity = identity_of(kind, made_by, made_from)
-    home = cache_dir() / "stores"
-    place = home / f"{kind}-{fingerprint(identity)[:16]}"
-    if is_whole(place):
+    stores = cache_dir() / "stores"
+    place = stores / f"{kind}-{fingerprint(identity)[:16]}"
+    if is_complete(place):
         return place
-    locks = home / ".locks"
+    locks = stores / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     with (locks / place.name).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system if this process dies
-        if is_whole(place):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when the process dies
+        if is_complete(place):
             return place
         if place.exists():
             print(f"the store {place} is corrupt: rebuilding it", flush=True)
             shutil.rmtree(place)
-        aside = home / f"{place.name}.partial"
-        shutil.rmtree(aside, ignore_errors=True)  # what a killed process left: nobody else can be writing it
-        aside.mkdir()
+        partial = stores / f"{place.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+        partial.mkdir()
         try:
-            content = write(aside)
-            manifest = {**identity, "fingerprint": fingerprint(identity), **content}
-            manifest = json.loads(json.dumps(manifest | {"files": _hashes(aside)}))  # keys are text, as when it is read
-            manifest["sha256"] = fingerprint(manifest)
-            (aside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-            os.rename(aside, place)
+            content = json.loads(json.dumps(write(partial), default=dataclasses.asdict))
+            record = {**identity, "fingerprint": fingerprint(identity), **content, "files": _hashes(partial)}
+            unsigned = Manifest.from_json(record)
+            dataclasses.replace(unsigned, sha256=unsigned.digest()).write(partial)
+            os.rename(partial, place)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     return place
 
 
 def find(name: str) -> Path | None:
-    """Returns the whole store of this name, as a run's records give it, or None where it is not on this machine."""
+    """Returns the complete store of this name, or None where it is not on this machine."""
     place = cache_dir() / "stores" / name
-    return place if is_whole(place) else None
+    return place if is_complete(place) else None
 
 
-def is_whole(store: Path) -> bool:
-    """Returns whether a store is there and every byte of it is as it was written."""
-    path = store / "manifest.json"
-    return path.is_file() and _proven(store, path.stat().st_mtime_ns)
+def is_complete(store: Path) -> bool:
+    """Returns whether a store exists and all its bytes are as they were written."""
+    path = store / MANIFEST
+    return path.is_file() and _verified(store, path.stat().st_mtime_ns)
 
 
-@functools.cache  # a process checks a store once; one that is rebuilt has another time
-def _proven(store: Path, written: int) -> bool:
+@functools.cache  # a process verifies a store once; a rebuilt store has another time
+def _verified(store: Path, written: int) -> bool:
     try:
-        said = json.loads((store / "manifest.json").read_text(encoding="utf-8"))
-        return said.pop("sha256") == fingerprint(said) and said["files"] == _hashes(store)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        found = manifest(store)
+        return found.sha256 == found.digest() and found.files == _hashes(store)
+    except (UserError, OSError):
         return False
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """Returns the SHA-256 of every file of a store but its manifest, by its path there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
+    """Returns path -> SHA-256 of every file of a store but its manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
-
-
-def manifest(store: Path) -> dict:
-    """Reads a store's manifest. Raises UserError where the store is absent or damaged."""
-    try:
-        return json.loads((store / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise UserError(f"{store} is no whole store ({fault}). Delete the folder and repeat the command.") from None

@@ -1,0 +1,173 @@
+"""The record of a run, typed: one reader and one writer of the JSON files in a run directory.
+
+config.json       the resolved config            data.json      what it is trained on: stores, mixture, licences
+environment.json  code, packages, machine        status.json    written last: the run is finished
+stopped.json      the divergence watch stopped the run
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ghost_jax.core.atomic_io import read_config, read_json, write_json
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.mixture import Packing, Share
+from ghost_jax.runs import metrics
+
+CONFIG, ENVIRONMENT, DATA = "config.json", "environment.json", "data.json"
+STATUS, STOPPED = "status.json", "stopped.json"
+OF_A_CONFIG = {"stage", "model", "data", "optim", "steps"}  # keys that the config of every run has
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What a reader needs to repeat a run.
+
+    Attributes:
+      git_dirty: whether the code had changes that no commit holds.
+      command: the words of the train command that decide what is computed; records of older runs have none.
+      packages: name -> version.
+      machine: in words, such as "8 x NVIDIA H200".
+    """
+
+    ghost_jax: str = ""
+    git_commit: str = ""
+    git_dirty: bool = False
+    python: str = ""
+    command: list[str] = dataclasses.field(default_factory=list)
+    packages: dict[str, str] = dataclasses.field(default_factory=dict)
+    machine: str = ""
+    processes: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """What a run is trained on.
+
+    Attributes:
+      made_from: input files of the corpus, with hashes.
+      documents, duplicates_dropped, licenses: of the corpus, by source.
+      corpus: name of the corpus' store.
+      stores: dataset -> name of its store.
+      trained_on: names of the stores whose text the run learns from, its base's included.
+      packing: None for an imported model.
+    """
+
+    made_from: dict = dataclasses.field(default_factory=dict)
+    documents: dict[str, int] = dataclasses.field(default_factory=dict)
+    duplicates_dropped: dict[str, dict] = dataclasses.field(default_factory=dict)
+    licenses: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    corpus: str = ""
+    stores: dict[str, str] = dataclasses.field(default_factory=dict)
+    trained_on: list[str]
+    mixture: list[Share] = dataclasses.field(default_factory=list)
+    packing: Packing | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopped:
+    """Why the divergence watch stopped a run, and after which update."""
+
+    step: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a run directory records. A file that is absent gives an empty part.
+
+    Attributes:
+      name: of the directory.
+      config: the resolved config, as its JSON has it.
+      metrics: the lines of metrics.jsonl.
+      finished: whether training and evaluation are done. A run that is neither finished nor stopped is unfinished.
+      evals: evaluation -> what its JSON file holds.
+    """
+
+    name: str
+    config: dict
+    environment: Environment
+    data: DataRecord
+    metrics: list[dict]
+    finished: bool
+    stopped: Stopped | None
+    evals: dict[str, dict]
+
+
+def read(workdir: Path) -> RunRecord:
+    """Reads the record of a run. Raises UserError where a file is broken, or config.json is not a run's."""
+    return RunRecord(
+        name=workdir.name,
+        config=_read_whole_config(workdir / CONFIG) if (workdir / CONFIG).is_file() else {},
+        environment=read_environment(workdir) if (workdir / ENVIRONMENT).is_file() else Environment(),
+        data=read_data(workdir) if (workdir / DATA).is_file() else DataRecord(trained_on=[]),
+        metrics=metrics.read(workdir),
+        finished=is_finished(workdir),
+        stopped=stopped(workdir),
+        evals={path.stem: _read_object(path) for path in sorted((workdir / "evals").glob("*.json"))},
+    )
+
+
+def _read_whole_config(path: Path) -> dict:
+    config = read_config(path)
+    missing = OF_A_CONFIG - config.keys() if isinstance(config, dict) else OF_A_CONFIG
+    if missing:
+        raise UserError(
+            f"{path} is not the config of a run: it lacks {', '.join(sorted(missing))}. Repeat the command that made "
+            "the run."
+        )
+    return config
+
+
+def read_environment(workdir: Path) -> Environment:
+    """Reads environment.json. Raises UserError where it is absent or broken."""
+    return _parse(Environment, _read_object(workdir / ENVIRONMENT), workdir / ENVIRONMENT)
+
+
+def read_data(workdir: Path) -> DataRecord:
+    """Reads data.json. Raises UserError where it is absent, broken, or has no `trained_on`."""
+    path = workdir / DATA
+    found = _read_object(path)
+    found["mixture"] = [_parse(Share, share, path) for share in found.get("mixture", [])]
+    found["packing"] = _parse(Packing, found["packing"], path) if found.get("packing") else None
+    return _parse(DataRecord, found, path)
+
+
+def stopped(workdir: Path) -> Stopped | None:
+    """Returns at which update and why the watch stopped the run; None where it did not."""
+    path = workdir / STOPPED
+    return _parse(Stopped, _read_object(path), path) if path.is_file() else None
+
+
+def is_finished(workdir: Path) -> bool:
+    """Returns whether the run was trained and scored to its end."""
+    return (workdir / STATUS).is_file()
+
+
+def write(workdir: Path, part: Environment | DataRecord | Stopped) -> None:
+    """Writes one part of the record into its file."""
+    name = {Environment: ENVIRONMENT, DataRecord: DATA, Stopped: STOPPED}[type(part)]
+    content = dataclasses.asdict(part)
+    write_json(workdir / name, {key: value for key, value in content.items() if value is not None})
+
+
+def write_finished(workdir: Path, steps: int) -> None:
+    """Marks the run as finished."""
+    write_json(workdir / STATUS, {"status": "finished", "steps": steps})
+
+
+def _read_object(path: Path) -> dict:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a record of a run. Repeat the command that made the run.")
+    return found
+
+
+def _parse(kind: type, found: Any, path: Path) -> Any:
+    """Returns a dataclass of the keys that it knows; raises UserError where one that it needs is missing."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    try:
+        return kind(**{key: value for key, value in found.items() if key in names})
+    except (TypeError, AttributeError) as fault:
+        raise UserError(f"{path} is incomplete ({fault}). Train the run again.") from None
