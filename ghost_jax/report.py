@@ -15,10 +15,9 @@ import jinja2
 from ghost_jax.core.atomic_io import write_bytes, write_text
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import local_path
-from ghost_jax.reporting import plots
+from ghost_jax.reporting import plots, tables
 from ghost_jax.reporting.records import SweepReport, find_runs, read_beside, read_runs
 from ghost_jax.reporting.summary import SIGNATURE, SIGNED, Part, parts_of, results_of, story
-from ghost_jax.reporting.tables import asked_of, command_of, recipe_of, said_of, state_of
 from ghost_jax.runs.run_record import RunRecord
 
 TEMPLATE = Path(__file__).parent / "reporting" / "page.html"
@@ -52,7 +51,7 @@ def write(workdirs: Sequence[Path], out: Path, beside: Sequence[Path] = ()) -> P
         study=study and _embedded(plots.png(study), out / "study.png"),
         runs=[_run(run, out) for run in runs],
         signed=SIGNED,
-        **{each.__name__: each for each in (asked_of, command_of, recipe_of, said_of, state_of)},
+        tables=tables,
     )
     write_text(out / "index.html", page)
     return out / "index.html"

@@ -184,7 +184,9 @@ def filled(text: str, records: Path) -> str:
 def results(records: Path = RECORDS) -> str:
     """Returns RESULTS.md: the campaign's text with its figures, then the tables of the single runs."""
     runs = [read_run(workdir) for workdir in find_runs(records)]
-    beside, _ = read_beside(sorted(records.glob("*.json")))
+    beside, broken = read_beside(sorted(records.glob("*.json")))
+    if broken:
+        raise UserError(broken[0])
     tables = results_of(parts_of(runs, beside)).partition("\n\n")[2]
     return filled(read_text(records / TEXT), records) + "\n" + tables
 

@@ -11,23 +11,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.hub.channel import Channel
+from ghost_jax.reporting import tables
 from ghost_jax.reporting.records import read_run
-from ghost_jax.reporting.tables import (
-    NONE,
-    WORDS,
-    Row,
-    answerer_of,
-    asked_of,
-    gain_of,
-    markdown,
-    notes_of,
-    percent,
-    published_of,
-    recipe_of,
-    result_table,
-    said_of,
-    state_of,
-)
+from ghost_jax.reporting.tables import NONE, Row, interval_of, percent
 from ghost_jax.runs import run_record
 from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import Evaluation
@@ -69,19 +55,18 @@ def card_of(run: RunRecord, exported: dict, channel: Channel, present: RunRecord
         channel=channel,
         scores=_scores(run),
         compared=compared,
-        studied=any(published_of(each).get("run") for each in compared),
-        study_steps=published_of(run).get("steps"),
-        words=WORDS,
-        **{each.__name__: each for each in IN_TEMPLATE},
+        studied=any(tables.published_of(each).get("run") for each in compared),
+        study_steps=tables.published_of(run).get("steps"),
+        tables=tables,
+        cropping_of=cropping_of,
+        **{each.__name__: each for each in (accuracy_table, loss_table, without_folders)},
     )
     return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
 
 
 def metadata(run: RunRecord, channel: Channel) -> ModelCardData:
     """Returns the card's metadata: what a hub sorts models by, and the scores as a model-index."""
-    own = [
-        score for score in _scores(run) if score.reader != "both"
-    ]  # those with the lexical reader are not the model's
+    own = [score for score in _scores(run) if score.reader != "both"]  # the lexical reader has a part in those
     results = [result for score in own for result in _eval_results(score)]
     return ModelCardData(
         library_name="transformers",
@@ -100,7 +85,7 @@ def _eval_results(score: Evaluation) -> Iterator[EvalResult]:
         "task_name": f"multiple choice, {score.book} book",
         "dataset_name": score.items.name,
         "dataset_type": Path(score.items.file).stem,
-        "dataset_config": asked_of(score),
+        "dataset_config": tables.asked_of(score),
         "dataset_split": score.split or "all",
         "dataset_args": {"n": score.n, "sha256": score.items.sha256},
         "metric_type": "accuracy",
@@ -142,10 +127,10 @@ def accuracy_table(score: Evaluation) -> list[Row]:
     def row(name: str, single: float | None, over: float | None, interval: Sequence[float] | None = None) -> Row:
         several = over if score.orders_per_item > 1 else None
         cells = (NONE if each is None else percent(each) for each in (single, several))
-        return (name, *cells, f"{percent(interval[0])} to {percent(interval[1])}" if interval else NONE)
+        return (name, *cells, interval_of(*interval) if interval else NONE)
 
     rows = [("accuracy, %", "first order", "over all orders", "95% interval")]
-    rows.append(row(answerer_of(score), score.single_order, score.headline.accuracy, score.headline.ci95))
+    rows.append(row(tables.answerer_of(score), score.single_order, score.headline.accuracy, score.headline.ci95))
     for name, control in score.controls.items():
         rows.append(row(f"control: {name}", control.single_order, control.accuracy, control.ci95))
     for name, single in score.baselines.items():
@@ -156,9 +141,3 @@ def accuracy_table(score: Evaluation) -> list[Row]:
 def without_folders(text: str) -> str:
     """Returns a text in which the path of a file is its name, so that a card does not publish a user's folders."""
     return _PATH.sub(r"…/\1", text)
-
-
-IN_TEMPLATE = (
-    *(accuracy_table, asked_of, cropping_of, gain_of, loss_table, markdown, notes_of, recipe_of, result_table, said_of),
-    *(state_of, without_folders),
-)

@@ -3,8 +3,8 @@
 A file that cannot be read is named and left out, so that one broken file does not hide the others.
 """
 
-import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ghost_jax.core.atomic_io import read_json
@@ -14,7 +14,7 @@ from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class SweepReport:
     """What the page shows of a sweep; records of older ones have no table."""
 
@@ -25,21 +25,14 @@ class SweepReport:
     picture: Path
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Beside:
-    """The JSON reports beside runs.
+    """The JSON reports beside runs: of the lexical reader, audits (model -> report), comparisons and sweeps."""
 
-    Attributes:
-      lexical: evaluations of no model: of the lexical reader with the book open.
-      audits: audits of published answers, each a report by the name of the model.
-      comparisons: what `evals.compare` wrote.
-      sweeps: what `ghost_jax.sweep` wrote.
-    """
-
-    lexical: list[Evaluation] = dataclasses.field(default_factory=list)
-    audits: list[dict[str, Evaluation]] = dataclasses.field(default_factory=list)
-    comparisons: list[dict] = dataclasses.field(default_factory=list)
-    sweeps: list[SweepReport] = dataclasses.field(default_factory=list)
+    lexical: list[Evaluation] = field(default_factory=list)
+    audits: list[dict[str, Evaluation]] = field(default_factory=list)
+    comparisons: list[dict] = field(default_factory=list)
+    sweeps: list[SweepReport] = field(default_factory=list)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -55,23 +48,17 @@ def find_runs(folder: Path) -> list[Path]:
 
 def _is_exported(path: Path) -> bool:
     """Returns whether a config.json is that of a model exported into the same folder."""
-    try:
-        found = read_json(path)
-    except UserError:
-        return False
-    return isinstance(found, dict) and "architectures" in found and "stage" not in found
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return '"architectures"' in text and '"stage"' not in text
 
 
 def read_run(workdir: Path) -> RunRecord:
     """Reads the record of a run with its evaluations. Raises UserError where a file is broken."""
-    return dataclasses.replace(run_record.read(workdir), evals=evaluation.read_all(workdir))
+    return replace(run_record.read(workdir), evals=evaluation.read_all(workdir))
 
 
 def read_runs(workdirs: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
-    """Returns the runs that can be read, and a message for each that cannot.
-
-    Raises UserError, the first of those messages, where none can.
-    """
+    """Returns the runs that can be read, and a message for each that cannot. Raises UserError where none can."""
     runs, left_out = [], []
     for workdir in workdirs:
         try:

@@ -10,22 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ghost_jax
+from ghost_jax.reporting import tables
 from ghost_jax.reporting.records import Beside
-from ghost_jax.reporting.tables import (
-    CTIBENCH,
-    NONE,
-    Row,
-    benchmark_scores,
-    command_of,
-    gain_of,
-    machine_table,
-    markdown,
-    notes_of,
-    on_benchmark,
-    percent,
-    published_of,
-    result_table,
-)
+from ghost_jax.reporting.tables import CTIBENCH, NONE, Row, percent
 from ghost_jax.runs.evaluation import COLLAPSED, Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
@@ -55,8 +42,8 @@ def parts_of(runs: Sequence[RunRecord], beside: Beside) -> list[Part]:
     parts = [
         Part(f"At a glance, {CTIBENCH}, %", glance_table(runs, beside), []),
         Part("What we learned", [], learned(runs, beside.comparisons)),
-        Part("Runs", result_table(runs), notes_of(runs)),
-        Part("Machines", machine_table(runs), []),
+        Part("Runs", tables.result_table(runs), tables.notes_of(runs)),
+        Part("Machines", tables.machine_table(runs), []),
     ]
     return [part for part in parts if part.rows or part.notes]
 
@@ -65,7 +52,7 @@ def results_of(parts: Iterable[Part]) -> str:
     """Returns the parts of a report as RESULTS.md."""
     blocks = ["# Results"]
     for part in parts:
-        blocks += [f"## {part.heading}", *([markdown(part.rows)] if part.rows else []), *part.notes]
+        blocks += [f"## {part.heading}", *([tables.markdown(part.rows)] if part.rows else []), *part.notes]
     return "\n\n".join([*blocks, SIGNED]) + "\n"
 
 
@@ -74,7 +61,7 @@ def results_of(parts: Iterable[Part]) -> str:
 
 def glance_table(runs: Sequence[RunRecord], beside: Beside) -> list[Row]:
     """Returns the rows of the first table, the header first; [] where no run has the benchmark in all orders."""
-    scores = benchmark_scores(runs)
+    scores = tables.benchmark_scores(runs)
     if not scores:
         return []
     any_score, rows = next(iter(scores.values())), [HEADER, *_study(runs)]
@@ -88,7 +75,7 @@ def glance_table(runs: Sequence[RunRecord], beside: Beside) -> list[Row]:
             accuracy = percent(headline.accuracy, headline.ci95)
             rows.append(("GPT-4, published answers", accuracy, NONE, NONE, "`python -m evals.audit`"))
     name, best = _best(scores)
-    command = next(command_of(run) for run in runs if run.name == name)
+    command = next(tables.command_of(run) for run in runs if run.name == name)
     ours = f"ours, the best of {len(scores)} runs: {name}" if len(scores) > 1 else f"ours: {name}"
     rows.append((ours, percent(best.single_order), _headline(best), NONE, f"`{command}`"))
     return rows + _open_book(runs, beside)
@@ -99,7 +86,7 @@ def story(runs: Sequence[RunRecord], beside: Beside) -> list[tuple[str, str]]:
 
     Empty without a run that was scored on the benchmark.
     """
-    scores = benchmark_scores(runs)
+    scores = tables.benchmark_scores(runs)
     if not scores:
         return []
     name, best = _best(scores)
@@ -107,7 +94,7 @@ def story(runs: Sequence[RunRecord], beside: Beside) -> list[tuple[str, str]]:
     known = BASELINES.get(baseline, baseline.replace("_", " "))
     rows = [(f"{name}, closed book", _headline(best)), (f"without reading the question: {known}", percent(accuracy))]
     for score in beside.lexical:
-        if score.reader == "lexical" and on_benchmark(score):
+        if score.reader == "lexical" and tables.on_benchmark(score):
             rows.append(("the open-book reader, without a model", _headline(score)))
     return rows
 
@@ -118,7 +105,7 @@ def _best(scores: dict[str, Evaluation]) -> tuple[str, Evaluation]:
 
 def _study(runs: Iterable[RunRecord]) -> list[Row]:
     """The row of the study's best; its figure is of one run in the published order, without an interval."""
-    published = [each for each in map(published_of, runs) if each.get("accuracy")]
+    published = [each for each in map(tables.published_of, runs) if each.get("accuracy")]
     best = max(published, key=lambda each: each["accuracy"], default=None)
     return [(f"the study's best, {best['run']}", percent(best["accuracy"]), NONE, NONE, "the study")] if best else []
 
@@ -131,8 +118,8 @@ def _open_book(runs: Iterable[RunRecord], beside: Beside) -> list[Row]:
         rows.append((name, NONE, NONE, percent(fit.accuracy, fit.ci95), f"`{command} --reader=lexical`"))
     for run in runs:
         for stem, score in run.evals.items():
-            if stem.startswith("ctibench-open-") and on_benchmark(score):
-                gain = gain_of(score)
+            if stem.startswith("ctibench-open-") and tables.on_benchmark(score):
+                gain = tables.gain_of(score)
                 name = f"ours: lexical reader with {run.name}, {gain}" if gain else f"ours: {run.name} reads"
                 rows.append((name, NONE, NONE, _headline(score), f"`{command} --reader={score.reader} --workdir=…`"))
     return rows

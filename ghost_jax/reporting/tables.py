@@ -162,8 +162,12 @@ def _rate(value: float) -> str:
 
 def percent(accuracy: float, interval: Sequence[float] | None = None) -> str:
     """Returns a fraction in percent, with its interval where there is one: "25.0 (24.1 to 25.9)"."""
-    within = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
-    return f"{100 * accuracy:.1f}{within}"
+    return f"{100 * accuracy:.1f}" + (f" ({interval_of(*interval)})" if interval else "")
+
+
+def interval_of(low: float, high: float, form: str = ".1f") -> str:
+    """Returns the ends of an interval in percent: "24.1 to 25.9"."""
+    return f"{100 * low:{form}} to {100 * high:{form}}"
 
 
 def score_cells(score: Evaluation | None) -> Row:
@@ -191,14 +195,10 @@ def said_of(score: Evaluation) -> str:
     """Returns a score in sentences: its verdict, cloze, changes between orders, cropped prompts."""
     sentences = [f"Verdict: {score.verdict_text or score.verdict}"]
     if cloze := score.cloze:
-        (low, high), accuracy = cloze.found.ci95, cloze.found.accuracy
-        sentences.append(
-            f"With the options not shown (cloze, {cloze.primary}): {100 * accuracy:.1f}% "
-            f"({100 * low:.1f} to {100 * high:.1f})."
-        )
+        accuracy = f"{percent(cloze.found.accuracy)}% ({interval_of(*cloze.found.ci95)})"
+        sentences.append(f"With the options not shown (cloze, {cloze.primary}): {accuracy}.")
         for name, control in (cloze.controls or {}).items():
-            low, high = (100 * bound for bound in control.gain_ci95)
-            gain = f"{100 * control.gain:+.1f} points ({low:+.1f} to {high:+.1f})"
+            gain = f"{100 * control.gain:+.1f} points ({interval_of(*control.gain_ci95, '+.1f')})"
             sentences.append(f"Over {name} it gains {gain} there.")
     if score.flip_rate is not None:
         sentences.append(f"Between two orders of a question another option is chosen in {score.flip_rate:.0%}.")
@@ -223,8 +223,8 @@ def gain_of(score: Evaluation) -> str:
     """Returns how much a model adds to the lexical reader; empty for any other score."""
     if score.gain_over_lexical is None:
         return ""
-    low, high = (100 * bound for bound in score.gain_over_lexical_ci95)
-    return f"{100 * score.gain_over_lexical:+.2f} points ({low:+.2f} to {high:+.2f}) over the lexical reader alone"
+    interval = interval_of(*score.gain_over_lexical_ci95, "+.2f")
+    return f"{100 * score.gain_over_lexical:+.2f} points ({interval}) over the lexical reader alone"
 
 
 def benchmark_scores(runs: Sequence[RunRecord]) -> dict[str, Evaluation]:

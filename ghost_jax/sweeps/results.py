@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,11 +17,11 @@ from evals.analysis.stats import ENOUGH_SEEDS, pool
 from ghost_jax.core.atomic_io import write_bytes, write_json, write_text
 from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, WIDTH, new_figure, png
 from ghost_jax.reporting.records import read_run
-from ghost_jax.reporting.tables import NONE, markdown, percent
+from ghost_jax.reporting.tables import NONE, interval_of, markdown, percent
 from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import Evaluation
-from ghost_jax.runs.run_record import RunRecord
-from ghost_jax.sweeps import curves as sweep_curves
+from ghost_jax.sweeps import curves
+from ghost_jax.sweeps.curves import curve_of
 from ghost_jax.sweeps.grid import Run, Setting, Sweep
 
 
@@ -30,49 +31,41 @@ class SweepRun:
 
     Attributes:
       state: "finished", "stopped" (by the divergence watch), "failed" or "not started".
+      score: on the benchmark.
+      curve: validation losses by tokens and time.
       figures: steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss;
         what the run lacks is absent. Accuracies and shares are fractions, losses nats a token.
     """
 
     run: Run
     state: str
-    record: RunRecord
+    config: dict
+    score: Evaluation | None
+    curve: list[dict[str, float]]
     figures: dict[str, float]
 
     @classmethod
     def read(cls, run: Run, workdir: Path, state: str, metrics: Sequence[str]) -> "SweepRun":
         """Reads the results of one run from its directory."""
         record = read_run(workdir)
-        lines, score = record.metrics, record.evals.get("ctibench")
+        lines, config, score = record.metrics, record.config, record.evals.get("ctibench")
         figures = {"steps": lines[-1]["step"] if lines else 0}
-        if record.config:
-            figures["rate"] = record.config["optim"]["peak_lr"]
         figures |= {key: line[key] for line in lines for key in metrics if key in line}
+        if config:
+            figures["rate"] = config["optim"]["peak_lr"]
         if score:
             figures |= {"accuracy": score.headline.accuracy, "letter_share": score.top_letter[1]}
-        return cls(run, state, record, figures)
-
-    @property
-    def score(self) -> Evaluation | None:
-        """The score on the benchmark."""
-        return self.record.evals.get("ctibench")
+        return cls(run, state, config, score, curve_of(config, lines), figures)
 
     def to_json(self) -> dict:
         """Returns the run as `sweep.json` has it."""
         content = {"run": self.run.name, "seed": self.run.seed, "state": self.state, **self.figures}
-        content["curve"] = self.curve
-        if self.record.config:
-            content["published"] = self.record.config.get("published", {})
+        content |= {"curve": self.curve, **({"published": self.config.get("published", {})} if self.config else {})}
         if score := self.score:
             content |= {"ci95": score.headline.ci95, "orders": score.orders_per_item}
             content |= {"letters": len(score.letter_share), "verdict": score.verdict}
             content |= {"note": score.note or "", "cropping": cropping_of(score)}
         return content
-
-    @property
-    def curve(self) -> list[dict[str, float]]:
-        """Its validation losses by tokens and time."""
-        return sweep_curves.curve_of(self.record.config, self.record.metrics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +107,7 @@ class Row:
     @property
     def published(self) -> dict:
         """The study's own figures of the setting, as its recipe has them."""
-        return next((run.record.config.get("published", {}) for run in self.runs if run.record.config), {})
+        return next((run.config.get("published", {}) for run in self.runs if run.config), {})
 
     def to_json(self) -> dict:
         """Returns the row as `sweep.json` has it."""
@@ -170,13 +163,9 @@ def _accuracy_cells(row: Row) -> tuple[str, ...]:
     over = " (items)" if accuracy["over"] == "items" else ""
     return (
         percent(accuracy["mean"]) + (" (one order)" if one_order else ""),
-        f"{_range(*accuracy['ci95'])}{over}" if accuracy["ci95"] else NONE,
-        _range(accuracy["min"], accuracy["max"]) if accuracy["n"] > 1 else NONE,
+        f"{interval_of(*accuracy['ci95'])}{over}" if accuracy["ci95"] else NONE,
+        interval_of(accuracy["min"], accuracy["max"]) if accuracy["n"] > 1 else NONE,
     )
-
-
-def _range(low: float, high: float) -> str:
-    return f"{percent(low)} to {percent(high)}"
 
 
 def _loss_cell(loss: dict | None) -> str:
@@ -255,12 +244,12 @@ def _draw(axes: Axes, places: Sequence[float], rows: Sequence[Row], key: str, co
         seeds = [scale * run.figures[key] for run in row.counted if key in run.figures]
         axes.plot([place] * len(seeds), seeds, ".", color=color, alpha=0.4)
     drawn = [(place, row.pooled[key]) for place, row in zip(places, rows, strict=True) if row.pooled[key]]
-    means = [scale * each["mean"] for _, each in drawn]
-    ends = [[scale * bound for bound in each["ci95"] or [each["mean"]] * 2] for _, each in drawn]
-    below = [mean - low for mean, (low, _) in zip(means, ends, strict=True)]
-    above = [high - mean for mean, (_, high) in zip(means, ends, strict=True)]
-    at, label = [place for place, _ in drawn], key.replace("_", " ")
-    axes.errorbar(at, means, (below, above), fmt=line, color=color, capsize=4, label=label)
+    if drawn:
+        at, figures = zip(*drawn, strict=True)
+        means = scale * np.array([each["mean"] for each in figures])
+        ends = scale * np.array([each["ci95"] or [each["mean"]] * 2 for each in figures])
+        bars = abs(ends.T - means)
+        axes.errorbar(at, means, bars, fmt=line, color=color, capsize=4, label=key.replace("_", " "))
 
 
 def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -275,8 +264,8 @@ def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[t
     write_json(folder / "sweep.json", signed | {"settings": settings, "notes": notes, "table": table})
     write_bytes(folder / "sweep.png", png(picture(sweep, rows)))
     blocks = [f"# {sweep.name}", markdown(table), *notes, "![accuracy and loss](sweep.png)"]
-    if curves := sweep_curves.picture(rows):
-        write_bytes(folder / "curves.png", png(curves))
+    if drawn := curves.picture(rows):
+        write_bytes(folder / "curves.png", png(drawn))
         blocks.append("![validation loss against tokens and time](curves.png)")
     write_text(folder / "sweep.md", "\n\n".join(blocks) + "\n")
     return table, notes
