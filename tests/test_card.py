@@ -51,9 +51,10 @@ def strangers(text: str, *records: object) -> list[str]:
     def numbers_of(text: str) -> set[str]:
         return {number.strip(",").replace(",", "") for number in NUMBER.findall(text)}
 
-    known = [float(number) for number in numbers_of(json.dumps(records))]
+    spelt = numbers_of(json.dumps(records))
+    known = [float(number) for number in spelt]
     found = []
-    for number in numbers_of(text):
+    for number in numbers_of(text) - spelt:
         decimals = len(number.partition(".")[2])
         if "e" in number:
             is_known = any(math.isclose(float(number), value) for value in known)

@@ -17,10 +17,9 @@ PHONE = 390  # CSS pixels
 LEAST_FONT = 12  # CSS pixels
 # The page is loaded into a frame as wide as a phone, and measured with all its parts open.
 FRAME = """<iframe style="width:{width}px;height:800px;border:0" srcdoc="{page}"></iframe><pre></pre><script>
-document.querySelector('iframe').onload = async event => {{
+document.querySelector('iframe').onload = event => {{
   const page = event.target.contentDocument;
   page.querySelectorAll('details').forEach(part => part.open = true);
-  await Promise.all([...page.images].map(image => image.decode()));
   const sizes = [...page.querySelectorAll('p, td, th, h2, figcaption')].map(
     part => parseFloat(event.target.contentWindow.getComputedStyle(part).fontSize));
   document.querySelector('pre').textContent = JSON.stringify({{

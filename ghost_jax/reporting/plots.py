@@ -164,7 +164,7 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
     rows |= {f"study: {name}": (each, None, None) for name, each in sorted(study.items(), key=lambda row: row[1])}
     for name, each in scored.items():
         rows[f"ours: {name}{collapsed(each)}"] = each.single_order, each.headline.accuracy, each.headline.ci95
-    figure, (axes,) = new_figure(1.4 + 0.24 * len(rows), 1.2 * WIDTH)
+    figure, (axes,) = new_figure(1.4 + 0.24 * len(rows))
     for place, (published, over, interval) in enumerate(rows.values()):
         if interval:
             axes.plot([100 * bound for bound in interval], [place, place], color=ACCENT, linewidth=2)
@@ -179,7 +179,7 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor=WARM, label="in the published order")
     axes.plot([], [], "o", color=ACCENT, markersize=5, label=f"over {score.orders_per_item} cyclic orders")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    _finish(axes, "accuracy, %", "", f"{score.items.name}: who reads the question?")
+    _finish(axes, "accuracy, %", "", score.items.name)
     return figure
 
 

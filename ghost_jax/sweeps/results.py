@@ -211,7 +211,7 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
 
 
 def picture(sweep: Sweep, rows: Sequence[Row]) -> Figure:
-    """Draws accuracy and losses by setting: each seed a dot, the mean a ring, its interval a bar."""
+    """Draws accuracy and losses by setting: each seed a small dot, the mean a large one, its interval a bar."""
     values = [row.setting.overrides.get(sweep.axis) for row in rows]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     places = values if numeric else list(range(len(rows)))
