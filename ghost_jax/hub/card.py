@@ -13,7 +13,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.hub.channel import Channel
 from ghost_jax.reporting import tables
 from ghost_jax.reporting.records import read_run
-from ghost_jax.reporting.tables import NONE, Row, interval_of, percent
+from ghost_jax.reporting.tables import NONE, Row
 from ghost_jax.runs import run_record
 from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import Evaluation
@@ -59,7 +59,7 @@ def card_of(run: RunRecord, exported: dict, channel: Channel, present: RunRecord
         study_steps=tables.published_of(run).get("steps"),
         tables=tables,
         cropping_of=cropping_of,
-        **{each.__name__: each for each in (accuracy_table, loss_table, without_folders)},
+        **{each.__name__: each for each in (loss_table, without_folders)},
     )
     return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
 
@@ -116,26 +116,6 @@ def loss_table(run: RunRecord) -> list[Row]:
     keys = ("loss", "val_loss", "val_loss_shared")
     rows = [(f"{line['step']:,}", *(f"{line[key]:.3f}" if key in line else NONE for key in keys)) for line in shown]
     return [("update", "training loss", "validation loss", "on the shared set"), *dict.fromkeys(rows)]
-
-
-def accuracy_table(score: Evaluation) -> list[Row]:
-    """Returns a score among its controls and baselines in %, the header first.
-
-    A score in one order has no accuracy over orders.
-    """
-
-    def row(name: str, single: float | None, over: float | None, interval: Sequence[float] | None = None) -> Row:
-        several = over if score.orders_per_item > 1 else None
-        cells = (NONE if each is None else percent(each) for each in (single, several))
-        return (name, *cells, interval_of(*interval) if interval else NONE)
-
-    rows = [("accuracy, %", "first order", "over all orders", "95% interval")]
-    rows.append(row(tables.answerer_of(score), score.single_order, score.headline.accuracy, score.headline.ci95))
-    for name, control in score.controls.items():
-        rows.append(row(f"control: {name}", control.single_order, control.accuracy, control.ci95))
-    for name, single in score.baselines.items():
-        rows.append(row(name.replace("_", " "), single, score.baselines_over_orders[name]))
-    return rows
 
 
 def without_folders(text: str) -> str:

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import ghost_jax
-from ghost_jax.reporting.tables import WORDS, answerer_of, asked_of, benchmark_scores, published_of
-from ghost_jax.runs.evaluation import COLLAPSED, Evaluation
+from ghost_jax.reporting.tables import WORDS, answerer_of, asked_of, benchmark_scores, collapsed, published_of
+from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
-INK, ACCENT, MUTED, WARM = "#1d2733", "#2a6fb0", "#a9b4c0", "#c4622d"
+INK, ACCENT, MUTED, WARM = "#1d2733", "#2a6fb0", "#8d99a6", "#c4622d"
 LETTER_COLORS = (ACCENT, WARM, "#4f8f5b", "#8a5aa5", "#b0882a", MUTED)
 WIDTH = 5  # inches: text stays readable on a phone, which shows a picture 3.7 inches wide
 LOSSES = {
@@ -181,11 +181,6 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     _finish(axes, "accuracy, %", "", score.items.name)
     return figure
-
-
-def collapsed(score: Evaluation) -> str:
-    """Returns " COLLAPSED", to stand behind a name, for a score whose answers are one letter; else ""."""
-    return " COLLAPSED" if score.verdict == COLLAPSED else ""
 
 
 def chance_of(score: Evaluation) -> float:

@@ -13,7 +13,7 @@ import ghost_jax
 from ghost_jax.reporting import tables
 from ghost_jax.reporting.records import Beside
 from ghost_jax.reporting.tables import CTIBENCH, NONE, Row, percent
-from ghost_jax.runs.evaluation import COLLAPSED, Evaluation
+from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
 SIGNATURE = "Written by ghost_jax"  # in reports of every version: marks a file that a report may replace
@@ -126,8 +126,7 @@ def _open_book(runs: Iterable[RunRecord], beside: Beside) -> list[Row]:
 
 
 def _headline(score: Evaluation) -> str:
-    collapsed = " COLLAPSED" if score.verdict == COLLAPSED else ""
-    return percent(score.headline.accuracy, score.headline.ci95) + collapsed
+    return percent(score.headline.accuracy, score.headline.ci95) + tables.collapsed(score)
 
 
 # ---- What comparisons found ----

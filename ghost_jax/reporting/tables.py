@@ -209,6 +209,11 @@ def said_of(score: Evaluation) -> str:
     return " ".join(sentences)
 
 
+def collapsed(score: Evaluation) -> str:
+    """Returns " COLLAPSED", to stand behind a name, for a score whose answers are one letter; else ""."""
+    return " COLLAPSED" if score.verdict == COLLAPSED else ""
+
+
 def asked_of(score: Evaluation) -> str:
     """Returns how a score was asked: "closed book", "open book, reader both"."""
     return f"{score.book} book" + (f", reader {score.reader}" if score.book == "open" else "")
