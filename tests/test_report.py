@@ -134,7 +134,7 @@ def test_a_sweep_is_shown_with_its_table_notes_and_picture(ghost, tmp_path):
     for run in sweep.runs():
         shutil.copytree(CHAT, folder / run.name)
     table, notes = sweep_results.write(sweep, folder, {run.name: "finished" for run in sweep.runs()})
-    shutil.copytree(CHAT, tmp_path / "runs" / "chat")
+    shutil.copytree(RECORDS / "pretrain_v04-nano", tmp_path / "runs" / "base")
     out = make(ghost, tmp_path / "runs", tmp_path / "report")
     assert (out / "sweep-lr.png").read_bytes() == (folder / "sweep.png").read_bytes()
     page = (out / "index.html").read_text()
@@ -145,7 +145,8 @@ def test_a_sweep_is_shown_with_its_table_notes_and_picture(ghost, tmp_path):
 def test_broken_records_are_named_and_left_out(ghost, tmp_path):
     runs = tmp_path / "runs"
     for name in ("sound", "cut", "foreign"):
-        shutil.copytree(CHAT, runs / name)
+        shutil.copytree(RECORDS / "pretrain_v04-nano", runs / name)
+        (runs / name / "evals").mkdir()
     (runs / "sound" / "evals" / "other.json").write_text("{}")
     (runs / "cut" / "evals" / "ctibench.json").write_text('{"book": "clo')
     (runs / "foreign" / "config.json").write_text("{}")
