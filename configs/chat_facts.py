@@ -1,4 +1,4 @@
-"""What a model knows and what it can say: held-out facts read by letters, by cloze and by ranking.
+"""What a model knows: held-out facts, asked by letters, by cloze and by ranking.
 
     python -m ghost_jax.train --config=configs/chat_facts.py          # or :mini, :nano
 

@@ -10,6 +10,5 @@ from configs import common, pretrain_v04
 
 
 def get_config(preset=""):
-    c = common.chat_on(pretrain_v04, preset, steps=1500, peak_lr=5e-5, qa=1.0)
-    c.published.update(run="chat-v2", steps=1500, rate=5e-5, accuracy=0.19)
-    return c
+    published = {"run": "chat-v2", "accuracy": 0.19}
+    return common.study(pretrain_v04, preset, published, steps=1500, peak_lr=5e-5, qa=1.0)

@@ -4,10 +4,10 @@
     python -m ghost_jax.train --config=configs/chat_v3.py:saved    # or :mini,saved, :nano,saved
 
 The table's row: raw letter-only MCQ x5, 1,500 steps, 5e-5, CTIBench 36.9%. With other seeds and days of data the same
-recipe came to 32.6% and 31.2%; always answering C comes to 37.1%.
-The recorded run, :saved, differs: MCQ x2, 3e-5, 1,800 steps after a warm-up of 120, rows of 1,024 tokens. Its "batch 8
-x accumulation 4" cut 8 conversations into 4 pairs and added up no more, so an update is 8 unpacked rows. The loss was a
-mean over a pair's tokens and then over the pairs; the mean over records is the same but for the weights within a pair.
+recipe scored 32.6% and 31.2%; always answering C scores 37.1%.
+The run as it was recorded, :saved, differs: MCQ x2, 3e-5, 1,800 steps after a warm-up of 120, rows of 1,024 tokens, 8
+unpacked rows an update. Its loss was a mean over a pair's tokens and then over the pairs; the mean over records is the
+same except for the weights within a pair.
 """
 
 from configs import common, pretrain_v04

@@ -7,20 +7,17 @@ An update has 8 rows. On more than 8 devices add --config.batch_size=16 (a row a
 or --config.mesh.tensor=2 (the same update; each matrix is split over two devices).
 
 The table's row: hybrid raw x5 + CoT x2 + small talk x8, 2,000 steps, 5e-5, validation loss 2.990, CTIBench 34.8%.
-The base is `configs/pretrain_v05.py` of the same size; it is trained first where its run is missing. Here the CoT
-reasons are the facts' own evidence sentences, where the study had a 14B teacher write them; --config.data.cot.teacher
-and .model name an OpenAI-compatible endpoint that writes them.
-The recorded run, :saved, differs: its "batch 4 x accumulation 8" cut 4 conversations into 4 parts and added up no more,
-so an update is 4 unpacked rows, and the loss a mean over records.
+The base is `configs/pretrain_v05.py` of the same size, trained first where its run is missing. The CoT reasons are the
+facts' own evidence sentences; in the study a 14B teacher wrote them. --config.data.cot.teacher and .model name an
+OpenAI-compatible endpoint that writes them.
+The run as it was recorded, :saved, differs: an update is 4 unpacked rows, and the loss a mean over records
+(`unaccumulated` in configs/common.py).
 """
 
 from configs import common, pretrain_v05
 
 
 def get_config(preset=""):
-    size, saved = common.saved_in(preset)
-    c = common.chat_on(pretrain_v05, size, steps=2000, peak_lr=5e-5, qa=1.0, mcq=5.0, cot=2.0, small_talk=8.0)
-    if saved:
-        common.unaccumulated(c, batch_size=4)
-    c.published.update(run="chat-v5", steps=2000, rate=5e-5, val_loss=2.990, accuracy=0.348)
-    return c
+    published = {"run": "chat-v5", "val_loss": 2.990, "accuracy": 0.348}
+    mixture = {"qa": 1.0, "mcq": 5.0, "cot": 2.0, "small_talk": 8.0}
+    return common.study(pretrain_v05, preset, published, recorded_rows=4, steps=2000, peak_lr=5e-5, **mixture)

@@ -2,10 +2,10 @@
 
     python -m ghost_jax.train --config=configs/pretrain_base350m.py          # full size: a TPU slice; or :mini, :nano
 
-As many tokens as pretrain_ours sees, 2.0 billion, in updates of 256 rows: what differs between the two is size. That is
-6 tokens a parameter, but the corpus is met 38 times already. Parameters and moments are split over all devices; each
-block is computed again in the backward pass. The small presets are small models of the same make.
-Untested: everything about it. It was never trained at full size; 3e-4 is the usual rate of that size and batch.
+As many tokens as pretrain_ours, 2.0 billion, in updates of 256 rows: the two differ in size alone. That is 6 tokens a
+parameter, but the corpus is already read 38 times. Parameters and moments are split over all devices; each block is
+computed again in the backward pass. The small presets are small models of the same kind.
+Untested: it was never trained at full size; 3e-4 is the usual rate of that size and batch.
 """
 
 from configs import common

@@ -2,9 +2,9 @@
 
     python -m ghost_jax.train --config=configs/pretrain_facts.py          # or :mini, :nano
 
-CAPEC and CWE state a quarter of the typed facts of the reference pages. Small enough that a hundred statements of each
-fact fit hours on two cores; `chat_facts.py` asks what is known of them. Rows of facts to rows of documents is nine to
-one. 35,670,528 parameters at full size, as the study's.
+CAPEC and CWE state a quarter of the typed facts of the reference pages, few enough for a hundred statements of each in
+hours on two cores; `chat_facts.py` asks for them. Nine rows in ten are facts. 35,670,528 parameters at full size, as
+the study's.
 """
 
 from configs import common

@@ -3,7 +3,7 @@
     python -m ghost_jax.train --config=configs/pretrain_v04.py          # or :mini, :nano
 
 The study used GPT-2's own vocabulary; here one of its size is trained on the corpus, since no weights or vocabularies
-are downloaded. chat_v2, chat_v3 and chat_v4_raft stand on this base.
+are downloaded. It is the base of chat_v2, chat_v3 and chat_v4_raft.
 """
 
 from configs import common

@@ -1,8 +1,8 @@
 """Runs a grid of settings and seeds: `python -m ghost_jax.sweep --config=configs/sweeps/lr.py:nano`.
 
-Every run is a process of the train command in one folder, where runs that stand on the same base find it: the first
-that needs it trains it, and the others wait. Repeating a command goes on with what is unfinished. One run's failure
-is its own; at the end stand a table, `sweep.json`, `sweep.md` and a picture.
+Every run is a process of the train command in one folder. Runs on the same base share it: the first that needs it
+trains it, and the others wait. A repeated command resumes what is unfinished. A failed run does not stop the others.
+At the end it writes a table, `sweep.json`, `sweep.md` and a picture.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -36,7 +35,7 @@ TAIL = 12  # lines of a failed run's log that are shown
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One run's process: what is started, where it lies, and the run directory of its base, if it stands on one."""
+    """One run's process: its command, its run directory, and that of its base, if it has one."""
 
     name: str
     command: list[str]
@@ -45,19 +44,19 @@ class Task:
 
     @property
     def log(self) -> Path:
-        """Everything that the process says, attempts one after the other."""
+        """The output of all attempts."""
         return self.workdir.with_name(f"{self.name}.log")
 
     @property
     def ended(self) -> str:
-        """What the run came to: "finished", "stopped" by the divergence watch, "" where it can go on."""
+        """ "finished", "stopped" by the divergence watch, or "" where it can be resumed."""
         if run_record.is_finished(self.workdir):
             return "finished"
         return "stopped" if run_record.stopped(self.workdir) else ""
 
     @property
     def trains_base(self) -> bool:
-        """Whether its base would be trained first, were it started now."""
+        """Whether it would train its base first, were it started now."""
         return self.base is not None and not run_record.is_finished(self.base)
 
 
@@ -81,21 +80,20 @@ def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[tuple[str, str]], d
             asked = config_lib.decisive(config.base.to_dict())
             if bases.setdefault(base, asked) != asked:
                 raise UsageError(
-                    f"The runs of {sweep.name} stand on bases of different configs that are all called {base.name}. "
+                    f"The runs of {sweep.name} have bases of different configs that are all called {base.name}. "
                     "Vary what the chat model alone has, or make a sweep file for each base."
                 )
         flags = [f"--config.{key}={text}" for key, text in (*run.overrides.items(), *overrides)]
         flags += [f"--workdir={workdir}"] + ([f"--data_dir={data_dir}"] if data_dir else [])
         words = [sys.executable, "-m", "ghost_jax.train", f"--config={run.setting.spec}", *flags]
         tasks.append(Task(run.name, words, workdir, base))
-    taken = sorted({base.name for base in bases} & {task.name for task in tasks})
-    if taken:
-        raise UsageError(f"{sweep.name}: a run and a base are both called {taken[0]}. Give the setting another name.")
+    if shared := sorted({base.name for base in bases} & {task.name for task in tasks}):
+        raise UsageError(f"{sweep.name}: a run and a base are both called {shared[0]}. Give the setting another name.")
     return tasks
 
 
 def config_of(run: Run, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
-    """Returns the whole config of a run. Raises UsageError for an override that does not fit."""
+    """Returns the config of a run. Raises UsageError for an override that does not fit."""
     config = config_lib.load(run.setting.spec)
     for key, _ in overrides:
         if key in run.overrides:
@@ -108,46 +106,37 @@ def config_of(run: Run, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
 
 def check_same(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError where the directory holds a run of another config."""
-    if not (workdir / "config.json").is_file():
+    if not (workdir / run_record.CONFIG).is_file():
         return
     try:
         run_dir.settle(config, workdir)
         run_dir.open_run(workdir, config)
     except UserError as fault:
-        raise UserError(f"{fault} A sweep is given another folder by --runs.") from None
-
-
-def locked(folder: Path) -> AbstractContextManager[int]:
-    """Holds the folder for this sweep and gives the lock's descriptor. Raises UserError where another has it."""
-    return run_dir.held(
-        folder,
-        f"Another sweep is at work in {folder}, or runs that a killed one left behind. Wait until they are done, or "
-        "give this sweep another folder with --runs.",
-    )
+        raise UserError(f"{fault} To use another folder for the sweep, add --runs.") from None
 
 
 def run_all(tasks: Sequence[Task], launcher: Local | Submitted, jobs: int) -> dict[str, str]:
-    """Brings every task to its end, `jobs` at a time; returns name -> "finished", "stopped", "failed" or "not started".
+    """Runs every task, `jobs` at a time; returns name -> "finished", "stopped", "failed" or "not started".
 
-    A task is not started where the run that was to train its base ended without it. Whatever ends this function stops
-    the tasks that still run.
+    A task is not started where training its base failed. Whatever ends this function stops the running tasks.
     """
     states = {task.name: task.ended for task in tasks if task.ended}
     if states:
         print(f"{len(states)} of {len(tasks)} runs had ended before", flush=True)
     waiting = [task for task in tasks if task.name not in states]
     running: dict[str, tuple[Task, Job, float]] = {}
-    broken: dict[Path, Path] = {}  # base that could not be trained -> the log that says why
+    failed_bases: dict[Path, Path] = {}  # run directory of a base -> the log that shows why
     with Progress("sweep", len(tasks), unit="runs", done=len(states)) as progress:
         try:
             while waiting or running:
                 for task in list(waiting):
-                    if task.base in broken:
+                    bases = {other.base for other, _, _ in running.values()}
+                    if task.base in failed_bases:
                         states[task.name] = "not started"
-                        print(f"{task.name}: not started, for its base failed: see {broken[task.base]}", flush=True)
+                        print(f"{task.name}: not started, its base failed: see {failed_bases[task.base]}", flush=True)
                         progress.advance(1)
-                    elif len(running) < jobs and may_start(task, [other for other, _, _ in running.values()]):
-                        # A run that trains a base has the cores of those that wait for it
+                    elif len(running) < jobs and not (task.trains_base and task.base in bases):
+                        # A task that trains a base uses the cores of those that wait for it.
                         rivals = {other.base for other in tasks if other.trains_base} if task.trains_base else tasks
                         job = launcher.start(task.command, task.log, min(jobs, len(rivals)))
                         running[task.name] = (task, job, time.monotonic())
@@ -159,10 +148,10 @@ def run_all(tasks: Sequence[Task], launcher: Local | Submitted, jobs: int) -> di
                     if code is None:
                         continue
                     del running[task.name]
-                    states[task.name] = state_of(code)
+                    states[task.name] = {DONE: "finished", STOPPED_BY_WATCH: "stopped"}.get(code, "failed")
                     if task.trains_base:
-                        broken[task.base] = task.log
-                    print(outcome(task, code, time.monotonic() - started), flush=True)
+                        failed_bases[task.base] = task.log
+                    print(_outcome(task, states[task.name], code, time.monotonic() - started), flush=True)
                     progress.advance(1)
                 time.sleep(POLL_SECONDS)
         finally:
@@ -170,27 +159,17 @@ def run_all(tasks: Sequence[Task], launcher: Local | Submitted, jobs: int) -> di
     return states
 
 
-def may_start(task: Task, running: Sequence[Task]) -> bool:
-    """Returns whether the task's base is there, or nobody is training it yet."""
-    return not task.trains_base or all(other.base != task.base for other in running)
-
-
-def state_of(code: int) -> str:
-    """Returns what an exit code of the train command says of the run."""
-    return {DONE: "finished", STOPPED_BY_WATCH: "stopped"}.get(code, "failed")
-
-
-def outcome(task: Task, code: int, seconds: float) -> str:
-    """Returns what is said of a run that ended: a line, and where it was not finished the end of its log."""
-    line = f"{task.name}: {state_of(code)} in {duration(seconds)}"
+def _outcome(task: Task, state: str, code: int, seconds: float) -> str:
+    """Returns a line on a run that ended, and where it did not finish the end of its log."""
+    line = f"{task.name}: {state} in {duration(seconds)}"
     if code == DONE:
         return line
-    said = task.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-    return "\n".join([f"{line}, exit code {code}; the end of {task.log}:", *(f"    {words}" for words in said)])
+    tail = task.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
+    return "\n".join([f"{line}, exit code {code}; the end of {task.log}:", *(f"    {each}" for each in tail)])
 
 
 def show(table: Sequence[tuple[str, ...]], notes: Sequence[str], console: Console) -> None:
-    """Prints the table of a sweep and what must be known before believing it."""
+    """Prints the table of a sweep and its notes."""
     header, *rows = table
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # many columns on 120 characters
     for number, name in enumerate(header):
@@ -202,9 +181,7 @@ def show(table: Sequence[tuple[str, ...]], notes: Sequence[str], console: Consol
         console.print(note, highlight=False, soft_wrap=True, markup=False)
 
 
-@command
-def main(argv: Sequence[str]) -> int:
-    """Runs a grid of settings and seeds, resumably, and pools their results in one table and one picture."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ghost_jax.sweep",
         description=main.__doc__,
@@ -224,8 +201,14 @@ def main(argv: Sequence[str]) -> int:
         "--data_dir", type=local_path, metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)"
     )
     parser.add_argument("--dry_run", action="store_true", help="print every run's command; start nothing")
+    return parser
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Runs a grid of settings and seeds, resumably, and pools their results in one table and one picture."""
     overrides, words = config_lib.overrides_in(argv)
-    flags = parser.parse_args(words)
+    flags = _parser().parse_args(words)
     if flags.jobs is not None and flags.jobs < 1:
         raise UsageError(f"--jobs is {flags.jobs}; at least one run at a time is needed.")
     sweep = sweep_grid.load(flags.config)
@@ -241,7 +224,11 @@ def main(argv: Sequence[str]) -> int:
         for task in tasks:
             print(shlex.join(task.command))
         return DONE
-    with locked(folder) as lock:
+    refusal = (
+        f"Another sweep is at work in {folder}, or runs that a killed one left behind. Wait until they are done, or "
+        "give this sweep another folder with --runs."
+    )
+    with run_dir.held(folder, refusal) as lock:
         launcher = Submitted(folder / "slurm") if on_slurm else Local(jobs, lock)
         print(f"{sweep.name}: {len(tasks)} runs in {folder}, {jobs} at a time", flush=True)
         states = run_all(tasks, launcher, jobs)
@@ -251,7 +238,7 @@ def main(argv: Sequence[str]) -> int:
     failed = [name for name, state in states.items() if state in ("failed", "not started")]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(tasks)} runs came to no result: {', '.join(failed)}. Their logs in {folder} say "
+            f"{len(failed)} of {len(tasks)} runs came to no result: {', '.join(failed)}. Their logs in {folder} show "
             "why; repeat the command to try them again and keep the others."
         )
     return DONE

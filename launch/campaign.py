@@ -3,11 +3,10 @@
     python -m launch.campaign                 # run or resume; CAMPAIGN names the folder (default ../ghost_jax-campaign)
     python -m launch.campaign --list          # what is done, what is left and for how long
 
-Everything that a run needs lies in one folder outside of this checkout: worktrees, an environment, caches and run
-directories. Runs that are compared share a commit, that at which the first of them was started. The records of a
-finished run are copied to evals/records/campaign at once and are committed by nobody but you; a run whose records are
-there is not run again. Only unfinished runs and the bases are lost with the folder. All processes run at the lowest
-priority. SIGTERM stops it, and the next start resumes.
+One folder outside of this checkout holds worktrees, an environment, caches and run directories. Runs that are compared
+share a commit, that of the first of them. The records of a finished run are copied to evals/records/campaign at once,
+for you to commit; a run with records there is not run again. Without the folder only unfinished runs and the bases are
+lost. All processes have the lowest priority. SIGTERM stops it, and the next start resumes.
 """
 
 import argparse
@@ -24,13 +23,12 @@ from pathlib import Path
 from ghost_jax.core.console import duration
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import data_folders, local_path
-from ghost_jax.runs import run_record
+from ghost_jax.runs.run_record import CONFIG, is_finished, stopped
 from ghost_jax.sweeps import grid as sweep_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = Path("evals/records/campaign")
 COMMIT = "commit.txt"  # of all runs of a folder, which are compared
-CONFIG = "config.json"
 POLL_SECONDS = 20.0
 LOWEST = 19  # priority
 
@@ -42,7 +40,7 @@ class Part:
     Attributes:
       sweep: as after `--config=`.
       folder: of its runs; sweeps that share a base share a folder.
-      base_hours, run_hours: what a base and a run take on two idle cores, scores included; a base counts once a folder.
+      base_hours, run_hours: of a base and a run on two idle cores, scores included; a base counts once a folder.
     """
 
     sweep: str
@@ -51,7 +49,6 @@ class Part:
     run_hours: float
 
 
-# In the order in which they are run: first those whose base is there already.
 PARTS = (
     Part("configs/sweeps/knowledge.py:nano", "facts-nano", 0.8, 0.07),
     Part("configs/sweeps/latch.py:nano", "facts-nano", 0.8, 0.07),
@@ -66,25 +63,25 @@ PARTS = (
 )
 
 
-@functools.cache  # read once: while the campaign runs, this checkout may change
+@functools.cache  # while the campaign runs, this checkout may change
 def names_of(part: Part) -> list[str]:
     """Returns the names of a part's runs, in their order."""
     return [run.name for run in sweep_grid.load(str(ROOT / part.sweep)).runs()]
 
 
 def ended(run: Path) -> bool:
-    """Returns whether a run directory, or its records, says that the run is finished or was stopped for good."""
-    return run_record.is_finished(run) or run_record.stopped(run) is not None
+    """Returns whether the run of a run directory, or of its records, is finished or was stopped for good."""
+    return is_finished(run) or stopped(run) is not None
 
 
 def left(folder: Path) -> list[tuple[Part, int, int, float]]:
-    """Returns of each part how many runs are left and of how many, and their hours on two idle cores."""
+    """Returns of each part the number of runs left, of all its runs, and the hours left on two idle cores."""
     found, bases = [], set()
     for part in PARTS:
         names = names_of(part)
         missing = [name for name in names if not ended(ROOT / RECORDS / part.folder / name)]
-        there = part.folder in bases or any((folder / "runs" / part.folder).glob("pretrain_*/checkpoints"))
-        hours = part.run_hours * len(missing) + part.base_hours * bool(missing and not there)
+        has_base = part.folder in bases or any((folder / "runs" / part.folder).glob("pretrain_*/checkpoints"))
+        hours = part.run_hours * len(missing) + part.base_hours * bool(missing and not has_base)
         bases |= {part.folder} if missing else set()
         found.append((part, len(missing), len(names), hours))
     return found
@@ -100,7 +97,7 @@ def show(folder: Path) -> None:
 
 
 def set_up(folder: Path, part: Part) -> Path:
-    """Returns a worktree at the commit of the part's folder, whose packages are installed; makes what is missing."""
+    """Returns a worktree at the commit of the part's folder; makes it and the environment where they are missing."""
     tree, pinned = folder / "trees" / part.folder, ROOT / RECORDS / part.folder / COMMIT
     if not pinned.is_file():
         if _git("status", "--porcelain", "--untracked-files=no"):
@@ -123,7 +120,7 @@ def python_of(folder: Path) -> Path:
 
 
 def restore(part: Part, runs: Path) -> None:
-    """Puts the records of runs that have ended where the sweep looks for them; of bases it needs the weights."""
+    """Copies the records of runs that have ended to where the sweep looks for them; a base needs its weights."""
     for name in names_of(part):
         record = ROOT / RECORDS / part.folder / name
         if ended(record) and not ended(runs / name):
@@ -141,7 +138,7 @@ def keep(part: Part, runs: Path) -> None:
 
 
 def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
-    """Runs a part to its end, keeping records on the way; returns whether every run of it ended."""
+    """Runs a part to its end and keeps records on the way; returns whether every run of it ended."""
     runs = folder / "runs" / part.folder
     runs.mkdir(parents=True, exist_ok=True)
     restore(part, runs)
@@ -173,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
         default=Path(os.environ.get("CAMPAIGN", ROOT.parent / "ghost_jax-campaign")),
         help="of its worktree, environment, caches and runs (default: $CAMPAIGN, else ../ghost_jax-campaign)",
     )
-    parser.add_argument("--list", action="store_true", help="say what is done and what is left; run nothing")
+    parser.add_argument("--list", action="store_true", help="print what is done and what is left; run nothing")
     flags = parser.parse_args(argv)
     folder = flags.folder.resolve()
     show(folder)
@@ -188,7 +185,7 @@ def main(argv: Sequence[str]) -> int:
             failed.append(part.sweep)
     show(folder)
     if failed:
-        raise UserError(f"Runs of {', '.join(failed)} failed; their logs in {folder / 'runs'} say why. Repeat it.")
+        raise UserError(f"Runs of {', '.join(failed)} failed; their logs in {folder / 'runs'} show why. Repeat it.")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Compiles a config's real training step for a TPU slice, without a TPU, and says whether it fits and how fast it is.
+"""Compiles a config's training step for a TPU slice, without a TPU: does it fit, and how fast can it be?
 
     python -m launch.compile_check --config=configs/chat_v5.py --topology=v5e:4x4 [--config.mesh.fsdp=4] [--out=FILE]
 
-The TPU's own compiler is in the package `libtpu`. The speed is a roofline: what the chip's arithmetic, memory or
-links would allow if it did nothing else; a real run is slower.
+The TPU's compiler is in the package `libtpu`. The speed is a roofline: what the chip's arithmetic, memory or links
+allow if it does nothing else; a real run is slower.
 """
 
 import argparse
@@ -49,9 +49,9 @@ class Report:
     Attributes:
       attention: which one the step uses, and why where it is not the chip's own kernel.
       arguments, outputs, temporaries, program: bytes of memory; outputs without those that reuse an argument's.
-      flops: of all matrix products of a step, on all chips; recomputed ones included.
-      collectives: kind -> (count, bytes of the whole arrays).
-      seconds: what computing, memory and links each need at least.
+      flops: of all matrix products of a step, on all chips, recomputed ones included.
+      collectives: kind -> (count, bytes of the complete arrays).
+      seconds: the least time of arithmetic, memory and links.
     """
 
     config: str
@@ -74,21 +74,19 @@ class Report:
     bound_by: str
     tokens_per_s: float
     compile_s: float
-
-    @property
-    def fits(self) -> bool:
-        return self.memory <= self.memory_limit
+    fits: bool
 
 
 def check(config: ConfigDict, topology: str) -> Report:
-    """Compiles the step of a config for a slice, e.g. "v5e:4x4", and returns what the compiler says of it.
+    """Compiles the step of a config for a slice, e.g. "v5e:4x4", and returns the compiler's figures.
 
-    Raises UsageError for a slice that there is not, UserError where libtpu is missing or the step does not fit.
+    Raises UsageError for a slice that does not exist, UserError where libtpu is missing or the compiler runs out of
+    the chip's memory.
     """
     chip, devices = describe(topology)
     mesh = make_mesh(**config.mesh, devices=devices)
     if config.model.dtype == "auto":
-        config.model.dtype = "bfloat16"  # of any accelerator; `jax_setup.fast_dtype` would say that of this machine
+        config.model.dtype = "bfloat16"  # of any accelerator; `jax_setup.fast_dtype` is this machine's
     traced = trace_step(config, mesh)
     started = time.monotonic()
     try:
@@ -97,48 +95,44 @@ def check(config: ConfigDict, topology: str) -> Report:
         if "RESOURCE_EXHAUSTED" not in str(fault):
             raise
         why = str(fault).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()[0].rstrip(".")
-        raise UserError(_does_not_fit(config, topology, dict(mesh.shape), why)) from None
+        raise UserError(_does_not_fit(config.spec, topology, dict(mesh.shape), why)) from None
     compile_s = time.monotonic() - started
-
     memory, moved = compiled.memory_analysis(), hlo.traffic(compiled.as_text(), len(devices))
     flops = matrix_flops(traced.jaxpr.jaxpr)
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    parts = (
-        memory.argument_size_in_bytes,
-        outputs,
-        memory.temp_size_in_bytes,
-        memory.generated_code_size_in_bytes,
-    )
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+    }
     seconds = {
         "arithmetic": flops / len(devices) / chip.flops,
         "memory": moved.hbm_bytes / chip.hbm_bytes_per_s,
         "links": moved.sent_bytes / chip.ici_bytes_per_s,
     }
-    bound_by = max(seconds, key=seconds.get)
     tokens = config.batch_size * config.data.seq_len
     return Report(
-        config.spec,
-        topology,
-        len(devices),
-        dict(mesh.shape),
-        str(attention_of(config, mesh)),
-        tokens,
-        *parts,
-        sum(parts),
-        chip.hbm_bytes,
-        flops,
-        moved.collectives,
-        moved.hbm_bytes,
-        moved.sent_bytes,
-        seconds,
-        bound_by,
-        tokens / seconds[bound_by],
-        compile_s,
+        config=config.spec,
+        topology=topology,
+        chips=len(devices),
+        mesh=dict(mesh.shape),
+        attention=str(attention_of(config, mesh)),
+        tokens=tokens,
+        **parts,
+        memory=sum(parts.values()),
+        memory_limit=chip.hbm_bytes,
+        flops=flops,
+        **dataclasses.asdict(moved),
+        seconds=seconds,
+        bound_by=max(seconds, key=seconds.get),
+        tokens_per_s=tokens / max(seconds.values()),
+        compile_s=compile_s,
+        fits=sum(parts.values()) <= chip.hbm_bytes,
     )
 
 
 def describe(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
-    """Returns the chip and the devices of a slice that need not exist, one a chip. Raises as `check`."""
+    """Returns the chip and the devices of a slice, one a chip, without one. Raises as `check`."""
     generation, _, shape = topology.partition(":")
     sides = shape.split("x")
     known = CHIPS.get(generation)
@@ -152,14 +146,15 @@ def describe(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
             "The TPU compiler is not installed: it is in the package libtpu, which needs no TPU. Install the release "
             f"that fits the pinned JAX with: {sys.executable} -m pip install libtpu=={LIBTPU}"
         )
-    jax.config.update("jax_platforms", "cpu")  # libtpu is here to compile; there is no TPU to look for
+    chips = math.prod(map(int, sides))
+    jax.config.update("jax_platforms", "cpu")  # there is no TPU to find
     os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",  # of a machine outside Google's cloud, its metadata server is not asked
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilers may work at once: they share no chip
+        "TPU_SKIP_MDS_QUERY": "1",  # do not ask the metadata server of Google's cloud
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilers may run at once
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": known.type_name(math.prod(map(int, sides))),
+        "TPU_ACCELERATOR_TYPE": known.type_name.format(chips, 2 * chips),
     }
-    # The two cores of a v4 chip are one device on the machine; of a v5p chip the compiler takes that for granted.
+    # The two cores of a v4 chip are one device; for a v5p chip the compiler assumes that.
     cores = {"chip_config_name": "megacore"} if generation == "v4" else {}
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **cores).devices
@@ -172,26 +167,25 @@ def describe(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
 
 
 def trace_step(config: ConfigDict, mesh: Mesh) -> "jax.stages.Traced":
-    """Returns the traced training step of a config: its model, optimizer, objective and batch, and no data."""
+    """Returns the traced training step of a config: its model, optimizer, objective and batch, without data."""
     chat = config.stage == "chat"
     grown = len(ROLES) + len(embedded.anchors()) if chat else 0
     setup = TrainSetup.from_config(config, config.model.vocab_size + grown, mesh)
-    state, objective = setup.abstract, setup.objective
-    step = setup.make_step(np.arange(len(LETTERS)) if chat else None)  # whichever ids: the work is the same
+    step = setup.make_step(np.arange(len(LETTERS)) if chat else None)  # any ids: the work is the same
     fields = ["tokens", "targets", "weights"]
     fields += ["positions", "segments"] if config.data.packing else []
-    fields += ["letters"] if objective.get("letter") else []
-    fields += ["branches", "ranked"] if objective.get("ranking") else []
+    fields += ["letters"] if setup.objective.get("letter") else []
+    fields += ["branches", "ranked"] if setup.objective.get("ranking") else []
     shape = (config.batch_size, config.data.seq_len)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "weights" else jnp.int32) for name in fields}
-    return step.trace(state, batch, config.optim.peak_lr)
+    return step.trace(setup.abstract, batch, config.optim.peak_lr)
 
 
 def matrix_flops(jaxpr: Jaxpr) -> float:
-    """Returns the floating-point operations of all matrix products in a traced function, loops counted out.
+    """Returns the floating-point operations of all matrix products in a traced function; loops count as they run.
 
-    Of a Pallas kernel it counts every tile of its grid, those that the kernel skips by its mask included. What has no
-    result is not counted, because the compiler removes it: what remat computes again and then has kept.
+    A Pallas kernel counts with every tile of its grid, those skipped by its mask included. What has no result is not
+    counted, because the compiler removes it: what remat would compute again but keeps.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -206,9 +200,7 @@ def matrix_flops(jaxpr: Jaxpr) -> float:
 
 
 def _flops_within(value: Any) -> float:
-    """Returns the operations of one call of what a parameter of an equation holds: a function or, in a tuple, the
-    branches of a conditional, of which one runs.
-    """
+    """Returns the operations of a function in an equation's parameter; of a conditional's branches, the most."""
     if isinstance(value, tuple):
         return max(map(_flops_within, value), default=0)
     inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
@@ -216,7 +208,7 @@ def _flops_within(value: Any) -> float:
 
 
 def _times(equation: JaxprEqn) -> int:
-    """Returns how often what an equation holds is computed, over all devices."""
+    """Returns how often the functions in an equation run, over all devices."""
     match equation.primitive.name:
         case "scan":
             return equation.params["length"]
@@ -228,17 +220,16 @@ def _times(equation: JaxprEqn) -> int:
     return 1
 
 
-def _does_not_fit(config: ConfigDict, topology: str, mesh: dict[str, int], needs: str) -> str:
+def _does_not_fit(spec: str, topology: str, mesh: dict[str, int], why: str) -> str:
     axes = ", ".join(f"{axis}={count}" for axis, count in mesh.items())
     return (
-        f"{config.spec} does not fit a chip of {topology} on the mesh {axes}: {needs}. Split the state over more chips "
+        f"{spec} does not fit a chip of {topology} on the mesh {axes}: {why}. Split the state over more chips "
         f"(--config.mesh.fsdp={math.prod(mesh.values())}), lower --config.micro_batch_size, or name a larger slice."
     )
 
 
 def table(report: Report) -> Table:
     """Returns the report as a table."""
-    shown = Table(title=f"{report.config} on {report.topology}", show_header=False)
     share = report.memory / report.memory_limit
     rows = {
         "chips, mesh": f"{report.chips}: " + ", ".join(f"{axis}={n}" for axis, n in report.mesh.items()),
@@ -255,6 +246,7 @@ def table(report: Report) -> Table:
     rows |= {f"{part} needs at least": f"{1e3 * s:.3g} ms a step" for part, s in report.seconds.items()}
     rows["at most"] = f"{report.tokens_per_s:,.0f} tokens/s ({report.tokens:,} a step), bound by {report.bound_by}"
     rows["compiled in"] = duration(report.compile_s)
+    shown = Table(title=f"{report.config} on {report.topology}", show_header=False)
     for name, value in rows.items():
         shown.add_row(name, value)
     return shown
@@ -277,11 +269,10 @@ def main(argv: Sequence[str]) -> int:
     report = check(config, flags.topology)
     make_console().print(table(report))
     if flags.out:
-        signed = {"ghost_jax": ghost_jax.__version__}
-        write_json(flags.out, signed | dataclasses.asdict(report) | {"fits": report.fits})
+        write_json(flags.out, {"ghost_jax": ghost_jax.__version__} | dataclasses.asdict(report))
     if not report.fits:
         needs = f"it needs {_bytes(report.memory)} of {_bytes(report.memory_limit)}"
-        raise UserError(_does_not_fit(config, flags.topology, report.mesh, needs))
+        raise UserError(_does_not_fit(config.spec, flags.topology, report.mesh, needs))
     return 0
 
 

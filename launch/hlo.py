@@ -1,7 +1,7 @@
-"""Reads a compiled program's text (HLO): what moves between chips and what moves to and from memory in one run of it.
+"""Reads a compiled program's text (HLO): what one run of it moves between chips and to and from memory.
 
-The compiler's own cost analysis counts the body of a loop once, however often it runs; here each loop's count is
-read from its condition, so that micro-batches and scanned layers are counted as often as they happen.
+The compiler's own cost analysis counts the body of a loop once. Here a loop counts as often as it runs, so that
+micro-batches and scanned layers count as often as they happen.
 """
 
 import collections
@@ -18,7 +18,7 @@ BYTES = {
 }
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 SLICES = ("dynamic-slice", "slice", "gather")  # they read of their first operand only what they return
-# These name a buffer, or wait for one, or run a computation whose own instructions are counted: they move nothing.
+# They name a buffer, wait for one, or run a computation whose own instructions are counted: they move nothing.
 FREE = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id"))
 FREE |= {"while", "call", "conditional", "after-all", "opt-barrier", "async-start", "async-update", "async-done"}
 FREE |= {"copy-done", "slice-done", *(f"{kind}-done" for kind in COLLECTIVES)}
@@ -27,11 +27,14 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLED = re.compile(r"(?:calls|body|to_apply|called_computations|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
+_MESH_GROUP = re.compile(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}")  # axes of a mesh, and those that take part
+_COUNTED_GROUP = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_LISTED_GROUP = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: `%name = shape opcode(arguments), rest`."""
+    """One line: `%name = shape opcode(operands), rest`."""
 
     name: str
     shape: str
@@ -48,8 +51,7 @@ class Instruction:
         return [name.lstrip("%") for found in _CALLED.findall(self.rest) for name in found.split(", ")]
 
 
-# The instructions of a computation by name; the last one is its root.
-Computation = dict[str, Instruction]
+Computation = dict[str, Instruction]  # by name; the last instruction is the root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Traffic:
     """What one chip does in one run of the program.
 
     Attributes:
-      collectives: kind -> (count, bytes): the whole arrays that are gathered, reduced or passed on.
-      sent_bytes: that a chip sends for them, by the best known algorithm on a ring.
+      collectives: kind -> (count, bytes of the complete arrays).
+      sent_bytes: what a chip sends for them, by the best known algorithm on a ring.
       hbm_bytes: read from and written to high-bandwidth memory, without the padding of tiles.
     """
 
@@ -67,7 +69,63 @@ class Traffic:
     hbm_bytes: float
 
 
-def parse(text: str) -> tuple[str, dict[str, Computation]]:
+def traffic(text: str, devices: int) -> Traffic:
+    """Returns what one chip of `devices` moves in one run of a compiled program."""
+    entry, computations = _parse(text)
+    counts, sizes = collections.Counter(), collections.Counter()
+    sent = hbm = 0.0
+    seen = set()
+    for instruction, where, times, fused in _executed(entry, computations):
+        if not fused:
+            hbm += times * _hbm_bytes(instruction, computations[where], computations)
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        # An overlapped collective appears in each of its stages, with one channel and chain.
+        if chain := re.search(r'chain_id="(\d+)"', instruction.rest):
+            stage = (kind, re.search(r"channel_id=(\d+)", instruction.rest)[1], chain[1])
+            if stage in seen:
+                continue
+            seen.add(stage)
+        if kind == "all-reduce" and where.startswith("all-reduce-scatter"):  # the TPU's form of it
+            kind = "reduce-scatter"
+        group = group_size(instruction.rest, devices)
+        array = size(instruction.shape)
+        if instruction.opcode == "reduce-scatter":  # its result is a part
+            array *= group
+        if "-start" in instruction.opcode:  # its shape holds the operand and the result
+            array *= group / (group + 1) if kind == "all-gather" else 0.5
+        counts[kind] += times
+        sizes[kind] += times * array
+        sent += times * array * _sent_share(kind, group)
+    return Traffic({kind: (counts[kind], float(sizes[kind])) for kind in sorted(counts)}, sent, hbm)
+
+
+def group_size(rest: str, devices: int) -> int:
+    """Returns how many chips take part in a collective together."""
+    if found := _MESH_GROUP.search(rest):
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(axes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    if found := _COUNTED_GROUP.search(rest):
+        return int(found[1])
+    if found := _LISTED_GROUP.search(rest):
+        return found[1].count(",") + 1
+    return devices
+
+
+def size(shape: str, hbm_only: bool = False) -> int:
+    """Returns the bytes of the arrays in a shape; with `hbm_only`, of those in high-bandwidth memory.
+
+    A layout with `S(…)` is in the vector or scalar memory inside the chip.
+    """
+    total = 0
+    for kind, dimensions, layout in _ARRAY.findall(shape):
+        if kind in BYTES and not (hbm_only and "S(" in layout):
+            total += BYTES[kind] * math.prod(int(n) for n in dimensions.split(",") if n)
+    return total
+
+
+def _parse(text: str) -> tuple[str, dict[str, Computation]]:
     """Returns the name of the entry computation, and every computation by name."""
     entry, current, computations = "", {}, {}
     for line in text.splitlines():
@@ -81,52 +139,13 @@ def parse(text: str) -> tuple[str, dict[str, Computation]]:
 
 
 def _cut_at_close(tail: str) -> tuple[str, str]:
-    """Cuts `a, (b), c), rest` at the parenthesis that closes the arguments."""
+    """Cuts `a, (b), c), rest` at the parenthesis that closes the operands."""
     depth = 1
     for at, char in enumerate(tail):
         depth += (char == "(") - (char == ")")
         if depth == 0:
             return tail[:at], tail[at + 1 :]
     return tail, ""
-
-
-def traffic(text: str, devices: int) -> Traffic:
-    """Returns what one chip of `devices` moves in one run of a compiled program."""
-    entry, computations = parse(text)
-    counts, sizes = collections.Counter(), collections.Counter()
-    sent = hbm = 0.0
-    seen = set()
-    for instruction, where, times, fused in _executed(entry, computations):
-        if not fused:
-            hbm += times * _hbm_bytes(instruction, computations[where], computations)
-        kind = instruction.opcode.removesuffix("-start")
-        if kind not in COLLECTIVES:
-            continue
-        # A collective that runs beside other work is spelled out in each stage of it, under one channel and chain.
-        chain = re.search(r'chain_id="(\d+)"', instruction.rest)
-        if chain:
-            stage = (kind, re.search(r"channel_id=(\d+)", instruction.rest)[1], chain[1])
-            if stage in seen:
-                continue
-            seen.add(stage)
-        if kind == "all-reduce" and where.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"  # how a TPU's program spells it: a sum, of which each chip keeps its part
-        group = _group_size(instruction.rest, devices)
-        # The whole array stands on the output's side of a gather and on both sides of the others.
-        gathered = group if instruction.opcode == "reduce-scatter" else 1
-        started = (group / (group + 1) if kind == "all-gather" else 0.5) if "-start" in instruction.opcode else 1
-        whole = size(instruction.shape) * gathered * started
-        counts[kind] += times
-        sizes[kind] += times * whole
-        sent += times * whole * _sent_share(kind, group)
-    return Traffic({kind: (counts[kind], float(sizes[kind])) for kind in sorted(counts)}, sent, hbm)
-
-
-def _sent_share(kind: str, group: int) -> float:
-    """Returns how much of the whole array each of `group` chips sends, by the ring algorithms."""
-    if kind == "collective-permute":
-        return 1.0
-    return (2 if kind == "all-reduce" else 1) * (group - 1) / group
 
 
 def _executed(entry: str, computations: dict[str, Computation]) -> Iterator[tuple[Instruction, str, int, bool]]:
@@ -138,8 +157,7 @@ def _executed(entry: str, computations: dict[str, Computation]) -> Iterator[tupl
             yield instruction, where, times, fused
             if instruction.opcode in ("fusion", "while", "call", "conditional", "async-start"):
                 inner = times * _trips(instruction, computations)
-                inside = fused or instruction.opcode == "fusion"
-                waiting += [(name, inner, inside) for name in instruction.called]
+                waiting += [(name, inner, fused or instruction.opcode == "fusion") for name in instruction.called]
 
 
 def _trips(instruction: Instruction, computations: dict[str, Computation]) -> int:
@@ -155,33 +173,11 @@ def _trips(instruction: Instruction, computations: dict[str, Computation]) -> in
     return max(limits)
 
 
-def _group_size(rest: str, devices: int) -> int:
-    """Returns how many chips take part in a collective together, from any of the three spellings of its groups."""
-    if found := re.search(
-        r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}", rest
-    ):  # axes of a mesh, and those that take part
-        axes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(axes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):  # so many groups, of so many
-        return int(found[2])
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):  # the groups themselves
-        return found[1].count(",") + 1
-    return devices
-
-
-# ---- Bytes ----
-
-
-def size(shape: str, hbm_only: bool = False) -> int:
-    """Returns the bytes of the arrays in a shape; with `hbm_only`, of those that lie in high-bandwidth memory.
-
-    A layout names another place by `S(…)`: the vector memory inside the chip, or that of its scalar unit.
-    """
-    total = 0
-    for kind, dimensions, layout in _ARRAY.findall(shape):
-        if kind in BYTES and not (hbm_only and "S(" in layout):
-            total += BYTES[kind] * math.prod(int(n) for n in dimensions.split(",") if n)
-    return total
+def _sent_share(kind: str, group: int) -> float:
+    """Returns the share of the complete array that each of `group` chips sends, by the ring algorithms."""
+    if kind == "collective-permute":
+        return 1.0
+    return (2 if kind == "all-reduce" else 1) * (group - 1) / group
 
 
 def _hbm_bytes(instruction: Instruction, around: Computation, computations: dict[str, Computation]) -> int:
@@ -189,6 +185,8 @@ def _hbm_bytes(instruction: Instruction, around: Computation, computations: dict
     opcode, shape = instruction.opcode, instruction.shape
     if opcode in FREE:
         return 0
+    if opcode == "fusion":
+        return _fusion_bytes(computations[instruction.called[0]])
     if opcode == "copy-start":  # the shape holds both ends
         return size(shape, hbm_only=True)
     operands = [around[name].shape for name in instruction.operands if name in around]
@@ -197,9 +195,7 @@ def _hbm_bytes(instruction: Instruction, around: Computation, computations: dict
         return size(part, hbm_only=True) + (size(part) if size(operands[0], hbm_only=True) else 0)
     if opcode == "dynamic-update-slice":  # in place
         return 2 * size(operands[1]) if size(shape, hbm_only=True) else 0
-    if opcode != "fusion":
-        return size(shape, hbm_only=True) + sum(size(operand, hbm_only=True) for operand in operands)
-    return _fusion_bytes(computations[instruction.called[0]])
+    return sum(size(each, hbm_only=True) for each in (shape, *operands))
 
 
 def _fusion_bytes(fused: Computation) -> int:
@@ -209,15 +205,14 @@ def _fusion_bytes(fused: Computation) -> int:
     total = 0
     for result in results:
         if result.opcode == "dynamic-update-slice":
-            update = fused[result.operands[1]].shape
-            total += size(update) if size(result.shape, hbm_only=True) else 0
-        elif result.opcode != "parameter":  # a parameter that is passed through stays where it is
+            total += size(fused[result.operands[1]].shape) if size(result.shape, hbm_only=True) else 0
+        elif result.opcode != "parameter":  # a parameter that is passed through stays in place
             total += size(result.shape, hbm_only=True)
     for parameter in fused.values():
         if parameter.opcode == "parameter" and size(parameter.shape, hbm_only=True):
-            users = [user for user in fused.values() if parameter.name in user.operands and user is not root]
-            users += [root] if root.opcode != "tuple" and parameter.name in root.operands else []
-            total += max((_read_of(parameter, user) for user in users), default=0)
+            users = [user for user in fused.values() if parameter.name in user.operands]
+            reads = [_read_of(parameter, user) for user in users if user is not root or root.opcode != "tuple"]
+            total += max(reads, default=0)
     return total
 
 
@@ -225,6 +220,4 @@ def _read_of(parameter: Instruction, user: Instruction) -> int:
     first = user.operands[0] == parameter.name
     if first and user.opcode in SLICES:
         return size(user.shape)
-    if first and user.opcode == "dynamic-update-slice":
-        return 0
-    return size(parameter.shape)
+    return 0 if first and user.opcode == "dynamic-update-slice" else size(parameter.shape)

@@ -2,7 +2,7 @@
 
     python -m launch.local --processes=2 --devices=4 -- python -m ghost_jax.train --config=configs/chat_v5.py:nano
 
-What a pod does, without one: the tests use it. Each line of output is preceded by the number of its process.
+It does what a pod does; the tests use it. Each line of output begins with the number of its process.
 """
 
 import argparse
@@ -21,21 +21,13 @@ from typing import IO
 from ghost_jax.core.errors import UsageError, command
 from ghost_jax.parallel.distributed import COORDINATOR, PROCESS, PROCESSES
 
-# Of one process that failed, the others hear by themselves, at the latest when it misses its heartbeats.
-LEAVING_SECONDS = 45
+LEAVING_SECONDS = 45  # the others notice by missed heartbeats, at the latest, that a process failed
 STOPPING_SECONDS = 10  # from asking the others to stop until they are killed
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
-def free_port() -> int:
-    """Returns a TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def environment(process: int, processes: int, port: int, devices: int | None) -> dict[str, str]:
-    """Returns the environment of one process; with `devices`, it sees so many simulated CPU devices."""
+    """Returns the environment of one process; with `devices`, it has so many simulated CPU devices."""
     env = os.environ | {
         COORDINATOR: f"127.0.0.1:{port}",
         PROCESSES: str(processes),
@@ -54,7 +46,10 @@ def run(words: list[str], processes: int, devices: int | None = None) -> int:
     SIGTERM and SIGINT are passed on to all. Where one fails and the others do not end by themselves, they are ended
     within LEAVING_SECONDS + STOPPING_SECONDS. A process that a signal killed counts as 128 + signal, as in a shell.
     """
-    port, libc = free_port(), ctypes.CDLL(None)
+    libc = ctypes.CDLL(None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
 
     def die_with_parent() -> None:
         if sys.platform == "linux":
@@ -66,19 +61,16 @@ def run(words: list[str], processes: int, devices: int | None = None) -> int:
             env=environment(process, processes, port, devices),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on once
+            start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
             preexec_fn=die_with_parent,
         )
         for process in range(processes)
     ]
-
-    def pass_on(signum: int, _) -> None:
-        _signal(group, signum)
-
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, pass_on)
+        signal.signal(signum, lambda received, _: _signal(group, received))
+    one_writer = threading.Lock()
     readers = [
-        threading.Thread(target=_copy, args=(source, target, f"[{process}] ".encode()))
+        threading.Thread(target=_copy, args=(source, target, f"[{process}] ".encode(), one_writer))
         for process, one in enumerate(group)
         for source, target in ((one.stdout, sys.stdout.buffer), (one.stderr, sys.stderr.buffer))
     ]
@@ -91,8 +83,8 @@ def run(words: list[str], processes: int, devices: int | None = None) -> int:
 
 
 def _wait(group: list[subprocess.Popen]) -> int:
-    """Waits until all have ended, which it sees to itself once one has failed; returns the first failure's code."""
-    first, since, running = 0, 0.0, dict(enumerate(group))
+    """Waits until all processes have ended, stops them after a failure, and returns the first failure's code."""
+    first, failed_at, running = 0, 0.0, dict(enumerate(group))
     asked = False
     while running:
         for process in [process for process, one in running.items() if one.poll() is not None]:
@@ -101,12 +93,12 @@ def _wait(group: list[subprocess.Popen]) -> int:
             if code:
                 print(f"[{process}] ended with exit code {code}", file=sys.stderr, flush=True)
             if code and not first:
-                first, since = code, time.monotonic()
-        over = time.monotonic() - since - LEAVING_SECONDS if first else -1.0
-        if over > 0 and not asked:
+                first, failed_at = code, time.monotonic()
+        overtime = time.monotonic() - failed_at - LEAVING_SECONDS if first else -1.0
+        if overtime > 0 and not asked:
             asked = True
             _signal(group, signal.SIGTERM)
-        if over > STOPPING_SECONDS:
+        if overtime > STOPPING_SECONDS:
             _signal(group, signal.SIGKILL)
         time.sleep(0.01)
     return first
@@ -118,12 +110,9 @@ def _signal(group: list[subprocess.Popen], signum: int) -> None:
             one.send_signal(signum)
 
 
-_whole_lines = threading.Lock()  # of several processes that speak at once
-
-
-def _copy(source: IO[bytes], target: IO[bytes], prefix: bytes) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], prefix: bytes, one_writer: threading.Lock) -> None:
     for line in source:
-        with _whole_lines:
+        with one_writer:
             target.write(prefix + line.rstrip(b"\n") + b"\n")
             target.flush()
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice: asks for it, waits, installs, runs the same command on every worker, gathers the logs.
-# A slice that is preempted is asked for again, and the run goes on from its newest checkpoint.
+# A preempted slice is requested again, and the run resumes from its newest checkpoint.
 set -euo pipefail
 
 usage() {
@@ -21,7 +21,7 @@ usage: launch/tpu_pod.sh --name=NAME --zone=ZONE --type=TYPE [options] -- COMMAN
 The command runs on every worker from the root of a copy of this checkout, for example
   launch/tpu_pod.sh --name=base --zone=us-west4-a --type=v5litepod-16 --spot -- \
     .venv/bin/python -m ghost_jax.train --config=configs/pretrain_base350m.py --workdir=/mnt/runs/base350m
-A run that shall survive its slice needs a --workdir that outlives it, on a disk or bucket that all workers mount.
+For a run that outlives its slice, name a --workdir on a disk or bucket that all workers mount.
 gcloud must be installed and logged in. Exit codes: that of the command; 1 where no slice could be had; 2 bad usage.
 TEXT
 }
@@ -53,13 +53,13 @@ while (($#)); do
       shift
       break
       ;;
-    *) fail_usage "There is no option $1; the command to run stands after --." ;;
+    *) fail_usage "There is no option $1; write the command to run after --." ;;
   esac
   shift
 done
 [[ -n "$name" && -n "$zone" && -n "$type" ]] || fail_usage 'Give --name, --zone and --type.'
 [[ "$name" =~ ^[a-z]([a-z0-9-]{0,50}[a-z0-9])?$ ]] || fail_usage "--name=$name: use a-z, 0-9 and -, from a letter on."
-[[ "$attempts" =~ ^[1-9][0-9]*$ ]] || fail_usage "--attempts=$attempts is no number from 1 on."
+[[ "$attempts" =~ ^[1-9][0-9]*$ ]] || fail_usage "--attempts=$attempts: use a number from 1 on."
 (($#)) || fail_usage 'There is no command to run; write it after --.'
 if [[ -z "$runtime" ]]; then
   case "$type" in
@@ -75,7 +75,7 @@ where=(--zone="$zone")
 [[ -z "$project" ]] || where+=(--project="$project")
 root="$(cd "$(dirname "$0")/.." && pwd)"
 
-# Prints a command as it could be typed, and runs it unless this is a dry run.
+# Prints a command in shell syntax, and runs it unless this is a dry run.
 run() {
   printf '+' >&2
   printf ' %q' "$@" >&2
@@ -114,7 +114,7 @@ wait_until_active() {
 install() {
   local archive
   archive="$(mktemp "${TMPDIR:-/tmp}/ghost_jax.XXXXXX.tar.gz")"
-  # What git knows of and what is new, and nothing that it ignores: no runs, no environment, no caches.
+  # Tracked and new files, without ignored ones: no runs, no environment, no caches.
   run bash -c 'cd "$1" && git ls-files -z --cached --others --exclude-standard | tar -czf "$2" --null -T -' _ "$root" "$archive" &&
     run gcloud compute tpus tpu-vm scp "$archive" "$name:ghost_jax.tar.gz" "${where[@]}" --worker=all &&
     on_workers 'mkdir -p ghost_jax && tar -xzf ghost_jax.tar.gz -C ghost_jax && cd ghost_jax &&
@@ -132,7 +132,7 @@ train() {
 
 gather() {
   run mkdir -p "$logs"
-  # A worker that is gone has no log to give.
+  # A lost worker has no log.
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --output-directory="$logs" \
     --command='cat ghost_jax/train.log' || true
 }
@@ -144,12 +144,12 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
     code=0
     train "$@" || code=$?
     gather
-    ((code == 0 || dry_run)) || sleep 60 # a preemption is known a moment after the connection broke
-    # What failed on a slice that is still there is the command's own fault; asking for another would not help.
+    ((code == 0 || dry_run)) || sleep 60 # a preemption shows a moment after the connection broke
+    # On a slice that is still active the command itself failed; another slice would not help.
     if ((code == 0 || dry_run)) || [[ "$(state)" == ACTIVE ]]; then
       break
     fi
-    printf '%s was preempted; another is asked for, and the run goes on from its newest checkpoint.\n' "$name" >&2
+    printf '%s was preempted; another is requested, and the run resumes from its newest checkpoint.\n' "$name" >&2
   fi
   delete || true
 done

@@ -162,7 +162,7 @@ def test_what_is_known_by_cloze_and_not_said_in_letters_is_named(tiny):
     control = report["cloze"]["controls"]["question swapped"]
     assert control["accuracy"] == 0.25, "another set's question says nothing of these options"
     assert control["gain_ci95"][0] > 0.5
-    assert score_cells(report)[-1] == "COLLAPSED, cloze 100.0"
+    assert score_cells(from_json(report))[-1] == "COLLAPSED, cloze 100.0"
     console = Console(width=200)
     with console.capture() as text:
         show(from_json(report), console)

@@ -1,6 +1,5 @@
-"""ghost_jax/config/validate.py: every key has a domain, and a value outside of it is refused with the key's name."""
+"""ghost_jax/config/validate.py and the rules of load.py: a value outside of its domain is refused with its key."""
 
-import argparse
 import dataclasses
 import math
 
@@ -12,19 +11,14 @@ from ghost_jax.config import load as config_lib
 from ghost_jax.config.validate import (
     BASE_DATASETS,
     CHAT_DATASETS,
-    CHAT_OPTIONS,
     DOMAINS,
     OPTIONS,
-    PRETRAIN_OPTIONS,
     SOURCES,
-    Flag,
-    MixtureSchedule,
-    Names,
-    OneOf,
-    Real,
-    Text,
-    Whole,
+    check,
+    integer,
     leaves,
+    real,
+    several_of,
 )
 from ghost_jax.core.errors import UsageError
 from ghost_jax.data import conversations, sources, windows
@@ -32,42 +26,55 @@ from ghost_jax.model.config import ModelConfig
 from ghost_jax.training.loss import OBJECTIVES
 from ghost_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 from tests.conftest import ROOT
+from tests.test_config import CHAT, parse, refusal, value_of
 
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != "common.py")
-CHAT, BASE, FACTS, EXPOSURE = (
-    f"{ROOT}/configs/{name}.py:nano" for name in ("chat_v5", "pretrain_v05", "chat_facts", "pretrain_exposure")
-)
+SPECS = [f"{ROOT}/configs/{name}.py:nano" for name in ("chat_v5", "pretrain_v05", "chat_facts", "pretrain_exposure")]
 
 
-def parse(*argv: str) -> ConfigDict:
-    return config_lib.parse(argparse.ArgumentParser(), list(argv))[0]
+@pytest.fixture(scope="module")
+def configs() -> list[ConfigDict]:
+    """Unlocked configs that have every key between them; a test restores what it changes."""
+    found = [config_lib.load(spec) for spec in SPECS]
+    for config in found:
+        config.unlock()
+        config.model.update({key.removeprefix("model."): 1 for key in OPTIONS if key != "model.tied"} | {"tied": True})
+        config.model.update(head_dim=0, kv_heads=0)
+    return found
 
 
-def held_by(config: ConfigDict, key: str) -> tuple[ConfigDict, str]:
-    """The group that holds a key, and the key's name in it."""
-    *groups, name = key.split(".")
-    for group in groups:
-        config = config[group]
-    return config, name
+def group_of(configs: list[ConfigDict], key: str) -> tuple[ConfigDict, ConfigDict, str]:
+    """Returns the first config that has a key, the group that holds it, and the key's name in it."""
+    config = next(config for config in configs if key in dict(leaves(config)))
+    group, _, name = key.rpartition(".")
+    return config, value_of(config, group) if group else config, name
 
 
-# ---- Every key has a domain ----
+def fault_of(configs: list[ConfigDict], key: str, value: object) -> str:
+    """Returns the message that refuses a value of a key."""
+    config, group, name = group_of(configs, key)
+    before = group[name]
+    del group[name]  # a key that is there keeps its type
+    group[name] = value
+    with pytest.raises(UsageError) as caught:
+        check(config)
+    del group[name]
+    group[name] = before
+    return str(caught.value)
 
 
-def test_every_key_of_every_recipe_has_a_row_and_every_row_a_key():
+# ---- The table ----
+
+
+def test_every_key_of_every_config_has_a_domain_and_every_domain_a_key():
     found = set()
-    for path in RECIPES:
-        for preset in ("", "mini", "nano"):
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        for preset in ("", "mini", "nano") if path.name not in ("common.py", "__init__.py") else ():
             config = config_lib.load(f"{path}:{preset}")
             for part in [config, config.base] if config.stage == "chat" else [config]:
-                keys = dict(leaves(part))
-                assert not keys.keys() - DOMAINS.keys(), f"{path.name}: give these a row in config/validate.py"
-                found |= keys.keys()
-            config_lib.validate(config)
+                found |= dict(leaves(part)).keys()
     assert found == DOMAINS.keys() - OPTIONS.keys()
-    assert {key.removeprefix("model.") for key in DOMAINS if key.startswith("model.")} == {
-        field.name for field in dataclasses.fields(ModelConfig)
-    }
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert {key.removeprefix("model.") for key in DOMAINS if key.startswith("model.")} == fields
 
 
 def test_the_table_names_what_there_is():
@@ -80,201 +87,152 @@ def test_the_table_names_what_there_is():
     assert {key.removeprefix("objective.") for key in DOMAINS if key.startswith("objective.")} == set(OBJECTIVES)
 
 
-# ---- A value outside of a domain is refused ----
+# ---- Domains ----
 
-NO_NUMBERS = (math.nan, math.inf, -math.inf, "1", None)
-
-
-def outside(domain: object) -> list:
-    """Values that a domain does not hold: beyond its ends, of no name in it, of another type."""
-    match domain:
-        case Flag():
-            return [2, "yes", None]
-        case Whole(low, high, also):
-            below = low - 1 if low - 1 != also else low - 2
-            return [
-                below,
-                also - 1 if also else below,
-                high + 1,
-                2**63,
-                10**5000,
-                low + 0.5,
-                float(low),
-                True,
-                *NO_NUMBERS,
-            ]
-        case Real(low, high, above, below):
-            ends = [low] * above + [high, high * (1 - 1e-9)] * below  # which float32 rounds to the end
-            return [*ends, low - 1e-3, high * 1.001, 1e300, 1e-40, *NO_NUMBERS]
-        case OneOf():
-            return ["xyzzy", 3, None, "a\nb"]
-        case Names(known):
-            return [(), ("cwe", "cwe"), "cwe", ("",), (3,), *[("xyzzy",)] * bool(known)]
-        case Text():
-            return ["two\nlines", "x" * 2000, "nul\0", "\udcff", 3, None]
-        case MixtureSchedule():
-            return [
-                3,
-                ConfigDict({"10": 1.0}),
-                ConfigDict({"10": {"mcq": -1.0}}),
-                ConfigDict({"10": {"mcq": math.nan}}),
-            ]
-    raise AssertionError(f"say which values are outside of a {type(domain).__name__}")
-
-
-# What is absurd of some keys whatever the table says.
+ODD = (True, 3, -5, 2.5, 10**5000, 2**63, math.nan, math.inf, 1e300, 1e-40, None, "yes", "x" * 2000, "two\nlines")
+ODD += ("nul\0", "\udcff", (), ("cwe", "cwe"), ("",), (3,), ConfigDict({"1": 1.0}), ConfigDict({"1": {"mcq": -1.0}}))
+# Values that make no sense, whatever the table contains.
 ABSURD = {
-    "model.dropout": (1.0, 1.5, -0.5),
-    "model.width": (0, 10**9),
-    "model.layers": (0, -1, 10**9),
+    "model.dropout": (1.0, -0.5),
+    **dict.fromkeys(("model.width", "model.layers", "batch_size", "steps"), (0, -1, 2**31)),
     "model.vocab_size": (10, 10**9),
-    "optim.clip_norm": (-1.0, math.inf),
-    "optim.b1": (1.0, 2.0, -0.1, 0.99999999),
-    "optim.b2": (1.0, 2.0, -0.1, 0.99999999),
+    **dict.fromkeys(("optim.b1", "optim.b2"), (1.0, 2.0, -0.1, 0.99999999)),
+    **dict.fromkeys(("optim.clip_norm", "optim.weight_decay", "objective.lm", "data.mixture.mcq"), (-1.0, math.inf)),
     "optim.peak_lr": (0.0, -1e-3, math.nan),
     "optim.min_lr": (-1e-6,),
-    "optim.weight_decay": (-0.1,),
-    "optim.warmup_steps": (-1,),
     "optim.decay_share": (0.0, -0.1, 1.5),
-    "steps": (0, -5, 2**31, 2**63),
-    "seed": (-1, 2**32, 2**63),
-    "data.seed": (-1, 2**32),
+    **dict.fromkeys(("optim.warmup_steps", "log.trace_at", "online_probe.every", "data.validation_records"), (-1,)),
+    **dict.fromkeys(("seed", "data.seed"), (-1, 2**32, 2**63)),
     "mesh.data": (0, -2),
-    "keep": (0,),
+    **dict.fromkeys(("keep", "log_every", "online_probe.questions", "evals.ctibench.batch_size"), (0, -1)),
     "keep_best": ("val_los", "held_out_accuracy", "accuracy"),
     "data.sources": (("atack",), ()),
-    "data.validation_records": (-5,),
     "divergence.evaluations": (1, 0),
-    "log.trace_at": (-1,),
-    "online_probe.questions": (0, -1),
-    "online_probe.every": (-1,),
-    "data.qa_per_source": (0, -1),
-    "data.mixture.mcq": (-1.0, math.inf),
-    "objective.lm": (-1.0, math.nan),
-    "evals.ctibench.orders": ("odd",),
-    "evals.ctibench.batch_size": (0,),
+    **dict.fromkeys(("evals.ctibench.orders", "optim.schedule", "data.layout", "loss_norm", "model.dtype"), ("odd",)),
     "name": ("../elsewhere", ""),
 }
 
 
 @pytest.mark.parametrize("key", DOMAINS)
-def test_a_value_outside_of_its_domain_is_refused_with_the_name_of_its_key(key):
-    spec = BASE if key.removeprefix("data.mixture.") in BASE_DATASETS else CHAT
-    spec = {"evals.recall.batch_size": EXPOSURE, "evals.facts.batch_size": FACTS}.get(key, spec)
-    for value in [*outside(DOMAINS[key]), *ABSURD.get(key, ())]:
-        config = config_lib.load(spec)
-        group, name = held_by(config, key)
-        with config.unlocked(), config.ignore_type():
-            group[name] = value
-        with pytest.raises(UsageError) as caught:
-            config_lib.validate(config)
-        assert str(caught.value).startswith(f"{key} is "), value
-        assert str(DOMAINS[key]) in str(caught.value)
-        assert len(str(caught.value)) < 1000
-
-
-def test_what_is_absurd_has_a_key():
-    assert not ABSURD.keys() - DOMAINS.keys()
-
-
-@pytest.mark.parametrize("key", sorted(DOMAINS.keys() - CHAT_OPTIONS.keys() - PRETRAIN_OPTIONS.keys()))
-def test_a_base_is_checked_as_its_chat_config_is(key):
-    config = config_lib.load(CHAT)
-    if key not in dict(leaves(config.base)):
-        return
-    group, name = held_by(config.base, key)
-    with config.unlocked(), config.ignore_type():
-        group[name] = outside(DOMAINS[key])[0]
-    with pytest.raises(UsageError) as caught:
-        config_lib.validate(config)
-    assert str(caught.value).startswith(f"base.{key} is ")
+def test_a_value_outside_of_its_domain_is_refused_with_its_key(configs, key):
+    domain = DOMAINS[key]
+    assert domain.holds(dict(leaves(group_of(configs, key)[0]))[key])
+    assert not any(map(domain.holds, ABSURD.get(key, ())))
+    for value in [value for value in (*ODD, *ABSURD.get(key, ())) if not domain.holds(value)]:
+        message = fault_of(configs, key, value)
+        assert message.startswith(f"{key} is ")
+        assert str(domain) in message
+        assert len(message) < 1000
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("domain", "inside", "outside"),
     [
-        ("optim.clip_norm", 0.0),
-        ("optim.b1", 0.0),
-        ("model.dropout", 0.0),
-        ("model.dropout", 0.999),
-        ("optim.peak_lr", 1e30),
-        ("optim.warmup_steps", 0),
-        ("optim.warmup_steps", 10**6),  # a run that is shorter ends at the peak
-        ("data.validation_records", 0),
-        ("seed", 2**32 - 1),
-        ("mesh.fsdp", 4),
-        ("data.qa_sources", ("my_blog",)),
+        (integer(2, 5, also=-1), (2, 5, -1), (1, 6, -2, 0, 2.0, True, "2", None, math.nan, 10**5000)),
+        (real(0, 1e30), (0, 1, 0.0, -0.0, 1e-37, 1e30), (True, "1", 10**5000, 1e31, 1e-39, -1e-300, -1, math.nan)),
+        (real(0, 1, below=True), (0, 0.999), (1, 1 - 1e-9, -0.1)),
+        (real(0, 1, above=True), (1e-9, 1.0), (0, 1e-40, 1.1)),
+        (several_of("a", "b"), (("a",), ("b", "a")), ((), ("a", "a"), ("c",), "a", ["a"])),
+        (several_of(), (("my_blog",),), (("",), ("a b",), (3,), ("a,b",))),
+        (DOMAINS["optim.warmup_steps"], (0, 10**6), (-1,)),
+        (DOMAINS["seed"], (0, 2**32 - 1), (2**32,)),
+        (DOMAINS["data.mixture_schedule"], (ConfigDict({"5": {"qa": 0.0}}),), (ConfigDict({"5": {"qa": math.nan}}), 3)),
     ],
 )
-def test_the_ends_of_a_domain_belong_to_it(key, value):
-    config = config_lib.load(CHAT)
-    group, name = held_by(config, key)
-    group[name] = value
-    config_lib.validate(config)
+def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
+    assert [value for value in inside if not domain.holds(value)] == []
+    assert [value for value in outside if domain.holds(value)] == []
 
 
-# ---- Numbers that no arithmetic takes ----
+def test_a_base_is_checked_as_its_chat_config_is():
+    for key in ("steps", "model.layers", "optim.name", "data.mixture.pretrain", "log.wandb"):
+        config = config_lib.load(SPECS[0])
+        group, _, name = f"base.{key}".rpartition(".")
+        with config.unlocked(), config.ignore_type():
+            value_of(config, group)[name] = None
+        with pytest.raises(UsageError, match=rf"^base\.{key} is "):
+            config_lib.validate(config)
 
 
-def test_a_real_is_an_int_or_a_float_within_float32():
-    domain = Real(0, 1e30)
-    assert all(map(domain.holds, (0, 1, 0.0, -0.0, 1e-37, 1e30)))
-    assert not any(map(domain.holds, (True, "1", 10**5000, 1e31, 1e-39, 1e-300, -1e-300, -1)))
-
-
-NUMBERS = [key for key, domain in DOMAINS.items() if isinstance(domain, Whole | Real) and key not in OPTIONS]
-
-
-@pytest.mark.parametrize("key", NUMBERS)
-def test_what_is_no_number_or_beyond_all_numbers_is_refused_on_the_command_line(key):
-    spec = BASE if key.removeprefix("data.mixture.") in BASE_DATASETS else CHAT
-    spec = {"evals.recall.batch_size": EXPOSURE, "evals.facts.batch_size": FACTS}.get(key, spec)
-    digits = ("1" + "0" * 400, "1" + "0" * 5000, "10**5000")
-    for text in ("nan", "inf", "-inf", "1e400", "-1e400", *digits, "", "1e", "()"):
-        with pytest.raises(UsageError) as caught:
-            parse(f"--config={spec}", f"--config.{key}", text)
-        assert key in str(caught.value)
-        assert len(str(caught.value)) < 1000
-
-
-@pytest.mark.parametrize("key", [key for key in NUMBERS if isinstance(DOMAINS[key], Whole)])
-def test_a_count_is_no_float_and_none_that_overflows(key):
-    spec = BASE if key.removeprefix("data.mixture.") in BASE_DATASETS else CHAT
-    spec = {"evals.recall.batch_size": EXPOSURE, "evals.facts.batch_size": FACTS}.get(key, spec)
-    for text in ("1e3", "20.0", "-0.5", str(2**63), str(2**64), str(-(2**63))):
-        with pytest.raises(UsageError) as caught:
-            parse(f"--config={spec}", f"--config.{key}={text}")
-        assert key in str(caught.value)
-
-
-# ---- Keys ----
+# ---- Rules between keys ----
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("words", "parts"),
     [
-        ("c.optim.peek_lr = 1.0", 'Did you mean "optim.peak_lr"?'),
-        ("c.data.mixture.mqc = 5.0", 'Did you mean "data.mixture.mcq"?'),
-        ("c.base.optim.peek_lr = 1.0", 'Did you mean "base.optim.peak_lr"?'),
+        (["data.seq_len=4096"], ("data.seq_len", "4096", "model.context", "1024")),
+        (["model.heads=3", "base.model.heads=3"], ("model.heads (3)",)),
+        (["model.heads=128", "base.model.heads=128"], ("model.heads (128)",)),
+        (["base.steps=0"], ("base.steps is 0",)),
+        (["optim.peak_lr=1e-3", "optim.min_lr=2e-3"], ("optim.min_lr is 0.002", "0.001")),
+        (["base.optim.min_lr=1"], ("base.optim.min_lr is 1.0",)),
+        (["mesh.fsdp=-1"], ("mesh", "-1")),
+        (["log.trace_at=41"], ("log.trace_at is 41", "40")),
+        (["online_probe.every=41"], ("online_probe.every is 41", "40")),
+        (["keep_best=val_loss_read"], ("keep_best is val_loss_read", "val_loss_shared, val_loss_cot")),
+        (["base.keep_best=val_loss_shared"], ("base.keep_best is val_loss_shared", "val_loss")),
+        (["data.cot.teacher=ftp://host"], ("data.cot.teacher",)),
+        (["data.cot.teacher=http://host/v1"], ("data.cot.model",)),
+        (["objective.lm=0"], ("objective",)),
+        (["objective.letter=1", "data.layout=cloze"], ("objective.letter", "data.layout=cloze")),
+        (["objective.letter=1", "data.mixture.mcq=0", "data.mixture.cot=0"], ("objective.letter", "fact_mcq")),
+        (["objective.ranking=1"], ("objective.ranking", "rank")),
+        ([f"data.mixture.{name}=0" for name in ("qa", "mcq", "cot", "small_talk")], ("data.mixture from update 0",)),
+        (["model.width=256"], ("model.width", "--config.base.model.width")),
+        (["model.layers=2", "model.vocab_size=500"], ("model.layers, model.vocab_size",)),
+    ],
+    ids=lambda value: value[0],
+)
+def test_values_that_contradict_each_other_are_refused(words, parts):
+    message = refusal(f"--config={CHAT}:nano", *(f"--config.{word}" for word in words))
+    assert [part for part in parts if part not in message] == []
+
+
+def test_a_chat_model_and_its_base_may_be_changed_together():
+    words = ["model.width=64", "base.model.width=64", "model.dropout=0.1", "model.dtype=bfloat16"]
+    config, _ = parse(f"--config={CHAT}:nano", *(f"--config.{word}" for word in words))
+    assert config.model.width == config.base.model.width == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("c.optim.peek_lr = 1.0", '"optim.peak_lr"'),
+        ("c.data.mixture.mqc = 5.0", '"data.mixture.mcq"'),
+        ("c.base.optim.peek_lr = 1.0", '"base.optim.peak_lr"'),
         ("c.evals.other = {}", "evals.other"),
         ("c.evals.other = {'batch_size': 3}", "evals.other.batch_size"),
-        ("del c.optim.b1", "lacks optim.b1"),
-        ("del c.base", "needs a base"),
+        ("del c.optim.b1", "optim.b1"),
+        ("del c.base", "base"),
         ("c.stage = 'pretrain'", "A pretrain config has no key"),
         ("c.base = c.base.copy_and_resolve_references()\n    c.base.stage = 'chat'", "base."),
         ("c.stage = 'imported'", "stage is imported"),
         ("c.steps = 10**5000", "steps is "),
         ("c.data.mixture_schedule = {10**5000: {'mcq': 1.0}}", "data.mixture_schedule"),
         ("c.data.mixture_schedule = {'9' * 5000: {'mcq': 1.0}}", "data.mixture_schedule"),
+        ("c.data.mixture_schedule = {'40': dict(qa=2)}", "40"),  # the run has 40 updates, so none is left
+        ("c.data.mixture_schedule = {'0': dict(qa=2)}", "0"),
+        ("c.data.mixture_schedule = {'soon': dict(qa=2)}", "soon"),
+        ("c.data.mixture_schedule = {'10': dict(mqc=2)}", '"mcq"'),
+        ("c.data.mixture_schedule = {'10': dict(qa=0, mcq=0, cot=0, small_talk=0)}", "update 10"),
         ("c.model.kv_heads = 3", "model.kv_heads (3)"),
     ],
 )
-def test_a_config_file_with_a_wrong_key_or_value_is_refused(tmp_path, change, said):
+def test_a_config_file_with_a_wrong_key_or_value_is_refused(tmp_path, change, part):
     path = tmp_path / "mine.py"
     path.write_text(
         f"from configs import chat_v5\ndef get_config(preset):\n    c = chat_v5.get_config('nano')\n    {change}\n"
         "    return c\n"
     )
-    with pytest.raises(UsageError) as caught:
-        parse(f"--config={path}")
-    assert said in str(caught.value)
+    assert part in refusal(f"--config={path}")
+
+
+def test_multipliers_may_change_with_an_update(configs):
+    config = config_lib.load(SPECS[0])
+    with config.unlocked():
+        config.data.mixture_schedule = {"25": {"qa": 2}, "10": {"mcq": 0}}
+    config_lib.validate(config)
+    by_start = config_lib.mixtures(config)
+    assert list(by_start) == [0, 10, 25]
+    assert [by_start[start]["mcq"] for start in by_start] == [5.0, 0.0, 0.0]
+    assert [by_start[start]["qa"] for start in by_start] == [1.0, 1.0, 2.0]

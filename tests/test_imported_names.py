@@ -1,4 +1,4 @@
-"""A vocabulary from elsewhere has names of its own for what begins, ends and fills up a text; no command needs ours."""
+"""An imported vocabulary has its own names for begin, end and padding of a text; no command needs ours."""
 
 import argparse
 import ast
@@ -59,46 +59,30 @@ def test_a_vocabulary_knows_its_ids_by_what_they_do(runs):
     assert (chat.has_roles, chat.end_ids, chat.special_ids) == (True, [chat.id(END), ENDS], [ENDS, 1, *roles])
 
 
-def test_a_vocabulary_of_ours_is_known_as_it_was():
-    ours = tokenizer_lib.train(["hello"], 300).with_chat_tokens(["hello"])
-    assert [ours.pad_id, ours.bos_id, ours.eos_id] == [ours.id(name) for name in SPECIALS[:3]]
-    assert ours.end_ids == [ours.id(END), ours.eos_id]
-    assert {ours.id(name) for name in (*SPECIALS, *ROLES)} <= set(ours.special_ids)
-    assert not set(ours.encode("hello, world")) & set(ours.special_ids)
-
-
-def test_an_imported_chat_model_can_be_talked_to(runs):
+def test_an_imported_chat_model_answers(runs):
     flags = argparse.Namespace(max_new_tokens=24, seed=0, jsonl=False)
     conversation, _ = open_run(runs["chat"], flags, Sampling(temperature=3.0), None)
     answers = list(conversation.answers(["hello", "attackers?"], 0))
     assert [answer["prompt"] for answer in answers] == ["hello", "attackers?"]
     assert any(answer["answer"] for answer in answers)
-    for answer in answers:  # what is no text ends an answer, whatever it is called
+    for answer in answers:  # a special token ends an answer, whatever its name
         assert not any(name in answer["answer"] for name in ("<|endoftext|>", "<|im_start|>", *ROLES))
+    prompt = rendered(vocabulary_of(runs["chat"]), [{"role": "user", "content": "hello"}])
+    assert prompt == f"{USER}hello{END}{ASSISTANT}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_harness_asks_an_imported_model(runs, kind):
-    mesh = make_mesh()
+def test_an_imported_model_is_scored_by_the_harness_and_exported_with_its_own_names(runs, tmp_path, kind):
+    mesh, tokenizer = make_mesh(), vocabulary_of(runs[kind])
     config, params, _ = load_model(runs[kind], mesh)
-    model = TextModel(config, params, mesh, vocabulary_of(runs[kind]))
+    model = TextModel(config, params, mesh, tokenizer)
     ((log_prob, _),) = model.loglikelihood([("hello", " world")])
     assert log_prob < 0
-    (whole,) = model.loglikelihood_rolling(["hello world"])
-    assert whole < log_prob
+    assert model.loglikelihood_rolling(["hello world"])[0] < log_prob
     (text,) = model.generate_until([("hello", [], 8, GREEDY)])
     assert "<|endoftext|>" not in text
 
-
-def test_an_imported_chat_prompt_is_rendered(runs):
-    tokenizer = vocabulary_of(runs["chat"])
-    assert rendered(tokenizer, [{"role": "user", "content": "hello"}]) == f"{USER}hello{END}{ASSISTANT}"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_imported_model_is_exported_with_its_own_names(runs, tmp_path, kind):
     write_model(tmp_path, runs[kind], "float32", 10**9)
-    tokenizer = vocabulary_of(runs[kind])
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert {settings[f"{name}_token"] for name in ("bos", "eos", "pad")} == {"<|endoftext|>"}
     assert "unk_token" not in settings
@@ -109,7 +93,7 @@ def test_an_imported_model_is_exported_with_its_own_names(runs, tmp_path, kind):
     assert adopt(tmp_path, tokenizer.vocab_size).sha256 == tokenizer.sha256
 
 
-def test_documents_are_parted_and_found_again_by_the_vocabulary_s_own_ends(runs, tmp_path):
+def test_documents_are_split_and_found_again_by_the_vocabularys_own_ends(runs, tmp_path):
     tokenizer, texts = vocabulary_of(runs["base"]), ["the attackers", "send phishing mails", "hello world"]
     rows = list(pretrain.windows(texts, tokenizer, "train", 5, source="documents"))
     ids = np.concatenate([rows[0]["tokens"], *(row["tokens"][1:] for row in rows[1:])])
@@ -119,12 +103,12 @@ def test_documents_are_parted_and_found_again_by_the_vocabulary_s_own_ends(runs,
     assert "<|endoftext|>send phishing mails" in [text.text for text in part.texts]
 
 
-def test_only_the_vocabulary_names_what_begins_ends_and_fills_up_a_text():
+def test_only_the_vocabulary_names_begin_end_and_padding():
     """Elsewhere such a name would be looked up in a vocabulary that has another one."""
-    allowed = ("ghost_jax.text", "ghost_jax.hub.vocabulary")
     names = {"PAD", "BOS", "EOS", "UNK", "SPECIALS"}
     for module, path in MODULES.items():
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         found = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names} & names
         found |= {node.value for node in nodes if isinstance(node, ast.Constant) and node.value in SPECIALS}
-        assert not found or module.startswith(allowed), f"{module} names {found}"
+        allowed = module.startswith(("ghost_jax.text", "ghost_jax.hub.vocabulary"))
+        assert allowed or not found, f"{module} names {found}"

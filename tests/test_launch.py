@@ -1,4 +1,4 @@
-"""launch/: the scripts hold what they promise without a cluster, and the launcher treats its processes as one."""
+"""launch/: the scripts work without a cluster, and the local launcher treats its processes as one."""
 
 import shutil
 import signal
@@ -12,60 +12,54 @@ import pytest
 from tests.conftest import ROOT
 
 SCRIPTS = sorted(path for path in (ROOT / "launch").iterdir() if path.suffix in (".sh", ".sbatch"))
-POD = [str(ROOT / "launch" / "tpu_pod.sh"), "--name=base", "--zone=us-west4-a", "--type=v5litepod-16"]
+SLURM = ["bash", str(ROOT / "launch" / "slurm.sbatch")]
+POD = ["bash", str(ROOT / "launch" / "tpu_pod.sh"), "--name=base", "--zone=us-west4-a", "--type=v5litepod-16"]
+
+
+def shell(words: list[str], cwd: Path, tools: Path | None = None, **env: str) -> subprocess.CompletedProcess:
+    """Runs a script with these programs before the system's and with no other variables."""
+    path = f"{tools}:/usr/bin:/bin" if tools else "/usr/bin:/bin"
+    return subprocess.run(words, cwd=cwd, env={"PATH": path, **env}, capture_output=True, text=True)
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """Writes programs in place of the cluster's, and returns their folder."""
+
+    def write(**programs: str) -> Path:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        for name, text in programs.items():
+            (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+            (folder / name).chmod(0o755)
+        return folder
+
+    return write
+
 
 # ---- Scripts ----
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_parses(script):
+def test_a_script_parses_and_shellcheck_finds_nothing(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert "set -euo pipefail" in script.read_text()
+    if shutil.which("shellcheck"):
+        result = subprocess.run(["shellcheck", "--shell=bash", str(script)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_shellcheck_finds_nothing(script):
-    if not shutil.which("shellcheck"):
-        pytest.skip("shellcheck is not installed: apt-get install shellcheck")
-    result = subprocess.run(["shellcheck", "--shell=bash", str(script)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
+def test_outside_slurm_the_script_runs_the_training_command(tmp_path):
+    result = shell([*SLURM, "--config=configs/chat_v5.py", "--workdir=a b"], tmp_path, GHOST_PYTHON="echo")
+    assert result.stdout == "-m ghost_jax.train --config=configs/chat_v5.py --workdir=a b\n"
 
 
-def test_the_slurm_script_runs_the_training_command(tmp_path):
-    result = subprocess.run(
-        [
-            "bash",
-            str(ROOT / "launch" / "slurm.sbatch"),
-            "--config=configs/chat_v5.py:nanno",
-            "--workdir",
-            str(tmp_path),
-        ],
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "GHOST_PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert result.returncode == 2
-    assert 'Did you mean "nano"?' in result.stderr
-    assert not Path(tmp_path / "config.json").exists()
-
-
-def test_a_slurm_job_that_is_asked_to_stop_waits_for_its_tasks_and_is_requeued(tmp_path):
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    # In the place of Slurm's: a step that saves for a moment when it is asked to stop, as training does.
-    (tools / "srun").write_text(
-        "#!/bin/bash\ntrap 'sleep 0.5; echo saved; exit 1' TERM\necho ready $*\nwhile true; do sleep 0.1; done\n"
-    )
-    (tools / "scontrol").write_text("#!/bin/bash\necho $*\n")
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    job = subprocess.Popen(
-        ["bash", str(ROOT / "launch" / "slurm.sbatch"), "--config=configs/chat_v5.py"],
-        env={"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def test_a_slurm_job_that_is_asked_to_stop_waits_for_its_tasks_and_is_requeued(tmp_path, tools):
+    # The step saves for a moment when it is asked to stop, as training does.
+    srun = "trap 'sleep 0.5; echo saved; exit 1' TERM\necho ready $*\nwhile true; do sleep 0.1; done"
+    path = f"{tools(srun=srun, scontrol='echo $*')}:/usr/bin:/bin"
+    env = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    job = subprocess.Popen([*SLURM, "--config=configs/chat_v5.py"], env=env, stdout=subprocess.PIPE, text=True)
     first = job.stdout.readline()
     assert first.startswith("ready ")
     assert "ghost_jax.train --config=configs/chat_v5.py" in first
@@ -76,20 +70,8 @@ def test_a_slurm_job_that_is_asked_to_stop_waits_for_its_tasks_and_is_requeued(t
 
 
 def test_a_dry_run_of_the_pod_prints_every_command_and_runs_none(tmp_path):
-    words = [
-        *POD,
-        "--spot",
-        "--project=p q",
-        "--dry_run",
-        "--",
-        "python",
-        "-m",
-        "ghost_jax.train",
-        "--workdir=/mnt/a b",
-    ]
-    result = subprocess.run(
-        ["bash", *words], capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}
-    )
+    command = ["python", "-m", "ghost_jax.train", "--workdir=/mnt/a b"]
+    result = shell([*POD, "--spot", "--project=p q", "--dry_run", "--", *command], tmp_path)
     assert result.returncode == 0, result.stderr
     commands = [line[2:] for line in result.stderr.splitlines() if line.startswith("+ ")]
     steps = (
@@ -103,8 +85,7 @@ def test_a_dry_run_of_the_pod_prints_every_command_and_runs_none(tmp_path):
         "delete",
     )
     assert len(commands) == len(steps)
-    for command, step in zip(commands, steps, strict=True):
-        assert step in command
+    assert [step for command, step in zip(commands, steps, strict=True) if step not in command] == []
     assert "--spot" in commands[0]
     assert "--worker=all" in commands[4]
     assert r"--project=p\ q" in commands[0]
@@ -115,50 +96,37 @@ def test_a_dry_run_of_the_pod_prints_every_command_and_runs_none(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--name=base"],
-        [*POD[1:], "--dry_run"],
-        [*POD[1:], "--nonsense", "--", "true"],
-        [*POD[1:], "--attempts=0", "--", "true"],
-        [*POD[1:3], "--type=v99-8", "--", "true"],
-        ["--name=a;b", *POD[2:], "--", "true"],
+        [*POD[:2], "--name=base"],
+        [*POD, "--dry_run"],
+        [*POD, "--nonsense", "--", "true"],
+        [*POD, "--attempts=0", "--", "true"],
+        [*POD[:4], "--type=v99-8", "--", "true"],
+        [*POD, "--name=a;b", "--", "true"],
     ],
 )
-def test_bad_usage_of_the_pod_is_answered_with_the_usage(words):
-    result = subprocess.run(["bash", POD[0], *words], capture_output=True, text=True)
+def test_bad_usage_of_the_pod_is_answered_with_the_usage(words, tmp_path):
+    result = shell(words, tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert "usage: launch/tpu_pod.sh" in result.stderr
 
 
-def test_a_preempted_slice_is_asked_for_again(tmp_path):
-    tools, calls = tmp_path / "bin", tmp_path / "calls"
-    tools.mkdir()
-    # In the place of gcloud: the first slice is preempted in training, the second is not.
-    (tools / "gcloud").write_text(
-        f"""#!/bin/bash
+def test_a_preempted_slice_is_requested_again(tmp_path, tools):
+    calls = tmp_path / "calls"
+    # The first slice is preempted in training, the second is not.
+    gcloud = f"""
 echo "$*" >>{calls}
 trained=$(grep -c 'the command' {calls})
 case "$*" in
   *describe*) [[ -e {tmp_path}/gone ]] && echo SUSPENDED || echo ACTIVE ;;
   *create*) rm -f {tmp_path}/gone ;;
   *"the\\ command"* | *"the command"*) if ((trained == 1)); then touch {tmp_path}/gone; exit 255; fi ;;
-esac
-"""
-    )
-    (tools / "sleep").write_text("#!/bin/bash\n")
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    result = subprocess.run(
-        ["bash", *POD, f"--logs={tmp_path}/logs", "--", "echo", "the", "command"],
-        env={"PATH": f"{tools}:/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+esac"""
+    words = [*POD, f"--logs={tmp_path}/logs", "--", "echo", "the", "command"]
+    result = shell(words, tmp_path, tools(gcloud=gcloud, sleep=""))
     assert result.returncode == 0, result.stderr
-    said = calls.read_text()
-    assert (said.count("queued-resources create"), said.count("queued-resources delete")) == (2, 2)
-    assert "base was preempted" in result.stderr
+    asked = calls.read_text()
+    assert (asked.count("queued-resources create"), asked.count("queued-resources delete")) == (2, 2)
 
 
 # ---- Several processes on one machine ----
@@ -168,25 +136,21 @@ def local(ghost, script: str, *flags: str):
     return ghost.start("launch.local", *flags, "--", "python", "-c", script)
 
 
-def test_each_line_carries_the_number_of_its_process(ghost):
-    script = "import os; print(os.environ['GHOST_PROCESS'], 'of', os.environ['GHOST_PROCESSES'])"
-    result = ghost.finish(local(ghost, script, "--processes=3"))
-    assert sorted(result.stdout.splitlines()) == ["[0] 0 of 3", "[1] 1 of 3", "[2] 2 of 3"]
-
-
-def test_simulated_devices_are_given_to_each_process(ghost):
-    script = "import jax; print(jax.local_device_count(), jax.default_backend())"
-    result = ghost.finish(local(ghost, script, "--processes=1", "--devices=3"))
-    assert result.stdout == "[0] 3 cpu\n"
+def test_each_line_and_each_process_has_its_number_and_its_devices(ghost):
+    script = "import os; print(*map(os.environ.get, ('GHOST_PROCESS', 'GHOST_PROCESSES', 'XLA_FLAGS')))"
+    result = ghost.finish(local(ghost, script, "--processes=3", "--devices=4"))
+    flag = "--xla_force_host_platform_device_count=4"
+    assert sorted(result.stdout.splitlines()) == [
+        f"[{number}] {number} of 3 {flag}".replace("of ", "") for number in range(3)
+    ]
 
 
 def test_the_exit_code_is_that_of_the_first_process_that_failed(ghost):
     script = "import os, sys, time; me = int(os.environ['GHOST_PROCESS']); time.sleep(1 - me); sys.exit(3 + me)"
-    result = ghost.finish(local(ghost, script, "--processes=2"), check=False)
-    assert result.returncode == 4
+    assert ghost.finish(local(ghost, script, "--processes=2"), check=False).returncode == 4
 
 
-def test_a_process_that_does_not_end_after_another_failed_is_ended(ghost):
+def test_a_process_that_does_not_end_after_another_failed_is_killed():
     script = (
         "import launch.local as l, sys\n"
         "l.LEAVING_SECONDS = l.STOPPING_SECONDS = 0.5\n"
@@ -194,11 +158,9 @@ def test_a_process_that_does_not_end_after_another_failed_is_ended(ghost):
         '\'sys.exit(5) if os.environ["GHOST_PROCESS"] == "0" else time.sleep(600)\'\n'
         "sys.exit(l.run([sys.executable, '-c', one], 2))"
     )
-    started = time.monotonic()
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert result.returncode == 5, result.stderr
     assert "[1] ended with exit code 137" in result.stderr
-    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -212,11 +174,10 @@ def test_a_signal_reaches_every_process(ghost, signum):
     process = local(ghost, script, "--processes=2")
     assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
     process.send_signal(signum)
-    result = ghost.finish(process)
-    assert sorted(result.stdout.splitlines()) == ["[0] saved", "[1] saved"]
+    assert sorted(ghost.finish(process).stdout.splitlines()) == ["[0] saved", "[1] saved"]
 
 
-def test_processes_do_not_outlive_a_launcher_that_is_killed(ghost):
+def test_processes_end_with_a_launcher_that_is_killed(ghost):
     process = local(ghost, "import os, time; print(os.getpid(), flush=True); time.sleep(600)", "--processes=2")
     ids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
     process.kill()
@@ -228,7 +189,6 @@ def test_processes_do_not_outlive_a_launcher_that_is_killed(ghost):
     process.communicate()
 
 
-def test_a_launcher_without_a_command_is_bad_usage(ghost):
-    assert "write it after --" in ghost.refused("launch.local", "--processes=2", code=2)
-    assert "no program" in ghost.refused("launch.local", "--processes=2", "--", "no-such-program", code=2)
-    assert "at least 1" in ghost.refused("launch.local", "--processes=0", "--", "true", code=2)
+@pytest.mark.parametrize("words", [[], ["--", "no-such-program"], ["--processes=0", "--", "true"]])
+def test_a_launcher_without_a_command_is_bad_usage(ghost, words):
+    ghost.refused_here("launch.local", "--processes=2", *words, code=2)

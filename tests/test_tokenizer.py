@@ -1,11 +1,11 @@
-"""ghost_jax/text/tokenizer.py: exact on any bytes, special tokens out of a text's reach, ids that never move."""
+"""ghost_jax/text/tokenizer.py: exact on any bytes, no text becomes a special token, ids never change."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.text.tokenizer import ROLES, SPECIALS, Tokenizer, load, train
+from ghost_jax.text.tokenizer import END, ROLES, SPECIALS, Tokenizer, load, train
 
 CORPUS = ("hello, the attacker sends a phishing mail.", "hello again: a buffer overflow.", "Äpfel über 日本語 🙂")
 VOCAB = 400  # more than the corpus has merges for, so reserved ids are in it
@@ -22,16 +22,10 @@ def chat(base) -> Tokenizer:
     return base.with_chat_tokens(ANCHORS)
 
 
-# ---- Round trip ----
-
-
-@given(data=st.binary(max_size=200))
-def test_any_bytes_come_back(chat, data):
+@settings(max_examples=50)
+@given(data=st.binary(max_size=200), text=st.text(alphabet=st.characters(codec="utf-8"), max_size=100))
+def test_any_bytes_and_any_text_come_back(chat, data, text):
     assert chat.decode_bytes(chat.encode(data)) == data
-
-
-@given(text=st.text(alphabet=st.characters(codec="utf-8"), max_size=100))
-def test_any_text_comes_back(chat, text):
     assert chat.decode(chat.encode(text)) == text
     assert chat.encode(text) == chat.encode(text.encode())
     assert chat.encode_batch([text, "hello"]) == [chat.encode(text), chat.encode("hello")]
@@ -39,7 +33,7 @@ def test_any_text_comes_back(chat, text):
 
 @given(text=st.text(st.sampled_from("\ud800\udbff\udc00\udc7f\udc80\udcff\udfffaé 🙂"), max_size=20))
 def test_lone_surrogates_come_back_as_the_bytes_they_stand_for(chat, text):
-    # Python writes a byte that is no UTF-8 as U+DC80..U+DCFF; any other surrogate stands for no byte.
+    # Python writes a byte that is not UTF-8 as U+DC80..U+DCFF; any other surrogate stands for no byte.
     only_bytes = all(not 0xD800 <= ord(char) <= 0xDFFF or 0xDC80 <= ord(char) <= 0xDCFF for char in text)
     expected = text.encode("utf-8", "surrogateescape" if only_bytes else "surrogatepass")
     assert chat.decode_bytes(chat.encode(text)) == expected
@@ -56,20 +50,17 @@ def test_names_of_special_tokens_in_a_text_are_letters(chat, pattern):
         assert chat.decode_bytes(ids) == text.encode("utf-8", "surrogateescape")
 
 
-# ---- The vocabulary ----
-
-
-@pytest.mark.parametrize("vocab_size", [260, 261, 300, 1000])
-@pytest.mark.parametrize("texts", [[], ["a"], CORPUS], ids=["no text", "one letter", "three lines"])
-def test_the_vocabulary_has_the_size_that_was_asked_for(texts, vocab_size):
+@pytest.mark.parametrize("vocab_size", [260, 300, 1000])
+@pytest.mark.parametrize("texts", [[], CORPUS], ids=["no text", "three lines"])
+def test_a_vocabulary_has_the_size_that_was_asked_for(texts, vocab_size):
     tokenizer = train(texts, vocab_size)
     assert tokenizer.vocab_size == vocab_size
     assert [tokenizer.id(name) for name in SPECIALS] == [0, 1, 2, 3]
     assert len([tokenizer.decode_bytes([i]) for i in range(vocab_size)]) == vocab_size
 
 
-def test_a_vocabulary_without_room_for_all_bytes_is_refused():
-    with pytest.raises(UserError, match=r"at least 260 ids, the config asks for 259"):
+def test_a_vocabulary_that_cannot_hold_all_bytes_is_refused():
+    with pytest.raises(UserError, match=r"260.*259"):
         train(CORPUS, 259)
 
 
@@ -78,36 +69,29 @@ def test_equal_corpora_give_equal_vocabularies(base):
     assert train(CORPUS, 300).sha256 != base.sha256
 
 
-def test_chat_tokens_move_no_old_id(base, chat):
+def test_chat_tokens_are_one_token_each_and_change_no_old_id(base, chat):
     assert [chat.decode_bytes([i]) for i in range(VOCAB)] == [base.decode_bytes([i]) for i in range(VOCAB)]
     text = "An attacker sends a phishing mail; äh."
     assert chat.encode(text) == base.encode(text)
     assert not any(base.has(name) for name in ROLES)
-
-
-def test_roles_and_anchors_are_one_token_each(base, chat):
+    with pytest.raises(KeyError):
+        base.id(END)
     assert [chat.id(role) for role in ROLES] == [VOCAB, VOCAB + 1, VOCAB + 2]
-    assert chat.vocab_size == VOCAB + len(ROLES) + 2  # "hello" was there
+    assert chat.vocab_size == VOCAB + len(ROLES) + 2
+    assert base.encode("hello") == [base.id("hello")] == [chat.id("hello")], "it was a token before"
     for word in ANCHORS:
         assert chat.encode(word) == [chat.id(word)]
-    assert chat.id("goodbye") not in chat.encode("goodbyes")  # whole words alone
+    assert chat.id("goodbye") not in chat.encode("goodbyes"), "whole words alone"
 
 
-def test_an_anchor_that_was_a_token_keeps_its_id(base, chat):
-    assert base.encode("hello") == [base.id("hello")]
-    assert chat.id("hello") == base.id("hello")
-
-
-def test_an_unknown_token_has_no_id(base):
-    with pytest.raises(KeyError):
-        base.id("<|ghost_user|>")
-
-
-# ---- On disk ----
+def test_the_ids_of_special_tokens_by_what_they_do(chat):
+    assert [chat.pad_id, chat.bos_id, chat.eos_id] == [chat.id(name) for name in SPECIALS[:3]]
+    assert (chat.has_roles, chat.end_ids) == (True, [chat.id(END), chat.eos_id])
+    assert {chat.id(name) for name in (*SPECIALS, *ROLES)} <= set(chat.special_ids)
 
 
 @pytest.mark.parametrize("kind", ["base", "chat"])
-def test_saved_and_loaded_is_the_same(request, tmp_path, kind):
+def test_a_saved_and_loaded_vocabulary_is_the_same(request, tmp_path, kind):
     tokenizer = request.getfixturevalue(kind)
     path = tmp_path / "tokenizer.json"
     tokenizer.save(path)
@@ -118,22 +102,12 @@ def test_saved_and_loaded_is_the_same(request, tmp_path, kind):
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
 
 
-def test_an_absent_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no tokenizer at .*gone\.json"):
+def test_an_absent_or_damaged_file_is_named(base, tmp_path):
+    with pytest.raises(UserError, match=r"gone\.json"):
         load(tmp_path / "gone.json")
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": 1}', b"\xff\xfe", b'{"version": "1.0"'])
-def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "broken.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"broken\.json is no tokenizer"):
-        load(path)
-
-
-def test_half_a_file_is_damaged(base, tmp_path):
-    path = tmp_path / "half.json"
     base.save(path)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(UserError, match=r"half\.json is no tokenizer"):
-        load(path)
+    for content in (path.read_bytes()[:-200], b"", b"{", b"[]", b'{"model": 1}', b"\xff\xfe", b'{"version": "1.0"'):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"broken\.json"):
+            load(path)

@@ -2,7 +2,7 @@
 
     python -m ghost_jax.sweep --config=configs/sweeps/ablation.py:nano
 
-chat_v2, chat_v3 and chat_v4_raft stand on the v0.4 base, the others on v0.5; each base is trained once.
+chat_v2, chat_v3 and chat_v4_raft have the v0.4 base, the others v0.5; each base is trained once.
 """
 
 from configs import common
@@ -15,5 +15,5 @@ RECIPES = (
 
 
 def get_sweep(preset=""):
-    common.scale_of(preset)  # refuses one that there is not
+    common.scale_of(preset)  # refuses an unknown one
     return Sweep([Setting(name, at_preset(f"configs/{name}.py", preset)) for name in RECIPES], seeds=(0,))

@@ -2,8 +2,8 @@
 
     python -m ghost_jax.sweep --config=configs/sweeps/muon.py          # both sizes; or :mini, :nano
 
-Both optimizers use the preset's rate, a warm-up of a twentieth of the updates, and the cosine. The loss of the whole
-validation set is taken after each twentieth; `curves.png` draws it against tokens and against training time.
+Both optimizers use the preset's rate, a warm-up of a twentieth of the updates, and the cosine. The loss of all
+validation records is measured after each twentieth; `curves.png` draws it against tokens and against training time.
 Untested: whether AdamW's rate is also the best one for Muon.
 """
 

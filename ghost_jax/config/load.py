@@ -1,7 +1,7 @@
 """A config file and a command line become one locked, checked ConfigDict.
 
 `--config=configs/chat_v5.py:nano` calls that file's `get_config("nano")`; `--config.optim.peak_lr=1e-4` then changes
-one value. A key that does not exist is an error with the nearest one named, and a value keeps the type it had.
+one value. An unknown key is an error that names the nearest one, and a value keeps its type.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict
 
 from ghost_jax.config import files as config_files
 from ghost_jax.config.validate import DOMAINS, check, host_of_teacher, leaves, shown
@@ -22,15 +22,25 @@ from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.core.paths import local_path
 
-# What says how a run is shown, kept and looked at, and not what it computes: it may change in its continuation.
+# Keys that do not decide what a run computes. They may change when it is resumed.
 FREE_KEYS = {
     *("name", "preset", "spec", "published", "log_every", "log", "online_probe", "keep", "keep_best", "evals"),
     *("mesh", "base"),
     "model.attention",
 }
-
-# Keys that were added later -> the value that runs of earlier versions had, whose config.json lacks them.
+# Keys that were added later -> the value that runs of earlier versions had.
 ADDED = {"optim.name": "adamw"}
+# Keys that a chat model shares with its base, and keys that a chat config sets itself when --base is given.
+SHAPE = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
+OWN = ("dropout", "dtype", "remat", "scan", "attention")
+
+LETTERED = ("mcq", "cot", "fact_mcq", "raft")  # datasets whose answers begin with a letter
+RANKED = ("rank", "fact_rank", "read")  # datasets whose options are ranked
+# Datasets that every chat run builds, whatever its mixture: recipes share their validation records, so losses compare.
+SHARED = ("qa", "mcq", "cot", "small_talk")
+
+
+# ---- Files and command lines ----
 
 
 def load(spec: str) -> ConfigDict:
@@ -56,7 +66,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         raise UsageError(f"--config.{key} is a group; {keys}.")
     try:
         parent[parts[-1]] = _parse(text, node)
-    except (ValueError, TypeError, OverflowError, SyntaxError, RecursionError, MemoryError):  # of endless brackets, too
+    except (ValueError, TypeError, KeyError, OverflowError, SyntaxError, RecursionError, MemoryError):
         domain = DOMAINS.get(key.removeprefix("base."))
         raise UsageError(
             f"--config.{key}={text[:200]} does not fit: the value is a {type(node).__name__}, by default {node!r}."
@@ -65,45 +75,36 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _nearest_key(config: ConfigDict, key: str) -> str:
-    """Names the key meant: the one whose last part is nearest, in the group that was named if it is there."""
-    of_base = (f"base.{name}" for name, _ in leaves(config.get("base", {})))
-    names = [*(name for name, _ in leaves(config)), *of_base]
-    names.sort(key=lambda name: name.count("."), reverse=True)  # the shallowest of a name wins
+    """Returns a hint at the key with the nearest last part, in the same group if there is one."""
+    names = [name for name, _ in leaves(config)] + [f"base.{name}" for name, _ in leaves(config.get("base", {}))]
+    names.sort(key=lambda name: name.count("."), reverse=True)  # the shallowest key of a name wins
     group, _, last = key.rpartition(".")
-    here = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == group}
+    in_group = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == group}
     anywhere = {name.rpartition(".")[2]: name for name in names}
-    for known in (here, anywhere):
-        near = difflib.get_close_matches(last, list(known), n=1)
-        if near:
+    for known in (in_group, anywhere):
+        if near := difflib.get_close_matches(last, list(known), n=1):
             return f' Did you mean "{known[near[0]]}"?'
-    return f" Known: {', '.join(sorted(here.values()) or sorted(config))}."
+    return f" Known: {', '.join(sorted(in_group.values()) or sorted(config))}."
 
 
 def _parse(text: str, default: Any) -> Any:
+    """Returns the value of a text in the type of the default; raises one of many exceptions where it has another."""
     if isinstance(default, bool):
-        return (
-            {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-            if text.lower() in ("true", "false", "1", "0")
-            else _refuse(text)
-        )
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if isinstance(default, str):
         return text
     if isinstance(default, tuple):
         return tuple(part.strip() for part in text.strip("()").split(",") if part.strip())
     value = ast.literal_eval(text)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, float) and type(value) is int:
         value = float(value)
-    if isinstance(value, float) and not math.isfinite(value):  # 1e999; JSON has no such number
-        _refuse(text)
-    return value if type(value) is type(default) else _refuse(text)
-
-
-def _refuse(text: str) -> Any:
-    raise ValueError(text)
+    if type(value) is not type(default) or not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict, argparse.Namespace]:
-    """Returns the config and the other flags of a command line; adds `--config` and `--data_dir` to `parser`."""
+    """Returns the config and the other flags of a command line; adds the flags of a config to `parser`."""
     parser.add_argument(
         "--config", required=True, metavar="FILE[:PRESET]", help="config file, e.g. configs/chat_v5.py:nano"
     )
@@ -131,8 +132,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
 def overrides_in(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Returns the key and the text of each `--config.KEY=VALUE` and `--config.KEY VALUE`, and all other words.
 
-    Raises UsageError for a key without a value. A value that begins with a dash and is no number needs the form with
-    `=`.
+    Raises UsageError for a key without a value. A value that begins with a dash and is not a number needs the `=`.
     """
     overrides, others, words = [], [], iter(argv)
     for word in words:
@@ -142,74 +142,72 @@ def overrides_in(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]
         key, equals, text = word.removeprefix("--config.").partition("=")
         if not equals:
             text = next(words, "--")
-            if re.match(r"-[^0-9.]", text):  # another flag, and no negative number
+            if re.match(r"-[^0-9.]", text):  # another flag
                 raise UsageError(f"{word} has no value: write {word}=VALUE.")
         overrides.append((key, text))
     return overrides, others
 
 
 def stand_on(config: ConfigDict, base: Path) -> None:
-    """Makes a chat config start from the base run in a directory, trained here or imported, and not from its own.
+    """Makes a chat config start from the base run in a directory, trained here or imported, instead of its own.
 
-    Its model takes that one's shape, and its vocabulary is that one's, grown. Raises UserError where there is none.
+    Its model gets the base's shape. Raises UserError where there is no such run.
     """
     found = read_config(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
         raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")
-    own = {key: config.model[key] for key in ("dropout", "dtype", "remat", "scan", "attention")}
+    own = {key: config.model[key] for key in OWN}
     with config.unlocked():
         config.base = ConfigDict(found | {"vocabulary": str(base.resolve() / "tokenizer.json")})
         config.model = ConfigDict(found["model"] | own)
+
+
+# ---- Rules between keys: each returns what is wrong, beginning with the name of a key, or None ----
 
 
 def validate(config: ConfigDict, prefix: str = "") -> None:
     """Raises UsageError where a value is outside of its domain (`ghost_jax.config.validate`) or contradicts another.
 
     Args:
-      prefix: what stands before the names of keys in messages: "base." for the base of a chat config.
+      prefix: of the keys in messages: "base." for the base of a chat config.
     """
     check(config, prefix)
-    for rule in RULES:
+    for rule in (_sizes, _schedule, _updates, _mixture, _metric, _objective):
         if fault := rule(config):
             raise UsageError(f"{prefix}{fault}")
-    if config.stage == "chat":
-        if not isinstance(config.get("base"), ConfigDict):
-            raise UsageError("A chat config needs a base, and this one has none. Use chat_on of configs/common.py.")
-        if "vocabulary" not in config.base:  # else it is there already
-            validate(config.base, "base.")
-        shape = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
-        unlike = [key for key in shape if config.model[key] != config.base.model[key]]
-        if unlike:
-            raise UsageError(
-                f"The chat model and its base differ in {', '.join(f'model.{key}' for key in unlike)}: a chat run "
-                "starts from the base's weights. Set both, e.g. --config.model.width and --config.base.model.width."
-            )
-
-
-# ---- Rules between keys: each returns what is wrong, which begins with the name of a key, or None ----
+    if config.stage != "chat":
+        return
+    if config.data.cot.teacher != "offline":
+        host_of_teacher(config.data.cot.teacher, config.data.cot.model)
+    if not isinstance(config.get("base"), ConfigDict):
+        raise UsageError("A chat config needs a base, and this one has none. Use chat_on of configs/common.py.")
+    if "vocabulary" not in config.base:  # else a finished run, which was validated before
+        validate(config.base, "base.")
+    if unlike := [f"model.{key}" for key in SHAPE if config.model[key] != config.base.model[key]]:
+        raise UsageError(
+            f"The chat model and its base differ in {', '.join(unlike)}: a chat run starts from the base's weights. "
+            "Set both, e.g. --config.model.width and --config.base.model.width."
+        )
 
 
 def _sizes(config: ConfigDict) -> str | None:
-    if config.data.seq_len > config.model.context:
-        return f"data.seq_len ({config.data.seq_len}) is longer than model.context ({config.model.context})."
     width, heads, model = config.model.width, config.model.heads, config.model
-    # Rotary positions turn pairs of a head's dimensions.
+    if config.data.seq_len > model.context:
+        return f"data.seq_len ({config.data.seq_len}) is longer than model.context ({model.context})."
+    # RoPE rotates pairs of a head's dimensions.
     if model.head_dim % 2 if model.get("head_dim") else width % (2 * heads):
-        return f"model.heads ({heads}) must cut model.width ({width}) into parts of an even size."
+        return f"model.heads ({heads}) must divide model.width ({width}) into parts of an even size."
     if heads % (model.get("kv_heads") or heads):
         return f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
     if list(config.mesh.values()).count(-1) > 1:
-        return f"mesh has -1, which takes the devices that are left, more than once: {dict(config.mesh)}. Set one size."
+        return f"mesh has -1, the devices that are left, more than once: {dict(config.mesh)}. Set one size."
     return None
 
 
 def _schedule(config: ConfigDict) -> str | None:
     peak, least = config.optim.peak_lr, config.optim.min_lr
     if config.optim.schedule != "constant" and least > peak:
-        return (
-            f"optim.min_lr is {least}, but it must lie between 0 and optim.peak_lr ({peak}): the rate decays from "
-            "the peak to optim.min_lr."
-        )
+        return f"optim.min_lr is {least}, but the rate decays to it from optim.peak_lr ({peak}). Use at most that."
     return None
 
 
@@ -235,48 +233,32 @@ def _mixture(config: ConfigDict) -> str | None:
 
 
 def _metric(config: ConfigDict) -> str | None:
-    """`keep_best` is a loss that every validation of the run gives."""
+    """Checks that `keep_best` is a loss that every validation of the run measures."""
     mixed = {name for multipliers in mixtures(config).values() for name in multipliers if multipliers[name]}
     shared = set(SHARED if config.stage == "chat" else ())
-    of = {name for name in mixed | shared if name not in RANKED}  # ranked questions have no such loss
+    of = (mixed | shared).difference(RANKED)  # ranked questions have no such loss
     metrics = ["val_loss"] * bool(mixed.difference(RANKED)) + ["val_loss_shared"] * bool(shared)
     metrics += [f"val_loss_{name}" for name in sorted(of)] if len(of) > 1 else []
-    if not config.keep_best or config.keep_best in metrics:
-        return None
-    return (
-        f"keep_best is {config.keep_best}, which this run does not measure; use one of {', '.join(metrics)}, or none."
-    )
-
-
-def _chat(config: ConfigDict) -> str | None:
-    if config.stage != "chat":
-        return None
-    if max(config.objective.values()) <= 0:
-        return "The objective is empty: give one of --config.objective.lm, .letter, .ranking above 0."
-    if config.objective.letter and config.data.layout == "cloze":
-        return (
-            "objective.letter needs letters, and data.layout=cloze has none. Use objective.ranking, or another layout."
-        )
-    if config.objective.letter and not any(config.data.mixture[name] for name in LETTERED):
-        return (
-            f"objective.letter needs a dataset with letters: give a --config.data.mixture.NAME, one of "
-            f"{', '.join(LETTERED)}, above 0."
-        )
-    if config.objective.ranking and not any(config.data.mixture[name] for name in RANKED):
-        return (
-            f"objective.ranking ranks the options of the datasets {', '.join(RANKED)}, none of which is mixed in: "
-            "set --config.data.mixture.rank=1 as well."
-        )
-    if config.data.cot.teacher != "offline":
-        host_of_teacher(config.data.cot.teacher, config.data.cot.model)
+    if config.keep_best and config.keep_best not in metrics:
+        return f"keep_best is {config.keep_best}, which is not measured here; use one of {', '.join(metrics)}, or none."
     return None
 
 
-RULES = (_sizes, _schedule, _updates, _mixture, _metric, _chat)
-LETTERED = ("mcq", "cot", "fact_mcq", "raft")  # datasets whose answers begin with a letter
-RANKED = ("rank", "fact_rank", "read")  # datasets whose options are ranked
-# Built for every chat recipe, mixed in or not: recipes share their validation records, so that losses compare.
-SHARED = ("qa", "mcq", "cot", "small_talk")
+def _objective(config: ConfigDict) -> str | None:
+    if config.stage != "chat":
+        return None
+    weights, mixture = config.objective, config.data.mixture
+    if max(weights.values()) <= 0:
+        return "objective is empty: give one of --config.objective.lm, .letter, .ranking above 0."
+    if weights.letter and config.data.layout == "cloze":
+        return "objective.letter needs letters, and data.layout=cloze has none. Use objective.ranking."
+    for name, datasets in (("letter", LETTERED), ("ranking", RANKED)):
+        if weights[name] and not any(mixture[dataset] for dataset in datasets):
+            return f"objective.{name} needs one of {', '.join(datasets)}: set a --config.data.mixture.NAME above 0."
+    return None
+
+
+# ---- What a config means ----
 
 
 def mixtures(config: ConfigDict) -> dict[int, dict[str, float]]:
@@ -290,7 +272,7 @@ def mixtures(config: ConfigDict) -> dict[int, dict[str, float]]:
 
 
 def decisive(config: Mapping, prefix: str = "") -> dict:
-    """Returns a config, of which `prefix` is the group, without `FREE_KEYS`."""
+    """Returns a config without `FREE_KEYS`; `prefix` is its group."""
     return {
         key: decisive(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in config.items()
@@ -299,17 +281,14 @@ def decisive(config: Mapping, prefix: str = "") -> dict:
 
 
 def recipe_of(config: Mapping) -> dict:
-    """Returns of a run's config, read from its JSON, what decides what it computes, but for the seed; so of its base.
-
-    It is equal for the seeds of one recipe.
-    """
+    """Returns what decides what a run and its base compute, except for the seeds, from the JSON of its config."""
     kept = decisive(completed(config))
     kept.pop("seed", None)
     return kept | ({"base": recipe_of(config["base"])} if "base" in config else {})
 
 
 def completed(config: Mapping) -> dict:
-    """Returns a run's config, read from its JSON, with the keys that its version lacked, and so for its base."""
+    """Returns the JSON of a run's config with the keys that its version lacked, and so for its base."""
     full = dict(config)
     for key, value in ADDED.items():
         group, _, name = key.rpartition(".")
@@ -320,8 +299,3 @@ def completed(config: Mapping) -> dict:
 def to_json(config: ConfigDict) -> str:
     """Returns the resolved config as the JSON that a run directory keeps."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True)
-
-
-def from_json(text: str) -> FrozenConfigDict:
-    """Returns the config of a run directory; the inverse of `to_json` up to tuples."""
-    return FrozenConfigDict(json.loads(text))

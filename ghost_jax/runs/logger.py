@@ -1,4 +1,4 @@
-"""What a run tells of itself while it trains: progress, metrics.jsonl, and the watch that stops a run gone wrong."""
+"""What a run reports while it trains: progress, metrics.jsonl, and the divergence watch."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ from ghost_jax.training import divergence
 
 
 class Diverged(UserError):
-    """The loss is no number any more, or the watch saw it rise. `update` is where that was seen."""
+    """The loss is not finite, or the divergence watch stops the run; `update` is where."""
 
     exit_code = STOPPED_BY_WATCH
 
@@ -30,20 +30,17 @@ class Diverged(UserError):
 
 
 class Journal:
-    """Reads the metrics of an update when the next one is under way; shows and logs them. Use as a context manager.
+    """Reads the metrics of an update while the next one runs; shows and logs them. Use as a context manager.
 
-    Every process reads them, so that all come to the same conclusion; the main one writes.
+    Every process reads them, so that all reach the same decision; the main one writes.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, start: int, model: ModelConfig, mesh: Mesh):
-        self._config = config
+        self._config, self._workdir, self._start = config, workdir, start
         self._history = [line for line in metrics_lib.read(workdir) if line["step"] <= start]
         self._meter = Meter(model.flops_per_token(config.data.seq_len), list(mesh.devices.flat), model.dtype)
         self._trace = Trace(workdir, config.log.trace_at)
         self._progress = Progress("training", config.steps, unit="updates", done=start, shown=is_main())
-        self._open_log = lambda: MetricsLog(
-            workdir, start, project=config.log.wandb, name=workdir.name, config=config.to_dict()
-        )
         self._log: MetricsLog | None = None
         self._resources = contextlib.ExitStack()
         self._pending: tuple[int, float, dict] | None = None
@@ -51,7 +48,8 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         if is_main():
-            self._log = self._resources.enter_context(self._open_log())
+            named = {"project": self._config.log.wandb, "name": self._workdir.name, "config": self._config.to_dict()}
+            self._log = self._resources.enter_context(MetricsLog(self._workdir, self._start, **named))
         self._resources.enter_context(self._progress)
         self._resources.enter_context(self._trace)
         self._clock = time.perf_counter()
@@ -61,7 +59,7 @@ class Journal:
         self._resources.__exit__(*reason)
 
     def next_batch(self, batches: Iterator[dict[str, np.ndarray]], update: int) -> dict[str, np.ndarray]:
-        """Returns the batch of an update; the time it takes to come is on the loader's account."""
+        """Returns the batch of an update and measures the wait for it."""
         self._trace.before(update, self._pending[2] if self._pending else ())
         asked = time.perf_counter()
         batch = next(batches)
@@ -69,27 +67,26 @@ class Journal:
         return batch
 
     def dispatched(self, update: int, lr: float, metrics: dict) -> None:
-        """Takes the metrics of an update that is under way, and tells those of the one before.
+        """Keeps the metrics of an update that was dispatched, and reports those of the one before.
 
         Raises Diverged where that one's loss is not finite.
         """
         if self._pending:
-            self._tell(*self._pending, validate=None)
+            self._report(*self._pending, validate=None)
         self._pending = (update, lr, metrics)
 
     def settle(self, validate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
-        """Waits for the update under way and tells it, with its validation losses where they are due; returns those.
+        """Waits for the dispatched update and reports it with the losses of `validate`, which it returns.
 
-        Raises Diverged where its loss is not finite, or where the config has the watch stop the run and losses rise.
+        Raises Diverged where its loss is not finite, or where losses rise and `divergence.stop` is on.
         """
         pending, self._pending = self._pending, None
-        return self._tell(*pending, validate=validate)
+        return self._report(*pending, validate=validate)
 
-    def _tell(self, update: int, lr: float, metrics: dict, validate: Callable | None) -> dict[str, float]:
+    def _report(self, update: int, lr: float, metrics: dict, validate: Callable | None) -> dict[str, float]:
         config = self._config
         values = {name: float(value) for name, value in metrics.items()}
-        now = time.perf_counter()
-        tokens, seconds = config.batch_size * config.data.seq_len, now - self._clock
+        tokens, seconds = config.batch_size * config.data.seq_len, time.perf_counter() - self._clock
         self._meter.update_done(tokens, values["supervised"], seconds)
         if not math.isfinite(values["loss"]):
             raise Diverged(
@@ -106,7 +103,7 @@ class Journal:
                 self._log.write(update, **line)
         if losses:
             self._check_divergence(update)
-        self._clock = time.perf_counter()  # what was told and validated is on no update's account
+        self._clock = time.perf_counter()  # the time of the report and the validation belongs to no update
         return losses
 
     def _check_divergence(self, update: int) -> None:
@@ -118,4 +115,4 @@ class Journal:
                 "before. Lower --config.optim.peak_lr, and give the new run another --workdir.",
             )
         if wrong and is_main():
-            print(f"WARNING: {wrong} The run goes on (divergence.stop is off).", flush=True)
+            print(f"WARNING: {wrong} The run continues (divergence.stop is off).", flush=True)

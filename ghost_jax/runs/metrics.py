@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -21,107 +20,51 @@ from ghost_jax.parallel.distributed import is_main
 from ghost_jax.runs.device_specs import PEAK_FLOPS
 
 FILE = "metrics.jsonl"
-# What a clock or the machine decides; all else in a line is the same whenever and wherever the run is repeated.
+# What depends on the clock or the machine; the rest of a line is equal whenever and wherever the run is repeated.
 MEASURED = ("tokens_per_s", "supervised_tokens_per_s", "mfu", "memory_bytes", "data_wait_s")
 
 
 class MetricsLog:
-    """Appends to the metrics of a run; lines after `start_step` are of a run that was cut short and are dropped.
+    """Appends to the metrics of a run. Use as a context manager, in one process of a run.
 
-    With that, the file of an interrupted and resumed run reads like that of an uninterrupted one. Use as a context
-    manager, in one process of a run.
+    Lines after `start_step`, of an interrupted run, are dropped: the file of a resumed run equals that of an
+    uninterrupted one.
 
     Args:
-      project: of Weights & Biases; "" for none. Its environment variables hold, WANDB_MODE=offline too.
+      project: of Weights & Biases; "" for none. Its environment variables apply, such as WANDB_MODE=offline.
       name, config: what the run is called there, and the config it shows.
     """
 
     def __init__(
         self, workdir: Path, start_step: int, *, project: str = "", name: str = "", config: Mapping | None = None
     ):
-        online = [_WandB(workdir, project, name, config or {})] if project else []  # before anything is dropped
-        self._sinks = [_Lines(workdir, start_step), _Board(workdir, start_step), *online]
+        self._wandb = _wandb_run(workdir, project, name, config or {}) if project else None  # before lines are dropped
+        kept = [line for line in read(workdir) if line["step"] <= start_step]
+        write_text(workdir / FILE, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = (workdir / FILE).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, fault: type[BaseException] | None, *_) -> None:
-        for sink in self._sinks:
-            sink.close(failed=fault is not None)
+        self._file.close()
+        self._board.close()
+        if self._wandb:
+            self._wandb.finish(exit_code=int(fault is not None))
 
     def write(self, step: int, **values: float) -> None:
         """Writes one line: `step` is the number of updates done."""
-        for sink in self._sinks:
-            sink.write(step, values)
-
-
-class _Lines:
-    """metrics.jsonl."""
-
-    def __init__(self, workdir: Path, start_step: int):
-        path = workdir / FILE
-        kept = [line for line in read(workdir) if line["step"] <= start_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-
-    def close(self, failed: bool) -> None:
-        self._file.close()
-
-
-class _Board:
-    """TensorBoard."""
-
-    def __init__(self, workdir: Path, start_step: int):
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self, failed: bool) -> None:
-        self._writer.close()
-
-
-class _WandB:
-    """Weights & Biases. A resumed run goes on as the same run there."""
-
-    def __init__(self, workdir: Path, project: str, name: str, config: Mapping):
-        wandb = require_wandb()
-        known = workdir / "wandb" / "id"
-        if not known.is_file():
-            write_text(known, uuid.uuid4().hex[:8])
-        try:
-            self._run = wandb.init(
-                project=project,
-                name=name or None,
-                id=known.read_text(encoding="utf-8"),
-                config=dict(config),
-                dir=workdir,
-                resume="allow",
-                settings=wandb.Settings(console="off"),  # it would read the terminal that the progress bar draws on
-            )
-        except wandb.errors.Error as fault:
-            reason = str(fault).rstrip(".")
-            raise UserError(
-                f"Weights & Biases, asked for by log.wandb={project}, cannot start: {reason}. Log in with `wandb "
-                "login`, or set WANDB_MODE=offline and upload later with `wandb sync`, or leave log.wandb empty."
-            ) from None
-        # Its own counter only goes up, and would drop the updates that a resumed run repeats.
-        self._run.define_metric("*", step_metric="step")
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self._run.log({"step": step, **values})
-
-    def close(self, failed: bool) -> None:
-        self._run.finish(exit_code=int(failed))
+            self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log({"step": step, **values})
 
 
-def require_wandb() -> ModuleType:
-    """Returns the optional package wandb. Raises UserError, which says how to install it, where it is missing."""
+def _wandb_run(workdir: Path, project: str, name: str, config: Mapping) -> Any:
+    """Starts a run of Weights & Biases, or resumes the one that the run directory names."""
     try:
         import wandb
     except ImportError:
@@ -130,11 +73,31 @@ def require_wandb() -> ModuleType:
             f"`{sys.executable} -m pip install wandb`, or leave log.wandb empty: metrics.jsonl and TensorBoard hold "
             "the same figures."
         ) from None
-    return wandb
+    known = workdir / "wandb" / "id"
+    if not known.is_file():
+        write_text(known, uuid.uuid4().hex[:8])
+    try:
+        run = wandb.init(
+            project=project,
+            name=name or None,
+            id=known.read_text(encoding="utf-8"),
+            config=dict(config),
+            dir=workdir,
+            resume="allow",
+            settings=wandb.Settings(console="off"),  # it would read the terminal that the progress bar draws on
+        )
+    except wandb.errors.Error as fault:
+        reason = str(fault).rstrip(".")
+        raise UserError(
+            f"Weights & Biases, asked for by log.wandb={project}, cannot start: {reason}. Log in with `wandb "
+            "login`, or set WANDB_MODE=offline and upload later with `wandb sync`, or leave log.wandb empty."
+        ) from None
+    run.define_metric("*", step_metric="step")  # its own counter would drop the updates that a resumed run repeats
+    return run
 
 
 def read(workdir: Path) -> list[dict]:
-    """Returns the lines of a run's metrics.jsonl, without a last one that was cut off in the middle."""
+    """Returns the lines of a run's metrics.jsonl, without an incomplete last one."""
     path = workdir / FILE
     lines = []
     for text in read_text(path).splitlines() if path.is_file() else []:
@@ -146,7 +109,7 @@ def read(workdir: Path) -> list[dict]:
 
 
 class Meter:
-    """How fast a run goes and what it costs, from one logged line to the next.
+    """Speed and cost of a run from one logged line to the next.
 
     Args:
       flops_per_token: floating-point operations of a training step a token.
@@ -157,17 +120,14 @@ class Meter:
     def __init__(self, flops_per_token: float, devices: Sequence[jax.Device], dtype: str):
         self._flops_per_token, self._devices = flops_per_token, devices
         self._peak = peak_flops(devices, dtype)
-        self._start_anew()
-
-    def _start_anew(self) -> None:
         self._tokens = self._supervised = self._seconds = self._waited = 0.0
 
     def batch_waited(self, seconds: float) -> None:
-        """Adds time in which the loop waited for a batch; it is part of the update's own time too."""
+        """Adds the time that the loop waited for a batch; it is part of the update's own time too."""
         self._waited += seconds
 
     def update_done(self, tokens: int, supervised: float, seconds: float) -> None:
-        """Adds an update of the global batch: its tokens, those of them that the loss is over, its wall-clock time."""
+        """Adds an update of the global batch: its tokens, its supervised tokens, its wall-clock time."""
         self._tokens += tokens
         self._supervised += supervised
         self._seconds += seconds
@@ -175,22 +135,22 @@ class Meter:
     def line(self) -> dict[str, float]:
         """Returns `MEASURED` over the updates since the last line; without `mfu` where the chip's peak is not known.
 
-        Model FLOP utilisation is the work that the model's arithmetic needs over what the devices can do at best.
+        Model FLOP utilisation is the work of the model's arithmetic over the peak of the devices.
         """
         rate = self._tokens / self._seconds
         measured = {"tokens_per_s": rate, "supervised_tokens_per_s": self._supervised / self._seconds}
         if self._peak is not None:
             measured["mfu"] = rate * self._flops_per_token / self._peak
         measured |= {"memory_bytes": memory_bytes(self._devices), "data_wait_s": self._waited}
-        self._start_anew()
+        self._tokens = self._supervised = self._seconds = self._waited = 0.0
         return measured
 
 
 def peak_flops(devices: Sequence[jax.Device], dtype: str) -> float | None:
-    """Returns the FLOP/s that devices of one kind reach together at best, or None for a kind that is not in the table.
+    """Returns the peak FLOP/s of devices of one kind together, or None for a kind that is not in the table.
 
     Accelerators: dense bfloat16, whatever the run computes in. CPU: `dtype` as measured here, once a process, because
-    the devices that a process simulates share its cores.
+    the simulated devices of a process share its cores.
     """
     if devices[0].platform == "cpu":
         return measured_flops(dtype) * len({device.process_index for device in devices})
@@ -199,7 +159,7 @@ def peak_flops(devices: Sequence[jax.Device], dtype: str) -> float | None:
 
 
 def memory_bytes(devices: Sequence[jax.Device]) -> int:
-    """Returns the most bytes that any device of this process has held, or, on the CPU, that the process itself has."""
+    """Returns the peak bytes of any device of this process; on the CPU the peak of the process itself."""
     here = [device for device in devices if device.process_index == jax.process_index()]
     peaks = [stats["peak_bytes_in_use"] for device in here if (stats := device.memory_stats())]
     if peaks:
@@ -210,11 +170,7 @@ def memory_bytes(devices: Sequence[jax.Device]) -> int:
 
 @functools.cache
 def measured_flops(dtype: str) -> float:
-    """Returns the FLOP/s of one device on a large matrix product with a float32 result, measured in half a second.
-
-    Args:
-      dtype: of the factors.
-    """
+    """Measures the FLOP/s of one device on a large product of `dtype` with a float32 result, for half a second."""
     size = 1024
     x = jnp.ones((size, size), dtype)
     multiply = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
@@ -230,11 +186,10 @@ def measured_flops(dtype: str) -> float:
 class Trace:
     """A profiler trace of a few updates under `workdir/trace`, for TensorBoard, XProf or Perfetto.
 
-    Use as a context manager: a run that ends or fails inside the traced updates still writes what there is.
+    Use as a context manager: a run that ends or fails during the trace still writes it.
 
     Args:
-      at: number of the first traced update, from 1; 0 for no trace. An update that a resumed run does not repeat is
-        not traced.
+      at: number of the first traced update, from 1; 0 for no trace.
     """
 
     def __init__(self, workdir: Path, at: int, updates: int = 3):
@@ -246,13 +201,14 @@ class Trace:
 
     def __exit__(self, *_) -> None:
         if self._on:
-            self._stop()
+            self._on = False
+            jax.profiler.stop_trace()
 
     def before(self, update: int, arrays: Any) -> None:
-        """Starts or stops the trace where it is due, before update number `update` is dispatched; one process traces.
+        """Starts or stops the trace, in one process, where it is due before `update` is dispatched.
 
-        `arrays` is anything that the update before returned. It is waited for there, or the trace would hold that
-        update's work too, and lack the end of the last one's.
+        Args:
+          arrays: results of the update before, which are waited for: its work belongs to its own side of the trace.
         """
         if is_main() and update == self._first > 0:
             jax.block_until_ready(arrays)
@@ -260,8 +216,4 @@ class Trace:
             self._on = True
         elif self._on and update == self._after:
             jax.block_until_ready(arrays)
-            self._stop()
-
-    def _stop(self) -> None:
-        self._on = False
-        jax.profiler.stop_trace()
+            self.__exit__()

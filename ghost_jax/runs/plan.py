@@ -1,4 +1,4 @@
-"""What a run is going to be, before it is: size, mesh, mixture, and how long it will take here."""
+"""What a run will be: size, mesh, mixture, and an estimate of its time on this machine."""
 
 from pathlib import Path
 
@@ -15,16 +15,12 @@ from ghost_jax.runs import run_dir
 from ghost_jax.runs.metrics import measured_flops
 from ghost_jax.training import setup
 
-EFFICIENCY = 0.4  # of the measured matrix product, what a training step reaches; for estimates only
-LONG = 600  # seconds from which a quicker preset is named
+EFFICIENCY = 0.4  # share of the measured matrix product that a training step reaches; for estimates only
+LONG = 600  # seconds; a longer run names a quicker preset
 
 
 def announce(config: ConfigDict, workdir: Path, asked: ConfigDict, console: Console) -> None:
-    """Says in one line what is about to run, for how long about on this machine, and what would be quicker.
-
-    Args:
-      asked: the config of the command line; where `config` is another, it is the base of that.
-    """
+    """Prints one line: what will run, for about how long, and a quicker preset. `config` is `asked` or its base."""
     size, updates = ModelConfig(**config.model), f"{config.steps:,} updates of {config.batch_size} x "
     seconds = estimated_seconds(config)
     why = f"The base {workdir} is not trained yet, so it is trained first: " if config is not asked else ""
@@ -38,7 +34,7 @@ def announce(config: ConfigDict, workdir: Path, asked: ConfigDict, console: Cons
 
 
 def estimated_seconds(config: ConfigDict) -> float:
-    """Returns about how long the updates of a config take on the devices at hand."""
+    """Returns an estimate of the time of a config's updates on the devices of this process."""
     tokens = config.steps * config.batch_size * config.data.seq_len
     work = tokens * ModelConfig(**config.model).flops_per_token(config.data.seq_len)
     return work / (measured_flops(config.model.dtype) * jax.device_count() * EFFICIENCY)

@@ -21,14 +21,7 @@ OF_A_CONFIG = {"stage", "model", "data", "optim", "steps"}  # keys that the conf
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a reader needs to repeat a run.
-
-    Attributes:
-      git_dirty: whether the code had changes that no commit holds.
-      command: the words of the train command that decide what is computed; records of older runs have none.
-      packages: name -> version.
-      machine: in words, such as "8 x NVIDIA H200".
-    """
+    """What is needed to repeat a run. `command` has the words that decide what is computed; older runs have none."""
 
     ghost_jax: str = ""
     git_commit: str = ""
@@ -42,15 +35,13 @@ class Environment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """What a run is trained on.
+    """What a run is trained on; an imported model has no corpus, stores, mixture and packing.
 
     Attributes:
       made_from: input files of the corpus, with hashes.
       documents, duplicates_dropped, licenses: of the corpus, by source.
-      corpus: name of the corpus' store.
       stores: dataset -> name of its store.
       trained_on: names of the stores whose text the run learns from, its base's included.
-      packing: None for an imported model.
     """
 
     made_from: dict = dataclasses.field(default_factory=dict)
@@ -75,14 +66,12 @@ class Stopped:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run directory records. A file that is absent gives an empty part.
+    """What a run directory records; an absent file gives an empty part. Neither finished nor stopped is unfinished.
 
     Attributes:
-      name: of the directory.
       config: the resolved config, as its JSON has it.
       metrics: the lines of metrics.jsonl.
-      finished: whether training and evaluation are done. A run that is neither finished nor stopped is unfinished.
-      evals: evaluation -> what its JSON file holds.
+      evals: evaluation -> the content of its JSON file.
     """
 
     name: str

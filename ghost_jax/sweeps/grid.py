@@ -1,7 +1,4 @@
-"""What a sweep runs: settings by seeds. A sweep file is as plain as a config file.
-
-It defines `get_sweep(preset="") -> Sweep`; `grid` makes the settings of every combination of some values.
-"""
+"""What a sweep runs: settings by seeds. A sweep file defines `get_sweep(preset="") -> Sweep`."""
 
 import dataclasses
 import itertools
@@ -17,7 +14,7 @@ METRICS = (*LOSSES, "loss", "loss_lm", "loss_letter", "loss_ranking")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A row of the sweep's table: a config, as after `--config=`, and what is overridden in it."""
+    """A row of the sweep's table: a config, as after `--config=`, and its overrides."""
 
     name: str
     spec: str
@@ -26,7 +23,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A setting with a seed; its name is that of its run directory."""
+    """A setting with a seed; `name` is that of its run directory."""
 
     name: str
     setting: Setting
@@ -34,13 +31,13 @@ class Run:
 
     @property
     def overrides(self) -> dict[str, str]:
-        """Config key -> text, as the command line takes it."""
+        """Config key -> text, as on the command line."""
         return {key: str(value) for key, value in {**self.setting.overrides, "seed": self.seed}.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep file asks for.
+    """The content of a sweep file.
 
     Attributes:
       settings: the rows of its table, in their order.
@@ -57,7 +54,7 @@ class Sweep:
     name: str = ""
 
     def runs(self) -> list[Run]:
-        """Returns every setting with every seed: first all settings with the first seed, so that each has a result."""
+        """Returns every setting with every seed, all settings with the first seed first."""
         return [Run(f"{setting.name}-seed{seed}", setting, seed) for seed in self.seeds for setting in self.settings]
 
 
@@ -66,8 +63,12 @@ def grid(spec: str, axes: Mapping[str, Sequence[Value]]) -> list[Setting]:
 
     A setting is named after the last parts of its keys: "mcq=5,cot=2".
     """
-    combinations = (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
-    return [Setting(short_name(overrides), spec, overrides) for overrides in combinations]
+    settings = []
+    for values in itertools.product(*axes.values()):
+        overrides = dict(zip(axes, values, strict=True))
+        name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in overrides.items())
+        settings.append(Setting(name, spec, overrides))
+    return settings
 
 
 def at_preset(path: str, preset: str) -> str:
@@ -75,41 +76,39 @@ def at_preset(path: str, preset: str) -> str:
     return f"{path}:{preset}" if preset else path
 
 
-def short_name(overrides: Mapping[str, Value]) -> str:
-    """Returns overrides in a few words that are also a folder's name."""
-    return ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in overrides.items())
-
-
 def load(spec: str) -> Sweep:
     """Returns the sweep of `path[:preset]`. Raises UsageError where it is absent or faulty.
 
-    The configs that its settings name are looked for in the folders above the sweep file as well.
+    The configs that its settings name are looked up in the folders above the sweep file as well.
     """
     path, preset = config_files.find("sweep", spec)
     sweep = config_files.read("sweep", path, preset)
     if fault := _fault(sweep):
         raise UsageError(f"{path} cannot be run: {fault}.")
-    found = [config_files.find("config", setting.spec, *path.absolute().parents) for setting in sweep.settings]
-    specs = [at_preset(str(config), of_config) for config, of_config in found]
-    settings = [dataclasses.replace(each, spec=spec) for each, spec in zip(sweep.settings, specs, strict=True)]
+    settings = []
+    for setting in sweep.settings:
+        config, of_config = config_files.find("config", setting.spec, *path.absolute().parents)
+        settings.append(dataclasses.replace(setting, spec=at_preset(str(config), of_config)))
     return dataclasses.replace(sweep, settings=settings, name=f"{path.stem}-{preset or 'full'}")
 
 
 def _fault(sweep: object) -> str:
-    """Returns what is wrong with what a sweep file returned, "" for nothing. Its configs are checked one by one."""
+    """Returns what is wrong with the result of a sweep file, "" for nothing. Its configs are checked one by one."""
     if not isinstance(sweep, Sweep) or not sweep.settings or not sweep.seeds:
         return "its get_sweep(preset) must return a Sweep with at least one setting and one seed"
+    varied = [("seed", seed) for seed in sweep.seeds]
     for setting in sweep.settings:
+        varied += setting.overrides.items()
         if not FOLDER.holds(setting.name):
             return f'the name of the setting "{setting.name}" must be {FOLDER}'
         if sweep.axis and sweep.axis not in setting.overrides:
             return f"its axis is {sweep.axis}, which the setting {setting.name} does not set"
-    varied = [("seed", seed) for seed in sweep.seeds]
-    for key, value in [*varied, *(item for setting in sweep.settings for item in setting.overrides.items())]:
-        if isinstance(value, int) and value.bit_length() > 64:  # Python spells no integer of over 4,300 digits
+    for key, value in varied:
+        if isinstance(value, int) and value.bit_length() > 64:  # Python prints no integer of over 4,300 digits
             return f"it sets {key} to an integer of {value.bit_length()} bits"
     if unknown := [name for name in sweep.metrics if name not in METRICS]:
         return f"its metrics name {unknown[0]}; use some of {', '.join(METRICS)}"
     names = [run.name for run in sweep.runs()]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    return f"it names {', '.join(twice)} twice: give every setting a name and each seed once" if twice else ""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        return f"it names {', '.join(twice)} twice: give every setting a name and each seed once"
+    return ""

@@ -1,7 +1,7 @@
 """The only renderer: messages to ids and a loss mask, for training, evaluation and chat alike.
 
-A conversation is `<|ghost_user|>…<|ghost_end|><|ghost_assistant|>…<|ghost_end|>`, without BOS. The loss falls on the
-assistant's content and its end token alone.
+A conversation is `<|ghost_user|>…<|ghost_end|><|ghost_assistant|>…<|ghost_end|>`, without BOS. The loss is over the
+assistant's content and its end token.
 """
 
 import dataclasses
@@ -35,6 +35,6 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarra
 
 
 def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
-    """Returns ids `[T]` that end with the assistant's role token: the next id is the answer's first."""
+    """Returns ids `[T]` that end with the assistant's role token: the next id is the first of the answer."""
     ids, _ = render(tokenizer, messages)
     return np.append(ids, np.int32(tokenizer.id(ASSISTANT)))

@@ -1,8 +1,7 @@
-"""How a multiple-choice question is put and answered: one place for training, evaluation and chat.
+"""How a multiple-choice question is asked and answered, for training, evaluation and chat alike.
 
-The classic layout is the study's. The others serve controls and comparisons: the letter behind its option, where a
-small model binds the two better; the question alone, answered with the option's text; the options alone, whose
-accuracy is what can be had without reading the question.
+The layout `classic` is the study's. In `letter_after` the letter follows its option, where a small model binds the two
+better. `cloze` shows no options. `options_only` is a control: its accuracy needs no question.
 """
 
 from collections.abc import Sequence
@@ -12,15 +11,10 @@ import numpy as np
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.tokenizer import Tokenizer
 
-VERSION = 1  # raise it when a question or an answer is put in other words
+VERSION = 1  # raise it when a question or an answer has another wording
 
 LETTERS = "ABCDEFGHIJ"
-LAYOUTS = {
-    "classic": "options as A) to D), answered with the letter",
-    "letter_after": "the letter behind each option, answered with the letter",
-    "cloze": "the question alone, answered with the option's text",
-    "options_only": "the classic layout without its question: the control",
-}
+LAYOUTS = ("classic", "letter_after", "cloze", "options_only")
 
 
 def ask(question: str, options: Sequence[str], layout: str = "classic") -> str:
@@ -29,7 +23,7 @@ def ask(question: str, options: Sequence[str], layout: str = "classic") -> str:
         return f"Question: {question}\nAnswer:" if question else "Question:\nAnswer:"
     letters = LETTERS[: len(options)]
     named = ", ".join(letters[:-1]) + f", or {letters[-1]}" if len(options) > 2 else " or ".join(letters)
-    # Without a blank before it, a letter behind an option is the very token that answers.
+    # In letter_after no blank precedes the letter, so it is the same token as the answer.
     form = "- {option} [{letter}]" if layout == "letter_after" else "{letter}) {option}"
     lines = [f"Pick the best answer ({named}) and reply with its letter."]
     lines.append(f"Question: {question}" if question and layout != "options_only" else "Question:")
@@ -38,12 +32,12 @@ def ask(question: str, options: Sequence[str], layout: str = "classic") -> str:
 
 
 def with_context(prompt: str, passages: Sequence[str]) -> str:
-    """Returns the user turn with passages, each on one line, in front of the question; with none, as it was."""
+    """Returns the user turn with the passages, one a line, before the question."""
     return "\n".join(["Context:", *(f"- {passage}" for passage in passages), "", prompt]) if passages else prompt
 
 
 def answer(letter: str, text: str, layout: str = "classic") -> str:
-    """Returns the assistant's turn: the letter, and behind it the text if there is any; the text alone in a cloze."""
+    """Returns the assistant's turn: the letter, then the text if there is any; in a cloze the text alone."""
     if layout == "cloze":
         return text
     return f"{letter}. {text}" if text else letter
@@ -52,8 +46,8 @@ def answer(letter: str, text: str, layout: str = "classic") -> str:
 def letter_ids(tokenizer: Tokenizer, count: int = 4, layout: str = "classic") -> np.ndarray:
     """Returns the ids `[count]` of the letters at the first position of the assistant's turn.
 
-    Each is checked in a fully rendered conversation, bare and with text behind it ("B", "B. Because …"): the letter
-    must be one id there, and the same in both. Raises AssertionError otherwise, since every score would be wrong.
+    Raises AssertionError where a letter is not one and the same id there in rendered conversations with the answers
+    "B" and "B. Because …": every score would be wrong.
     """
     ids = []
     question = Message("user", ask("Which?", [f"option {i}" for i in range(count)], layout))

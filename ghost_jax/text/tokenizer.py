@@ -1,8 +1,8 @@
 """Byte-level BPE: text to ids and back, exact on any bytes.
 
-The base vocabulary is trained on the corpus and holds four plain specials. The chat stage adds three role tokens and
-the anchor words. Text is always encoded as text: a user who types `<|ghost_end|>` gets the letters of it, never the
-role token, so that nobody can end a turn from inside one. Role tokens are placed by `ghost_jax.text.chat_format` alone.
+The base vocabulary is trained on the corpus and holds four special tokens. The chat stage adds three role tokens and
+the anchor words. Text is always encoded as text: `<|ghost_end|>` in a user's text becomes its letters, never the role
+token, so no text can end a turn. `ghost_jax.text.chat_format` alone places role tokens.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ VERSION = 1  # raise it when the same texts give another vocabulary or other ids
 TOOLS = ("tokenizers",)
 
 PAD, BOS, EOS, UNK = SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>")
-LEAST_TOKENS = 256 + len(SPECIALS)  # of a vocabulary: one for each byte, and those
+LEAST_TOKENS = 256 + len(SPECIALS)  # of a vocabulary: one for each byte, and the special tokens
 USER, ASSISTANT, END = ROLES = ("<|ghost_user|>", "<|ghost_assistant|>", "<|ghost_end|>")
 
 
 def _printable_bytes() -> dict[int, str]:
-    """The byte-level alphabet: a printable character for each of the 256 bytes, as every byte-level BPE spells them."""
+    """Returns the byte-level alphabet: the printable character that spells each byte in every byte-level BPE."""
     kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [byte for byte in range(256) if byte not in set(kept)]
     return {byte: chr(byte) for byte in kept} | {byte: chr(256 + i) for i, byte in enumerate(moved)}
@@ -34,8 +34,9 @@ def _printable_bytes() -> dict[int, str]:
 
 _CHAR_OF_BYTE = _printable_bytes()
 _BYTE_OF_CHAR = {char: byte for byte, char in _CHAR_OF_BYTE.items()}
-# Undecodable bytes arrive as lone surrogates (PEP 383); the tokenizers library takes none, so they are cut out.
+# Python decodes bytes that are not UTF-8 to lone surrogates (PEP 383), which the tokenizers library refuses.
 _UNDECODABLE = re.compile("([\udc80-\udcff])")
+_NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte, as from a JSON escape
 
 
 class Tokenizer:
@@ -44,33 +45,32 @@ class Tokenizer:
     Attributes:
       vocab_size: number of ids, added tokens included.
       sha256: of the vocabulary's canonical JSON; equal vocabularies have equal hashes.
-      bos_id, eos_id: what begins and what ends a text, whatever the vocabulary calls them.
-      pad_id: what fills a row up; `eos_id` where the vocabulary has no token for it.
+      bos_id, eos_id: begin and end of a text, whatever the vocabulary calls them.
+      pad_id: fills rows; `eos_id` where the vocabulary has no token for it.
       has_roles: whether it has the role tokens of the chat format.
-      end_ids: what ends an answer: the end of a turn, where there are roles, and the end of a text.
-      special_ids: all tokens that are no text.
+      end_ids: what ends an answer: the end of a turn, if there are roles, and the end of a text.
+      special_ids: all tokens that are not text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer):
-        # Without this, the names of special tokens inside a user's text would become those tokens.
-        backend.encode_special_tokens = True
+        backend.encode_special_tokens = True  # names of special tokens in a text are encoded as text
         self._backend = backend
         self.vocab_size: int = backend.get_vocab_size()
         self.sha256: str = hashlib.sha256(backend.to_str().encode()).hexdigest()
-        specials = {t.content for t in backend.get_added_tokens_decoder().values()}
+        added = backend.get_added_tokens_decoder()
+        specials = {token.content for token in added.values()}
         self._bytes = [b""] * self.vocab_size
         for token, i in backend.get_vocab().items():
-            spelled = token.encode() if token in specials else bytes(_BYTE_OF_CHAR[char] for char in token)
-            self._bytes[i] = spelled
+            self._bytes[i] = token.encode() if token in specials else bytes(_BYTE_OF_CHAR[char] for char in token)
         self._id_of_byte = [backend.token_to_id(_CHAR_OF_BYTE[byte]) for byte in range(256)]
-        # A vocabulary made elsewhere calls what begins and ends a text by names of its own; its template knows ours.
+        # The template of an imported vocabulary maps our names of begin and end to its own tokens.
         template = json.loads(backend.to_str())["post_processor"] if backend.post_processor else {}
         self._named = {name: token["ids"][0] for name, token in template.get("special_tokens", {}).items()}
         self.bos_id, self.eos_id = self.id(BOS), self.id(EOS)
         self.pad_id = self.id(PAD) if self.has(PAD) else self.eos_id
         self.has_roles = self.has(END)
         self.end_ids = [self.id(END), self.eos_id] if self.has_roles else [self.eos_id]
-        self.special_ids = [i for i, t in sorted(backend.get_added_tokens_decoder().items()) if t.special]
+        self.special_ids = [i for i, token in sorted(added.items()) if token.special]
 
     def id(self, token: str) -> int:
         """Returns the id of a special or role token; raises KeyError where the vocabulary lacks it."""
@@ -84,64 +84,45 @@ class Tokenizer:
         return token in self._named or self._backend.token_to_id(token) is not None
 
     def encode(self, text: str | bytes) -> list[int]:
-        """Returns the ids of `text`; bytes that are no UTF-8 (or lone surrogates of a str) become one id each."""
+        """Returns the ids of `text`; each byte that is not UTF-8 (or lone surrogate of a str) becomes one id."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            return self._encode_broken(text)
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Returns the ids of many valid texts, on all cores."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def _encode_broken(self, text: str) -> list[int]:
-        # Surrogates that stand for no byte (say U+D800 from a JSON escape) are spelled as UTF-8 would spell them.
-        text = (
-            text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
-            if not _only_escapes(text)
-            else text
-        )
+        elif _NO_BYTE.search(text):  # spelled as UTF-8 would spell it
+            text = text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
         ids: list[int] = []
         for piece in _UNDECODABLE.split(text):
             if _UNDECODABLE.fullmatch(piece):
                 ids.append(self._id_of_byte[ord(piece) - 0xDC00])
-            elif piece:
+            else:
                 ids += self._backend.encode(piece, add_special_tokens=False).ids
         return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of many valid texts, on all cores."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """Returns the bytes that `ids` stand for; the exact inverse of `encode`."""
         return b"".join(self._bytes[i] for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of `ids`; bytes that are no UTF-8 show as U+FFFD."""
+        """Returns the text of `ids`; bytes that are not UTF-8 show as U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def with_chat_tokens(self, anchors: Iterable[str]) -> "Tokenizer":
-        """Returns a copy with the role tokens and each anchor word as one token.
-
-        An anchor that already is a token of the base keeps its id. New ids follow the old ones, so the old rows of an
-        embedding stay where they are.
-        """
+        """Returns a copy with the role tokens and each anchor word as one token; old ids do not change."""
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
         backend.add_special_tokens(list(ROLES))
         backend.add_tokens([tokenizers.AddedToken(word, single_word=True, normalized=False) for word in anchors])
         return Tokenizer(backend)
 
     def save(self, path: Path) -> None:
-        """Writes `tokenizer.json`, whole or not at all."""
+        """Writes `tokenizer.json` atomically."""
         write_text(path, self._backend.to_str(pretty=True))
 
 
-def _only_escapes(text: str) -> bool:
-    return all(not 0xD800 <= ord(char) <= 0xDFFF or 0xDC80 <= ord(char) <= 0xDCFF for char in text)
-
-
 def load(path: Path) -> Tokenizer:
-    """Reads a `tokenizer.json`. Raises UserError where it is absent or is none."""
+    """Reads a `tokenizer.json`. Raises UserError where it is absent or broken."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         json.loads(text)
@@ -153,10 +134,9 @@ def load(path: Path) -> Tokenizer:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE of exactly `vocab_size` ids, the four specials first.
+    """Trains a byte-level BPE of exactly `vocab_size` ids, the four special tokens first.
 
-    A corpus too small to give that many merges is topped up with reserved ids, so that the model's shape depends on
-    the config alone.
+    A small corpus has too few merges: reserved ids fill the vocabulary, so that its size depends on the config alone.
     """
     if vocab_size < LEAST_TOKENS:
         raise UserError(
