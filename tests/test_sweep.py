@@ -192,15 +192,9 @@ def write_run(workdir, *, rate: float, loss: float, accuracy: float, orders: int
     (workdir / "config.json").write_text(json.dumps(CONFIG | {"optim": {"peak_lr": rate}}))
     lines = [*LINES[:-1], LINES[-1] | {"val_loss": loss}]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    score = {
-        "items": {"name": "ctibench-mcq"},
-        "book": "closed",
-        "headline": {"accuracy": accuracy, "ci95": [accuracy - 0.02, accuracy + 0.02], "orders": ["ABCD"] * orders},
-        "letter_share": {"A": 0.1, "B": 0.4, "C": 0.3, "D": 0.2},
-        "baselines": {"always_A": 0.25},
-        "verdict": "chance",
-        "note": "",
-    }
+    score = json.loads((ROOT / "evals" / "records" / "chat_v3-seed0" / "evals" / "ctibench.json").read_text())
+    score["headline"] = {"accuracy": accuracy, "ci95": [accuracy - 0.02, accuracy + 0.02], "orders": ["ABCD"] * orders}
+    score |= {"letter_share": {"A": 0.1, "B": 0.4, "C": 0.3, "D": 0.2}, "verdict": "chance"}
     (workdir / "evals" / "ctibench.json").write_text(json.dumps(score | more))
 
 
@@ -253,7 +247,7 @@ def test_a_single_seed_has_the_interval_of_its_items_and_a_single_order_is_named
 def test_the_pictures_show_rates_beside_chance_and_losses_against_tokens_and_time(recorded):
     sweep, folder, _ = recorded
     sweep_table.write(*recorded)
-    rows = json.loads((folder / "sweep.json").read_text())["settings"]
+    rows = sweep_table.pooled(*recorded)
     above, below = sweep_table.picture(sweep, rows).axes
     assert above.get_xscale() == "log"
     assert below.get_xlabel() == "optim.peak_lr"
@@ -280,11 +274,15 @@ def test_seconds_of_a_curve_are_those_of_updates_after_the_first():
     ]
     assert curves.curve_of(CONFIG, [{"step": 1, "loss": 9.0}, {"step": 2, "val_loss": 7.0}]) == []
     assert curves.curve_of({}, []) == []
-    row = {"setting": "a", "config": "b", "runs": [{"curve": curves.curve_of(CONFIG, LINES[:3])}]}
-    assert curves.picture([row]) is None, "one validation loss is no curve"
-    twice = [{"curve": curves.curve_of(CONFIG, LINES)}]
-    rows = [{"setting": "a", "config": config, "runs": twice} for config in "bc"]
-    assert len(curves.picture(rows).axes) == 4, "two panels for each config"
+
+
+def test_the_curves_of_each_config_have_two_panels():
+    def row(config: str, lines: list[dict]):
+        runs = [SimpleNamespace(curve=curves.curve_of(CONFIG, lines))]
+        return SimpleNamespace(setting=Setting("a", config), runs=runs)
+
+    assert curves.picture([row("b", LINES[:3])]) is None, "one validation loss is no curve"
+    assert len(curves.picture([row(config, LINES) for config in "bc"]).axes) == 4
 
 
 # ---- Launchers ----

@@ -1,191 +1,193 @@
-"""The pictures of a report: pure functions of run records, each a figure that says one thing.
+"""The pictures of a report: figures drawn from a run's record or a score. `page.html` has their captions."""
 
-Records of older runs lack newer keys; what they lack is not drawn.
-"""
-
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Sequence
 
 import matplotlib
 
-matplotlib.use("Agg")  # no screen is needed, nor looked for
+matplotlib.use("Agg")  # needs no display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ghost_jax.reporting.tables import WORDS, answerer_of, asked_of, orders_of, published_of
+import ghost_jax
+from ghost_jax.reporting.tables import WORDS, answerer_of, asked_of, benchmark_scores, collapsed, published_of
+from ghost_jax.runs.evaluation import Evaluation
+from ghost_jax.runs.run_record import RunRecord
 
-INK, ACCENT, MUTED, WARM = "#1d2733", "#2a6fb0", "#a9b4c0", "#c4622d"
-WIDTH = 5  # inches: on a phone, which shows a picture 3.7 inches wide, its words stay readable
+INK, ACCENT, MUTED, WARM = "#1d2733", "#2a6fb0", "#8d99a6", "#c4622d"
 LETTER_COLORS = (ACCENT, WARM, "#4f8f5b", "#8a5aa5", "#b0882a", MUTED)
+WIDTH = 5  # inches: text stays readable on a phone, which shows a picture 3.7 inches wide
+LOSSES = {
+    "loss": ("-", MUTED, "training"),
+    "val_loss": ("o-", ACCENT, "validation, own mix"),
+    "val_loss_shared": ("o-", WARM, "validation, shared"),
+}
 
 
-def loss_picture(run: dict) -> Figure:
-    """Draws training loss, and validation losses where they were taken, in nats a supervised token."""
-    figure, axes = _figure(3.6)
-    lines = run["metrics"]
-    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], color=MUTED, label="training")
-    for key, color, label in (
-        ("val_loss", ACCENT, "validation, own mix"),
-        ("val_loss_shared", WARM, "validation, shared"),
-    ):
-        taken = [line for line in lines if key in line]
-        if taken:
-            axes.plot([line["step"] for line in taken], [line[key] for line in taken], "o-", color=color, label=label)
-    _finish(axes, "update", "loss, nats a token", run["name"])
+def png(figure: Figure) -> bytes:
+    """Returns a figure as PNG that names the version of this program."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": f"ghost_jax {ghost_jax.__version__}"})
+    return buffer.getvalue()
+
+
+def new_figure(height: float, width: float = WIDTH, panels: int = 1) -> tuple[Figure, Sequence[Axes]]:
+    """Returns a figure and its panels, one above the other; sizes are inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def run_pictures(run: RunRecord) -> dict[str, Figure]:
+    """Returns the pictures of a run's training by their names."""
+    drawn = {"loss": loss_picture(run)} if run.metrics else {}
+    return drawn | ({"mixture": mixture_picture(run)} if run.data.mixture else {})
+
+
+def score_pictures(score: Evaluation) -> dict[str, Figure]:
+    """Returns the pictures of a score by their names; what it lacks is not drawn."""
+    drawn = {"accuracy": accuracy_picture(score), "letters": letter_picture(score)}
+    if score.letter_log_probs:
+        drawn["log-probs"] = log_prob_picture(score)
+    if score.calibration:
+        drawn["reliability"] = reliability_picture(score)
+    return drawn
+
+
+def loss_picture(run: RunRecord) -> Figure:
+    """Draws the training loss, and validation losses where there are any."""
+    figure, (axes,) = new_figure(3.6)
+    for key, (form, color, label) in LOSSES.items():
+        if lines := [line for line in run.metrics if key in line]:
+            axes.plot([line["step"] for line in lines], [line[key] for line in lines], form, color=color, label=label)
     axes.legend(frameon=False)
+    _finish(axes, "update", "loss, nats a token", run.name)
     return figure
 
 
-def mixture_picture(run: dict) -> Figure:
-    """Draws each dataset's share of the records that a run learns from, and of the tokens that are learnt."""
-    shares = list(reversed(run["data"]["mixture"]))
-    names = [f"{WORDS.get(share['name'], share['name'])} x{_last(share['multiplier']):g}" for share in shares]
-    figure, axes = _figure(1.6 + 0.45 * len(shares))
+def mixture_picture(run: RunRecord) -> Figure:
+    """Draws each dataset's share of the records that a run trains on, and of their supervised tokens."""
+    shares = run.data.mixture[::-1]
+    figure, (axes,) = new_figure(1.8 + 0.45 * len(shares))
     places = range(len(shares))
-    of_tokens = [100 * share["supervised_share"] for share in shares]
-    axes.barh([place + 0.2 for place in places], [100 * share["record_share"] for share in shares], 0.4, color=ACCENT)
-    axes.barh([place - 0.2 for place in places], of_tokens, 0.4, color=WARM)
-    axes.set_yticks(places, names)
+    for shift, color, label, key in (
+        (0.2, ACCENT, "records", "record_share"),
+        (-0.2, WARM, "supervised tokens", "supervised_share"),
+    ):
+        values = [100 * getattr(share, key) for share in shares]
+        axes.barh([place + shift for place in places], values, 0.4, color=color, label=label)
+    axes.set_yticks(places, [f"{WORDS.get(share.name, share.name)} x{_last(share.multiplier):g}" for share in shares])
     axes.set_xlim(0, 100)
-    _finish(axes, "share, %: records (blue), learnt tokens (orange)", "", "mixture")
-    return figure
-
-
-def accuracy_picture(score: dict) -> Figure:
-    """Draws the headline with its interval beside its controls and the baselines that read no question."""
-    baselines, controls = score["baselines_over_orders"], score["controls"]
-    names = [*reversed(baselines), *reversed(controls), f"{answerer_of(score)}{collapsed(score)}"]
-    values = [*reversed(baselines.values()), *(control["accuracy"] for control in reversed(controls.values()))]
-    colors = [MUTED] * len(baselines) + [WARM] * len(controls) + [ACCENT]
-    figure, axes = _figure(1.2 + 0.27 * len(names))
-    accuracy = score["headline"]["accuracy"]
-    axes.barh([name.replace("_", " ") for name in names], [100 * v for v in (*values, accuracy)], color=colors)
-    intervals = {len(names) - 1: (accuracy, score["headline"]["ci95"])}
-    for place, control in enumerate(reversed(controls.values()), len(baselines)):
-        intervals[place] = control["accuracy"], control["ci95"]
-    for place, (value, (low, high)) in intervals.items():
-        axes.errorbar(
-            100 * value, place, xerr=[[100 * (value - low)], [100 * (high - value)]], color=INK, capsize=3, linewidth=1
-        )
-    axes.axvline(100 * _chance(score), color=INK, linewidth=1, linestyle="--")
-    _finish(axes, f"accuracy over {orders_of(score)} orders, %", "", f"{score['items']['name']}, {asked_of(score)}")
-    return figure
-
-
-def letter_picture(score: dict) -> Figure:
-    """Draws the share of each answered letter; a collapse is one tall bar."""
-    figure, axes = _figure(3, 4.2)
-    axes.bar(list(score["letter_share"]), [100 * share for share in score["letter_share"].values()], color=ACCENT)
-    axes.axhline(100 / len(score["letter_share"]), color=WARM, linewidth=1, linestyle="--")
-    axes.set_ylim(0, 100)
-    _finish(axes, "letter answered", "share of answers, %", f"verdict: {collapsed(score).strip() or score['verdict']}")
-    return figure
-
-
-def log_prob_picture(score: dict) -> Figure:
-    """Draws how probable each letter was over all prompts; in a collapse one letter stands right of the others."""
-    figure, axes = _figure(3)
-    edges = score["letter_log_probs"]["edges"]
-    for (letter, counts), color in zip(score["letter_log_probs"]["counts"].items(), LETTER_COLORS, strict=False):
-        axes.stairs(counts, edges, color=color, label=letter, linewidth=1.5)
-    _finish(axes, "log-probability among the letters, nats", "prompts", "letters")
-    axes.legend(frameon=False)
-    return figure
-
-
-def reliability_picture(score: dict) -> Figure:
-    """Draws accuracy against confidence, a bin a dot as large as its share; on the diagonal the model is calibrated."""
-    figure, axes = _figure(3.4, 4.2)
-    bins = [each for each in score["calibration"]["bins"] if each["n"]]
-    total = sum(each["n"] for each in bins)
-    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1)
-    axes.scatter(
-        [100 * each["confidence"] for each in bins],
-        [100 * each["accuracy"] for each in bins],
-        s=[15 + 300 * each["n"] / total for each in bins],
-        color=ACCENT,
-    )
-    axes.set(xlim=(0, 100), ylim=(0, 100))
-    title = f"expected calibration error {score['calibration']['ece']:.3f}"
-    _finish(axes, "confidence in the answered letter, %", "accuracy, %", title)
-    return figure
-
-
-def study_picture(runs: Sequence[dict]) -> Figure | None:
-    """Draws the study's accuracies among baselines that read no question, in the published order and over all of them.
-
-    None where no run rebuilds a row of the study, or none was scored on its benchmark in several orders.
-    """
-    studied = [run for run in runs if published_of(run).get("accuracy")]
-    scored = {run["name"]: score for run in studied if (score := _in_several_orders(run))}
-    if not scored:
-        return None
-    score = next(iter(scored.values()))
-    orders = orders_of(score)
-    rows: list[tuple[str, float | None, float | None, Sequence[float] | None]] = [
-        (name.replace("_", " "), value, score["baselines_over_orders"][name], None)
-        for name, value in score["baselines"].items()
-    ]
-    study = {published_of(run)["run"]: published_of(run)["accuracy"] for run in studied}
-    for name, accuracy in sorted(study.items(), key=lambda row: row[1]):  # one, however often it was rebuilt
-        rows.append((f"study: {name}", accuracy, None, None))
-    for name, each in scored.items():
-        rows.append(
-            (
-                f"ours: {name}{collapsed(each)}",
-                each["single_order"],
-                each["headline"]["accuracy"],
-                each["headline"]["ci95"],
-            )
-        )
-    figure, axes = _figure(1.4 + 0.24 * len(rows), 1.2 * WIDTH)
-    for place, (_, published, over, interval) in enumerate(reversed(rows)):
-        if interval:
-            axes.plot([100 * bound for bound in interval], [place, place], color=ACCENT, linewidth=2)
-        if published is not None and over is not None:
-            axes.plot([100 * published, 100 * over], [place, place], color=MUTED, linewidth=1, zorder=0)
-        if published is not None:
-            axes.plot(100 * published, place, "o", markerfacecolor="white", markeredgecolor=WARM)
-        if over is not None:
-            axes.plot(100 * over, place, "o", color=ACCENT, markersize=5)
-    axes.set_yticks(range(len(rows)), [name for name, *_ in reversed(rows)])
-    axes.axvline(100 * score["baselines"]["always_C"], color=WARM, linewidth=1, linestyle="--")
-    axes.axvline(100 * _chance(score), color=ACCENT, linewidth=1, linestyle="--")
-    axes.plot([], [], "o", markerfacecolor="white", markeredgecolor=WARM, label="in the published order")
-    axes.plot([], [], "o", color=ACCENT, markersize=5, label=f"over {orders} cyclic orders")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
-    _finish(axes, "accuracy, %", "", f"{score['items']['name']}: who reads the question?")
+    _finish(axes, "share, %", "", "mixture")
     return figure
-
-
-def _in_several_orders(run: Mapping) -> dict | None:
-    score = run["evals"].get("ctibench")
-    if score and orders_of(score) > 1 and "always_C" in score["baselines"] and not score.get("note"):
-        return score
-    return None
-
-
-def collapsed(score: Mapping) -> str:
-    """Returns " COLLAPSED" for a score whose answers are one letter, to stand behind a name; else nothing."""
-    return " COLLAPSED" if score["verdict"] == "collapsed" else ""
-
-
-def _chance(score: Mapping) -> float:
-    """The accuracy of the best constant letter over the orders asked."""
-    return max(accuracy for name, accuracy in score["baselines_over_orders"].items() if name.startswith("always_"))
 
 
 def _last(multiplier: float | Sequence[float]) -> float:
-    """The multiplier of a dataset, the last one where it changes during the run; the oldest records have a number."""
+    """The multiplier of the last phase; the oldest records have a number."""
     return multiplier[-1] if isinstance(multiplier, Sequence) else multiplier
 
 
-def _figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+def accuracy_picture(score: Evaluation) -> Figure:
+    """Draws the headline with its interval beside its controls and the baselines that read no question."""
+    bars = [(answerer_of(score) + collapsed(score), score.headline.accuracy, score.headline.ci95, ACCENT)]
+    bars += [(name, control.accuracy, control.ci95, WARM) for name, control in score.controls.items()]
+    bars += [(name.replace("_", " "), each, None, MUTED) for name, each in score.baselines_over_orders.items()]
+    figure, (axes,) = new_figure(1.2 + 0.27 * len(bars))
+    axes.barh([name for name, *_ in bars], [100 * each for _, each, *_ in bars], color=[color for *_, color in bars])
+    for place, (_, accuracy, interval, _) in enumerate(bars):
+        if interval:
+            ends = [[100 * (accuracy - interval[0])], [100 * (interval[1] - accuracy)]]
+            axes.errorbar(100 * accuracy, place, xerr=ends, color=INK, capsize=3, linewidth=1)
+    axes.axvline(100 * chance_of(score), color=INK, linewidth=1, linestyle="--")
+    axes.invert_yaxis()
+    orders = "one order" if score.orders_per_item == 1 else f"{score.orders_per_item} orders"
+    _finish(axes, f"accuracy over {orders}, %", "", f"{score.items.name}, {asked_of(score)}")
+    return figure
+
+
+def letter_picture(score: Evaluation) -> Figure:
+    """Draws the share of each answered letter."""
+    figure, (axes,) = new_figure(3, 4.2)
+    axes.bar(list(score.letter_share), [100 * share for share in score.letter_share.values()], color=ACCENT)
+    axes.axhline(100 / len(score.letter_share), color=WARM, linewidth=1, linestyle="--")
+    axes.set_ylim(0, 100)
+    _finish(axes, "letter answered", "share of answers, %", f"verdict: {collapsed(score).strip() or score.verdict}")
+    return figure
+
+
+def log_prob_picture(score: Evaluation) -> Figure:
+    """Draws the distribution of each letter's log-probability over all prompts."""
+    figure, (axes,) = new_figure(3)
+    histogram = score.letter_log_probs
+    for (letter, counts), color in zip(histogram.counts.items(), LETTER_COLORS, strict=False):
+        axes.stairs(counts, histogram.edges, color=color, label=letter, linewidth=1.5)
+    axes.legend(frameon=False)
+    _finish(axes, "log-probability among the letters, nats", "prompts", "letters")
+    return figure
+
+
+def reliability_picture(score: Evaluation) -> Figure:
+    """Draws accuracy against confidence, a bin a dot as large as its share."""
+    figure, (axes,) = new_figure(3.4, 4.2)
+    bins = [each for each in score.calibration.bins if each.n]
+    total = sum(each.n for each in bins)
+    axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1)
+    axes.scatter(
+        [100 * each.confidence for each in bins],
+        [100 * each.accuracy for each in bins],
+        s=[15 + 300 * each.n / total for each in bins],
+        color=ACCENT,
+    )
+    axes.set(xlim=(0, 100), ylim=(0, 100))
+    error = f"expected calibration error {score.calibration.ece:.3f}"
+    _finish(axes, "confidence in the answered letter, %", "accuracy, %", error)
+    return figure
+
+
+def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
+    """Draws runs and the study's figures among the baselines, in the published order and over all orders.
+
+    None where no run was scored on the benchmark in several orders, or one alone that rebuilds no row of the study.
+    """
+    scored = {name: score for name, score in benchmark_scores(runs).items() if not score.note}
+    rebuilt = [published_of(run) for run in runs if published_of(run).get("accuracy")]
+    study = {each["run"]: each["accuracy"] for each in rebuilt}
+    if not scored or not (study or len(scored) > 1):
+        return None
+    score = next(iter(scored.values()))
+    baselines = score.baselines.items()
+    # Accuracy in the published order, accuracy over all orders, interval of the latter.
+    rows = {name.replace("_", " "): (each, score.baselines_over_orders[name], None) for name, each in baselines}
+    rows |= {f"study: {name}": (each, None, None) for name, each in sorted(study.items(), key=lambda row: row[1])}
+    for name, each in scored.items():
+        rows[f"ours: {name}{collapsed(each)}"] = each.single_order, each.headline.accuracy, each.headline.ci95
+    figure, (axes,) = new_figure(1.4 + 0.24 * len(rows))
+    for place, (published, over, interval) in enumerate(rows.values()):
+        if interval:
+            axes.plot([100 * bound for bound in interval], [place, place], color=ACCENT, linewidth=2)
+        if over is not None:
+            axes.plot([100 * published, 100 * over], [place, place], color=MUTED, linewidth=1, zorder=0)
+            axes.plot(100 * over, place, "o", color=ACCENT, markersize=5)
+        axes.plot(100 * published, place, "o", markerfacecolor="white", markeredgecolor=WARM)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.axvline(100 * score.baselines["always_C"], color=WARM, linewidth=1, linestyle="--")
+    axes.axvline(100 * chance_of(score), color=ACCENT, linewidth=1, linestyle="--")
+    axes.plot([], [], "o", markerfacecolor="white", markeredgecolor=WARM, label="in the published order")
+    axes.plot([], [], "o", color=ACCENT, markersize=5, label=f"over {score.orders_per_item} cyclic orders")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    _finish(axes, "accuracy, %", "", score.items.name)
+    return figure
+
+
+def chance_of(score: Evaluation) -> float:
+    """Returns the accuracy of the best constant letter over the orders asked."""
+    return max(accuracy for name, accuracy in score.baselines_over_orders.items() if name.startswith("always_"))
 
 
 def _finish(axes: Axes, x: str, y: str, title: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_title(title, loc="left", fontsize=11)

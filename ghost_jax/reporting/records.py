@@ -1,17 +1,38 @@
-"""What a report is made of: the records of runs and those of no run, read and checked.
+"""Reads what a report is made of: the records of runs, and the JSON reports beside them.
 
-What cannot be read is named and left out, so that one broken file does not hide the others.
+A file that cannot be read is named and left out, so that one broken file does not hide the others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ghost_jax.core.atomic_io import check_version, read_json
+from ghost_jax.core.atomic_io import read_json
 from ghost_jax.core.errors import UserError
-from ghost_jax.runs import metrics
+from ghost_jax.runs import evaluation, run_record
+from ghost_jax.runs.evaluation import Evaluation
+from ghost_jax.runs.run_record import RunRecord
 
-OF_A_CONFIG = {"stage", "model", "data", "optim", "steps"}  # what every version wrote
-OF_A_SCORE = {"items", "headline", "verdict", "baselines", "book"}
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What the page shows of a sweep; records of older ones have no table."""
+
+    name: str
+    axis: str
+    notes: list[str]
+    table: list[list[str]]
+    picture: Path
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The JSON reports beside runs: of the lexical reader, audits (model -> report), comparisons and sweeps."""
+
+    lexical: list[Evaluation] = field(default_factory=list)
+    audits: list[dict[str, Evaluation]] = field(default_factory=list)
+    comparisons: list[dict] = field(default_factory=list)
+    sweeps: list[SweepReport] = field(default_factory=list)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -26,55 +47,18 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def _is_exported(path: Path) -> bool:
-    """Returns whether a config.json is a model's that was exported into the same folder, and no run's."""
-    try:
-        found = read_json(path)
-    except UserError:
-        return False
-    return isinstance(found, dict) and "architectures" in found and "stage" not in found
+    """Returns whether a config.json is that of a model exported into the same folder."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return '"architectures"' in text and '"stage"' not in text
 
 
-def read_run(workdir: Path) -> dict:
-    """Returns a run's records: config, environment, data, metrics lines, how it ended, scores by name.
-
-    What is absent is empty: a run that is neither finished nor stopped by the watch is unfinished. A file in `evals/`
-    that is no score, such as a comparison, is not among the scores.
-
-    Raises UserError where a file is broken, or the config is none of a run.
-    """
-
-    def read(name: str) -> dict:
-        path = workdir / name
-        found = read_json(path) if path.is_file() else {}
-        if not isinstance(found, dict):
-            raise UserError(f"{path} holds no record of a run. Repeat the command that made the run.")
-        return found
-
-    config = read("config.json")
-    check_version(config, workdir / "config.json")
-    if (workdir / "config.json").is_file() and (missing := OF_A_CONFIG - config.keys()):
-        raise UserError(
-            f"{workdir / 'config.json'} is the config of no run: it lacks {', '.join(sorted(missing))}. Repeat the "
-            "command that made the run."
-        )
-    scores = {path.stem: read(f"evals/{path.name}") for path in sorted((workdir / "evals").glob("*.json"))}
-    return {
-        "name": workdir.name,
-        "config": config,
-        "environment": read("environment.json"),
-        "data": read("data.json"),
-        "finished": (workdir / "status.json").is_file(),
-        "stopped": read("stopped.json"),
-        "metrics": metrics.read(workdir),
-        "evals": {name: score for name, score in scores.items() if score.keys() >= OF_A_SCORE},
-    }
+def read_run(workdir: Path) -> RunRecord:
+    """Reads the record of a run with its evaluations. Raises UserError where a file is broken."""
+    return replace(run_record.read(workdir), evals=evaluation.read_all(workdir))
 
 
-def read_runs(workdirs: Iterable[Path]) -> tuple[list[dict], list[str]]:
-    """Returns the records of the runs that can be read, and a sentence on each that cannot.
-
-    Raises UserError, the first of those sentences, where none can.
-    """
+def read_runs(workdirs: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
+    """Returns the runs that can be read, and a message for each that cannot. Raises UserError where none can."""
     runs, left_out = [], []
     for workdir in workdirs:
         try:
@@ -86,15 +70,23 @@ def read_runs(workdirs: Iterable[Path]) -> tuple[list[dict], list[str]]:
     return runs, left_out
 
 
-def read_beside(paths: Sequence[Path]) -> tuple[dict[Path, dict], list[str]]:
-    """Returns the JSON records of no run that can be read, by their files, and a sentence on each that cannot."""
-    records, left_out = {}, []
+def read_beside(paths: Iterable[Path]) -> tuple[Beside, list[str]]:
+    """Returns the reports among JSON files, and a message for each file that cannot be read. Others are ignored."""
+    found, left_out = Beside(), []
     for path in paths:
         try:
-            found = read_json(path)
+            content = read_json(path)
+            keys = content.keys() if isinstance(content, dict) else set()
+            if evaluation.is_evaluation(content):
+                found.lexical.append(evaluation.from_json(content, name=path))
+            elif "predictions" in keys:
+                audited = content["predictions"].items()
+                found.audits.append({name: evaluation.from_json(each, name=path) for name, each in audited})
+            elif keys >= {"reference", "rows", "orders"}:
+                found.comparisons.append(content)
+            elif keys >= {"axis", "settings"}:
+                table, picture = content.get("table", []), path.with_suffix(".png")
+                found.sweeps.append(SweepReport(content["name"], content["axis"], content["notes"], table, picture))
         except UserError as fault:
             left_out.append(str(fault))
-            continue
-        if isinstance(found, dict):
-            records[path] = found
-    return records, left_out
+    return found, left_out

@@ -1,115 +1,172 @@
-"""The benchmark at a glance: the study's best, what is scored without reading, published models, ours.
+"""The parts of a report that its page and RESULTS.md share: the benchmark at a glance, paired findings, the tables.
 
-Pure functions of run records and of reports that are no run's: of the open book, and of an audit of published answers.
-Each row names the command that it comes from. Figures with the book open and closed never stand in one column.
+Figures with the book open and closed never stand in one column. Two accuracies of one table are no comparison, since
+each depends on the items drawn; findings are therefore read from the records of `evals.compare`
+(`--out=FILE.json` beside the runs), which pairs runs item by item.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from ghost_jax.reporting.tables import command_of, gain_of, orders_of, published_of
+import ghost_jax
+from ghost_jax.reporting import tables
+from ghost_jax.reporting.records import Beside
+from ghost_jax.reporting.tables import CTIBENCH, NONE, Row, percent
+from ghost_jax.runs.evaluation import Evaluation
+from ghost_jax.runs.run_record import RunRecord
 
-NONE = "—"
+SIGNATURE = "Written by ghost_jax"  # in reports of every version: marks a file that a report may replace
+SIGNED = f"{SIGNATURE} {ghost_jax.__version__}, and every number of it read from the records of runs."
 HEADER = ("who", "closed book, published order", "closed book, over all orders", "open book, over all orders", "from")
 BASELINES = {
     "always_C": "always C",
     "longest": "the longest option",
     "position_length_popularity": "place, length and popularity of options, fitted",
 }
-CTIBENCH = "CTIBench MCQ"
-AUDIT = "python -m evals.audit"
 SHOWN_MODEL = "ChatGPT-4"  # GPT-4, as the published file calls it; the audit has all five
+SIGNIFICANT = 0.05
+HOW = "Paired by item, intervals of 95% clustered by page, p corrected for the rows of a comparison (Holm)."
 
 
-def glance_table(runs: Sequence[dict], reports: Sequence[dict]) -> list[tuple[str, ...]]:
-    """Returns the rows of the table, the header first; empty where no run was scored on the benchmark in all orders.
+class Part(NamedTuple):
+    """A part of a report: rows of a table, the header first, and notes."""
 
-    Args:
-      runs: the records of runs, as `ghost_jax.reporting.records.read_run` returns them.
-      reports: reports of no run: of the lexical reader, and of an audit.
-    """
-    scores = {run["name"]: score for run in runs if (score := _on_benchmark(run["evals"].get("ctibench")))}
+    heading: str
+    rows: Sequence[Row]
+    notes: Sequence[str]
+
+
+def parts_of(runs: Sequence[RunRecord], beside: Beside) -> list[Part]:
+    """Returns the tables and notes of a report, in their order."""
+    parts = [
+        Part(f"At a glance, {CTIBENCH}, %", glance_table(runs, beside), []),
+        Part("What we learned", [], learned(runs, beside.comparisons)),
+        Part("Runs", tables.result_table(runs), tables.notes_of(runs)),
+        Part("Machines", tables.machine_table(runs), []),
+    ]
+    return [part for part in parts if part.rows or part.notes]
+
+
+def results_of(parts: Iterable[Part]) -> str:
+    """Returns the parts of a report as RESULTS.md."""
+    blocks = ["# Results"]
+    for part in parts:
+        blocks += [f"## {part.heading}", *([tables.markdown(part.rows)] if part.rows else []), *part.notes]
+    return "\n\n".join([*blocks, SIGNED]) + "\n"
+
+
+# ---- At a glance ----
+
+
+def glance_table(runs: Sequence[RunRecord], beside: Beside) -> list[Row]:
+    """Returns the rows of the first table, the header first; [] where no run has the benchmark in all orders."""
+    scores = tables.benchmark_scores(runs)
     if not scores:
         return []
-    any_score = next(iter(scores.values()))
-    rows = [HEADER, *_study(runs)]
+    any_score, rows = next(iter(scores.values())), [HEADER, *_study(runs)]
     for baseline, name in BASELINES.items():
-        if baseline in any_score["baselines"]:
-            published, over = any_score["baselines"][baseline], any_score["baselines_over_orders"][baseline]
-            rows.append((name, _percent(published), _percent(over), NONE, "every report"))
-    rows += _published_models(reports)
-    name, best = max(scores.items(), key=lambda each: each[1]["headline"]["accuracy"])
-    command = next(command_of(run) for run in runs if run["name"] == name)
+        if baseline in any_score.baselines:
+            published, over = any_score.baselines[baseline], any_score.baselines_over_orders[baseline]
+            rows.append((name, percent(published), percent(over), NONE, "every report"))
+    for audit in beside.audits:
+        if SHOWN_MODEL in audit and audit[SHOWN_MODEL].items.name == CTIBENCH:
+            headline = audit[SHOWN_MODEL].headline
+            accuracy = percent(headline.accuracy, headline.ci95)
+            rows.append(("GPT-4, published answers", accuracy, NONE, NONE, "`python -m evals.audit`"))
+    name, best = _best(scores)
+    command = next(tables.command_of(run) for run in runs if run.name == name)
     ours = f"ours, the best of {len(scores)} runs: {name}" if len(scores) > 1 else f"ours: {name}"
-    rows.append((ours, _percent(best["single_order"]), _headline(best), NONE, f"`{command}`"))
-    return rows + _open_book(runs, reports)
+    rows.append((ours, percent(best.single_order), _headline(best), NONE, f"`{command}`"))
+    return rows + _open_book(runs, beside)
 
 
-def story(runs: Sequence[dict], reports: Sequence[dict]) -> list[tuple[str, str]]:
-    """Returns who answers and how well, over all orders: the best run, the best baseline, and the open-book reader.
+def story(runs: Sequence[RunRecord], beside: Beside) -> list[tuple[str, str]]:
+    """Returns name and accuracy over all orders of the best run, the best baseline and the open-book reader.
 
-    Rows of what is not among the records are left out; without a run that was scored on the benchmark there is none.
+    Empty without a run that was scored on the benchmark.
     """
-    scores = {run["name"]: score for run in runs if (score := _on_benchmark(run["evals"].get("ctibench")))}
+    scores = tables.benchmark_scores(runs)
     if not scores:
         return []
-    name, best = max(scores.items(), key=lambda each: each[1]["headline"]["accuracy"])
-    baseline, accuracy = max(best["baselines_over_orders"].items(), key=lambda each: each[1])
+    name, best = _best(scores)
+    baseline, accuracy = max(best.baselines_over_orders.items(), key=lambda each: each[1])
     known = BASELINES.get(baseline, baseline.replace("_", " "))
-    rows = [(f"{name}, closed book", _headline(best)), (f"without reading the question: {known}", _percent(accuracy))]
-    for report in reports:
-        if report.get("reader") == "lexical" and _on_benchmark(report):
-            rows.append(("the open-book reader, without a model", _headline(report)))
+    rows = [(f"{name}, closed book", _headline(best)), (f"without reading the question: {known}", percent(accuracy))]
+    for score in beside.lexical:
+        if score.reader == "lexical" and tables.on_benchmark(score):
+            rows.append(("the open-book reader, without a model", _headline(score)))
     return rows
 
 
-def _study(runs: Iterable[dict]) -> list[tuple[str, ...]]:
-    """The row of the study's best; its figure is of one run in the published order, and has no interval."""
-    published = [published_of(run) for run in runs]
-    best = max((each for each in published if each.get("accuracy")), key=lambda each: each["accuracy"], default=None)
-    return [(f"the study's best, {best['run']}", _percent(best["accuracy"]), NONE, NONE, "the study")] if best else []
+def _best(scores: dict[str, Evaluation]) -> tuple[str, Evaluation]:
+    return max(scores.items(), key=lambda each: each[1].headline.accuracy)
 
 
-def _published_models(reports: Iterable[dict]) -> list[tuple[str, ...]]:
-    audited = [report["predictions"].get(SHOWN_MODEL) for report in reports if "predictions" in report]
-    return [
-        ("GPT-4, published answers", _percent(*_of(each["headline"])), NONE, NONE, f"`{AUDIT}`")
-        for each in audited
-        if each and each["items"]["name"] == CTIBENCH
-    ]
+def _study(runs: Iterable[RunRecord]) -> list[Row]:
+    """The row of the study's best; its figure is of one run in the published order, without an interval."""
+    published = [each for each in map(tables.published_of, runs) if each.get("accuracy")]
+    best = max(published, key=lambda each: each["accuracy"], default=None)
+    return [(f"the study's best, {best['run']}", percent(best["accuracy"]), NONE, NONE, "the study")] if best else []
 
 
-def _open_book(runs: Sequence[dict], reports: Iterable[dict]) -> list[tuple[str, ...]]:
+def _open_book(runs: Iterable[RunRecord], beside: Beside) -> list[Row]:
     command = "python -m evals.ctibench --book=open"
     rows = []
-    for report in reports:
-        for row in report.get("fits", []) if report.get("book") == "open" else []:
-            name = f"ours: lexical reader, fitted on {row['fitted_on']}, scored on {row['scored_on']}"
-            accuracy = _percent(row["accuracy"], row["ci95"])
-            rows.append((name, NONE, NONE, accuracy, f"`{command} --reader=lexical`"))
+    for fit in [fit for score in beside.lexical if score.book == "open" for fit in score.fits or ()]:
+        name = f"ours: lexical reader, fitted on {fit.fitted_on}, scored on {fit.scored_on}"
+        rows.append((name, NONE, NONE, percent(fit.accuracy, fit.ci95), f"`{command} --reader=lexical`"))
     for run in runs:
-        for stem, score in run["evals"].items():
-            if stem.startswith("ctibench-open-") and _on_benchmark(score):
-                how = f"`{command} --reader={score['reader']} --workdir=…`"
-                name = f"ours: {run['name']} reads"
-                if gain := gain_of(score):
-                    name = f"ours: lexical reader with {run['name']}, {gain}"
-                rows.append((name, NONE, NONE, _headline(score), how))
+        for stem, score in run.evals.items():
+            if stem.startswith("ctibench-open-") and tables.on_benchmark(score):
+                gain = tables.gain_of(score)
+                name = f"ours: lexical reader with {run.name}, {gain}" if gain else f"ours: {run.name} reads"
+                rows.append((name, NONE, NONE, _headline(score), f"`{command} --reader={score.reader} --workdir=…`"))
     return rows
 
 
-def _on_benchmark(score: dict | None) -> dict | None:
-    whole = score and score["items"]["name"] == CTIBENCH and orders_of(score) > 1
-    return score if whole else None
+def _headline(score: Evaluation) -> str:
+    return percent(score.headline.accuracy, score.headline.ci95) + tables.collapsed(score)
 
 
-def _headline(score: dict) -> str:
-    return _percent(*_of(score["headline"])) + (" COLLAPSED" if score["verdict"] == "collapsed" else "")
+# ---- What comparisons found ----
 
 
-def _of(headline: dict) -> tuple[float, Sequence[float]]:
-    return headline["accuracy"], headline["ci95"]
+def learned(runs: Sequence[RunRecord], comparisons: Sequence[dict]) -> list[str]:
+    """Returns what comparisons found, a sentence a pair of runs, and which scored runs no comparison has."""
+    sentences = [sentence for comparison in comparisons for sentence in _of_comparison(comparison)]
+    if sentences:
+        sentences.append(HOW)
+    compared = {name for comparison in comparisons for name in _runs_of(comparison)}
+    scored = [run.name for run in runs if any(score.book == "closed" for score in run.evals.values())]
+    left = [name for name in scored if name not in compared]
+    if left and (comparisons or len(scored) > 1):
+        sentences.append(
+            f"Nothing can be told of {', '.join(left)}: no comparison with another run is recorded. Rows of a table "
+            "that look different may differ by the luck of the items alone. To record one: python -m evals.compare "
+            "--runs=A,B --out=FILE.json, with FILE.json beside the runs."
+        )
+    return sentences or ["Nothing can be told: it takes two scored runs and a recorded comparison of them."]
 
 
-def _percent(accuracy: float, interval: Sequence[float] | None = None) -> str:
-    within = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
-    return f"{100 * accuracy:.1f}{within}"
+def _of_comparison(comparison: dict) -> list[str]:
+    others = [row["against_reference"] for row in comparison["rows"][1:]]
+    apart = [each for each in others if each["p_holm"] < SIGNIFICANT]
+    better = sum(each["mean"] > 0 for each in apart)
+    orders = comparison["orders"]
+    in_one = len(orders) == len(set(map(len, orders)))  # the name of an order is as long as its item has options
+    asked = "in one order, where a constant letter can look like knowledge" if in_one else "in all orders"
+    found = f"none of {len(others)} told apart from it"
+    if apart:
+        found = f"{better} better, {len(apart) - better} worse, {len(others) - len(apart)} not told apart"
+    lead = (
+        f"{comparison['items']['name']}, {comparison['n']:,} questions {asked}, {comparison['book']} book, against "
+        f"{comparison['reference']}: {found}."
+    )
+    return [lead, *(each["text"] for each in others)]
+
+
+def _runs_of(comparison: dict) -> list[str]:
+    """Returns the names of the run directories whose reports were compared: `NAME/evals/FILE.json`."""
+    reports = [Path(run["report"]) for row in comparison["rows"] for run in row["runs"]]
+    return [report.resolve().parents[1].name for report in reports if report.parent.name == "evals"]

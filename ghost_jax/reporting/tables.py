@@ -1,88 +1,81 @@
-"""Run records as tables: the study's result table with our columns beside it, and where each run was made.
-
-Pure functions of what `ghost_jax.reporting.records.read_run` returns. Records of older runs lack newer keys and
-still read.
-"""
+"""Run records as tables: the study's result table with our columns beside it, and where each run was made."""
 
 import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ghost_jax.data.builders import DATASETS
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.runs.cropping import cropping_of
+from ghost_jax.runs.evaluation import COLLAPSED, Evaluation
+from ghost_jax.runs.run_record import RunRecord
 
 NONE = "—"
+CTIBENCH = "CTIBench MCQ"
 STUDY = ("study: run", "study: steps", "study: LR", "study: val", "study: CTIBench")
 OURS = (
     *("steps", "LR", "val", "val shared", "state"),
     *("items", "accuracy over orders (95%)", "published order", "most frequent letter", "verdict"),
 )
 MACHINES = ("run", "parameters", "machine", "tokens/s")
-# Datasets as the study's table calls them, in the order in which a recipe names them: small talk last.
+# Titles of datasets in the study's table, in the order in which a recipe names them: small talk last.
 WORDS = {name: DATASETS[name].title for name in sorted(DATASETS, key=lambda name: name == "small_talk")}
+Row = tuple[str, ...]
 
 
-def result_table(runs: Sequence[dict]) -> list[tuple[str, ...]]:
-    """Returns the rows of the result table, the header first; a run with several scores has a row for each.
+def result_table(runs: Sequence[RunRecord]) -> list[Row]:
+    """Returns the rows of the result table, the header first; a run with several closed-book scores has a row for each.
 
-    The study's columns stand in it where one of the runs rebuilds a row of the study.
+    It has the study's columns where one of the runs rebuilds a row of the study.
     """
     studied = any(published_of(run).get("run") for run in runs)
     rows = [("run", "recipe", *(STUDY if studied else ()), *OURS)]
     for run in runs:
-        named = (run["name"], recipe_of(run["config"]), *(study_cells(published_of(run)) if studied else ()))
-        # A score with the book open says nothing of what a run knows, and stands in a table of its own.
-        for score in [score for score in run["evals"].values() if score["book"] == "closed"] or [None]:
+        named = (run.name, recipe_of(run.config), *(study_cells(published_of(run)) if studied else ()))
+        closed = [score for score in run.evals.values() if score.book == "closed"]
+        for score in closed or [None]:
             rows.append(named + run_cells(run) + score_cells(score))
     return rows
 
 
-def notes_of(runs: Iterable[dict]) -> list[str]:
-    """Returns what stands below the result table: how its scores compare, and what can be had without reading."""
-    runs = list(runs)
-    said = []
+def notes_of(runs: Sequence[RunRecord]) -> list[str]:
+    """Returns the notes below the result table: how scores compare, cropped prompts, and the baselines."""
+    notes = []
     if any(published_of(run).get("accuracy") for run in runs):
-        said.append("The study's figures are of one run each, in the published order alone; `published order` is ours.")
-    scores = [(run["name"], score) for run in runs for score in run["evals"].values()]
+        notes.append(
+            "The study's figures are of one run each, in the published order alone; `published order` is ours."
+        )
+    scores = [(run.name, score) for run in runs for score in run.evals.values()]
     for name, score in scores:
         if cropped := cropping_of(score):
-            said.append(f"{name}, {score['items']['name']}, {asked_of(score)}: {cropped}")
-    for score in {score["items"]["sha256"]: score for _, score in scores}.values():
-        baselines = ", ".join(
-            f"{name.replace('_', ' ')} {100 * accuracy:.1f}" for name, accuracy in score["baselines"].items()
-        )
-        said.append(f"Without reading a question, {score['items']['name']} in the published order, %: {baselines}.")
-    return said
+            notes.append(f"{name}, {score.items.name}, {asked_of(score)}: {cropped}")
+    for score in {score.items.sha256: score for _, score in scores}.values():
+        baselines = ", ".join(f"{name.replace('_', ' ')} {100 * each:.1f}" for name, each in score.baselines.items())
+        notes.append(f"Without reading a question, {score.items.name} in the published order, %: {baselines}.")
+    return notes
 
 
-def machine_table(runs: Iterable[dict]) -> list[tuple[str, ...]]:
+def machine_table(runs: Sequence[RunRecord]) -> list[Row]:
     """Returns size, machine and speed of each run, the header first; tokens/s is the median over logged updates."""
     rows = [MACHINES]
     for run in runs:
-        speeds = [line["tokens_per_s"] for line in run["metrics"]]
-        rows.append(
-            (
-                run["name"],
-                f"{ModelConfig(**run['config']['model']).parameters():,}",
-                run["environment"].get("machine", NONE),
-                f"{statistics.median(speeds):,.0f}" if speeds else NONE,
-            )
-        )
+        speeds = [line["tokens_per_s"] for line in run.metrics]
+        parameters = ModelConfig(**run.config["model"]).parameters()
+        speed = f"{statistics.median(speeds):,.0f}" if speeds else NONE
+        rows.append((run.name, f"{parameters:,}", run.environment.machine or NONE, speed))
     return rows
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """Returns rows, the header first, as a Markdown table."""
 
-    def cell(text: str) -> str:
-        return " ".join(text.split()).replace("|", r"\|")
+    def line(cells: Row) -> str:
+        return "| " + " | ".join(" ".join(cell.split()).replace("|", r"\|") for cell in cells) + " |"
 
-    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
+    return "\n".join([line(rows[0]), line(("---",) * len(rows[0])), *map(line, rows[1:])])
 
 
-# ---- Cells ----
+# ---- A run ----
 
 
 def recipe_of(config: dict) -> str:
@@ -91,16 +84,23 @@ def recipe_of(config: dict) -> str:
         return f"imported from {config['imported']['from']}"
     mixture = {name: multiplier for name, multiplier in config["data"].get("mixture", {}).items() if multiplier > 0}
     known = [name for name in WORDS if name in mixture] + [name for name in mixture if name not in WORDS]
-    # The oldest records of a base name no mixture: there was one dataset.
-    mixed = " + ".join(f"{WORDS.get(name, name)} x{mixture[name]:g}" for name in known) or WORDS["pretrain"]
-    layout, norm = config["data"].get("layout", "classic"), config.get("loss_norm", "token_mean")
-    how = [f"asked as {layout}"] * (layout != "classic") + ["mean over records"] * (norm == "record_mean")
-    on = f" on {config['base']['name']}" if "base" in config else ""
-    on += ", imported" if "imported" in config.get("base", {}) else ""
-    return mixed + on + "".join(f", {each}" for each in how)
+    # The oldest records of a base have no mixture: there was one dataset.
+    parts = [" + ".join(f"{WORDS.get(name, name)} x{mixture[name]:g}" for name in known) or WORDS["pretrain"]]
+    if base := config.get("base"):
+        parts[0] += f" on {base['name']}" + (", imported" if "imported" in base else "")
+    if (layout := config["data"].get("layout", "classic")) != "classic":
+        parts.append(f"asked as {layout}")
+    if config.get("loss_norm") == "record_mean":
+        parts.append("mean over records")
+    return ", ".join(parts)
 
 
-def study_cells(published: dict) -> tuple[str, ...]:
+def published_of(run: RunRecord) -> dict:
+    """Returns the row of the study that a run rebuilds: {} where it starts from an imported model."""
+    return {} if "imported" in run.config.get("base", {}) else run.config.get("published", {})
+
+
+def study_cells(published: dict) -> Row:
     """Returns the study's row of a recipe as cells; empty ones for a recipe of ours."""
     loss, accuracy = published.get("val_loss"), published.get("accuracy")
     return (
@@ -112,110 +112,120 @@ def study_cells(published: dict) -> tuple[str, ...]:
     )
 
 
-def run_cells(run: dict) -> tuple[str, ...]:
-    """Returns a run as cells: updates done, rate, validation losses in nats a token, how it ended."""
-    config, lines = run["config"], run["metrics"]
-    done = lines[-1]["step"] if lines else 0
-    last = {key: line[key] for line in lines for key in ("val_loss", "val_loss_shared") if key in line}
+def run_cells(run: RunRecord) -> Row:
+    """Returns a run as cells: updates done, learning rate, validation losses in nats a token, state."""
+    done, planned = run.metrics[-1]["step"] if run.metrics else 0, run.config["steps"]
+    last = {key: line[key] for line in run.metrics for key in ("val_loss", "val_loss_shared") if key in line}
     return (
-        f"{done:,}" if done == config["steps"] else f"{done:,} of {config['steps']:,}",
-        _rate(config["optim"]["peak_lr"]),
+        f"{done:,}" if done == planned else f"{done:,} of {planned:,}",
+        _rate(run.config["optim"]["peak_lr"]),
         *(f"{last[key]:.3f}" if key in last else NONE for key in ("val_loss", "val_loss_shared")),
         state_of(run),
     )
 
 
-def command_of(run: dict) -> str:
+def state_of(run: RunRecord) -> str:
+    """Returns "finished", "unfinished", or when and why the divergence watch stopped the run."""
+    if run.finished:
+        return "finished"
+    return f"stopped at {run.stopped.step:,}: {run.stopped.reason}" if run.stopped else "unfinished"
+
+
+def command_of(run: RunRecord) -> str:
     """Returns the command that trained a run, of older ones as far as it is known; empty for an imported one."""
-    if words := run["environment"].get("command"):
+    if words := run.environment.command:
         return shlex.join(["python", "-m", "ghost_jax.train", *words])
-    spec = run["config"].get("spec")
+    spec = run.config.get("spec")
     return f"python -m ghost_jax.train --config={spec}" if spec else ""
 
 
-def state_of(run: dict) -> str:
-    """Returns "finished", "unfinished", or when and why the divergence watch stopped the run."""
-    if run["finished"]:
-        return "finished"
-    stopped = run["stopped"]
-    return f"stopped at {stopped['step']:,}: {stopped['reason']}" if stopped else "unfinished"
+def _rate(value: float) -> str:
+    """Returns a learning rate as the study writes it: 5e-5."""
+    digits, exponent = f"{value:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
-def score_cells(score: dict | None) -> tuple[str, ...]:
+# ---- A score ----
+
+
+def percent(accuracy: float, interval: Sequence[float] | None = None) -> str:
+    """Returns a fraction in percent, with its interval where there is one: "25.0 (24.1 to 25.9)"."""
+    return f"{100 * accuracy:.1f}" + (f" ({interval_of(*interval)})" if interval else "")
+
+
+def interval_of(low: float, high: float, form: str = ".1f") -> str:
+    """Returns the ends of an interval in percent: "24.1 to 25.9"."""
+    return f"{100 * low:{form}} to {100 * high:{form}}"
+
+
+def score_cells(score: Evaluation | None) -> Row:
     """Returns a score as cells: items, headline with interval, single order, most frequent letter, verdict.
 
-    A score in one order has no headline: there a constant letter can look like knowledge. Where cloze shows what the
-    letters do not, its accuracy stands beside the verdict.
+    A score in one order has no headline, because there a constant letter can look like knowledge. The accuracy of cloze
+    stands beside the verdict where it differs from that of the letters.
     """
     if score is None:
         return (NONE,) * 5
-    low, high = score["headline"]["ci95"]
-    headline = f"{100 * score['headline']['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-    letter, share = max(score["letter_share"].items(), key=lambda item: item[1])
-    readings = score.get("readings", {"differs": False})
-    cloze = f", cloze {100 * readings['cloze']['accuracy']:.1f}" if readings["differs"] else ""
+    letter, share = score.top_letter
+    differs = score.readings and score.readings.differs
+    cloze = f", cloze {percent(score.readings.cloze.accuracy)}" if differs else ""
+    headline = percent(score.headline.accuracy, score.headline.ci95)
     return (
-        f"{score['items']['name']} (n={score['n']:,}, {score['book']} book)",
-        headline if orders_of(score) > 1 else f"{NONE} (one order)",
-        f"{100 * score['single_order']:.1f}",
+        f"{score.items.name} (n={score.n:,}, {score.book} book)",
+        headline if score.orders_per_item > 1 else f"{NONE} (one order)",
+        percent(score.single_order),
         f"{letter} {100 * share:.1f}%",
-        (score["verdict"].upper() if score["verdict"] == "collapsed" else score["verdict"]) + cloze,
+        (score.verdict.upper() if score.verdict == COLLAPSED else score.verdict) + cloze,
     )
 
 
-def said_of(score: dict) -> str:
-    """Returns in words what a score is worth: its verdict, and what else was asked."""
-    said = [f"Verdict: {score.get('verdict_text') or score['verdict']}"]
-    if cloze := score.get("cloze"):
-        primary = cloze[cloze["primary"]]
-        low, high = primary["ci95"]
-        said.append(
-            f"With the options not shown (cloze, {cloze['primary']}): {100 * primary['accuracy']:.1f}% "
-            f"({100 * low:.1f} to {100 * high:.1f})."
-        )
-        for name, control in cloze.get("controls", {}).items():
-            low, high = (100 * bound for bound in control["gain_ci95"])
-            said.append(f"Over {name} it gains {100 * control['gain']:+.1f} points ({low:+.1f} to {high:+.1f}) there.")
-    if score.get("flip_rate") is not None:
-        said.append(f"Between two orders of a question another option is chosen in {score['flip_rate']:.0%}.")
+def said_of(score: Evaluation) -> str:
+    """Returns a score in sentences: its verdict, cloze, changes between orders, cropped prompts."""
+    sentences = [f"Verdict: {score.verdict_text or score.verdict}"]
+    if cloze := score.cloze:
+        accuracy = f"{percent(cloze.found.accuracy)}% ({interval_of(*cloze.found.ci95)})"
+        sentences.append(f"With the options not shown (cloze, {cloze.primary}): {accuracy}.")
+        for name, control in (cloze.controls or {}).items():
+            gain = f"{100 * control.gain:+.1f} points ({interval_of(*control.gain_ci95, '+.1f')})"
+            sentences.append(f"Over {name} it gains {gain} there.")
+    if score.flip_rate is not None:
+        sentences.append(f"Between two orders of a question another option is chosen in {score.flip_rate:.0%}.")
     if gain := gain_of(score):
-        said.append(f"The model beside it adds {gain}.")
+        sentences.append(f"The model beside it adds {gain}.")
     if cropped := cropping_of(score):
-        said.append(cropped)
-    return " ".join(said)
+        sentences.append(cropped)
+    return " ".join(sentences)
 
 
-def asked_of(score: dict) -> str:
+def collapsed(score: Evaluation) -> str:
+    """Returns " COLLAPSED", to stand behind a name, for a score whose answers are one letter; else ""."""
+    return " COLLAPSED" if score.verdict == COLLAPSED else ""
+
+
+def asked_of(score: Evaluation) -> str:
     """Returns how a score was asked: "closed book", "open book, reader both"."""
-    return f"{score['book']} book" + (f", reader {score['reader']}" if score["book"] == "open" else "")
+    return f"{score.book} book" + (f", reader {score.reader}" if score.book == "open" else "")
 
 
-def answerer_of(score: dict) -> str:
-    """Returns whose answers a score is of: of the lexical reader with the model beside it, it is not the model's."""
-    return "lexical reader with this model" if score.get("reader") == "both" else "this model"
+def answerer_of(score: Evaluation) -> str:
+    """Returns who gave the answers: the model alone, or the lexical reader with the model beside it."""
+    return "lexical reader with this model" if score.reader == "both" else "this model"
 
 
-def gain_of(score: dict) -> str:
-    """Returns in words what a model adds to the lexical reader; empty for any other score."""
-    if "gain_over_lexical" not in score:
+def gain_of(score: Evaluation) -> str:
+    """Returns how much a model adds to the lexical reader; empty for any other score."""
+    if score.gain_over_lexical is None:
         return ""
-    low, high = (100 * bound for bound in score["gain_over_lexical_ci95"])
-    return f"{100 * score['gain_over_lexical']:+.2f} points ({low:+.2f} to {high:+.2f}) over the lexical reader alone"
+    interval = interval_of(*score.gain_over_lexical_ci95, "+.2f")
+    return f"{100 * score.gain_over_lexical:+.2f} points ({interval}) over the lexical reader alone"
 
 
-def orders_of(score: dict) -> int:
-    """Returns in how many orders each question was asked."""
-    headline = score["headline"]
-    return headline.get("orders_per_item", len(headline["orders"]))
+def benchmark_scores(runs: Sequence[RunRecord]) -> dict[str, Evaluation]:
+    """Returns the closed-book scores on the whole benchmark in several orders, by run."""
+    scores = {run.name: run.evals.get("ctibench") for run in runs}
+    return {name: score for name, score in scores.items() if score and on_benchmark(score)}
 
 
-def published_of(run: dict) -> dict:
-    """Returns the row of the study that a run rebuilds: none where it starts from a model of somebody else."""
-    config = run["config"]
-    return {} if "imported" in config.get("base", {}) else config.get("published", {})
-
-
-def _rate(value: float) -> str:
-    """Returns a rate as the study writes it: 5e-5."""
-    digits, exponent = f"{value:e}".split("e")
-    return f"{float(digits):g}e{int(exponent)}"
+def on_benchmark(score: Evaluation) -> bool:
+    """Returns whether a score is on the whole benchmark, in several orders."""
+    return score.items.name == CTIBENCH and score.orders_per_item > 1

@@ -1,10 +1,14 @@
-"""The sentence on prompts that were longer than a model's context, for every report that shows a score."""
+"""The sentence on prompts that did not fit a model's context, for every report that shows a score."""
 
 from ghost_jax.runs.evaluation import Evaluation, from_json
 
 
 def cropping(cropped: int, prompts: int, lost: str = "") -> str:
-    """Returns the sentence on cropped prompts, empty for none; `lost` names the part that was lost."""
+    """Returns the sentence on prompts that a model's context did not hold; empty where it held all.
+
+    Args:
+      lost: what stands at the beginning of such a prompt.
+    """
     if not cropped:
         return ""
     what = f": {lost}" if lost else ""

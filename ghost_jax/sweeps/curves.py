@@ -29,28 +29,28 @@ def curve_of(config: Mapping, lines: Sequence[Mapping]) -> list[dict[str, float]
     return curve
 
 
-def picture(rows: Sequence[Mapping]) -> Figure | None:
+def picture(rows: Sequence) -> Figure | None:
     """Draws the curves of a sweep: two panels for each config, a color for each setting, a curve for each seed.
 
     Configs share no panel: losses over different vocabularies do not compare. None where no run has two evaluations.
 
     Args:
-      rows: settings of the sweep with their `setting`, `config` and `runs`, each run with its `curve`.
+      rows: of `ghost_jax.sweeps.results.pooled`.
     """
-    drawn = [row for row in rows if any(len(run["curve"]) > 1 for run in row["runs"])]
-    configs = list(dict.fromkeys(row["config"] for row in drawn))
+    drawn = [row for row in rows if any(len(run.curve) > 1 for run in row.runs)]
+    configs = list(dict.fromkeys(row.setting.spec for row in drawn))
     if not configs:
         return None
     figure = Figure(figsize=(10, 3.6 * len(configs)), layout="constrained")
     panels = figure.subplots(len(configs), 2, sharey="row", squeeze=False)
     for config, (by_tokens, by_time) in zip(configs, panels, strict=True):
-        for number, row in enumerate(row for row in drawn if row["config"] == config):
-            for seed, run in enumerate(row["runs"]):
+        for number, row in enumerate(row for row in drawn if row.setting.spec == config):
+            for seed, run in enumerate(row.runs):
                 style = {"color": COLORS[number % len(COLORS)], "linewidth": 1}
-                style["label"] = None if seed else row["setting"]
-                losses = [point["val_loss"] for point in run["curve"]]
-                by_tokens.plot([point["tokens"] / 1e6 for point in run["curve"]], losses, **style)
-                by_time.plot([point["seconds"] / 60 for point in run["curve"]], losses, **style)
+                style["label"] = None if seed else row.setting.name
+                losses = [point["val_loss"] for point in run.curve]
+                by_tokens.plot([point["tokens"] / 1e6 for point in run.curve], losses, **style)
+                by_time.plot([point["seconds"] / 60 for point in run.curve], losses, **style)
         by_tokens.set(xlabel="tokens, millions", ylabel="validation loss, nats a token")
         by_time.set(xlabel="training time without evaluations, minutes")
         by_tokens.legend(frameon=False)

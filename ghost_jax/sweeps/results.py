@@ -1,162 +1,198 @@
-"""The results of a sweep: one table, one picture. Every number is computed from the records of its runs.
+"""The results of a sweep: its record, table and pictures, all computed from the records of its runs.
 
 The seeds of a setting are pooled: mean, range, and from three seeds on Student's t-interval of the mean.
 """
 
-import io
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import ghost_jax
 from evals.analysis.stats import ENOUGH_SEEDS, pool
 from ghost_jax.core.atomic_io import write_bytes, write_json, write_text
-from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM
+from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, WIDTH, new_figure, png
 from ghost_jax.reporting.records import read_run
-from ghost_jax.reporting.tables import markdown, orders_of
+from ghost_jax.reporting.tables import NONE, interval_of, markdown, percent
 from ghost_jax.runs.cropping import cropping_of
-from ghost_jax.sweeps import curves as sweep_curves
-from ghost_jax.sweeps.grid import Run, Sweep
+from ghost_jax.runs.evaluation import Evaluation
+from ghost_jax.sweeps import curves
+from ghost_jax.sweeps.curves import curve_of
+from ghost_jax.sweeps.grid import Run, Setting, Sweep
 
 
-def pool_accuracy(runs: Sequence[dict]) -> dict | None:
-    """Returns the pooled accuracy of scored runs; a single one keeps the interval over its items. `over` says which."""
-    accuracy = pool([run["accuracy"] for run in runs])
-    if accuracy and accuracy["n"] == 1:
-        return accuracy | {"ci95": runs[0]["ci95"], "over": "items"}
-    return accuracy and accuracy | {"over": "seeds"}
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """A run of a sweep.
+
+    Attributes:
+      state: "finished", "stopped" (by the divergence watch), "failed" or "not started".
+      score: on the benchmark.
+      curve: validation losses by tokens and time.
+      figures: steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss;
+        what the run lacks is absent. Accuracies and shares are fractions, losses nats a token.
+    """
+
+    run: Run
+    state: str
+    config: dict
+    score: Evaluation | None
+    curve: list[dict[str, float]]
+    figures: dict[str, float]
+
+    @classmethod
+    def read(cls, run: Run, workdir: Path, state: str, metrics: Sequence[str]) -> "SweepRun":
+        """Reads the results of one run from its directory."""
+        record = read_run(workdir)
+        lines, config, score = record.metrics, record.config, record.evals.get("ctibench")
+        figures = {"steps": lines[-1]["step"] if lines else 0}
+        figures |= {key: line[key] for line in lines for key in metrics if key in line}
+        if config:
+            figures["rate"] = config["optim"]["peak_lr"]
+        if score:
+            figures |= {"accuracy": score.headline.accuracy, "letter_share": score.top_letter[1]}
+        return cls(run, state, config, score, curve_of(config, lines), figures)
+
+    def to_json(self) -> dict:
+        """Returns the run as `sweep.json` has it."""
+        content = {"run": self.run.name, "seed": self.run.seed, "state": self.state, **self.figures}
+        content |= {"curve": self.curve, **({"published": self.config.get("published", {})} if self.config else {})}
+        if score := self.score:
+            content |= {"ci95": score.headline.ci95, "orders": score.orders_per_item}
+            content |= {"letters": len(score.letter_share), "verdict": score.verdict}
+            content |= {"note": score.note or "", "cropping": cropping_of(score)}
+        return content
 
 
-def counted(runs: Sequence[dict]) -> list[dict]:
-    """Returns the runs of a setting that are pooled: the finished ones, else what there is."""
-    return [run for run in runs if run["state"] == "finished"] or list(runs)
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A setting with its runs; `pooled` has what `pool` returns of each figure over the runs that are `counted`."""
+
+    setting: Setting
+    runs: list[SweepRun]
+    pooled: dict[str, dict | None]
+
+    @classmethod
+    def of(cls, setting: Setting, runs: list[SweepRun], metrics: Sequence[str]) -> "Row":
+        """Pools the figures of the runs; a single score keeps the interval over its items, and `over` says which."""
+        row = cls(setting, runs, {})
+        for key in ("steps", "rate", *metrics, "letter_share", "accuracy"):
+            row.pooled[key] = pool([run.figures[key] for run in row.counted if key in run.figures])
+        if accuracy := row.pooled["accuracy"]:
+            accuracy["over"] = "seeds"
+            if accuracy["n"] == 1:
+                (score,) = [run.score for run in row.counted if run.score]
+                accuracy |= {"ci95": score.headline.ci95, "over": "items"}
+        return row
+
+    @property
+    def counted(self) -> list[SweepRun]:
+        """The finished runs, because a loss from halfway does not compare with one of the end; else all of them."""
+        return [run for run in self.runs if run.state == "finished"] or self.runs
+
+    @property
+    def states(self) -> Counter:
+        """How many runs are in each state."""
+        return Counter(run.state for run in self.runs)
+
+    @property
+    def verdicts(self) -> Counter:
+        """How many of the runs that are counted have each verdict."""
+        return Counter(run.score.verdict for run in self.counted if run.score)
+
+    @property
+    def published(self) -> dict:
+        """The study's own figures of the setting, as its recipe has them."""
+        return next((run.config.get("published", {}) for run in self.runs if run.config), {})
+
+    def to_json(self) -> dict:
+        """Returns the row as `sweep.json` has it."""
+        content = {"setting": self.setting.name, "config": self.setting.spec, "overrides": dict(self.setting.overrides)}
+        content |= {"states": self.states, "verdicts": self.verdicts, **self.pooled}
+        return content | {"runs": [run.to_json() for run in self.runs]}
 
 
-def record_of(run: Run, workdir: Path, state: str, metrics: Sequence[str]) -> dict:
-    """Returns what one run came to; what it did not come to is absent. Accuracies are fractions, losses nats."""
-    read = read_run(workdir)
-    lines, config, score = read["metrics"], read["config"], read["evals"].get("ctibench")
-    record = {"run": run.name, "seed": run.seed, "state": state, "steps": lines[-1]["step"] if lines else 0}
-    record |= {key: line[key] for line in lines for key in metrics if key in line}  # the last one of each
-    record["curve"] = sweep_curves.curve_of(config, lines)
-    if config:
-        # Records of older runs have no figures of the study
-        record |= {"rate": config["optim"]["peak_lr"], "published": config.get("published", {})}
-    if score:
-        record |= {
-            "accuracy": score["headline"]["accuracy"],
-            "ci95": score["headline"]["ci95"],
-            "orders": orders_of(score),
-            "letters": len(score["letter_share"]),
-            "letter_share": max(score["letter_share"].values()),
-            "verdict": score["verdict"],
-            "note": score.get("note", ""),
-            "cropping": cropping_of(score),
-        }
-    return record
-
-
-def pooled(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[dict]:
-    """Returns a row a setting: its runs, and over its seeds the steps, rate, losses, accuracy, letters and verdicts.
-
-    Finished runs alone are pooled, because a loss from halfway is no loss of the end; where a setting has none, what
-    its other runs came to is shown, and `states` says so.
+def pooled(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
+    """Returns the settings of a sweep, with their seeds pooled.
 
     Args:
-      states: run name -> "finished", "stopped" (by the divergence watch), "failed" or "not started".
+      states: run name -> state, see `SweepRun`.
     """
     rows = []
     for setting in sweep.settings:
-        runs = [
-            record_of(run, folder / run.name, states[run.name], sweep.metrics)
-            for run in sweep.runs()
-            if run.setting == setting
-        ]
-        used = counted(runs)
-        numbers = ("steps", "rate", *sweep.metrics, "letter_share")
-        rows.append(
-            {
-                "setting": setting.name,
-                "config": setting.spec,
-                "overrides": dict(setting.overrides),
-                "states": Counter(run["state"] for run in runs),
-                "verdicts": Counter(run["verdict"] for run in used if "verdict" in run),
-                **{key: pool([run[key] for run in used if key in run]) for key in numbers},
-                "accuracy": pool_accuracy([run for run in used if "accuracy" in run]),
-                "runs": runs,
-            }
-        )
+        runs = [run for run in sweep.runs() if run.setting == setting]
+        read = [SweepRun.read(run, folder / run.name, states[run.name], sweep.metrics) for run in runs]
+        rows.append(Row.of(setting, read, sweep.metrics))
     return rows
 
 
-def table_of(sweep: Sweep, rows: Sequence[dict]) -> list[tuple[str, ...]]:
-    """Returns the table, the header first; the study's own figures stand in it where a recipe has any."""
-    studied = any(figures_of(row).get("run") for row in rows)
+def table_of(sweep: Sweep, rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Returns the table, the header first, with the study's own figures where a recipe has any."""
+    studied = any(row.published.get("run") for row in rows)
     header = ("setting", "steps", "rate", *(name.replace("_", " ") for name in sweep.metrics))
     header += ("accuracy, %", "95% interval", "min to max", "top letter, %", "verdict", "runs")
     table = [header + (("study's val loss", "study's accuracy, %") if studied else ())]
     for row in rows:
-        cells = (row["setting"], _mean(row["steps"], ",.0f"), _mean(row["rate"], "g"))
-        cells += tuple(loss_cell(row[name]) for name in sweep.metrics)
-        cells += accuracy_cells(row)
-        cells += (
-            _mean(row["letter_share"], ".0f", 100),
-            _counts(row["verdicts"]),
-            _counts(row["states"], usual="finished"),
+        cells = (
+            row.setting.name,
+            _mean(row.pooled["steps"], ",.0f"),
+            _mean(row.pooled["rate"], "g"),
+            *(_loss_cell(row.pooled[name]) for name in sweep.metrics),
+            *_accuracy_cells(row),
+            _mean(row.pooled["letter_share"], ".0f", 100),
+            _counts(row.verdicts),
+            _counts(row.states, usual="finished"),
         )
         if studied:
-            figures = figures_of(row)
-            loss, accuracy = figures.get("val_loss"), figures.get("accuracy")
-            cells += (f"{loss:.3f}" if loss else "—", f"{100 * accuracy:.1f}" if accuracy else "—")
+            loss, accuracy = row.published.get("val_loss"), row.published.get("accuracy")
+            cells += (f"{loss:.3f}" if loss else NONE, percent(accuracy) if accuracy else NONE)
         table.append(cells)
     return table
 
 
-def accuracy_cells(row: dict) -> tuple[str, str, str]:
-    """Returns the accuracy in percent, its interval (over seeds, unless it says items), and its range over seeds."""
-    accuracy = row["accuracy"]
+def _accuracy_cells(row: Row) -> tuple[str, ...]:
+    """Returns the mean accuracy in percent, its interval, and its range over seeds."""
+    accuracy = row.pooled["accuracy"]
     if accuracy is None:
-        return ("—",) * 3
-    one_order = any(run.get("orders") == 1 for run in counted(row["runs"]))
-    ci95, over = accuracy["ci95"], " (items)" if accuracy["over"] == "items" else ""
+        return (NONE,) * 3
+    one_order = any(run.score and run.score.orders_per_item == 1 for run in row.counted)
+    over = " (items)" if accuracy["over"] == "items" else ""
     return (
-        f"{100 * accuracy['mean']:.1f}" + (" (one order)" if one_order else ""),
-        f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}{over}" if ci95 else "—",
-        f"{100 * accuracy['min']:.1f} to {100 * accuracy['max']:.1f}" if accuracy["n"] > 1 else "—",
+        percent(accuracy["mean"]) + (" (one order)" if one_order else ""),
+        f"{interval_of(*accuracy['ci95'])}{over}" if accuracy["ci95"] else NONE,
+        interval_of(accuracy["min"], accuracy["max"]) if accuracy["n"] > 1 else NONE,
     )
 
 
-def loss_cell(loss: dict | None) -> str:
+def _loss_cell(loss: dict | None) -> str:
     """Returns a mean loss with half the width of its interval, where it has one."""
     if loss is None:
-        return "—"
+        return NONE
     return f"{loss['mean']:.3f}" + (f" ± {loss['ci95'][1] - loss['mean']:.3f}" if loss["ci95"] else "")
 
 
-def figures_of(row: dict) -> dict:
-    """Returns the study's own figures of a setting, as its recipe states them."""
-    return next((run["published"] for run in row["runs"] if "published" in run), {})
-
-
 def _mean(values: dict | None, form: str, scale: float = 1) -> str:
-    return "—" if values is None else format(scale * values["mean"], form)
+    return NONE if values is None else format(scale * values["mean"], form)
 
 
-def _counts(counts: Counter, usual: str = "") -> str:
-    """Returns "2 finished, 1 stopped", or the number alone where all are what is usual."""
+def _counts(counts: Mapping[str, int], usual: str = "") -> str:
+    """Returns "2 finished, 1 stopped", or the number alone where all are `usual`."""
     if list(counts) == [usual]:
         return str(counts[usual])
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "—"
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or NONE
 
 
-def notes_of(rows: Sequence[dict]) -> list[str]:
-    """Returns what a reader must know before believing the table."""
-    runs = [run for row in rows for run in row["runs"]]
-    notes = list(dict.fromkeys(run["note"] for run in runs if run.get("note")))
-    notes += [f"In {run['run']}, {run['cropping']}" for run in runs if run.get("cropping")]
-    few = [row["setting"] for row in rows if row["states"]["finished"] < ENOUGH_SEEDS]
+def notes_of(rows: Sequence[Row]) -> list[str]:
+    """Returns the limits of the table: cropped prompts, too few seeds, a single order, runs that are not pooled."""
+    runs = [run for row in rows for run in row.runs]
+    scores = {run.run.name: run.score for run in runs if run.score}
+    notes = list(dict.fromkeys(score.note for score in scores.values() if score.note))
+    notes += [f"In {name}, {cropped}" for name, score in scores.items() if (cropped := cropping_of(score))]
+    few = [row.setting.name for row in rows if row.states["finished"] < ENOUGH_SEEDS]
     if few:
         notes.append(
             f"Fewer than {ENOUGH_SEEDS} seeds: {', '.join(few)}. Never a claim from one seed: what sets these apart "
@@ -167,73 +203,53 @@ def notes_of(rows: Sequence[dict]) -> list[str]:
             "Intervals over seeds are Student's t: how far the mean may be off because of the seed. The seeds of a "
             "sweep share its base and the items, whose own chance is not in them."
         )
-    if any(run.get("orders") == 1 for run in runs):
+    if any(score.orders_per_item == 1 for score in scores.values()):
         notes.append("Scored in one order of the options: there a constant letter can look like knowledge.")
-    apart = [run["run"] for run in runs if run["state"] != "finished"]
-    if apart:
-        notes.append(f"Not finished, and so not pooled with finished ones: {', '.join(apart)}.")
+    if unfinished := [run.run.name for run in runs if run.state != "finished"]:
+        notes.append(f"Not finished, and so not pooled with finished ones: {', '.join(unfinished)}.")
     return notes
 
 
-def positions(sweep: Sweep) -> list[float] | None:
-    """Returns the place of each setting on a numeric axis; None where the settings are drawn by name."""
-    values = [setting.overrides.get(sweep.axis) for setting in sweep.settings]
+def picture(sweep: Sweep, rows: Sequence[Row]) -> Figure:
+    """Draws accuracy and losses by setting: each seed a small dot, the mean a large one, its interval a bar."""
+    values = [row.setting.overrides.get(sweep.axis) for row in rows]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    return [float(value) for value in values] if numeric else None
-
-
-def picture(sweep: Sweep, rows: Sequence[dict]) -> Figure:
-    """Draws accuracy and losses against the axis: each seed a dot, the mean a line, its interval a bar."""
-    numeric = positions(sweep)
-    places = numeric or [float(number) for number in range(len(rows))]
-    figure = Figure(figsize=(max(7.0, 0.6 * len(rows) + 2), 6.4), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    letters = next((run["letters"] for row in rows for run in row["runs"] if "letters" in run), 4)
+    places = values if numeric else list(range(len(rows)))
+    figure, (above, below) = new_figure(6.4, max(WIDTH, 0.6 * len(rows) + 1), panels=2)
+    letters = next((len(run.score.letter_share) for row in rows for run in row.runs if run.score), 4)
     above.axhline(100 / letters, color=WARM, linewidth=1, linestyle="--", label="chance")
-    line = "o-" if numeric else "o"  # between two names there is nothing
-    _draw(above, places, rows, "accuracy", ACCENT, line, scale=100)
-    for name, color in zip(
-        sweep.metrics,
-        (ACCENT, WARM, INK, MUTED),
-        strict=False,
-    ):
+    line = "o-" if numeric else "o"  # there is nothing between two names
+    _draw(above, places, rows, "accuracy", ACCENT, line)
+    for name, color in zip(sweep.metrics, (ACCENT, WARM, INK, MUTED), strict=False):
         _draw(below, places, rows, name, color, line)
-    above.set_ylabel("accuracy, %")
-    over = {row["accuracy"]["over"] for row in rows if row["accuracy"]}
+    over = {accuracy["over"] for row in rows if (accuracy := row.pooled["accuracy"])}
     one_seed = "\n(of one seed: the interval over its items)" if "items" in over else ""
     above.set_title(f"{sweep.name}: mean with 95% interval, a dot a seed{one_seed}", loc="left", fontsize=11)
-    below.set_ylabel("loss, nats a token")
-    below.set_xlabel(sweep.axis)
-    if numeric is None:
-        below.set_xticks(places, [row["setting"] for row in rows], rotation=30, ha="right")
-    else:
-        if min(numeric) > 0 and max(numeric) >= 10 * min(numeric):
-            below.set_xscale("log")
-        below.set_xticks(places, [f"{place:g}" for place in places])
-        below.set_xticks([], minor=True)
+    above.set_ylabel("accuracy, %")
+    below.set(ylabel="loss, nats a token", xlabel=sweep.axis)
     for axes in (above, below):
         axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
+        if numeric and min(places) > 0 and max(places) >= 10 * min(places):
+            axes.set_xscale("log")
+        axes.set_xticks([], minor=True)
+        axes.set_xticks(places, [f"{place:g}" for place in places] if numeric else [])
+    if not numeric:
+        below.set_xticks(places, [row.setting.name for row in rows], rotation=30, ha="right")
     return figure
 
 
-def _draw(axes, places: Sequence[float], rows: Sequence[dict], key: str, color: str, line: str, scale: float = 1):
+def _draw(axes: Axes, places: Sequence[float], rows: Sequence[Row], key: str, color: str, line: str) -> None:
+    scale = 100 if key == "accuracy" else 1
     for place, row in zip(places, rows, strict=True):
-        seeds = [scale * run[key] for run in counted(row["runs"]) if key in run]
+        seeds = [scale * run.figures[key] for run in row.counted if key in run.figures]
         axes.plot([place] * len(seeds), seeds, ".", color=color, alpha=0.4)
-    drawn = [(place, row[key]) for place, row in zip(places, rows, strict=True) if row[key]]
-    means = [scale * of["mean"] for _, of in drawn]
-    bounds = [[scale * bound for bound in of["ci95"] or (of["mean"], of["mean"])] for _, of in drawn]
-    below = [mean - low for mean, (low, _) in zip(means, bounds, strict=True)]
-    above = [high - mean for mean, (_, high) in zip(means, bounds, strict=True)]
-    label = key.replace("_", " ")
-    axes.errorbar([place for place, _ in drawn], means, (below, above), fmt=line, color=color, capsize=4, label=label)
-
-
-def _draw_file(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_bytes(path, buffer.getvalue())
+    drawn = [(place, row.pooled[key]) for place, row in zip(places, rows, strict=True) if row.pooled[key]]
+    if drawn:
+        at, figures = zip(*drawn, strict=True)
+        means = scale * np.array([each["mean"] for each in figures])
+        ends = scale * np.array([each["ci95"] or [each["mean"]] * 2 for each in figures])
+        bars = abs(ends.T - means)
+        axes.errorbar(at, means, bars, fmt=line, color=color, capsize=4, label=key.replace("_", " "))
 
 
 def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -243,14 +259,13 @@ def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[t
     """
     rows = pooled(sweep, folder, states)
     table, notes = table_of(sweep, rows), notes_of(rows)
-    _draw_file(picture(sweep, rows), folder / "sweep.png")
-    curves = sweep_curves.picture(rows)
-    if curves:
-        _draw_file(curves, folder / "curves.png")
     signed = {"ghost_jax": ghost_jax.__version__, "name": sweep.name, "axis": sweep.axis}
-    write_json(folder / "sweep.json", signed | {"settings": rows, "notes": notes})
-    said = "".join(f"\n{note}\n" for note in notes)
-    page = f"# {sweep.name}\n\n{markdown(table)}\n{said}\n![accuracy and loss](sweep.png)\n"
-    page += "\n![validation loss against tokens and time](curves.png)\n" if curves else ""
-    write_text(folder / "sweep.md", page)
+    settings = [row.to_json() for row in rows]
+    write_json(folder / "sweep.json", signed | {"settings": settings, "notes": notes, "table": table})
+    write_bytes(folder / "sweep.png", png(picture(sweep, rows)))
+    blocks = [f"# {sweep.name}", markdown(table), *notes, "![accuracy and loss](sweep.png)"]
+    if drawn := curves.picture(rows):
+        write_bytes(folder / "curves.png", png(drawn))
+        blocks.append("![validation loss against tokens and time](curves.png)")
+    write_text(folder / "sweep.md", "\n\n".join(blocks) + "\n")
     return table, notes
