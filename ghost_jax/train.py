@@ -17,13 +17,12 @@ from rich.console import Console
 from evals.tasks import EVALUATIONS
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
-from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import data_folders, local_path
 from ghost_jax.data.prepare import prepare
 from ghost_jax.parallel import distributed
-from ghost_jax.runs import plan, run_dir, run_record
+from ghost_jax.runs import evaluation, plan, run_dir, run_record
 from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
@@ -85,7 +84,8 @@ def evaluate(config: ConfigDict, workdir: Path, data_dir: Path | None) -> None:
         evaluate_run = EVALUATIONS[name].evaluate_run
         result = evaluate_run(predict, tokenizer, workdir, data_dir, context=model.context, **options)
         if distributed.is_main():
-            write_json(workdir / "evals" / f"{name}.json", result | {"step": step, "machine": run_dir.machine()})
+            result = dataclasses.replace(result, step=step, machine=run_dir.machine())
+            evaluation.write(workdir / "evals" / f"{name}.json", result)
 
 
 def run_stage(stage: Stage, data_dir: Path | None, evals: Sequence[str], console: Console) -> None:
