@@ -10,12 +10,6 @@ import math
 import re
 from collections.abc import Iterator
 
-BYTES = {
-    **dict.fromkeys(("pred", "s8", "u8"), 1),
-    **dict.fromkeys(("s16", "u16", "bf16", "f16"), 2),
-    **dict.fromkeys(("s32", "u32", "f32"), 4),
-    **dict.fromkeys(("s64", "u64", "f64"), 8),
-}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 SLICES = ("dynamic-slice", "slice", "gather")  # they read of their first operand only what they return
 # They name a buffer, wait for one, or run a computation whose own instructions are counted: they move nothing.
@@ -25,7 +19,7 @@ FREE |= {"copy-done", "slice-done", *(f"{kind}-done" for kind in COLLECTIVES)}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+_ARRAY = re.compile(r"\b(?:pred|(?:s|u|f|bf)(\d+))\[([\d,]*)\](?:\{([^}]*)\})?")  # bits, dimensions, layout
 _CALLED = re.compile(r"(?:calls|body|to_apply|called_computations|branch_computations)=\{?(%[\w.\-]+(?:, %[\w.\-]+)*)")
 _MESH_GROUP = re.compile(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}")  # axes of a mesh, and those that take part
 _COUNTED_GROUP = re.compile(r"replica_groups=\[\d+,(\d+)\]")
@@ -118,11 +112,11 @@ def size(shape: str, hbm_only: bool = False) -> int:
 
     A layout with `S(…)` is in the vector or scalar memory inside the chip.
     """
-    total = 0
-    for kind, dimensions, layout in _ARRAY.findall(shape):
-        if kind in BYTES and not (hbm_only and "S(" in layout):
-            total += BYTES[kind] * math.prod(int(n) for n in dimensions.split(",") if n)
-    return total
+    return sum(
+        int(bits or 8) // 8 * math.prod(int(n) for n in dimensions.split(",") if n)
+        for bits, dimensions, layout in _ARRAY.findall(shape)
+        if not (hbm_only and "S(" in layout)
+    )
 
 
 def _parse(text: str) -> tuple[str, dict[str, Computation]]:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import common
 from evals.analysis import recorded
 from ghost_jax.config import load as config_lib
+from ghost_jax.config.validate import leaves
 from ghost_jax.core.errors import BAD_USAGE, UsageError, UserError
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.reporting import records as report_records
@@ -24,21 +25,7 @@ CONFIGS = ROOT / "configs"
 CHAT = f"{CONFIGS / 'chat_v5.py'}"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.name not in ("common.py", "__init__.py"))
 SIZES = ("", *common.PRESETS)
-# The rows of the study's table: steps, rate, score or outcome, and the validation loss where it names one.
-ROWS = {
-    "chat_v2": ("1,500", "5e-5", "19.0%", ""),
-    "chat_v3": ("1,500", "5e-5", "36.9%", ""),
-    "chat_v4_raft": ("1,500", "5e-5", "25.0%", ""),
-    "chat_v05": ("1,500", "5e-5", "32.5%", ""),
-    "chat_long": ("4,000", "5e-5", "17.1%", ""),
-    "chat_recovered": ("1,500", "3e-5", "30.8%", "2.808"),
-    "chat_v4_failed": ("300", "2e-4", "killed", ""),
-    "chat_v5": ("2,000", "5e-5", "34.8%", "2.990"),
-}
-NOT_RECORDED = ("chat_v2", "chat_v4_raft")  # how their recorded runs differ is not known
-PARAMETERS = {"pretrain_v04": 45_174_784, "pretrain_base350m": 341_099_520}
-PARAMETERS |= dict.fromkeys(("pretrain_v05", "pretrain_ours", "pretrain_facts"), 35_670_528)
-OTHERS = {"chat_ours", "chat_base350m", "chat_reader", "chat_facts", "pretrain_exposure"}
+GOLDEN = ROOT / "tests" / "recipes.json"  # what each config sets, by config and preset
 
 
 def parse(*argv: str) -> tuple[ConfigDict, argparse.Namespace]:
@@ -78,75 +65,57 @@ def written(tmp_path):
 # ---- The configs of the project ----
 
 
-def test_the_configs_are_those_of_the_study_and_ours():
-    assert set(NAMES) == {*ROWS, *PARAMETERS, *OTHERS}
+def what_is_set(config: ConfigDict) -> dict:
+    """Returns the keys of a config, its base included, that differ from the defaults of its stage."""
+    found, defaults = (
+        json.loads(json.dumps(dict(leaves(each)), default=dict))
+        for each in (config, common.defaults(config.stage, "nano"))
+    )
+    named = {key: value for key, value in found.items() if value != defaults.get(key) and key not in ("name", "spec")}
+    named |= {f"-{key}": None for key in defaults.keys() - found.keys()}
+    return named | ({"base": what_is_set(config.base)} if "base" in config else {})
+
+
+def recipes() -> dict[str, dict | None]:
+    """Returns what each config sets at each preset; None for a recorded run that is not known."""
+    found = {}
+    for spec in (f"{name}:{preset}" for name in NAMES for preset in (*SIZES, "saved", "nano,saved", "mini,saved")):
+        name, _, preset = spec.partition(":")
+        try:
+            found[spec] = what_is_set(read(name, preset))
+        except UsageError:
+            found[spec] = None
+    return found
+
+
+def test_every_config_at_every_preset_is_as_recorded():
+    """After a deliberate change, `python -m tests.test_config` rewrites the record."""
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    found = recipes()
+    assert found.keys() == golden.keys()
+    assert {name: found[name] for name in found if found[name] != golden[name]} == {}
+    assert all(keys is not None or name.endswith("saved") for name, keys in golden.items())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_loads_at_each_size_and_documents_itself(name):
-    recorded_too = name in ROWS and name not in NOT_RECORDED
-    for preset in SIZES:
-        config = read(name, preset)
-        spec = f"configs/{name}.py:{preset}".rstrip(":")  # records have no folder of the user
-        assert (config.name, config.preset, config.spec, config.is_locked) == (name, preset, spec, True)
-        if config.stage == "chat":
-            assert (config.base.stage, config.base.preset) == ("pretrain", preset)
-            assert config.base.name in PARAMETERS
-        saved = f"{preset},saved".strip(",")
-        if not recorded_too:
-            assert "saved" in refusal(f"--config={CONFIGS / name}.py:{saved}")
-            continue
-        recorded = read(name, saved)
-        assert recorded.base.preset == preset, "the base is the same one"
-        assert (recorded.data.packing, recorded.loss_norm) == (False, "record_mean")
-        assert recorded.batch_size == recorded.micro_batch_size == (8 if name == "chat_v3" else 4)
-        assert recorded.published == config.published
+def test_a_config_documents_its_commands_and_its_figures(name):
+    config = read(name, "nano")
+    spec = f"configs/{name}.py:nano"  # records have no folder of the user
+    assert (config.name, config.preset, config.spec, config.is_locked) == (name, "nano", spec, True)
     docstring = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text(encoding="utf-8")))
+    has_saved = json.loads(GOLDEN.read_text(encoding="utf-8"))[f"{name}:saved"] is not None
     assert f"python -m ghost_jax.train --config=configs/{name}.py" in docstring
-    assert (f"configs/{name}.py:saved" in docstring) == recorded_too
-    if name in PARAMETERS:
-        assert ModelConfig(**read(name).model).parameters() == PARAMETERS[name]
-        assert ("45.17M" if name == "pretrain_v04" else f"{PARAMETERS[name]:,}") in docstring
-    if name in ROWS:
+    assert (f"configs/{name}.py:saved" in docstring) == has_saved
+    full = read(name)
+    if full.stage == "pretrain" and name != "pretrain_exposure":
+        parameters = ModelConfig(**full.model).parameters()
+        assert f"{parameters:,}" in docstring or f"{parameters / 1e6:.2f}M" in docstring
+    if full.published.run:
         row = docstring.partition("The table's row: ")[2].partition("\n")[0]
-        assert [cell for cell in ROWS[name] if cell not in row] == []
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_recipe_of_the_study_carries_and_runs_its_row(name):
-    steps, rate, score, loss = ROWS[name]
-    config = read(name)
-    published = config.published
-    assert (f"{published.steps:,}", published.rate) == (steps, float(rate))
-    assert published.run.startswith("chat")
-    assert (f"{published.val_loss:.3f}" if published.val_loss else "") == loss
-    assert (f"{100 * published.accuracy:.1f}%" if published.accuracy else published.outcome[-len(score) :]) == score
-    planned = 2000 if name == "chat_v4_failed" else published.steps  # it was killed at 300
-    assert (config.steps, config.optim.peak_lr, config.loss_norm) == (planned, published.rate, "token_mean")
-    assert config.divergence.stop == (name == "chat_v4_failed")
-
-
-def test_the_canonical_run_as_it_was_recorded():
-    config, small = read("chat_v3", "saved"), read("chat_v3", "saved,nano")
-    assert (config.steps, config.optim.peak_lr, config.optim.warmup_steps) == (1800, 3e-5, 120)
-    assert (config.data.seq_len, config.data.mixture.mcq, config.data.mixture.qa) == (1024, 2.0, 1.0)
-    assert (small.steps, small.model) == (36, read("chat_v3", "nano").model)
-
-
-def test_our_recipe_on_both_bases():
-    for preset in SIZES:
-        for name in ("chat_ours", "chat_base350m"):
-            config = read(name, preset)
-            assert config.base.data.mixture.facts > 0
-            mixed = {dataset for dataset, multiplier in config.data.mixture.items() if multiplier}
-            assert mixed == {"qa", "fact_mcq", "raft", "small_talk"}
-            assert (config.data.layout, config.init_tokens, config.published.run) == ("letter_after", "mean", "")
-        assert (config.model.attention_bias, config.model.remat, config.model.scan) == (False, True, True)
-        assert read("pretrain_v04", preset).model.generation == "v04"
-    ours, large = read("pretrain_ours"), read("pretrain_base350m")
-    assert large.data == ours.data
-    assert large.steps * large.batch_size == ours.steps * ours.batch_size, "as many tokens"
-    assert read("chat_base350m").mesh == large.mesh
+        rate = f"{full.published.rate:.0e}".replace("e-0", "e-")
+        score = f"{100 * full.published.accuracy:.1f}%" if full.published.accuracy else "killed"
+        loss = f"{full.published.val_loss:.3f}" if full.published.val_loss else ""
+        assert [cell for cell in (f"{full.published.steps:,}", rate, score, loss) if cell not in row] == []
 
 
 # ---- Overrides ----
@@ -317,3 +286,8 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path, reader):
             read[reader]()
         assert f"{tmp_path}/config.json" in str(caught.value)
         assert f"{group and group + '.'}{before}" in str(caught.value)
+
+
+if __name__ == "__main__":
+    lines = (f"{json.dumps(name)}: {json.dumps(keys, sort_keys=True)}" for name, keys in recipes().items())
+    GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
