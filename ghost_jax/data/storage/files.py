@@ -144,8 +144,9 @@ def parse_json(data: bytes, path: Path, first_line: int = 1) -> Any:
         if _SURROGATE_ESCAPE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as fault:
-        line = first_line + getattr(fault, "lineno", 1) - 1
+        line, column = first_line + getattr(fault, "lineno", 1) - 1, getattr(fault, "colno", 1)
         raise UserError(
-            f"{path}, line {line}: not valid JSON ({fault}). Correct the line or fetch the file again."
+            f"{path}, line {line}, column {column}: not valid JSON ({getattr(fault, 'msg', fault)}). Correct the line "
+            "or fetch the file again."
         ) from fault
     return value
