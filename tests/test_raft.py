@@ -1,11 +1,10 @@
 """ghost_jax/data/builders/raft.py: which passages a question has, how often, and what they must not contain."""
 
+import random
 import re
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ghost_jax.data.builders import mcq, raft, rank
 from ghost_jax.data.examples import Conversation, Question
@@ -133,10 +132,9 @@ def test_an_oracle_that_was_not_retrieved_replaces_the_last_passage(index):
     assert all(sorted(lines) == sorted([*found[:-1], oracle]) for lines in with_it)
 
 
-@given(st.permutations(range(30)), st.integers(1, 30))
-def test_a_conversation_depends_on_its_question_and_the_seed_alone(index, built, order, count):
-    some = [ASKED[i] for i in order[:count]]
-    assert list(raft.build(iter(some), index, 0, "classic")) == [built[i] for i in order[:count]]
+def test_a_conversation_depends_on_its_question_and_the_seed_alone(index, built):
+    some = random.Random(0).sample(range(COUNT), 40)
+    assert list(raft.build((ASKED[i] for i in some), index, 0, "classic")) == [built[i] for i in some]
 
 
 def test_another_seed_layout_and_a_loaded_index(index, built, tmp_path):
