@@ -24,7 +24,7 @@ RECORDS = ROOT / "evals" / "records"
 CONFIG = json.loads((RECORDS / "chat_v5-seed0" / "config.json").read_text())
 
 
-def write_items(path, n: int = N, sizes=(4,), golds: str = "ABCD", url: str = "https://example.org/{}"):
+def write_items(path, n: int = N, sizes=(4,), golds: str = "ABCD"):
     """Writes n items, each from a page of its own; how many options they have and which is gold goes round."""
     rows = []
     for number in range(n):
@@ -35,7 +35,7 @@ def write_items(path, n: int = N, sizes=(4,), golds: str = "ABCD", url: str = "h
                 "question": f"What is {number}?",
                 "options": {letter: f"weakness {number} {letter}" for letter in letters},
                 "answer": gold if gold in letters else "A",
-                "url": url.format(number),
+                "url": f"https://example.org/{number}",
             }
         )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -141,14 +141,6 @@ def test_two_collapses_are_equal_whatever_their_letter(tmp_path):
     assert row["against_reference"]["p"] == 1.0
     assert row["against_reference"]["text"].startswith("never COLLAPSED earns the same as often COLLAPSED")
     assert row["against_reference"]["mcnemar"]["p"] < 1e-9, "the mistake that one order makes"
-
-
-def test_items_of_one_page_count_as_one(tmp_path):
-    items = write_items(tmp_path / "own.jsonl", 40, url="https://example.org")
-    places = [write_run(tmp_path / f"{n}", report(items, range(n)), items, steps=n) for n in (10, 30)]
-    against = compared(places)["rows"][1]["against_reference"]
-    assert (against["p"], against["detectable"]) == (1, None)
-    assert "one page" in against["text"]
 
 
 def test_seeds_of_a_recipe_are_one_row(items, tmp_path):

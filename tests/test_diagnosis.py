@@ -12,7 +12,7 @@ from rich.console import Console
 from evals.analysis.report import flip_rate, report_of, show, source_of
 from evals.analysis.stats import control_of
 from evals.items.answers import Answers, orders_of
-from evals.items.items import LETTERS, Item, Items, cyclic_orders
+from evals.items.items import Item, Items, cyclic_orders
 from ghost_jax.runs.evaluation import Contamination, Evaluation, from_json, to_json
 
 CLEAN = {"items": {}, "stores": [], "n": 8, "ngram_words": 8, "counts": {}, "shares": {}, "parts": [], "sources": {}}
@@ -64,12 +64,11 @@ def test_an_oracle_is_right_everywhere():
     assert report.predicted[:2] == ("ABCD", "BCDA")
 
 
-@pytest.mark.parametrize("letter", range(4))
-def test_a_constant_letter_is_collapsed_at_exactly_a_quarter(letter):
-    report = answered(some(10), lambda item, order: letter)
+def test_a_constant_letter_is_collapsed_at_exactly_a_quarter():
+    report = answered(some(10), lambda item, order: 2)
     assert report.headline.accuracy == report.balanced_accuracy == 0.25
-    assert report.single_order == report.baselines[f"always_{LETTERS[letter]}"]
-    assert report.recall == dict(zip("ABCD", np.eye(4)[letter], strict=True))
+    assert report.single_order == report.baselines["always_C"]
+    assert report.recall == dict(zip("ABCD", np.eye(4)[2], strict=True))
     assert (report.letter_spread, report.recall_spread, report.flip_rate) == (1, 1, 1)
     assert report.verdict == "collapsed"
 
@@ -108,11 +107,8 @@ def test_accuracy_where_the_gold_option_is_longest_and_by_source():
     ("url", "source"),
     [
         ("http://CWE.mitre.org/data/1", "CWE"),
-        ("https://capec.mitre.org/data/1", "CAPEC"),
         ("https://notattack.mitre.org.example.com/x", "documents"),
         ("https://[broken", "documents"),
-        ("NIST CTI sharing_part3.txt", "documents"),
-        ("", "documents"),
     ],
 )
 def test_the_source_is_the_publisher_of_the_page(url, source):
@@ -180,11 +176,6 @@ def test_a_collapse_shows_in_the_histogram_as_one_letter_right_of_the_others():
     middles = np.convolve(histogram.edges, [0.5, 0.5], "valid")
     means = {letter: middles @ counts / sum(counts) for letter, counts in histogram.counts.items()}
     assert means.pop("C") - max(means.values()) == pytest.approx(0.3, abs=0.03)
-
-
-def test_guessing_is_chance():
-    rng = np.random.default_rng(0)
-    assert answered(some(300), lambda item, order: rng.integers(4)).verdict == "chance"
 
 
 # ---- On screen ----
