@@ -180,7 +180,7 @@ def _matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) -
         if name not in ids:
             raise UserError(
                 f"{path}, {place}: {quoted(name)} is the id of no item; the first item is {quoted(items.items[0].id)}. "
-                f'Give the ids of the items, or rename the column "{of_id}" if the rows stand in their order.'
+                f'Give the ids of the items, or rename the column "{of_id}" if the rows are in their order.'
             )
         if name in row_of:
             raise UserError(

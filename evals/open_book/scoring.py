@@ -13,7 +13,7 @@ from rich.table import Table
 from scipy.special import log_softmax
 
 from evals.analysis import stats
-from evals.analysis.report import gain_shown, interval_of, percent, print_line, report_of
+from evals.analysis.report import gain_shown, interval_of, percent, print_line, report_of, right
 from evals.analysis.verdict import CONTROLS, judged
 from evals.answering.controls import controls_of, with_controls
 from evals.answering.evaluate import Put
@@ -139,17 +139,9 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[F
 
 def _fit(on: str, scored_on: str, rows: np.ndarray, credits: np.ndarray, plain: np.ndarray, items: Items) -> Fit:
     urls = clusters_of([items.items[row] for row in rows])
-    accuracy, low, high = stats.clustered_interval(credits[rows], urls)
     gain = stats.paired_difference(credits[rows], plain[rows], urls)
-    return Fit(
-        fitted_on=on,
-        scored_on=scored_on,
-        n=len(rows),
-        accuracy=accuracy,
-        ci95=(low, high),
-        gain=gain.mean,
-        gain_ci95=gain.ci95,
-    )
+    of_fit = {"fitted_on": on, "scored_on": scored_on, "n": len(rows), "gain": gain.mean, "gain_ci95": gain.ci95}
+    return stats.accuracy_of(credits[rows], urls, Fit, **of_fit)
 
 
 def _credits(reads: Sequence[Read], items: Items, weights: Weights) -> np.ndarray:
@@ -265,18 +257,15 @@ def show_open(report: Evaluation, console: Console) -> None:
             console, f"questions of which the book has no word: {report.fallbacks:,}; their options tie", "yellow"
         )
     if report.fits:
-        table = Table("fitted on", "scored on", title="open book, the weights fitted on")
-        for column in ("n", "accuracy, %", "95% interval", "gain over nothing fitted"):
-            table.add_column(column, justify="right")
+        numbers = right("n", "accuracy, %", "95% interval", "gain over nothing fitted")
+        table = Table("fitted on", "scored on", *numbers, title="open book, the weights fitted on")
         for fit in report.fits:
             gained = "" if fit.fitted_on == "nothing" else gain_shown(fit.gain, fit.gain_ci95)
             accuracy = f"{100 * fit.accuracy:.2f}"
             table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", accuracy, interval_of(fit), gained)
         console.print(table)
     if report.book_controls:
-        table = Table("lines", title="open book, the lines that are read")
-        for column in ("accuracy, %", "95% interval"):
-            table.add_column(column, justify="right")
+        table = Table("lines", *right("accuracy, %", "95% interval"), title="open book, the lines that are read")
         for name, found in report.book_controls.items():
             table.add_row(name, f"{100 * found.accuracy:.2f}", interval_of(found))
         console.print(table)
