@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from evals.analysis.predictions import Predictions, read_predictions
-from evals.analysis.report import asked_in, print_line, report_of, show
+from evals.analysis.report import asked_in, print_line, report_of, right, show
 from evals.items.formats import read_items
 from evals.items.items import Items
 from ghost_jax.core.atomic_io import write_json
@@ -34,12 +34,9 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
     ways = {asked_in(report): report for report in reports}
     one_way = f", {asked_in(first)}" if len(ways) == 1 else ""
     print_line(console, f"{first.items.name}: {first.n:,} questions{one_way}")
-    table = Table()
-    table.add_column("predictions", overflow="fold")
     asked = ["asked"] * (len(ways) > 1)
-    for column in (*asked, "accuracy, %", "balanced", "top letter", "no letter", "longest/not"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    numbers = right(*asked, "accuracy, %", "balanced", "top letter", "no letter", "longest/not", no_wrap=True)
+    table = Table(Column("predictions", overflow="fold"), *numbers, Column("verdict", no_wrap=True))
     for report in reports:
         low, high = report.headline.ci95
         letter, share = report.top_letter

@@ -15,7 +15,7 @@ from rich.table import Table
 import ghost_jax
 from evals.analysis.comparison import compare, orders_per_item, p_shown, rows_of
 from evals.analysis.recorded import check_alike, items_of, read_reports
-from evals.analysis.report import print_line
+from evals.analysis.report import print_line, right
 from ghost_jax.core.atomic_io import write_bytes, write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
@@ -31,9 +31,8 @@ def show(comparison: dict, console: Console) -> None:
     print_line(console, f"{comparison['items']['name']}: {asked}")
     rows = comparison["rows"]
     several = any(row["seeds"]["n"] > 1 for row in rows)
-    table = Table("", "accuracy, %")
-    for header in (*["over seeds"] * several, "difference", "p", "Holm's p", "McNemar's p", "detectable"):
-        table.add_column(header, justify="right")
+    numbers = ("accuracy, %", *["over seeds"] * several, "difference", "p", "Holm's p", "McNemar's p", "detectable")
+    table = Table("", *right(*numbers))
     for row in rows:
         low, high = row["ci95"]
         table.add_row(

@@ -85,23 +85,6 @@ def test_over_the_cyclic_orders_a_constant_is_exactly_one_in_k(case):
     assert [table[f"always_{letter}"]["all_orders"] for letter in LETTERS[:k]] == [1 / k] * k
 
 
-options_and_gold = st.lists(st.text("ab", max_size=4), min_size=2, max_size=10).flatmap(
-    lambda options: st.tuples(st.just(options), st.integers(0, len(options) - 1), st.sampled_from(["", "p", "q", "r"]))
-)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(options_and_gold, min_size=1, max_size=12))
-def test_a_baseline_that_reads_options_gives_one_answer_in_every_order(drawn):
-    items = [Item(str(row), "a b", tuple(options), gold, url) for row, (options, gold, url) in enumerate(drawn)]
-    orders = orders_of(items, "cyclic")
-    for name, answers in baseline_answers(items, orders).items():
-        for one, shares, asked in zip(items, answers.said, orders, strict=True):
-            assert shares.shape == (len(asked), len(one.options))
-            if not name.startswith("always"):
-                np.testing.assert_allclose(shares.sum(axis=1), 1)
-
-
 # ---- Those that are fitted ----
 
 

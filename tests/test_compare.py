@@ -24,7 +24,7 @@ RECORDS = ROOT / "evals" / "records"
 CONFIG = json.loads((RECORDS / "chat_v5-seed0" / "config.json").read_text())
 
 
-def write_items(path, n: int = N, sizes=(4,), golds: str = "ABCD", url: str = "https://example.org/{}"):
+def write_items(path, n: int = N, sizes=(4,), golds: str = "ABCD"):
     """Writes n items, each from a page of its own; how many options they have and which is gold goes round."""
     rows = []
     for number in range(n):
@@ -35,7 +35,7 @@ def write_items(path, n: int = N, sizes=(4,), golds: str = "ABCD", url: str = "h
                 "question": f"What is {number}?",
                 "options": {letter: f"weakness {number} {letter}" for letter in letters},
                 "answer": gold if gold in letters else "A",
-                "url": url.format(number),
+                "url": f"https://example.org/{number}",
             }
         )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -82,12 +82,9 @@ def credit(knows):
 # ---- The command ----
 
 
-def test_the_numbers_are_those_of_textbook_tests_and_stand_on_the_screen(ghost, items, tmp_path):
+def test_every_run_is_paired_with_the_first(ghost, items, tmp_path):
     known = {"weak": range(50), "strong": range(20, 120), "near": range(5, 53)}
-    places = [
-        write_run(tmp_path / name, report(items, knows), items, steps=n)
-        for n, (name, knows) in enumerate(known.items())
-    ]
+    places = [write_run(tmp_path / name, report(items, known[name]), items, steps=len(known[name])) for name in known]
     out = tmp_path / "out" / "compared.json"
     screen = ghost.here("evals.compare", f"--runs={','.join(places)}", f"--out={out}").stdout
     comparison = json.loads(out.read_text())
@@ -95,23 +92,19 @@ def test_the_numbers_are_those_of_textbook_tests_and_stand_on_the_screen(ghost, 
     assert (comparison["reference"], comparison["items"]["sha256"]) == ("weak", items.sha256)
     reference, *others = comparison["rows"]
     assert reference["against_reference"] is None
-    p_values = []
-    for row in others:
+    differences = [paired_difference(credit(known[row["name"]]), credit(range(50)), [""] * N) for row in others]
+    for row, difference in zip(others, differences, strict=True):
         against, knows = row["against_reference"], known[row["name"]]
-        plain = ttest_rel(credit(knows), credit(range(50)))
-        interval = plain.confidence_interval(0.95)
         assert row["accuracy"] == pytest.approx(credit(knows).mean())
-        assert against["mean"] == pytest.approx(credit(knows).mean() - credit(range(50)).mean())
-        assert against["ci95"] == pytest.approx([interval.low, interval.high])
-        assert against["p"] == pytest.approx(plain.pvalue)
+        found = (against["mean"], *against["ci95"], against["p"], against["detectable"])
+        assert found == (difference.mean, *difference.ci95, difference.p, difference.detectable)
         ours, theirs = (np.isin(range(N), known) | (np.arange(N) % 4 == 0) for known in (knows, range(50)))
         gained, lost = int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))
         exact = binomtest(gained, gained + lost).pvalue
         assert against["mcnemar"] == {"gained": gained, "lost": lost, "p": pytest.approx(exact)}
         assert against["text"] in screen
-        p_values.append(plain.pvalue)
     strong, near = (row["against_reference"] for row in others)
-    assert (strong["p_holm"], near["p_holm"]) == pytest.approx((2 * p_values[0], p_values[1]))
+    assert (strong["p_holm"], near["p_holm"]) == pytest.approx((2 * differences[0].p, differences[1].p))
     assert "strong COLLAPSED is better than weak COLLAPSED by 18.8 points (12.2 to 25.3)" in strong["text"]
     assert "-0.8 points (-2.8 to +1.3)" in near["text"]
     picture = matplotlib.image.imread(out.with_suffix(".png"))
@@ -141,14 +134,6 @@ def test_two_collapses_are_equal_whatever_their_letter(tmp_path):
     assert row["against_reference"]["p"] == 1.0
     assert row["against_reference"]["text"].startswith("never COLLAPSED earns the same as often COLLAPSED")
     assert row["against_reference"]["mcnemar"]["p"] < 1e-9, "the mistake that one order makes"
-
-
-def test_items_of_one_page_count_as_one(tmp_path):
-    items = write_items(tmp_path / "own.jsonl", 40, url="https://example.org")
-    places = [write_run(tmp_path / f"{n}", report(items, range(n)), items, steps=n) for n in (10, 30)]
-    against = compared(places)["rows"][1]["against_reference"]
-    assert (against["p"], against["detectable"]) == (1, None)
-    assert "one page" in against["text"]
 
 
 def test_seeds_of_a_recipe_are_one_row(items, tmp_path):

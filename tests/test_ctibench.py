@@ -14,7 +14,7 @@ from evals.answering.evaluate import evaluate
 from evals.answering.letters import letter_answers, prompt_of
 from evals.items.answers import orders_of
 from evals.items.formats import read_items
-from evals.items.items import Item, Items, cyclic_orders, permute
+from evals.items.items import Items, cyclic_orders, permute
 from ghost_jax.parallel.mesh import AXES
 from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -118,18 +118,6 @@ def test_what_cannot_be_scored_is_refused(ghost, tiny_run, tmp_path, flags, code
     assert not out.exists()
 
 
-@pytest.mark.slow
-def test_ctibench_as_published(ghost, ghost_data, tiny_run, tmp_path):
-    out = tmp_path / "out.json"
-    flags = [f"--workdir={tiny_run.workdir}", "--orders=published", f"--out={out}"]
-    screen = ghost.here("evals.ctibench", *flags, env={"GHOST_DATA": str(ghost_data)}).stdout
-    report = json.loads(out.read_text())
-    assert (report["n"], report["items"]["name"], report["note"]) == (2500, "CTIBench MCQ", "")
-    assert report["headline"]["orders"] == ["ABCD"]
-    assert report["controls_missing"] == ["options only", "question swapped", "trained options-only"]
-    assert all(f"cti-mcq.tsv, {quirk}" in screen for quirk in report["items"]["quirks"])
-
-
 # ---- The arithmetic, on models whose answers are known ----
 
 
@@ -174,16 +162,6 @@ def test_an_oracle_is_right_everywhere_and_knows_nothing_without_the_question(ti
     assert report.verdict == "knowledge"
 
 
-def test_a_constant_letter_is_collapsed_at_exactly_a_quarter(tiny, items):
-    _, tokenizer, _ = tiny
-    constant = knowing(tokenizer, items, lambda item: 2)
-    report, _ = evaluate(constant, tokenizer, items, context=2048, batch_size=48)
-    assert report.headline.accuracy == 0.25
-    assert report.single_order == report.baselines["always_C"]
-    assert report.recall == dict(zip("ABCD", np.eye(4)[2], strict=True))
-    assert (report.flip_rate, report.verdict) == (1, "collapsed")
-
-
 def test_scores_do_not_depend_on_the_batch_size(tiny, items):
     predict, tokenizer, context = tiny
     orders = orders_of(items.items, "all")
@@ -208,13 +186,3 @@ def test_a_prompt_over_the_context_is_cropped_and_counted(tiny, items):
     ids = np.broadcast_to(letter_ids(tokenizer), (1, 8, 4))
     expected, _ = predict(batch, np.full((1, 8), context - 1, np.int32), ids)
     np.testing.assert_allclose(answers.log_probs[0][0], expected[0, 0], atol=1e-5)
-
-
-def test_an_item_is_scored_alike_whatever_stands_beside_it(tiny, items):
-    predict, tokenizer, context = tiny
-    mixed = dataclasses.replace(items, items=(*items, Item("two", "Is it?", ("yes", "no"), 0)))
-    report, answers = evaluate(predict, tokenizer, mixed, context=context)
-    alone, _ = evaluate(predict, tokenizer, items, context=context)
-    assert report.predicted[:-1] == alone.predicted
-    assert [len(asked) for asked in answers.orders[-2:]] == [4, 2]
-    assert set(report.predicted[-1]) <= {"A", "B"}

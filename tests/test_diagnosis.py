@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from evals.analysis.report import flip_rate, report_of, show, source_of
+from evals.analysis.report import flip_rate, report_of, show
 from evals.analysis.stats import control_of
 from evals.items.answers import Answers, orders_of
-from evals.items.items import LETTERS, Item, Items, cyclic_orders
+from evals.items.items import Item, Items, cyclic_orders
 from ghost_jax.runs.evaluation import Contamination, Evaluation, from_json, to_json
 
 CLEAN = {"items": {}, "stores": [], "n": 8, "ngram_words": 8, "counts": {}, "shares": {}, "parts": [], "sources": {}}
@@ -64,12 +64,11 @@ def test_an_oracle_is_right_everywhere():
     assert report.predicted[:2] == ("ABCD", "BCDA")
 
 
-@pytest.mark.parametrize("letter", range(4))
-def test_a_constant_letter_is_collapsed_at_exactly_a_quarter(letter):
-    report = answered(some(10), lambda item, order: letter)
+def test_a_constant_letter_is_collapsed_at_exactly_a_quarter():
+    report = answered(some(10), lambda item, order: 2)
     assert report.headline.accuracy == report.balanced_accuracy == 0.25
-    assert report.single_order == report.baselines[f"always_{LETTERS[letter]}"]
-    assert report.recall == dict(zip("ABCD", np.eye(4)[letter], strict=True))
+    assert report.single_order == report.baselines["always_C"]
+    assert report.recall == dict(zip("ABCD", np.eye(4)[2], strict=True))
     assert (report.letter_spread, report.recall_spread, report.flip_rate) == (1, 1, 1)
     assert report.verdict == "collapsed"
 
@@ -89,34 +88,21 @@ def test_figures_of_one_order_by_hand():
     assert report.predicted == ("A", "A", "B", "C", "-")
 
 
-def test_accuracy_where_the_gold_option_is_longest_and_by_source():
-    attack, cwe = "https://attack.mitre.org/techniques/T1566/", "https://cwe.mitre.org/data/definitions/79.html"
+def test_accuracy_where_the_gold_option_is_longest_and_by_the_publisher_of_the_page():
+    attack = "https://attack.mitre.org/techniques/T1566/"
     items = items_of(
         Item("1", "Which?", ("a", "long"), 1, attack),
         Item("2", "Which?", ("long", "also"), 1, attack),
-        Item("3", "Which?", ("a", "long"), 0, cwe),
-        Item("4", "Which?", ("a", "long"), 0, "Manual"),
+        Item("3", "Which?", ("a", "long"), 0, "http://CWE.mitre.org/data/1"),
+        Item("4", "Which?", ("a", "long"), 0, "https://notattack.mitre.org.example.com/x"),
+        Item("5", "Which?", ("a", "long"), 0, "https://[broken"),
+        Item("6", "Which?", ("a", "long"), 0, "Manual"),
     )
     report = answered(items, lambda item, order: 1, "published")
     found = {name: (each.n, each.accuracy) for name, each in (report.gold_longest | report.by_source).items()}
-    by_length = {"longest": (2, 1.0), "not longest": (2, 0.0)}
-    assert found == by_length | {"ATT&CK": (2, 1.0), "CWE": (1, 0.0), "documents": (1, 0.0)}
+    by_length = {"longest": (2, 1.0), "not longest": (4, 0.0)}
+    assert found == by_length | {"ATT&CK": (2, 1.0), "CWE": (1, 0.0), "documents": (3, 0.0)}
     assert report.by_source["ATT&CK"].ci95 == (0, 1), "one page has no spread"
-
-
-@pytest.mark.parametrize(
-    ("url", "source"),
-    [
-        ("http://CWE.mitre.org/data/1", "CWE"),
-        ("https://capec.mitre.org/data/1", "CAPEC"),
-        ("https://notattack.mitre.org.example.com/x", "documents"),
-        ("https://[broken", "documents"),
-        ("NIST CTI sharing_part3.txt", "documents"),
-        ("", "documents"),
-    ],
-)
-def test_the_source_is_the_publisher_of_the_page(url, source):
-    assert source_of(Item("1", "Which?", ("a", "b"), 0, url)) == source
 
 
 def test_items_with_different_numbers_of_options_count_alike():
@@ -182,25 +168,19 @@ def test_a_collapse_shows_in_the_histogram_as_one_letter_right_of_the_others():
     assert means.pop("C") - max(means.values()) == pytest.approx(0.3, abs=0.03)
 
 
-def test_guessing_is_chance():
-    rng = np.random.default_rng(0)
-    assert answered(some(300), lambda item, order: rng.integers(4)).verdict == "chance"
-
-
 # ---- On screen ----
 
 
 def test_the_screen_holds_the_figures_of_the_report():
-    rows = [
-        Item(str(row), "Which?", tuple("abcd"), row % 4, "https://cwe.mitre.org/1" * (row % 2)) for row in range(40)
-    ]
-    items = items_of(*rows, quirks=("line 7: option A is [red]empty[/b]",), left_out=("line 9: two answers; left out",))
+    urls = ("", "https://cwe.mitre.org/1")
+    rows = [Item(str(row), "Which?", tuple("abcd"), row % 4, urls[row % 2]) for row in range(40)]
+    items = items_of(*rows, quirks=("line 7: option A is [red]empty[/b]",), left_out=("line 9: two answers",))
     report = scored(items, [np.log([[0.3, 0.4, 0.2, 0.1]] * 4)] * 40)
     control = control_of(np.full(40, 0.25), np.array([0.5, 0.0, 0.0, 0.0] * 10), [item.id for item in rows])
     text = printed(replace(report, controls={"options only": control}))
     for part in (
         "line 7: option A is [red]empty[/b]",
-        "line 9: two answers; left out",
+        "line 9: two answers",
         "40 questions",
         "over 4 orders",
         "A 0.0%  B 100.0%  C 0.0%  D 0.0%",

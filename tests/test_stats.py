@@ -43,11 +43,13 @@ def test_an_interval_and_a_difference_by_hand():
     assert difference.detectable == pytest.approx((4.302653 + 1.060660) * 0.0624**0.5)
 
 
-def test_one_cluster_has_no_spread():
+def test_one_cluster_has_no_spread_and_rounding_is_none():
     assert clustered_interval([1.0, 0.0], ["a", "a"]) == (0.5, 0.0, 1.0)
     assert clustered_interval([0.0, 1.0, 1.0], [("all", name) for name in "abc"])[1:] == (0.0, 1.0)
     difference = paired_difference([1, 1, 1], [0, 1, 0], ["a", "a", "a"])
     assert (difference.ci95, difference.p, difference.detectable) == ((-1.0, 1.0), 1.0, None)
+    seeds = np.array([[0, 1 / 3, 2 / 3], [1 / 3, 2 / 3, 0], [2 / 3, 0, 1 / 3]])
+    assert paired_difference(seeds.mean(axis=0), [1 / 3] * 3, ["", "", ""]).p == 1, "thirds that cancel"
 
 
 def test_the_interval_covers_the_mean_where_pages_differ():
@@ -124,11 +126,6 @@ def test_the_interval_excludes_zero_where_p_is_small_and_mirrors_with_the_sign(b
         assert (there.p < 0.05) == (there.ci95[0] > 0 or there.ci95[1] < 0)
 
 
-def test_thirds_that_cancel_are_no_difference():
-    seeds = np.array([[0, 1 / 3, 2 / 3], [1 / 3, 2 / 3, 0], [2 / 3, 0, 1 / 3]])
-    assert paired_difference(seeds.mean(axis=0), [1 / 3] * 3, ["", "", ""]).p == 1.0
-
-
 def test_a_detectable_difference_is_found_four_times_in_five():
     # 60 pages of 5 questions with an effect of the page
     rng = np.random.default_rng(0)
@@ -141,9 +138,6 @@ def test_a_detectable_difference_is_found_four_times_in_five():
     shift = np.mean([drawn(0.0).detectable for _ in range(200)])
     assert np.mean([drawn(shift).p < 0.05 for _ in range(1000)]) == pytest.approx(0.8, abs=0.04)
     assert np.mean([drawn(0.0).p < 0.05 for _ in range(1000)]) == pytest.approx(0.05, abs=0.025)
-    ours, reference = np.zeros(2500), np.zeros(2500)
-    ours[:375] = reference[375:750] = 1
-    assert paired_difference(ours, reference, [""] * 2500).detectable == pytest.approx(0.031, abs=0.0005)
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 20))

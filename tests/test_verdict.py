@@ -58,7 +58,7 @@ def graded(accuracy: float, controls: dict[str, float] | None = None, gain: floa
         (graded(0.9, {"options only": 0.5}), "shortcut", "not excluded"),
         (graded(0.9, ALL_HIGH), "shortcut", "trained options-only"),
         (graded(0.31, LOW, gain=0.01), "gain", "below longest, which scores 40.00%"),
-        (graded(0.41, ALL_LOW, gain=0.01), "gain", "not wholly above longest"),
+        (graded(0.41, ALL_LOW, gain=0.01), "gain", "not entirely above longest"),
         (graded(0.51, HIGH, gain=0.01), "gain", "options only"),
         (graded(0.43, LOW, gain=0.01), "knowledge", "longest"),
         (graded(0.31, LOW, gain=0.0), "shortcut", "longest"),
@@ -114,7 +114,7 @@ def test_cloze_differs_where_it_alone_is_above_chance_and_its_control(report, di
 
 def test_cloze_is_set_beside_the_best_baseline_that_reads_options():
     assert "longest" not in read_twice(0.57).verdict_text
-    assert "not wholly above longest (40.0%)" in read_twice(0.38).verdict_text
+    assert "not entirely above longest (40.0%)" in read_twice(0.38).verdict_text
     few = replace(read_twice(0.57), baselines_over_orders={"always_A": 0.9, "longest": 0.8})
     assert "below longest (80.0%)" in words_of(few)
     assert graded(0.25).readings is None

@@ -109,13 +109,13 @@ def compare(rows: Sequence[Row], items: Items) -> dict:
 
 
 def _row(row: Row, clusters: stats.Clusters) -> dict:
-    accuracy, low, high = stats.clustered_interval(row.credits.mean(axis=0), clusters)
+    found = stats.accuracy_of(row.credits.mean(axis=0), clusters)
     by_seed = [float(credits.mean()) for credits in row.credits]
     return {
         "name": row.name,
         "collapsed": row.collapsed,
-        "accuracy": accuracy,
-        "ci95": [low, high],
+        "accuracy": found.accuracy,
+        "ci95": list(found.ci95),
         "seeds": stats.pool(by_seed),
         "runs": [
             {"report": str(report.path), "seed": list(report.seed), "accuracy": accuracy}

@@ -1,4 +1,4 @@
-"""Baselines fitted to where the gold option stands, how long it is and how popular, without the question.
+"""Baselines fitted to the position of the gold option, how long it is and how popular, without the question.
 
 Each is a conditional logit over the options of an item (McFadden, 1974): score = w · features, softmax over the
 options. It is scored in 5-fold cross-validation: the weights that answer an item were fitted on items of other
@@ -88,7 +88,7 @@ class _Options:
         return np.stack([np.log1p(gold), np.log(rate)], axis=-1)
 
     def _elsewhere(self, counted: np.ndarray) -> np.ndarray:
-        """[N, K] how many of the counted options [N, K] have this text and stand in another component."""
+        """[N, K] how many of the counted options [N, K] have this text in another component."""
 
         def times(names: np.ndarray) -> np.ndarray:
             return np.bincount(names.ravel(), weights=counted.ravel())[names]

@@ -16,8 +16,8 @@ import numpy as np
 
 from evals.items.answers import Answers
 from evals.items.formats import raw
-from evals.items.formats.row import quoted
-from evals.items.items import LETTERS, Item, Items, Order, order_name, parse_order
+from evals.items.formats.row import quoted, refusal
+from evals.items.items import LETTERS, Item, Items, Order, parse_order
 from ghost_jax.core.errors import UserError, did_you_mean
 
 READERS = {".tsv": raw.tsv, ".csv": raw.comma_separated, ".jsonl": raw.json_lines}
@@ -116,7 +116,7 @@ def _read_rows(path: Path) -> list[Row]:
         rows = [(place, _flat(path, place, record)) for place, record in placed]
         for place, cells in rows:
             if cells.keys() != rows[0][1].keys():
-                raise UserError(f"{path}, {place}: its keys are not those of the first line. Give {SHAPE}.")
+                raise refusal(path, place, "its keys are not those of the first line", SHAPE)
     else:
         columns = [name.strip() for name in placed[0][1]]
         rows = raw.under_header(path, placed, columns, SHAPE)
@@ -128,7 +128,7 @@ def _read_rows(path: Path) -> list[Row]:
 def _flat(path: Path, place: str, record: object) -> dict[str, str]:
     """A JSON object as cells; an object by letter, or a list in the order of letters, as a column for each letter."""
     if not isinstance(record, dict):
-        raise UserError(f"{path}, {place}: this is no JSON object. Give {SHAPE}.")
+        raise refusal(path, place, "this is no JSON object", SHAPE)
     cells: list[tuple[str, str]] = []
     for key, value in record.items():
         if isinstance(value, list):
@@ -171,38 +171,34 @@ def _matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) -
                 f'for each item in their order, or a column "{ID_COLUMN}" with their ids.'
             )
         return rows
-    row_of: dict[str, Row] = {}
-    ids = {item.id for item in items}
+    ids = [item.id for item in items]
+    known, row_of = set(ids), {}
     for place, cells in rows:
         name = cells[of_id].strip()
-        if name not in ids:
-            raise UserError(
-                f"{path}, {place}: {quoted(name)} is the id of no item; the first item is {quoted(items.items[0].id)}. "
-                f'Give the ids of the items, or rename the column "{of_id}" if the rows stand in their order.'
-            )
         if name in row_of:
-            raise UserError(
-                f"{path}, {place}: the id {quoted(name)} is also on {row_of[name][0]}. Give each item one row."
-            )
+            raise refusal(path, place, f"the id {quoted(name)} is also on {row_of[name][0]}", "each item one row")
+        if name not in known:
+            fault = f"{quoted(name)} is the id of no item; the first item is {quoted(ids[0])}"
+            raise refusal(path, place, fault, f'ids of items, or no column "{of_id}" if the rows are in their order')
         row_of[name] = (place, cells)
-    missing = [item.id for item in items if item.id not in row_of]
+    missing = [name for name in ids if name not in row_of]
     if missing:
         raise UserError(
-            f"{path}: {len(missing):,} of {len(items):,} items have no row, the first of them {quoted(missing[0])}. "
+            f"{path}: {len(missing):,} of {len(ids):,} items have no row, the first of them {quoted(missing[0])}. "
             "Give each item one row; a missing answer may be empty."
         )
-    return [row_of[item.id] for item in items]
+    return [row_of[name] for name in ids]
 
 
 def _check_gold(path: Path, rows: Sequence[Row], items: Items, column: str, order: Order) -> None:
     for (place, cells), item in zip(rows, items, strict=True):
         gold = LETTERS[order[item.answer]]
         if cells[column].strip().upper() != gold:
-            raise UserError(
-                f"{path}, {place}: {column} is {quoted(cells[column])}, but the gold letter of the item "
-                f"{quoted(item.id)} is {gold} in the order {order_name(order)}. Give predictions for {items.path}, in "
-                "the same order of rows and options, or name the order of the options with --order."
+            fault = f"{column} is {quoted(cells[column])}, but the gold letter of {quoted(item.id)} is {gold}"
+            wanted = (
+                f"predictions for {items.path} in its order of rows, and name another order of options with --order"
             )
+            raise refusal(path, place, fault, wanted)
 
 
 def _holds_answers(source: _Source, rows: Sequence[Row], k: int) -> bool:
@@ -259,10 +255,8 @@ def _scores(path: Path, row: Row, source: _Source, item: Item) -> list[float]:
     columns = source.columns[: len(item.options)]
     for column in columns:
         if not _number(cells[column]) < math.inf:  # -inf is the score of probability 0
-            raise UserError(
-                f"{path}, {place}: {quoted(cells[column])} under {column} is no finite number, nor -inf. Give a score "
-                "for each letter of the item, the highest for the answer."
-            )
+            fault = f"{quoted(cells[column])} under {column} is no finite number, nor -inf"
+            raise refusal(path, place, fault, "a score for each letter of the item, the highest for the answer")
     return [_number(cells[column]) for column in columns]
 
 

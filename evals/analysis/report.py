@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from scipy.special import log_softmax
 
 import ghost_jax
@@ -41,14 +41,13 @@ def report_of(
     rows, clusters = items.items, clusters_of(items.items)
     credits = answers.credits(rows)
     over_orders = np.array([each.mean() for each in credits])
-    headline = accuracy_of(over_orders, clusters)
     single = accuracy_of(np.array([each[0] for each in credits]), clusters)
     trivial = baselines(rows, answers.orders)
 
     def by(group_of: Callable[[Item], str], groups: Sequence[str]) -> dict[str, Accuracy]:
         members = {group: [row for row, item in enumerate(rows) if group_of(item) == group] for group in groups}
         return {
-            group: accuracy_of(over_orders[chosen], [clusters[row] for row in chosen], len(chosen))
+            group: accuracy_of(over_orders[chosen], [clusters[row] for row in chosen], n=len(chosen))
             for group, chosen in members.items()
             if chosen
         }
@@ -63,9 +62,10 @@ def report_of(
             quirks=items.quirks,
             left_out=items.left_out,
         ),
-        headline=Headline(
-            accuracy=headline.accuracy,
-            ci95=headline.ci95,
+        headline=accuracy_of(
+            over_orders,
+            clusters,
+            Headline,
             orders=_names_of_orders(answers),
             orders_per_item=max(len(asked) for asked in answers.orders),
         ),
@@ -76,7 +76,7 @@ def report_of(
         baselines={name: result["single_order"] for name, result in trivial.items()},
         baselines_over_orders={name: result["all_orders"] for name, result in trivial.items()},
         gold_longest=by(_length_of_gold, ("longest", "not longest")),
-        by_source=by(source_of, (*SOURCE_OF_HOST.values(), DOCUMENTS)),
+        by_source=by(_source_of, (*SOURCE_OF_HOST.values(), DOCUMENTS)),
         predicted=tuple(answers.spelled()),
         controls={},
         controls_missing=CONTROLS,
@@ -110,8 +110,8 @@ def flip_rate(answers: Answers) -> float | None:
     return float(np.mean(rates)) if rates else None
 
 
-def source_of(item: Item) -> str:
-    """Returns the publisher of an item's page: "ATT&CK", "CWE", "CAPEC", or "documents" for any other or none."""
+def _source_of(item: Item) -> str:
+    """The publisher of an item's page: "ATT&CK", "CWE", "CAPEC", or "documents" for any other or none."""
     return SOURCE_OF_HOST.get(item.url.partition("://")[2].partition("/")[0].lower(), DOCUMENTS)
 
 
@@ -261,9 +261,8 @@ def _name_of(order: str) -> str:
 def _accuracies(report: Evaluation) -> Table:
     """The headline, the baselines and the controls; one column of accuracies where one order was asked."""
     several, headline = report.orders_per_item > 1, report.headline
-    table = Table("accuracy, %")
-    for column in (*[_name_of(headline.orders[0])] * several, asked_in(report), "95% interval", "gain over it"):
-        table.add_column(column, justify="right")
+    first = [_name_of(headline.orders[0])] * several
+    table = Table("accuracy, %", *right(*first, asked_in(report), "95% interval", "gain over it"))
 
     def add(name: str, single: float | None, accuracy: float, interval: str = "", gained: str = "") -> None:
         first = ["" if single is None else f"{100 * single:.2f}"] * several
@@ -278,6 +277,11 @@ def _accuracies(report: Evaluation) -> Table:
         gained = gain_shown(headline.accuracy - control.accuracy, control.gain_ci95)
         add(name, control.single_order, control.accuracy, interval_of(control), gained)
     return table
+
+
+def right(*headers: str, no_wrap: bool = False) -> list[Column]:
+    """Returns columns that are aligned to the right."""
+    return [Column(header, justify="right", no_wrap=no_wrap) for header in headers]
 
 
 def interval_of(found: Accuracy) -> str:

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.special import bdtr, stdtr, stdtrit
@@ -14,6 +15,7 @@ LEVEL = 0.95
 ENOUGH_SEEDS = 3  # fewer values give no interval over seeds
 _ROUNDING = 1e-12  # means of thirds over seeds do not cancel to the last bit; no true spread is as small
 
+Found = TypeVar("Found", bound=Accuracy)
 Clusters = Sequence[str] | Sequence[tuple[str, str]]
 
 
@@ -47,10 +49,10 @@ def clustered_interval(correct: np.ndarray, clusters: Clusters) -> tuple[float, 
     return mean, max(0.0, mean - half_width), min(1.0, mean + half_width)
 
 
-def accuracy_of(credits: np.ndarray, clusters: Clusters, n: int | None = None) -> Accuracy:
-    """Returns the mean of [N] credits with its clustered 95% interval."""
+def accuracy_of(credits: np.ndarray, clusters: Clusters, kind: type[Found] = Accuracy, **more: Any) -> Found:
+    """Returns the mean of [N] credits with its clustered interval, as a record of this kind with `more` fields."""
     mean, low, high = clustered_interval(credits, clusters)
-    return Accuracy(n=n, accuracy=mean, ci95=(low, high))
+    return kind(accuracy=mean, ci95=(low, high), **more)
 
 
 def _credits(values: np.ndarray) -> np.ndarray:
@@ -133,11 +135,10 @@ def paired_difference(credits: np.ndarray, reference: np.ndarray, clusters: Clus
     return Difference(mean, ci95, 2 * float(stdtr(g - 1, -abs(mean) / error)), (reach + power) * error)
 
 
-def control_of(credits: np.ndarray, control: np.ndarray, clusters: Clusters, **more) -> Control:
+def control_of(credits: np.ndarray, control: np.ndarray, clusters: Clusters, **more: Any) -> Control:
     """Returns the accuracy of a control with [N] credits, and the paired gain of [N] credits over it."""
-    mean, low, high = clustered_interval(control, clusters)
     gain = paired_difference(credits, control, clusters)
-    return Control(accuracy=mean, ci95=(low, high), gain=gain.mean, gain_ci95=gain.ci95, **more)
+    return accuracy_of(control, clusters, Control, gain=gain.mean, gain_ci95=gain.ci95, **more)
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,9 @@ def words_of(report: Evaluation) -> str:
     elif report.verdict == "chance":
         words = "chance: not told apart from answering one letter without reading."
     elif report.verdict == "knowledge":
-        words = f"knowledge: wholly above {rival} ({100 * best:.2f}%), the best of every baseline and control."
+        words = f"knowledge: entirely above {rival} ({100 * best:.2f}%), the best of every baseline and control."
     elif report.verdict == "gain":
-        below = "below" if high < best else "not wholly above"
+        below = "below" if high < best else "not entirely above"
         words = f"gain: shown over every control that was run, but {below} {rival}, which scores {100 * best:.2f}%."
     elif low > best:
         words = "shortcut not excluded: above every baseline that reads no question, but controls were not run."
@@ -91,7 +91,7 @@ def _differing(report: Evaluation) -> str:
     low, high = found.ci95
     reading_options = {name: each for name, each in _baselines(report).items() if not name.startswith("always")}
     baseline, best = max(reading_options.items(), key=lambda each: each[1])
-    below = "" if low > best else f", {'below' if high < best else 'not wholly above'} {baseline} ({100 * best:.1f}%)"
+    below = "" if low > best else f", {'below' if high < best else 'not entirely above'} {baseline} ({100 * best:.1f}%)"
     return (
         f"It knows by cloze what it cannot say in letters: {100 * found.accuracy:.1f}% "
         f"({100 * low:.1f} to {100 * high:.1f}) against {100 * report.readings.letters.accuracy:.1f}%{below}."

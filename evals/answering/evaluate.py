@@ -96,10 +96,10 @@ def calibrated(put: Put, answers: Answers, items: Items) -> ContextualCalibratio
     prior_of = {k: scores[0] for k, scores in zip(sizes, prior.log_probs, strict=True)}
     scores = [each - prior_of[each.shape[1]] for each in answers.log_probs]
     credits = Answers.from_log_probs(answers.orders, scores).credits(items.items)
-    found = stats.accuracy_of(np.array([each.mean() for each in credits]), clusters_of(items.items))
-    return ContextualCalibration(
-        accuracy=found.accuracy,
-        ci95=found.ci95,
+    return stats.accuracy_of(
+        np.array([each.mean() for each in credits]),
+        clusters_of(items.items),
+        ContextualCalibration,
         single_order=float(np.mean([each[0] for each in credits])),
         content_free={str(k): tuple(each.tolist()) for k, each in prior_of.items()},
     )

@@ -57,11 +57,11 @@ def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *,
     # The published order gives the options their letters in the examples.
     answers = Answers([[tuple(range(len(of_item)))] for of_item in credits], [of_item[None] for of_item in credits])
     earned = np.concatenate(answers.credits(items))
-    found = accuracy_of(earned, clusters_of(items))
     examples = zip(items, generated, answers.spelled(), strict=True)
-    return Matching(
-        accuracy=found.accuracy,
-        ci95=found.ci95,
+    return accuracy_of(
+        earned,
+        clusters_of(items),
+        Matching,
         matched=float(np.mean([of_item.any() for of_item in credits])),
         examples=tuple(
             {"question": item.question, "generated": text, "matched": letter, "gold": LETTERS[item.answer]}

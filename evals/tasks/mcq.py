@@ -66,7 +66,7 @@ def evaluate_run(
     items = part_of(items, split)
     layout = read_config(workdir / "config.json")["data"].get("layout", "classic")
     if not book:
-        layout = lettered(layout)  # a closed-book score is one of letters; the options' texts stand beside it
+        layout = lettered(layout)  # a closed-book score is of letters; `cloze` has the options' texts
     how = {"context": context, "batch_size": batch_size, "layout": layout}
     several = ", then without the question and with another's" if orders != "published" else ""
     unseen = "" if book else ", and with the options not shown"

@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from evals.analysis.report import right
 from evals.analysis.stats import accuracy_of
 from evals.answering.prefix_tree import Branch, Predict, Tree, read
 from ghost_jax.core.atomic_io import read_text
@@ -48,10 +49,11 @@ def evaluate_run(
     items = [json.loads(line) for line in read_text(path).splitlines()]
     credits = {}
     for way, blank in WAYS.items():
-        told, alone = (
+        with_fact, without = (
             _log_probs(predict, tokenizer, items, key, context=context, batch_size=batch_size) for key in (way, blank)
         )
-        credits[way] = np.array([_credit(a - b, item["answer"]) for a, b, item in zip(told, alone, items, strict=True)])
+        pmi = [a - b for a, b in zip(with_fact, without, strict=True)]
+        credits[way] = np.array([_credit(scores, item["answer"]) for scores, item in zip(pmi, items, strict=True)])
     counts = np.array([item["exposures"] for item in items])
     sets = np.array([str(item["set"]) for item in items])
 
@@ -75,9 +77,8 @@ def evaluate_run(
 def show_run(workdir: Path, console: Console) -> None:
     """Prints the recall in a run's directory."""
     report = evaluation.read(workdir / "evals" / "recall.json", Recall)
-    table = Table(title="recall, % (95% interval), by how often a fact was stated; 25 is chance")
-    for column in ("exposures", "facts", "statement in a new wording", "question"):
-        table.add_column(column, justify="right")
+    columns = right("exposures", "facts", "statement in a new wording", "question")
+    table = Table(*columns, title="recall, % (95% interval), by how often a fact was stated; 25 is chance")
     for count, found in [*report.by_exposures.items(), ("all", report)]:
         table.add_row(count, f"{found.n:,}", _shown(found.statement), _shown(found.question))
     console.print(table)

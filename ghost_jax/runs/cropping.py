@@ -7,7 +7,7 @@ def cropping(cropped: int, prompts: int, lost: str = "") -> str:
     """Returns the sentence on prompts that a model's context did not hold; empty where it held all.
 
     Args:
-      lost: what stands at the beginning of such a prompt.
+      lost: what is at the beginning of such a prompt.
     """
     if not cropped:
         return ""
