@@ -17,8 +17,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in SHAPES), ("from heads", "bfloat16")])
 def test_a_dense_layer_is_that_of_flax_also_backward(name, dtype):
     of_x, of_kernel, count = SHAPES[name]
     x = jnp.asarray(np.random.default_rng(0).normal(size=of_x), jnp.float32)
