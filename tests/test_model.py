@@ -247,13 +247,19 @@ def test_a_backward_pass_computes_no_product_again_without_remat(remat, times):
     assert counts == {"up and gate": 2 * times + 1, "qkv": times}
 
 
-def test_initial_parameters_are_the_same_stacked_and_unstacked_for_any_number_of_layers():
-    config = dataclasses.replace(V05, layers=11)  # "block_10" sorts before "block_2"
-    params = initial(config, jax.random.key(3))
-    stacked = initial(dataclasses.replace(config, scan=True), jax.random.key(3))
-    jax.tree.map(np.testing.assert_array_equal, stacked, transformer.stack_blocks(params))
+def test_blocks_are_stacked_in_their_order_and_start_as_the_same_numbers_either_way():
+    params = drawn(dataclasses.replace(V05, layers=11), 0.2)  # "block_10" sorts before "block_2"
+    stacked = transformer.stack_blocks(params)
+    for layer in (2, 10):
+        ours, theirs = (
+            stacked["blocks"]["attention"]["out"]["bias"][layer],
+            params[f"block_{layer}"]["attention"]["out"],
+        )
+        np.testing.assert_array_equal(ours, theirs["bias"])
     jax.tree.map(np.testing.assert_array_equal, transformer.unstack_blocks(stacked), params)
-    first, second = stacked["blocks"]["feed_forward"]["up"]["kernel"][:2]
+    apart, looped = (initial(dataclasses.replace(V05, scan=scan), jax.random.key(3)) for scan in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, looped, transformer.stack_blocks(apart))
+    first, second = looped["blocks"]["feed_forward"]["up"]["kernel"]
     assert abs(float(jnp.vdot(first, second))) < 0.2 * float(jnp.vdot(first, first)), "layers share their draw"
 
 
