@@ -63,35 +63,23 @@ def _pinned(url: str, path: str, digest: str, size: int = MAX_IN_GIT) -> File:
     return File(url, path, Proof(digest, size))
 
 
+def _attack(bundles: str, domain: str, version: str, digest: str, size: int = MAX_IN_GIT) -> File:
+    return _pinned(f"{bundles}/{domain}/{domain}.json", f"raw/{domain}-{version}.json", digest, size)
+
+
 def _nvd(year: int) -> File:
     name = f"nvdcve-2.0-{year}"
     return File(f"{_NVD}/{name}.json.gz", f"raw/{name}.json.gz", Feed(f"{_NVD}/{name}.meta", f"raw/{name}.meta"))
 
 
+_MOBILE = "9aaafb3b351941d35a38b02baa8ac175ff6c0ecf95eea91b6fa53de9db32432b"
+_ICS = "5afe7fa3cabbae4686ce034b196d2a82ec8667ec86fee1d6fb58a7fb9eaeb857"
 _ATTACK_FILES = (
-    _pinned(
-        f"{_ATTACK_15}/enterprise-attack/enterprise-attack.json",
-        "raw/enterprise-attack-15.1.json",
-        "a7046d2d3372f53967f06cb335591882c84c3efa",
-    ),
-    _pinned(
-        f"{_ATTACK_15}/mobile-attack/mobile-attack.json",
-        "raw/mobile-attack-15.1.json",
-        "9aaafb3b351941d35a38b02baa8ac175ff6c0ecf95eea91b6fa53de9db32432b",
-        2_493_231,
-    ),
-    _pinned(
-        f"{_ATTACK_15}/ics-attack/ics-attack.json",
-        "raw/ics-attack-15.1.json",
-        "5afe7fa3cabbae4686ce034b196d2a82ec8667ec86fee1d6fb58a7fb9eaeb857",
-        1_859_133,
-    ),
+    _attack(_ATTACK_15, "enterprise-attack", "15.1", "a7046d2d3372f53967f06cb335591882c84c3efa"),
+    _attack(_ATTACK_15, "mobile-attack", "15.1", _MOBILE, 2_493_231),
+    _attack(_ATTACK_15, "ics-attack", "15.1", _ICS, 1_859_133),
 )
-_ATTACK_18_FILE = _pinned(
-    f"{_ATTACK_18}/enterprise-attack/enterprise-attack.json",
-    "raw/enterprise-attack-18.1.json",
-    "a5ba6d72ab7371ca752110224aa7fe062f82da11",
-)
+_ATTACK_18_FILE = _attack(_ATTACK_18, "enterprise-attack", "18.1", "a5ba6d72ab7371ca752110224aa7fe062f82da11")
 _CAPEC_FILE = _pinned(
     f"{_ATTACK_18}/capec/2.1/stix-capec.json", "raw/stix-capec-3.9.json", "a1871324f3cc61ebfb2ad9bba67c43351adf9c38"
 )
