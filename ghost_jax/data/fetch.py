@@ -1,6 +1,6 @@
 """Downloads published sources to the data folder: `python -m ghost_jax.data.fetch --sources=attack,capec`.
 
-`ghost_jax/data/downloads/published.py` is the table of sources, addresses and hashes. A verified file is not
+`ghost_jax/data/downloads/published.toml` is the table of sources, addresses and hashes. A verified file is not
 downloaded again, nor is a feed that its kept note verifies: delete it to get today's. Without a connection, or with
 GHOST_OFFLINE=1 in the environment, the command lists which file to put where.
 """
