@@ -216,6 +216,7 @@ def test_bring_makes_no_attempt_where_connections_are_forbidden(tmp_path, monkey
         ("cti", None, UNPUBLISHED["cti"]),
         ("attack", "ftp://somewhere", "http://"),
         ("attack", "http://[", "--mirror"),
+        ("attack", "http://", "--mirror"),
         ("attack", "http://me:canary@somewhere", "--mirror"),
         ("attack", "http://somewhere?token=canary", "--mirror"),
     ],
