@@ -12,6 +12,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.download import Unavailable
 from ghost_jax.data.downloads.published import Proof
+from tests.bench.place import dripping_server
 from tests.test_sources import COMPRESSIONS, write
 from tests.web_server import PATH, Publisher, endless, publishing
 
@@ -114,7 +115,7 @@ def test_wrong_content_is_deleted_and_both_hashes_are_named(publisher, tmp_path,
     assert contents(tmp_path) == {"thing.json": b"a user's own"}
 
 
-@pytest.mark.parametrize("archive", [b"no archive", gzip.compress(bytes(64 << 20))], ids=["damaged", "bomb"])
+@pytest.mark.parametrize("archive", [b"no archive", gzip.compress(bytes(8 << 20))], ids=["damaged", "bomb"])
 def test_an_invalid_archive_is_deleted(publisher, tmp_path, archive):
     publisher.files[PATH] = archive
     with pytest.raises(Unavailable, match=proof_of(CONTENT).digest):
@@ -123,7 +124,7 @@ def test_an_invalid_archive_is_deleted(publisher, tmp_path, archive):
 
 
 def test_an_archive_is_not_unpacked_beyond_its_size(tmp_path):
-    path = write(tmp_path / "thing.json.gz", bytes(64 << 20))
+    path = write(tmp_path / "thing.json.gz", bytes(8 << 20))
     with pytest.raises(UserError, match=f"{len(CONTENT):,} bytes"):
         download.digest_of(path, proof_of(CONTENT), ".gz")
 
@@ -134,6 +135,13 @@ def test_a_silent_server_is_given_up(publisher, tmp_path, monkeypatch):
     publisher.files[PATH], publisher.pause = CONTENT, 0.5
     with pytest.raises(Unavailable, match="TimeoutError"):
         download_thing(publisher.url, tmp_path / "thing.json")
+
+
+def test_a_slow_server_is_given_up_and_its_part_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SILENCE_SECONDS", 1.5)  # three bytes
+    with dripping_server() as url, pytest.raises(Unavailable, match="bytes/s"):
+        download_thing(url, tmp_path / "thing.json")
+    assert contents(tmp_path).keys() == {"thing.json.partial"}
 
 
 # ---- Endless servers ----

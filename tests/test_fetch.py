@@ -170,17 +170,12 @@ def test_a_wrong_hash_fails_the_command_and_the_other_sources_are_fetched(ghost,
     assert FEEDS[0].url not in result.stdout
 
 
-def unused_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
 @pytest.mark.parametrize(
     ("mirror", "env", "reason"),
     [
         (None, {"GHOST_OFFLINE": "1"}, "GHOST_OFFLINE=1"),
         ("http://nowhere.invalid", CONNECTED, "nowhere.invalid: |no answer within"),
-        (unused_address(), CONNECTED, "refused"),
+        ("http://127.0.0.1:9", CONNECTED, "refused"),  # the port of a service that discards all
     ],
 )
 def test_offline_the_command_lists_what_to_put_where(ghost, tmp_path, mirror, env, reason):
@@ -221,6 +216,7 @@ def test_bring_makes_no_attempt_where_connections_are_forbidden(tmp_path, monkey
         ("cti", None, UNPUBLISHED["cti"]),
         ("attack", "ftp://somewhere", "http://"),
         ("attack", "http://[", "--mirror"),
+        ("attack", "http://", "--mirror"),
         ("attack", "http://me:canary@somewhere", "--mirror"),
         ("attack", "http://somewhere?token=canary", "--mirror"),
     ],

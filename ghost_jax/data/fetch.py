@@ -1,6 +1,6 @@
 """Downloads published sources to the data folder: `python -m ghost_jax.data.fetch --sources=attack,capec`.
 
-`ghost_jax/data/downloads/published.py` is the table of sources, addresses and hashes. A verified file is not
+`ghost_jax/data/downloads/published.toml` is the table of sources, addresses and hashes. A verified file is not
 downloaded again, nor is a feed that its kept note verifies: delete it to get today's. Without a connection, or with
 GHOST_OFFLINE=1 in the environment, the command lists which file to put where.
 """
@@ -140,20 +140,18 @@ def _why_silent(address: str) -> str | None:
     return None
 
 
-def _check_flags(names: Sequence[str], mirror: str) -> None:
+def _check_flags(names: Sequence[str], mirror: str | None) -> None:
     for name in names:
         if name in UNPUBLISHED:
             raise UsageError(f"--sources names {name}, which has no single publisher: {UNPUBLISHED[name]}.")
         if name not in PUBLISHED:
             raise UsageError(f"--sources names {name}, which is unknown.{did_you_mean(name, list(PUBLISHED))}")
     try:
-        parts = urlsplit(mirror)
-        valid = (
-            parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not set("@?#") & set(mirror)
-        )
+        parts = urlsplit(mirror or "")
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         valid = False
-    if not valid:  # not shown: it may hold a password
+    if mirror is not None and (not valid or set("@?#") & set(mirror)):  # not shown: it may hold a password
         raise UsageError(
             "--mirror must be an http:// or https:// address without user name, password and query, such as "
             "http://mirror.example:8080; a password for it can be in ~/.netrc."
@@ -175,7 +173,7 @@ def main(argv: Sequence[str]) -> int:
     )
     flags = parser.parse_args(argv)
     names = [name.strip() for name in flags.sources.split(",") if name.strip()]
-    _check_flags(names, flags.mirror or "https://publisher")
+    _check_flags(names, flags.mirror)
     folder = flags.data_dir or cache_dir() / "data"
     reasons = bring(names, folder, _say, mirror=flags.mirror)
     for name in names:

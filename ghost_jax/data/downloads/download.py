@@ -84,7 +84,7 @@ def with_spare(size: int) -> int:
 
 
 def digest_of(path: Path, proof: Proof, suffix: str) -> str:
-    """Returns the digest, of the kind that `proof` holds, of the content of a file, which `suffix` says is compressed.
+    """Returns the digest of a file's uncompressed content, of the kind that `proof` holds; `suffix` is its compression.
 
     Raises UserError where it cannot be unpacked, or unpacks to more than the size of `proof` allows.
     """

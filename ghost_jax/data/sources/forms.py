@@ -16,15 +16,18 @@ ANY_KEY = "*"
 _RETIRED = ("deprecated", "obsolete", "rejected")
 
 
-def entries(things: Iterable[Any], form: dict, where: str) -> Iterator[tuple[str, dict]]:
+def entries(things: Iterable[Any], form: dict, where: str, required: Iterable[str] = ()) -> Iterator[tuple[str, dict]]:
     """Yields the place of each object of a list, for messages, and the object as `read` returns it."""
     for position, thing in enumerate(things):
         place = f"{where}[{position}]"
-        yield place, read(thing, form, place)
+        yield place, read(thing, form, place, required)
 
 
-def read(thing: Any, form: dict, where: str) -> dict:
-    """Returns the keys of an object that a form names, without nulls. Raises UserError for one of another form."""
+def read(thing: Any, form: dict, where: str, required: Iterable[str] = ()) -> dict:
+    """Returns the keys of an object that a form names, without nulls.
+
+    Raises UserError where it is not an object, a key has another form, or one of `required` is absent or blank.
+    """
     if not isinstance(thing, dict):
         raise UserError(f"{where} is a {type(thing).__name__} instead of an object. Fetch the file again.")
     found = {}
@@ -34,6 +37,7 @@ def read(thing: Any, form: dict, where: str) -> dict:
                 found[key] = _formed(thing[key], inner)
         except TypeError:
             raise UserError(f'{where}: "{key}" has not the form of its publisher. Fetch the file again.') from None
+    require(found, required, where)
     return found
 
 

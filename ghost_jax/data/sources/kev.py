@@ -27,8 +27,7 @@ def read(path: Path) -> Iterator[Record]:
     catalogue = files.read_json(path)
     if not isinstance(catalogue, dict) or not isinstance(catalogue.get("vulnerabilities"), list):
         raise UserError(f'{path} has no list of "vulnerabilities", so it is not the KEV catalogue. Fetch it again.')
-    for where, entry in forms.entries(catalogue["vulnerabilities"], _FORM, f"{path}, vulnerabilities"):
-        forms.require(entry, _REQUIRED, where)
+    for where, entry in forms.entries(catalogue["vulnerabilities"], _FORM, f"{path}, vulnerabilities", _REQUIRED):
         require_cve(entry, "cveID", where)
         yield _record(entry)
 

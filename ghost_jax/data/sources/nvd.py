@@ -44,11 +44,9 @@ def read(path: Path) -> Iterator[Record]:
         try:
             # As floats, because ijson fails on an integer of thousands of digits.
             vulnerabilities = ijson.items(stream, "vulnerabilities.item", use_float=True)
-            for where, entry in forms.entries(vulnerabilities, {"cve": dict}, f"{path}, vulnerabilities"):
+            for where, entry in forms.entries(vulnerabilities, {"cve": dict}, f"{path}, vulnerabilities", ("cve",)):
                 empty = False
-                forms.require(entry, ("cve",), where)
-                cve = forms.read(entry["cve"], _FORM, where)
-                forms.require(cve, ("id", "descriptions"), where)
+                cve = forms.read(entry["cve"], _FORM, where, ("id", "descriptions"))
                 require_cve(cve, "id", where)
                 english = [each.get("value", "") for each in cve["descriptions"] if each.get("lang") == "en"]
                 description = clean(english[0]) if english else ""

@@ -125,8 +125,7 @@ def load(path: Path, publishers: tuple[str, ...]) -> Bundle:
             "again from its publisher."
         )
     latest: dict[str, tuple[datetime.datetime, str, dict]] = {}
-    for where, thing in forms.entries(bundle["objects"], _FORM, f"{path}, objects"):
-        forms.require(thing, ("type", "id"), where)
+    for where, thing in forms.entries(bundle["objects"], _FORM, f"{path}, objects", ("type", "id")):
         modified = forms.timestamp(thing, "modified", where)
         if thing["id"] not in latest or modified >= latest[thing["id"]][0]:
             latest[thing["id"]] = modified, where, thing

@@ -75,7 +75,7 @@ class Manifest:
       licenses: source -> licence.
       duplicates_dropped: source -> reason -> documents.
       datasets: dataset -> split -> counts.
-      details: what else the builder reports. These keys lie beside the others in the file.
+      details: what else the builder reports. Its keys are beside the others in the file.
     """
 
     kind: str = ""
