@@ -235,22 +235,15 @@ def test_the_table_reports_what_the_run_sees(mix):
     assert (big.letters, middle.letters) == ((), (4, 4, 3, 3))
 
 
-def test_the_table_agrees_with_the_draws_of_packed_phases(mix, numbers):
-    weights = [WEIGHTS, WEIGHTS | {"big": 0.0}]
-    one = dataclasses.replace(packed(mix), batch_size=1)
-    packings = [mixture.packing_of(dataclasses.replace(one, phases=(Phase(0, each),))) for each in weights]
-    draws_of = [8 * (40 + 84 + 6), 12 * (84 + 6)]  # an epoch of each: the fewest passes with 1,024 draws
-    epochs = [round(count / filled.records_per_row) for count, filled in zip(draws_of, packings, strict=True)]
-    changing = dataclasses.replace(one, phases=(Phase(0, weights[0]), Phase(epochs[0], weights[1])))
-    counted = Counter(draws(train_batches(changing), sum(epochs)))
-    assert not own(draws(train_batches(changing), 20, start=epochs[0]), "big")
-    lines = mixture.shares(changing, sum(epochs), mixture.packing_of(changing).records_per_row)
+def test_the_table_agrees_with_the_draws_of_two_phases(mix):
+    phases = (Phase(0, WEIGHTS), Phase(50, {"middle": 0.5, "small": 2.0}))
+    changing = dataclasses.replace(mix, phases=phases)
+    seen = draws(train_batches(changing), 80)
+    lines = mixture.shares(changing, steps=80, records_per_row=1.0)
+    assert [line.multiplier for line in lines] == [(1.0, 0.0), (3.0, 0.5), (0.5, 2.0)]
     for line in lines:
-        seen = sum(counted[FIRST[line.name] + i] for i in range(line.records))
-        assert seen == pytest.approx(line.epochs * line.records, rel=0.1)
-    assert {line.name: line.multiplier for line in lines}["big"] == (1.0, 0.0)
-    for line in mixture.shares(mix, steps=80, records_per_row=1.0):
-        assert len(own(numbers, line.name)) == pytest.approx(line.epochs * line.records, abs=2)
+        assert len(own(seen, line.name)) == pytest.approx(line.epochs * line.records, abs=3)
+        assert line.record_share == pytest.approx(len(own(seen, line.name)) / len(seen), abs=0.01)
 
 
 def test_rows_are_as_full_as_reported(mix):

@@ -1,15 +1,13 @@
 """ghost_jax/data/builders/teacher.py: requests, cached replies, failures, and where the key goes."""
 
 import collections
-import dataclasses
 import email.message
 import fcntl
 import http.server
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -22,7 +20,6 @@ import pytest
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.data.builders import cot, teacher
 from ghost_jax.data.examples import Question
-from tests.conftest import ROOT
 
 KEY = "sk-nobody-may-read-this-0123456789"
 OPTIONS = ("Command and Control", "Persistence", "Command", "Execution")
@@ -218,8 +215,9 @@ def test_a_reply_is_not_written_while_another_process_writes(serve, cache):
         fcntl.flock(other, fcntl.LOCK_EX)
         asking = threading.Thread(target=ask, args=(server, 2), daemon=True)
         asking.start()
-        asking.join(0.3)
-        assert server.asked[1] == 1
+        while not server.asked[1] and asking.is_alive():
+            time.sleep(0.005)
+        asking.join(0.2)
         assert file.read_bytes() == whole
     asking.join(5)
     assert len(kept(cache)) == 2
@@ -330,32 +328,15 @@ def test_the_key_is_a_bearer_token_and_in_no_file_log_or_message(serve, monkeypa
     assert not [text for text in shown if KEY in text or KEY[3:20] in text]
 
 
-ASK = """
-import json, sys
-from ghost_jax.core.errors import command
-from ghost_jax.data.builders import teacher
-from ghost_jax.data.examples import Question
-
-@command
-def main(argv):
-    teacher.Endpoint(argv[0], "model:14b").ask([Question(**json.loads(argv[1]))])
-
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_a_command_that_is_stopped_does_not_wait_for_replies(serve):
+def test_a_stop_does_not_wait_for_replies(serve):
     over = threading.Event()
     server = serve(lambda *_: completion(str(over.wait(60))))
-    words = [sys.executable, "-c", ASK, server.url, json.dumps(dataclasses.asdict(question(1)))]
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not server.asked and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=20)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ask(server, 3)
     over.set()
-    assert process.returncode == 1
-    assert "Traceback" not in err
+    assert time.monotonic() - began < 20
 
 
 # ---- The config ----

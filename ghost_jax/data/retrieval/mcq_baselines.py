@@ -8,7 +8,7 @@ credits [N] in [0, 1]: where n options tie, the gold one among them earns 1/n. T
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -40,32 +40,28 @@ def always(letter: int) -> Baseline:
     return baseline
 
 
-def longest(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
-    """Credits [N] of choosing the option with the most characters."""
-    return _highest(([len(option) for option in offered] for offered in options), answers)
+def _choosing(score: Callable[[str, str], float]) -> Baseline:
+    """Returns the baseline that chooses the option of the highest `score(question, option)`."""
+
+    def baseline(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
+        credits = np.zeros(len(answers))
+        for row, (question, offered, answer) in enumerate(zip(questions, options, answers, strict=True)):
+            scores = [score(question, option) for option in offered]
+            if scores[answer] == max(scores):
+                credits[row] = 1 / scores.count(max(scores))
+        return credits
+
+    return baseline
 
 
-def shortest(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
-    """Credits [N] of choosing the option with the fewest characters."""
-    return _highest(([-len(option) for option in offered] for offered in options), answers)
-
-
-def overlapping(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
-    """Credits [N] of choosing the option that has the most content words in common with its question."""
-    shared = (
-        [len(content_words(option) & words) for option in offered]
-        for words, offered in zip(map(content_words, questions), options, strict=True)
-    )
-    return _highest(shared, answers)
+longest = _choosing(lambda question, option: len(option))
+shortest = _choosing(lambda question, option: -len(option))
+overlapping = _choosing(lambda question, option: len(content_words(option) & content_words(question)))
 
 
 def popular(popularity: Mapping[str, int]) -> Baseline:
     """Returns the baseline that chooses the most popular option."""
-
-    def baseline(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
-        return _highest(([popularity.get(option, 0) for option in offered] for offered in options), answers)
-
-    return baseline
+    return _choosing(lambda question, option: popularity.get(option, 0))
 
 
 def times_offered(options: Sequence[Sequence[str]]) -> Counter[str]:
@@ -76,11 +72,3 @@ def times_offered(options: Sequence[Sequence[str]]) -> Counter[str]:
 def times_gold(options: Sequence[Sequence[str]], answers: Sequence[int]) -> Counter[str]:
     """Returns how often each text is the gold option of a reference set of questions."""
     return Counter(offered[answer] for offered, answer in zip(options, answers, strict=True))
-
-
-def _highest(scores: Iterator[Sequence[int]], answers: Sequence[int]) -> np.ndarray:
-    credits = np.zeros(len(answers))
-    for row, (of_options, answer) in enumerate(zip(scores, answers, strict=True)):
-        if of_options[answer] == max(of_options):
-            credits[row] = 1 / of_options.count(max(of_options))
-    return credits
