@@ -20,9 +20,9 @@ from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, SPECIALS, USER, Tokenizer
 from ghost_jax.training.checkpoint import load_model
+from tests.test_contamination import write_dataset
 from tests.test_export import make_run
 from tests.test_layout import MODULES
-from tests.test_store_text import write_store
 from tests.test_vocabulary import foreign_vocabulary, save_vocabulary
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -99,7 +99,7 @@ def test_documents_are_split_and_found_again_by_the_vocabularys_own_ends(runs, t
     ids = np.concatenate([rows[0]["tokens"], *(row["tokens"][1:] for row in rows[1:])])
     assert ids[0] == ENDS
     assert "<|endoftext|><|endoftext|>send phishing mails" in tokenizer.decode(ids)
-    (part,) = parts_of(write_store(tmp_path, tokenizer, {"pretrain": {"train": rows}}))
+    (part,) = parts_of(write_dataset(tmp_path, tokenizer, "pretrain", {"train": rows}))
     assert "<|endoftext|>send phishing mails" in [text.text for text in part.texts]
 
 

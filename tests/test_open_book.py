@@ -16,7 +16,7 @@ from tests.test_ctibench import write_items
 from tests.test_reader import corpus_of_facts
 from tests.test_sources_formats import bundle, link, thing
 
-FACTS = {  # weakness or technique -> what its page alone states
+ASKED = {  # weakness or technique -> what its page alone states
     "Glass Kite": "Glass Kite writes its beacon into the printer spooler.",
     "Amber Mole": "Amber Mole reads cookies out of the browser profile.",
     "Iron Crane": "Iron Crane encrypts the backups of a hypervisor.",
@@ -24,7 +24,7 @@ FACTS = {  # weakness or technique -> what its page alone states
     "Silent Moth": "Silent Moth records keystrokes by hooking the window procedure.",
     "Velvet Worm": "Velvet Worm copies itself over removable drives.",
 }
-ANSWERS = [sentence.partition(" ")[2].partition(" ")[2] for sentence in FACTS.values()]
+ANSWERS = [sentence.partition(" ")[2].partition(" ")[2] for sentence in ASKED.values()]
 ITEMS = [
     {
         "id": name,
@@ -33,7 +33,7 @@ ITEMS = [
         "answer": "A",
         "url": f"https://attack.mitre.org/techniques/T90{number:02}/",
     }
-    for number, name in enumerate(FACTS)
+    for number, name in enumerate(ASKED)
 ]
 CWE = """<?xml version="1.0"?><Weakness_Catalog xmlns="http://cwe.mitre.org/cwe-7"><Weaknesses>
 <Weakness ID="79" Name="Cross-site Scripting" Status="Stable"><Description>It does not neutralize input.</Description>
@@ -57,7 +57,7 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     raw = folder / "raw"
     raw.mkdir()
-    pages = [page(number, name, text) for number, (name, text) in enumerate(FACTS.items())]
+    pages = [page(number, name, text) for number, (name, text) in enumerate(ASKED.items())]
     guard = thing("course-of-action", "M9001", "Guard the Spooler")
     rule = link("mitigates", guard, pages[0], "Restrict who may write into the spooler.")
     tactic = tactic_of("enterprise-attack")
@@ -112,7 +112,7 @@ def test_the_lexical_reader_finds_the_answers_in_the_book_and_not_in_other_lines
     assert max(read["options only"], read["without ATT&CK"], read["passages of another question"]) < 0.5
     assert [row["fitted_on"] for row in report["fits"]] == ["nothing"]
     assert "too few facts" in result.stdout
-    for number, (name, text) in enumerate(FACTS.items()):
+    for number, (name, text) in enumerate(ASKED.items()):
         answer, line, url = result.stdout[result.stdout.index(f"{name}: What does {name} do?") :].splitlines()[1:4]
         assert ANSWERS[number] in answer
         assert text in line
