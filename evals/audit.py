@@ -1,7 +1,6 @@
-"""The diagnostics for predictions of any model, ours or not: `python -m evals.audit --items=FILE --predictions=FILE`.
+"""Diagnoses the predictions of any model: `python -m evals.audit --items=FILE --predictions=FILE`.
 
-A single column is reported in full; several are set beside one another, a row each. What a predictions file may hold
-stands in `evals/analysis/predictions.py`.
+A single column is reported in full; several have a row each. `evals/analysis/predictions.py` describes the file.
 """
 
 import argparse
@@ -13,70 +12,68 @@ from rich.markup import escape
 from rich.table import Table
 
 from evals.analysis.predictions import Predictions, read_predictions
-from evals.analysis.report import asked_in, report_of, show
-from evals.analysis.verdict import words_of
+from evals.analysis.report import asked_in, print_line, report_of, show
 from evals.items.formats import read_items
 from evals.items.items import Items
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
+from ghost_jax.runs.evaluation import Evaluation, PredictionsFile, to_json
 
 
-def audit(predictions: Predictions, items: Items, file: str) -> dict:
-    """Returns the report of `evals.analysis.report`, and under `read` what was read from where."""
-    read = {"file": file, "name": predictions.name, "lower_case": predictions.lower_case}
-    # Nobody who only sends letters can show that the book was closed; it is how answers are published.
-    return report_of(predictions.answers, items) | {"book": "closed", "reader": "predictions", "predictions_file": read}
+def audit(predictions: Predictions, items: Items, file: str) -> Evaluation:
+    """Returns the evaluation of predictions, as closed-book answers."""
+    read = PredictionsFile(file=file, name=predictions.name, lower_case=predictions.lower_case)
+    return report_of(predictions.answers, items, reader="predictions", predictions_file=read)
 
 
-def show_several(reports: list[dict], console: Console) -> None:
-    """Prints several reports on the same items, a row each, and below them what is scored without reading."""
+def show_several(reports: list[Evaluation], console: Console) -> None:
+    """Prints several reports on the same items, a row each, and the baselines below them."""
+    first = reports[0]
     ways = {asked_in(report): report for report in reports}
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say(f"{reports[0]['items']['name']}: {reports[0]['n']:,} questions{f', {next(iter(ways))}' * (len(ways) == 1)}")
+    one_way = f", {asked_in(first)}" if len(ways) == 1 else ""
+    print_line(console, f"{first.items.name}: {first.n:,} questions{one_way}")
     table = Table()
     table.add_column("predictions", overflow="fold")
-    for column in ["asked"] * (len(ways) > 1) + ["accuracy, %", "balanced", "top letter", "no letter", "longest/not"]:
+    asked = ["asked"] * (len(ways) > 1)
+    for column in (*asked, "accuracy, %", "balanced", "top letter", "no letter", "longest/not"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for report in reports:
-        low, high = report["headline"]["ci95"]
-        letter, share = max(report["letter_share"].items(), key=lambda each: each[1])
-        by_length = [report["gold_longest"].get(group) for group in ("longest", "not longest")]
+        low, high = report.headline.ci95
+        letter, share = report.top_letter
+        by_length = [report.gold_longest.get(group) for group in ("longest", "not longest")]
         table.add_row(
-            escape(report["predictions_file"]["name"]),
-            *[asked_in(report)] * (len(ways) > 1),
-            f"{100 * report['headline']['accuracy']:.2f} ({100 * low:.1f} to {100 * high:.1f})",
-            f"{100 * report['balanced_accuracy']:.2f}",
+            escape(report.predictions_file.name),
+            *[asked_in(report) for _ in asked],
+            f"{100 * report.headline.accuracy:.2f} ({100 * low:.1f} to {100 * high:.1f})",
+            f"{100 * report.balanced_accuracy:.2f}",
             f"{letter} {100 * share:.1f}%",
-            f"{100 * report['no_letter']:.1f}%",
-            "/".join(f"{100 * group['accuracy']:.1f}" if group else "—" for group in by_length),
-            words_of(report).partition(":")[0],
+            f"{100 * report.no_letter:.1f}%",
+            "/".join(f"{100 * group.accuracy:.1f}" if group else "—" for group in by_length),
+            report.verdict_text.partition(":")[0],
         )
     console.print(table)
-    say("longest/not: accuracy where the gold option is the longest, and where it is not")
-    for asked, report in ways.items():
-        reached = report["baselines_over_orders"].items()
-        listed = ", ".join(f"{name.replace('_', ' ')} {100 * accuracy:.2f}" for name, accuracy in reached)
-        say(f"without the question, {asked}, %: {listed}")
-    say(f"Nothing here is called knowledge, because controls are missing: {', '.join(reports[0]['controls_missing'])}.")
+    print_line(console, "longest/not: accuracy where the gold option is the longest, and where it is not")
+    for way, report in ways.items():
+        baselines = report.baselines_over_orders.items()
+        listed = ", ".join(f"{name.replace('_', ' ')} {100 * accuracy:.2f}" for name, accuracy in baselines)
+        print_line(console, f"without the question, {way}, %: {listed}")
+    missing = ", ".join(first.controls_missing)
+    print_line(console, f"Nothing here is called knowledge, because controls are missing: {missing}.")
 
 
 @command
 def main(argv: Sequence[str]) -> int:
     """Diagnoses predictions for multiple-choice items: collapse, shortcuts, and what the accuracy is worth."""
     parser = argparse.ArgumentParser(prog="python -m evals.audit", description=main.__doc__)
-    parser.add_argument(
-        "--items", required=True, type=local_path, metavar="FILE", help="the benchmark that was answered"
-    )
-    parser.add_argument("--predictions", required=True, type=local_path, metavar="FILE", help=".tsv, .csv or .jsonl")
-    parser.add_argument("--column", metavar="NAME", help="audit this column alone (default: all that hold answers)")
-    parser.add_argument("--order", metavar="CBDA", help="the new letter of each option in turn (default: as published)")
-    parser.add_argument("--out", type=local_path, metavar="FILE", help="writes the report as JSON")
+    option = parser.add_argument
+    option("--items", required=True, type=local_path, metavar="FILE", help="the benchmark that was answered")
+    option("--predictions", required=True, type=local_path, metavar="FILE", help=".tsv, .csv or .jsonl")
+    option("--column", metavar="NAME", help="audit this column alone (default: all that hold answers)")
+    option("--order", metavar="CBDA", help="the new letter of each option in turn (default: as published)")
+    option("--out", type=local_path, metavar="FILE", help="writes the report as JSON")
     flags = parser.parse_args(argv)
 
     items = read_items(flags.items)
@@ -87,12 +84,12 @@ def main(argv: Sequence[str]) -> int:
         show(reports[0], console)
     else:
         show_several(reports, console)
-    for report in reports:
-        if small := report["predictions_file"]["lower_case"]:
-            console.print(f"{report['predictions_file']['name']}: {small:,} lower-case letters read", markup=False)
+    for each in read:
+        if each.lower_case:
+            print_line(console, f"{each.name}: {each.lower_case:,} lower-case letters read")
     if flags.out:
-        whole = {"predictions": {each["predictions_file"]["name"]: each for each in reports}}
-        write_json(flags.out, reports[0] if len(reports) == 1 else whole)
+        by_name = {report.predictions_file.name: to_json(report) for report in reports}
+        write_json(flags.out, to_json(reports[0]) if len(reports) == 1 else {"predictions": by_name})
         print(f"written to {flags.out}")
     return 0
 

@@ -1,6 +1,6 @@
-"""Do runs differ, or only their luck with the items? `python -m evals.compare --runs=A,B[,C…] [--items=FILE]`.
+"""Compares runs item by item: `python -m evals.compare --runs=A,B[,C…] [--items=FILE]`.
 
-The comparison is of `evals/analysis/comparison.py`; here it is shown, drawn and written.
+`evals/analysis/comparison.py` computes the comparison; here it is shown, drawn and written.
 """
 
 import argparse
@@ -13,37 +13,40 @@ from rich.markup import escape
 from rich.table import Table
 
 import ghost_jax
-from evals.analysis.comparison import NONE, compare, orders_per_item, p_shown, rows_of
+from evals.analysis.comparison import compare, orders_per_item, p_shown, rows_of
 from evals.analysis.recorded import check_alike, items_of, read_reports
+from evals.analysis.report import print_line
 from ghost_jax.core.atomic_io import write_bytes, write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
 
+NONE = "—"
+
 
 def show(comparison: dict, console: Console) -> None:
-    """Prints a comparison as a table with a sentence a row."""
+    """Prints a comparison as a table, with a sentence for each row and the notes below."""
     orders = orders_per_item(comparison["orders"])
     asked = f"{comparison['n']:,} questions in {orders} order{'s' if orders > 1 else ''}, {comparison['book']} book"
-    console.print(f"{comparison['items']['name']}: {asked}", highlight=False, markup=False)
-    seeds = any(row["seeds"]["n"] > 1 for row in comparison["rows"])
-    drawn = Table()
-    for header in ("", "accuracy, %", *(["over seeds"] if seeds else []), "difference", "p", "Holm's p", "McNemar's p"):
-        drawn.add_column(header, justify="right" if header else "left")
-    drawn.add_column("detectable", justify="right")
-    for row in comparison["rows"]:
+    print_line(console, f"{comparison['items']['name']}: {asked}")
+    rows = comparison["rows"]
+    several = any(row["seeds"]["n"] > 1 for row in rows)
+    table = Table("", "accuracy, %")
+    for header in (*["over seeds"] * several, "difference", "p", "Holm's p", "McNemar's p", "detectable"):
+        table.add_column(header, justify="right")
+    for row in rows:
         low, high = row["ci95"]
-        cells = [f"{100 * row['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"]
-        if seeds:
-            cells.append(_spread(row["seeds"]))
-        drawn.add_row(
-            f"{escape(row['name'])} [bold]{row['collapsed']}[/bold]", *cells, *_against(row["against_reference"])
+        table.add_row(
+            f"{escape(row['name'])} [bold]{row['collapsed']}[/bold]",
+            f"{100 * row['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+            *[_spread(row["seeds"])] * several,
+            *_against(row["against_reference"]),
         )
-    console.print(drawn)
-    for row in comparison["rows"][1:]:
-        console.print(row["against_reference"]["text"], highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+    for row in rows[1:]:
+        print_line(console, row["against_reference"]["text"])
     for note in comparison["notes"]:
-        console.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, note, "dim")
 
 
 def _against(against: dict | None) -> tuple[str, ...]:
@@ -66,18 +69,17 @@ def _spread(seeds: dict) -> str:
 
 
 def picture(comparison: dict) -> bytes:
-    """Returns a PNG of the differences with their intervals: what crosses zero is not told apart."""
-    from matplotlib.figure import Figure  # not above: a comparison that is only read needs none of it
+    """Returns a PNG of the differences from the reference with their intervals."""
+    from matplotlib.figure import Figure  # not above: a comparison without --out needs none of it
 
     rows = comparison["rows"][1:]
     means = [100 * row["against_reference"]["mean"] for row in rows]
-    bounds = [[100 * bound for bound in row["against_reference"]["ci95"]] for row in rows]
-    sides = [[mean - low for mean, (low, _) in zip(means, bounds, strict=True)]]
-    sides += [[high - mean for mean, (_, high) in zip(means, bounds, strict=True)]]
+    lows, highs = ([100 * row["against_reference"]["ci95"][end] for row in rows] for end in (0, 1))
     figure = Figure(figsize=(7, 1.6 + 0.35 * len(rows)), layout="constrained")
     axes = figure.subplots()
     axes.axvline(0, color="0.6", linewidth=1, linestyle="--")
-    axes.errorbar(means, range(len(rows)), xerr=sides, fmt="o", capsize=4)
+    axes.hlines(range(len(rows)), lows, highs)
+    axes.plot(means, range(len(rows)), "o")
     axes.set_yticks(range(len(rows)), [f"{row['name']} {row['collapsed']}" for row in rows])
     axes.invert_yaxis()
     axes.margins(y=0.5 / len(rows))
@@ -92,19 +94,10 @@ def picture(comparison: dict) -> bytes:
 def main(argv: Sequence[str]) -> int:
     """Compares runs that were scored on the same items with the first of them."""
     parser = argparse.ArgumentParser(prog="python -m evals.compare", description=main.__doc__)
-    parser.add_argument(
-        "--runs",
-        required=True,
-        type=local_path,
-        metavar="A,B",
-        help="run directories or JSON reports; first: reference",
-    )
-    parser.add_argument(
-        "--items", type=local_path, metavar="FILE", help="the items, and so evals/<its name>.json of each run"
-    )
-    parser.add_argument(
-        "--out", type=local_path, metavar="FILE", help="the comparison as JSON, with a picture (.png) beside"
-    )
+    option = parser.add_argument
+    option("--runs", required=True, type=local_path, metavar="A,B", help="run directories or reports; first: reference")
+    option("--items", type=local_path, metavar="FILE", help="the items, and so evals/<its name>.json of each run")
+    option("--out", type=local_path, metavar="FILE", help="the comparison as JSON, with a picture (.png) beside")
     flags = parser.parse_args(argv)
 
     places = [place for place in str(flags.runs).split(",") if place]

@@ -5,6 +5,7 @@ bit, and only reports what is done.
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,6 @@ from rich.console import Console
 from evals.tasks import EVALUATIONS
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup, signals
-from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import data_folders, local_path
@@ -27,7 +27,7 @@ from ghost_jax.data.prepare import Prepared, mix_of, prepare
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import batch_sharding
-from ghost_jax.runs import plan, run_dir, run_record
+from ghost_jax.runs import evaluation, plan, run_dir, run_record
 from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.mcq_format import letter_ids
@@ -124,7 +124,8 @@ def evaluate(config: ConfigDict, workdir: Path, data_dir: Path | None) -> None:
         evaluate = EVALUATIONS[name].evaluate_run
         result = evaluate(predict, tokenizer, workdir, data_dir, context=model.context, **options)
         if distributed.is_main():
-            write_json(workdir / "evals" / f"{name}.json", result | {"step": step, "machine": run_dir.machine()})
+            result = dataclasses.replace(result, step=step, machine=run_dir.machine())
+            evaluation.write(workdir / "evals" / f"{name}.json", result)
 
 
 def run_stage(

@@ -45,7 +45,8 @@ def test_every_table_of_a_score_says_how_many_prompts_were_cropped():
     assert card_of(run, EXPORTED, CHANNEL, None).partition("## Limits")[2].count(said) == 1
     assert said in said_of(score)
     assert said in " ".join(notes_of([run]))
-    score["matching"] = {"how": {"prompts_cropped": 2}}
+    free = {"accuracy": 0.1, "ci95": [0.0, 0.2], "matched": 0.5, "examples": []}
+    score["matching"] = free | {"how": {"prompts_cropped": 2}}
     assert f"2 of {score['n']:,} prompts" in cropping_of(score | {"prompts_cropped": 0})
     assert f"3 of {score['n']:,} prompts" in cropping_of(score | {"layout": "cloze"}), "asked once for all orders"
 

@@ -17,6 +17,7 @@ from evals.items.items import Item, Items
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import AXES
 from ghost_jax.reporting.tables import score_cells
+from ghost_jax.runs.evaluation import from_json, to_json
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import ask, with_context
@@ -89,7 +90,7 @@ def deaf(tokenizer) -> Predict:
 
 def test_a_model_that_does_not_read_the_question_is_at_chance_under_the_primary(tiny):
     _, tokenizer, model, _ = tiny
-    report = cloze.evaluate(deaf(tokenizer), tokenizer, ITEMS, context=model.context, batch_size=2)
+    report = to_json(cloze.evaluate(deaf(tokenizer), tokenizer, ITEMS, context=model.context, batch_size=2))
     assert report["primary"] == "pmi"
     assert report["pmi"]["accuracy"] == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
     assert report["sum"]["accuracy"] != report["pmi"]["accuracy"]
@@ -145,7 +146,7 @@ def mute(tokenizer, knows) -> Predict:
 
 def asked_both_ways(tiny, knows, **how) -> dict:
     _, tokenizer, *_ = tiny
-    return evaluate(mute(tokenizer, knows), tokenizer, SETS, context=2048, batch_size=16, **how)[0]
+    return to_json(evaluate(mute(tokenizer, knows), tokenizer, SETS, context=2048, batch_size=16, **how)[0])
 
 
 def test_what_is_known_by_cloze_and_not_said_in_letters_is_named(tiny):
@@ -161,10 +162,10 @@ def test_what_is_known_by_cloze_and_not_said_in_letters_is_named(tiny):
     control = report["cloze"]["controls"]["question swapped"]
     assert control["accuracy"] == 0.25, "another set's question says nothing of these options"
     assert control["gain_ci95"][0] > 0.5
-    assert score_cells(report | {"book": "closed"})[-1] == "COLLAPSED, cloze 100.0"
+    assert score_cells(report)[-1] == "COLLAPSED, cloze 100.0"
     console = Console(width=200)
     with console.capture() as text:
-        show(report, console)
+        show(from_json(report), console)
     assert "the same, question swapped: 25.00% (25.00 to 25.00)  gain over it +75.00" in text.get()
 
 

@@ -19,6 +19,8 @@ from evals.answering.controls import (
 from evals.items.answers import Answers, orders_of
 from evals.items.items import Item, Items
 from ghost_jax.core.errors import UserError
+from ghost_jax.runs import evaluation
+from ghost_jax.runs.evaluation import Control, Evaluation
 
 
 def item(number: int, page: str) -> Item:
@@ -86,7 +88,7 @@ def peeks(each: Item) -> int:
     return int(each.id) % 4
 
 
-def report_on(rule) -> dict:
+def report_on(rule) -> Evaluation:
     answers = answers_by(ITEMS, rule)
 
     def ask(items, doing):
@@ -97,21 +99,21 @@ def report_on(rule) -> dict:
 
 def test_who_reads_the_question_is_said_to_know():
     report = report_on(knows)
-    assert report["headline"]["accuracy"] == 1
-    assert {name: control["accuracy"] for name, control in report["controls"].items()} == {
+    assert report.headline.accuracy == 1
+    assert {name: control.accuracy for name, control in report.controls.items()} == {
         "options only": 0.25,
         "question swapped": 0.25,
     }
-    assert all(control["gain"] == 0.75 for control in report["controls"].values())
-    assert report["verdict"] == "knowledge"
-    assert report["controls_missing"] == ["trained options-only"]
+    assert all(control.gain == 0.75 for control in report.controls.values())
+    assert report.verdict == "knowledge"
+    assert report.controls_missing == ("trained options-only",)
 
 
 def test_who_is_right_without_the_question_takes_a_shortcut():
     report = report_on(peeks)
-    assert report["headline"]["accuracy"] == 1
-    assert all(control["accuracy"] == 1 and control["gain"] == 0 for control in report["controls"].values())
-    assert report["verdict"] == "shortcut"
+    assert report.headline.accuracy == 1
+    assert all(control.accuracy == 1 and control.gain == 0 for control in report.controls.values())
+    assert report.verdict == "shortcut"
 
 
 @pytest.fixture
@@ -123,15 +125,15 @@ def runs(tmp_path):
         (folder / "evals").mkdir(parents=True, exist_ok=True)
         config = {"seed": 0, "steps": 10, "data": {"layout": layout}, **others}
         (folder / "config.json").write_text(json.dumps(config))
-        report = {**report_of(answers_by(ITEMS, rule), ITEMS), "book": "closed", "step": 10}
-        (folder / "evals" / "ctibench.json").write_text(json.dumps(report))
+        report = report_of(answers_by(ITEMS, rule), ITEMS, step=10)
+        evaluation.write(folder / "evals" / "ctibench.json", report)
 
     write("run", "classic", knows)
     write("control", "options_only", peeks)
     return tmp_path / "run", tmp_path / "control", write
 
 
-def third_control(run, control) -> dict:
+def third_control(run, control) -> Control:
     check_trained_without_questions(control, run, "ctibench")
     answers = answers_by(ITEMS, knows)
     return trained_without_questions(control, run, "ctibench", report_of(answers, ITEMS), answers, ITEMS)
@@ -140,10 +142,10 @@ def third_control(run, control) -> dict:
 def test_a_second_run_trained_without_questions_is_the_third_control(runs):
     run, control, _ = runs
     found = third_control(run, control)
-    assert (found["accuracy"], found["gain"], found["run"]) == (1, 0, "control")
+    assert (found.accuracy, found.gain, found.run) == (1, 0, "control")
     report = with_controls(report_on(knows), {"trained options-only": found})
-    assert report["verdict"] == "shortcut", "a model that knows is no better than one that cannot"
-    assert report["controls_missing"] == []
+    assert report.verdict == "shortcut", "a model that knows is no better than one that cannot"
+    assert report.controls_missing == ()
 
 
 @pytest.mark.parametrize(
@@ -171,4 +173,4 @@ def test_another_run_is_no_control(runs, change, said):
 def test_another_seed_of_the_recipe_is_a_control(runs):
     run, control, write = runs
     write("control", "options_only", peeks, seed=7)
-    assert np.isfinite(third_control(run, control)["gain"])
+    assert np.isfinite(third_control(run, control).gain)

@@ -13,6 +13,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import exposure
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.wordings.surface_forms import FORMS
+from ghost_jax.runs.evaluation import to_json
 from ghost_jax.text import tokenizer as tokenizer_lib
 from tests.conftest import set_all
 from tests.test_trees import seen_by
@@ -142,7 +143,8 @@ class Knower:
 def test_recall_is_of_what_was_stated_often_and_a_quarter_of_the_rest(vocabulary, tmp_path):
     items = list(exposure.items(documents, 0))
     (tmp_path / recall.ITEMS).write_text("".join(json.dumps(item) + "\n" for item in items))
-    report = recall.evaluate_run(Knower(vocabulary, items, 9), vocabulary, tmp_path, None, context=256, batch_size=4)
+    knower = Knower(vocabulary, items, 9)
+    report = to_json(recall.evaluate_run(knower, vocabulary, tmp_path, None, context=256, batch_size=4))
     assert {count: found["n"] for count, found in report["by_exposures"].items()} == {"1": 16, "3": 16, "9": 16}
     for way in recall.WAYS:
         assert [report["by_exposures"][count][way]["accuracy"] for count in "139"] == [0.25, 0.25, 1.0]

@@ -7,6 +7,7 @@ import pytest
 
 from evals.answering.free_text import NEW_TOKENS, THRESHOLD, evaluate, inverse_document_frequency, match, weighted_f1
 from evals.items.items import Item, permute
+from ghost_jax.runs.evaluation import to_json
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render_prompt
 
@@ -144,7 +145,7 @@ def test_the_report_is_that_of_the_texts_generated(tokenizer):
         asked.extend(prompts)
         return [np.asarray(tokenizer.encode(text), np.int32) for text in said]
 
-    report = evaluate(generate, tokenizer, items, context=512)
+    report = to_json(evaluate(generate, tokenizer, items, context=512))
     for prompt, question in zip(asked, questions, strict=True):  # no option is in it
         np.testing.assert_array_equal(
             prompt, render_prompt(tokenizer, [Message("user", f"Question: {question}\nAnswer:")])
@@ -158,7 +159,7 @@ def test_the_report_is_that_of_the_texts_generated(tokenizer):
     assert report["how"]["prompts_cropped"] == 0
 
     shifted = evaluate(generate, tokenizer, [permute(item, (1, 2, 3, 0)) for item in items], context=512)
-    assert (shifted["accuracy"], shifted["matched"]) == (report["accuracy"], report["matched"])
+    assert (shifted.accuracy, shifted.matched) == (report["accuracy"], report["matched"])
 
 
 def test_a_question_that_leaves_no_room_for_an_answer_loses_its_beginning_and_is_counted(tokenizer):
@@ -169,7 +170,7 @@ def test_a_question_that_leaves_no_room_for_an_answer_loses_its_beginning_and_is
         lengths.extend(map(len, prompts))
         return [np.zeros(0, np.int32)] * len(prompts)
 
-    report = evaluate(generate, tokenizer, items, context=100)
+    report = to_json(evaluate(generate, tokenizer, items, context=100))
     assert lengths[0] == 100 - NEW_TOKENS > lengths[1]
     assert report["how"]["prompts_cropped"] == 1
     assert (report["accuracy"], report["matched"]) == (0, 0)

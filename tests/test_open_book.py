@@ -15,6 +15,7 @@ from evals.open_book.lexical import EVIDENCE
 from evals.open_book.scoring import Book, both_report
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import PUBLISHED_BOOK
+from ghost_jax.runs.evaluation import to_json
 from tests.conftest import paragraph_of
 from tests.test_ctibench import write_items
 from tests.test_reader import corpus_of_facts
@@ -245,7 +246,8 @@ def knows(asked, orders, passages, doing) -> tuple[Answers, int]:
 def test_a_model_that_knows_is_a_gain_over_lines_that_do_not_tell(data, facts_book):
     items = read_items(data / "items.jsonl")
     unsaid = tuple(dataclasses.replace(item, question="Which of these?") for item in items)
-    report = both_report(knows, "cyclic", dataclasses.replace(items, items=unsaid), facts_book, lambda line: None)
+    part = dataclasses.replace(items, items=unsaid)
+    report = to_json(both_report(knows, "cyclic", part, facts_book, lambda line: None))
     assert report["reader"] == "both"
     assert list(report["weights"]) == [*EVIDENCE, "model"]
     assert report["weights"]["model"] > 0
@@ -262,7 +264,7 @@ def test_with_a_model_too_an_option_without_text_is_never_chosen_and_one_order_s
     items = read_items(data / "items.jsonl")
     item = dataclasses.replace(items.items[0], question="Which of these is NOT one?", options=("a", "", "c", "d"))
     part = dataclasses.replace(items, items=(dataclasses.replace(item, answer=1),))
-    report = both_report(knows, "published", part, facts_book, lambda line: None)
+    report = to_json(both_report(knows, "published", part, facts_book, lambda line: None))
     assert report["model_alone"]["accuracy"] == 1
     assert report["headline"]["accuracy"] == 0
     assert report["headline"]["orders_per_item"] == 1

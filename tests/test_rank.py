@@ -1,6 +1,5 @@
 """ghost_jax/data/builders/rank.py: a question with all its options as branches, from the builder to the batch."""
 
-
 import numpy as np
 import pytest
 

@@ -9,6 +9,7 @@ from evals.analysis.report import report_of
 from evals.items.answers import Answers, orders_of
 from evals.items.formats import read_items
 from ghost_jax.reporting.findings import HOW, learned
+from ghost_jax.runs.evaluation import to_json
 from tests.test_compare import write_items
 
 
@@ -25,12 +26,12 @@ def scored(items, tmp_path, name: str, knows: float, orders: str = "cyclic") -> 
         [order[item.answer] if knows_it else 0 for order in of_item]
         for item, of_item, knows_it in zip(items, asked, right, strict=True)
     ]
-    content = report_of(Answers.from_letters(asked, letters), items) | {"book": "closed", "reader": "model"}
-    return Report(name, tmp_path / name / "evals" / "ctibench.json", content, None, {})
+    report = report_of(Answers.from_letters(asked, letters), items)
+    return Report(name, tmp_path / name / "evals" / "ctibench.json", report, None, {})
 
 
 def run_of(report: Report) -> dict:
-    return {"name": report.name, "evals": {"ctibench": report.content}}
+    return {"name": report.name, "evals": {"ctibench": to_json(report.evaluation)}}
 
 
 @pytest.fixture(scope="module")

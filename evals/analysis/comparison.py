@@ -1,8 +1,7 @@
-"""Do runs differ, or only their luck with the items? Pairs of runs on the items that both were asked.
+"""Compares runs with the first of them, item by item, on the credits of their recorded letters over all orders.
 
-Every run is set against the first, item by item, on the credits that its recorded letters earn over all orders. Seeds
-of one recipe are one row: the mean of their credits on each item. Runs can be compared if they were asked the same: the
-items, the orders, and with the book open or closed.
+The seeds of one recipe are one row: the mean of their credits on each item. Runs can be compared if they were asked the
+same items, in the same orders, with the book open or closed.
 """
 
 import dataclasses
@@ -16,19 +15,17 @@ from evals.analysis.recorded import Report, credits_of
 from evals.items.clusters import clusters_of
 from evals.items.items import Items
 from ghost_jax.runs.cropping import cropping_of
+from ghost_jax.runs.evaluation import COLLAPSED
 
 SIGNIFICANT = 0.05
-NONE = "—"
 HOW = (
     "Differences, intervals and p are paired by item and clustered by page; Holm's p is corrected for the rows of the "
     "table. Detectable: the true difference that would be found at 5% with a power of 80%."
 )
 MCNEMAR = "McNemar's exact p is of the first order alone, where a constant letter can look like knowledge."
 ONE_ORDER = "All was asked in one order of the options, where a constant letter can look like knowledge."
-SEEDS = "Intervals are over items. What the seed does to a run is not in them: it is the spread beside them."
-
-
-# ---- Rows ----
+SEEDS = "Intervals are over items. They leave out the effect of the seed, which is the spread beside them."
+ONE_RECIPE = "All runs are seeds of one recipe: there is no other to compare it with."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,27 +44,26 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The name of the run; of several seeds that of the first, with how many they are."""
+        """The name of the run; of several seeds that of the first, with their number."""
         first, n = self.reports[0], len(self.reports)
         return first.name if n == 1 else f"{first.name.removesuffix(f'-seed{first.seed[0]}')}, {n} seeds"
 
     @property
     def collapsed(self) -> str:
-        """ "COLLAPSED" where an answer was, with how many of several seeds; empty where none was."""
-        n = sum(report.content.get("verdict") == "collapsed" for report in self.reports)
+        """ "COLLAPSED" where an answer was, with the number of several seeds; empty where none was."""
+        n = sum(report.evaluation.verdict == COLLAPSED for report in self.reports)
         return "" if not n else "COLLAPSED" if n == len(self.reports) else f"COLLAPSED ({n} of {len(self.reports)})"
 
     @property
     def label(self) -> str:
-        """The name, marked where the answers collapsed, as every sentence has it."""
+        """The name, marked where the answers collapsed."""
         return f"{self.name} {self.collapsed}".strip()
 
 
 def rows_of(reports: Sequence[Report], items: Items) -> list[Row]:
-    """Returns a row a recipe, in the order of the reports.
+    """Returns a row for each recipe, in the order of the reports.
 
-    A seed that comes a second time is no new seed but the same run made again, by other code perhaps: it begins or
-    joins another row of the recipe.
+    A second report of one seed is another training of the same run: it is in another row of the recipe.
     """
     gathered: dict[tuple[str, int], list[Report]] = {}
     seen: Counter[tuple] = Counter()
@@ -85,13 +81,13 @@ def rows_of(reports: Sequence[Report], items: Items) -> list[Row]:
 
 def compare(rows: Sequence[Row], items: Items) -> dict:
     """Returns the comparison of rows with the first as JSON values; accuracies and differences are fractions."""
-    urls = clusters_of(items.items)
+    clusters = clusters_of(items.items)
     reference, *others = rows
     differences = [
-        stats.paired_difference(row.credits.mean(axis=0), reference.credits.mean(axis=0), urls) for row in others
+        stats.paired_difference(row.credits.mean(axis=0), reference.credits.mean(axis=0), clusters) for row in others
     ]
     corrected = stats.holm([difference.p for difference in differences])
-    table = [_row(reference, urls) | {"against_reference": None}]
+    table = [_row(reference, clusters) | {"against_reference": None}]
     for row, difference, p_holm in zip(others, differences, corrected, strict=True):
         one_answer = len(row.reports) == len(reference.reports) == 1  # McNemar's test is of one answer an item
         against = dataclasses.asdict(difference) | {
@@ -99,21 +95,21 @@ def compare(rows: Sequence[Row], items: Items) -> dict:
             "mcnemar": dataclasses.asdict(stats.mcnemar(row.single[0], reference.single[0])) if one_answer else None,
             "text": sentence(row.label, reference.label, difference, p_holm, len(others)),
         }
-        table.append(_row(row, urls) | {"against_reference": against})
-    first = reference.reports[0].content
+        table.append(_row(row, clusters) | {"against_reference": against})
+    first = reference.reports[0].evaluation
     return {
-        "items": {key: first["items"].get(key) for key in ("name", "file", "sha256")},
+        "items": {"name": first.items.name, "file": first.items.file, "sha256": first.items.sha256},
         "n": len(items),
-        "book": first["book"],
-        "orders": first["headline"]["orders"],
+        "book": first.book,
+        "orders": list(first.headline.orders),
         "reference": reference.name,
         "rows": table,
         "notes": notes_of(rows),
     }
 
 
-def _row(row: Row, urls: Sequence[str]) -> dict:
-    accuracy, low, high = stats.clustered_interval(row.credits.mean(axis=0), urls)
+def _row(row: Row, clusters: stats.Clusters) -> dict:
+    accuracy, low, high = stats.clustered_interval(row.credits.mean(axis=0), clusters)
     by_seed = [float(credits.mean()) for credits in row.credits]
     return {
         "name": row.name,
@@ -129,12 +125,12 @@ def _row(row: Row, urls: Sequence[str]) -> dict:
 
 
 def sentence(name: str, reference: str, difference: stats.Difference, p_holm: float, comparisons: int) -> str:
-    """Returns in words whether a run differs from its reference, among so many comparisons with that."""
+    """Returns in words whether a run differs from its reference, one of so many comparisons with it."""
     low, high = difference.ci95
     if difference.p == 1 and low == high:
         return f"{name} earns the same as {reference}, page by page."
     if difference.detectable is None and low < high:
-        return f"{name} is not told apart from {reference}: all items come from one page, and say nothing of others."
+        return f"{name} is not told apart from {reference}: all items come from one page, which says nothing of others."
     if p_holm < SIGNIFICANT:
         if difference.mean < 0:
             low, high = -high, -low
@@ -143,40 +139,38 @@ def sentence(name: str, reference: str, difference: stats.Difference, p_holm: fl
         return f"{name} is {better} than {reference} by {by}, Holm's p {p_shown(p_holm)}."
     by = f"{100 * difference.mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
     luck = f", no more than the luck of {comparisons} comparisons" if difference.p < SIGNIFICANT else ""
-    if difference.detectable is None:
-        return f"{name} is not told apart from {reference}: {by}{luck}; too few pages to say more."
-    seen = f"only differences above {100 * difference.detectable:.1f} points would be seen"
+    seen = "too few pages to say more"
+    if difference.detectable is not None:
+        seen = f"only differences above {100 * difference.detectable:.1f} points would be seen"
     return f"{name} is not told apart from {reference}: {by}{luck}; {seen}."
 
 
 def orders_per_item(orders: Sequence[str]) -> int:
-    """The number of orders that items with one number of options were asked in, by the names of all orders."""
+    """Returns in how many orders items with one number of options were asked, by the names of all orders."""
     return max(Counter(map(len, orders)).values())
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
     """Returns what a reader must know before believing the table."""
-    one_order = orders_per_item(rows[0].reports[0].content["headline"]["orders"]) == 1
+    one_order = orders_per_item(rows[0].reports[0].evaluation.headline.orders) == 1
     notes = [HOW, ONE_ORDER if one_order else MCNEMAR]
     if any(len(row.reports) > 1 for row in rows):
         notes.append(SEEDS)
     if len(rows) == 1:
-        notes.append("All runs are seeds of one recipe: there is no other to compare it with.")
+        notes.append(ONE_RECIPE)
     for row in rows:
         for report, credits in zip(row.reports, row.credits, strict=True):
-            if cropped := cropping_of(report.content):
+            if cropped := cropping_of(report.evaluation):
                 notes.append(f"{report.name}: {cropped}")
-            said, earned = report.content["headline"]["accuracy"], float(credits.mean())
-            if abs(said - earned) > 1e-9:
+            reported, earned = report.evaluation.headline.accuracy, float(credits.mean())
+            if abs(reported - earned) > 1e-9:
                 notes.append(
-                    f"{report.name}: its report has {100 * said:.2f}%, its letters earn {100 * earned:.2f}%; where "
+                    f"{report.name}: its report has {100 * reported:.2f}%, its letters earn {100 * earned:.2f}%; where "
                     "letters tie, the report shares the credit and names the first."
                 )
     return notes
 
 
-# ---- What is shown ----
-
-
 def p_shown(p: float) -> str:
+    """Returns a p-value as text."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,9 +1,8 @@
-"""Baselines that learn where the gold option tends to stand, how long it is and how popular, and read no question.
+"""Baselines fitted to where the gold option stands, how long it is and how popular, without the question.
 
-Each is a conditional logit over the options of an item (McFadden, 1974, "Conditional logit analysis of qualitative
-choice behavior"): score = w · features, softmax over the options. It is scored in 5-fold cross-validation: the weights
-that answer an item were fitted on items of other components (`evals/items/clusters.py`), so that it earns what a
-stranger to the item could. Where all items are one component there is nothing to fit to, and the options tie.
+Each is a conditional logit over the options of an item (McFadden, 1974): score = w · features, softmax over the
+options. It is scored in 5-fold cross-validation: the weights that answer an item were fitted on items of other
+components (`evals/items/clusters.py`). Where all items are one component, nothing is fitted and the options tie.
 """
 
 import hashlib
@@ -16,26 +15,26 @@ from evals.items.items import Item, Order
 
 FOLDS = 5
 RIDGE = 1.0  # of standardised weights: far below the evidence of a hundred items, enough to bound those of ten
-CONVERGED = 1e-9  # a gain in nats, over all cases, that is not worth another step
-TIED = 1e-6  # scores this close are equal: what rounding leaves of a tie must not decide it
+CONVERGED = 1e-9  # nats over all cases
+TIED = 1e-6  # scores this close are equal: rounding must not decide a tie
 
 
 def position_length(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> list[np.ndarray]:
-    """Returns of each item [O, K] the share of the answer that each option has, by its position and its length."""
+    """Returns the share of the answer [O, K] of each item's options, by position and length."""
     options = _Options(items)
     return _cross_validated(options, orders, [options.length()] * FOLDS)
 
 
 def position_length_popularity(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> list[np.ndarray]:
-    """Returns the shares of `position_length` where it also knows how often a text is offered and is gold elsewhere.
+    """Returns the shares of `position_length` with how often a text is offered, and is gold in the training folds.
 
-    How often it is gold is counted in the training folds alone. Elsewhere is outside the component that is asked about:
-    of four questions with the same four options, three would give away the fourth.
+    Both are counted outside the component of the item: of four questions with the same four options, three would give
+    away the fourth.
     """
     options = _Options(items)
-    known = np.concatenate([options.length(), options.times_offered()], axis=-1)
+    known = [options.length(), options.times_offered()]
     return _cross_validated(
-        options, orders, [np.concatenate([known, options.times_gold(fold)], axis=-1) for fold in range(FOLDS)]
+        options, orders, [np.concatenate([*known, options.times_gold(fold)], axis=-1) for fold in range(FOLDS)]
     )
 
 
@@ -43,7 +42,7 @@ class _Options:
     """The options of N items as [N, K] arrays, K the most that one has; `real` is False where an item has fewer.
 
     Attributes:
-      fold: [N] the fold of each item, by its component: items of one page or option set are never on both sides.
+      fold: [N] the fold of each item, by its component.
     """
 
     def __init__(self, items: Sequence[Item]):
@@ -90,9 +89,11 @@ class _Options:
 
     def _elsewhere(self, counted: np.ndarray) -> np.ndarray:
         """[N, K] how many of the counted options [N, K] have this text and stand in another component."""
-        everywhere = np.bincount(self._text.ravel(), weights=counted.ravel())[self._text]
-        own = self._text_of_component
-        return everywhere - np.bincount(own.ravel(), weights=counted.ravel())[own]
+
+        def times(names: np.ndarray) -> np.ndarray:
+            return np.bincount(names.ravel(), weights=counted.ravel())[names]
+
+        return times(self._text) - times(self._text_of_component)
 
 
 def _cross_validated(
@@ -106,15 +107,14 @@ def _cross_validated(
     letters = np.eye(k)[positions]  # [C, K, K]
     shares = np.zeros(positions.shape)
     for fold, features in enumerate(features_of_fold):
-        if not (options.fold == fold).any():
+        held_out = (options.fold == fold)[item]
+        if not held_out.any():
             continue
         spread = features[options.real].std(axis=0)
         cases = np.concatenate([letters, (features / np.where(spread > 0, spread, 1))[item]], axis=-1)
-        learnt, answered = (options.fold != fold)[item], (options.fold == fold)[item]
-        weights = conditional_logit(
-            cases[learnt], options.real[item[learnt]], options.answer[item[learnt]], 1 / asked[item[learnt]]
-        )
-        shares[answered] = _shares(cases[answered] @ weights, options.real[item[answered]])
+        train = item[~held_out]
+        weights = conditional_logit(cases[~held_out], options.real[train], options.answer[train], 1 / asked[train])
+        shares[held_out] = _shares(cases[held_out] @ weights, options.real[item[held_out]])
     in_items = np.split(shares, np.cumsum(asked)[:-1])
     return [rows[:, :count] for rows, count in zip(in_items, options.counts, strict=True)]
 

@@ -1,13 +1,14 @@
-"""Reading predictions: a table with a row an item, in which any model, ours or not, says what it answered.
+"""Reads predictions: a table with a row an item, in which any model wrote its answers.
 
-A column holds one letter a row, or several columns hold a score for each letter: `A`, `B`, `C`, `D`, or the same behind
-a name (`phi_A` … `phi_D`). A column that ends in `@BCDA`, or is called so, was asked in that order of the options; of
-one name, several such columns are answers over orders. A cell that is no letter of its item, such as `X`, is an answer
-that is wrong. A column `id` matches rows to items, and a column `GT`, `gold` or `answer` must agree with them.
+A column holds one letter a row, or several columns hold a score for each letter: `A`, `B`, `C`, `D`, or the same after
+a name (`phi_A` … `phi_D`). A column that ends in `@BCDA`, or is called so, was asked in that order of the options;
+several such columns of one name are answers over orders. A cell that is no letter of its item is a wrong answer. A
+column `id` matches rows to items, and a column `GT`, `gold` or `answer` must agree with them.
 """
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +32,12 @@ Row = tuple[str, dict[str, str]]  # "line 58", and its cells by column
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one model, or one column, answered.
+    """The answers of one model.
 
     Attributes:
-      name: of the column, without order and letter; of the file where that leaves nothing.
+      name: of the column, without order and letter; of the file where that is empty.
       answers: to the items, in their order.
-      lower_case: how many letters were written small, and read all the same.
+      lower_case: how many letters were in lower case.
     """
 
     name: str
@@ -45,11 +46,11 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The columns that hold the answers in one order: one with letters, or one for each letter with scores."""
+class _Source:
+    """The answers in one order: a column of letters, or a column of scores for each letter."""
 
     name: str
-    order: Order | None  # None where the column does not say
+    order: Order | None  # None where the column's name has none
     columns: tuple[str, ...]
 
     @property
@@ -63,47 +64,46 @@ def read_predictions(
     """Reads every column of a file that holds letters or scores for these items.
 
     Args:
-      path: the file, of one of `READERS`.
-      items: what was answered; without a column `id`, the rows stand in their order.
       column: reads this one alone, by its name or with its order.
-      order: the order, such as "CBDA", in which columns that do not say so were asked; by default the published one.
-        The gold column is then of that order too.
+      order: the order, such as "CBDA", of columns whose name has none, and of the gold column; default: published.
 
     Raises:
-      UserError: the file is absent or no table, there is no such column, or none that holds answers, its rows are not
-        those of the items, or a gold letter or a score is none.
+      UserError: the file is absent or no table, no column holds answers, its rows are not those of the items, or a
+        gold letter or a score is invalid.
     """
     path = Path(path)
     rows = _read_rows(path)
-    sizes = {len(item.options) for item in items}
-    k = max(sizes)
-    if len(sizes) > 1 and order is not None:
-        raise UserError(f"{items.path}: its items differ in their number of options. Leave out --order.")
-    default = None if order is None else parse_order(order, k)
     header = list(rows[0][1])
-    known = _asked(header, k, orders_of=k if len(sizes) == 1 else None, unnamed=path.stem)
-    wanted = [part for part in known if column is None or column in (part.name, *part.columns)]
-    if column is not None and not wanted:
-        raise UserError(f'{path}: there is no column "{column}".{did_you_mean(column, header)}')
+    k = max(len(item.options) for item in items)
+    mixed = any(len(item.options) < k for item in items)
+    if mixed and order is not None:
+        raise UserError(f"{items.path}: its items differ in their number of options. Leave out --order.")
+    default = tuple(range(k)) if order is None else parse_order(order, k)
+    sources = _sources(header, k, path.stem, with_orders=not mixed)
+    if column is None:
+        sources = [each for each in sources if each.columns[0].lower() not in (ID_COLUMN, *GOLD_COLUMNS)]
+    else:
+        sources = [each for each in sources if column in (each.name, *each.columns)]
+        if not sources:
+            raise UserError(f'{path}: there is no column "{column}".{did_you_mean(column, header)}')
 
     rows = _matched(path, rows, items, header)
-    _check_gold(path, rows, items, [name for name in header if name != column], default)
-    if column is None:
-        wanted = [part for part in wanted if part.columns[0].lower() not in (ID_COLUMN, *GOLD_COLUMNS)]
-    holding = [part for part in wanted if _holds_answers(part, rows, k)]
-    if not holding:
+    for name in header:
+        if name.lower() in GOLD_COLUMNS and name != column:
+            _check_gold(path, rows, items, name, default)
+    sources = [each for each in sources if _holds_answers(each, rows, k)]
+    if not sources:
+        where = f"the column {quoted(column)} does not hold" if column else "no column holds"
         raise UserError(
-            f"{path}: {'no column' if column is None else f'the column {quoted(column)} does not'} hold"
-            f"{'s' if column is None else ''} a letter from A to {LETTERS[k - 1]} in most of its rows, or a number for "
-            f"each letter; the columns are: {', '.join(header)[:200]}. Give one letter a row, or one score a letter in "
-            f"columns that end in _A, _B and so on."
+            f"{path}: {where} a letter from A to {LETTERS[k - 1]} in most of its rows, or a number for each letter; "
+            f"the columns are: {', '.join(header)[:200]}. Give one letter a row, or one score a letter in columns that "
+            "end in _A, _B and so on."
         )
-    together: dict[str, list[_Asked]] = {}
-    of_letters = {part.name for part in holding if not part.of_scores}
-    for part in holding:
-        name = f"{part.name} (scores)" if part.of_scores and part.name in of_letters else part.name
-        together.setdefault(name, []).append(part)
-    return [_predictions(path, name, rows, items, parts, default) for name, parts in together.items()]
+    of_letters = {each.name for each in sources if not each.of_scores}
+    by_name: dict[str, list[_Source]] = defaultdict(list)
+    for each in sources:
+        by_name[f"{each.name} (scores)" if each.of_scores and each.name in of_letters else each.name].append(each)
+    return [_predictions(path, name, rows, items, together, default) for name, together in by_name.items()]
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -128,7 +128,7 @@ def _read_rows(path: Path) -> list[Row]:
 
 
 def _flat(path: Path, place: str, record: object) -> dict[str, str]:
-    """A JSON object as cells; what it holds by letter, or in the order of letters, as columns of their own."""
+    """A JSON object as cells; an object by letter, or a list in the order of letters, as a column for each letter."""
     if not isinstance(record, dict):
         raise UserError(f"{path}, {place}: this is no JSON object. Give {SHAPE}.")
     cells: list[tuple[str, str]] = []
@@ -137,41 +137,29 @@ def _flat(path: Path, place: str, record: object) -> dict[str, str]:
             value = dict(zip(LETTERS, value, strict=False))
         parts = {f"{key}_{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
         cells.extend((name, "" if each is None else str(each)) for name, each in parts.items())
-    if len(dict(cells)) < len(cells):
-        raise UserError(f"{path}, {place}: two keys come to the same column. Rename one of them.")
-    return dict(cells)
+    flat = dict(cells)
+    if len(flat) < len(cells):
+        raise UserError(f"{path}, {place}: two keys give the same column of {', '.join(flat)}. Rename one of them.")
+    return flat
 
 
-def _asked(header: Sequence[str], k: int, *, orders_of: int | None, unnamed: str) -> list[_Asked]:
-    """What each column may hold, in the order of the file.
-
-    Args:
-      k: the letters that there are.
-      orders_of: how many options names of orders are of; None where no name is one.
-      unnamed: what columns are called that hold an order or letters and no name.
-    """
-
-    def asked(name: str, columns: tuple[str, ...]) -> _Asked:
+def _sources(header: Sequence[str], k: int, unnamed: str, *, with_orders: bool) -> list[_Source]:
+    """The possible columns of answers in file order; `unnamed` is the name of those with an order or letters alone."""
+    scores: dict[str, dict[str, str]] = defaultdict(dict)  # name -> letter -> column
+    for column in header:
+        if column[-1:] in set(LETTERS[:k]) and column[-2:-1] in ("", "_"):
+            scores[column[:-2]][column[-1]] = column
+    score_name = {column: name for name, columns in scores.items() if len(columns) == k for column in columns.values()}
+    found: dict[tuple[str, ...], _Source] = {}
+    for column in header:
+        name, columns = column, (column,)
+        if column in score_name:
+            name = score_name[column]
+            columns = tuple(scores[name][letter] for letter in LETTERS[:k])
         before, _, after = name.rpartition("@")
-        if orders_of is None or sorted(after) != list(LETTERS[:orders_of]):
-            return _Asked(name or unnamed, None, columns)
-        return _Asked(before or unnamed, parse_order(after, orders_of), columns)
-
-    letters = LETTERS[:k]
-    scores: dict[str, list[str]] = {}
-    for name in header:
-        if name and name[-1] in letters and name[-2:-1] in ("", "_"):
-            scores.setdefault(name[:-2], []).append(name)
-    scores = {name: columns for name, columns in scores.items() if len(columns) == k}
-    found: list[_Asked] = []
-    taken = {name for columns in scores.values() for name in columns}
-    for name in header:
-        if name not in taken:
-            found.append(asked(name, (name,)))
-        elif name[-1] == letters[0]:
-            columns = tuple(sorted(scores[name[:-2]], key=lambda each: each[-1]))
-            found.append(asked(name[:-2], columns))
-    return found
+        order = parse_order(after, k) if with_orders and sorted(after) == list(LETTERS[:k]) else None
+        found[columns] = _Source((before if order else name) or unnamed, order, columns)
+    return list(found.values())
 
 
 def _matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) -> list[Row]:
@@ -196,98 +184,91 @@ def _matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) -
             )
         if name in row_of:
             raise UserError(
-                f"{path}, {place}: the id {quoted(name)} already stands on {row_of[name][0]}. Give each item one row."
+                f"{path}, {place}: the id {quoted(name)} is also on {row_of[name][0]}. Give each item one row."
             )
         row_of[name] = (place, cells)
     missing = [item.id for item in items if item.id not in row_of]
     if missing:
         raise UserError(
             f"{path}: {len(missing):,} of {len(items):,} items have no row, the first of them {quoted(missing[0])}. "
-            f"Give each item one row; an answer that was not given may be left empty."
+            "Give each item one row; a missing answer may be empty."
         )
     return [row_of[item.id] for item in items]
 
 
-def _check_gold(path: Path, rows: Sequence[Row], items: Items, columns: Sequence[str], order: Order | None) -> None:
-    for column in columns:
-        if column.lower() not in GOLD_COLUMNS:
-            continue
-        for (place, cells), item in zip(rows, items, strict=True):
-            gold = LETTERS[order[item.answer] if order else item.answer]
-            if cells[column].strip().upper() != gold:
-                raise UserError(
-                    f"{path}, {place}: {column} is {quoted(cells[column])}, but the gold letter of the item "
-                    f"{quoted(item.id)} is {gold}{f' in the order {order_name(order)}' if order else ''}. These are "
-                    f"predictions for other items, or in another order of rows or options: give those for "
-                    f"{items.path}, or name their order with --order."
-                )
+def _check_gold(path: Path, rows: Sequence[Row], items: Items, column: str, order: Order) -> None:
+    for (place, cells), item in zip(rows, items, strict=True):
+        gold = LETTERS[order[item.answer]]
+        if cells[column].strip().upper() != gold:
+            raise UserError(
+                f"{path}, {place}: {column} is {quoted(cells[column])}, but the gold letter of the item "
+                f"{quoted(item.id)} is {gold} in the order {order_name(order)}. Give predictions for {items.path}, in "
+                "the same order of rows and options, or name the order of the options with --order."
+            )
 
 
-def _holds_answers(part: _Asked, rows: Sequence[Row], k: int) -> bool:
-    """Whether most rows hold one: a column of another kind (a prompt, a comment) may hold some by chance."""
-    cells = [row[part.columns[0]].strip() for _, row in rows]
-    holding = map(_is_number, cells) if part.of_scores else (_letter_index(cell, k) >= 0 for cell in cells)
+def _holds_answers(source: _Source, rows: Sequence[Row], k: int) -> bool:
+    """Whether most rows hold an answer: a column of another kind (a prompt, a comment) may hold some by chance."""
+    cells = [row[source.columns[0]].strip() for _, row in rows]
+    holding = [not math.isnan(_number(cell)) if source.of_scores else _letter_index(cell, k) >= 0 for cell in cells]
     return sum(holding) > len(cells) / 2
 
 
 def _predictions(
-    path: Path, name: str, rows: Sequence[Row], items: Items, parts: list[_Asked], default: Order | None
+    path: Path, name: str, rows: Sequence[Row], items: Items, sources: list[_Source], default: Order
 ) -> Predictions:
-    named = [part.order or default for part in parts]
-    orders = [[order or tuple(range(len(item.options))) for order in named] for item in items]
-    repeated = next((number for number, order in enumerate(orders[0]) if order in orders[0][:number]), None)
-    if repeated is not None:
-        raise UserError(
-            f"{path}: the column {quoted(parts[repeated].columns[0])} holds answers in an order that another column of "
-            f'that name holds too. Name each column after its order, such as "{parts[0].name}@BCDA".'
-        )
+    by_order: dict[Order, _Source] = {}
+    for source in sources:
+        if (source.order or default) in by_order:
+            raise UserError(
+                f"{path}: the column {quoted(source.columns[0])} holds answers in an order that another column of that "
+                f'name holds too. Name each column after its order, such as "{source.name}@BCDA".'
+            )
+        by_order[source.order or default] = source
     # The first order is what single-order figures are of: the published one, where it was asked.
-    first = sorted(range(len(parts)), key=lambda number: list(orders[0][number]) != sorted(orders[0][number]))
-    parts, orders = [parts[number] for number in first], [[of_item[number] for number in first] for of_item in orders]
-    if parts[0].of_scores:
+    placed = sorted(by_order, key=lambda order: list(order) != sorted(order))
+    sources = [by_order[order] for order in placed]
+    orders = [[order[: len(item.options)] for order in placed] for item in items]
+    if sources[0].of_scores:
         scores = [
-            np.array([_scores(path, row, part, item) for part in parts]) for row, item in zip(rows, items, strict=True)
+            np.array([_scores(path, row, source, item) for source in sources])
+            for row, item in zip(rows, items, strict=True)
         ]
         return Predictions(name, Answers.from_log_probs(orders, _as_logs(scores)), lower_case=0)
-    cells = [[row[part.columns[0]].strip() for part in parts] for _, row in rows]
-    letters = [
-        [_letter_index(cell, len(item.options)) for cell in of_item] for of_item, item in zip(cells, items, strict=True)
-    ]
-    lower_case = sum(
-        letter >= 0 and cell.islower()
-        for pair in zip(cells, letters, strict=True)
-        for cell, letter in zip(*pair, strict=True)
-    )
+    letters, lower_case = [], 0
+    for (_, cells), item in zip(rows, items, strict=True):
+        answers = [cells[source.columns[0]].strip() for source in sources]
+        letters.append([_letter_index(cell, len(item.options)) for cell in answers])
+        lower_case += sum(cell.islower() and index >= 0 for cell, index in zip(answers, letters[-1], strict=True))
     return Predictions(name, Answers.from_letters(orders, letters), lower_case)
 
 
 def _letter_index(cell: str, k: int) -> int:
-    """The index of the letter that a cell is, -1 where it is none of the first k."""
+    """The index of the letter in a cell, -1 where it is none of the first k."""
     return LETTERS[:k].find(cell.upper()) if len(cell) == 1 else -1
 
 
-def _is_number(cell: str) -> bool:
+def _number(cell: str) -> float:
     try:
-        float(cell)
+        return float(cell)
     except ValueError:
-        return False
-    return True
+        return math.nan
 
 
-def _scores(path: Path, row: Row, part: _Asked, item: Item) -> list[float]:
-    """The score of each letter that the item has; what stands under the others does not matter."""
+def _scores(path: Path, row: Row, source: _Source, item: Item) -> list[float]:
+    """The score of each letter that the item has."""
     place, cells = row
-    of_letters = [cells[column] for column in part.columns[: len(item.options)]]
-    for column, cell in zip(part.columns, of_letters, strict=False):
-        if not (_is_number(cell) and float(cell) < math.inf):  # NaN is not less; -inf is the score of probability 0
+    columns = source.columns[: len(item.options)]
+    for column in columns:
+        if not _number(cells[column]) < math.inf:  # -inf is the score of probability 0
             raise UserError(
-                f"{path}, {place}: {quoted(cell)} under {column} is no finite number, nor -inf. Give a score for "
-                f"each letter of the item, the highest for the answer."
+                f"{path}, {place}: {quoted(cells[column])} under {column} is no finite number, nor -inf. Give a score "
+                "for each letter of the item, the highest for the answer."
             )
-    return [float(cell) for cell in of_letters]
+    return [_number(cells[column]) for column in columns]
 
 
 def _as_logs(scores: list[np.ndarray]) -> list[np.ndarray]:
-    """Scores that are probabilities in every row as their logarithms; log-probabilities and logits as they are."""
+    """The logarithms of scores that are probabilities in every row; log-probabilities and logits unchanged."""
     probable = all((each >= 0).all() and (abs(each.sum(axis=1) - 1) < SUM_OF_PROBABILITIES).all() for each in scores)
     return [np.log(np.maximum(each, np.finfo(float).tiny)) for each in scores] if probable else scores

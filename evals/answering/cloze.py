@@ -14,6 +14,7 @@ from evals.answering.prefix_tree import Branch, Predict, Tree, cropped, read
 from evals.items.answers import Answers
 from evals.items.clusters import clusters_of
 from evals.items.items import Item, Items, Order, cyclic_orders
+from ghost_jax.runs.evaluation import Cloze
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import answer, ask, with_context
 from ghost_jax.text.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ PRIMARY = "pmi"
 
 def evaluate(
     predict: Predict, tokenizer: Tokenizer, items: Items, *, context: int, batch_size: int, controlled: bool = True
-) -> dict:
+) -> Cloze:
     """Returns accuracy and interval under each normalisation, as fractions, and which of them was declared primary.
 
     With log P(option | question) = Σ_t log p_t over its tokens: `sum` is that, `per_token` its mean, and `pmi` its
@@ -43,22 +44,19 @@ def evaluate(
     scores = option_scores(predict, tokenizer, asked, context=context, batch_size=batch_size)
     clusters = clusters_of(items.items)
 
-    def measured(of_items: Sequence[np.ndarray]) -> tuple[dict, np.ndarray]:
+    def credits_by(of_items: Sequence[np.ndarray]) -> np.ndarray:
         orders = [cyclic_orders(len(each))[:1] for each in of_items]
-        credits = np.concatenate(Answers.from_log_probs(orders, [each[None] for each in of_items]).credits(items.items))
-        accuracy, low, high = stats.clustered_interval(credits, clusters)
-        return {"accuracy": accuracy, "ci95": [low, high]}, credits
+        return np.concatenate(Answers.from_log_probs(orders, [each[None] for each in of_items]).credits(items.items))
 
-    found = {name: measured(of_items[: len(items)])[0] for name, of_items in scores.items()}
+    credits = {name: credits_by(of_items[: len(items)]) for name, of_items in scores.items()}
     controls = {}
     if len(asked) > len(items):
-        _, credits = measured(scores[PRIMARY][: len(items)])
-        control, without = measured(scores[PRIMARY][len(items) :])
-        gain = stats.paired_difference(credits, without, clusters)
-        controls[SWAPPED] = control | {"gain": gain.mean, "gain_ci95": list(gain.ci95)}
+        without = credits_by(scores[PRIMARY][len(items) :])
+        controls[SWAPPED] = stats.control_of(credits[PRIMARY], without, clusters)
     worded = [[bool(option.strip()) for option in item.options] for item in items]
     chance = float(np.mean([has[item.answer] / max(1, sum(has)) for item, has in zip(items, worded, strict=True)]))
-    return {"primary": PRIMARY, "chance": chance, "controls": controls, **found}
+    found = {name: stats.accuracy_of(each, clusters) for name, each in credits.items()}
+    return Cloze(primary=PRIMARY, chance=chance, controls=controls, **found)
 
 
 def option_scores(

@@ -21,6 +21,7 @@ from evals.items.items import Item, Items
 from ghost_jax.config.load import recipe_of
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UserError
+from ghost_jax.runs.evaluation import Control, Evaluation
 
 # `(items, what the progress line says) -> answers in the orders of the headline`
 Asking = Callable[[Sequence[Item], str], Answers]
@@ -28,7 +29,7 @@ Asking = Callable[[Sequence[Item], str], Answers]
 OPTIONS_ONLY, SWAPPED, TRAINED = CONTROLS
 
 
-def controls_of(ask: Asking, answers: Answers, items: Items) -> dict[str, dict]:
+def controls_of(ask: Asking, answers: Answers, items: Items) -> dict[str, Control]:
     """Returns the controls that the model itself answers: options only, and, of several items, question swapped."""
     blank = [dataclasses.replace(item, question="") for item in items]
     asked = {OPTIONS_ONLY: ask(blank, "scoring, options only")}
@@ -75,47 +76,40 @@ def check_trained_without_questions(other: Path, workdir: Path, stem: str) -> No
             f"{other} is of another recipe than {workdir}: beside data.layout, its config differs. Train the control "
             "with the same command and --config.data.layout=options_only."
         )
-    if found.content.get("step") != its["steps"]:
+    if found.evaluation.step != its["steps"]:
         raise UserError(
-            f"{other} was scored after update {found.content.get('step')} of {its['steps']}. Let it finish its "
+            f"{other} was scored after update {found.evaluation.step} of {its['steps']}. Let it finish its "
             "training, and score it again."
         )
 
 
 def trained_without_questions(
-    other: Path, workdir: Path, stem: str, report: dict, answers: Answers, items: Items
-) -> dict:
+    other: Path, workdir: Path, stem: str, report: Evaluation, answers: Answers, items: Items
+) -> Control:
     """Returns the control that a second run's report is, once `check_trained_without_questions` has let it pass.
 
     Raises UserError where it was scored on other items, or asked in other orders.
     """
     found = read_report(other, stem)
-    here = dataclasses.replace(found, name=workdir.name, path=workdir, content={"book": "closed", **report})
-    check_alike([here, found])
-    return _control(answers.credits(items.items), credits_of(found, items), items) | {"run": other.name}
+    check_alike([dataclasses.replace(found, path=workdir, evaluation=report), found])
+    return _control(answers.credits(items.items), credits_of(found, items), items, run=other.name)
 
 
 def _but_layout(config: dict) -> dict:
     return recipe_of({**config, "data": {**config["data"], "layout": ""}})
 
 
-def with_controls(report: dict, controls: dict[str, dict]) -> dict:
+def with_controls(report: Evaluation, controls: dict[str, Control]) -> Evaluation:
     """Returns the report with controls beside those it has, and the verdict that they allow."""
-    controls = {**report["controls"], **controls}
-    report = {**report, "controls": controls, "controls_missing": [name for name in CONTROLS if name not in controls]}
-    return judged(report)
+    controls = {**report.controls, **controls}
+    missing = tuple(name for name in CONTROLS if name not in controls)
+    return judged(dataclasses.replace(report, controls=controls, controls_missing=missing))
 
 
-def _control(credits: Sequence[np.ndarray], of_control: Sequence[np.ndarray], items: Items) -> dict:
+def _control(
+    credits: Sequence[np.ndarray], of_control: Sequence[np.ndarray], items: Items, run: str | None = None
+) -> Control:
     """Returns a control's accuracy over the orders and in the first, and what the model gains on it, paired by item."""
-    urls = clusters_of(items.items)
     mean, own = (np.array([each.mean() for each in both]) for both in (of_control, credits))
-    accuracy, low, high = stats.clustered_interval(mean, urls)
-    gain = stats.paired_difference(own, mean, urls)
-    return {
-        "accuracy": accuracy,
-        "ci95": [low, high],
-        "single_order": float(np.mean([each[0] for each in of_control])),
-        "gain": gain.mean,
-        "gain_ci95": list(gain.ci95),
-    }
+    single = float(np.mean([each[0] for each in of_control]))
+    return stats.control_of(own, mean, clusters_of(items.items), single_order=single, run=run)

@@ -1,6 +1,7 @@
 """Asking a model all that a report needs: letters in every order, controls, calibration, and options not shown."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from evals.items.answers import ORDERS, Answers, orders_of
 from evals.items.clusters import clusters_of
 from evals.items.items import Item, Items, Order
 from ghost_jax.core.errors import UsageError
+from ghost_jax.runs.evaluation import ContextualCalibration, Evaluation
 from ghost_jax.text.tokenizer import Tokenizer
 
 CONTENT_FREE = "N/A"  # what stands for a question and its options where there is nothing to know (Zhao et al. 2021)
@@ -57,7 +59,7 @@ def evaluate(
     orders: str = "cyclic",
     layout: str = "classic",
     passages: Passages | None = None,
-) -> tuple[dict, Answers]:
+) -> tuple[Evaluation, Answers]:
     """Returns the report of a model on items, and the answers that it is of.
 
     Args:
@@ -76,12 +78,8 @@ def evaluate(
         return passages([item.question for item in those]) if passages else None
 
     answers, too_long = put(items.items, asked, found_for(items.items), "scoring")
-    report = report_of(answers, items) | {
-        "prompts_cropped": too_long,
-        "book": "open" if passages else "closed",
-        "reader": "model",
-        "layout": layout,
-    }
+    book = "open" if passages else "closed"
+    report = report_of(answers, items, book=book, prompts_cropped=too_long, layout=layout)
     if orders != "published":
 
         def ask(others: Sequence[Item], doing: str) -> Answers:
@@ -89,14 +87,14 @@ def evaluate(
 
         report = with_controls(report, controls_of(ask, answers, items))
     if layout != "cloze":
-        report["contextual_calibration"] = calibrated(put, answers, items)
+        report = replace(report, contextual_calibration=calibrated(put, answers, items))
     if not passages:
-        report["cloze"] = cloze.evaluate(predict, tokenizer, items, **size, controlled=orders != "published")
-        report = judged(report)
+        by_cloze = cloze.evaluate(predict, tokenizer, items, **size, controlled=orders != "published")
+        report = judged(replace(report, cloze=by_cloze))
     return report, answers
 
 
-def calibrated(put: Put, answers: Answers, items: Items) -> dict:
+def calibrated(put: Put, answers: Answers, items: Items) -> ContextualCalibration:
     """Returns the accuracy when what a letter has without any content is taken from its score.
 
     Contextual calibration (Zhao et al. 2021, "Calibrate Before Use"): the letters of a question and options that say
@@ -108,12 +106,10 @@ def calibrated(put: Put, answers: Answers, items: Items) -> dict:
     prior_of = {k: scores[0] for k, scores in zip(sizes, prior.log_probs, strict=True)}
     scores = [each - prior_of[each.shape[1]] for each in answers.log_probs]
     credits = Answers.from_log_probs(answers.orders, scores).credits(items.items)
-    accuracy, low, high = stats.clustered_interval(
-        np.array([each.mean() for each in credits]), clusters_of(items.items)
+    found = stats.accuracy_of(np.array([each.mean() for each in credits]), clusters_of(items.items))
+    return ContextualCalibration(
+        accuracy=found.accuracy,
+        ci95=found.ci95,
+        single_order=float(np.mean([each[0] for each in credits])),
+        content_free={str(k): tuple(each.tolist()) for k, each in prior_of.items()},
     )
-    return {
-        "accuracy": accuracy,
-        "ci95": [low, high],
-        "single_order": float(np.mean([each[0] for each in credits])),
-        "content_free": {str(k): each.tolist() for k, each in prior_of.items()},
-    }

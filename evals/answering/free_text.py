@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from evals.analysis.stats import clustered_interval
+from evals.analysis.stats import accuracy_of
 from evals.answering.letters import prompt_of
 from evals.items.answers import Answers
 from evals.items.clusters import clusters_of
 from evals.items.items import LETTERS, Item
 from ghost_jax.data.retrieval.bm25 import terms
+from ghost_jax.runs.evaluation import Matching
 from ghost_jax.text.tokenizer import Tokenizer
 
 Generate = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # prompts -> the ids that follow each
@@ -41,7 +42,7 @@ RULES = (
 _WORD = re.compile(r"\w+(?:[-.]\d+)*")  # an id such as T1566.001 is one word, so T1566 is not named by it
 
 
-def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *, context: int) -> dict:
+def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *, context: int) -> Matching:
     """Returns the accuracy of a chat model's free answers, as a fraction, and how it was found.
 
     Args:
@@ -58,17 +59,17 @@ def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *,
     # Asked in no order at all: the published one gives the options their letters.
     answers = Answers([[tuple(range(len(of_item)))] for of_item in credits], [of_item[None] for of_item in credits])
     earned = np.concatenate(answers.credits(items))
-    accuracy, low, high = clustered_interval(earned, clusters_of(items))
+    found = accuracy_of(earned, clusters_of(items))
     examples = zip(items, generated, answers.spelled(), strict=True)
-    return {
-        "accuracy": accuracy,
-        "ci95": [low, high],
-        "matched": float(np.mean([of_item.any() for of_item in credits])),
-        "examples": [
+    return Matching(
+        accuracy=found.accuracy,
+        ci95=found.ci95,
+        matched=float(np.mean([of_item.any() for of_item in credits])),
+        examples=tuple(
             {"question": item.question, "generated": text, "matched": letter, "gold": LETTERS[item.answer]}
             for item, text, letter in itertools.islice(examples, SHOWN)
-        ],
-        "how": {
+        ),
+        how={
             "judge": "none: words are compared",
             "rules": RULES,
             "threshold": THRESHOLD,
@@ -77,7 +78,7 @@ def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *,
             "layout": "cloze",
             "prompts_cropped": sum(len(prompt) > room for prompt in prompts),
         },
-    }
+    )
 
 
 def match(text: str, options: Sequence[str], idf: Callable[[str], float]) -> np.ndarray:

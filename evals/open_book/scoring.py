@@ -3,8 +3,8 @@
 An open-book figure is of the reader and its book together, and never stands beside a closed-book one without saying so.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from rich.table import Table
 from scipy.special import log_softmax
 
 from evals.analysis import stats
-from evals.analysis.report import report_of
+from evals.analysis.report import gain_shown, interval_of, percent, print_line, report_of
 from evals.analysis.verdict import CONTROLS, judged
 from evals.answering.controls import controls_of, with_controls
 from evals.answering.evaluate import Put
@@ -28,13 +28,14 @@ from evals.open_book.rescorer import TooFewFacts, enough, fit, generated, genera
 from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, documents_of, index_store
 from ghost_jax.data.retrieval.bm25 import Index, Passage, shown
 from ghost_jax.data.storage import artifact_cache
+from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit, Retrieval
 
 SOURCE_NAMES = {"attack": "ATT&CK", "capec": "CAPEC", "cwe": "CWE"}
 
 Say = Callable[[str], None]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Book:
     """The reference pages that questions are answered from: the stores of their text and index, and their reader."""
 
@@ -54,9 +55,10 @@ class Book:
         index = index_store(corpus, sources, say)
         return cls(corpus, index, LexicalReader(Index.load(index)))
 
-    def described(self) -> dict:
+    def described(self) -> BookIndex:
         """Returns what tells this book from another: how many lines it has, and which files they are from."""
-        return {"lines": len(self.reader.index), "inputs": artifact_cache.manifest(self.corpus).made_from["inputs"]}
+        inputs = artifact_cache.manifest(self.corpus).made_from["inputs"]
+        return BookIndex(lines=len(self.reader.index), inputs=tuple(inputs))
 
     def passages(self, questions: Sequence[str]) -> list[list[str]]:
         """Returns what a prompt shows in front of each question, as in training; nothing for a blank one."""
@@ -71,7 +73,7 @@ class Book:
 # ---- The lexical reader ----
 
 
-def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: bool) -> tuple[dict, list[Read]]:
+def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: bool) -> tuple[Evaluation, list[Read]]:
     """Returns the report of the lexical reader with nothing fitted, and what it read of each item of the split.
 
     `fits` has the same reader with fitted weights, each on the questions that its fit has not seen; `retrieval` how
@@ -81,31 +83,33 @@ def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: 
     reads = book.reader.read_all(part.items)
     orders = orders_of(part.items, "cyclic")
     answers = answers_of(reads, orders)
-    report = report_of(answers, part) | {
-        "book": "open",
-        "reader": "lexical",
-        "book_index": book.described(),
-        "split": split,
-        "fallbacks": sum(not read.known for read in reads),
-        "retrieval": _recall(book, part),
-    }
+    report = report_of(
+        answers,
+        part,
+        book="open",
+        reader="lexical",
+        book_index=book.described(),
+        split=split,
+        fallbacks=sum(not read.known for read in reads),
+        retrieval=_recall(book, part),
+    )
     # Scores of BM25 are no log-probabilities, so that confidence cannot be read off them.
-    report |= {"calibration": None, "letter_log_probs": None}
+    report = replace(report, calibration=None, letter_log_probs=None)
     if split == "all":
-        report["fits"] = fits_of(part, reads, book, say)
+        report = replace(report, fits=tuple(fits_of(part, reads, book, say)))
     if controls:
 
         def ask(others: Sequence[Item], doing: str) -> Answers:
             return answers_of(book.reader.read_all(others), orders)
 
         report = with_controls(report, controls_of(ask, answers, part))
-        report["book_controls"] = _book_controls(part, book, say)
+        report = replace(report, book_controls=_book_controls(part, book, say))
     # Nothing is trained that could be trained without questions.
-    missing = [name for name in report["controls_missing"] if name != CONTROLS[2]]
-    return judged(report | {"controls_missing": missing}), reads
+    missing = tuple(name for name in report.controls_missing if name != CONTROLS[2])
+    return judged(replace(report, controls_missing=missing)), reads
 
 
-def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[dict]:
+def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[Fit]:
     """Returns accuracies by what the weights were fitted on, always of questions that the fit has not seen."""
     every = np.arange(len(items))
     plain = _credits(reads, items, NOTHING_FITTED)
@@ -133,12 +137,19 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[d
     return rows
 
 
-def _fit(on: str, scored_on: str, rows: np.ndarray, credits: np.ndarray, plain: np.ndarray, items: Items) -> dict:
+def _fit(on: str, scored_on: str, rows: np.ndarray, credits: np.ndarray, plain: np.ndarray, items: Items) -> Fit:
     urls = clusters_of([items.items[row] for row in rows])
     accuracy, low, high = stats.clustered_interval(credits[rows], urls)
     gain = stats.paired_difference(credits[rows], plain[rows], urls)
-    of_fit = {"fitted_on": on, "scored_on": scored_on, "n": len(rows), "accuracy": accuracy, "ci95": [low, high]}
-    return of_fit | {"gain": gain.mean, "gain_ci95": list(gain.ci95)}
+    return Fit(
+        fitted_on=on,
+        scored_on=scored_on,
+        n=len(rows),
+        accuracy=accuracy,
+        ci95=(low, high),
+        gain=gain.mean,
+        gain_ci95=gain.ci95,
+    )
 
 
 def _credits(reads: Sequence[Read], items: Items, weights: Weights) -> np.ndarray:
@@ -147,19 +158,18 @@ def _credits(reads: Sequence[Read], items: Items, weights: Weights) -> np.ndarra
     return np.concatenate(answers.credits(items.items))
 
 
-def _recall(book: Book, items: Items) -> dict:
+def _recall(book: Book, items: Items) -> Retrieval:
     found = retrieval.recall(book.reader.index, items.items)
     at = dict(zip(map(str, retrieval.DEPTHS), found.hits.mean(axis=0).tolist(), strict=True)) if len(found.rows) else {}
-    return {"n": len(found.rows), "absent": found.absent, "recall_at": at, "seconds_per_query": found.seconds}
+    return Retrieval(n=len(found.rows), absent=found.absent, recall_at=at, seconds_per_query=found.seconds)
 
 
-def _book_controls(items: Items, book: Book, say: Say) -> dict[str, dict]:
+def _book_controls(items: Items, book: Book, say: Say) -> dict[str, Accuracy]:
     """Returns accuracies of the unfitted reader by the lines it was given."""
     urls = clusters_of(items.items)
 
-    def scored(reads: Sequence[Read]) -> dict:
-        accuracy, low, high = stats.clustered_interval(_credits(reads, items, NOTHING_FITTED), urls)
-        return {"accuracy": accuracy, "ci95": [low, high]}
+    def scored(reads: Sequence[Read]) -> Accuracy:
+        return stats.accuracy_of(_credits(reads, items, NOTHING_FITTED), urls)
 
     found = {}
     for name, control in retrieval.CONTROLS.items():
@@ -175,7 +185,7 @@ def _book_controls(items: Items, book: Book, say: Say) -> dict[str, dict]:
 # ---- A model beside the lexical reader ----
 
 
-def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> dict:
+def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> Evaluation:
     """Returns the report of a model and the lexical reader together.
 
     The model's mean log-probability of each option over the orders is one more feature; all weights are fitted on
@@ -209,27 +219,28 @@ def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> dic
     cropped = 0
     answers, reads = ask(part.items, "scoring")
     both = together(answers, reads)
-    report = report_of(both, part) | {
-        "book": "open",
-        "reader": "both",
-        "book_index": book.described(),
-        "fallbacks": sum(not read.known for read in reads),
-        "prompts_cropped": cropped,
-        "weights": weights,
-        "model_alone": _accuracy(answers, part),
-    }
+    report = report_of(
+        both,
+        part,
+        book="open",
+        reader="both",
+        book_index=book.described(),
+        fallbacks=sum(not read.known for read in reads),
+        prompts_cropped=cropped,
+        weights=weights,
+        model_alone=_accuracy(answers, part),
+    )
     if orders != "published":
         report = with_controls(report, controls_of(lambda those, doing: together(*ask(those, doing)), both, part))
     lexical = _credits(reads, part, alone)
     credits = np.array([each.mean() for each in both.credits(part.items)])
     gain = stats.paired_difference(credits, lexical, clusters_of(part.items))
-    return report | {"gain_over_lexical": gain.mean, "gain_over_lexical_ci95": list(gain.ci95)}
+    return replace(report, gain_over_lexical=gain.mean, gain_over_lexical_ci95=gain.ci95)
 
 
-def _accuracy(answers: Answers, items: Items) -> dict:
+def _accuracy(answers: Answers, items: Items) -> Accuracy:
     credits = np.array([each.mean() for each in answers.credits(items.items)])
-    accuracy, low, high = stats.clustered_interval(credits, clusters_of(items.items))
-    return {"accuracy": accuracy, "ci95": [low, high]}
+    return stats.accuracy_of(credits, clusters_of(items.items))
 
 
 def _with_model(reads: Sequence[Read], answers: Answers) -> list[np.ndarray]:
@@ -244,64 +255,45 @@ def _with_model(reads: Sequence[Read], answers: Answers) -> list[np.ndarray]:
 # ---- On screen ----
 
 
-def show_open(report: dict, console: Console) -> None:
+def show_open(report: Evaluation, console: Console) -> None:
     """Prints what an open-book report has beside the diagnosis."""
-
-    def percent(found: dict) -> tuple[str, str]:
-        low, high = found["ci95"]
-        return f"{100 * found['accuracy']:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"
-
-    if "book_index" in report:
-        files = ", ".join(Path(read["file"]).name for read in report["book_index"]["inputs"] if "file" in read)
-        console.print(f"the book: {report['book_index']['lines']:,} lines of {files}", highlight=False, soft_wrap=True)
-    if report.get("fallbacks"):
-        console.print(
-            f"[yellow]questions of which the book has no word: {report['fallbacks']:,}; their options tie[/yellow]",
-            highlight=False,
-            soft_wrap=True,
+    if report.book_index:
+        files = ", ".join(Path(read["file"]).name for read in report.book_index.inputs if "file" in read)
+        print_line(console, f"the book: {report.book_index.lines:,} lines of {files}")
+    if report.fallbacks:
+        print_line(
+            console, f"questions of which the book has no word: {report.fallbacks:,}; their options tie", "yellow"
         )
-    if "fits" in report:
-        table = Table(title="open book, the weights fitted on")
-        for column in ("fitted on", "scored on"):
-            table.add_column(column)
+    if report.fits:
+        table = Table("fitted on", "scored on", title="open book, the weights fitted on")
         for column in ("n", "accuracy, %", "95% interval", "gain over nothing fitted"):
             table.add_column(column, justify="right")
-        for row in report["fits"]:
-            low, high = row["gain_ci95"]
-            gain = (
-                ""
-                if row["fitted_on"] == "nothing"
-                else f"{100 * row['gain']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
-            )
-            table.add_row(row["fitted_on"], row["scored_on"], f"{row['n']:,}", *percent(row), gain)
+        for fit in report.fits:
+            gained = "" if fit.fitted_on == "nothing" else gain_shown(fit.gain, fit.gain_ci95)
+            accuracy = f"{100 * fit.accuracy:.2f}"
+            table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", accuracy, interval_of(fit), gained)
         console.print(table)
-    if "book_controls" in report:
-        table = Table(title="open book, the lines that are read")
-        table.add_column("lines")
+    if report.book_controls:
+        table = Table("lines", title="open book, the lines that are read")
         for column in ("accuracy, %", "95% interval"):
             table.add_column(column, justify="right")
-        for name, found in report["book_controls"].items():
-            table.add_row(name, *percent(found))
+        for name, found in report.book_controls.items():
+            table.add_row(name, f"{100 * found.accuracy:.2f}", interval_of(found))
         console.print(table)
-    if "retrieval" in report:
-        found = report["retrieval"]
-        at = "  ".join(f"recall@{depth} {100 * share:.1f}%" for depth, share in found["recall_at"].items())
-        console.print(
-            f"retrieval of the source page: {at} of {found['n']:,} questions whose page is in the book "
-            f"({found['absent']:,} are not); {1000 * found['seconds_per_query']:.1f} ms a query",
-            highlight=False,
-            soft_wrap=True,
+    if report.retrieval:
+        found = report.retrieval
+        at = "  ".join(f"recall@{depth} {100 * share:.1f}%" for depth, share in found.recall_at.items())
+        print_line(
+            console,
+            f"retrieval of the source page: {at} of {found.n:,} questions whose page is in the book "
+            f"({found.absent:,} are not); {1000 * found.seconds_per_query:.1f} ms a query",
         )
-    if "model_alone" in report:
-        accuracy, interval = percent(report["model_alone"])
-        console.print(f"the model alone, reading the same lines: {accuracy}% ({interval})", highlight=False)
-    if "gain_over_lexical" in report:
-        low, high = (100 * bound for bound in report["gain_over_lexical_ci95"])
-        console.print(
-            f"gain of the model over the lexical reader, both fitted on generated questions: "
-            f"{100 * report['gain_over_lexical']:+.2f} points ({low:+.2f} to {high:+.2f})",
-            highlight=False,
-            soft_wrap=True,
+    if report.model_alone:
+        print_line(console, f"the model alone, reading the same lines: {percent(report.model_alone)}")
+    if report.gain_over_lexical is not None:
+        gained = gain_shown(report.gain_over_lexical, report.gain_over_lexical_ci95)
+        print_line(
+            console, f"gain of the model over the lexical reader, both fitted on generated questions: {gained} points"
         )
 
 

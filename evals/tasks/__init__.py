@@ -3,7 +3,8 @@
 Each is a module with
 
     check_data(workdir, data_dir)          raises UserError where the data of a run hold what it will be asked
-    evaluate_run(predict, tokenizer, workdir, data_dir, *, context, **options) -> dict      what `evals/NAME.json` holds
+    evaluate_run(predict, tokenizer, workdir, data_dir, *, context, **options) -> record
+                                           of `evals/NAME.json`, see `ghost_jax.runs.evaluation`
     show_run(workdir, console)             prints that
 """
 

@@ -13,8 +13,9 @@ from evals.analysis.report import show
 from evals.answering.prefix_tree import Predict
 from evals.items.formats import read_items
 from evals.tasks import mcq
-from ghost_jax.core.atomic_io import read_json
 from ghost_jax.core.errors import UserError
+from ghost_jax.runs import evaluation
+from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.text.tokenizer import Tokenizer
 
 ITEMS = "facts.jsonl"
@@ -35,8 +36,8 @@ def evaluate_run(
     *,
     context: int,
     batch_size: int,
-) -> dict:
-    """Returns the report on the run's held-out fact questions, in the four cyclic orders."""
+) -> Evaluation:
+    """Returns the evaluation on the run's held-out fact questions, in the four cyclic orders."""
     path = _items_of(workdir)
     size = {"context": context, "batch_size": batch_size}
     how = {"orders": "cyclic", "path": path, "held_out": SPLITS}
@@ -45,7 +46,7 @@ def evaluate_run(
 
 def show_run(workdir: Path, console: Console) -> None:
     """Prints the report that a run's directory holds."""
-    show(read_json(workdir / "evals" / "facts.json"), console)
+    show(evaluation.read(workdir / "evals" / "facts.json"), console)
 
 
 def _items_of(workdir: Path) -> Path:

@@ -1,11 +1,12 @@
 """Multiple choice, closed or open book: CTIBench MCQ, or any items, asked of a run.
 
 The model is asked every question in the cyclic shifts of its options, once more without the question and with
-another's, and once with the options not shown. What the answers are worth is worked out in `evals/analysis/report.py`.
+another's, and once with the options not shown. `evals/analysis/report.py` computes the evaluation.
 """
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -22,10 +23,10 @@ from evals.items.locate import NoItems, find_items
 from evals.items.splits import part_of
 from evals.open_book.scoring import Book, both_report
 from evals.overlap.contamination import HELD_OUT, check, refuse
-from ghost_jax.core.atomic_io import read_config, read_json
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.atomic_io import read_config
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.runs import run_dir, run_record
+from ghost_jax.runs import evaluation, run_dir, run_record
+from ghost_jax.runs.evaluation import Contamination, Evaluation
 from ghost_jax.text.tokenizer import Tokenizer
 
 
@@ -45,15 +46,15 @@ def evaluate_run(
     options_only: Path | None = None,
     generate: free_text.Generate | None = None,
     held_out: Sequence[str] = HELD_OUT,
-) -> dict:
-    """Returns the report of a run on the items at `path`, by default those of `find_items`.
+) -> Evaluation:
+    """Returns the evaluation of a run on the items at `path`, by default those of `find_items`.
 
     Args:
       split: the part of CTIBench that is scored, a name in `SPLITS`.
-      book: where given, prompts show what it has on each question.
+      book: where given, prompts show its lines on each question.
       reader: of the open book, "model", or "both" for the model beside the lexical reader.
       options_only: the run directory of the same recipe trained without questions, the third control.
-      generate: where free answers are wanted as well.
+      generate: makes free answers, which are then matched to the options.
       held_out: the splits that hold the items and that the run is not trained on.
     """
     if options_only:  # before hours of scoring
@@ -70,18 +71,21 @@ def evaluate_run(
     several = ", then without the question and with another's" if orders != "published" else ""
     unseen = "" if book else ", and with the options not shown"
     run_dir.say(f"asking {len(items):,} questions, orders {orders}{several}{unseen}")
+    answers = None
     if book and reader == "both":
-        report = both_report(putting(predict, tokenizer, **how), orders, items, book, run_dir.say) | {"layout": layout}
+        report = both_report(putting(predict, tokenizer, **how), orders, items, book, run_dir.say)
+        report = replace(report, layout=layout)
     else:
         passages = book.passages if book else None
         report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
-        report |= {"book_index": book.described()} if book else {}
+        report = replace(report, book_index=book.described() if book else None)
     if options_only:
         control = trained_without_questions(options_only, workdir, stem_of(path), report, answers, items)
         report = with_controls(report, {TRAINED: control})
     if generate:
-        report["matching"] = free_text.evaluate(generate, tokenizer, items.items, context=context)
-    return report | {"note": note, "split": split, "contamination": contamination}
+        matching = free_text.evaluate(generate, tokenizer, items.items, context=context)
+        report = replace(report, matching=matching)
+    return replace(report, note=note, split=split, contamination=contamination)
 
 
 def check_data(workdir: Path, data_dir: Path | None) -> None:
@@ -90,8 +94,8 @@ def check_data(workdir: Path, data_dir: Path | None) -> None:
         contamination_of(find_items(data_dir, workdir)[0], workdir)
 
 
-def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD_OUT) -> dict:
-    """Returns what the data that a run was trained on hold of the items, and which of it was not there to search.
+def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD_OUT) -> Contamination:
+    """Returns what the data that a run was trained on hold of the items.
 
     Raises UserError where they hold an item together with its answer.
     """
@@ -100,9 +104,8 @@ def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD
     refuse(result)
     missing = [name for name, place in stores.items() if not place]
     if missing:
-        told = f"not known: of {len(stores)} stores that the run learnt from, {len(missing)} are not here."
-        result |= {"verdict": told}
-    return result | {"not_searched": missing}
+        result["verdict"] = f"not known: of {len(stores)} stores that the run learnt from, {len(missing)} are not here."
+    return evaluation.from_json(result | {"not_searched": missing}, Contamination)
 
 
 def stem_of(path: Path | None) -> str:
@@ -111,11 +114,5 @@ def stem_of(path: Path | None) -> str:
 
 
 def show_run(workdir: Path, console: Console) -> None:
-    """Prints the report that a run's directory holds. Raises UserError for one of an older version."""
-    report = read_json(workdir / "evals" / "ctibench.json")
-    if "baselines" not in report:
-        raise UserError(
-            f"{workdir} was scored by version {report.get('ghost_jax')}, whose report lacks what is shown now. Score "
-            f"it again: python -m evals.ctibench --workdir={workdir}."
-        )
-    show(report, console)
+    """Prints the evaluation in a run's directory."""
+    show(evaluation.read(workdir / "evals" / "ctibench.json"), console)

@@ -14,10 +14,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from evals.analysis import stats
+from evals.analysis.stats import accuracy_of
 from evals.answering.prefix_tree import Branch, Predict, Tree, read
-from ghost_jax.core.atomic_io import read_json, read_text
+from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UserError
+from ghost_jax.runs import evaluation
+from ghost_jax.runs.evaluation import Accuracy, ExposureRecall, Recall
 from ghost_jax.text.tokenizer import Tokenizer
 
 ITEMS = "exposure.jsonl"
@@ -30,7 +32,7 @@ def check_data(workdir: Path, data_dir: Path | None) -> None:
 
 def evaluate_run(
     predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir: Path | None, *, context: int, batch_size: int
-) -> dict:
+) -> Recall:
     """Returns the recall of a base run, over all facts and by exposures.
 
     Accuracies are fractions, their 95% intervals clustered by the set of four facts that share their options.
@@ -51,29 +53,33 @@ def evaluate_run(
         )
         credits[way] = np.array([_credit(a - b, item["answer"]) for a, b, item in zip(told, alone, items, strict=True)])
     counts = np.array([item["exposures"] for item in items])
-    by_count = {
-        str(count): {"n": int((counts == count).sum())}
-        | {way: _accuracy(each[counts == count], _sets(items, counts == count)) for way, each in credits.items()}
+    sets = np.array([str(item["set"]) for item in items])
+
+    def recall_of(chosen: np.ndarray) -> dict[str, Accuracy]:
+        return {way: accuracy_of(each[chosen], sets[chosen].tolist()) for way, each in credits.items()}
+
+    by_exposures = {
+        str(count): ExposureRecall(n=int((counts == count).sum()), **recall_of(counts == count))
         for count in sorted(set(counts.tolist()))
     }
-    return {
-        "n": len(items),
-        **{way: _accuracy(each, _sets(items, counts > 0)) for way, each in credits.items()},
-        "by_exposures": by_count,
-        "credits": {way: each.tolist() for way, each in credits.items()},
-        "ids": [item["id"] for item in items],
-        "exposures": counts.tolist(),
-    }
+    return Recall(
+        n=len(items),
+        **recall_of(counts > 0),
+        by_exposures=by_exposures,
+        credits={way: tuple(each.tolist()) for way, each in credits.items()},
+        ids=tuple(item["id"] for item in items),
+        exposures=tuple(counts.tolist()),
+    )
 
 
 def show_run(workdir: Path, console: Console) -> None:
-    """Prints the recall that a run's directory holds."""
-    report = read_json(workdir / "evals" / "recall.json")
+    """Prints the recall in a run's directory."""
+    report = evaluation.read(workdir / "evals" / "recall.json", Recall)
     table = Table(title="recall, % (95% interval), by how often a fact was stated; 25 is chance")
     for column in ("exposures", "facts", "statement in a new wording", "question"):
         table.add_column(column, justify="right")
-    for count, found in [*report["by_exposures"].items(), ("all", report)]:
-        table.add_row(count, f"{found['n']:,}", *(_shown(found[way]) for way in WAYS))
+    for count, found in [*report.by_exposures.items(), ("all", report)]:
+        table.add_row(count, f"{found.n:,}", _shown(found.statement), _shown(found.question))
     console.print(table)
 
 
@@ -108,15 +114,6 @@ def _credit(scores: np.ndarray, answer: int) -> float:
     return float(best[answer] / best.sum())
 
 
-def _sets(items: Sequence[dict], chosen: np.ndarray) -> list[str]:
-    return [str(item["set"]) for item, counts in zip(items, chosen, strict=True) if counts]
-
-
-def _accuracy(credits: np.ndarray, sets: Sequence[str]) -> dict:
-    accuracy, low, high = stats.clustered_interval(credits, sets)
-    return {"accuracy": accuracy, "ci95": [low, high]}
-
-
-def _shown(found: dict) -> str:
-    low, high = found["ci95"]
-    return f"{100 * found['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+def _shown(found: Accuracy) -> str:
+    low, high = found.ci95
+    return f"{100 * found.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"

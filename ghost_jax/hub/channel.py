@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evals.analysis.comparison import SIGNIFICANT, compare, rows_of
 from evals.analysis.recorded import check_alike, items_of, read_report, read_reports
-from ghost_jax.reporting.tables import orders_of
+from ghost_jax.runs.evaluation import COLLAPSED, Evaluation
 
 CANONICAL, EXPERIMENTAL = CHANNELS = ("canonical", "experimental")
 SCORE = "ctibench"  # the closed-book score in a run's evals/ that decides
@@ -46,8 +46,8 @@ def decide(asked: str, workdir: Path, present: Path | None, items: Path | None) 
     if asked == EXPERIMENTAL and present is None:
         return Channel(EXPERIMENTAL, "It was not put forward as canonical.")
     stem = items.stem if items else SCORE
-    score = read_report(workdir, stem).content
-    comparison, text = None, f"Its verdict: {score.get('verdict_text') or score['verdict']}"
+    score = read_report(workdir, stem).evaluation
+    comparison, text = None, f"Its verdict: {score.verdict_text}"
     if present:
         reports = read_reports([str(present), str(workdir)], stem)
         check_alike(reports)
@@ -58,7 +58,7 @@ def decide(asked: str, workdir: Path, present: Path | None, items: Path | None) 
         return Channel(EXPERIMENTAL, f"It was not put forward as canonical. {text}", comparison)
     if obstacle := _obstacle(score, comparison):
         return Channel(EXPERIMENTAL, f"Put forward as canonical and not accepted: {obstacle}. {text}", comparison)
-    above = {"run": present.resolve().name, "step": reports[0].content.get("step")} if present else None
+    above = {"run": present.resolve().name, "step": reports[0].evaluation.step} if present else None
     return Channel(CANONICAL, text, comparison, above)
 
 
@@ -69,14 +69,14 @@ def _text_of(comparison: dict) -> str:
     return f"Beside the present canonical run, {comparison['reference']}, {asked}: {text}"
 
 
-def _obstacle(score: dict, comparison: dict | None) -> str:
+def _obstacle(score: Evaluation, comparison: dict | None) -> str:
     """Returns why a run with this score and comparison cannot become canonical; empty where it can."""
-    if score["verdict"] == "collapsed":
+    if score.verdict == COLLAPSED:
         return "its answers collapsed to one letter"
-    if orders_of(score) == 1:
+    if score.orders_per_item == 1:
         return "it was asked in one order of the options, where a constant letter can look like knowledge"
     if comparison is None:
-        return "" if score["verdict"] == "knowledge" else 'the first canonical run needs the verdict "knowledge"'
+        return "" if score.verdict == "knowledge" else 'the first canonical run needs the verdict "knowledge"'
     _, *others = comparison["rows"]
     if not others:
         return "it is another seed of the present canonical run"

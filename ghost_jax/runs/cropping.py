@@ -1,5 +1,7 @@
 """The sentence on prompts that did not fit a model's context, for every report that shows a score."""
 
+from ghost_jax.runs.evaluation import Evaluation, from_json
+
 
 def cropping(cropped: int, prompts: int, lost: str = "") -> str:
     """Returns the sentence on prompts that a model's context did not hold; empty where it held all.
@@ -13,15 +15,16 @@ def cropping(cropped: int, prompts: int, lost: str = "") -> str:
     return f"{cropped:,} of {prompts:,} prompts were longer than the model's context and lost their beginning{what}."
 
 
-def cropping_of(score: dict) -> str:
-    """Returns the sentences on a score's cropped prompts, those of free answers too; empty where none was cropped."""
-    if not score.get("prompts_cropped") and not score.get("matching"):
-        return ""
+def cropping_of(score: Evaluation | dict) -> str:
+    """Returns the sentences on the cropped prompts of an evaluation or its JSON, free answers included."""
+    if isinstance(score, dict):
+        score = from_json(score)
     question = "the instruction and the start of the question"
-    first = f"lines of the book, then {question}" if score.get("book") == "open" else question
+    first = f"lines of the book, then {question}" if score.book == "open" else question
     # A cloze asks a question once for all its orders.
-    prompts = score["n"] if score.get("layout") == "cloze" else sum(map(len, score["predicted"]))
-    said = [cropping(score.get("prompts_cropped", 0), prompts, first)]
-    if free := score.get("matching"):
-        said.append(cropping(free["how"]["prompts_cropped"], score["n"], "of free answers, the start of the question"))
-    return " ".join(filter(None, said))
+    prompts = score.n if score.layout == "cloze" else sum(map(len, score.predicted))
+    sentences = [cropping(score.prompts_cropped or 0, prompts, first)]
+    if score.matching:
+        free = score.matching.how["prompts_cropped"]
+        sentences.append(cropping(free, score.n, "of free answers, the start of the question"))
+    return " ".join(filter(None, sentences))

@@ -1,0 +1,300 @@
+"""The records of evaluations, `evals/NAME.json` of a run: their fields, and reading and writing them as JSON.
+
+Accuracies and shares are fractions; `ci95` is a 95% interval. A field with the default None is absent from the JSON of
+a record that lacks it; other fields are always written.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from ghost_jax.core.atomic_io import read_json, write_json
+from ghost_jax.core.errors import UserError
+
+Interval = tuple[float, float]
+Record = TypeVar("Record")
+
+COLLAPSED = "collapsed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """An accuracy; `n` items where they are a part of the benchmark."""
+
+    n: int | None = None
+    accuracy: float
+    ci95: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline(Accuracy):
+    """The accuracy over all orders of the options that were asked; the oldest records lack `orders_per_item`."""
+
+    orders: tuple[str, ...]
+    orders_per_item: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(Accuracy):
+    """The accuracy of a control, and the paired gain of the model over it; `run` names a second run."""
+
+    single_order: float | None = None
+    gain: float
+    gain_ci95: Interval
+    run: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemsFile:
+    name: str
+    file: str
+    sha256: str
+    quirks: tuple[str, ...]  # blemishes of items that were asked
+    left_out: tuple[str, ...]  # items of the file that were not asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    low: float  # of the confidence, exclusive
+    high: float  # inclusive
+    n: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    ece: float
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LetterLogProbs:
+    edges: tuple[float, ...]  # nats
+    counts: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextualCalibration(Accuracy):
+    single_order: float
+    content_free: dict[str, tuple[float, ...]]  # log-probabilities of letters by number of options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cloze:
+    """Accuracies with the options not shown, a field a normalisation; older records lack `ranked` and the controls."""
+
+    primary: str
+    chance: float | None = None
+    controls: dict[str, Control] | None = None
+    sum: Accuracy
+    per_token: Accuracy
+    pmi: Accuracy
+    ranked: Accuracy | None = None
+
+    @property
+    def found(self) -> Accuracy:
+        """The accuracy under the primary normalisation."""
+        return getattr(self, self.primary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readings:
+    """The accuracy by letters and by cloze; `differs` where cloze alone shows knowledge."""
+
+    letters: Accuracy
+    cloze: Accuracy
+    differs: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching(Accuracy):
+    """The accuracy of free answers, the share of them that matches an option, examples, and the rules."""
+
+    matched: float
+    examples: tuple[dict[str, str], ...]
+    how: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contamination:
+    """What a search of the training data for the items found, and the stores that could not be searched."""
+
+    items: dict[str, str]
+    stores: tuple[dict[str, str], ...]
+    n: int
+    ngram_words: int
+    counts: dict[str, int]
+    shares: dict[str, float]
+    parts: tuple[dict[str, Any], ...]
+    sources: dict[str, dict[str, float]]
+    contaminated: tuple[dict[str, str], ...]
+    examples: tuple[dict[str, str], ...]
+    verdict: str
+    not_searched: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionsFile:
+    file: str
+    name: str
+    lower_case: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BookIndex:
+    lines: int
+    inputs: tuple[dict[str, Any], ...]  # the files they are from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """How often the source page of a question is among the first lines found; `absent` pages are not in the book."""
+
+    n: int
+    absent: int
+    recall_at: dict[str, float]
+    seconds_per_query: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Accuracy):
+    """The accuracy of the lexical reader with fitted weights, and its paired gain over the unfitted reader."""
+
+    fitted_on: str
+    scored_on: str
+    gain: float
+    gain_ci95: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The answers to multiple-choice items and their worth; docs/scoring.md explains the fields."""
+
+    ghost_jax: str
+    n: int
+    items: ItemsFile
+    headline: Headline
+    single_order: float
+    single_order_ci95: Interval
+    letter_share: dict[str, float]
+    letter_spread: float
+    no_letter: float
+    recall: dict[str, float | None]
+    recall_spread: float
+    balanced_accuracy: float
+    flip_rate: float | None
+    baselines: dict[str, float]
+    baselines_over_orders: dict[str, float]
+    gold_longest: dict[str, Accuracy]
+    by_source: dict[str, Accuracy]
+    calibration: Calibration | None
+    letter_log_probs: LetterLogProbs | None
+    predicted: tuple[str, ...]
+    controls: dict[str, Control]
+    controls_missing: tuple[str, ...]
+    verdict: str
+    verdict_text: str
+    book: str
+    reader: str
+    layout: str | None = None
+    prompts_cropped: int | None = None
+    contextual_calibration: ContextualCalibration | None = None
+    cloze: Cloze | None = None
+    readings: Readings | None = None
+    matching: Matching | None = None
+    book_index: BookIndex | None = None
+    fallbacks: int | None = None
+    retrieval: Retrieval | None = None
+    fits: tuple[Fit, ...] | None = None
+    book_controls: dict[str, Accuracy] | None = None
+    weights: dict[str, float] | None = None
+    model_alone: Accuracy | None = None
+    gain_over_lexical: float | None = None
+    gain_over_lexical_ci95: Interval | None = None
+    predictions_file: PredictionsFile | None = None
+    note: str | None = None
+    split: str | None = None
+    contamination: Contamination | None = None
+    step: int | None = None
+    machine: str | None = None
+
+    def __post_init__(self):
+        if len(self.predicted) != self.n:
+            raise ValueError(f"predicted has the letters of {len(self.predicted)} items, n is {self.n}")
+
+    @property
+    def orders_per_item(self) -> int:
+        """In how many orders each question was asked."""
+        return self.headline.orders_per_item or len(self.headline.orders)
+
+    @property
+    def top_letter(self) -> tuple[str, float]:
+        """The letter answered most, and its share."""
+        return max(self.letter_share.items(), key=lambda each: each[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExposureRecall:
+    n: int
+    statement: Accuracy
+    question: Accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall(ExposureRecall):
+    """The recall of a base by exposure (`evals/tasks/recall.py`): by number of statements, and credits of each fact."""
+
+    by_exposures: dict[str, ExposureRecall]
+    credits: dict[str, tuple[float, ...]]
+    ids: tuple[str, ...]
+    exposures: tuple[int, ...]
+    step: int | None = None
+    machine: str | None = None
+
+
+@functools.cache
+def _adapter(kind: type) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+def to_json(record: object) -> dict:
+    """Returns a record as JSON values. Raises pydantic_core.PydanticSerializationError for a field of another type."""
+    return _adapter(type(record)).dump_python(record, mode="json", exclude_defaults=True, warnings="error")
+
+
+def from_json(content: object, kind: type[Record] = Evaluation, name: object = "The record") -> Record:
+    """Returns JSON values as a record. Raises UserError, which calls them `name`, where they are not one."""
+    try:
+        return _adapter(kind).validate_python(content)
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{name} is not a complete {kind.__name__.lower()} of this version: {where}: {first['msg']}. Score the run "
+            "again (python -m evals.ctibench or evals.audit)."
+        ) from None
+
+
+def is_evaluation(content: object) -> bool:
+    """Returns whether JSON values are an evaluation, possibly an older one, and not another report."""
+    return isinstance(content, dict) and content.keys() >= {"items", "headline", "verdict", "baselines", "book"}
+
+
+def read(path: Path, kind: type[Record] = Evaluation) -> Record:
+    """Reads a record. Raises UserError where the file is absent, broken or another record."""
+    return from_json(read_json(path), kind, path)
+
+
+def write(path: Path, record: object) -> None:
+    """Writes a record as JSON."""
+    write_json(path, to_json(record))
+
+
+def read_all(workdir: Path) -> dict[str, Evaluation]:
+    """Returns the evaluations in the `evals` folder of a run by name; other reports there are left out."""
+    contents = {path: read_json(path) for path in sorted((workdir / "evals").glob("*.json"))}
+    return {path.stem: from_json(each, name=path) for path, each in contents.items() if is_evaluation(each)}

@@ -1,0 +1,51 @@
+"""ghost_jax/runs/evaluation.py: the records of evaluations are read and written without a change."""
+
+import json
+
+import pytest
+
+from ghost_jax.core.errors import UserError
+from ghost_jax.runs.evaluation import Evaluation, Recall, from_json, is_evaluation, read, read_all, to_json, write
+from tests.conftest import ROOT
+
+RECORDS = ROOT / "evals" / "records"
+RECORDED = [*sorted(RECORDS.glob("**/evals/*.json")), RECORDS / "open_book.json"]
+CHAT = RECORDS / "chat_v5-seed0"
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(RECORDS)))
+def test_a_recorded_evaluation_keeps_every_key_and_value(path, tmp_path):
+    content = json.loads(path.read_text())
+    record = read(path, Evaluation if is_evaluation(content) else Recall)
+    write(tmp_path / "again.json", record)
+    assert json.loads((tmp_path / "again.json").read_text()) == content
+
+
+def test_the_recorded_audit_keeps_every_key_and_value():
+    for content in json.loads((RECORDS / "published_models.json").read_text())["predictions"].values():
+        assert to_json(from_json(content)) == content
+
+
+def test_other_reports_of_a_run_are_no_evaluations(tmp_path):
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "comparison.json").write_text((RECORDS / "comparison.json").read_text())
+    (tmp_path / "evals" / "ctibench.json").write_text((CHAT / "evals" / "ctibench.json").read_text())
+    (found,) = read_all(tmp_path).values()
+    assert found == read(CHAT / "evals" / "ctibench.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"baselines": 3}, "baselines"),
+        ({"headline": {"accuracy": 0.5, "ci95": [0, 1]}}, "headline.orders"),
+        ({"n": 2}, "predicted"),
+        ({"predicted": [1] * 2500}, "predicted.0"),
+    ],
+)
+def test_a_broken_record_is_refused_by_file_and_key(tmp_path, change, key):
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(json.loads((CHAT / "evals" / "ctibench.json").read_text()) | change))
+    with pytest.raises(UserError, match=key) as refused:
+        read(path)
+    assert str(path) in str(refused.value)
