@@ -148,7 +148,8 @@ def _extended(backend: tokenizers.Tokenizer, begins: str | None, ends: str, rows
 
 
 def _check(path: Path, problems: Iterable[str]) -> None:
-    for problem in problems:
+    """Raises UserError with the first problem, if there is one."""
+    if problem := next(iter(problems), None):
         raise UserError(
             f"The vocabulary {path} cannot be used: {problem}. Only a byte-level BPE is read, under which every text "
             "has one list of ids and decodes to itself. Import another checkpoint, or fetch this one again."
