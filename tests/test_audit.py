@@ -1,6 +1,5 @@
 """audit.py and predictions.py: published answers reach their known figures, and rows of other items are refused."""
 
-import csv
 import json
 
 import numpy as np
@@ -57,9 +56,8 @@ def test_five_published_models_reach_their_published_accuracies(ghost, ghost_dat
     percent = {name: round(100 * report.headline.accuracy, 2) for name, report in reports.items()}
     published = {"ChatGPT-4": 71.0, "LLAMA3-70B": 65.76, "Gemini-1.5": 65.44, "LLAMA3-8B": 61.32, "ChatGPT-3.5": 54.12}
     assert percent == published
-    assert all(
-        any(name in line and f"{published[name]:.2f}" in line for line in screen.splitlines()) for name in reports
-    )
+    for name, accuracy in published.items():
+        assert f"{accuracy:.2f}" in next(line for line in screen.splitlines() if name in line)
     assert "always A 14.96, always B 32.52, always C 37.12" in screen
     assert {report.headline.orders for report in reports.values()} == {("ABCD",)}
     assert round(100 * reports["ChatGPT-4"].balanced_accuracy, 1) == 69.6
@@ -107,7 +105,6 @@ def test_letters_and_scores_are_read_from_every_container(reading, suffix):
         (".jsonl", '{"m": [0, 1, 2, 3.5]}', None, [0, 1, 2, 3.5], [0, 0, 0, 1]),
         (".csv", "A,B,C,D", "-1,-2,0,5", [-1, -2, 0, 5], [0, 0, 0, 1]),
         (".csv", "A,B,C,D", "1,1,0,0", [1, 1, 0, 0], [0.5, 0.5, 0, 0]),
-        (".tsv", "m_A\tm_B\tm_C\tm_D", "-3\t-inf\t-2\t-1", [-3, -np.inf, -2, -1], [0, 0, 0, 1]),
         (".csv", "m_A,m_B,m_C,m_D", "-3,-1e400,-2,-1", [-3, -np.inf, -2, -1], [0, 0, 0, 1]),
         (".jsonl", '{"m": [-3, -Infinity, -2, -1]}', None, [-3, -np.inf, -2, -1], [0, 0, 0, 1]),
         (".csv", "A,B,C,D", "-inf,-inf,-inf,-inf", [0, 0, 0, 0], [0.25] * 4),
@@ -127,7 +124,7 @@ def test_columns_are_told_apart_by_their_names_and_rows_matched_by_id(reading):
     found = reading("m,m_A,m_B,m_C,m_D", ["A,0,0,0,1"] * 6)
     assert {name: spelled(each)[0] for name, each in found.items()} == {"m": "A", "m (scores)": "D"}
     rows = [f"q{row},{gold},Which?,{gold},2" for row, gold in enumerate(GOLDS)]
-    found = reading("id,GT,prompt,model,run", rows[::-1])
+    found = reading("id, GT,prompt,model ,run", rows[::-1])
     assert {name: spelled(each) for name, each in found.items()} == {"model": GOLDS}
     assert spelled(reading("answer", ["A"] * 6, column="answer")["answer"]) == "AAAAAA", (
         "a gold column that is asked for"
@@ -154,16 +151,6 @@ def test_columns_named_after_orders_give_a_headline_over_them(benchmark, reading
     report = audit(predictions, benchmark, "")
     assert (report.headline.accuracy, report.flip_rate) == (1, 0)
     assert report.headline.orders == ("ABCD", "DABC", "CDAB", "BCDA"), "the published one first"
-
-
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_a_sheet_that_a_spreadsheet_exports_is_read(benchmark, tmp_path, separator):
-    path = tmp_path / ("answers.tsv" if separator == "\t" else "answers.csv")
-    with path.open("w", encoding="utf-8", newline="") as file:
-        sheet = csv.writer(file, delimiter=separator)
-        sheet.writerow([" GT", "why", "model ", ""])
-        sheet.writerows([gold, f'It "is",\n{separator}so.' * 20_000, gold, ""] for gold in GOLDS)
-    assert [spelled(each) for each in read_predictions(path, benchmark)] == [GOLDS]
 
 
 def test_items_with_fewer_options_leave_scores_empty(tmp_path):

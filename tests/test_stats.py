@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, ttest_1samp, ttest_rel
+from scipy.stats import binomtest, t, ttest_1samp, ttest_rel
 
 from evals.analysis.stats import McNemar, clustered_interval, holm, mcnemar, paired_difference, pool
 
@@ -14,6 +14,8 @@ FIVE = ["a", "a", "b", "c", "c"]
 
 
 @given(st.lists(credit, min_size=2, max_size=40))
+@example([1.0] * 9)
+@example([0.25] * 9)
 def test_an_item_a_cluster_is_the_plain_t_interval(correct):
     mean, low, high = clustered_interval(correct, [""] * len(correct))
     assert mean == pytest.approx(np.mean(correct))
@@ -77,10 +79,17 @@ def test_two_groupings_at_once_cover_the_mean():
         _, low, high = clustered_interval(credits, names)
         covered += low <= 0.5 <= high
     assert 0.92 <= covered / 300 <= 0.985
-    alone = [clustered_interval(credits, [pair[way] for pair in names])[2] for way in (0, 1)]
-    assert high >= max(alone) - 1e-12
+
+    def error(clusters, g: int) -> float:
+        _, low, high = clustered_interval(credits, clusters)
+        return (high - low) / 2 / t.ppf(0.975, g - 1)
+
+    by_page, by_set = (error([pair[way] for pair in names], g) for way, g in ((0, 80), (1, 100)))
+    by_both = error(list(map(str, names)), len(set(names)))
+    assert error(names, 80) ** 2 == pytest.approx(by_page**2 + by_set**2 - by_both**2)
+    assert error(names, 80) > max(by_page, by_set)
     one_way = [(page, page) for page, _ in names]
-    assert clustered_interval(credits, one_way) == pytest.approx(clustered_interval(credits, [n[0] for n in names]))
+    assert error(one_way, 80) == pytest.approx(by_page), "at least the error of one grouping"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +106,8 @@ def test_credits_outside_their_range_or_without_clusters_are_refused(credits, cl
 
 
 @given(pairs)
+@example([(1.0, 0.75)] * 6)
+@example([(0.0, 1.0)] * 5)
 def test_an_item_a_cluster_is_the_paired_t_test(both):
     ours, reference = np.array(both).T
     difference = paired_difference(ours, reference, [""] * len(both))

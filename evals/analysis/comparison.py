@@ -54,11 +54,6 @@ class Row:
         n = sum(report.evaluation.verdict == COLLAPSED for report in self.reports)
         return "" if not n else "COLLAPSED" if n == len(self.reports) else f"COLLAPSED ({n} of {len(self.reports)})"
 
-    @property
-    def label(self) -> str:
-        """The name, marked where the answers collapsed."""
-        return f"{self.name} {self.collapsed}".strip()
-
 
 def rows_of(reports: Sequence[Report], items: Items) -> list[Row]:
     """Returns a row for each recipe, in the order of the reports.
@@ -89,11 +84,12 @@ def compare(rows: Sequence[Row], items: Items) -> dict:
     corrected = stats.holm([difference.p for difference in differences])
     table = [_row(reference, clusters) | {"against_reference": None}]
     for row, difference, p_holm in zip(others, differences, corrected, strict=True):
+        labels = (f"{each.name} {each.collapsed}".strip() for each in (row, reference))
         one_answer = len(row.reports) == len(reference.reports) == 1  # McNemar's test is of one answer an item
         against = dataclasses.asdict(difference) | {
             "p_holm": p_holm,
             "mcnemar": dataclasses.asdict(stats.mcnemar(row.single[0], reference.single[0])) if one_answer else None,
-            "text": sentence(row.label, reference.label, difference, p_holm, len(others)),
+            "text": sentence(*labels, difference, p_holm, len(others)),
         }
         table.append(_row(row, clusters) | {"against_reference": against})
     first = reference.reports[0].evaluation

@@ -90,15 +90,14 @@ def read_report(place: Path, stem: str) -> Report:
 def check_alike(reports: Sequence[Report]) -> None:
     """Raises UserError, naming both, where a report is of other questions or was asked otherwise than the first."""
     first, *others = reports
-    expected = _asked(first.evaluation)
     for report in others:
-        asked = _asked(report.evaluation)
-        for what in expected:
-            if asked[what] != expected[what]:
+        for what, expected in _asked(first.evaluation).items():
+            found = _asked(report.evaluation)[what]
+            if found != expected:
+                here, there = (f"{each.path} ({each.evaluation.items.name})" for each in (report, first))
                 raise UserError(
-                    f"{report.path} ({report.evaluation.items.name}) cannot be compared with {first.path} "
-                    f"({first.evaluation.items.name}): their {what} differ, {asked[what]} and {expected[what]}. Score "
-                    "both runs on the same items in the same way."
+                    f"{here} cannot be compared with {there}: their {what} differ, {found} and {expected}. Score both "
+                    "runs on the same items in the same way."
                 )
 
 
@@ -124,8 +123,8 @@ def items_of(reports: Sequence[Report], path: Path | None) -> Items:
         items = read_items(path)
         if items.sha256 != wanted:
             raise UserError(
-                f"{path} (sha256 {items.sha256}) does not hold the items of {first.path}, whose sha256 is {wanted}. "
-                "Give the file that the runs were scored on, unchanged."
+                f"{path} (sha256 {items.sha256}) does not hold the items of {first.path} (sha256 {wanted}). Give the "
+                "file that the runs were scored on, unchanged."
             )
         return part_of(items, split)
     places = [folder / FILE for folder in data_folders(None)]
