@@ -64,8 +64,8 @@ def _embedded(png: bytes, path: Path) -> str:
 
 
 def _sweep(sweep: SweepReport, out: Path) -> dict:
-    png = _embedded(sweep.picture.read_bytes(), out / f"sweep-{sweep.name}.png")
-    return vars(sweep) | {"png": png}
+    copy = out / f"sweep-{sweep.name}.png"
+    return vars(sweep) | {"png": _embedded(sweep.picture.read_bytes(), copy) if sweep.picture.is_file() else ""}
 
 
 def _run(run: RunRecord, out: Path) -> dict:

@@ -196,12 +196,6 @@ def test_a_score_in_one_order_has_no_headline():
     assert {row.split(" | ")[2] for row in table.splitlines()[2:]} == {"—"}
 
 
-def test_the_present_run_stands_in_the_table_above_it():
-    present = read_records(RECORDS / "chat_v3-seed0")
-    table = card_text("chat_v5-seed0", present=present).split("## Beside the study")[1]
-    assert table.index("| chat_v3-seed0 |") < table.index("| chat_v5-seed0 |")
-
-
 def test_a_stopped_run_is_labelled(tmp_path):
     run = shutil.copytree(RECORDS / "chat_v4_failed-seed0", tmp_path / "run")
     (run / "status.json").unlink()
@@ -269,10 +263,11 @@ def test_other_runs_are_experimental_with_the_numbers_in_the_card(knows, found, 
     channel = decide(CANONICAL, run_of("run", knows), run_of("present", 120), None)
     assert channel.name == EXPERIMENTAL
     assert found in channel.reason
-    run = read_records(RECORDS / "chat_v3-seed0")
-    text = card_text(run, channel)
+    run, present = (read_records(RECORDS / name) for name in ("chat_v3-seed0", "chat_v2-seed0"))
+    text = card_text(run, channel, present)
     assert channel.reason in text
-    assert strangers(text, records_of(run), EXPORTED, channel.comparison) == []
+    assert text.index("| chat_v2-seed0 |") < text.index("| chat_v3-seed0 |"), "the present run is compared with"
+    assert strangers(text, *map(records_of, (run, present)), EXPORTED, channel.comparison) == []
 
 
 def test_the_first_canonical_run_must_know_something(run_of):

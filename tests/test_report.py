@@ -9,7 +9,6 @@ import matplotlib.image
 import pytest
 
 import ghost_jax
-from configs import chat_v4_failed
 from ghost_jax.reporting.plots import mixture_picture, study_picture
 from ghost_jax.reporting.records import read_run
 from ghost_jax.reporting.tables import recipe_of, result_table
@@ -25,7 +24,6 @@ WHY = "three losses rose: 3.175, 3.285,\n3.403 | the watch"
 
 
 def make(ghost, runs, out):
-    """Writes a report of the runs; returns its folder."""
     ghost.here("ghost_jax.report", f"--runs={runs}", f"--out={out}")
     return out
 
@@ -207,44 +205,30 @@ def test_the_study_is_drawn_among_the_baselines():
 # ---- Records of all kinds ----
 
 
-def config(**changes) -> dict:
-    """Returns a config as in the oldest records, with changes."""
-    model = {"layers": 1, "width": 8, "heads": 1, "mlp_dim": 8, "vocab_size": 16}
-    return {"stage": "chat", "steps": 10, "model": model, "optim": {"peak_lr": 2e-4}, "data": {}} | changes
-
-
 @pytest.mark.parametrize(
-    ("changes", "recipe"),
+    ("data", "changes", "recipe"),
     [
-        ({}, "corpus"),
-        ({"data": {"mixture": {"facts": 1.0, "pretrain": 1.0}}}, "corpus x1 + rewritten facts x1"),
+        ({}, {}, "corpus"),
+        ({"mixture": {"facts": 1.0, "pretrain": 1.0}}, {}, "corpus x1 + rewritten facts x1"),
+        ({"mixture": {"riddles": 0.5, "mcq": 0.0}, "layout": "cloze"}, {}, "riddles x0.5, asked as cloze"),
         (
-            {"data": {"mixture": {"fact_mcq": 0.5, "mcq": 0.0, "raft": 5.0}, "layout": "letter_after"}},
-            "fact MCQ x0.5 + RAFT MCQ x5, asked as letter_after",
-        ),
-        (
-            {"data": {"mixture": {"mcq": 2.0}}, "base": {"name": "pretrain_v04"}, "loss_norm": "record_mean"},
+            {"mixture": {"mcq": 2.0}},
+            {"base": {"name": "pretrain_v04"}, "loss_norm": "record_mean"},
             "raw MCQ x2 on pretrain_v04, mean over records",
         ),
-        ({"data": {"mixture": {"riddles": 1.0}}}, "riddles x1"),
     ],
 )
-def test_a_recipe_has_the_words_of_the_study(changes, recipe):
-    assert recipe_of(config(**changes)) == recipe
+def test_a_recipe_has_the_words_of_the_study(data, changes, recipe):
+    assert recipe_of({"data": data} | changes) == recipe
 
 
-def test_the_columns_of_the_study_are_there_where_a_run_rebuilds_one_of_its_rows(tmp_path):
-    for name, recorded in {"mine": config(), "failed": chat_v4_failed.get_config("nano").to_dict()}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(recorded))
-    mine, failed = read_run(tmp_path / "mine"), read_run(tmp_path / "failed")
-    header, row = result_table([mine])
+def test_the_columns_of_the_study_are_left_out_where_no_run_rebuilds_one_of_its_rows(tmp_path):
+    model = {"layers": 1, "width": 8, "heads": 1, "mlp_dim": 8, "vocab_size": 16}
+    config = {"stage": "chat", "steps": 10, "model": model, "optim": {"peak_lr": 2e-4}, "data": {}}  # as the oldest
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    header, row = result_table([read_run(tmp_path)])
     assert not any(column.startswith("study") for column in header)
-    assert row[:4] == ("mine", "corpus", "0 of 10", "2e-4")
-    header, row, ours = result_table([failed, mine])
-    cells = {"study: run": "chat-v4 (failed)", "study: val": "—", "study: CTIBench": "diverged, killed", "LR": "4e-3"}
-    assert cells.items() <= dict(zip(header, row, strict=True)).items()
-    assert len(ours) == len(header)
+    assert row[1:4] == ("corpus", "0 of 10", "2e-4")
 
 
 def test_the_results_in_the_repository_are_those_of_its_records():

@@ -8,7 +8,7 @@ import pytest
 from evals.analysis.comparison import compare, rows_of
 from evals.analysis.recorded import read_report
 from ghost_jax.reporting.records import Beside, read_beside, read_run
-from ghost_jax.reporting.summary import HEADER, HOW, glance_table, learned, story
+from ghost_jax.reporting.summary import HOW, glance_table, learned, story
 from ghost_jax.reporting.tables import NONE
 from tests.conftest import ROOT
 from tests.test_compare import report, write_items, write_run
@@ -27,26 +27,6 @@ def run_with(name: str = "chat_v5-seed0", **evals):
     run = read_run(RECORDS / name)
     added = {stem.replace("_", "-"): dataclasses.replace(run.evals["ctibench"], **how) for stem, how in evals.items()}
     return dataclasses.replace(run, evals=run.evals | added)
-
-
-def test_everyone_stands_in_the_first_table_with_an_interval_and_a_command(beside):
-    run = run_with()
-    score = run.evals["ctibench"]
-    header, *rows = glance_table([run], beside)
-    assert header == HEADER
-    by_name = {row[0]: row[1:] for row in rows}
-    low, high = (f"{100 * bound:.1f}" for bound in score.headline.ci95)
-    assert by_name["the study's best, chat-v5"][:3] == ("34.8", NONE, NONE)
-    assert by_name["always C"][:3] == (f"{100 * score.baselines['always_C']:.1f}", "25.0", NONE)
-    assert by_name["GPT-4, published answers"][0] == "71.0 (69.1 to 72.9)"
-    assert not any("LLAMA" in name for name in by_name)
-    closed = f"{100 * score.headline.accuracy:.1f} ({low} to {high}) COLLAPSED"
-    assert by_name["ours: chat_v5-seed0"][1:] == (
-        closed,
-        NONE,
-        f"`python -m ghost_jax.train --config={run.config['spec']}`",
-    )
-    assert by_name["ours: lexical reader, fitted on nothing, scored on all"][2] == "81.2 (78.5 to 83.9)"
 
 
 def test_open_and_closed_book_never_share_a_column(beside):

@@ -110,7 +110,7 @@ def accuracy_picture(score: Evaluation) -> Figure:
 
 def letter_picture(score: Evaluation) -> Figure:
     """Draws the share of each answered letter."""
-    figure, (axes,) = new_figure(3, 4.2)
+    figure, (axes,) = new_figure(3)
     axes.bar(list(score.letter_share), [100 * share for share in score.letter_share.values()], color=ACCENT)
     axes.axhline(100 / len(score.letter_share), color=WARM, linewidth=1, linestyle="--")
     axes.set_ylim(0, 100)
@@ -131,7 +131,7 @@ def log_prob_picture(score: Evaluation) -> Figure:
 
 def reliability_picture(score: Evaluation) -> Figure:
     """Draws accuracy against confidence, a bin a dot as large as its share."""
-    figure, (axes,) = new_figure(3.4, 4.2)
+    figure, (axes,) = new_figure(3.4)
     bins = [each for each in score.calibration.bins if each.n]
     total = sum(each.n for each in bins)
     axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1)

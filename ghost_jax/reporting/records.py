@@ -16,7 +16,7 @@ from ghost_jax.runs.run_record import RunRecord
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What the page shows of a sweep; records of older ones have no table."""
+    """What the page shows of a sweep; an older record has no table, and its picture may be missing."""
 
     name: str
     axis: str
@@ -84,7 +84,7 @@ def read_beside(paths: Iterable[Path]) -> tuple[Beside, list[str]]:
                 found.audits.append({name: evaluation.from_json(each, name=path) for name, each in audited})
             elif keys >= {"reference", "rows", "orders"}:
                 found.comparisons.append(content)
-            elif keys >= {"axis", "settings"}:
+            elif keys >= {"name", "axis", "settings", "notes"}:
                 table, picture = content.get("table", []), path.with_suffix(".png")
                 found.sweeps.append(SweepReport(content["name"], content["axis"], content["notes"], table, picture))
         except UserError as fault:
