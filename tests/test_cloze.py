@@ -9,7 +9,6 @@ from evals.answering.prefix_tree import Predict
 from evals.items.answers import orders_of
 from evals.items.items import Item, Items
 from ghost_jax.reporting.tables import score_cells
-from ghost_jax.runs.evaluation import to_json
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import ask, with_context
 from tests.test_harness import Tiny
@@ -160,7 +159,7 @@ def test_knowledge_in_cloze_and_not_in_letters_is_named(tiny):
     control = report.cloze.controls["question swapped"]
     assert control.accuracy == 0.25, "the question of another set does not name these options"
     assert control.gain_ci95[0] > 0.5
-    assert "cloze 100.0" in score_cells(to_json(report))[-1]
+    assert "cloze 100.0" in score_cells(report)[-1]
 
 
 def test_nothing_is_named_where_cloze_is_at_chance_and_one_order_has_no_control(tiny):

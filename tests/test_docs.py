@@ -39,7 +39,7 @@ def test_every_command_and_every_module_has_its_place_on_a_page():
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if 'if __name__ == "__main__":' in text_of(path):
             assert f"python -m {name}" in commands
-        one_of_many = path.parent.name in ("sources", "formats")
+        one_of_many = path.parent.name in ("sources", "formats", "builders")
         assert path.name == "__init__.py" or (f"{path.parent.name}/" if one_of_many else path.stem) in tree, path
 
 

@@ -131,7 +131,7 @@ def test_every_rule_is_used():
 
 
 def test_a_mesh_with_more_parts_than_an_axis_is_refused_with_the_parameter():
-    with pytest.raises(UserError, match=r"tensor=8.*params/blocks/attention/"):
+    with pytest.raises(UserError, match=r"params/blocks/attention/.*tensor=8"):
         shardings(abstract_state(SIZES["nano"]), make_mesh(1, 1, 8))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from evals.items.answers import Answers
 from evals.items.formats import raw
-from evals.items.formats.row import quoted, refusal
+from evals.items.formats.row import quoted
 from evals.items.items import LETTERS, Item, Items, Order, parse_order
 from ghost_jax.core.errors import UserError, did_you_mean
 
@@ -27,6 +27,11 @@ GOLD_COLUMNS = ("gt", "gold", "answer")
 SUM_OF_PROBABILITIES = 0.01  # how far from 1 rounded probabilities may add up
 
 Row = tuple[str, dict[str, str]]  # "line 58", and its cells by column
+
+
+def refusal(path: Path, place: str, fault: str, wanted: str) -> UserError:
+    """Returns the error of a file of predictions at one place."""
+    return UserError(f"{path}, {place}: {fault}. Give {wanted}.")
 
 
 @dataclass(frozen=True)
