@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports jax. A command that a test starts inherits it: `Ghost` gives it an environment without it.
+# Before anything imports jax. `Ghost` gives the commands that it starts an environment of their own.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes longer than what tests compute
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +76,8 @@ class Ghost:
         """Returns the variables that a command is given, changed by `env`."""
         unwanted = ("GHOST_", "HF_", "XLA_", "JAX_", "PYTHON")
         clean = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
-        clean |= {"XDG_CACHE_HOME": str(self.cache), "JAX_PLATFORMS": "cpu", "GHOST_OFFLINE": "1"} | (env or {})
+        clean |= {"XDG_CACHE_HOME": str(self.cache), "JAX_PLATFORMS": "cpu", "GHOST_OFFLINE": "1"}
+        clean |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | (env or {})  # compiling takes longer than tiny runs
         return {key: value for key, value in clean.items() if value is not None}
 
     def start(
@@ -202,16 +204,6 @@ class FinishedRun:
         """Returns a free run directory in `folder` for a chat run; a copy of the trained base lies beside it."""
         shutil.copytree(self.base, folder / self.base.name)
         return folder / "chat"
-
-
-@pytest.fixture(scope="module")
-def compile_quickly() -> Iterator[None]:
-    """For tests whose time goes into compiling, and whose results do not depend on how well that is done."""
-    import jax  # not above: most test files need none of it
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def shared_by_workers(tmp_path_factory) -> Path:

@@ -28,7 +28,6 @@ from tests.models import abstract, needs_eight
 from tests.test_attention import value_and_gradients
 
 RUN = {"dtype": "bfloat16", "head_width": 64, "mask": "segments", "length": 512}  # every kernel can be used
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 NATIVE = {"cpu": "blocks", "cuda": "cudnn", "tpu": "splash"}
 
 # ---- Which attention a run gets ----

@@ -204,6 +204,7 @@ def test_a_comparison_that_there_is_not_is_bad_usage(ghost, tmp_path):
     assert "leters" in ghost.refused_here("tests.bench.speed", f"--out={tmp_path}", "--only=leters", code=2)
 
 
+@pytest.mark.slow
 def test_the_short_form_measures_both_precisions_and_says_who_was_left_out(ghost, tmp_path):
     said = ghost("tests.bench.speed", f"--out={tmp_path}", "--short", "--only=product").stdout
     (record,) = table.read_all(tmp_path).values()

@@ -98,11 +98,12 @@ def test_a_request_to_stop_reaches_the_sweep_and_what_has_ended_is_kept(part, tm
     fake.chmod(0o755)
     monkeypatch.setattr(campaign, "POLL_SECONDS", 0.1)
 
-    def soon(number, frame):
-        raise KeyboardInterrupt
+    def when_it_waits(number, frame):
+        if (tmp_path / "nice").is_file():
+            raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGALRM, soon)
-    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    before = signal.signal(signal.SIGALRM, when_it_waits)
+    signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
     try:
         with pytest.raises(KeyboardInterrupt):
             campaign.run(part, tmp_path, ROOT, tmp_path)

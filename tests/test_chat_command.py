@@ -83,7 +83,6 @@ def test_control_characters_are_escaped():
     assert escape_controls("a\tb\nç 😀 — x") == "a\tb\nç 😀 — x"
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_a_stopped_answer_is_kept_as_far_as_it_came(tiny_run, monkeypatch, capsys):
     flags = argparse.Namespace(workdir=tiny_run.workdir, max_new_tokens=20, seed=0, jsonl=False)
     conversation, _ = open_run(flags, GREEDY, None)

@@ -14,7 +14,6 @@ from ghost_jax.text.mcq_format import ask, with_context
 from tests.test_harness import Tiny
 from tests.test_trees import seen_by
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 ITEMS = (
     Item("1", "Which tactic is Phishing?", ("initial access", "impact", "a much longer option than that"), 0),
     Item("2", "Which weakness is it?", ("injection", "", "overflow", "race condition"), 2),

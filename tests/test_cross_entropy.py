@@ -9,7 +9,6 @@ import pytest
 from ghost_jax.training import cross_entropy as module
 from ghost_jax.training.cross_entropy import cross_entropy, cross_entropy_sum, log_probabilities
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 VOCAB, PADDED, WIDTH = 97, 128, 16
 # One token a chunk, several chunks, a padded last one, one chunk alone.
 SHAPES = pytest.mark.parametrize(("rows", "length"), [(9, 4), (2, 12), (2, 11), (2, 3)])

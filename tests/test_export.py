@@ -49,8 +49,6 @@ MESSAGES = [
     Message("user", ""),
 ]
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def build(model: ModelConfig) -> dict:
     """Weights so large that a wrong one shows, and random where training starts from zeros or ones."""

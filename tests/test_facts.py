@@ -16,6 +16,7 @@ from ghost_jax.training.step import make_predict
 from tests.conftest import set_all, tiny_chat
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_on_facts_that_none_of_its_training_records_asks(ghost, tiny_run, tmp_path):
     workdir = tiny_run.beside_base(tmp_path)
     (tmp_path / "chat_known.py").write_text(  # chat_facts on the base that is there

@@ -27,8 +27,6 @@ WARM = Sampling(temperature=1.5)
 ONCE = Sampling(repetition_penalty=1e4)  # no token twice
 each_sampling = pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "drawn"])
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @functools.cache
 def build(config: ModelConfig) -> dict:

@@ -21,8 +21,6 @@ from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.optimizer import adamw
 from ghost_jax.training.step import abstract_state, make_train_step
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TINY = ModelConfig(layers=1, width=32, heads=4, mlp_dim=64, vocab_size=256, context=32)
 ROWS, LENGTH, UPDATES = 16, 16, 20
 MESHES = {"mixed": (2, 2, 2), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (2, 1, 4)}

@@ -28,8 +28,6 @@ LLAMAS = {name: model for name, model in MODELS.items() if model.generation == "
 }
 __all__ = ["hugging_face"]  # a fixture
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @pytest.mark.parametrize("name", LLAMAS)
 def test_an_export_is_imported_bit_for_bit_and_exported_byte_for_byte(tmp_path, name):

@@ -25,8 +25,6 @@ from tests.test_export import make_run
 from tests.test_layout import MODULES
 from tests.test_vocabulary import foreign_vocabulary, save_vocabulary
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 KINDS = ("base", "chat")
 ENDS = 0  # the id of <|endoftext|>, which begins and ends every text there
 

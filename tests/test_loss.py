@@ -12,8 +12,6 @@ from ghost_jax.model.transformer import Transformer
 from ghost_jax.training.loss import OBJECTIVES, denominators, loss, loss_sum
 from tests.models import drawn
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TINY = ModelConfig(layers=2, width=32, heads=2, mlp_dim=48, vocab_size=97, context=64)
 MODEL = Transformer(TINY)
 LETTER_IDS = np.array([5, 6, 7, 8], np.int32)

@@ -19,7 +19,6 @@ V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, conte
 V04 = dataclasses.replace(V05, generation="v04")
 SHARED = dataclasses.replace(V05, kv_heads=2, head_dim=12, tied=False, rope_base=50_000.0, norm_eps=1e-3)
 both_generations = pytest.mark.parametrize("config", [V05, V04], ids=["v05", "v04"])
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 initial = jax.jit(transformer.init, static_argnums=0)
 
 

@@ -31,7 +31,6 @@ from ghost_jax.training.setup import TrainSetup
 from tests.conftest import ROOT
 from tests.models import abstract, drawn, named
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 close = pytest.approx
 
 # ---- The learning rate ----

@@ -15,8 +15,6 @@ from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.training.loss import loss_sum
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 @given(st.integers(1, 64).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.integers(1, n), max_size=80))))
 def test_every_record_is_in_one_row_and_no_two_rows_fit_into_one(case):

@@ -10,8 +10,6 @@ from ghost_jax.core.errors import UsageError
 from ghost_jax.inference.sampling import GREEDY, Sampling, choose, crop, penalize
 from ghost_jax.model.transformer import MASKED
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 SHARES = [0.4, 0.3, 0.15, 0.1, 0.05]
 LOGITS = np.append(np.log(SHARES), MASKED).astype(np.float32)  # the last is a padding row
 DRAWS = 4000

@@ -19,8 +19,6 @@ from ghost_jax.training.optimizer import adamw, muon
 from ghost_jax.training.step import abstract_state, make_eval_step, make_train_step
 from tests.models import drawn, needs_eight, one_device
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TINY = ModelConfig(layers=2, width=64, heads=8, mlp_dim=128, vocab_size=512, context=32)
 HALF = dataclasses.replace(TINY, dtype="bfloat16")
 STACKED = dataclasses.replace(TINY, scan=True)

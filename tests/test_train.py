@@ -104,12 +104,14 @@ MORE_CUTS += [("base", 4, signal.SIGINT)]
 @pytest.mark.parametrize("cut", [*CUTS, *(pytest.param(cut, marks=pytest.mark.slow) for cut in MORE_CUTS)], ids=str)
 def test_an_interrupted_run_is_resumed_bit_for_bit(ghost, tiny_run, tmp_path, cut):
     stage, updates, signum = cut
-    workdir = tiny_run.beside_base(tmp_path) if stage == "chat" else tmp_path / "chat"
-    interrupted = workdir if stage == "chat" else tmp_path / tiny_run.base.name
-    ghost.stop_at(ghost.start(*tiny_chat(workdir)), interrupted, updates, signum)
-    assert workdir.exists() == (stage == "chat")
-    ghost(*tiny_chat(workdir))
-    assert_same_result(workdir, tiny_run)
+    workdir = tiny_run.beside_base(tmp_path) if stage == "chat" else tmp_path / "base"
+    command = (tiny_chat if stage == "chat" else tiny_base)(workdir)
+    ghost.stop_at(ghost.start(*command), workdir, updates, signum)
+    ghost(*command)
+    if stage == "chat":
+        assert_same_result(workdir, tiny_run)
+    else:
+        assert losses_of(workdir) == losses_of(tiny_run.base)
 
 
 @pytest.mark.slow

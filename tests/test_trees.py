@@ -17,7 +17,6 @@ from ghost_jax.training.step import make_predict
 from tests.models import one_device
 from tests.test_model import V04, V05, build, numpy_forward
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 TARGETS = np.array([[3, 99, 17]], np.int32)
 
 

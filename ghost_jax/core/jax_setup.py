@@ -23,7 +23,7 @@ def set_up() -> None:
     programs = cache_dir() / "xla"
     programs.mkdir(parents=True, exist_ok=True)  # one error here, and not one of JAX for each program
     jax.config.update("jax_compilation_cache_dir", str(programs))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a start has thirty small programs
     # JAX sets its platforms itself where it finds a TPU. Else it tries every platform, and an installed libtpu (for
     # launch.compile_check) prints errors. None makes `import libtpu` fail; the variable was set by JAX's own import.
     if jax.config.jax_platforms is None:

@@ -287,10 +287,10 @@ QUICK: dict[str, Callable[[Place], str]] = {
     "a URL as the run directory": a_url_as_the_run_directory,
     "a run directory that the checkpoint library cannot use": a_run_directory_that_the_checkpoint_library_cannot_use,
     "a full-size run without its sources": a_full_size_run_without_its_sources,
-    "a flipped bit in the newest checkpoint": checkpoint(cut=False),
-    "a flipped bit in the training data": store("pretrain", cut=False),
 }
 FAULTS: dict[str, Callable[[Place], str]] = QUICK | {
+    "a flipped bit in the newest checkpoint": checkpoint(cut=False),
+    "a flipped bit in the training data": store("pretrain", cut=False),
     "kill -9 in a step": killed_in_a_step,
     "kill -9 in a save": killed_in_a_save,
     "kill -9 in data preparation": killed_in_data_preparation,
