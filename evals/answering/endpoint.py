@@ -14,7 +14,7 @@ import numpy as np
 from evals.analysis.report import report_of
 from evals.answering.controls import controls_of, with_controls, without_questions
 from evals.items.answers import Answers, orders_of
-from evals.items.items import LETTERS, Item, Items, Order, permute
+from evals.items.items import LETTERS, Item, Items, Order, order_name, permute
 from ghost_jax.config.validate import host_of
 from ghost_jax.core.chat_api import ChatApi, Names, Refused, Reply
 from ghost_jax.runs import run_dir
@@ -24,7 +24,6 @@ from ghost_jax.text import mcq_format
 NAMES = Names("model", "--endpoint", "--model", "OPENAI_API_KEY")
 LAYOUT = "classic"
 LOGPROBS = {"logprobs": True, "top_logprobs": 20}  # the most that the API allows
-CHARACTERS_PER_TOKEN = 4  # of English, to estimate prompts
 
 Replies = dict[str, Reply]  # by prompt
 Orders = Sequence[Sequence[Order]]  # of each item
@@ -44,8 +43,9 @@ def evaluate(items: Items, api: ChatApi, *, orders: str, max_tokens: int) -> Eva
     controls = without_questions(items) if orders != "published" else {}
     prompts: dict[str, str] = {}  # prompt -> what the file of the replies calls it
     for name, those in {"": items.items, **controls}.items():
-        for case in (case for cases in cases_of(those, asked) for case in cases):
-            prompts.setdefault(prompt_of(case), f"{case.id} {name}".strip())
+        for cases, of_item in zip(cases_of(those, asked), asked, strict=True):
+            for case, order in zip(cases, of_item, strict=True):
+                prompts.setdefault(prompt_of(case), f"{case.id} {order_name(order)} {name}".strip())
     replies, counts = ask_all(api, prompts, max_tokens)
 
     read = {
@@ -79,7 +79,7 @@ def ask_all(api: ChatApi, prompts: dict[str, str], max_tokens: int) -> tuple[Rep
         size = {"temperature": 0, "seed": 0, "max_tokens": max_tokens, **extra}
         bodies = [{"model": api.model, "messages": [{"role": "user", "content": each}], **size} for each in prompts]
         missing = api.missing(bodies)
-        estimate = sum(len(body["messages"][0]["content"]) for body in missing) // CHARACTERS_PER_TOKEN
+        estimate = sum(len(body["messages"][0]["content"]) for body in missing) // 4  # in English
         count = f"{len(prompts):,} requests, {len(prompts) - len(missing):,} of them answered before"
         run_dir.say(f"{api.label}: {count}; the others have about {estimate:,} prompt tokens")
         try:

@@ -25,7 +25,7 @@ from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
 
 TIMEOUT = openai.Timeout(300.0, connect=10.0)  # seconds without a byte: a 14B model on a CPU takes minutes
-MAX_RETRIES = 5  # after HTTP 408, 409, 429 and 5xx, a lost connection and a time-out; as the server asks or within 16 s
+MAX_RETRIES = 5  # after HTTP 408, 409, 429 and 5xx, a lost connection and a time-out; as the server asks or within 8 s
 LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # raised by reading foreign JSON
 
@@ -223,7 +223,7 @@ class ChatApi:
         elif status == 404:
             fix = f"Correct {names.model}, or {names.url}, which mostly ends in /v1."
         elif status == 429 or status >= 500:
-            fix = f"It failed {1 + self._max_retries} times: wait, or read the server's log."
+            fix = f"It was asked up to {1 + self._max_retries} times: wait, or read the server's log."
         else:
             fix = f"Correct {names.model} or the server."
         return Refused(str(self._failure(f"answers HTTP {status}{quoted}", fix)), said)
