@@ -5,6 +5,8 @@ another's, and with the options not shown. `evals/analysis/report.py` computes t
 
 With `--book=open` it reads what a search finds in front of each question. The lexical reader needs no model:
 `python -m evals.ctibench --book=open --reader=lexical`.
+
+With `--endpoint=http://HOST/v1 --model=NAME --out=FILE` the model is behind an OpenAI-compatible API.
 """
 
 import argparse
@@ -57,9 +59,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--options_only", type=local_path, metavar="DIR", help="the recipe trained with data.layout=options_only")
     option("--matching", action="store_true", help="also let the model answer freely, options not shown")
     option("--out", type=local_path, metavar="FILE", help="the JSON report (default: in the run's evals/)")
+    option("--endpoint", metavar="URL", help="an OpenAI-compatible API, http://HOST/v1; its key: $OPENAI_API_KEY")
+    option("--model", metavar="NAME", help="the endpoint's name of the model")
+    option("--concurrency", type=int, default=8, metavar="N", help="requests to it at once (default: 8)")
+    option("--max_tokens", type=int, default=64, metavar="N", help="of its replies (default: 64); reasoning needs more")
     flags = parser.parse_args(argv)
 
     check_options(flags.batch_size, flags.orders)
+    if flags.endpoint is not None:
+        return _of_endpoint(flags)
+    if flags.model is not None:
+        raise UsageError("--model names the model of an endpoint: add --endpoint=URL.")
     lexical, is_open = flags.reader == "lexical", flags.book == "open"
     if flags.reader != "model" and not is_open:
         raise UsageError(f"The reader {flags.reader} reads a book: add --book=open.")
@@ -71,6 +81,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError("--evidence and --controls are the lexical reader's: add --book=open --reader=lexical.")
     if is_open and (flags.options_only or flags.matching):
         raise UsageError("--options_only and --matching are asked with the book closed: leave --book=open out.")
+    return flags
+
+
+def _of_endpoint(flags: argparse.Namespace) -> argparse.Namespace:
+    """Returns the flags. Raises UsageError where they are not those of an endpoint."""
+    others = ("workdir", "options_only", "matching", "evidence", "controls")
+    if any(getattr(flags, name) for name in others) or flags.book == "open" or flags.reader != "model":
+        raise UsageError(f"--endpoint is asked with the book closed: omit --{', --'.join(others)}, --book, --reader.")
+    if not flags.out or flags.out.is_dir() or not flags.model:
+        raise UsageError("--endpoint needs --model=NAME and --out=FILE; its raw answers are kept beside that report.")
+    if min(flags.concurrency, flags.max_tokens) < 1:
+        raise UsageError("--concurrency and --max_tokens must be at least 1.")
     return flags
 
 
@@ -92,6 +114,18 @@ def score_lexical(flags: argparse.Namespace, console: Console) -> Evaluation:
     if flags.evidence:
         show_evidence(part_of(items, flags.split), reads, book, console)
     return report
+
+
+def score_endpoint(flags: argparse.Namespace) -> Evaluation:
+    """Returns the evaluation of a model behind an API."""
+    from evals.answering import endpoint  # not above: importing openai takes a second
+
+    kept = flags.out.with_suffix(".answers.jsonl")
+    api = endpoint.open_api(flags.endpoint, flags.model, kept, flags.concurrency)
+    items = read_items(flags.items) if flags.items else find_items(flags.data_dir, Path())[0]
+    report = endpoint.evaluate(part_of(items, flags.split), api, orders=flags.orders, max_tokens=flags.max_tokens)
+    print(f"raw answers are in {kept}")
+    return replace(report, split=flags.split)
 
 
 def score_run(flags: argparse.Namespace) -> Evaluation:
@@ -129,7 +163,10 @@ def main(argv: Sequence[str]) -> int:
     flags = parse(argv)
     jax_setup.set_up()
     console = make_console()
-    report = score_lexical(flags, console) if flags.reader == "lexical" else score_run(flags)
+    if flags.endpoint is not None:
+        report = score_endpoint(flags)
+    else:
+        report = score_lexical(flags, console) if flags.reader == "lexical" else score_run(flags)
     out = flags.out or (flags.workdir and flags.workdir / "evals" / f"{report_name(flags)}.json")
     if out:
         evaluation.write(out, replace(report, machine=run_dir.machine()))

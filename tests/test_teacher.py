@@ -54,10 +54,12 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
       url: the base URL.
       asked: question -> requests.
+      question_of: what names the question of a request.
       seen: the headers and the body of every request.
     """
 
     daemon_threads = True
+    question_of = staticmethod(number_in)
 
     def __init__(self, answer: Callable[[dict, int], Answer]):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -76,9 +78,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question = self.server.question_of(body)
         with self.server.lock:
-            self.server.asked[number_in(body)] += 1
-            attempt = self.server.asked[number_in(body)]
+            self.server.asked[question] += 1
+            attempt = self.server.asked[question]
             self.server.seen.append((self.headers, body))
         found = self.server.answer(body, attempt)
         status, headers, content = found if isinstance(found, tuple) else (200, {}, found)

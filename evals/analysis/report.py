@@ -238,6 +238,9 @@ def _lines(report: Evaluation) -> list[str]:
         lines.append(f"free answers matched to the options: {percent(found)}; {found.matched:.1%} match one")
     if report.calibration:
         lines.append(f"expected calibration error: {report.calibration.ece:.3f}")
+    if behind := report.endpoint:
+        how = f"letters by {behind.letters_by}, {behind.unanswered:.1%} of the answers without one"
+        lines.append(f"{behind.model} at {behind.host}: {how}")
     if search := report.contamination:
         if search.not_searched:
             missing = ", ".join(search.not_searched)

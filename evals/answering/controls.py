@@ -31,12 +31,15 @@ OPTIONS_ONLY, SWAPPED, TRAINED = CONTROLS
 
 def controls_of(ask: Asking, answers: Answers, items: Items) -> dict[str, Control]:
     """Returns the controls of the model itself: options only, and, of several items, question swapped."""
-    blank = [dataclasses.replace(item, question="") for item in items]
-    asked = {OPTIONS_ONLY: ask(blank, "scoring, options only")}
-    if len(items) > 1:
-        asked[SWAPPED] = ask(swapped(items.items), "scoring, question swapped")
+    asked = {name: ask(those, f"scoring, {name}") for name, those in without_questions(items).items()}
     credits = answers.credits(items.items)
     return {name: _control(credits, control.credits(items.items), items) for name, control in asked.items()}
+
+
+def without_questions(items: Items) -> dict[str, list[Item]]:
+    """Returns what each control of a model asks in place of the items."""
+    controls = {OPTIONS_ONLY: [dataclasses.replace(item, question="") for item in items]}
+    return controls | ({SWAPPED: swapped(items.items)} if len(items) > 1 else {})
 
 
 def swapped(items: Sequence[Item]) -> list[Item]:

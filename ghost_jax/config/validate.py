@@ -260,12 +260,24 @@ def shown(value: Any) -> str:
 def host_of_teacher(base_url: str, model: str) -> str:
     """Returns the host of a `data.cot.teacher` other than "offline".
 
-    Raises UsageError where it is not a URL, holds what may be secret (no message repeats it), or the model is empty.
+    Raises UsageError where it is not a URL, holds what may be secret, or the model is empty.
+    """
+    host = host_of(base_url, "data.cot.teacher", KEY_VARIABLE, ' or "offline"')
+    if not model:
+        raise UsageError('data.cot.teacher is a URL and data.cot.model is empty: name its model ("qwen2.5:14b").')
+    return host
+
+
+def host_of(base_url: str, setting: str, key_variable: str, otherwise: str = "") -> str:
+    """Returns the host of an API's base URL, the value of `setting`.
+
+    Raises UsageError where it is not a URL, or holds what may be secret (no message repeats it); `key_variable` is
+    where a key belongs, and `otherwise` names another value that the setting may have.
     """
     if set("@?#") & set(base_url):
         raise UsageError(
-            "data.cot.teacher holds a user name, password or query, which manifests and messages would show. Give the "
-            f"bare base URL, such as http://localhost:11434/v1, and a key in {KEY_VARIABLE}."
+            f"{setting} holds a user name, password or query, which records and messages would show. Give the "
+            f"bare base URL, such as http://localhost:11434/v1, and a key in {key_variable}."
         )
     try:
         parts = urlsplit(base_url)
@@ -274,10 +286,5 @@ def host_of_teacher(base_url: str, model: str) -> str:
     except ValueError:
         valid = False
     if not (valid and re.fullmatch(r"[!-~]+", base_url)):
-        raise UsageError(
-            f'data.cot.teacher is "{base_url}", which is neither "offline" nor a base URL such as '
-            "http://localhost:11434/v1."
-        )
-    if not model:
-        raise UsageError('data.cot.teacher is a URL and data.cot.model is empty: name its model ("qwen2.5:14b").')
+        raise UsageError(f'{setting} is "{base_url}". Give a base URL such as http://localhost:11434/v1{otherwise}.')
     return host

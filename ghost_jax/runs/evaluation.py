@@ -161,6 +161,20 @@ class Retrieval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndpointModel:
+    """The model behind an API, how its letters were read, and the share of its answers without one."""
+
+    model: str
+    host: str
+    letters_by: str  # "logprobs" or "text"
+    unanswered: float  # of the questions and of the controls, in all orders
+    requests: int  # equal ones are one
+    max_tokens: int
+    prompt_tokens: int | None  # as the server counts; None where it does not
+    completion_tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fit(Accuracy):
     """The accuracy of the lexical reader with fitted weights, and its paired gain over the unfitted reader."""
 
@@ -216,6 +230,7 @@ class Evaluation:
     gain_over_lexical: float | None = None
     gain_over_lexical_ci95: Interval | None = None
     predictions_file: PredictionsFile | None = None
+    endpoint: EndpointModel | None = None
     note: str | None = None
     split: str | None = None
     contamination: Contamination | None = None

@@ -1,0 +1,172 @@
+"""Evaluates a model behind an OpenAI-compatible API: letters in every order, and the controls.
+
+A request asks for the log-probabilities of the likeliest first tokens, and for text. All requests of a report are read
+in one of two ways, `READINGS`. docs/scoring.md states both.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from evals.analysis.report import report_of
+from evals.answering.controls import controls_of, with_controls, without_questions
+from evals.items.answers import Answers, orders_of
+from evals.items.items import LETTERS, Item, Items, Order, order_name, permute
+from ghost_jax.config.validate import host_of
+from ghost_jax.core.chat_api import ChatApi, Names, Refused, Reply
+from ghost_jax.runs import run_dir
+from ghost_jax.runs.evaluation import EndpointModel, Evaluation
+from ghost_jax.text import mcq_format
+
+NAMES = Names("model", "--endpoint", "--model", "OPENAI_API_KEY")
+LAYOUT = "classic"
+LOGPROBS = {"logprobs": True, "top_logprobs": 20}  # the most that the API allows
+
+Replies = dict[str, Reply]  # by prompt
+Orders = Sequence[Sequence[Order]]  # of each item
+
+
+def open_api(base_url: str, model: str, answers: Path, concurrency: int) -> ChatApi:
+    """Returns the API whose replies the file `answers` keeps. Raises UserError for a malformed URL or key."""
+    return ChatApi(base_url, host_of(base_url, "--endpoint", NAMES.key), model, NAMES, answers, in_flight=concurrency)
+
+
+def evaluate(items: Items, api: ChatApi, *, orders: str, max_tokens: int) -> Evaluation:
+    """Returns the report of a model on items, without controls for the orders "published".
+
+    Raises UserError where the API fails for good. The replies until then are kept.
+    """
+    asked = orders_of(items.items, orders)
+    controls = without_questions(items) if orders != "published" else {}
+    prompts: dict[str, str] = {}  # prompt -> what the file of the replies calls it
+    for name, those in {"": items.items, **controls}.items():
+        for cases, of_item in zip(cases_of(those, asked), asked, strict=True):
+            for case, order in zip(cases, of_item, strict=True):
+                prompts.setdefault(prompt_of(case), f"{case.id} {order_name(order)} {name}".strip())
+    replies, counts = ask_all(api, prompts, max_tokens)
+
+    read = {
+        name: [read_as(those, asked, replies) for those in (items.items, *controls.values())]
+        for name, read_as in READINGS.items()
+        if name == "text" or all(reply.top_logprobs is not None for reply in replies.values())
+    }
+    silent = {name: _unanswered(stages) for name, stages in read.items()}
+    chosen = min(silent, key=silent.get)  # the first of equal ones
+    answers, *of_controls = read[chosen]
+    model = EndpointModel(
+        model=api.model,
+        host=", ".join(counts["answered_by"]),
+        letters_by=chosen,
+        unanswered=silent[chosen],
+        requests=len(prompts),
+        max_tokens=max_tokens,
+        prompt_tokens=_sum(replies, "prompt_tokens"),
+        completion_tokens=_sum(replies, "completion_tokens"),
+    )
+    report = report_of(answers, items, reader="endpoint", layout=LAYOUT, endpoint=model)
+    if not controls:
+        return report
+    in_turn = iter(of_controls)
+    return with_controls(report, controls_of(lambda *_: next(in_turn), answers, items))
+
+
+def ask_all(api: ChatApi, prompts: dict[str, str], max_tokens: int) -> tuple[Replies, dict]:
+    """Returns the reply to each prompt, and counts; asks for text alone where log-probabilities are refused."""
+    for extra in (LOGPROBS, {}):
+        size = {"temperature": 0, "seed": 0, "max_tokens": max_tokens, **extra}
+        bodies = [{"model": api.model, "messages": [{"role": "user", "content": each}], **size} for each in prompts]
+        missing = api.missing(bodies)
+        estimate = sum(len(body["messages"][0]["content"]) for body in missing) // 4  # in English
+        count = f"{len(prompts):,} requests, {len(prompts) - len(missing):,} of them answered before"
+        run_dir.say(f"{api.label}: {count}; the others have about {estimate:,} prompt tokens")
+        try:
+            found, counts = api.ask(bodies, list(prompts.values()))
+            break
+        except Refused as fault:
+            if not extra or "logprob" not in fault.said.lower():
+                raise
+            run_dir.say(f"{api.label} refuses log-probabilities: asking for text alone")
+    replies = dict(zip(prompts, found, strict=True))
+    used = [_sum(replies, name) for name in ("prompt_tokens", "completion_tokens")]
+    tokens = "the server did not count tokens" if None in used else "{:,} prompt and {:,} reply tokens".format(*used)
+    run_dir.say(f"{counts['asked']:,} requests were made; of all {len(replies):,}: {tokens}")
+    return replies, counts
+
+
+def _sum(replies: Replies, name: str) -> int | None:
+    """The tokens of all replies, None where the server did not count them all."""
+    counts = [getattr(reply, name) for reply in replies.values()]
+    return None if None in counts else sum(counts)
+
+
+def cases_of(items: Sequence[Item], orders: Orders) -> list[list[Item]]:
+    """Returns each item with its options in each of its orders."""
+    return [[permute(item, order) for order in asked] for item, asked in zip(items, orders, strict=True)]
+
+
+def prompt_of(case: Item) -> str:
+    """Returns the user turn, as runs of this project are asked."""
+    return mcq_format.ask(case.question, case.options, LAYOUT)
+
+
+def by_logprobs(items: Sequence[Item], orders: Orders, replies: Replies) -> Answers:
+    """Returns the answers by the first token; there is none where no likely token is a letter."""
+    scores = [
+        np.array([letter_scores(replies[prompt_of(case)], len(case.options)) for case in cases])
+        for cases in cases_of(items, orders)
+    ]
+    answers = Answers.from_log_probs(orders, scores)
+    named = [np.isfinite(each).any(axis=1, keepdims=True) for each in scores]
+    return replace(answers, said=[said * any_named for said, any_named in zip(answers.said, named, strict=True)])
+
+
+def by_text(items: Sequence[Item], orders: Orders, replies: Replies) -> Answers:
+    """Returns the answers by `letter_of` the text."""
+    letters = [
+        [letter_of(replies[prompt_of(case)].reply, case.options) for case in cases] for cases in cases_of(items, orders)
+    ]
+    return Answers.from_letters(orders, letters)
+
+
+READINGS = {"logprobs": by_logprobs, "text": by_text}
+
+
+def letter_scores(reply: Reply, count: int) -> np.ndarray:
+    """Returns the log-probability [count] of each letter: over all first tokens that strip to it; -inf for none."""
+    scores = np.full(count, -np.inf)
+    for token, log_prob in reply.top_logprobs:
+        if (letter := token.strip()) in tuple(LETTERS[:count]):
+            place = LETTERS.index(letter)
+            scores[place] = np.logaddexp(scores[place], log_prob)
+    return scores
+
+
+def letter_of(text: str, options: Sequence[str]) -> int:
+    """Returns the index of the letter in a reply, -1 for none, by the first of these rules that fits.
+
+    What precedes "</think>" is left out. Then: the letter alone; the last "Answer: X"; "X)" or "X." at the beginning;
+    the exact text of one option. Case, blanks and marks around a letter or a text do not count, except that a letter
+    that does not stand alone is a capital.
+    """
+    text = text.rpartition("</think>")[2].strip()
+    letters = LETTERS[: len(options)]
+    if alone := re.fullmatch(rf"[\W_]*([{letters}])[\W_]*", text, re.IGNORECASE):
+        return letters.index(alone[1].upper())
+    if named := re.findall(rf"(?i:answer)[*_]*:[\W_]*([{letters}])(?=[).:,;*_\]\"']|[ \t]+[-–—]|\s*$)", text, re.M):
+        return letters.index(named[-1])
+    if leading := re.match(rf"[\W_]*([{letters}])[).][*_]*(?:\s|$)", text):
+        return letters.index(leading[1])
+    same = [place for place, option in enumerate(options) if _bare(text) == _bare(option) != ""]
+    return same[0] if len(same) == 1 else -1
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"^[\W_]+|[\W_]+$", "", " ".join(text.split())).casefold()
+
+
+def _unanswered(stages: Sequence[Answers]) -> float:
+    """The share of all cases without a letter."""
+    return float(np.mean([not row.any() for answers in stages for said in answers.said for row in said]))

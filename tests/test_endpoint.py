@@ -1,0 +1,200 @@
+"""`python -m evals.ctibench --endpoint`: a model behind an API is scored as a run is, and asked nothing twice."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from evals.answering import endpoint
+from evals.answering.endpoint import letter_of
+from evals.items.formats import read_items
+from ghost_jax.core.chat_api import ChatApi
+from ghost_jax.core.errors import UserError
+from tests.test_ctibench import write_items
+from tests.test_teacher import AT_ONCE, KEY, Answer, Server
+
+COUNT = 6  # questions; each is asked in 4 orders, as it is and in both controls
+REQUESTS = COUNT * 4 * 3
+BUSY = (429, {"Retry-After": "0.01"}, b"slow down")
+
+
+class Model(Server):
+    question_of = staticmethod(lambda body: body["messages"][0]["content"])
+
+
+@pytest.fixture
+def serve() -> Iterator:
+    started = []
+    yield lambda answer: started.append(Model(answer)) or started[-1]
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def items(tmp_path) -> str:
+    options = [{x: f"{'gold' if x == 'ABCD'[n % 4] else x} {n}" for x in "ABCD"} for n in range(COUNT)]
+    rows = [{"question": f"Number {n}?", "options": of, "answer": "ABCD"[n % 4]} for n, of in enumerate(options)]
+    return write_items(tmp_path / "own.jsonl", rows)
+
+
+def question_in(body: dict) -> str:
+    return re.search(r"Question:(?: Number (\d+))?", body["messages"][0]["content"])[1] or "none"
+
+
+def right_letter(body: dict) -> str:
+    """The letter of one who reads: gold where the question is its own, else A."""
+    gold = re.search(rf"^([A-D])\) gold {question_in(body)}$", body["messages"][0]["content"], re.MULTILINE)
+    return gold[1] if gold else "A"
+
+
+def completion(content: object, top: dict[str, float] | None = None) -> bytes:
+    choice = {"message": {"content": content}}
+    if top is not None:
+        listed = [{"token": token, "logprob": value} for token, value in top.items()]
+        choice["logprobs"] = {"content": [listed[0] | {"top_logprobs": listed}]}
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 50, "completion_tokens": 1}}).encode()
+
+
+def by_logprobs(body: dict, _: int = 1) -> Answer:
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
+    other = "B" if (letter := right_letter(body)) == "A" else "A"
+    # The likeliest token is another letter; both forms of the right one together are likelier.
+    return completion(other, {other: math.log(0.4), letter: math.log(0.3), f" {letter}": math.log(0.29), "The": -9.0})
+
+
+def by_text(body: dict, _: int = 1) -> Answer:
+    return completion(f"Answer: {right_letter(body)}")
+
+
+def score(ghost, server: Server, items: str, out: Path, *flags: str, refused: int | None = None, **env: str):
+    command = ["evals.ctibench", f"--endpoint={server.url}", "--model=m:1", f"--items={items}", f"--out={out}", *flags]
+    env = {"NO_PROXY": "127.0.0.1"} | env
+    return ghost.refused_here(*command, code=refused, env=env) if refused else ghost.here(*command, env=env).stdout
+
+
+def test_letters_by_logprobs_get_the_report_of_a_run(ghost, serve, items, tmp_path, caplog):
+    caplog.set_level("DEBUG")
+    server, out = serve(by_logprobs), tmp_path / "deep" / "report.json"
+    screen = score(ghost, server, items, out, OPENAI_API_KEY=KEY)
+    report = json.loads(out.read_text())
+    assert (report["headline"]["accuracy"], report["reader"], report["book"]) == (1.0, "endpoint", "closed")
+    assert [report["controls"][name]["accuracy"] for name in ("options only", "question swapped")] == [0.25, 0.25]
+    assert report["verdict_text"] in screen
+    found = {"model": "m:1", "host": "127.0.0.1", "letters_by": "logprobs", "prompt_tokens": 50 * REQUESTS}
+    assert found.items() <= report["endpoint"].items()
+    assert server.asked.total() == report["endpoint"]["requests"] == REQUESTS
+    assert {headers["Authorization"] for headers, _ in server.seen} == {f"Bearer {KEY}"}
+    assert KEY not in "".join([screen, caplog.text, *(path.read_text() for path in out.parent.iterdir())])
+    score(ghost, server, items, out)
+    assert server.asked.total() == REQUESTS
+    assert json.loads(out.read_text()) == report
+
+
+def refusing_logprobs(body: dict, _: int) -> Answer:
+    return (400, {}, b'{"error": {"message": "logprobs: not supported"}}') if "logprobs" in body else by_text(body)
+
+
+def thinking(body: dict, _: int) -> Answer:
+    return completion(f"<think>A) or B)?</think>\n**{right_letter(body)}**", {"<think>": -0.1})
+
+
+@pytest.mark.parametrize("answer", [by_text, refusing_logprobs, thinking])
+def test_letters_by_text_where_logprobs_are_absent_refused_or_of_another_token(ghost, serve, items, tmp_path, answer):
+    score(ghost, serve(answer), items, tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["headline"]["accuracy"], report["endpoint"]["letters_by"]) == (1.0, "text")
+
+
+def test_refusals_and_essays_are_no_letter(ghost, serve, items, tmp_path):
+    words = ("I cannot help with that.", None, "word " * 500)
+    server = serve(lambda body, _: completion(words[int(question_in(body)) % 3], {"I": -0.1, "It": -3.0}))
+    score(ghost, server, items, tmp_path / "r.json", "--orders=published")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["no_letter"], report["endpoint"]["unanswered"], report["headline"]["accuracy"]) == (1, 1, 0)
+
+
+READ_AS_C = "C| c |(C)|**C.**|C) Execution|C. Execution\nIt runs.|So.\nAnswer: C|Answer: A?\n**Answer:** C, not B"
+READ_AS_C += '|answer: C) x|A) no. Answer: C|Execution|"execution."|<think>Answer: A</think> C'
+NO_LETTER = "|E|Is it C?|Answer: Command|A command|Execution or Impact|A or B|Answer: A command|C-level staff|..."
+
+
+def test_the_letter_of_a_text():
+    options = ("Command", "Persistence", "Execution", "Impact")
+    assert {text: letter_of(text, options) for text in READ_AS_C.split("|")} == dict.fromkeys(READ_AS_C.split("|"), 2)
+    assert {text: letter_of(text, options) for text in NO_LETTER.split("|")} == dict.fromkeys(NO_LETTER.split("|"), -1)
+    assert letter_of("same", ("same", "Same.", "other")) == -1
+
+
+def test_a_fault_that_passes_is_repeated_and_a_repeated_command_asks_only_what_is_missing(
+    ghost, serve, items, tmp_path
+):
+    out, kept = tmp_path / "report.json", tmp_path / "report.answers.jsonl"
+    score(ghost, serve(lambda body, attempt: BUSY if attempt == 1 else by_text(body)), items, out)
+    lines = kept.read_bytes().splitlines(keepends=True)
+    assert len({json.loads(line)["key"] for line in lines}) == len(lines) == REQUESTS
+    kept.write_bytes(b"".join(lines[:10]) + lines[10][:-9])  # killed while it wrote
+    screen = score(ghost, again := serve(by_text), items, out)
+    assert again.asked.total() == REQUESTS - 10
+    assert all(f"{count:,}" in screen for count in (REQUESTS, 10, REQUESTS - 10))
+
+
+@pytest.mark.parametrize(
+    ("fault", "attempts", "named"),
+    [
+        ((401, {}, f"bad {KEY}".encode()), 1, "OPENAI_API_KEY"),
+        ((404, {}, b"no such model"), 1, "--model"),
+        ((500, AT_ONCE, b"oops"), 6, "HTTP 500"),
+        (b"<html>Welcome</html>", 1, "--endpoint"),
+        (b"", 1, "--endpoint"),
+    ],
+)
+def test_a_fault_that_stays_keeps_the_answers(ghost, serve, items, tmp_path, fault, attempts, named):
+    out = tmp_path / "report.json"
+    broken = serve(lambda body, _: fault if question_in(body) == "3" else by_text(body))
+    message = score(ghost, broken, items, out, "--concurrency=1", refused=1, OPENAI_API_KEY=KEY)
+    assert all(part in message for part in (named, "report.answers.jsonl"))
+    assert KEY not in message
+    assert not out.exists()
+    assert max(broken.asked.values()) == attempts
+    score(ghost, server := serve(by_text), items, out)
+    assert server.asked.total() == REQUESTS - 3 * 4
+
+
+def test_half_a_body_is_a_paragraph(serve, items, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = serve(lambda *_: (200, {"Content-Length": "1000"}, b'{"choices": ['))
+    api = ChatApi(server.url, "127.0.0.1", "m", endpoint.NAMES, tmp_path / "a", in_flight=2, max_retries=0)
+    with pytest.raises(UserError, match=server.url):
+        endpoint.evaluate(read_items(Path(items)), api, orders="cyclic", max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "named"),
+    [
+        ("--endpoint=http://example.org/v1 --model=m --out={out}", 1, "GHOST_OFFLINE"),
+        ("--endpoint=http://localhost:1/v1 --out={out}", 2, "--model"),
+        ("--endpoint=http://localhost:1/v1 --model=m", 2, "--out"),
+        ("--endpoint= --model=m --out={out}", 2, "--endpoint"),
+        ("--endpoint=http://me:secret@host/v1 --model=m --out={out}", 2, "OPENAI_API_KEY"),
+        ("--endpoint=http://localhost:1/v1 --model=m --out={out} --workdir=runs/x", 2, "--workdir"),
+        ("--workdir=runs/x --model=m", 2, "--endpoint"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(ghost, items, tmp_path, flags, code, named):
+    words = [f"--items={items}", *flags.format(out=tmp_path / "report.json").split()]
+    message = ghost.refused_here("evals.ctibench", *words, code=code)
+    assert named in message
+    assert "secret" not in message
+    assert list(tmp_path.iterdir()) == [Path(items)]
+
+
+def test_two_endpoints_are_compared(ghost, serve, items, tmp_path):
+    places = [tmp_path / "reads.json", tmp_path / "guesses.json"]
+    for place, answer in zip(places, (by_text, lambda *_: completion("B")), strict=True):
+        score(ghost, serve(answer), items, place, "--max_tokens=1")
+    ghost.here("evals.compare", f"--runs={places[0]},{places[1]}", f"--items={items}", f"--out={tmp_path / 'c.json'}")
+    assert [row["accuracy"] for row in json.loads((tmp_path / "c.json").read_text())["rows"]] == [1.0, 0.25]
