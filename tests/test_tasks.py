@@ -147,7 +147,7 @@ def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, data, tmp_path):
     assert report.baselines["look-up"].value == 0
     path = tmp_path / "own.tsv"  # no other page is left where the one software is asked
     path.write_text(tsv(GOLDS["ate"], "Enterprise").replace("CVE-2024-1000", "S0091"))
-    with pytest.raises(UserError, match="enterprise"):
+    with pytest.raises(UserError, match="Enterprise"):
         score(TASKS["ate"], read_task(TASKS["ate"], path, None), None, data_dir=data)
 
 

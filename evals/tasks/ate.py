@@ -14,8 +14,6 @@ from evals.tasks.open_answers import LOOK_UP, Task, TaskItems
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs.evaluation import BaselineText
 
-DOMAINS = ("enterprise", "mobile")
-
 _ID = re.compile(r"\b(T\d{4})(?:\.\d{3})?\b")
 _IDS = re.compile(r"(?:[\s,;.*`\[\]-]|\band\b|T\d{4}(?:\.\d{3})?)+")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -43,10 +41,6 @@ def _micro(golds: Sequence[str], answers: Sequence[str]) -> float:
     return 2 * sum(len(gold & each) for gold, each in pairs) / sum(len(gold) + len(each) for gold, each in pairs)
 
 
-def _credit(gold: str, answer: str) -> float:
-    return _micro([gold], [answer])
-
-
 def _baselines(items: TaskItems, data_dir: Path | None) -> Rivals:
     records, inputs = records_of("attack", data_dir)
     pages: dict[tuple[str, str], Page] = {}
@@ -60,22 +54,21 @@ def _baselines(items: TaskItems, data_dir: Path | None) -> Rivals:
             pages[domain, number] = [(_ID.findall(fact.object)[-1], fact.evidence) for fact in facts]
     asked = {item.id for item in items}
     others = {where: page for where, page in pages.items() if where[1] not in asked}
-    of_domain = {name: [page for (domain, _), page in others.items() if domain == name] for name in DOMAINS}
-    domains = [item.platform.lower() for item in items]
-    if unknown := {name for name in domains if not of_domain.get(name)}:
-        raise UserError(
-            f"{items.path}: ATT&CK has no software of the platform {unknown.pop()}. Give Enterprise or Mobile."
-        )
-    frequent = {name: _most_frequent(of_domain[name]) for name in set(domains)}
-    nearest = {name: _nearest(of_domain[name]) for name in set(domains)}
+    own = [pages.get((item.platform.lower(), item.id), []) for item in items]
     answers = {
-        "most frequent": [frequent[name] for name in domains],
+        "most frequent": [""] * len(items),
+        "nearest lines": [""] * len(items),
         "technique names": [_named(item.text, names) for item in items],
-        "nearest lines": [nearest[name](item.text) for name, item in zip(domains, items, strict=True)],
-        LOOK_UP: [
-            _joined([technique for technique, _ in pages.get((item.platform.lower(), item.id), [])]) for item in items
-        ],
+        LOOK_UP: [_joined([technique for technique, _ in page]) for page in own],
     }
+    for platform in {item.platform for item in items}:
+        of_domain = [page for (domain, _), page in others.items() if domain == platform.lower()]
+        if not of_domain:
+            raise UserError(f"{items.path}: ATT&CK has no other software of {platform!r}. Give Enterprise or Mobile.")
+        frequent, nearest = _most_frequent(of_domain), _nearest(of_domain)
+        for row in (row for row, item in enumerate(items) if item.platform == platform):
+            answers["most frequent"][row] = frequent
+            answers["nearest lines"][row] = nearest(items.items[row].text)
     return answers, BaselineText(inputs=inputs, records=len(others), left_out_by_id=len(pages) - len(others))
 
 
@@ -100,8 +93,7 @@ def _nearest(pages: Sequence[Page]) -> Callable[[str], str]:
 
 def _named(text: str, names: dict[str, str]) -> str:
     """The techniques that a text names."""
-    found = (main for name, main in names.items() if re.search(rf"\b{re.escape(name)}\b", text.casefold()))
-    return _joined(list(found))
+    return _joined([main for name, main in names.items() if re.search(rf"\b{re.escape(name)}\b", text.casefold())])
 
 
-ATE = Task("ate", "macro F1", parse, _credit, _baselines, micro=_micro)
+ATE = Task("ate", "macro F1", parse, lambda gold, answer: _micro([gold], [answer]), _baselines, micro=_micro)

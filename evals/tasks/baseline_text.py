@@ -19,7 +19,7 @@ from ghost_jax.data.storage.schema import Record
 from ghost_jax.runs import run_dir
 from ghost_jax.runs.evaluation import BaselineText
 
-TASK_FILES = tuple(f"ctibench/cti-{name}.tsv" for name in ("mcq", "rcm", "rcm-2021", "vsp", "ate", "taa"))
+TASK_FILES = ("mcq", "rcm", "rcm-2021", "vsp", "ate", "taa")
 COPIED = 120  # texts that begin with the same characters are near copies
 FEATURES = 200_000  # words and pairs of words, at most
 CLASSES = 150  # labels that the linear model knows: the most frequent
@@ -35,6 +35,15 @@ class Labelled(NamedTuple):
     id: str
     text: str
     label: str
+
+
+def task_file(name: str, data_dir: Path | None) -> Path:
+    """Returns the path of a task's file in the data folders. Raises UserError where there is none."""
+    places = [folder / f"ctibench/cti-{name}.tsv" for folder in data_folders(data_dir)]
+    if found := next((place for place in places if place.is_file()), None):
+        return found
+    fix = "Run python -m ghost_jax.data.fetch --sources=ctibench, or set GHOST_DATA"
+    raise UserError(f"There is no {' or '.join(map(str, places))}. {fix}: the baselines need the files of all tasks.")
 
 
 def copy_key(text: str) -> str:
@@ -70,13 +79,7 @@ def vulnerability_baselines(items: Items, data_dir: Path | None, *, label_of: Ca
 def _test_items(items: Items, data_dir: Path | None) -> tuple[set[str], set[str]]:
     """The CVE ids in the files of all tasks of CTIBench and in `items`, and the keys of their texts."""
     ids, keys = {item.id.upper() for item in items}, {copy_key(item.text) for item in items}
-    folders = data_folders(data_dir)
-    for name in TASK_FILES:
-        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if path is None:
-            raise UserError(
-                f"No data folder has {name}, whose items the baselines' text must not hold. Set GHOST_DATA."
-            )
+    for path in (task_file(name, data_dir) for name in TASK_FILES):
         for _, cells in raw.under_header(path, raw.tsv(path, raw.read(path)), (), ""):
             ids.update(each.upper() for cell in cells.values() for each in _CVE.findall(cell))
             keys.update(copy_key(cells[column]) for column in ("Description", "Text") if column in cells)

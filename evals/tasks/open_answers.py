@@ -21,9 +21,8 @@ from evals.analysis.verdict import COLLAPSED_SHARE, ROUNDING
 from evals.items.formats import raw
 from evals.items.formats.row import quoted
 from evals.items.items import Items
-from evals.tasks.baseline_text import Rivals, copy_key
+from evals.tasks.baseline_text import Rivals, copy_key, task_file
 from ghost_jax.core.errors import UserError, did_you_mean
-from ghost_jax.core.paths import data_folders
 from ghost_jax.runs.evaluation import COLLAPSED, ItemsFile, PredictionsFile, TaskEvaluation, TaskFigure
 
 COLUMNS = ("URL", "Description", "Prompt", "GT")
@@ -50,25 +49,15 @@ class TaskItems(Items):
 
 @dataclass(frozen=True)
 class Task:
-    """A row of `TASKS`.
-
-    Attributes:
-      name: of its file, `ctibench/cti-NAME.tsv`.
-      metric: what its figure is, in words.
-      parse: the answer in a text in its one spelling, or "".
-      credit: `(gold, answer) -> [0, 1]` of two parsed answers.
-      baselines: `(items, data_dir) -> Rivals`, parsed answers by name, and what they were made from.
-      micro: `(golds, answers) -> micro F1`, for sets.
-      deviation: the highest deviation, credit 0, where the figure is one and lower is better.
-    """
+    """A row of `TASKS`; its file is `ctibench/cti-NAME.tsv`."""
 
     name: str
-    metric: str
-    parse: Callable[[str], str]
-    credit: Callable[[str, str], float]
-    baselines: Callable[[TaskItems, Path | None], Rivals]
-    micro: Callable[[Sequence[str], Sequence[str]], float] | None = None
-    deviation: float | None = None
+    metric: str  # in words
+    parse: Callable[[str], str]  # the answer in a text in its one spelling, or ""
+    credit: Callable[[str, str], float]  # (gold, parsed answer) -> [0, 1]
+    baselines: Callable[[TaskItems, Path | None], Rivals]  # (items, data_dir) -> parsed answers by name
+    micro: Callable[[Sequence[str], Sequence[str]], float] | None = None  # (golds, answers) -> micro F1 of sets
+    deviation: float | None = None  # that of credit 0, where the figure is a deviation and lower is better
 
     def value(self, credit: float) -> float:
         """Returns the figure of a mean credit."""
@@ -77,17 +66,14 @@ class Task:
 
 def read_task(task: Task, path: Path | None, data_dir: Path | None) -> TaskItems:
     """Reads the items of a task, by default those of a data folder. Raises UserError for an invalid file."""
-    if path is None:
-        folders, name = data_folders(data_dir), f"ctibench/cti-{task.name}.tsv"
-        path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
+    path = path or task_file(task.name, data_dir)
     data = raw.read(path)
     items: dict[str, TaskItem] = {}
     for place, cells in raw.under_header(path, raw.tsv(path, data), COLUMNS, SHAPE):
         name, gold = cells["URL"].strip().rstrip("/").rpartition("/")[2], task.parse(cells["GT"])
-        if not name or name in items:
-            raise UserError(f"{path}, {place}: the id {quoted(name)} is empty or repeated. Give {SHAPE}.")
-        if not gold:
-            raise UserError(f"{path}, {place}: GT {quoted(cells['GT'])} is no answer to {task.name}. Give {SHAPE}.")
+        if not name or name in items or not gold:
+            fault = f"the id {quoted(name)} is empty or repeated, or GT {quoted(cells['GT'])} is no answer"
+            raise UserError(f"{path}, {place}: {fault} of {task.name}. Give {SHAPE}.")
         items[name] = TaskItem(name, cells["Description"], cells["Prompt"], gold, cells.get("Platform", ""))
     if not items:
         raise UserError(f"{path}: the file has a header but no items. Give the complete benchmark file.")
@@ -177,13 +163,13 @@ def _verdict(baselines: dict[str, TaskFigure], fields: dict) -> tuple[str, str]:
 def show(report: TaskEvaluation, console: Console) -> None:
     """Prints the evaluation on one screen."""
     print_line(console, f"{report.items.name}: {report.n:,} items")
-    table = Table("", *right(report.metric, "95% interval", "micro F1", "gain over it"))
-    for name, each in {"the answers": report.headline, **report.baselines}.items():
-        if each:
-            low, high = each.ci95
-            gain = f"{each.gain:+.3f} ({each.gain_ci95[0]:+.3f} to {each.gain_ci95[1]:+.3f})" if each.gain_ci95 else ""
-            micro = "" if each.micro is None else f"{each.micro:.3f}"
-            table.add_row(name, f"{each.value:.3f}", f"{low:.3f} to {high:.3f}", micro, gain)
+    has_micro = report.baselines[CONSTANT].micro is not None
+    table = Table("", *right(report.metric, "95% interval", *["micro F1"] * has_micro, "gain over it"))
+    for name, each in (({"the answers": report.headline} if report.headline else {}) | report.baselines).items():
+        low, high = each.ci95
+        gain = f"{each.gain:+.3f} ({each.gain_ci95[0]:+.3f} to {each.gain_ci95[1]:+.3f})" if each.gain_ci95 else ""
+        micro = [f"{each.micro:.3f}"] if has_micro else []
+        table.add_row(name, f"{each.value:.3f}", f"{low:.3f} to {high:.3f}", *micro, gain)
     console.print(table)
     if LOOK_UP in report.baselines:
         print_line(console, f"{LOOK_UP}: the pages that the gold answers are from, so it is no baseline")

@@ -17,8 +17,7 @@ def parse(text: str) -> str:
 
 
 def _label(text: str) -> str:
-    found = _LABEL.search(text)
-    return found[1] if found else ""
+    return "".join(_LABEL.findall(text)[:1])
 
 
 _baselines = functools.partial(vulnerability_baselines, label_of=_label)
