@@ -152,7 +152,7 @@ def _verdict(baselines: dict[str, TaskFigure], fields: dict) -> tuple[str, str]:
         return "none", "the baselines alone were scored"
     not_shown = [name for name, each in baselines.items() if each.gain_ci95[0] <= ROUNDING and name != LOOK_UP]
     if fields["top_share"] > COLLAPSED_SHARE:
-        return COLLAPSED, f"{fields['top_share']:.1%} of the answers are {fields['top_answer']}"
+        return COLLAPSED, f"{fields['top_share']:.1%} of the parsed answers are {fields['top_answer']}"
     if CONSTANT in not_shown:
         return "chance", "not shown to be better than one answer to every item"
     if not_shown:
@@ -162,7 +162,7 @@ def _verdict(baselines: dict[str, TaskFigure], fields: dict) -> tuple[str, str]:
 
 def show(report: TaskEvaluation, console: Console) -> None:
     """Prints the evaluation on one screen."""
-    print_line(console, f"{report.items.name}: {report.n:,} items")
+    print_line(console, f"{report.items.name} ({report.items.sha256[:12]}): {report.n:,} items")
     has_micro = report.baselines[CONSTANT].micro is not None
     table = Table("", *right(report.metric, "95% interval", *["micro F1"] * has_micro, "gain over it"))
     for name, each in (({"the answers": report.headline} if report.headline else {}) | report.baselines).items():
@@ -179,5 +179,7 @@ def show(report: TaskEvaluation, console: Console) -> None:
     if report.headline:
         alone = "" if report.parsed_only is None else f"; {report.metric} over the others: {report.parsed_only:.3f}"
         print_line(console, f"answers that could not be parsed: {report.not_parsed:.1%}{alone}")
-        print_line(console, f"most frequent answer: {report.top_answer or 'none'}, {report.top_share:.1%}")
+        print_line(
+            console, f"most frequent answer: {report.top_answer or 'none'}, {report.top_share:.1%} of the parsed ones"
+        )
     print_line(console, f"verdict: {report.verdict_text}", "bold")
