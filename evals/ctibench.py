@@ -7,6 +7,7 @@ With `--book=open` it reads what a search finds in front of each question. The l
 `python -m evals.ctibench --book=open --reader=lexical`.
 
 With `--endpoint=http://HOST/v1 --model=NAME --out=FILE` the model is behind an OpenAI-compatible API.
+`--task=rcm`, `vsp` or `ate` scores a sheet of free-text answers to another task of CTIBench, or its baselines.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from evals.items.formats import read_items
 from evals.items.locate import find_items
 from evals.items.splits import SPLITS, part_of
 from evals.open_book.scoring import Book, lexical_report, show_evidence, show_open
+from evals.tasks import TASKS, open_answers
 from evals.tasks.mcq import evaluate_run, stem_of
 from ghost_jax.core import jax_setup
 from ghost_jax.core.console import make_console
@@ -58,12 +60,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--controls", action="store_true", help="the lexical reader on other lines as well: minutes")
     option("--options_only", type=local_path, metavar="DIR", help="the recipe trained with data.layout=options_only")
     option("--matching", action="store_true", help="also let the model answer freely, options not shown")
+    option("--task", choices=("mcq", *TASKS, "taa"), default="mcq", help="of CTIBench (default: mcq)")
+    option("--predictions", type=local_path, metavar="FILE", help="answers to --task=rcm, vsp or ate; else baselines")
+    option("--column", metavar="NAME", help="the column of --predictions with the answers")
     option("--out", type=local_path, metavar="FILE", help="the JSON report (default: in the run's evals/)")
     option("--endpoint", metavar="URL", help="an OpenAI-compatible API, http://HOST/v1; its key: $OPENAI_API_KEY")
     option("--model", metavar="NAME", help="the endpoint's name of the model")
     option("--concurrency", type=int, default=8, metavar="N", help="requests to it at once (default: 8)")
     option("--max_tokens", type=int, default=64, metavar="N", help="of its replies (default: 64); reasoning needs more")
     flags = parser.parse_args(argv)
+    if flags.task != "mcq":
+        return check_task(flags, parser)
+    if flags.predictions or flags.column:
+        raise UsageError("--predictions and --column belong to --task=rcm, vsp and ate. Use evals.audit for letters.")
 
     check_options(flags.batch_size, flags.orders)
     if flags.endpoint is not None:
@@ -94,6 +103,30 @@ def _of_endpoint(flags: argparse.Namespace) -> argparse.Namespace:
     if min(flags.concurrency, flags.max_tokens) < 1:
         raise UsageError("--concurrency and --max_tokens must be at least 1.")
     return flags
+
+
+def check_task(flags: argparse.Namespace, defaults: argparse.ArgumentParser) -> argparse.Namespace:
+    """Returns the flags of a task with answers in free text. Raises UsageError for those of another task."""
+    if flags.task == "taa":
+        raise UsageError("TAA cannot be scored: its published file has no gold column (URL, Text, Prompt).")
+    used = ("task", "predictions", "column", "items", "data_dir", "out")
+    others = [key for key, value in vars(flags).items() if key not in used and value != defaults.get_default(key)]
+    if others or (flags.column and not flags.predictions):
+        raise UsageError(f"--task={flags.task} scores --predictions and has no --{', --'.join(others or ['column'])}.")
+    return flags
+
+
+def score_task(flags: argparse.Namespace, console: Console) -> None:
+    """Prints and writes the evaluation of a sheet of answers to a task, or of its baselines."""
+    task, answers, file = TASKS[flags.task], None, None
+    items = open_answers.read_task(task, flags.items, flags.data_dir)
+    if flags.predictions:
+        answers, file = open_answers.read_answers(task, items, flags.predictions, flags.column)
+    report = open_answers.score(task, items, answers, data_dir=flags.data_dir, predictions_file=file)
+    open_answers.show(report, console)
+    if flags.out:
+        evaluation.write(flags.out, report)
+        print(f"written to {flags.out}")
 
 
 def report_name(flags: argparse.Namespace) -> str:
@@ -161,8 +194,10 @@ def score_run(flags: argparse.Namespace) -> Evaluation:
 def main(argv: Sequence[str]) -> int:
     """Scores a run, or the open-book reader, on CTIBench MCQ or on items of your own."""
     flags = parse(argv)
-    jax_setup.set_up()
     console = make_console()
+    if flags.task != "mcq":
+        return score_task(flags, console)
+    jax_setup.set_up()
     if flags.endpoint is not None:
         report = score_endpoint(flags)
     else:

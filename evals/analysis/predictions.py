@@ -76,7 +76,7 @@ def read_predictions(
         gold letter or a score is invalid.
     """
     path = Path(path)
-    rows = _read_rows(path)
+    rows = read_rows(path)
     header = list(rows[0][1])
     k = max(len(item.options) for item in items)
     mixed = any(len(item.options) < k for item in items)
@@ -91,7 +91,7 @@ def read_predictions(
         if not sources:
             raise UserError(f'{path}: there is no column "{column}".{did_you_mean(column, header)}')
 
-    rows = _matched(path, rows, items, header)
+    rows = matched(path, rows, items, header)
     for name in header:
         if name.lower() in GOLD_COLUMNS and name != column:
             _check_gold(path, rows, items, name, default)
@@ -110,7 +110,8 @@ def read_predictions(
     return [_predictions(path, name, rows, items, together, default) for name, together in by_name.items()]
 
 
-def _read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, *, lists_by_letter: bool = True) -> list[Row]:
+    """Returns the rows of a file. A list in JSON is a cell for each letter, or one cell. Raises UserError."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f'{path}: "{path.suffix}" is no suffix of predictions. Give {SHAPE}.')
@@ -118,7 +119,7 @@ def _read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: there is no such file of predictions. Check the path given to --predictions.")
     placed = reader(path, raw.read(path))
     if path.suffix.lower() == ".jsonl":
-        rows = [(place, _flat(path, place, record)) for place, record in placed]
+        rows = [(place, _flat(path, place, record, lists_by_letter)) for place, record in placed]
         for place, cells in rows:
             if cells.keys() != rows[0][1].keys():
                 raise refusal(path, place, "its keys are not those of the first line", SHAPE)
@@ -130,14 +131,14 @@ def _read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _flat(path: Path, place: str, record: object) -> dict[str, str]:
+def _flat(path: Path, place: str, record: object, lists_by_letter: bool) -> dict[str, str]:
     """A JSON object as cells; an object by letter, or a list in the order of letters, as a column for each letter."""
     if not isinstance(record, dict):
         raise refusal(path, place, "this is no JSON object", SHAPE)
     cells: list[tuple[str, str]] = []
     for key, value in record.items():
         if isinstance(value, list):
-            value = dict(zip(LETTERS, value, strict=False))
+            value = dict(zip(LETTERS, value, strict=False)) if lists_by_letter else ", ".join(map(str, value))
         parts = {f"{key}_{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
         cells.extend((name, "" if each is None else str(each)) for name, each in parts.items())
     flat = dict(cells)
@@ -165,8 +166,8 @@ def _sources(header: Sequence[str], k: int, unnamed: str, *, with_orders: bool) 
     return list(found.values())
 
 
-def _matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) -> list[Row]:
-    """The rows in the order of the items."""
+def matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) -> list[Row]:
+    """Returns the rows in the order of the items. Raises UserError where they are not those of the items."""
     of_id = next((name for name in header if name.lower() == ID_COLUMN), None)
     if of_id is None:
         if len(rows) != len(items):

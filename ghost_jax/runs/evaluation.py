@@ -271,6 +271,49 @@ class Recall(ExposureRecall):
     machine: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskFigure:
+    """A figure in the metric of a task, the micro F1 of sets, and the paired gain of the answers over a baseline."""
+
+    value: float
+    ci95: Interval
+    micro: float | None = None
+    gain: float | None = None  # above zero where the answers are better
+    gain_ci95: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineText:
+    """What baselines were made from: files, records, and how many were left out because of test items."""
+
+    inputs: tuple[dict[str, Any], ...]
+    records: int
+    left_out_by_id: int
+    left_out_by_text: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEvaluation:
+    """Free-text answers to a task of CTIBench, or its baselines alone; docs/scoring.md explains the fields."""
+
+    ghost_jax: str
+    task: str
+    metric: str
+    n: int
+    items: ItemsFile
+    headline: TaskFigure | None = None
+    parsed_only: float | None = None  # over the answers that could be parsed
+    not_parsed: float | None = None  # share of the answers
+    top_answer: str | None = None
+    top_share: float | None = None  # of the parsed answers
+    baselines: dict[str, TaskFigure]
+    baseline_text: BaselineText
+    verdict: str
+    verdict_text: str
+    predicted: tuple[str, ...] | None = None  # the parsed answers, "" for one that could not be
+    predictions_file: PredictionsFile | None = None
+
+
 @functools.cache
 def _adapter(kind: type) -> TypeAdapter:
     return TypeAdapter(kind)

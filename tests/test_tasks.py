@@ -1,0 +1,200 @@
+"""evals/tasks/: RCM, VSP and ATE, their parsing, figures, baselines without test items, and verdicts."""
+
+import json
+import shutil
+
+import pytest
+
+from evals.tasks import TASKS, baseline_text
+from evals.tasks.baseline_text import Labelled
+from evals.tasks.open_answers import read_answers, read_task, score
+from ghost_jax.core.errors import UserError
+from ghost_jax.runs.evaluation import TaskEvaluation, read
+from tests.conftest import ROOT
+
+HIGH, LOW = "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H", "CVSS:3.1/AV:P/AC:H/PR:H/UI:R/S:U/C:N/I:N/A:L"  # 9.8, 1.6
+SQL = "SQL injection in the login form of shop {} lets attackers read the database."
+XSS = "Cross-site scripting in the guest book of forum {} lets attackers run scripts."
+GOLDS = {  # twelve descriptions a task
+    "rcm": [("CWE-89", SQL), ("CWE-79", XSS)] * 6,
+    "vsp": [(HIGH, SQL), (LOW, XSS)] * 6,
+    "ate": [("T1055", "It overwrites a pointer in the window memory of {}.")] * 2,
+}
+
+
+def tsv(golds: list[tuple[str, str]], platform: str = "") -> str:
+    rows = [
+        f"https://x.org/CVE-2024-{1000 + row}\t{platform}\t{text.format(f'number {row}')}\tPrompt\t{gold}\r\n"
+        for row, (gold, text) in enumerate(golds)
+    ]
+    return "URL\tPlatform\tDescription\tPrompt\tGT\r\n" + "".join(rows)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder: every task's file, a corpus of vulnerabilities with test items in it, and a small ATT&CK."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("ctibench", "corpus", "raw"):
+        (folder / name).mkdir()
+    for name in ("mcq", "rcm", "rcm-2021", "vsp", "ate", "taa"):
+        (folder / "ctibench" / f"cti-{name}.tsv").write_text(tsv(GOLDS.get(name, []), "Enterprise"))
+    with (folder / "ctibench" / "cti-mcq.tsv").open("a") as file:
+        file.write("https://x.org/page\t\tWhat is CVE-2019-7777?\tPrompt\tA\n")
+    copied = SQL.format("number 0").replace("shop", "SHOP")
+    records = [(f"CVE-2020-{2000 + row}", "CWE-89", HIGH, SQL.format(f"of town {row}")) for row in range(8)]
+    records += [(f"CVE-2020-{3000 + row}", "CWE-79", LOW, XSS.format(f"of town {row}")) for row in range(6)]
+    records += [("CVE-2019-7777", "CWE-20", HIGH, "Of a question."), ("CVE-2024-1001", "CWE-20", HIGH, "An item.")]
+    records += [("CVE-2021-4444", "CWE-20", HIGH, copied), ("CVE-2021-5555", "", "", "No label.")]
+    with (folder / "corpus" / "cve.jsonl").open("w") as file:
+        for name, weakness, vector, text in records:
+            label = f"Product: P. Weakness: {weakness} Name.\n" if weakness else ""
+            full = f"{name}\n{label}{text} {vector}"
+            file.write(json.dumps({"id": f"cve/{name}", "source": "cve", "title": name, "text": full}) + "\n")
+    for domain in ("enterprise", "mobile", "ics"):
+        shutil.copy(ROOT / "tests" / "samples" / "attack.json", folder / "raw" / f"{domain}-attack-15.1.json")
+    return folder
+
+
+@pytest.fixture
+def scored(data):
+    """A function that scores answers, or the baselines alone."""
+
+    def run(name: str, answers: list[str] | None) -> TaskEvaluation:
+        return score(TASKS[name], read_task(TASKS[name], None, data), answers, data_dir=data)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "answer"),
+    [
+        ("rcm", "It is not CWE-20.\nCWE-79: XSS\n\n", "CWE-79"),
+        ("rcm", "cwe 0089", "CWE-89"),
+        ("rcm", "CWE-79 or CWE-89", ""),
+        ("rcm", "79", ""),
+        ("vsp", f"First {LOW}, then\n**{HIGH}**.", HIGH),
+        ("vsp", HIGH.partition("/")[2].lower(), HIGH),
+        ("vsp", HIGH.replace("3.1", "3.0") + "/E:P", HIGH.replace("3.1", "3.0")),
+        ("vsp", HIGH.replace("A:H", "A:X"), ""),
+        ("vsp", HIGH.replace("/A:H", ""), ""),
+        ("ate", "T1001 was considered.\nT1071.001, T1059, t1, T1059.003", "T1059, T1071"),
+        ("ate", "T1001: no\n- T1071\n- T1059\n", "T1059, T1071"),
+        ("ate", "none", ""),
+    ],
+)
+def test_an_answer_is_found_in_a_text(task, text, answer):
+    assert TASKS[task].parse(text) == answer
+
+
+def test_no_baseline_learns_from_a_test_item(scored, data):
+    text = (report := scored("rcm", None)).baseline_text
+    assert (text.records, text.left_out_by_id, text.left_out_by_text) == (14, 2, 1)
+    assert [each["file"] for each in text.inputs] == ["cve.jsonl"]
+    values = {"best constant": 0.5, "most frequent": 0.5, "nearest neighbour": 1, "linear model": 1}
+    assert {name: each.value for name, each in report.baselines.items()} == values
+    assert report.headline is None
+    items = read_task(TASKS["rcm"], None, data)
+    copied = items.items[0].text.upper()
+    for held in (Labelled("CVE-2024-1003", "Another text.", "CWE-1"), Labelled("CVE-1999-1", copied, "CWE-1")):
+        with pytest.raises(UserError, match=held.id):
+            baseline_text.answers([held], items)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "verdict"),
+    [
+        (["CWE-89"] * 12, "collapsed"),
+        (["CWE-89", "CWE-20"] * 4 + ["CWE-79"] * 4, "chance"),
+        ([""] * 12, "chance"),
+        (["CWE-89", "CWE-79"] * 6, "shortcut"),
+    ],
+)
+def test_the_verdict_on_a_class_of_weakness(scored, wrong, verdict):
+    report = scored("rcm", wrong)
+    assert report.verdict == verdict
+    assert report.headline.value == pytest.approx(sum(map(str.__eq__, wrong, ["CWE-89", "CWE-79"] * 6)) / 12)
+
+
+def test_better_than_every_baseline_is_a_gain(data, tmp_path):
+    path = tmp_path / "hard.tsv"
+    path.write_text(tsv([("CWE-22", SQL), ("CWE-89", XSS), ("CWE-79", SQL)] * 10))
+    items = read_task(TASKS["rcm"], path, None)
+    report = score(TASKS["rcm"], items, [item.gold for item in items], data_dir=data)
+    assert (report.verdict, report.headline.value, report.items.file) == ("gain", 1, "hard.tsv")
+    assert report.baselines["linear model"].gain == 1 - report.baselines["linear model"].value
+
+
+def test_deviations_count_unparsed_answers_as_the_best_constant(scored):
+    report = scored("vsp", [HIGH, "no idea"] * 6)
+    constant = report.baselines["best constant"].value
+    assert constant == pytest.approx(8.2 / 2)
+    assert (report.parsed_only, report.not_parsed) == (pytest.approx(0), 0.5)
+    assert report.headline.value in (pytest.approx(0), pytest.approx(8.2 / 2))  # the constant is one of two that tie
+    assert report.headline.ci95[0] <= report.headline.value <= report.headline.ci95[1]
+    assert scored("vsp", [HIGH, LOW] * 6).baselines["best constant"].gain == pytest.approx(4.1)
+
+
+def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, data, tmp_path):
+    report = scored("ate", ["T1055, T1071.001, T1059", "T1055.011"])
+    assert report.headline.value == pytest.approx((2 / 4 + 1) / 2)
+    assert report.headline.micro == pytest.approx(2 * 2 / (4 + 2))
+    assert report.baselines["nearest lines"].value == 1
+    assert report.baselines["look-up"].value == 0
+    path = tmp_path / "own.tsv"  # no other page is left where the one software is asked
+    path.write_text(tsv(GOLDS["ate"], "Enterprise").replace("CVE-2024-1000", "S0091"))
+    with pytest.raises(UserError, match="Enterprise"):
+        score(TASKS["ate"], read_task(TASKS["ate"], path, None), None, data_dir=data)
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+def test_a_sheet_is_matched_by_id(data, tmp_path, suffix):
+    items = read_task(TASKS["ate"], None, data)
+    path = tmp_path / f"sheet{suffix}"
+    rows = [("CVE-2024-1001", "T1055", "T2"), ("CVE-2024-1000", "T1055", "T1059")]
+    if suffix == ".jsonl":
+        lines = [json.dumps({"id": name, "GT": gold, "model": [answer]}) for name, gold, answer in rows]
+    else:
+        lines = [("\t" if suffix == ".tsv" else ",").join(row) for row in [("id", "GT", "model"), *rows]]
+    path.write_text("\n".join(lines) + "\n")
+    answers, file = read_answers(TASKS["ate"], items, path, None)
+    assert (answers, file.name) == (["T1059", "T2"], "model")
+
+
+@pytest.mark.parametrize(
+    ("sheet", "column", "named"),
+    [
+        ("m,n\nT1055,T1\nT1055,T1\n", None, "--column"),
+        ("m\nT1055\nT1055\n", "k", '"k"'),
+        ("m\nT1055\n", None, "rows"),
+        ("id,m\nCVE-1,T1055\nCVE-2,T1055\n", None, "CVE-1"),
+        ("m,GT\nT1055,T1055\nT1055,T1059\n", None, "CVE-2024-1001"),
+    ],
+)
+def test_a_sheet_that_is_not_of_the_items_is_refused(data, tmp_path, sheet, column, named):
+    path = tmp_path / "sheet.csv"
+    path.write_text(sheet)
+    with pytest.raises(UserError, match=r"sheet\.csv") as refused:
+        read_answers(TASKS["ate"], read_task(TASKS["ate"], None, data), path, column)
+    assert named in str(refused.value)
+
+
+def test_the_command_writes_its_report_and_refuses_what_cannot_be_scored(ghost, data, tmp_path):
+    out, sheet = tmp_path / "vsp.json", tmp_path / "sheet.tsv"
+    sheet.write_text("model\n" + f"{HIGH}\n{LOW}\n" * 6)
+    flags = ["evals.ctibench", f"--data_dir={data}", f"--out={out}"]
+    assert str(out) in ghost.here(*flags, "--task=vsp", f"--predictions={sheet}", "--column=model").stdout
+    assert (read(out, TaskEvaluation).headline.value, read(out, TaskEvaluation).n) == (0, 12)
+    out.unlink()
+    assert "gold" in ghost.refused_here(*flags, "--task=taa", code=2)
+    assert "workdir" in ghost.refused_here(*flags, "--task=rcm", "--workdir=runs/x", code=2)
+    part = shutil.copytree(data, tmp_path / "part")
+    (part / "ctibench" / "cti-taa.tsv").unlink()  # its items could be in the text of the baselines
+    assert "cti-taa.tsv" in ghost.refused_here("evals.ctibench", f"--data_dir={part}", f"--out={out}", "--task=rcm")
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_baselines_on_the_published_files(ghost_data):
+    for name, baseline, low, high in (("vsp", "best constant", 1.5, 1.6), ("ate", "nearest lines", 0.45, 0.6)):
+        report = score(TASKS[name], read_task(TASKS[name], None, ghost_data), None, data_dir=ghost_data)
+        assert low < report.baselines[baseline].value < high
