@@ -30,7 +30,8 @@ FREE_KEYS = {
     "model.attention",
 }
 # Keys that were added later -> the value that runs of earlier versions had.
-ADDED = {"optim.name": "adamw"}
+ADDED = {"optim.name": "adamw", "data.chats": {}}
+CHATS = "data.chats"  # the group that takes new names
 # Keys that a chat model shares with its base, and keys that a chat config sets itself when --base is given.
 SHAPE = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
 OWN = ("dropout", "dtype", "remat", "scan", "attention")
@@ -51,12 +52,38 @@ def load(spec: str) -> ConfigDict:
         raise UsageError(f"{path} is no config file: its get_config returns no ConfigDict.")
     with config.unlocked():
         config.name, config.preset, config.spec = path.stem, preset, config_files.recorded(path, preset)
+        _mix_in_chats(config)
     return config.lock()
+
+
+def _mix_in_chats(config: ConfigDict) -> None:
+    """Gives each dataset of `data.chats` the multiplier 1 where the mixture of an unlocked config has none."""
+    data = config.get("data", {})
+    for name in data.get("chats", {}) if config.get("stage") == "chat" else ():
+        data.mixture[name] = data.mixture.get(name, 1.0)
+
+
+def override_all(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
+    """Sets keys from their texts, see `override`: first `data.chats`, whose names the mixture then has.
+
+    Raises UsageError where two files of conversations have one name.
+    """
+    chats = [(key, text) for key, text in overrides if key.startswith(f"{CHATS}.")]
+    for key, text in chats:
+        if others := [other for other in chats if other[0] == key and other[1] != text]:
+            raise UsageError(f"--config.{key} names both {text} and {others[0][1]}. Give each file another name.")
+    for key, text in (*chats, *(each for each in overrides if each not in chats)):
+        override(config, key, text)
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets `key` ("optim.peak_lr") from its text. Raises UsageError for an unknown key or a value of another type."""
     node, parts = config, key.split(".")
+    if key.rpartition(".")[0] == CHATS and CHATS in dict(leaves(config)):
+        with config.unlocked():
+            config.data.chats[parts[-1]] = text
+            _mix_in_chats(config)
+        return
     for part in parts:
         if not isinstance(node, ConfigDict) or part not in node:
             raise UsageError(f"The config has no key {key}.{_nearest_key(config, key)}")
@@ -94,7 +121,8 @@ def _parse(text: str, default: Any) -> Any:
     if isinstance(default, str):
         return text
     if isinstance(default, tuple):
-        return tuple(part.strip() for part in text.strip("()").split(",") if part.strip())
+        inner = text[1:-1] if text[:1] == "(" and text[-1:] == ")" else text  # a path may hold parentheses
+        return tuple(part.strip() for part in inner.split(",") if part.strip())
     value = ast.literal_eval(text)
     if isinstance(default, float) and type(value) is int:
         value = float(value)
@@ -123,8 +151,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
     config = load(flags.config)
     if flags.base:
         stand_on(config, flags.base)
-    for key, text in overrides:
-        override(config, key, text)
+    override_all(config, overrides)
     validate(config)
     return config, flags
 
