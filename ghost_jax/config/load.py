@@ -7,6 +7,7 @@ one value. An unknown key is an error that names the nearest one, and a value ke
 import argparse
 import ast
 import difflib
+import itertools
 import json
 import math
 import re
@@ -58,9 +59,9 @@ def load(spec: str) -> ConfigDict:
 
 def _mix_in_chats(config: ConfigDict) -> None:
     """Gives each dataset of `data.chats` the multiplier 1 where the mixture of an unlocked config has none."""
-    data = config.get("data", {})
-    for name in data.get("chats", {}) if config.get("stage") == "chat" else ():
-        data.mixture[name] = data.mixture.get(name, 1.0)
+    chats = dict(leaves(config)).get(CHATS)
+    if DOMAINS[CHATS].holds(chats) and isinstance(config.data.get("mixture"), ConfigDict):
+        config.data.mixture = dict.fromkeys(chats, 1.0) | config.data.mixture.to_dict()
 
 
 def override_all(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
@@ -68,11 +69,11 @@ def override_all(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> No
 
     Raises UsageError where two files of conversations have one name.
     """
-    chats = [(key, text) for key, text in overrides if key.startswith(f"{CHATS}.")]
-    for key, text in chats:
-        if others := [other for other in chats if other[0] == key and other[1] != text]:
-            raise UsageError(f"--config.{key} names both {text} and {others[0][1]}. Give each file another name.")
-    for key, text in (*chats, *(each for each in overrides if each not in chats)):
+    chats = [each for each in overrides if each[0].startswith(f"{CHATS}.")]
+    for (key, path), (other, second) in itertools.combinations(chats, 2):
+        if key == other:
+            raise UsageError(f"--config.{key} names both {path} and {second}. Give each file another name.")
+    for key, text in sorted(overrides, key=lambda each: each not in chats):
         override(config, key, text)
 
 

@@ -94,18 +94,15 @@ def _is_schedule(value: Any) -> bool:
     )
 
 
-def is_path(source: Any) -> bool:
+def is_path(source: str) -> bool:
     """Returns whether an entry of `data.sources` is a path or glob pattern of a user's own text."""
-    if not (isinstance(source, str) and LINE.holds(source)):
-        return False
-    name = re.sub(r"\.(gz|xz|zip)$", "", source)
-    return "/" in source or "*" in source or name.lower().endswith(TEXT_FILES)
+    return "/" in source or "*" in source or re.sub(r"\.(gz|xz|zip)$", "", source).lower().endswith(TEXT_FILES)
 
 
 def _are_sources(value: Any) -> bool:
     if not isinstance(value, tuple) or not value or len(set(value)) < len(value):
         return False
-    return all(name in SOURCES or is_path(name) for name in value)
+    return all(name in SOURCES or (LINE.holds(name) and is_path(name)) for name in value)
 
 
 def _are_chats(value: Any) -> bool:

@@ -63,13 +63,10 @@ class Input:
         """Returns what identifies its content."""
         if self.path is None:
             return {"source": self.source, "sha256": embedded.sha256()}
-        if self.own:
-            content = {text.place_of(path, self.path): artifact_cache.sha256_of(path) for path in self.own}
-            name = next(iter(content)) if len(content) == 1 else self.path.name
-            sha256 = artifact_cache.fingerprint(content)
-            return {"source": self.source, "file": name, "sha256": sha256, "bytes": self.size}
-        sha256 = artifact_cache.sha256_of(self.path)
-        return {"source": self.source, "file": self.path.name, "sha256": sha256, "bytes": self.size}
+        content = [[text.place_of(path, self.path), artifact_cache.sha256_of(path)] for path in self.own]
+        sha256 = artifact_cache.fingerprint(content) if content else artifact_cache.sha256_of(self.path)
+        name = self.own[0].name if len(self.own) == 1 else self.source if self.own else self.path.name
+        return {"source": self.source, "file": name, "sha256": sha256, "bytes": self.size}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,11 +101,11 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
             )
         outcome = "the embedded pack stands in for them" if missing else "the run uses that part"
         notes.append(f"{what}: {outcome}. Missing: {_names(absent)}. {help_text}")
-    read = {path.resolve() for inputs in own.values() for each in inputs for path in each.own}
+    read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
     if strays := [path for path in sources.unclaimed(data_folders(data_dir)) if path.resolve() not in read]:
         notes.append(f"Not read, because no source has a file of that name: {few(strays)}.")
-    of_name = {name: _inputs({name: found[name]}) for name in published} | own
-    return Inputs(tuple(each for name in names for each in of_name[name]), tuple(notes))
+    inputs = [each for name in names for each in own.get(name) or _inputs({name: found[name]})]
+    return Inputs(tuple(inputs), tuple(notes))
 
 
 def book_corpus(data_dir: Path | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:

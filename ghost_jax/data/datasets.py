@@ -1,6 +1,5 @@
 """The stores of a run's vocabulary and datasets: token ids and loss mask of each row, by split."""
 
-import functools
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ghost_jax.data.builders import DATASETS, Dataset, pretrain
 from ghost_jax.data.corpus import documents_of
-from ghost_jax.data.examples import BuildInputs, Rows
+from ghost_jax.data.examples import BuildInputs
 from ghost_jax.data.own import chats
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import array_record, artifact_cache
@@ -46,25 +45,21 @@ def row_of(name: str, config: ConfigDict) -> Dataset:
     """Returns the row of one of `DATASETS`, or of the dataset that `data.chats` has under this name."""
     if name in DATASETS:
         return DATASETS[name]
-    about = f"the conversations of {config.data.chats[name]}".replace("{", "{{").replace("}", "}}")
-    return Dataset("chat", name, about, made_by=("data.storage.schema", "data.storage.text_cleaning"))
+    cleaning = ("data.storage.schema", "data.storage.text_cleaning")  # they decide the splits
+    return Dataset("chat", name, f"conversations of {{chats[{name}]}}", made_by=cleaning)
 
 
 def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Say) -> Path:
     """Returns the store of a dataset, see `row_of`, building it where it is missing."""
     dataset = row_of(name, config)
-    if name in DATASETS:
-        module, function = (dataset.builder or f"{name}.dataset").split(".")
-        builder = _module(f"data.builders.{module}")
-        rows_of: Callable[[BuildInputs], Rows] = getattr(builder, function)
-    else:
-        builder, path = chats, Path(config.data.chats[name])
-        rows_of = functools.partial(chats.dataset, name, path)
+    path = None if name in DATASETS else Path(config.data.chats[name])
+    module, function = (dataset.builder or f"{name}.dataset").split(".")
+    builder = chats if path else _module(f"data.builders.{module}")
     made_by = [builder, *map(_module, dataset.made_by), tokenizer, array_record]
     options = {key: config.data[key] for key in dataset.options}
     options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
     made_from = {"tokenizer": vocabulary.sha256, **options}
-    if name not in DATASETS:
+    if path:
         made_from |= {"file": path.name, "sha256": artifact_cache.sha256_of(path), "bytes": path.stat().st_size}
     else:
         made_from |= {"corpus": corpus.name} if dataset.reads_corpus else {"pack": embedded.sha256()}
@@ -80,7 +75,8 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
         say(f"building {name}: {dataset.about.format_map(config.data)}")
         vocabulary.save(folder / "tokenizer.json")
         inputs = BuildInputs(corpus, documents, config.data, vocabulary, folder, say)
-        counts = array_record.write_examples(folder, name, rows_of(inputs))
+        rows = inputs.render(chats.read(name, path)) if path else getattr(builder, function)(inputs)
+        counts = array_record.write_examples(folder, name, rows)
         return {"datasets": {name: counts}} | inputs.recorded
 
     return artifact_cache.build(name, made_by, made_from, write)

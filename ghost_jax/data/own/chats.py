@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.examples import BuildInputs, Conversation, Rows
+from ghost_jax.data.examples import Conversation
 from ghost_jax.data.own import rows
 from ghost_jax.data.storage.schema import split_of
 from ghost_jax.text.chat_format import Message
@@ -20,28 +20,22 @@ VERSION = 1  # raise it when the same file gives other conversations
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 
 
-def dataset(name: str, path: Path, inputs: BuildInputs) -> Rows:
-    """Returns the rows of `read`."""
-    return inputs.render(read(name, path))
-
-
 def read(name: str, path: Path) -> Iterator[Conversation]:
     """Yields the conversations of a file. Raises UserError, which names the place, for one that is invalid.
 
     System turns are put in front of the first user turn, a blank line between, because our conversations have no
     system role. The split is drawn from the user's first turn.
     """
-    ids, is_empty = rows.Ids(path), True
+    seen: dict[str, str] = {}
     for place, row in rows.read(path):
-        is_empty = False
         where = f"{path}, {place}"
         turns = _checked(_turns(row, where), where)
         system = [turn.content for turn in turns if turn.role == "system"]
         first, *others = (turn for turn in turns if turn.role != "system")
         messages = (Message("user", "\n\n".join([*system, first.content])), *others)
-        key = ids.of(row, place, f"{name}/{place.partition(' ')[2]}")
+        key = rows.id_of(row, where, f"{name}/{place.partition(' ')[2]}", seen)
         yield Conversation(key, name, messages, split_of(first.content))
-    if is_empty:
+    if not seen:
         raise UserError(f"{path} holds no conversation. Write one a line, or leave out data.chats.{name}.")
 
 
@@ -54,10 +48,8 @@ def _turns(row: dict, where: str) -> list[Message]:
                 raise UserError(f'{where}: "{form}" must be a list of at least one object.')
             return [_turn(turn, role, content, f"{where}, turn {n}") for n, turn in enumerate(turns, start=1)]
     if "instruction" not in row:
-        raise UserError(
-            f'{where}: there is none of the keys "messages", "conversations" and "instruction". The row has '
-            f"{', '.join(row) or 'no key'}."
-        )
+        found = ", ".join(row) or "nothing"
+        raise UserError(f'{where}: no "messages", "conversations" or "instruction". The row has {found}.')
     asked = [rows.string(row, "instruction", where, needed=True), rows.string(row, "input", where)]
     answer = rows.string(row, "output", where, needed=True)
     return [Message("user", "\n\n".join(filter(None, asked))), Message("assistant", answer)]

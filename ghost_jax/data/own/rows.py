@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage import files
@@ -18,22 +17,19 @@ def suffix_of(path: Path) -> str:
 
 
 def read(path: Path) -> Places:
-    """Yields the rows of a file with their places. Raises UserError for a file or row that is invalid."""
-    reader = {".csv": _csv, ".parquet": _parquet}.get(suffix_of(path), _lines)
-    for place, row in reader(path):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, {place}: a {type(row).__name__} instead of an object. Write one object a row.")
-        yield place, row
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in files.read_lines(path):
-        if not line.isspace():
-            yield f"line {number}", files.parse_json(line.rstrip(), path, number)
-
-
-def _csv(path: Path) -> Places:
-    return ((f"line {number}", row) for number, row in files.read_csv(path, ("text",)))
+    """Yields the rows of a file, JSON lines unless its suffix says otherwise. Raises UserError for an invalid one."""
+    if suffix_of(path) == ".parquet":
+        yield from _parquet(path)
+    elif suffix_of(path) == ".csv":
+        yield from ((f"line {number}", row) for number, row in files.read_csv(path, ("text",)))
+    else:
+        for number, line in files.read_lines(path):
+            if not line.isspace():
+                row = files.parse_json(line.rstrip(), path, number)
+                if not isinstance(row, dict):
+                    kind = type(row).__name__
+                    raise UserError(f"{path}, line {number}: a {kind} instead of an object. Write one object a line.")
+                yield f"line {number}", row
 
 
 def _parquet(path: Path) -> Places:
@@ -56,20 +52,12 @@ def _parquet(path: Path) -> Places:
             raise UserError(f"{path} is not valid Parquet behind row {number} ({reason}). Write it again.") from None
 
 
-class Ids:
-    """The ids of one file's rows, each once."""
-
-    def __init__(self, path: Path):
-        self._path, self._places = path, {}
-
-    def of(self, row: dict, place: str, otherwise: str) -> str:
-        """Returns a row's id, `otherwise` where it has none. Raises UserError where a row before it has the id."""
-        found = row.get("id")
-        key = str(found) if type(found) is int else string(row, "id", f"{self._path}, {place}") or otherwise
-        if key in self._places:
-            raise UserError(f'{self._path}, {place}: "id" is {key}, as in {self._places[key]}. Make each id unique.')
-        self._places[key] = place
-        return key
+def id_of(row: dict, where: str, otherwise: str, seen: dict[str, str]) -> str:
+    """Returns a row's id, `otherwise` where it has none. Raises UserError where `seen`, id -> place, has it already."""
+    key = str(row["id"]) if type(row.get("id")) is int else string(row, "id", where) or otherwise
+    if seen.setdefault(key, where) != where:
+        raise UserError(f'{where}: "id" is {key}, as in {seen[key]}. Make each id of a file unique.')
+    return key
 
 
 def string(row: dict, key: str, where: str, *, needed: bool = False) -> str:

@@ -16,6 +16,7 @@ from ghost_jax.data.storage.schema import Record
 VERSION = 1  # raise it when the same files give other records
 
 PAGES = (".md", ".txt")  # a file is a document
+_HIDDEN = re.compile(r"(^|/)\.")
 _FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^(?:#{1,6}[ \t]+(.+?)(?:[ \t]+#+)?|(\S.*)\n=+)[ \t]*$", re.MULTILINE)
 
@@ -32,12 +33,11 @@ def find(entry: str) -> tuple[str, Path, list[Path]]:
         folder, found, name = path.parent, [path], Path(files.stem(path.name)).stem
     else:
         parts = path.parts
-        fixed = next((i for i, part in enumerate(parts) if re.search(r"[*?[]", part)), len(parts))
-        if path.is_dir():
-            fixed = len(parts)
+        wild = [] if path.is_dir() else [i for i, part in enumerate(parts) if set("*?[") & set(part)]
+        fixed = wild[0] if wild else len(parts)
         folder = Path(*parts[:fixed])
         matches = sorted(folder.glob("/".join(parts[fixed:]) or "**/*"))
-        found = [each for each in matches if each.is_file() and not _is_hidden(each.relative_to(folder))]
+        found = [each for each in matches if each.is_file() and not _HIDDEN.search(place_of(each, folder))]
         name = folder.resolve().name or "files"
     readable = [each for each in found if rows.suffix_of(each) in TEXT_FILES]
     if not readable:
@@ -47,10 +47,6 @@ def find(entry: str) -> tuple[str, Path, list[Path]]:
             f"{', '.join(TEXT_FILES)}, plain or as .gz, .xz or .zip."
         )
     return re.sub(r"[\s,()]+", "_", name), folder, readable
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def place_of(path: Path, folder: Path) -> str:
@@ -67,11 +63,11 @@ def read(name: str, folder: Path, paths: Sequence[Path]) -> Iterator[Record]:
         if rows.suffix_of(path) in PAGES:
             yield from _page(name, folder, path)
             continue
-        ids = rows.Ids(path)
+        seen: dict[str, str] = {}
         for place, row in rows.read(path):
             where, number = f"{path}, {place}", place.partition(" ")[2]
             text = rows.string(row, "text", where, needed=True)
-            key = ids.of(row, place, f"{place_of(path, folder)}/{number}")
+            key = rows.id_of(row, where, f"{place_of(path, folder)}/{number}", seen)
             fields = ("source", "title", "url", "license")
             source, *others = (" ".join(rows.string(row, field, where).split()) for field in fields)
             yield Record(key, source or name, others[0], text.strip(), *others[1:])

@@ -122,31 +122,22 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
     lines = (decode(line, path, number) for number, line in read_lines(path))
     csv.field_size_limit(MAX_LINE)  # by default a field of 128 KiB is refused
     rows = csv.reader(lines, strict=True)
-    header: list[str] = []
+    filled = filter(None, rows)
     try:
-        for fields in filter(None, rows):
-            if not header:
-                header = fields
-                _check_header(header, columns, f"{path}, line {rows.line_num}")
-            elif len(fields) == len(header):
-                yield rows.line_num, dict(zip(header, fields, strict=True))
-            else:
+        header = next(filled, [])
+        if missing := [column for column in columns if column not in header]:
+            raise UserError(f"{path}, line {max(rows.line_num, 1)}: the column {', '.join(missing)} is missing.")
+        for fields in filled:
+            if len(fields) != len(header):
                 raise UserError(
                     f"{path}, line {rows.line_num}: {len(fields)} fields under {len(header)} columns. Put a field that "
                     "holds a comma, a quote or a line end in quotes, or fetch the file again."
                 )
+            yield rows.line_num, dict(zip(header, fields, strict=True))
     except csv.Error as fault:
         raise UserError(
             f"{path}, line {rows.line_num}: not valid CSV ({fault}). Correct the line or fetch the file again."
         ) from fault
-    if not header:
-        _check_header(header, columns, f"{path}, line 1")
-
-
-def _check_header(header: list[str], columns: Sequence[str], where: str) -> None:
-    for column in columns:
-        if column not in header:
-            raise UserError(f"{where}: the column {column} is missing. Write a header with {', '.join(columns)}.")
 
 
 def read_json(path: Path) -> Any:
