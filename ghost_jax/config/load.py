@@ -65,10 +65,7 @@ def _mix_in_chats(config: ConfigDict) -> None:
 
 
 def override_all(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
-    """Sets keys from their texts, see `override`: first `data.chats`, whose names the mixture then has.
-
-    Raises UsageError where two files of conversations have one name.
-    """
+    """Sets keys from their texts: first `data.chats`, whose names the mixture gets. Raises UsageError as `override`."""
     chats = [each for each in overrides if each[0].startswith(f"{CHATS}.")]
     for (key, path), (other, second) in itertools.combinations(chats, 2):
         if key == other:

@@ -42,10 +42,7 @@ PARALLEL_BYTES = 4 << 20  # of input; below it, starting processes takes longer 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Input:
-    """One file of a source; None for the source that comes with the package.
-
-    `own` has the files of an input of a user's own text, which are in the folder `path`; its source is their name.
-    """
+    """One file of a source, None for the package's; or `own` files of a user's text in the folder `path`."""
 
     source: str
     path: Path | None
@@ -87,8 +84,7 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
     Raises UserError where a source is missing or incomplete and nothing replaces it.
     """
     own = _own_inputs(names)
-    published = [name for name in names if name not in own]
-    found, absent, help_text = _search(published, data_dir, say, accept_parts=stand_in)
+    found, absent, help_text = _search([n for n in names if n not in own], data_dir, say, accept_parts=stand_in)
     missing = [name for name in absent if not found[name]]
     notes = []
     if absent:
@@ -235,7 +231,7 @@ def _part_store(say: Say, given: Input) -> Path:
         def written() -> Iterator[Record]:
             with (folder / DOCUMENTS).open("w", encoding="utf-8") as file:
                 for record in records():
-                    licenses[record.source][record.license] = None
+                    licenses[record.source][record.license or "not named"] = None
                     documents[record.source] += 1
                     file.write(json.dumps(dataclasses.asdict(record)) + "\n")
                     yield record
@@ -252,8 +248,8 @@ def _part_store(say: Say, given: Input) -> Path:
 
 
 def _named(licenses: dict[str, dict[str, None]]) -> dict[str, str]:
-    """Returns source -> its licences; a source without one is left out."""
-    return {source: few(list(filter(None, found))) for source, found in licenses.items() if any(found)}
+    """Returns source -> its licences in words."""
+    return {source: few(list(found)) for source, found in licenses.items()}
 
 
 def _made_by(inputs: Iterable[Input]) -> list[ModuleType]:

@@ -48,8 +48,7 @@ def _turns(row: dict, where: str) -> list[Message]:
                 raise UserError(f'{where}: "{form}" must be a list of at least one object.')
             return [_turn(turn, role, content, f"{where}, turn {n}") for n, turn in enumerate(turns, start=1)]
     if "instruction" not in row:
-        found = ", ".join(row) or "nothing"
-        raise UserError(f'{where}: no "messages", "conversations" or "instruction". The row has {found}.')
+        raise UserError(f'{where}: no "messages", "conversations" or "instruction", but {", ".join(row) or "no key"}.')
     asked = [rows.string(row, "instruction", where, needed=True), rows.string(row, "input", where)]
     answer = rows.string(row, "output", where, needed=True)
     return [Message("user", "\n\n".join(filter(None, asked))), Message("assistant", answer)]

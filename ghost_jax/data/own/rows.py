@@ -8,7 +8,6 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage import files
 
 PYARROW = "pyarrow==26.0.1"
-Places = Iterator[tuple[str, dict]]  # "line 3" and the row
 
 
 def suffix_of(path: Path) -> str:
@@ -16,8 +15,8 @@ def suffix_of(path: Path) -> str:
     return Path(files.stem(path.name)).suffix.lower()
 
 
-def read(path: Path) -> Places:
-    """Yields the rows of a file, JSON lines unless its suffix says otherwise. Raises UserError for an invalid one."""
+def read(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yields the place ("line 3") and the content of each row of a file. Raises UserError for one that is invalid."""
     if suffix_of(path) == ".parquet":
         yield from _parquet(path)
     elif suffix_of(path) == ".csv":
@@ -32,7 +31,7 @@ def read(path: Path) -> Places:
                 yield f"line {number}", row
 
 
-def _parquet(path: Path) -> Places:
+def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as fault:
@@ -48,8 +47,7 @@ def _parquet(path: Path) -> Places:
                     number += 1
                     yield f"row {number}", row
         except (ArrowException, OSError) as fault:
-            reason = str(fault).partition("\n")[0]
-            raise UserError(f"{path} is not valid Parquet behind row {number} ({reason}). Write it again.") from None
+            raise UserError(f"{path}: not valid Parquet after row {number} ({str(fault)[:200]}).") from None
 
 
 def id_of(row: dict, where: str, otherwise: str, seen: dict[str, str]) -> str:

@@ -68,9 +68,8 @@ def read(name: str, folder: Path, paths: Sequence[Path]) -> Iterator[Record]:
             where, number = f"{path}, {place}", place.partition(" ")[2]
             text = rows.string(row, "text", where, needed=True)
             key = rows.id_of(row, where, f"{place_of(path, folder)}/{number}", seen)
-            fields = ("source", "title", "url", "license")
-            source, *others = (" ".join(rows.string(row, field, where).split()) for field in fields)
-            yield Record(key, source or name, others[0], text.strip(), *others[1:])
+            stated = {k: " ".join(rows.string(row, k, where).split()) for k in ("source", "title", "url", "license")}
+            yield Record(**stated | {"id": key, "source": stated["source"] or name, "text": text.strip()})
 
 
 def _page(name: str, folder: Path, path: Path) -> Iterator[Record]:
