@@ -142,11 +142,7 @@ BAD_CHATS = [{"text": "a"}, {"messages": []}, {"messages": [{"role": "user"}]}, 
 BAD_CHATS += [{"instruction": 1, "output": "a"}, {"instruction": "a"}, turns(ASKED, ANSWER, id="x")]
 BAD_CHATS += [turns(("user", [{"type": "text"}]), ANSWER), turns(("tool", "a"), ASKED, ANSWER)]
 BAD_CHATS += [turns(ASKED), turns(ASKED, ASKED, ANSWER), turns(ASKED, ANSWER, ("system", "a")), turns(ANSWER)]
-BAD_CHATS += [
-    turns(("system", "a")),
-    turns((*ASKED, True), ANSWER),
-    *(turns(ASKED, (*ANSWER, t)) for t in ("no", False)),
-]
+BAD_CHATS += [turns((*ASKED, True), ANSWER), *(turns(ASKED, (*ANSWER, flag)) for flag in ("no", False))]
 
 
 @pytest.mark.parametrize("fault", BAD_CHATS)

@@ -88,6 +88,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         parent, node = node, node[part]
     if isinstance(node, ConfigDict):
         keys = f"set one of {', '.join(f'{key}.{k}' for k in node)}" if node else "set it in a config file"
+        keys = f"give each file a name: --config.{key}.NAME=PATH" if key == CHATS else keys
         raise UsageError(f"--config.{key} is a group; {keys}.")
     try:
         parent[parts[-1]] = _parse(text, node)

@@ -239,8 +239,7 @@ def _part_store(say: Say, given: Input) -> Path:
         np.save(folder / FINGERPRINTS, dedup.fingerprints(written()))
         if not documents:
             raise UserError(
-                f"{given} holds no document. Fetch the file again, or leave {given.source} out of "
-                "--config.data.sources."
+                f"{given} holds no document. Correct or fetch the file, or leave {given.source} out of data.sources."
             )
         return {"licenses": _named(licenses), "documents": documents}
 
