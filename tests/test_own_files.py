@@ -81,13 +81,13 @@ def test_a_table_gives_its_documents_with_what_they_state(tmp_path, name):
 
 def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
     folder = tmp_path / "my notes"
-    pages = {"a.md": "# Ports #\n\nA port.", "c.md": "```\n# code\n```\nTitle\n===\nx", "empty.md": " \n"}
+    pages = {"a.md": f"# C# #\n\n# A{' ' * 10**6}port.", "c.md": "```\n# code\n```\nTitle\n===\nx", "empty.md": " \n"}
     for name, content in (pages | {".git/d.md": "hidden", "e.pdf": "not read"}).items():
         lines(folder / name, content.encode(), mark=MARK)
     lines(folder / "sub" / "b.txt.gz", gzip.compress(b"# not a heading"), end=b"")
     found = {each.id: (each.title, each.text) for each in documents(folder)}
     assert found == {
-        "my_notes/a.md": ("Ports", "A port."),
+        "my_notes/a.md": ("C#", pages["a.md"][8:]),
         "my_notes/c.md": ("Title", pages["c.md"]),
         "my_notes/sub/b.txt": ("b", "# not a heading"),
     }

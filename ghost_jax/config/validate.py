@@ -100,9 +100,8 @@ def is_path(source: str) -> bool:
 
 
 def _are_sources(value: Any) -> bool:
-    if not isinstance(value, tuple) or not value or len(set(value)) < len(value):
-        return False
-    return all(name in SOURCES or (LINE.holds(name) and is_path(name)) for name in value)
+    are_distinct = isinstance(value, tuple) and 0 < len(value) == len(set(value))
+    return are_distinct and all(name in SOURCES or (LINE.holds(name) and is_path(name)) for name in value)
 
 
 def _are_chats(value: Any) -> bool:

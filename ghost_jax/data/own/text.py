@@ -18,7 +18,7 @@ VERSION = 1  # raise it when the same files give other records
 PAGES = (".md", ".txt")  # a file is a document
 _HIDDEN = re.compile(r"(^|/)\.")
 _FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
-_HEADING = re.compile(r"^(?:#{1,6}[ \t]+(.+?)(?:[ \t]+#+)?|(\S.*)\n=+)[ \t]*$", re.MULTILINE)
+_HEADING = re.compile(r"^(?:#{1,6}[ \t]+(\S.*)|(\S.*)\n=+[ \t]*)$", re.MULTILINE)
 
 
 def find(entry: str) -> tuple[str, Path, list[Path]]:
@@ -82,6 +82,7 @@ def _page(name: str, folder: Path, path: Path) -> Iterator[Record]:
     heading = _HEADING.search(_FENCED.sub("", text)) if rows.suffix_of(path) == ".md" else None
     if heading:
         title = (heading[1] or heading[2]).strip()
+        title = title.rstrip("#").rstrip() if title.rstrip("#").endswith((" ", "\t")) else title  # "# Ports #", "# C#"
         text = text.removeprefix(heading[0]).strip() or title  # the title stands in front of the text already
     if text:
         yield Record(f"{name}/{place_of(path, folder)}", name, title, text, url="", license="")
