@@ -41,7 +41,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.optim.clip_norm = 1.0  # 0: gradients are not clipped
 
     c.data = ConfigDict()
-    c.data.sources = ("attack", "capec", "cwe", "embedded")  # names in ghost_jax/data/sources
+    c.data.sources = ("attack", "capec", "cwe", "embedded")  # names in ghost_jax/data/sources, or paths
     c.data.seq_len = 512  # tokens a row
     # dataset -> multiplier = record repetition
     c.data.mixture = ConfigDict(dict.fromkeys(BASE_DATASETS, 0.0) | {"pretrain": 1.0})
@@ -65,6 +65,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
 
     if stage == "chat":
         c.data.mixture = ConfigDict(dict.fromkeys(CHAT_DATASETS, 0.0))
+        c.data.chats = ConfigDict()  # name -> path: files of conversations, datasets of the mixture under these names
         c.init_tokens = "mean"  # how the new rows of the embedding start: "mean" of the old ones or "random"
         # Weights of the objectives: masked language-model loss, cross-entropy over the option letters, softmax over
         # the log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read").

@@ -98,8 +98,7 @@ def config_of(run: Run, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
     for key, _ in overrides:
         if key in run.overrides:
             raise UsageError(f"--config.{key}: {key} is what the sweep varies. Set it in the sweep file.")
-    for key, text in (*run.overrides.items(), *overrides):
-        config_lib.override(config, key, text)
+    config_lib.override_all(config, (*run.overrides.items(), *overrides))
     config_lib.validate(config)
     return config
 

@@ -22,10 +22,11 @@ from ghost_jax.data.storage import artifact_cache
 from ghost_jax.text import tokenizer
 from tests.conftest import ROOT
 
-PARTS = {f"part of {name}" for name in SOURCES}
-BASE, CHAT = set(names_of("pretrain")), set(names_of("chat"))
-OF_CORPUS = {"corpus", "vocabulary", "index", "reader", *BASE, *CHAT} - {"small_talk"}
-EVERY = PARTS | OF_CORPUS | {"small_talk"}
+PARTS = {f"part of {name}" for name in (*SOURCES, "own_text")}
+BASE, CHAT = set(names_of("pretrain")), {*names_of("chat"), "own_chats"}
+ALONE = {"small_talk", "own_chats"}  # datasets of no corpus
+OF_CORPUS = {"corpus", "vocabulary", "index", "reader", *BASE, *CHAT} - ALONE
+EVERY = PARTS | OF_CORPUS | ALONE
 
 
 def of(*names: str) -> set[str]:
@@ -37,7 +38,9 @@ def of(*names: str) -> set[str]:
 MODULES = {
     "ghost_jax.data.storage.text_cleaning": EVERY,
     "ghost_jax.data.storage.schema": EVERY,
-    "ghost_jax.data.dedup": EVERY - {"small_talk"},
+    "ghost_jax.data.dedup": EVERY - ALONE,
+    "ghost_jax.data.own.text": of("own_text"),
+    "ghost_jax.data.own.chats": {"own_chats"},
     "ghost_jax.data.sources.attack": of("attack", "attack18"),
     "ghost_jax.data.sources.capec": of("capec"),
     "ghost_jax.data.sources.cwe": of("cwe"),
@@ -63,14 +66,14 @@ MODULES = {
     "ghost_jax.data.builders.rank": {"rank", "fact_rank", "read"},
     "ghost_jax.text.tokenizer": {"vocabulary"} | BASE | CHAT,
     "ghost_jax.text.chat_format": CHAT,
-    "ghost_jax.text.mcq_format": CHAT - {"qa", "small_talk"},
+    "ghost_jax.text.mcq_format": CHAT - {"qa"} - ALONE,
     "ghost_jax.data.retrieval.bm25": {"index", "raft", "read", "reader"},
     "evals.open_book.lexical": {"reader"},
     "evals.open_book.rescorer": {"reader"},
 }
 # distribution -> the stores whose name changes with its version
 TOOLS = {
-    "rensa": EVERY - {"small_talk"},
+    "rensa": EVERY - ALONE,
     "tokenizers": {"vocabulary"} | BASE | CHAT,
     "tensorflow-datasets": BASE | CHAT,
     "array_record": BASE | CHAT,
@@ -106,7 +109,11 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
         if path:
             path.write_text("edited" if name == edited else name)
         inputs.append(Input(name, path))
+    (folder / "own.md").write_text("edited" if edited == "own_text" else "own")
+    (folder / "own.jsonl").write_text("edited" if edited == "own_chats" else "own")
+    inputs.append(Input("own_text", folder, (folder / "own.md",)))
     data = {"seed": 0, "seq_len": 96, "layout": "classic", "qa_sources": ("kev",), "qa_per_source": 9, "cot": {}}
+    data["chats"] = {"own_chats": str(folder / "own.jsonl")}
     config = ConfigDict({"model": {"vocab_size": 300}, "data": data})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(artifact_cache, "build", placed)
@@ -116,7 +123,7 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
         documents = corpus.corpus_store(Inputs(tuple(inputs), ()), print)
         index = corpus.index_store(documents, ("attack",), print)
         datasets.vocabulary_store(config, documents, print)
-        for name in DATASETS:
+        for name in (*DATASETS, "own_chats"):
             datasets.dataset_store(name, config, documents, vocabulary(), print)
         with contextlib.suppress(_Named):
             rescorer.generated_weights(documents, index, print)
@@ -147,9 +154,10 @@ def test_another_version_of_a_tool_gives_other_stores_where_its_output_is_held(b
     assert changed(before, names(tmp_path)) == TOOLS[tool]
 
 
-@pytest.mark.parametrize("source", [name for name in SOURCES if SOURCES[name].stems])
+@pytest.mark.parametrize("source", [*(name for name in SOURCES if SOURCES[name].stems), "own_text", "own_chats"])
 def test_another_content_of_a_file_gives_other_stores(before, tmp_path, source):
-    assert changed(before, names(tmp_path, edited=source)) == of(source)
+    expected = {"own_chats"} if source == "own_chats" else of(source)
+    assert changed(before, names(tmp_path, edited=source)) == expected
 
 
 def test_an_edit_of_the_pack_gives_other_stores(before, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ one value. An unknown key is an error that names the nearest one, and a value ke
 import argparse
 import ast
 import difflib
+import itertools
 import json
 import math
 import re
@@ -30,7 +31,8 @@ FREE_KEYS = {
     "model.attention",
 }
 # Keys that were added later -> the value that runs of earlier versions had.
-ADDED = {"optim.name": "adamw"}
+ADDED = {"optim.name": "adamw", "data.chats": {}}
+CHATS = "data.chats"  # the group that takes new names
 # Keys that a chat model shares with its base, and keys that a chat config sets itself when --base is given.
 SHAPE = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
 OWN = ("dropout", "dtype", "remat", "scan", "attention")
@@ -51,18 +53,42 @@ def load(spec: str) -> ConfigDict:
         raise UsageError(f"{path} is no config file: its get_config returns no ConfigDict.")
     with config.unlocked():
         config.name, config.preset, config.spec = path.stem, preset, config_files.recorded(path, preset)
+        _mix_in_chats(config)
     return config.lock()
+
+
+def _mix_in_chats(config: ConfigDict) -> None:
+    """Gives each dataset of `data.chats` the multiplier 1 where the mixture of an unlocked config has none."""
+    chats = dict(leaves(config)).get(CHATS)
+    if DOMAINS[CHATS].holds(chats) and isinstance(config.data.get("mixture"), ConfigDict):
+        config.data.mixture = dict.fromkeys(chats, 1.0) | config.data.mixture.to_dict()
+
+
+def override_all(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
+    """Sets keys from their texts: first `data.chats`, whose names the mixture gets. Raises UsageError as `override`."""
+    chats = [each for each in overrides if each[0].startswith(f"{CHATS}.")]
+    for (key, path), (other, second) in itertools.combinations(chats, 2):
+        if key == other:
+            raise UsageError(f"--config.{key} names both {path} and {second}. Give each file another name.")
+    for key, text in sorted(overrides, key=lambda each: each not in chats):
+        override(config, key, text)
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets `key` ("optim.peak_lr") from its text. Raises UsageError for an unknown key or a value of another type."""
     node, parts = config, key.split(".")
+    if key.rpartition(".")[0] == CHATS and CHATS in dict(leaves(config)):
+        with config.unlocked():
+            config.data.chats[parts[-1]] = text
+            _mix_in_chats(config)
+        return
     for part in parts:
         if not isinstance(node, ConfigDict) or part not in node:
             raise UsageError(f"The config has no key {key}.{_nearest_key(config, key)}")
         parent, node = node, node[part]
     if isinstance(node, ConfigDict):
         keys = f"set one of {', '.join(f'{key}.{k}' for k in node)}" if node else "set it in a config file"
+        keys = f"give each file a name: --config.{key}.NAME=PATH" if key == CHATS else keys
         raise UsageError(f"--config.{key} is a group; {keys}.")
     try:
         parent[parts[-1]] = _parse(text, node)
@@ -94,7 +120,8 @@ def _parse(text: str, default: Any) -> Any:
     if isinstance(default, str):
         return text
     if isinstance(default, tuple):
-        return tuple(part.strip() for part in text.strip("()").split(",") if part.strip())
+        inner = text[1:-1] if text[:1] == "(" and text[-1:] == ")" else text  # a path may hold parentheses
+        return tuple(part.strip() for part in inner.split(",") if part.strip())
     value = ast.literal_eval(text)
     if isinstance(default, float) and type(value) is int:
         value = float(value)
@@ -123,8 +150,7 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
     config = load(flags.config)
     if flags.base:
         stand_on(config, flags.base)
-    for key, text in overrides:
-        override(config, key, text)
+    override_all(config, overrides)
     validate(config)
     return config, flags
 

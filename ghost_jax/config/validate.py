@@ -94,6 +94,24 @@ def _is_schedule(value: Any) -> bool:
     )
 
 
+def is_path(source: str) -> bool:
+    """Returns whether an entry of `data.sources` is a path or glob pattern of a user's own text."""
+    return "/" in source or "*" in source or re.sub(r"\.(gz|xz|zip)$", "", source).lower().endswith(TEXT_FILES)
+
+
+def _are_sources(value: Any) -> bool:
+    are_distinct = isinstance(value, tuple) and 0 < len(value) == len(set(value))
+    return are_distinct and all(name in SOURCES or (LINE.holds(name) and is_path(name)) for name in value)
+
+
+def _are_chats(value: Any) -> bool:
+    """Returns whether a value maps names, none of another dataset, to paths."""
+    return isinstance(value, ConfigDict) and all(
+        re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name) and name not in (*DATASETS, "shared") and LINE.holds(path)
+        for name, path in value.items()
+    )
+
+
 SMALLEST_FLOAT32 = 2.0**-126  # normal numbers; devices flush smaller ones to 0
 LARGEST = 1e30  # of factors in float32 products
 MOST = 10**9  # of counts: more than any run has, and within int32
@@ -114,6 +132,7 @@ KEY_VARIABLE = "GHOST_TEACHER_KEY"  # the environment variable with the key of `
 
 # The table of `ghost_jax.data.sources` holds the same names; a test compares them.
 SOURCES = ("attack", "attack18", "capec", "cwe", "nvd", "kev", "exploitdb", "cti", "cve", "embedded")
+TEXT_FILES = (".jsonl", ".csv", ".parquet", ".md", ".txt")  # of a user's own text, in front of a compression's suffix
 BASE_DATASETS, CHAT_DATASETS = names_of("pretrain"), names_of("chat")
 # Sources that documents may name; a user's own files may have others.
 QA_SOURCES = ("attack", "capec", "cwe", "cve_trickest", "nvd", "kev", "exploitdb", "ctf", "embedded")
@@ -158,7 +177,10 @@ BOTH: dict[str, Domain] = {
     "optim.b2": real(0, 1, below=True),
     "optim.weight_decay": WEIGHT,
     "optim.clip_norm": WEIGHT,
-    "data.sources": several_of(*SOURCES),
+    "data.sources": Domain(
+        f"{several_of(*SOURCES)}, or paths to files of your own, with a / or ending in {', '.join(TEXT_FILES)}",
+        _are_sources,
+    ),
     "data.seq_len": integer(1, 2**20),
     "data.mixture_schedule": SCHEDULE,
     "data.packing": FLAG,
@@ -188,6 +210,10 @@ CHAT: dict[str, Domain] = {f"data.mixture.{name}": MULTIPLIER for name in CHAT_D
     "data.layout": one_of(*LAYOUTS),
     "data.cot.teacher": LINE,
     "data.cot.model": TEXT,
+    "data.chats": Domain(
+        'paths by name, such as {"mine": "mine.jsonl"}; a name has letters, digits and _ and is of no other dataset',
+        _are_chats,
+    ),
     "data.qa_sources": several_of(),
     "data.qa_per_source": COUNT,
     "online_probe.every": COUNT_OR_NONE,
@@ -238,6 +264,9 @@ def check(config: ConfigDict, prefix: str = "") -> None:
         raise UsageError(f"{prefix}stage is {shown(stage)}; use {BOTH['stage']}.")
     needed = BOTH | (CHAT if stage == "chat" else PRETRAIN)
     known = needed | OPTIONS | (CHAT_OPTIONS if stage == "chat" else PRETRAIN_OPTIONS)
+    own = tuple(found["data.chats"]) if _are_chats(found.get("data.chats")) else ()
+    known |= {f"data.mixture.{name}": MULTIPLIER for name in own}
+    known |= {"keep_best": one_of("", *LOSSES, *(f"val_loss_{name}" for name in own))} if own else {}
     for key, value in found.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

@@ -13,18 +13,20 @@ import json
 import multiprocessing
 import os
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from ghost_jax.config.validate import is_path
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir, data_folders
 from ghost_jax.data import dedup, fetch, sources
 from ghost_jax.data.downloads.published import PUBLISHED
 from ghost_jax.data.examples import Documents
+from ghost_jax.data.own import rows, text
 from ghost_jax.data.retrieval import bm25
 from ghost_jax.data.retrieval.bm25 import Index, passages_of
 from ghost_jax.data.sources import embedded
@@ -40,22 +42,28 @@ PARALLEL_BYTES = 4 << 20  # of input; below it, starting processes takes longer 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Input:
-    """One file of a source; None for the source that comes with the package."""
+    """One file of a source, None for the package's; or `own` files of a user's text in the folder `path`."""
 
     source: str
     path: Path | None
+    own: tuple[Path, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return self.path.stat().st_size if self.path else 0
+        return sum(path.stat().st_size for path in self.own or filter(None, [self.path]))
+
+    def __str__(self) -> str:
+        return str(self.own[0] if len(self.own) == 1 else self.path or "in the package")
 
     def identity(self) -> dict:
         """Returns what identifies its content."""
         if self.path is None:
             return {"source": self.source, "sha256": embedded.sha256()}
-        sha256 = artifact_cache.sha256_of(self.path)
-        return {"source": self.source, "file": self.path.name, "sha256": sha256, "bytes": self.size}
+        content = [[text.place_of(path, self.path), artifact_cache.sha256_of(path)] for path in self.own]
+        sha256 = artifact_cache.fingerprint(content) if content else artifact_cache.sha256_of(self.path)
+        name = self.own[0].name if len(self.own) == 1 else self.source if self.own else self.path.name
+        return {"source": self.source, "file": name, "sha256": sha256, "bytes": self.size}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +83,8 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
 
     Raises UserError where a source is missing or incomplete and nothing replaces it.
     """
-    found, absent, help_text = _search(names, data_dir, say, accept_parts=stand_in)
+    own = _own_inputs(names)
+    found, absent, help_text = _search([n for n in names if n not in own], data_dir, say, accept_parts=stand_in)
     missing = [name for name in absent if not found[name]]
     notes = []
     if absent:
@@ -88,9 +97,11 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
             )
         outcome = "the embedded pack stands in for them" if missing else "the run uses that part"
         notes.append(f"{what}: {outcome}. Missing: {_names(absent)}. {help_text}")
-    if strays := sources.unclaimed(data_folders(data_dir)):
+    read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
+    if strays := [path for path in sources.unclaimed(data_folders(data_dir)) if path.resolve() not in read]:
         notes.append(f"Not read, because no source has a file of that name: {few(strays)}.")
-    return Inputs(_inputs(found), tuple(notes))
+    inputs = [each for name in names for each in own.get(name) or _inputs({name: found[name]})]
+    return Inputs(tuple(inputs), tuple(notes))
 
 
 def book_corpus(data_dir: Path | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:
@@ -107,6 +118,27 @@ def book_corpus(data_dir: Path | None, say: Say, names: Sequence[str] = PUBLISHE
 def _inputs(found: dict[str, list[Path]]) -> tuple[Input, ...]:
     paths = {name: paths if sources.SOURCES[name].stems else [None] for name, paths in found.items()}
     return tuple(Input(name, path) for name in paths for path in paths[name])
+
+
+def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
+    """Returns the inputs of the entries that are paths: one a table, one for all pages of an entry.
+
+    Raises UserError where an entry has no file, or has the name of another.
+    """
+    inputs: dict[str, tuple[Input, ...]] = {}
+    entries = {name: name for name in names if not is_path(name)}
+    for entry in filter(is_path, names):
+        name, folder, paths = text.find(entry)
+        if name in entries:
+            raise UserError(
+                f"data.sources names {entries[name]} and {entry}, and both are called {name}. Rename one, or give "
+                "their folder or a pattern as one entry."
+            )
+        entries[name] = entry
+        pages = tuple(path for path in paths if rows.suffix_of(path) in text.PAGES)
+        tables = [(path,) for path in paths if path not in pages]
+        inputs[entry] = tuple(Input(name, folder, files) for files in (*tables, pages) if files)
+    return inputs
 
 
 def _search(
@@ -185,17 +217,21 @@ def part_stores(inputs: Sequence[Input], say: Say) -> list[Path]:
 
 
 def _part_store(say: Say, given: Input) -> Path:
-    source = sources.SOURCES[given.source]
+    def records() -> Iterator[Record]:
+        if given.own:
+            return text.read(given.source, given.path, given.own)
+        read = sources.SOURCES[given.source].read
+        return read(given.path) if given.path else read()
 
     def write(folder: Path) -> dict:
-        say(f"reading {given.source}: {given.path or 'in the package'}")
-        licenses: dict[str, str] = {}
+        say(f"reading {given.source}: {given}")
+        licenses: dict[str, dict[str, None]] = defaultdict(dict)  # in their order, each once
         documents: Counter[str] = Counter()
 
         def written() -> Iterator[Record]:
             with (folder / DOCUMENTS).open("w", encoding="utf-8") as file:
-                for record in source.read(given.path) if given.path else source.read():
-                    licenses.setdefault(record.source, record.license)
+                for record in records():
+                    licenses[record.source][record.license or "not named"] = None
                     documents[record.source] += 1
                     file.write(json.dumps(dataclasses.asdict(record)) + "\n")
                     yield record
@@ -203,18 +239,22 @@ def _part_store(say: Say, given: Input) -> Path:
         np.save(folder / FINGERPRINTS, dedup.fingerprints(written()))
         if not documents:
             raise UserError(
-                f"{given.path} holds no document. Fetch the file again, or leave {given.source} out of "
-                "--config.data.sources."
+                f"{given} holds no document. Correct or fetch the file, or leave {given.source} out of data.sources."
             )
-        return {"licenses": licenses, "documents": documents}
+        return {"licenses": _named(licenses), "documents": documents}
 
-    return artifact_cache.build("part", _made_by([given.source]), given.identity(), write)
+    return artifact_cache.build("part", _made_by([given]), given.identity(), write)
 
 
-def _made_by(names: Iterable[str]) -> list[ModuleType]:
-    """Returns the modules that decide the documents of sources, and which of them are duplicates."""
-    rows = [sources.SOURCES[name] for name in names]
-    own = [module for row in rows for module in (row.reader, *row.shared)]
+def _named(licenses: dict[str, dict[str, None]]) -> dict[str, str]:
+    """Returns source -> its licences in words."""
+    return {source: few(list(found)) for source, found in licenses.items()}
+
+
+def _made_by(inputs: Iterable[Input]) -> list[ModuleType]:
+    """Returns the modules that decide the documents of inputs, and which of them are duplicates."""
+    read_by = [sources.Source((), text) if each.own else sources.SOURCES[each.source] for each in inputs]
+    own = [module for row in read_by for module in (row.reader, *row.shared)]
     return list(dict.fromkeys([*own, text_cleaning, schema, dedup]))
 
 
@@ -235,10 +275,11 @@ def corpus_store(inputs: Inputs, say: Say) -> Path:
         reasons = dedup.judge(np.concatenate([np.load(part / FINGERPRINTS) for part in parts]))
         documents: Counter[str] = Counter()
         dropped: dict[str, dict[str, int]] = {}
-        licenses: dict[str, str] = {}
+        licenses: dict[str, dict[str, None]] = defaultdict(dict)
         for part in parts:
             manifest = artifact_cache.manifest(part)
-            licenses |= manifest.licenses
+            for source, license in manifest.licenses.items():
+                licenses[source][license] = None
             documents.update(manifest.documents)
         with (folder / DOCUMENTS).open("wb") as file:
             for line, reason in zip(itertools.chain.from_iterable(map(_lines, parts)), reasons, strict=True):
@@ -248,9 +289,9 @@ def corpus_store(inputs: Inputs, say: Say) -> Path:
                 source = json.loads(line)["source"]
                 documents[source] -= 1
                 dropped.setdefault(source, dict.fromkeys(dedup.REASONS, 0))[reason] += 1
-        return {"documents": documents, "duplicates_dropped": dropped, "licenses": licenses}
+        return {"documents": documents, "duplicates_dropped": dropped, "licenses": _named(licenses)}
 
-    return artifact_cache.build("corpus", _made_by(names), made_from, write)
+    return artifact_cache.build("corpus", _made_by(inputs.files), made_from, write)
 
 
 def _lines(part: Path) -> Iterator[bytes]:

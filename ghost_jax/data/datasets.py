@@ -7,9 +7,10 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from ghost_jax.data.builders import DATASETS, pretrain
+from ghost_jax.data.builders import DATASETS, Dataset, pretrain
 from ghost_jax.data.corpus import documents_of
 from ghost_jax.data.examples import BuildInputs
+from ghost_jax.data.own import chats
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import array_record, artifact_cache
 from ghost_jax.data.storage.schema import Record
@@ -40,16 +41,28 @@ def chat_vocabulary(base: Tokenizer) -> Tokenizer:
     return vocabulary
 
 
+def row_of(name: str, config: ConfigDict) -> Dataset:
+    """Returns the row of one of `DATASETS`, or of the dataset that `data.chats` has under this name."""
+    if name in DATASETS:
+        return DATASETS[name]
+    cleaning = ("data.storage.schema", "data.storage.text_cleaning")  # they decide the splits
+    return Dataset("chat", name, f"conversations of {{chats[{name}]}}", made_by=cleaning)
+
+
 def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Say) -> Path:
-    """Returns the store of one of `DATASETS`, building it where it is missing."""
-    dataset = DATASETS[name]
+    """Returns the store of a dataset, see `row_of`, building it where it is missing."""
+    dataset = row_of(name, config)
+    path = None if name in DATASETS else Path(config.data.chats[name])
     module, function = (dataset.builder or f"{name}.dataset").split(".")
-    builder = _module(f"data.builders.{module}")
+    builder = chats if path else _module(f"data.builders.{module}")
     made_by = [builder, *map(_module, dataset.made_by), tokenizer, array_record]
     options = {key: config.data[key] for key in dataset.options}
     options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
     made_from = {"tokenizer": vocabulary.sha256, **options}
-    made_from |= {"corpus": corpus.name} if dataset.reads_corpus else {"pack": embedded.sha256()}
+    if path:
+        made_from |= {"file": path.name, "sha256": artifact_cache.sha256_of(path), "bytes": path.stat().st_size}
+    else:
+        made_from |= {"corpus": corpus.name} if dataset.reads_corpus else {"pack": embedded.sha256()}
     if dataset.stage == "pretrain":
         made_from["window"] = config.data.seq_len
     else:
@@ -62,7 +75,8 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
         say(f"building {name}: {dataset.about.format_map(config.data)}")
         vocabulary.save(folder / "tokenizer.json")
         inputs = BuildInputs(corpus, documents, config.data, vocabulary, folder, say)
-        counts = array_record.write_examples(folder, name, getattr(builder, function)(inputs))
+        rows = inputs.render(chats.read(name, path)) if path else getattr(builder, function)(inputs)
+        counts = array_record.write_examples(folder, name, rows)
         return {"datasets": {name: counts}} | inputs.recorded
 
     return artifact_cache.build(name, made_by, made_from, write)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.data import corpus, datasets
-from ghost_jax.data.builders import DATASETS, names_of
+from ghost_jax.data.builders import names_of
 from ghost_jax.data.mixture import Mix, Phase
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.artifact_cache import SplitCounts
@@ -53,6 +53,10 @@ def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
 
     Raises UserError for a missing or damaged input, and for a dataset that is mixed in and has no training record.
     """
+    own = config.data.get("chats", {})
+    for name, path in own.items():
+        if not Path(path).is_file():
+            raise UserError(f"data.chats.{name} names {path}, which is no file. Name a file of conversations.")
     inputs = _located(config, config.data.sources, data_dir)
     documents = corpus.corpus_store(inputs, _say)
     mixed = {name for multipliers in config_lib.mixtures(config).values() for name in multipliers if multipliers[name]}
@@ -66,7 +70,7 @@ def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
         needed = mixed | set(config_lib.SHARED) | asked
     stores = {
         name: datasets.dataset_store(name, config, documents, vocabulary, _say)
-        for name in names_of(config.stage)
+        for name in (*names_of(config.stage), *own)
         if name in needed
     }
     empty = [name for name in stores if name in mixed and "train" not in _splits(stores, name)]
@@ -100,7 +104,7 @@ def _splits(stores: dict[str, Path], name: str) -> dict[str, SplitCounts]:
 def _refuse_empty(config: ConfigDict, documents: Path, empty: list[str]) -> None:
     """Raises UserError where some dataset of the mixture has no training record."""
     if empty:
-        wanted = "; ".join(f"{name}: {DATASETS[name].about.format_map(config.data)}" for name in empty)
+        wanted = "; ".join(f"{name}: {datasets.row_of(name, config).about.format_map(config.data)}" for name in empty)
         here = corpus.few(list(artifact_cache.manifest(documents).documents))
         raise UserError(
             f"The mixture asks for {', '.join(empty)}, of which there is no training record ({wanted}). There are the "

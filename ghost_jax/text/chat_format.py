@@ -16,10 +16,11 @@ VERSION = 1  # raise it when the same messages give other ids or another mask
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `role` is "user" or "assistant"."""
+    """One turn. `role` is "user" or "assistant"; without `train`, an assistant's turn is not learnt."""
 
     role: str
     content: str
+    train: bool = True
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
@@ -28,9 +29,9 @@ def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[np.ndarra
     mask: list[bool] = []
     for message in messages:
         content = tokenizer.encode(message.content)
-        supervised = message.role == "assistant"
-        ids += [tokenizer.id(ASSISTANT if supervised else USER), *content, tokenizer.id(END)]
-        mask += [False] + [supervised] * (len(content) + 1)
+        answers = message.role == "assistant"
+        ids += [tokenizer.id(ASSISTANT if answers else USER), *content, tokenizer.id(END)]
+        mask += [False] + [answers and message.train] * (len(content) + 1)
     return np.asarray(ids, np.int32), np.asarray(mask, bool)
 
 

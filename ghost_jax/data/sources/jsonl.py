@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.own import rows
 from ghost_jax.data.sources.vulnerability import is_rejected
-from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Fact, Record
 
 VERSION = 1  # raise it when the same file gives other records
@@ -23,16 +22,13 @@ def read(path: Path) -> Iterator[Record]:
     A vulnerability whose text holds the line "Weakness: CWE-<n> <name>." also states its class as a fact. Raises
     UserError for a line that is not UTF-8, not JSON, not of the form above or over `files.MAX_LINE` bytes; names it.
     """
-    for number, line in files.read_lines(path):
-        if not line.isspace():
-            record = _record(files.parse_json(line.rstrip(), path, number), f"{path}, line {number}")
-            if not is_rejected(record.text):
-                yield record
+    for place, document in rows.read(path):
+        record = _record(document, f"{path}, {place}")
+        if not is_rejected(record.text):
+            yield record
 
 
-def _record(document: Any, where: str) -> Record:
-    if not isinstance(document, dict):
-        raise UserError(f"{where}: a {type(document).__name__} instead of an object. Write one object a line.")
+def _record(document: dict, where: str) -> Record:
     fields = {key: "" if document.get(key) is None else document[key] for key in (*_REQUIRED, *_OPTIONAL)}
     for key, value in fields.items():
         if not isinstance(value, str) or (key in _REQUIRED and not value.strip()):

@@ -1,6 +1,7 @@
 """Publishers' files, plain or compressed. Every error names the file and the place in it."""
 
 import contextlib
+import csv
 import gzip
 import itertools
 import json
@@ -9,7 +10,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -111,6 +112,32 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             if len(line) > MAX_LINE:
                 raise UserError(f"{path}, line {number}: longer than {MAX_LINE >> 20} MiB. Split the document.")
             yield number, line
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields the line, from 1, and the fields by column of each row of CSV with a header.
+
+    Raises UserError where the file is not CSV in UTF-8, lacks one of `columns`, or has a row of another length.
+    """
+    lines = (decode(line, path, number) for number, line in read_lines(path))
+    csv.field_size_limit(MAX_LINE)  # by default a field of 128 KiB is refused
+    rows = csv.reader(lines, strict=True)
+    filled = filter(None, rows)
+    try:
+        header = next(filled, [])
+        if missing := [column for column in columns if column not in header]:
+            raise UserError(f"{path}, line {max(rows.line_num, 1)}: the column {', '.join(missing)} is missing.")
+        for fields in filled:
+            if len(fields) != len(header):
+                raise UserError(
+                    f"{path}, line {rows.line_num}: {len(fields)} fields under {len(header)} columns. Put a field that "
+                    "holds a comma, a quote or a line end in quotes, or fetch the file again."
+                )
+            yield rows.line_num, dict(zip(header, fields, strict=True))
+    except csv.Error as fault:
+        raise UserError(
+            f"{path}, line {rows.line_num}: not valid CSV ({fault}). Correct the line or fetch the file again."
+        ) from fault
 
 
 def read_json(path: Path) -> Any:

@@ -1,0 +1,78 @@
+"""A user's own conversations: a file of `data.chats` is a dataset of the chat stage. The keys of a row tell its form.
+
+messages  {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …, "train": false}, …]}
+ShareGPT  {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}
+Alpaca    {"instruction": …, "input": …, "output": …}
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.examples import Conversation
+from ghost_jax.data.own import rows
+from ghost_jax.data.storage.schema import split_of
+from ghost_jax.text.chat_format import Message
+
+VERSION = 1  # raise it when the same file gives other conversations
+
+ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
+
+
+def read(name: str, path: Path) -> Iterator[Conversation]:
+    """Yields the conversations of a file. Raises UserError, which names the place, for one that is invalid.
+
+    System turns are put in front of the first user turn, a blank line between, because our conversations have no
+    system role. The split is drawn from the user's first turn.
+    """
+    seen: dict[str, str] = {}
+    for place, row in rows.read(path):
+        where = f"{path}, {place}"
+        turns = _checked(_turns(row, where), where)
+        system = [turn.content for turn in turns if turn.role == "system"]
+        first, *others = (turn for turn in turns if turn.role != "system")
+        messages = (Message("user", "\n\n".join([*system, first.content])), *others)
+        key = rows.id_of(row, where, f"{name}/{place.partition(' ')[2]}", seen)
+        yield Conversation(key, name, messages, split_of(first.content))
+    if not seen:
+        raise UserError(f"{path} holds no conversation. Write one a line, or leave out data.chats.{name}.")
+
+
+def _turns(row: dict, where: str) -> list[Message]:
+    """Returns the turns of a row of any form."""
+    for form, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
+        if form in row:
+            turns = row[form]
+            if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
+                raise UserError(f'{where}: "{form}" must be a list of at least one object.')
+            return [_turn(turn, role, content, f"{where}, turn {n}") for n, turn in enumerate(turns, start=1)]
+    if "instruction" not in row:
+        raise UserError(f'{where}: no "messages", "conversations" or "instruction", but {", ".join(row) or "no key"}.')
+    asked = [rows.string(row, "instruction", where, needed=True), rows.string(row, "input", where)]
+    answer = rows.string(row, "output", where, needed=True)
+    return [Message("user", "\n\n".join(filter(None, asked))), Message("assistant", answer)]
+
+
+def _turn(turn: dict, role: str, content: str, where: str) -> Message:
+    said_by = rows.string(turn, role, where, needed=True)
+    if said_by not in ROLES:
+        raise UserError(f'{where}: "{role}" is {said_by[:100]}; use one of {", ".join(ROLES)}.')
+    train = turn.get("train", True)
+    if not isinstance(train, bool) or ("train" in turn and train and ROLES[said_by] != "assistant"):
+        raise UserError(f'{where}: "train" must be true or false, and only a turn of the assistant can be learnt.')
+    return Message(ROLES[said_by], rows.string(turn, content, where, needed=True), train)
+
+
+def _checked(turns: list[Message], where: str) -> list[Message]:
+    """Returns the turns. Raises UserError where their order is invalid or none is learnt."""
+    roles = [turn.role for turn in turns]
+    others = list(itertools.dropwhile("system".__eq__, roles))
+    if not others or others != ["user", "assistant"] * (len(others) // 2):
+        raise UserError(
+            f"{where}: the turns are of {', '.join(roles[:20])}. Write system turns first, then user and assistant in "
+            "turns, the assistant last."
+        )
+    if not any(turn.train for turn in turns if turn.role == "assistant"):
+        raise UserError(f'{where}: "train" is false for every turn of the assistant. Remove the row, or let one learn.')
+    return turns

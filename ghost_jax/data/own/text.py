@@ -1,0 +1,88 @@
+"""A user's own text: an entry of `data.sources` that is a path to a file or folder, or a glob pattern.
+
+A row of JSON lines, CSV or Parquet is a document; only `text` is required. A Markdown or text file is a document.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ghost_jax.config.validate import TEXT_FILES
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.own import rows
+from ghost_jax.data.storage import files
+from ghost_jax.data.storage.schema import Record
+
+VERSION = 1  # raise it when the same files give other records
+
+PAGES = (".md", ".txt")  # a file is a document
+_HIDDEN = re.compile(r"(^|/)\.")
+_FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+_HEADING = re.compile(r"^(?:#{1,6}[ \t]+(\S.*)|(\S.*)\n=+[ \t]*)$", re.MULTILINE)
+
+
+def find(entry: str) -> tuple[str, Path, list[Path]]:
+    """Returns the name of an entry's documents, the folder that its files are in, and these files in order.
+
+    The name is that of the file without suffixes, or of the folder. Hidden files are left out.
+
+    Raises UserError where there is no file that can be read.
+    """
+    path = Path(entry).expanduser()
+    if path.is_file():
+        folder, found, name = path.parent, [path], Path(files.stem(path.name)).stem
+    else:
+        parts = path.parts
+        wild = [] if path.is_dir() else [i for i, part in enumerate(parts) if set("*?[") & set(part)]
+        fixed = wild[0] if wild else len(parts)
+        folder = Path(*parts[:fixed])
+        matches = sorted(folder.glob("/".join(parts[fixed:]) or "**/*"))
+        found = [each for each in matches if each.is_file() and not _HIDDEN.search(place_of(each, folder))]
+        name = folder.resolve().name or "files"
+    readable = [each for each in found if rows.suffix_of(each) in TEXT_FILES]
+    if not readable:
+        what = f"{found[0]} is none of them" if found else "there is no such file"
+        raise UserError(
+            f"data.sources names {entry}, in which no file can be read: {what}. Name a file, a folder or a pattern of "
+            f"{', '.join(TEXT_FILES)}, plain or as .gz, .xz or .zip."
+        )
+    return re.sub(r"[\s,()]+", "_", name), folder, readable
+
+
+def place_of(path: Path, folder: Path) -> str:
+    """Returns where a file is in its folder, the same whatever its compression."""
+    return files.stem(path.relative_to(folder).as_posix())
+
+
+def read(name: str, folder: Path, paths: Sequence[Path]) -> Iterator[Record]:
+    """Yields the documents of files in `folder`; their source is `name` unless a row has its own.
+
+    An empty page is left out. Raises UserError for a row that is invalid, and for a page that is not UTF-8.
+    """
+    for path in paths:
+        if rows.suffix_of(path) in PAGES:
+            yield from _page(name, folder, path)
+            continue
+        seen: dict[str, str] = {}
+        for place, row in rows.read(path):
+            where, number = f"{path}, {place}", place.partition(" ")[2]
+            text = rows.string(row, "text", where, needed=True)
+            key = rows.id_of(row, where, f"{place_of(path, folder)}/{number}", seen)
+            stated = {k: " ".join(rows.string(row, k, where).split()) for k in ("source", "title", "url", "license")}
+            yield Record(**stated | {"id": key, "source": stated["source"] or name, "text": text.strip()})
+
+
+def _page(name: str, folder: Path, path: Path) -> Iterator[Record]:
+    with files.open_text(path) as stream:
+        data = stream.read(files.MAX_LINE + 1)
+    if len(data) > files.MAX_LINE:
+        raise UserError(f"{path} is longer than {files.MAX_LINE >> 20} MiB. Split the document.")
+    text = rows.string({"text": files.decode(data, path)}, "text", str(path)).strip()
+    title = Path(files.stem(path.name)).stem
+    heading = _HEADING.search(_FENCED.sub("", text)) if rows.suffix_of(path) == ".md" else None
+    if heading:
+        title = (heading[1] or heading[2]).strip()
+        title = title.rstrip("#").rstrip() if title.rstrip("#").endswith((" ", "\t")) else title  # "# Ports #", "# C#"
+        text = text.removeprefix(heading[0]).strip() or title  # the title stands in front of the text already
+    if text:
+        yield Record(f"{name}/{place_of(path, folder)}", name, title, text, url="", license="")
