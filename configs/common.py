@@ -64,21 +64,26 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.evals = ConfigDict()  # evaluation of evals/tasks -> its options, run at the end
 
     if stage == "chat":
-        c.data.mixture = ConfigDict(dict.fromkeys(CHAT_DATASETS, 0.0))
-        c.data.chats = ConfigDict()  # name -> path: files of conversations, datasets of the mixture under these names
-        c.init_tokens = "mean"  # how the new rows of the embedding start: "mean" of the old ones or "random"
-        # Weights of the objectives: masked language-model loss, cross-entropy over the option letters, softmax over
-        # the log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read").
-        c.objective = ConfigDict({"lm": 1.0, "letter": 0.0, "ranking": 0.0})
-        c.data.packing = True
-        c.data.layout = "classic"  # of multiple choice; names in ghost_jax/text/mcq_format.py
-        c.data.cot = ConfigDict({"teacher": "offline", "model": ""})  # or an OpenAI-compatible URL and its model
-        c.data.qa_sources = QA_SOURCES  # as documents name them; absent ones are skipped
-        c.data.qa_per_source = 3500  # about how many documents, and how many facts, of a source become questions
-        c.evals.ctibench = ConfigDict({"batch_size": 16, "orders": "cyclic"})
-        # Letters of some of the run's held-out questions while it trains, every so many updates; 0: never.
-        c.online_probe = ConfigDict({"every": 0, "questions": 64})
+        _add_chat_keys(c)
     return c
+
+
+def _add_chat_keys(c: ConfigDict) -> None:
+    """Adds the keys that the chat stage alone has."""
+    c.data.mixture = ConfigDict(dict.fromkeys(CHAT_DATASETS, 0.0))
+    c.data.chats = ConfigDict()  # name -> path: files of conversations, datasets of the mixture under these names
+    c.init_tokens = "mean"  # how the new rows of the embedding start: "mean" of the old ones or "random"
+    # Weights of the objectives: masked language-model loss, cross-entropy over the option letters, softmax over
+    # the log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read").
+    c.objective = ConfigDict({"lm": 1.0, "letter": 0.0, "ranking": 0.0})
+    c.data.packing = True
+    c.data.layout = "classic"  # of multiple choice; names in ghost_jax/text/mcq_format.py
+    c.data.cot = ConfigDict({"teacher": "offline", "model": ""})  # or an OpenAI-compatible URL and its model
+    c.data.qa_sources = QA_SOURCES  # as documents name them; absent ones are skipped
+    c.data.qa_per_source = 3500  # about how many documents, and how many facts, of a source become questions
+    c.evals.ctibench = ConfigDict({"batch_size": 16, "orders": "cyclic"})
+    # Letters of some of the run's held-out questions while it trains, every so many updates; 0: never.
+    c.online_probe = ConfigDict({"every": 0, "questions": 64})
 
 
 def scale_of(preset: str) -> str:

@@ -103,31 +103,8 @@ def make_train_step(
         )(params)
         return {"loss": total} | {f"loss_{name}": part for name, part in parts.items()}, grads
 
-    def accumulated(state: TrainState, batch: dict) -> tuple[dict, dict]:
-        """Returns the losses and the gradient of the full batch."""
-        micro_batches = batch["tokens"].shape[0] // micro_batch_rows
-        update_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        over = denominators(batch)
-
-        def of_micro_batch(index: jax.Array, rows: dict) -> tuple[dict, dict]:
-            key = jax.random.fold_in(update_key, index) if dropout else None
-            return gradient(state.params, rows, over, key)
-
-        if micro_batches == 1:
-            return of_micro_batch(jnp.int32(0), batch)
-        # Row r is in micro-batch r % A: each device keeps its own rows, nothing moves between devices.
-        cut = jax.tree.map(lambda x: x.reshape(micro_batch_rows, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
-        cut = jax.lax.with_sharding_constraint(cut, jax.NamedSharding(mesh, jax.P(None, *BATCH)))
-
-        def add(carry: tuple, inputs: tuple) -> tuple:
-            return jax.tree.map(jnp.add, carry, of_micro_batch(*inputs)), None
-
-        first = jax.tree.map(lambda x: x[0], cut)
-        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_micro_batch, jnp.int32(0), first))
-        return jax.lax.scan(add, zero, (jnp.arange(micro_batches), cut))[0]
-
     def step(state: TrainState, batch: dict, learning_rate: jax.Array) -> tuple[TrainState, dict]:
-        losses, grads = accumulated(state, batch)
+        losses, grads = _accumulated(gradient, state, batch, micro_batch_rows, mesh, dropout)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(grad_norm)
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -146,6 +123,32 @@ def make_train_step(
         donate_argnums=0,
         compiler_options=_compiler_options(mesh, model.config.dtype),
     )
+
+
+def _accumulated(
+    gradient: Callable, state: TrainState, batch: dict, micro_batch_rows: int, mesh: Mesh, dropout: bool
+) -> tuple[dict, dict]:
+    """Returns the losses and the gradient of the full batch, summed over its micro-batches."""
+    micro_batches = batch["tokens"].shape[0] // micro_batch_rows
+    update_key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    over = denominators(batch)
+
+    def of_micro_batch(index: jax.Array, rows: dict) -> tuple[dict, dict]:
+        key = jax.random.fold_in(update_key, index) if dropout else None
+        return gradient(state.params, rows, over, key)
+
+    if micro_batches == 1:
+        return of_micro_batch(jnp.int32(0), batch)
+    # Row r is in micro-batch r % A: each device keeps its own rows, nothing moves between devices.
+    cut = jax.tree.map(lambda x: x.reshape(micro_batch_rows, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+    cut = jax.lax.with_sharding_constraint(cut, jax.NamedSharding(mesh, jax.P(None, *BATCH)))
+
+    def add(carry: tuple, inputs: tuple) -> tuple:
+        return jax.tree.map(jnp.add, carry, of_micro_batch(*inputs)), None
+
+    first = jax.tree.map(lambda x: x[0], cut)
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_micro_batch, jnp.int32(0), first))
+    return jax.lax.scan(add, zero, (jnp.arange(micro_batches), cut))[0]
 
 
 def _compiler_options(mesh: Mesh, dtype: str) -> dict[str, bool | str]:
