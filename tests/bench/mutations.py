@@ -61,8 +61,11 @@ def main(argv: Sequence[str]) -> int:
     mutations = read_json(LIST)
     found = read_json(flags.out) if flags.out.is_file() else {}
     with tempfile.TemporaryDirectory(prefix="ghost_jax-mutations-") as folder:
-        ignored = shutil.ignore_patterns(".git", ".venv", "runs", "report", "site", "__pycache__")
-        tree = Path(shutil.copytree(ROOT, Path(folder) / "tree", ignore=ignored))
+        tree = Path(folder) / "tree"
+        tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in filter(None, tracked.split("\0")):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
         os.environ["XDG_CACHE_HOME"] = str(Path(folder) / "cache")
         for number in map(int, flags.only.split(",")) if flags.only else range(len(mutations)):
             found[str(number)] = try_one(mutations[number], tree)
