@@ -142,11 +142,11 @@ def learned(runs: Sequence[RunRecord], comparisons: Sequence[dict]) -> list[str]
     left = [name for name in scored if name not in compared]
     if left and (comparisons or len(scored) > 1):
         sentences.append(
-            f"Nothing can be told of {', '.join(left)}: no comparison with another run is recorded. Rows of a table "
+            f"No finding on {', '.join(left)}: no comparison with another run is recorded. Rows of a table "
             "that look different may differ by the luck of the items alone. To record one: python -m evals.compare "
             "--runs=A,B --out=FILE.json, with FILE.json beside the runs."
         )
-    return sentences or ["Nothing can be told: it takes two scored runs and a recorded comparison of them."]
+    return sentences or ["No finding: one needs two scored runs and a recorded comparison of them."]
 
 
 def _of_comparison(comparison: dict) -> list[str]:
