@@ -20,7 +20,6 @@ from pathlib import Path
 from rich.console import Console
 
 from evals.analysis.report import show
-from evals.answering import free_text
 from evals.answering.evaluate import check_options
 from evals.items.answers import ORDERS
 from evals.items.formats import read_items
@@ -33,7 +32,6 @@ from ghost_jax.core import jax_setup
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
-from ghost_jax.inference.generate import Generator
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import evaluation, run_dir
 from ghost_jax.runs.evaluation import Evaluation
@@ -59,7 +57,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--evidence", action="store_true", help="print the lines that each lexical answer rests on")
     option("--controls", action="store_true", help="the lexical reader on other lines as well: minutes")
     option("--options_only", type=local_path, metavar="DIR", help="the recipe trained with data.layout=options_only")
-    option("--matching", action="store_true", help="also let the model answer freely, options not shown")
     option("--task", choices=("mcq", *TASKS, "taa"), default="mcq", help="of CTIBench (default: mcq)")
     option("--predictions", type=local_path, metavar="FILE", help="answers to --task=rcm, vsp or ate; else baselines")
     option("--column", metavar="NAME", help="the column of --predictions with the answers")
@@ -84,18 +81,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"The reader {flags.reader} reads a book: add --book=open.")
     if not flags.workdir and not lexical:
         raise UsageError("Name the run to score with --workdir; only --book=open --reader=lexical needs none.")
-    if lexical and (flags.workdir or flags.options_only or flags.matching or flags.orders != "cyclic"):
-        raise UsageError("The lexical reader has no model: omit --workdir, --options_only, --matching and --orders.")
+    if lexical and (flags.workdir or flags.options_only or flags.orders != "cyclic"):
+        raise UsageError("The lexical reader has no model: omit --workdir, --options_only and --orders.")
     if not lexical and (flags.evidence or flags.controls):
         raise UsageError("--evidence and --controls are the lexical reader's: add --book=open --reader=lexical.")
-    if is_open and (flags.options_only or flags.matching):
-        raise UsageError("--options_only and --matching are asked with the book closed: leave --book=open out.")
+    if is_open and flags.options_only:
+        raise UsageError("--options_only is asked with the book closed: leave --book=open out.")
     return flags
 
 
 def _of_endpoint(flags: argparse.Namespace) -> argparse.Namespace:
     """Returns the flags. Raises UsageError where they are not those of an endpoint."""
-    others = ("workdir", "options_only", "matching", "evidence", "controls")
+    others = ("workdir", "options_only", "evidence", "controls")
     if any(getattr(flags, name) for name in others) or flags.book == "open" or flags.reader != "model":
         raise UsageError(f"--endpoint is asked with the book closed: omit --{', --'.join(others)}, --book, --reader.")
     if not flags.out or flags.out.is_dir() or not flags.model:
@@ -168,10 +165,6 @@ def score_run(flags: argparse.Namespace) -> Evaluation:
     tokenizer = tokenizer_lib.load(flags.workdir / "tokenizer.json")
     if not tokenizer.has_roles:
         raise UserError(f"{flags.workdir} is a base model without a chat format. Score a chat run made from it.")
-    generate = None
-    if flags.matching:
-        size = {"batch_size": 32, "new_tokens": free_text.NEW_TOKENS}
-        generate = Generator(model, params, mesh, **size, stop_ids=tokenizer.end_ids)
     report = evaluate_run(
         functools.partial(make_predict(model, params, mesh), params),
         tokenizer,
@@ -185,7 +178,6 @@ def score_run(flags: argparse.Namespace) -> Evaluation:
         book=Book.open(flags.data_dir, run_dir.say) if flags.book == "open" else None,
         reader=flags.reader,
         options_only=flags.options_only,
-        generate=generate,
     )
     return replace(report, step=step)
 

@@ -19,7 +19,7 @@ from ghost_jax.core.atomic_io import new_folder, read_json, write_json, write_te
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
 from ghost_jax.hub import card, gpt2, llama, upload, vocabulary, weights
-from ghost_jax.hub.channel import CANONICAL, CHANNELS, EXPERIMENTAL, decide
+from ghost_jax.hub.card import CANONICAL, CHANNELS, EXPERIMENTAL
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_record
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -78,10 +78,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         "--channel",
         choices=CHANNELS,
         default=EXPERIMENTAL,
-        help="canonical only where it is shown to be above --present, else experimental (default: experimental)",
+        help="a tag of the card; canonical needs the verdict knowledge (default: experimental)",
     )
-    add("--present", type=local_path, metavar="DIR", help="the present canonical run, to compare with")
-    add("--items", type=local_path, metavar="FILE", help="the questions of that comparison, as evals.compare")
     add(
         "--push_to",
         metavar="OWNER/NAME",
@@ -105,22 +103,21 @@ def main(argv: Sequence[str]) -> int:
     out = flags.out.resolve()
     check_out(out, flags.force)
     run = card.read_records(flags.workdir)
-    channel = decide(flags.channel, flags.workdir, flags.present, flags.items)
-    present = card.read_records(flags.present) if flags.present else None
+    if flags.channel == CANONICAL:
+        card.check_canonical(run)
     jax_setup.set_up()
     with new_folder(out) as folder:
         description = write_model(folder, flags.workdir, flags.dtype)
         exported = read_json(folder / "config.json")
-        write_text(folder / card.FILE, card.card_of(run, exported, channel, present))
+        write_text(folder / card.FILE, card.card_of(run, exported, flags.channel))
     print(f"{flags.out}: {description}")
-    print(f"{channel.name}: {channel.reason}")
     if flags.push_to:
         for path in sorted(out.iterdir()):
             print(f"{path.stat().st_size:>15,}  {path.name}")
         if flags.dry_run:
             print(f"Nothing was uploaded to {flags.push_to}. A new repository is public where the hub's default is.")
         else:
-            address = upload.push(out, flags.push_to, tag=channel.name, keeps=CANONICAL, above=channel.above)
+            address = upload.push(out, flags.push_to, flags.channel)
             print(f"uploaded to {address}")
     return 0
 

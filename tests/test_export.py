@@ -210,21 +210,16 @@ def test_names_shapes_and_config_of_a_gpt2(tmp_path):
 
 def test_a_chat_run_and_its_base_are_exported_with_a_card_and_replaced_with_force_alone(ghost, tiny_run, tmp_path):
     chat, base = tmp_path / "chat", tmp_path / "base"
-    present = shutil.copytree(tiny_run.workdir, tmp_path / "present")
-    config = json.loads((present / "config.json").read_text())
-    (present / "config.json").write_text(json.dumps(config | {"steps": 9}))
-    flags = (f"--workdir={tiny_run.workdir}", f"--out={chat}", "--channel=canonical", f"--present={present}")
-    printed = ghost.here("ghost_jax.export", *flags).stdout
+    flags = (f"--workdir={tiny_run.workdir}", f"--out={chat}")
+    assert "knowledge" in ghost.refused_here("ghost_jax.export", *flags, "--channel=canonical")
+    ghost.here("ghost_jax.export", *flags)
     command = ("ghost_jax.export", f"--workdir={tiny_run.base}", f"--out={base}", "--dtype=bfloat16")
     ghost.here(*command)
     expected = {"README.md", "config.json", "generation_config.json", FILE, "tokenizer.json", "tokenizer_config.json"}
     for out in (chat, base):
         assert {path.name for path in out.iterdir()} == expected
         assert ("chat_template" in json.loads((out / "tokenizer_config.json").read_text())) == (out == chat)
-    reason = next(line for line in printed.splitlines() if line.startswith("experimental: ")).partition(": ")[2]
     card = (chat / "README.md").read_text()
-    assert reason in card
-    assert "present" in reason
     score = json.loads((tiny_run.workdir / "evals" / "ctibench.json").read_text())
     assert f"| {100 * score['single_order']:.1f} | {100 * score['headline']['accuracy']:.1f} |" in card
 

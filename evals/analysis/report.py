@@ -234,8 +234,6 @@ def _lines(report: Evaluation) -> list[str]:
         for name, control in (cloze.controls or {}).items():
             gained = gain_shown(control.gain, control.gain_ci95)
             lines.append(f"the same, {name}: {percent(control)}  gain over it {gained}")
-    if found := report.matching:
-        lines.append(f"free answers matched to the options: {percent(found)}; {found.matched:.1%} match one")
     if report.calibration:
         lines.append(f"expected calibration error: {report.calibration.ece:.3f}")
     if behind := report.endpoint:

@@ -111,15 +111,6 @@ class Readings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matching(Accuracy):
-    """The accuracy of free answers, the share of them that matches an option, examples, and the rules."""
-
-    matched: float
-    examples: tuple[dict[str, str], ...]
-    how: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Contamination:
     """What a search of the training data for the items found, and the stores that could not be searched."""
 
@@ -219,7 +210,6 @@ class Evaluation:
     contextual_calibration: ContextualCalibration | None = None
     cloze: Cloze | None = None
     readings: Readings | None = None
-    matching: Matching | None = None
     book_index: BookIndex | None = None
     fallbacks: int | None = None
     retrieval: Retrieval | None = None
