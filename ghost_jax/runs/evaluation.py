@@ -205,6 +205,7 @@ class Evaluation:
     verdict_text: str
     book: str
     reader: str
+    without_doubtful_gold: Accuracy | None = None  # docs/gold_audit.md
     layout: str | None = None
     prompts_cropped: int | None = None
     contextual_calibration: ContextualCalibration | None = None
