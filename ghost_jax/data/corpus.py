@@ -310,15 +310,21 @@ def documents_of(corpus: Path) -> Documents:
     return read
 
 
-def index_store(corpus: Path, pages_of: Iterable[str], say: Say) -> Path:
-    """Returns the store of the lexical index over a corpus's pages of some sources, as documents name them."""
+def index_store(corpus: Path, pages_of: Iterable[str], say: Say, words: int = bm25.LINE) -> Path:
+    """Returns the store of the lexical index over a corpus's pages of some sources, as documents name them.
+
+    `words` is the length of its longest passage, see `passages_of`.
+    """
     indexed = sorted(set(pages_of))
 
+    def pages() -> Iterator[Record]:
+        return (record for record in documents_of(corpus)() if record.source in indexed)
+
     def write(folder: Path) -> dict:
-        say(f"indexing the passages of {', '.join(indexed)}")
-        pages = (record for record in documents_of(corpus)() if record.source in indexed)
-        index = Index.build(passage for page in pages for passage in passages_of(page))
+        say(f"indexing the passages of {', '.join(indexed)}, at most {words} words each")
+        names = {page.id: page.title for page in pages()}
+        index = Index.build(passage for page in pages() for passage in passages_of(page, words, names))
         index.save(folder)
         return {"passages": len(index), "inputs": artifact_cache.manifest(corpus).made_from["inputs"]}
 
-    return artifact_cache.build("index", (bm25,), {"corpus": corpus.name, "sources": indexed}, write)
+    return artifact_cache.build("index", (bm25,), {"corpus": corpus.name, "sources": indexed, "words": words}, write)
