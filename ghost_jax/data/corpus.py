@@ -21,7 +21,7 @@ from types import ModuleType
 import numpy as np
 
 from ghost_jax.config.validate import is_path
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.core.paths import cache_dir, data_folders
 from ghost_jax.data import dedup, fetch, sources
 from ghost_jax.data.downloads.published import PUBLISHED
@@ -100,24 +100,31 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
     read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
     if strays := [path for path in sources.unclaimed(data_folders(data_dir)) if path.resolve() not in read]:
         notes.append(f"Not read, because no source has a file of that name: {few(strays)}.")
-    inputs = [each for name in names for each in own.get(name) or _inputs({name: found[name]})]
-    return Inputs(tuple(inputs), tuple(notes))
+    return Inputs(_inputs(names, found, own), tuple(notes))
 
 
-def book_corpus(data_dir: Path | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:
-    """Returns the corpus store of the open book, the reference pages that questions are answered from.
+def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
+    """Returns the corpus store of a book, the pages that questions are answered from.
+
+    `named` is "open" for ATT&CK, CAPEC and CWE, or entries of `data.sources` separated by commas: "docs/,cwe".
 
     Raises UserError where a source is missing or incomplete: a book without a part would give other scores.
     """
-    found, absent, help_text = _search(names, data_dir, say, accept_parts=False)
+    names = PUBLISHED_BOOK if named == "open" else named.split(",")
+    for name in names:
+        if not (name in sources.SOURCES or is_path(name) or Path(name).exists()):
+            raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(sources.SOURCES)}).")
+    names = [name if name in sources.SOURCES or is_path(name) else f"./{name}" for name in names]
+    own = _own_inputs(names)
+    found, absent, help_text = _search([name for name in names if name not in own], data_dir, say, accept_parts=False)
     if absent:
         raise UserError(f"The open book lacks {_names(absent)}. {help_text}")
-    return corpus_store(Inputs(_inputs(found), ()), say)
+    return corpus_store(Inputs(_inputs(names, found, own), ()), say)
 
 
-def _inputs(found: dict[str, list[Path]]) -> tuple[Input, ...]:
+def _inputs(names: Sequence[str], found: dict[str, list[Path]], own: dict[str, tuple[Input, ...]]) -> tuple[Input, ...]:
     paths = {name: paths if sources.SOURCES[name].stems else [None] for name, paths in found.items()}
-    return tuple(Input(name, path) for name in paths for path in paths[name])
+    return tuple(each for name in names for each in own.get(name) or [Input(name, path) for path in paths[name]])
 
 
 def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
@@ -131,8 +138,8 @@ def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
         name, folder, paths = text.find(entry)
         if name in entries:
             raise UserError(
-                f"data.sources names {entries[name]} and {entry}, and both are called {name}. Rename one, or give "
-                "their folder or a pattern as one entry."
+                f"{entries[name]} and {entry} are both called {name}. Rename one, or give their folder or a pattern as "
+                "one entry."
             )
         entries[name] = entry
         pages = tuple(path for path in paths if rows.suffix_of(path) in text.PAGES)

@@ -30,6 +30,7 @@ from ghost_jax.data.storage.text_cleaning import sentences
 
 LINE, PARAGRAPH = 40, 200  # words of the longest passage of an index, without its title and section
 CONTEXT = 4  # passages in a prompt, as in the study
+NEAR = 64  # passages among whose pages one is sought that a question names
 SHOWN_CHARACTERS = 350  # of the longest passage in a prompt, as in the study
 # Of generated questions' own pages, 66, 98, 99 and 99% are found first with weights 0, 1, 3 and 5; sentences that do
 # not name their page are found a little worse with each step (59, 58, 58 and 56%).
@@ -86,7 +87,9 @@ def passages_of(record: Record, words: int = LINE, names: Mapping[str, str] | No
         found = _LABEL.match(paragraph)
         section, content = (found["label"], found["content"]) if found else ("", paragraph)
         if names and section.startswith("Related "):
-            content = _NUMBER.sub(lambda found: f"{names[found[0]]} ({found[0]})" if found[0] in names else found[0], content)
+            content = _NUMBER.sub(
+                lambda found: f"{names[found[0]]} ({found[0]})" if found[0] in names else found[0], content
+            )
         for part in _lines(content, words):
             text = " ".join(part).removeprefix("- ")  # of a list's item
             yield Passage(record.id, record.source, title, section, text, record.url)
@@ -148,6 +151,12 @@ def _bm25s() -> ModuleType:
             sys.modules["jax.lax"] = jax_lax
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for every debugging line itself
     return library
+
+
+def _names_of(title: str) -> list[set[str]]:
+    """Returns the terms of each name of a page: of "Acquire Infrastructure: Botnet (T1583.005)" these, and "Botnet"."""
+    name, _, number = title.rpartition(" (") if title.endswith(")") else (title, "", "")
+    return [set(terms(part)) for part in (title, name, number, name.rpartition(": ")[2])]
 
 
 class Index:
@@ -248,6 +257,25 @@ class Index:
             rows[i] = candidates[np.argsort(-every[candidates], kind="stable")][:k]
             scores[i] = every[rows[i]]
         return rows, scores
+
+    def answering(self, question: str) -> list[Passage]:
+        """Returns at most `CONTEXT` passages that share a word with a question, the best first.
+
+        Where the question names pages and asks nothing else ("What is phishing?"), their beginnings come first: of so
+        few words, BM25 prefers the shortest lines.
+        """
+        (rows,), (scores,) = self.search([question], NEAR)
+        found = rows[scores > 0].tolist()
+        asked = set(terms(question))
+        begins = [self._beginning(row) for row in found if asked in _names_of(self.passage(row).title)]
+        return [self.passage(row) for row in list(dict.fromkeys([*begins, *found]))[:CONTEXT]]
+
+    def _beginning(self, row: int) -> int:
+        """Returns the first row of a row's page."""
+        page = self.passage(row).page
+        while row and self.passage(row - 1).page == page:
+            row -= 1
+        return row
 
     def context(self, questions: Sequence[str]) -> np.ndarray:
         """Returns the rows [Q, CONTEXT] int32 that a prompt with context shows, in training and in evaluation.
