@@ -3,8 +3,8 @@
 The model is asked every question in the cyclic shifts of its options, once more without the question and with
 another's, and with the options not shown. `evals/analysis/report.py` computes the evaluation.
 
-With `--book=open` it reads what a search finds in front of each question. The lexical reader needs no model:
-`python -m evals.ctibench --book=open --reader=lexical`.
+With `--book=open` it reads what a search finds in front of each question, in ATT&CK, CAPEC and CWE; `--book=FOLDER`
+searches your own files. The lexical reader needs no model: `python -m evals.ctibench --book=open --reader=lexical`.
 
 With `--endpoint=http://HOST/v1 --model=NAME --out=FILE` the model is behind an OpenAI-compatible API.
 `--task=rcm`, `vsp` or `ate` scores a sheet of free-text answers to another task of CTIBench, or its baselines.
@@ -51,8 +51,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--data_dir", type=local_path, metavar="DIR", help="folder with ctibench/ (default: $GHOST_DATA)")
     option("--batch_size", type=int, default=16, help="rows a forward pass (default: 16)")
     option("--orders", choices=ORDERS, default="cyclic", help="default: cyclic")
-    option("--book", choices=("closed", "open"), default="closed", help="default: closed")
-    option("--reader", choices=READERS, default="model", help="of the open book (default: model)")
+    option("--book", default="closed", metavar="BOOK", help="closed (default), open, or your files: FOLDER,cwe,…")
+    option("--reader", choices=READERS, default="model", help="of the book (default: model)")
     option("--split", choices=SPLITS, default="all", help="of CTIBench, docs/scoring.md (default: all)")
     option("--evidence", action="store_true", help="print the lines that each lexical answer rests on")
     option("--controls", action="store_true", help="the lexical reader on other lines as well: minutes")
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         return _of_endpoint(flags)
     if flags.model is not None:
         raise UsageError("--model names the model of an endpoint: add --endpoint=URL.")
-    lexical, is_open = flags.reader == "lexical", flags.book == "open"
+    lexical, is_open = flags.reader == "lexical", flags.book != "closed"
     if flags.reader != "model" and not is_open:
         raise UsageError(f"The reader {flags.reader} reads a book: add --book=open.")
     if not flags.workdir and not lexical:
@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def _of_endpoint(flags: argparse.Namespace) -> argparse.Namespace:
     """Returns the flags. Raises UsageError where they are not those of an endpoint."""
     others = ("workdir", "options_only", "evidence", "controls")
-    if any(getattr(flags, name) for name in others) or flags.book == "open" or flags.reader != "model":
+    if any(getattr(flags, name) for name in others) or flags.book != "closed" or flags.reader != "model":
         raise UsageError(f"--endpoint is asked with the book closed: omit --{', --'.join(others)}, --book, --reader.")
     if not flags.out or flags.out.is_dir() or not flags.model:
         raise UsageError("--endpoint needs --model=NAME and --out=FILE; its raw answers are kept beside that report.")
@@ -131,7 +131,7 @@ def report_name(flags: argparse.Namespace) -> str:
     unusual = [
         *([flags.split] if flags.split != "all" else []),
         *([flags.orders] if flags.orders != "cyclic" else []),
-        *(["open", flags.reader] if flags.book == "open" else []),
+        *([flags.book if flags.book == "open" else "own", flags.reader] if flags.book != "closed" else []),
     ]
     return "-".join([stem_of(flags.items), *unusual])
 
@@ -139,7 +139,7 @@ def report_name(flags: argparse.Namespace) -> str:
 def score_lexical(flags: argparse.Namespace, console: Console) -> Evaluation:
     """Returns the evaluation of the lexical reader, and prints its evidence where that is asked for."""
     items = read_items(flags.items) if flags.items else find_items(flags.data_dir, Path())[0]
-    book = Book.open(flags.data_dir, run_dir.say)
+    book = Book.open(flags.book, flags.data_dir, run_dir.say)
     report, reads = lexical_report(items, book, flags.split, run_dir.say, controls=flags.controls)
     if flags.evidence:
         show_evidence(part_of(items, flags.split), reads, book, console)
@@ -175,7 +175,7 @@ def score_run(flags: argparse.Namespace) -> Evaluation:
         orders=flags.orders,
         path=flags.items,
         split=flags.split,
-        book=Book.open(flags.data_dir, run_dir.say) if flags.book == "open" else None,
+        book=Book.open(flags.book, flags.data_dir, run_dir.say) if flags.book != "closed" else None,
         reader=flags.reader,
         options_only=flags.options_only,
     )

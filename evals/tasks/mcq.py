@@ -75,7 +75,8 @@ def evaluate_run(
     else:
         passages = book.passages if book else None
         report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
-        report = replace(report, book_index=book.described() if book else None)
+        if book:
+            report = replace(report, book=book.name, book_index=book.described())
     if options_only:
         control = trained_without_questions(options_only, workdir, stem_of(path), report, answers, items)
         report = with_controls(report, {TRAINED: control})

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.retrieval.bm25 import CONTEXT, Index, Passage, shown
+from ghost_jax.data.retrieval.bm25 import Index, Passage, shown
 from ghost_jax.inference.generate import Generator
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.text.chat_format import Message, render_prompt
@@ -147,8 +147,4 @@ class Conversation:
         yield from (found[n] for n in sorted(found))
 
     def _lines(self, question: str) -> list[Passage]:
-        """Returns the passages of the book that share a word with the question, the best first."""
-        if self.index is None:
-            return []
-        rows, scores = self.index.search([question], CONTEXT)
-        return [self.index.passage(row) for row, score in zip(rows[0], scores[0], strict=True) if score > 0]
+        return [] if self.index is None else self.index.answering(question)

@@ -20,7 +20,7 @@ def cropping_of(score: Evaluation | dict) -> str:
     if isinstance(score, dict):
         score = from_json(score)
     question = "the instruction and the start of the question"
-    first = f"lines of the book, then {question}" if score.book == "open" else question
+    first = f"lines of the book, then {question}" if score.book != "closed" else question
     # A cloze asks a question once for all its orders.
     prompts = score.n if score.layout == "cloze" else sum(map(len, score.predicted))
     return cropping(score.prompts_cropped or 0, prompts, first)
