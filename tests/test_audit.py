@@ -199,7 +199,7 @@ cell = st.sampled_from(["A", "b", "X", "", " C ", "0.5", "nan", "-1e400", "q0", 
 name = st.sampled_from(["id", "GT", "m", "A", "B", "C", "D", "m@BCDA", "@", "ABCD", "_A", "m_A", "m_B", "m_C", "m_D"])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([".tsv", ".csv", ".jsonl"]),
     st.lists(name, max_size=6).flatmap(

@@ -33,7 +33,7 @@ def item(number: int, page: str) -> Item:
 ITEMS = Items("made here", "", "sha", tuple(item(number, f"page {number // 2}") for number in range(200)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=40))
 def test_each_question_is_asked_of_an_item_of_another_page(pages):
     items = [item(number, f"page {page}" if page else "") for number, page in enumerate(pages)]

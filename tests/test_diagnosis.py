@@ -143,7 +143,7 @@ def test_calibration_by_hand():
     assert len(calibration.bins) == 15
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_a_report_of_any_scores_is_in_range_and_json(n, k, seed):
     rng = np.random.default_rng(seed)

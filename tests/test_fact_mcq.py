@@ -228,7 +228,7 @@ facts = st.builds(fact, st.sampled_from([f"Thing {i} a" for i in range(12)]), re
 
 
 @given(st.lists(st.lists(facts, max_size=4), max_size=40), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_corpus_gives_sound_sets(drawn, seed):
     records = [record(f"source {i % 2}", i, *stated) for i, stated in enumerate(drawn)]
     check(questions(records, seed), records)

@@ -127,7 +127,7 @@ def test_an_empty_or_too_long_continuation_is_refused(tiny, continuation, named)
         tiny.model.loglikelihood([("Which one?", continuation)])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 60), st.integers(1, 20))
 def test_windows_score_each_token_once_with_all_of_the_context(length, context):
     ids = np.arange(length)

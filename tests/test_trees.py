@@ -72,7 +72,7 @@ _branches = st.lists(st.lists(_token, min_size=1, max_size=8), min_size=1, max_s
 _trees = st.lists(st.tuples(st.lists(_token, max_size=8), _branches), min_size=1, max_size=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(_trees, st.integers(16, 40), st.sets(st.integers(8, 40), min_size=1, max_size=3), st.integers(1, 4))
 def test_every_prompt_is_seen_complete_and_alone_whatever_the_rows(drawn, context, rows, batch_size):
     with pytest.MonkeyPatch.context() as patch:
