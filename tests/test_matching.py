@@ -29,22 +29,17 @@ IDF = inverse_document_frequency([*TACTICS, *MITIGATIONS])
             for text in ("exfiltration.", "  “EXFILTRATION”\n", "It is Ｅxfiltration, so.")
         ),
         (MITIGATIONS, "They limit the privileges of accounts in the cloud.", [1, 0, 0, 0]),
-        (MITIGATIONS, "Unsigned applications are prevented from being run", [0, 1, 0, 0]),
-        (MITIGATIONS, "fewer applications with the setuid or setgid bit", [0, 0, 1, 0]),
         (MITIGATIONS, "the highest UAC level is enforced", [0, 0, 0, 1]),
         (MITIGATIONS, "the highest UAC level is enforced a1 a2 a3 a4 a5 a6 a7 a8", [0, 0, 0, 0]),
         *((TACTICS, text, [0, 0, 0, 0]) for text in ("", "!?", "the", "Persistence", "Some access that moves on")),
         (NESTED, "A blind SQL injection.", [0, 0, 1]),
-        (NESTED, "A SQL injection", [0, 1, 0]),
         (NESTED, "It is injection", [1, 0, 0]),
         (NESTED, "SQL injection, a kind of injection", [0, 0, 0]),  # names both
         (("T1566", "T1566.001"), "T1566.001", [0, 1]),
-        (("T1566", "T1566.001"), "T1566.002", [0, 0]),
         (TACTICS, "By access", [0.5, 0.5, 0, 0]),
         (("Exfiltration", "Impact", "exfiltration"), "exfiltration!", [0.5, 0, 0.5]),
         (("stolen cookies", "cookies stolen", "a ticket"), "the cookies are stolen", [0.5, 0.5, 0]),
         (("Exfiltration", ""), "Exfiltration", [1, 0]),
-        (("Exfiltration", ""), "", [0, 0]),
     ],
 )
 def test_the_options_that_a_text_matches(options, text, credits):
@@ -59,20 +54,6 @@ def test_a_text_that_lists_several_options_or_nearly_all_their_words_matches_non
     words = sorted(" ".join(MITIGATIONS).split())
     for left_out in range(len(words) + 1):
         assert not match(" ".join(words[:left_out] + words[left_out + 1 :]), MITIGATIONS, IDF).any()
-
-
-def test_a_text_earns_at_most_one_option_in_any_order_of_the_options():
-    rng = np.random.default_rng(0)
-    words = " ".join((*TACTICS, *MITIGATIONS)).split()
-    credits = []
-    for _ in range(300):
-        text = " ".join(rng.choice(words, rng.integers(1, 7)))
-        options = [(*TACTICS, *MITIGATIONS)[i] for i in rng.permutation(8)[:4]]
-        credits.append(match(text, options, IDF))
-        assert credits[-1].sum() == pytest.approx(1) or not credits[-1].any()
-        order = rng.permutation(4)
-        np.testing.assert_array_equal(match(text, [options[i] for i in order], IDF), credits[-1][order])
-    assert 0.1 < np.mean([of_text.any() for of_text in credits]) < 0.9  # else the loop above shows nothing
 
 
 def test_the_f1_is_weighted_by_how_rare_a_word_is():
