@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -145,11 +144,6 @@ class Ghost:
     def refused(self, *command: str | Path, code: int = 1, env: dict[str, str] | None = None) -> str:
         """Runs a command that must fail with one paragraph and this exit code; returns the paragraph on one line."""
         return paragraph_of(self(*command, env=env, check=False), code)
-
-    def together(self, tasks: dict) -> dict:
-        """Returns what each function of `tasks` returns; two run at a time, because most of a start is one thread."""
-        with ThreadPoolExecutor(2) as pool:
-            return dict(zip(tasks, pool.map(lambda task: task(), tasks.values()), strict=True))
 
     def stop_at(self, process: subprocess.Popen, workdir: Path, updates: int, signum: int = signal.SIGKILL) -> None:
         """Sends a signal when the run in `workdir` has logged so many updates, which must be before its end."""

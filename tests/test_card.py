@@ -11,8 +11,6 @@ from huggingface_hub import ModelCard
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.hub.card import CANONICAL, EXPERIMENTAL, card_of, check_canonical, read_records
-from ghost_jax.reporting.tables import notes_of, said_of
-from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.run_record import RunRecord
 from tests.conftest import ROOT
 
@@ -37,9 +35,6 @@ def scored(name: str = "chat_v3-seed0", stem: str = "ctibench", **changes) -> Ru
     run = read_records(RECORDS / name)
     score = dataclasses.replace(run.evals["ctibench"], **changes)
     return dataclasses.replace(run, evals=run.evals | {stem: score})
-
-
-# ---- Every number is in the records ----
 
 
 def strangers(text: str, *records: object) -> list[str]:
@@ -77,21 +72,6 @@ def test_every_number_in_a_card_is_in_the_records_of_its_run(name):
     assert strangers("It scores 36.871% of 30.", *records) == ["36.871"]
 
 
-def test_a_card_follows_the_records():
-    run = scored()
-    score = run.evals["ctibench"]
-    changed = scored(
-        headline=dataclasses.replace(score.headline, accuracy=0.6137, ci95=(0.5941, 0.6333)),
-        baselines_over_orders=score.baselines_over_orders | {"longest": 0.5519},
-    )
-    for text in ("| this model | 15.0 | 61.4 | 59.4 to 63.3 |", "| longest | 42.6 | 55.2 |", "value: 61.37"):
-        assert text in card_text(changed)
-        assert text not in card_text(run)
-
-
-# ---- What a card has ----
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_metadata_are_read_back_by_the_library_of_the_hub(name):
     run = read_records(RECORDS / name)
@@ -123,59 +103,6 @@ def test_the_books_stand_apart_and_a_score_with_the_reader_is_not_the_models():
     assert "It was not scored with the book open." in card_text("chat_v3-seed0")
 
 
-def test_a_card_has_recipe_mixture_data_course_scores_study_and_limits():
-    run = read_records(RECORDS / "chat_v3-seed0")
-    losses = [line for line in run.metrics if "val_loss" in line]
-    text = card_text(run)
-    for part in (
-        "Q&A x1 + raw MCQ x5",
-        "| optimizer | adamw |",
-        "| base | pretrain_v04, 100 updates |",
-        "| raw MCQ | x5 |",
-        "| attack | 2,007 | — | MITRE ATT&CK terms of use |",
-        f"| {losses[0]['step']} | {losses[0]['loss']:.3f} | {losses[0]['val_loss']:.3f} |",
-        f"after update {losses[-1]['step']}, the last.",
-        "| always C | 37.1 | 25.0 |",
-        "| control: question swapped |",
-        "Verdict: COLLAPSED to one letter: 100.0% of the answers are A",
-        "Contamination: not contaminated: no record asks an item and answers it.",
-        "| chat-v3 (canonical) | 1,500 | 5e-5 | — | 36.9% |",
-        "its accuracy measures one letter, and nothing that it knows",
-        "The study's run did 1,500 updates; this one was planned with 30.",
-        "exported with ghost_jax 0.4.0",
-    ):
-        assert part in text, part
-    assert "\n\n\n" not in text
-    losses[-1]["val_loss"] = 99.5
-    assert "and the last 99.500: it rose again." in card_text(run)
-
-
-def test_cropped_prompts_are_named_wherever_a_score_is_shown():
-    run = scored(prompts_cropped=3)
-    score = run.evals["ctibench"]
-    cropped = f"3 of {4 * score.n:,} prompts"
-    assert card_text(run).partition("## Limits")[2].count(cropped) == 1
-    assert cropped in said_of(score)
-    assert cropped in " ".join(notes_of([run]))
-    assert "lost their beginning" not in card_text("chat_v3-seed0")
-    cloze = dataclasses.replace(score, layout="cloze")
-    assert f"3 of {score.n:,} prompts" in cropping_of(cloze), "asked once for all orders"
-
-
-def test_an_imported_model_or_base_is_named():
-    run = read_records(RECORDS / "chat_v5-seed0")
-    imported = {"from": "SmolLM2-135M", "fingerprint": "0"}
-    base = run.config["base"] | {"name": "smollm2", "imported": imported}
-    text = card_text(dataclasses.replace(run, config=run.config | {"base": base}))
-    assert "| base | imported from SmolLM2-135M |" in text
-    assert "Its base was imported from `SmolLM2-135M`" in text
-    assert "34.8" not in text, "it rebuilds no row of the study"
-    whole = run.config | {"stage": "imported", "imported": imported}
-    text = card_text(dataclasses.replace(run, config=whole))
-    assert "the weights of `SmolLM2-135M`, imported with ghost_jax" in text
-    assert "| updates |" not in text
-
-
 def test_a_card_does_not_publish_the_folders_of_a_user():
     run = read_records(RECORDS / "chat_v3-seed0")
     note = "No files of cwe in /home/lovelace/.cache/ghost_jax/data, ~/work/raw: see https://a.org/b/c."
@@ -191,15 +118,6 @@ def test_a_score_in_one_order_has_no_headline():
     assert "over 1 orders" not in text
     table = text.partition("| accuracy, % |")[2].partition("\n\n")[0]
     assert {row.split(" | ")[2] for row in table.splitlines()[2:]} == {"—"}
-
-
-def test_a_stopped_run_is_labelled(tmp_path):
-    run = shutil.copytree(RECORDS / "chat_v4_failed-seed0", tmp_path / "run")
-    (run / "status.json").unlink()
-    (run / "stopped.json").write_text(json.dumps({"step": 20, "reason": "three losses in a row"}))
-    text = card_text(read_records(run))
-    assert "stopped at 20: three losses in a row" in text
-    assert "The divergence watch stopped it after update 20: three losses in a row." in text
 
 
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "data.json", "evals/ctibench.json"])

@@ -16,10 +16,6 @@ from hypothesis import strategies as st
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.sources import embedded
-from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat_format import Message, render
-from ghost_jax.text.tokenizer import ROLES
 from tests.test_sources_formats import BOMB, SAMPLES
 
 SECONDS = 10  # for one drawn file, on a busy machine
@@ -28,7 +24,6 @@ MEMORY = 1 << 30  # bytes that reading a file of some kilobytes must not take
 # format -> (suffix, a valid file, its reader)
 SOUND = {name: (path.suffix, path.read_bytes(), read) for name, (path, read) in SAMPLES.items()}
 
-# ---- Damage ----
 
 LONG = ["(" * 5000, "<p" * 5000, " " * 9999 + "x", "[a](" * 3000, "A. " * 3000, "\n" * 9999, "&" * 5000, "9" * 5000]
 SCALARS = (
@@ -112,9 +107,6 @@ def refusal_of(attempt: Callable[[], object]) -> str:
     return message
 
 
-# ---- Files ----
-
-
 @pytest.mark.usefixtures("bounded")
 @pytest.mark.parametrize("name", SOUND)
 def test_any_file_of_a_publisher_is_read_or_refused_by_name(tmp_path, name):
@@ -131,8 +123,6 @@ def test_any_file_of_a_publisher_is_read_or_refused_by_name(tmp_path, name):
 
     drawn()
 
-
-# ---- Command lines ----
 
 CONFIG = "configs/chat_v5.py:nano"
 
@@ -165,36 +155,3 @@ def test_any_value_on_the_command_line_gives_a_config_that_json_can_hold_or_is_r
 
     message = refusal_of(keep)
     assert not message or words != ["steps=3"]
-
-
-# ---- Conversations ----
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizer_lib.train(["Pick the best answer and reply with its letter."] * 5, 400).with_chat_tokens(
-        embedded.anchors()
-    )
-
-
-PIECES = st.sampled_from([*ROLES, *(role[:-2] for role in ROLES), *(role.upper() for role in ROLES), "<|", "|>"])
-
-
-@given(
-    contents=st.lists(
-        st.tuples(
-            st.sampled_from(["user", "assistant"]),
-            st.lists(PIECES | st.text(st.characters(codec="utf-8"), max_size=6), max_size=5).map("".join),
-        ),
-        max_size=4,
-    )
-)
-def test_any_conversation_is_recovered_from_its_tokens_and_no_content_opens_or_closes_a_turn(tokenizer, contents):
-    ids, mask = render(tokenizer, [Message(role, text) for role, text in contents])
-    roles = [tokenizer.id(name) for name in ROLES]
-    borders = [i for i, token in enumerate(ids) if token in roles]
-    assert len(borders) == 2 * len(contents)
-    for (role, text), start, end in zip(contents, borders[::2], borders[1::2], strict=True):
-        assert tokenizer.decode(ids[start + 1 : end]) == text
-        assert mask[start + 1 : end + 1].all() == (role == "assistant")
-        assert not mask[start]

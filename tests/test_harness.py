@@ -5,20 +5,16 @@ import functools
 import importlib.util
 import json
 import pickle
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import AxisType
 
-from evals import harness
 from evals.answering import cloze
 from evals.answering.letters import letter_answers
-from evals.harness import TextModel, before_any, generation_of, rendered, windows_of
+from evals.harness import TextModel, before_any, generation_of, rendered
 from evals.items.answers import orders_of
 from evals.items.items import Item
 from ghost_jax.core.errors import UserError
@@ -87,9 +83,6 @@ def assert_alike(found: list[tuple[float, bool]], wanted: list[tuple[float, bool
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
 
 
-# ---- A text behind another, and alone ----
-
-
 def test_a_continuation_has_the_log_probability_of_a_plain_forward(tiny):
     likeliest = tiny.tokenizer.decode([int(tiny.log_probs(tiny.plain("The attacker"))[-1].argmax())])
     pairs = [
@@ -110,7 +103,6 @@ def test_a_continuation_has_the_log_probability_of_a_plain_forward(tiny):
     assert_alike(found, wanted)
     assert {greedy for _, greedy in found} == {True, False}
     assert tiny.model.cropped == cropped + 1
-    assert_alike([tiny.model.loglikelihood([pair])[0] for pair in pairs], found)
 
 
 def test_a_blank_or_a_token_across_the_border_belongs_to_the_continuation(tiny):
@@ -121,24 +113,6 @@ def test_a_blank_or_a_token_across_the_border_belongs_to_the_continuation(tiny):
     assert_alike(tiny.model.loglikelihood([("initial acc", "ess")]), [tiny.continued(whole[:-1], whole[-1:])])
 
 
-@pytest.mark.parametrize(("continuation", "named"), [("", "Which one"), (" phishing access" * 200, "128")])
-def test_an_empty_or_too_long_continuation_is_refused(tiny, continuation, named):
-    with pytest.raises(UserError, match=named):
-        tiny.model.loglikelihood([("Which one?", continuation)])
-
-
-@settings(max_examples=50)
-@given(st.integers(1, 60), st.integers(1, 20))
-def test_windows_score_each_token_once_with_all_of_the_context(length, context):
-    ids = np.arange(length)
-    pieces = list(windows_of(ids, context))
-    assert [i for _, scored in pieces for i in scored] == ids[1:].tolist()
-    for before, scored in pieces:
-        read = [*before, *scored[:-1]]
-        assert read == list(range(scored[-1] - len(read), scored[-1]))
-        assert len(read) == min(context, scored[-1])
-
-
 def test_a_text_alone_has_the_log_probability_of_all_its_tokens(tiny):
     short, long = "Phishing is a technique of initial access.", "The attacker moves laterally; it is persistent. " * 20
     ids, context = tiny.plain(long), tiny.config.context
@@ -147,9 +121,6 @@ def test_a_text_alone_has_the_log_probability_of_all_its_tokens(tiny):
     pieces = [tiny.continued(ids[:start], ids[start : start + context])[0] for start in starts]
     wanted = [tiny.continued(tiny.plain("")[:1], tiny.plain(short)[1:])[0], sum(pieces), 0.0]
     assert tiny.model.loglikelihood_rolling([short, long, ""]) == pytest.approx(wanted, abs=1e-3)
-
-
-# ---- Generated text ----
 
 
 def test_generated_text_is_that_of_a_plain_forward_up_to_a_stop_string(tiny):
@@ -180,12 +151,9 @@ def test_a_sample_depends_on_the_request_and_its_number_alone(tiny):
     [
         (dict.fromkeys(("until", "max_gen_toks", "temperature", "top_k", "top_p", "do_sample")), ([], 256, GREEDY)),
         ({"until": "\n", "max_new_tokens": 5}, (["\n"], 5, GREEDY)),
-        ({"until": [None, "a"], "max_gen_toks": 0}, (["a"], 0, GREEDY)),
         ({"do_sample": False, "temperature": 0.7, "top_k": -1, "min_p": 0.1, "seed": 3}, ([], 256, GREEDY)),
-        ({"do_sample": True, "temperature": 1, "top_p": 0}, ([], 256, GREEDY)),
         ({"do_sample": None, "temperature": 0.7, "top_p": 0.9}, ([], 256, Sampling(0.7, 0, 0.9))),
         ({"repetition_penalty": 1.3, "presence_penalty": 0.0}, ([], 256, Sampling(repetition_penalty=1.3))),
-        ({"num_beams": 1, "min_length": 0, "length_penalty": 2.0, "early_stopping": True}, ([], 256, GREEDY)),
     ],
 )
 def test_absent_and_neutral_options_change_nothing(options, wanted):
@@ -197,13 +165,9 @@ def test_absent_and_neutral_options_change_nothing(options, wanted):
     [
         ({"num_beams": 2}, "num_beams"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"no_such_option": 1}, "no_such_option"),
         ({"min_p": 0.1, "temperature": 1}, "min_p"),
         ({"seed": 3, "temperature": 1}, "seed"),
-        ({"top_k": -1, "temperature": 1}, "top_k"),
-        ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"max_gen_toks": float("inf")}, "max_gen_toks"),
-        ({"max_gen_toks": -1}, "max_gen_toks"),
         ({"temperature": "warm"}, "temperature"),
         ({"until": [3]}, "until"),
     ],
@@ -211,9 +175,6 @@ def test_absent_and_neutral_options_change_nothing(options, wanted):
 def test_an_option_that_would_change_the_text_is_refused_by_name(options, named):
     with pytest.raises(UserError, match=named):
         generation_of(options)
-
-
-# ---- The chat format ----
 
 
 def turns(*pairs: tuple[str, str | None]) -> list[dict]:
@@ -244,28 +205,6 @@ def test_a_rendered_prompt_is_text_that_keeps_its_ids(tiny):
     for copied in (prompt, copy.deepcopy(prompt), pickle.loads(pickle.dumps(prompt))):
         assert np.array_equal(copied.ids, wanted)
     assert list(prompt.ids).count(tiny.tokenizer.id(END)) == 1, "role tokens that a question spells are text"
-
-
-def test_a_turn_that_has_begun_continues_as_one_text(tiny):
-    begun = rendered(tiny.tokenizer, turns(("user", "Which?")), begun="The answer is ")
-    assert begun == f"{USER}Which?{END}{ASSISTANT}The answer is "
-    before = [*rendered(tiny.tokenizer, turns(("user", "Which?"))).ids, *tiny.tokenizer.encode("The answer is")]
-    assert_alike(tiny.model.loglikelihood([(begun, "B")]), [tiny.continued(before, tiny.tokenizer.encode(" B"))])
-
-
-def test_a_base_has_no_chat_format(tiny_run):
-    with pytest.raises(UserError, match="apply_chat_template"):
-        rendered(tokenizer_lib.load(tiny_run.base / "tokenizer.json"), turns(("user", "Which?")))
-
-
-# ---- The harness itself ----
-
-
-def test_without_the_package_the_command_names_it(monkeypatch):
-    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(UserError, match=f"pip install {harness.LM_EVAL}"):
-        harness.prepare()
 
 
 def write_tasks(folder: Path) -> None:

@@ -64,6 +64,7 @@ def test_the_wheel_holds_the_packages_the_recipes_and_the_requirements(wheel):
     assert re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE) == [line for line in pinned if line]
 
 
+@pytest.mark.slow
 def test_the_recipes_of_an_installation_are_found_from_any_folder_beside_packages_of_the_same_names(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "installed")

@@ -90,19 +90,6 @@ def test_a_hub_that_cannot_be_reached_is_named(folder, monkeypatch):
         push(folder)
 
 
-@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "GHOST_OFFLINE"])
-def test_forbidden_connections_are_not_tried(monkeypatch, variable):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.delenv("GHOST_OFFLINE", raising=False)
-    upload.check_reachable()
-    if variable == "GHOST_OFFLINE":
-        monkeypatch.setenv(variable, "1")
-    else:
-        monkeypatch.setattr(upload.constants, variable, True)  # read once, when the library is imported
-    with pytest.raises(UserError, match=variable):
-        upload.check_reachable()
-
-
 @pytest.mark.parametrize("name", ["ghost", "a/b/c", "someone/", "/ghost", "some one/ghost", "someone/gh..ost"])
 def test_a_name_that_is_not_a_repository_is_refused(name):
     with pytest.raises(UsageError, match=re.escape(name)):

@@ -83,9 +83,6 @@ def test_a_gain_over_two_controls_is_none_where_the_third_is_as_good():
     assert judged(replace(report, controls=report.controls | third, controls_missing=())).verdict == "shortcut"
 
 
-# ---- Letters and cloze ----
-
-
 def read_twice(accuracy: float, *, letters: float = 0.25, chance: float = 0.25, gain: float | None = 0.01):
     """A report with a cloze of this accuracy, its interval 0.1 to each side, and `gain` the lower bound of its gain."""
     controls = {} if gain is None else {"question swapped": control(0.25, gain)}
