@@ -23,7 +23,6 @@ from evals.analysis.report import show
 from evals.answering import free_text
 from evals.answering.evaluate import check_options
 from evals.items.answers import ORDERS
-from evals.items.formats import read_items
 from evals.items.locate import find_items
 from evals.items.splits import SPLITS, part_of
 from evals.open_book.scoring import Book, lexical_report, show_evidence, show_open
@@ -33,6 +32,7 @@ from ghost_jax.core import jax_setup
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
+from ghost_jax.data.items.formats import read_items
 from ghost_jax.inference.generate import Generator
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import evaluation, run_dir

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from evals.analysis.predictions import read_predictions
-from evals.items.formats import read_items
 from ghost_jax.chat import piped_lines, prompt_of
 from ghost_jax.core import atomic_io
 from ghost_jax.core.errors import UserError
 from ghost_jax.data import fetch
+from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.sources import SOURCES
 from ghost_jax.data.storage import files
 from ghost_jax.hub.upload import exported_run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evals.answering.free_text import NEW_TOKENS, evaluate, inverse_document_frequency, match, weighted_f1
-from evals.items.items import Item, permute
+from ghost_jax.data.items.items import Item, permute
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render_prompt
 

@@ -14,9 +14,9 @@ import numpy as np
 from evals.analysis.report import report_of
 from evals.answering.controls import controls_of, with_controls, without_questions
 from evals.items.answers import Answers, orders_of
-from evals.items.items import LETTERS, Item, Items, Order, order_name, permute
 from ghost_jax.config.validate import host_of
 from ghost_jax.core.chat_api import ChatApi, Names, Refused, Reply
+from ghost_jax.data.items.items import LETTERS, Item, Items, Order, order_name, permute
 from ghost_jax.runs import run_dir
 from ghost_jax.runs.evaluation import EndpointModel, Evaluation
 from ghost_jax.text import mcq_format

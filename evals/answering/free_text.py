@@ -21,8 +21,8 @@ import numpy as np
 from evals.analysis.stats import accuracy_of
 from evals.answering.letters import prompt_of
 from evals.items.answers import Answers
-from evals.items.clusters import clusters_of
-from evals.items.items import LETTERS, Item
+from ghost_jax.data.items.clusters import clusters_of
+from ghost_jax.data.items.items import LETTERS, Item
 from ghost_jax.data.retrieval.bm25 import terms
 from ghost_jax.runs.evaluation import Matching
 from ghost_jax.text.tokenizer import Tokenizer

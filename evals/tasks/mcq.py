@@ -17,13 +17,13 @@ from evals.answering.controls import TRAINED, check_trained_without_questions, t
 from evals.answering.evaluate import evaluate, putting
 from evals.answering.letters import lettered
 from evals.answering.prefix_tree import Predict
-from evals.items.formats import read_items
-from evals.items.items import Items
 from evals.items.locate import NoItems, find_items
 from evals.items.splits import part_of
 from evals.open_book.scoring import Book, both_report
 from evals.overlap.contamination import HELD_OUT, check, refuse
 from ghost_jax.core.atomic_io import read_config
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Items
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs import evaluation, run_dir, run_record
 from ghost_jax.runs.evaluation import Contamination, Evaluation

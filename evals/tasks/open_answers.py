@@ -18,11 +18,11 @@ from evals.analysis.predictions import GOLD_COLUMNS, ID_COLUMN, matched, read_ro
 from evals.analysis.report import print_line, right
 from evals.analysis.stats import clustered_interval, paired_difference
 from evals.analysis.verdict import COLLAPSED_SHARE, ROUNDING
-from evals.items.formats import raw
-from evals.items.formats.row import quoted
-from evals.items.items import Items
 from evals.tasks.baseline_text import Rivals, copy_key, task_file
 from ghost_jax.core.errors import UserError, did_you_mean
+from ghost_jax.data.items.formats import raw
+from ghost_jax.data.items.formats.row import quoted
+from ghost_jax.data.items.items import Items
 from ghost_jax.runs.evaluation import COLLAPSED, ItemsFile, PredictionsFile, TaskEvaluation, TaskFigure
 
 COLUMNS = ("URL", "Description", "Prompt", "GT")

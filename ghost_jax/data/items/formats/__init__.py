@@ -12,11 +12,11 @@ parsed" is an accuracy over another benchmark.
 import hashlib
 from pathlib import Path
 
-from evals.items.formats import raw
-from evals.items.formats.published import FORMATS
-from evals.items.formats.row import Format, gold_index, quirks_of, quoted
-from evals.items.items import Item, Items
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats import raw
+from ghost_jax.data.items.formats.published import FORMATS
+from ghost_jax.data.items.formats.row import Format, gold_index, quirks_of, quoted
+from ghost_jax.data.items.items import Item, Items
 
 # The name "CTIBench MCQ" belongs to these bytes alone (xashru/cti-bench): an edited copy goes by its file name.
 CTIBENCH_MCQ_SHA256 = "11e0af8db2dae9706c6e79901d2390bcdf9746e8feccbd9ba10682df649bcc6a"

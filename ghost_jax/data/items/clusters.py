@@ -7,7 +7,7 @@ in sets of four with the same four options, each gold once, so that three of the
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from evals.items.items import Item
+from ghost_jax.data.items.items import Item
 
 FORM = 1 / 5  # share of the items; an option set that more of them offer is a form of answers, such as yes and no
 
