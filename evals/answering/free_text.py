@@ -49,9 +49,8 @@ def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *,
         `ghost_jax.inference.generate.Generator` is one.
       context: of the model. A prompt that leaves too few tokens for an answer is cropped at its beginning and counted.
     """
-    room = context - NEW_TOKENS
     prompts = [prompt_of(tokenizer, item, "cloze") for item in items]
-    generated = [tokenizer.decode(ids) for ids in generate([prompt[-room:] for prompt in prompts])]
+    generated, cropped = texts_of(generate, tokenizer, prompts, context - NEW_TOKENS)
     idf = inverse_document_frequency([text for item in items for text in (item.question, *item.options)])
     credits = [match(text, item.options, idf) for text, item in zip(generated, items, strict=True)]
     # The published order gives the options their letters in the examples.
@@ -74,9 +73,17 @@ def evaluate(generate: Generate, tokenizer: Tokenizer, items: Sequence[Item], *,
             "new_tokens": NEW_TOKENS,
             "decoding": "greedy",
             "layout": "cloze",
-            "prompts_cropped": sum(len(prompt) > room for prompt in prompts),
+            "prompts_cropped": cropped,
         },
     )
+
+
+def texts_of(
+    generate: Generate, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], most: int
+) -> tuple[list[str], int]:
+    """Returns the text that follows each prompt, and how many prompts were cropped to their last `most` ids."""
+    texts = [tokenizer.decode(ids) for ids in generate([prompt[-most:] for prompt in prompts])]
+    return texts, sum(len(prompt) > most for prompt in prompts)
 
 
 def match(text: str, options: Sequence[str], idf: Callable[[str], float]) -> np.ndarray:
