@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from evals.tasks import TASKS, baseline_text
+from evals.tasks import TASKS, baseline_text, vsp
 from evals.tasks.baseline_text import Labelled
 from evals.tasks.open_answers import read_answers, read_task, score
 from ghost_jax.core.errors import UserError
@@ -99,6 +99,21 @@ def test_no_baseline_learns_from_a_test_item(scored, data):
     for held in (Labelled("CVE-2024-1003", "Another text.", "CWE-1"), Labelled("CVE-1999-1", copied, "CWE-1")):
         with pytest.raises(UserError, match=held.id):
             baseline_text.answers([held], items)
+
+
+@pytest.mark.parametrize(
+    ("text", "metrics"),
+    [
+        ("Unauthenticated SQL injection in /admin/login.php of a shop.", "AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H"),
+        ("Stored XSS in a plugin by users such as admin.", "AV:N/AC:L/PR:H/UI:R/S:C/C:L/I:L/A:N"),
+        ("In the Linux kernel a NULL pointer is used after a race condition.", "AV:L/AC:H/PR:L/UI:N/S:U/C:N/I:N/A:H"),
+        ("A crafted PDF file leads to a heap overflow.", "AV:L/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H"),
+        ("CSRF lets attackers change the settings of a logged-in admin.", "AV:N/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H"),
+        ("An authenticated user can read files.", "AV:N/AC:L/PR:L/UI:N/S:U/C:H/I:N/A:N"),
+    ],
+)
+def test_keyword_rules_give_the_vector_of_a_description(text, metrics):
+    assert vsp.by_rules(text) == f"CVSS:3.1/{metrics}" == TASKS["vsp"].parse(metrics)
 
 
 @pytest.mark.parametrize(
@@ -223,10 +238,10 @@ def test_a_run_writes_the_answers_unless_it_was_trained_on_an_item(ghost, tiny_r
     assert len(read_answers(task, read_task(task, None, data), sheet, None)[0]) == 12
     corpus = json.loads((tiny_run.base / "data.json").read_text())["corpus"]
     documents = (ghost.cache / "ghost_jax" / "stores" / corpus / "documents.jsonl").read_text().splitlines()
-    page = next(each for each in map(json.loads, documents) if each["id"].startswith("CWE-"))
+    page = next(each for each in map(json.loads, documents) if each["id"].startswith("cwe/"))
     known = tmp_path / "known.tsv"
-    known.write_text(tsv([(page["id"], " ".join(page["text"].split()[:30]))]))
-    assert page["id"] in ghost.refused_here("evals.ctibench", *flags, f"--items={known}", f"--out={out}")
+    known.write_text(tsv([(page["id"].removeprefix("cwe/"), " ".join(page["text"].split()[:30]))]))
+    assert f"record {page['id']}" in ghost.refused_here("evals.ctibench", *flags, f"--items={known}", f"--out={out}")
 
 
 @pytest.mark.slow
