@@ -13,6 +13,8 @@ import pytest
 from pyarrow import parquet
 
 from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.data import corpus
+from ghost_jax.data.builders import pretrain
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.own import chats, questions, text
 from ghost_jax.data.storage import files
@@ -118,6 +120,38 @@ def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path, mon
     assert "pip install pyarrow" in refusal(documents, path)
 
 
+def test_the_key_of_the_text_is_named_behind_the_path(tmp_path):
+    path = lines(tmp_path / "a b.jsonl", {"body": "one"}, {"text": "two"})
+    assert f'{path}, line 2: there is no "body"' in refusal(documents, f"{path}#body")
+    (tmp_path / "t.csv").write_text("text,body\nx,one\n")
+    (found,) = documents(tmp_path / "t.csv#body")
+    assert (found.text, pretrain.text_of(found)) == ("one", "one")
+    assert [each.text for each in documents(lines(tmp_path / "c#" / "d.md", b"# Title"))] == ["Title"]
+    (entry,) = corpus.locate([f"{tmp_path}/t.csv#body"], None, print, stand_in=True).files
+    assert entry.identity()["key"] == "body"
+
+
+@pytest.mark.parametrize("form", ["saved", "splits", "repository"])
+def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch, form):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, table = tmp_path / "ü own", datasets.Dataset.from_list(ROWS)
+    if form == "repository":
+        lines(folder / "dev.jsonl", *ROWS)
+        (folder / "README.md").write_text(
+            "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: dev, path: dev.jsonl}\n---\n"
+        )
+    else:
+        (table if form == "saved" else datasets.DatasetDict(dev=table)).save_to_disk(folder)
+    entry = f"hf:{folder}" if form == "saved" else f"hf:{folder}:dev"
+    full, bare = documents(entry)
+    assert (full.id, full.title, full.url, full.license, bare.text) == ("u-1", "Ü", URL, "CC0", ROWS[1]["text"])
+    if form != "saved":
+        assert "dev" in refusal(documents, f"hf:{folder}")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install datasets" in refusal(documents, entry)
+
+
 # ---- Conversations ----
 
 
@@ -134,6 +168,9 @@ def test_each_form_of_conversation_is_read(tmp_path):
         ["Be brief.\n\nWhat is a port?", "A number.", "And?", "No."],
         *(["Be brief.\n\nHi", "Yes"], ["Add.\n\n1 + 1", "  2"], ["Greet.", "Hi"]),
     ]
+    as_list = tmp_path / "list.json"
+    as_list.write_text(json.dumps(found), encoding="utf-8-sig")
+    assert [each.messages for each in chats.read("mine", as_list)] == [each.messages for each in read]
     assert {tuple(turn.role for turn in each.messages[-2:]) for each in read} == {("user", "assistant")}
     assert [turn.train for turn in read[0].messages] == [True, True, True, False]
     assert [each.id for each in read] == ["7", "mine/3", "mine/5", "mine/7"]
@@ -151,6 +188,12 @@ BAD_CHATS += [turns((*ASKED, True), ANSWER), *(turns(ASKED, (*ANSWER, flag)) for
 def test_a_bad_conversation_is_refused_with_its_file_and_line(tmp_path, fault):
     path = lines(tmp_path / "c.jsonl", turns(ASKED, ANSWER, id="x"), fault)
     assert f"{path}, line 2" in refusal(chats.read, "mine", path)
+
+
+def test_a_bad_list_of_conversations_is_refused_with_its_place(tmp_path):
+    path = lines(tmp_path / "c.json", [turns(ASKED, ANSWER), 3])
+    assert f"{path}, item 2" in refusal(chats.read, "mine", path)
+    assert str(path) in refusal(chats.read, "mine", lines(path, turns(ASKED, ANSWER)))
 
 
 # ---- Questions ----

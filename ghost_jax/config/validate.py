@@ -95,8 +95,9 @@ def _is_schedule(value: Any) -> bool:
 
 
 def is_path(source: str) -> bool:
-    """Returns whether an entry of `data.sources` is a path or glob pattern of a user's own text."""
-    return "/" in source or "*" in source or re.sub(r"\.(gz|xz|zip)$", "", source).lower().endswith(TEXT_FILES)
+    """Returns whether an entry of `data.sources` is a path, glob pattern or dataset of a user's own text."""
+    name = re.sub(r"(\.(gz|xz|zip))?(#[^#]+)?$", "", source).lower()
+    return "/" in source or "*" in source or source.startswith("hf:") or name.endswith(TEXT_FILES)
 
 
 def _are_sources(value: Any) -> bool:

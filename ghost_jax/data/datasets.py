@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ghost_jax.data.builders import DATASETS, Dataset, pretrain
 from ghost_jax.data.corpus import documents_of
 from ghost_jax.data.examples import BuildInputs
-from ghost_jax.data.own import chats, questions
+from ghost_jax.data.own import chats, questions, rows
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import array_record, artifact_cache
 from ghost_jax.data.storage.schema import Record
@@ -61,7 +61,7 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
         builder = _module(f"data.builders.{module}")
     else:
         builder, group = (chats, "chats") if name in config.data.chats else (questions, "questions")
-        path, function = Path(config.data[group][name]), "dataset"
+        path, function = rows.located(config.data[group][name]), "dataset"
     made_by = [builder, *map(_module, dataset.made_by), tokenizer, array_record]
     options = {key: config.data[key] for key in dataset.options}
     options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}

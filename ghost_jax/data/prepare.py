@@ -24,6 +24,7 @@ from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.data import corpus, datasets
 from ghost_jax.data.builders import names_of
 from ghost_jax.data.mixture import Mix, Phase
+from ghost_jax.data.own import rows
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.artifact_cache import SplitCounts
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -58,7 +59,7 @@ def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
     groups = [key.removeprefix("data.") for key in FILES]
     own = {(group, name): path for group in groups for name, path in config.data.get(group, {}).items()}
     for (group, name), path in own.items():
-        if not Path(path).is_file():
+        if not rows.located(path).is_file():
             raise UserError(f"data.{group}.{name} names {path}, which is no file. Name a file of {group}.")
     inputs = _located(config, config.data.sources, data_dir)
     documents = corpus.corpus_store(inputs, _say)
