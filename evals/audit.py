@@ -13,12 +13,12 @@ from rich.table import Column, Table
 
 from evals.analysis.predictions import Predictions, read_predictions
 from evals.analysis.report import asked_in, print_line, report_of, right, show
-from evals.items.formats import read_items
-from evals.items.items import Items
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Items
 from ghost_jax.runs.evaluation import Evaluation, PredictionsFile, to_json
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from evals.analysis.predictions import read_predictions
 from evals.audit import audit
-from evals.items.formats import read_items
-from evals.items.items import LETTERS, cyclic_orders, order_name
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import LETTERS, cyclic_orders, order_name
 from ghost_jax.runs.evaluation import from_json
 
 GOLDS = "ABBCDA"

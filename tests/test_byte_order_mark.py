@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from evals.analysis.predictions import read_predictions
-from evals.items.formats import read_items
 from ghost_jax.chat import piped_lines
 from ghost_jax.core import atomic_io
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.sources import SOURCES
 from ghost_jax.hub.upload import exported_run
 from tests.test_fuzz import SOUND

@@ -6,7 +6,7 @@ import pytest
 from evals.answering import cloze
 from evals.answering.prefix_tree import Predict
 from evals.items.answers import orders_of
-from evals.items.items import Item, Items
+from ghost_jax.data.items.items import Item, Items
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import ask, with_context
 from tests.test_harness import Tiny

@@ -14,8 +14,8 @@ from evals.analysis.recorded import check_alike, credits_of, items_of, read_repo
 from evals.analysis.report import report_of
 from evals.analysis.stats import paired_difference
 from evals.items.answers import Answers, orders_of
-from evals.items.formats import read_items
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats import read_items
 from ghost_jax.runs.evaluation import to_json
 from tests.conftest import ROOT
 

@@ -5,11 +5,11 @@ import json
 import pytest
 
 import ghost_jax
-from evals.items.formats import read_items
 from evals.overlap import contamination
 from evals.overlap.store_text import parts_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import pretrain
+from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.sources import attack
 from ghost_jax.data.storage import array_record
 from ghost_jax.data.storage.artifact_cache import Manifest

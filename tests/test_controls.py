@@ -18,8 +18,8 @@ from evals.answering.controls import (
     with_controls,
 )
 from evals.items.answers import Answers, orders_of
-from evals.items.items import Item, Items
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.items import Item, Items
 from ghost_jax.runs import evaluation
 
 

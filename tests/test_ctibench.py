@@ -12,8 +12,8 @@ from jax.sharding import AxisType
 
 from evals.answering.evaluate import evaluate
 from evals.answering.letters import prompt_of
-from evals.items.formats import read_items
-from evals.items.items import Items, cyclic_orders, permute
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Items, cyclic_orders, permute
 from ghost_jax.parallel.mesh import AXES
 from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.text import tokenizer as tokenizer_lib

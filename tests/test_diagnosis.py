@@ -10,7 +10,7 @@ from rich.console import Console
 
 from evals.analysis.report import flip_rate, report_of, show
 from evals.items.answers import Answers, orders_of
-from evals.items.items import Item, Items, cyclic_orders
+from ghost_jax.data.items.items import Item, Items, cyclic_orders
 from ghost_jax.runs.evaluation import Evaluation, from_json, to_json
 
 

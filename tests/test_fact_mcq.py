@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.items.items import Item, cyclic_orders, order_name, permute
 from ghost_jax.data import sources
 from ghost_jax.data.builders import fact_mcq
 from ghost_jax.data.examples import Question
+from ghost_jax.data.items.items import Item, cyclic_orders, order_name, permute
 from ghost_jax.data.retrieval.mcq_baselines import content_words
 from ghost_jax.data.storage.schema import RELATIONS, SPLITS, Fact, Record, split_of
 from ghost_jax.data.wordings.question_forms import QUESTIONS

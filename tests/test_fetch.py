@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from evals.items.formats import CTIBENCH_MCQ_SHA256
 from evals.items.locate import FILE as CTIBENCH_FILE
 from ghost_jax.data import fetch, sources
 from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED, Feed, File
+from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.storage import files
 from tests.conftest import paragraph_of
 from tests.test_download import contents

@@ -1,4 +1,4 @@
-"""evals/items/formats: published files row for row; a fault has its file and place, nothing is dropped silently."""
+"""data/items/formats: published files row for row; a fault has its file and place, nothing is dropped silently."""
 
 import csv
 import hashlib
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from evals.items.formats import FORMATS, raw, read_items
-from evals.items.formats.published import CTIBENCH_COLUMNS
-from evals.items.items import LETTERS, Item
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats import FORMATS, raw, read_items
+from ghost_jax.data.items.formats.published import CTIBENCH_COLUMNS
+from ghost_jax.data.items.items import LETTERS, Item
 
 HEADER = [*CTIBENCH_COLUMNS[:-1], "Prompt", "GT"]
 ROW = ["https://x.org/1", "Which?", "one", "two", "three", "four", "Pick: Which?", "B"]

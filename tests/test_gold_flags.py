@@ -3,10 +3,10 @@
 import re
 from collections import Counter
 
-from evals.items.formats import read_items
 from evals.items.gold_flags import KINDS, doubtful, flags
-from evals.items.items import LETTERS, Items
 from evals.items.splits import part_of
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import LETTERS, Items
 from tests.conftest import ROOT
 
 QUOTED = 7  # words in a row

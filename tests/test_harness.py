@@ -16,8 +16,8 @@ from evals.answering import cloze
 from evals.answering.letters import letter_answers
 from evals.harness import TextModel, before_any, generation_of, rendered
 from evals.items.answers import orders_of
-from evals.items.items import Item
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.items import Item
 from ghost_jax.inference.sampling import GREEDY, Sampling
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import AXES

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from evals.items.answers import Answers
-from evals.items.formats import read_items
 from evals.open_book.lexical import EVIDENCE
 from evals.open_book.scoring import Book, both_report
 from ghost_jax.data.corpus import PUBLISHED_BOOK
+from ghost_jax.data.items.formats import read_items
 from tests.test_ctibench import write_items
 from tests.test_reader import corpus_of_facts
 from tests.test_sources_formats import bundle, link, thing

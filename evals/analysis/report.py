@@ -17,9 +17,9 @@ from evals.analysis.baselines import baselines
 from evals.analysis.stats import accuracy_of
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
-from evals.items.clusters import clusters_of
 from evals.items.gold_flags import doubtful
-from evals.items.items import LETTERS, Item, Items, order_name
+from ghost_jax.data.items.clusters import clusters_of
+from ghost_jax.data.items.items import LETTERS, Item, Items, order_name
 from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import Accuracy, Bin, Calibration, Evaluation, Headline, ItemsFile, LetterLogProbs
 
@@ -36,7 +36,7 @@ def report_of(
     """Returns the evaluation of answers to items, without controls; `others` are further fields of it.
 
     `headline` is over all the orders asked, `single_order` over the first of each item. Intervals are clustered by
-    `evals.items.clusters.clusters_of`. None stands for what is unknown: `flip_rate` of one order, the recall of a
+    `ghost_jax.data.items.clusters`. None stands for what is unknown: `flip_rate` of one order, the recall of a
     letter that is never gold, `calibration` and `letter_log_probs` where only letters are known.
     """
     rows, clusters = items.items, clusters_of(items.items)

@@ -4,8 +4,8 @@ import functools
 import json
 from importlib import resources
 
-from evals.items.formats import CTIBENCH_MCQ_SHA256
-from evals.items.items import Items
+from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
+from ghost_jax.data.items.items import Items
 
 KINDS = {
     "wrong_gold": "the page states another offered option, and not the gold one",

@@ -16,13 +16,13 @@ from evals.answering.controls import TRAINED, check_trained_without_questions, t
 from evals.answering.evaluate import evaluate, putting
 from evals.answering.letters import lettered
 from evals.answering.prefix_tree import Predict
-from evals.items.formats import read_items
-from evals.items.items import Items
 from evals.items.locate import NoItems, find_items
 from evals.items.splits import part_of
 from evals.open_book.scoring import Book, both_report
 from evals.overlap.contamination import HELD_OUT, check, refuse
 from ghost_jax.core.atomic_io import read_config
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Items
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs import evaluation, run_dir, run_record
 from ghost_jax.runs.evaluation import Contamination, Evaluation
@@ -87,6 +87,8 @@ def check_data(workdir: Path, data_dir: Path | None) -> None:
     """Raises UserError where the data that a run is about to be trained on hold the items it will be scored on."""
     with contextlib.suppress(NoItems):  # a base has no held-out questions of its own
         contamination_of(find_items(data_dir, workdir)[0], workdir)
+    for path in sorted(workdir.glob("questions-*.jsonl")):  # the parts that `data.questions` holds out
+        contamination_of(read_items(path), workdir)
 
 
 def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD_OUT) -> Contamination:

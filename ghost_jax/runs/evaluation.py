@@ -153,12 +153,12 @@ class Retrieval:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointModel:
-    """The model behind an API, how its letters were read, and the share of its answers without one."""
+    """The model behind an API; of letters, how they were read, and the share of its answers without one."""
 
     model: str
     host: str
-    letters_by: str  # "logprobs" or "text"
-    unanswered: float  # of the questions and of the controls, in all orders
+    letters_by: str | None = None  # "logprobs" or "text"
+    unanswered: float | None = None  # of the questions and of the controls, in all orders
     requests: int  # equal ones are one
     max_tokens: int
     prompt_tokens: int | None  # as the server counts; None where it does not
@@ -303,6 +303,10 @@ class TaskEvaluation:
     verdict_text: str
     predicted: tuple[str, ...] | None = None  # the parsed answers, "" for one that could not be
     predictions_file: PredictionsFile | None = None
+    endpoint: EndpointModel | None = None
+    contamination: Contamination | None = None
+    prompts_cropped: int | None = None  # of a run, at their beginning
+    step: int | None = None
 
 
 @functools.cache
