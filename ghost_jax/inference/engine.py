@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghost_jax.inference.generate import CHUNK, SHORTEST, SLOTS, Generator, State, power_of_two
+from ghost_jax.inference.generate import CHUNK, LONG_CHUNK, SHORTEST, SLOTS, Generator, State, power_of_two
 from ghost_jax.inference.sampling import GREEDY, Sampling, columns
 from ghost_jax.model.transformer import Cache
 
@@ -67,6 +67,17 @@ class Engine(Generator):
         self._batch = self._with_slots(self._empty_cache(self._batch_size), SLOTS)
         self._state = jax.device_put(self._start([], self._batch_size), self._state_sharding)
         self._used = 0  # slots of the batch's cache
+
+    def warm_up(self) -> None:
+        """Compiles the programs that most texts need."""
+        prompt = np.zeros(min(LONG_CHUNK + CHUNK, self._config.context // 2), np.int32)
+        text = Text(prompt, GREEDY, np.zeros(2, np.uint32), 2)
+        for _ in self.admit(text):
+            pass
+        if self.texts:
+            self.step()
+        self.score(prompt[:SHORTEST])
+        self.clear()
 
     @property
     def texts(self) -> list[Text]:
