@@ -173,7 +173,7 @@ async def complete(
             text = model.text(ids, request)
             written, finish = await _collected(_pieces(model, text, request, seconds), raw)
             chosen = np.array([*text.ids, *([model.stops[0]] if text.ended == "stop" else [])], np.int32)
-        hidden = not _given_bos(prompt, model)
+        hidden = not model.begins(prompt)
         log_probs = None
         if request.logprobs is not None:
             scores = scores or await model.scheduler.score(np.concatenate([ids, chosen])[: model.context])
@@ -183,10 +183,6 @@ async def complete(
         read, made = read + len(ids), made + len(chosen)
     answer = Answer(request, name, "text_completion")
     return JSONResponse(answer.object(answer.kind, choices) | {"usage": usage(read, made)})
-
-
-def _given_bos(prompt: str | list[int], model: Model) -> bool:
-    return not isinstance(prompt, str) and prompt[:1] == [model.tokenizer.bos_id]
 
 
 def _log_probs(

@@ -120,8 +120,7 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
     @router.post("/detokenize")
     async def detokenize(request: DetokenizeRequest) -> dict:
         model = _model(served)
-        ids = model.ids(request.tokens)[0 if request.tokens[:1] == [model.tokenizer.bos_id] else 1 :]
-        return {"prompt": model.tokenizer.decode(ids)}
+        return {"prompt": model.tokenizer.decode(model.ids(request.tokens)[not model.begins(request.tokens) :])}
 
     return router
 

@@ -111,8 +111,11 @@ class Model:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not all(0 <= i < self.tokenizer.vocab_size for i in ids):
             raise UserError(f"A prompt has an id that is not of 0 to {self.tokenizer.vocab_size - 1:,}.")
-        begins = ids[:1] == [self.tokenizer.bos_id]
-        return np.array(ids if begins else [self.tokenizer.bos_id, *ids], np.int32)
+        return np.array(ids if self.begins(ids) else [self.tokenizer.bos_id, *ids], np.int32)
+
+    def begins(self, prompt: str | Sequence[int]) -> bool:
+        """Returns whether a prompt is ids that begin with a special token: a document or a turn of a conversation."""
+        return not isinstance(prompt, str) and bool(prompt) and prompt[0] in self.tokenizer.special_ids
 
     def text(self, prompt: np.ndarray, request: Generation, most: int | None = None) -> Text:
         """Returns a text to generate. Raises UserError for a prompt that fills the context."""
