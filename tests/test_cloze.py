@@ -1,15 +1,24 @@
 """evals/answering/cloze.py: log-probabilities of options that are not shown, and their normalisations."""
 
+import functools
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from evals.answering import cloze
 from evals.answering.prefix_tree import Predict
 from evals.items.answers import orders_of
 from ghost_jax.data.items.items import Item, Items
+from ghost_jax.model.transformer import Transformer
+from ghost_jax.parallel.mesh import AXES
+from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import ask, with_context
-from tests.test_harness import Tiny
+from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.step import make_predict
 from tests.test_trees import seen_by
 
 ITEMS = (
@@ -19,6 +28,23 @@ ITEMS = (
 )
 CHANCE = (1 / 3 + 1 / 3 + 1 / 2) / 3
 PASSAGES = (["Phishing: It gives initial access.", "Phishing, Detection: Read the mail."], [], ["CWE-77: Injection."])
+
+
+class Tiny:
+    """The tiny run's model, and a plain forward of it."""
+
+    def __init__(self, workdir: Path):
+        mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+        self.config, params, _ = load_model(workdir, mesh)
+        self.tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
+        self.predict = functools.partial(make_predict(self.config, params, mesh), params)
+        self._forward = jax.jit(lambda ids: jax.nn.log_softmax(Transformer(self.config).apply({"params": params}, ids)))
+
+    def log_probs(self, ids) -> np.ndarray:
+        """[T, V] of at most `context` ids, in one shape, so with one compilation."""
+        padded = np.zeros((1, self.config.context), np.int32)
+        padded[0, : len(ids)] = ids
+        return np.asarray(self._forward(padded))[0, : len(ids)]
 
 
 @pytest.fixture(scope="module")

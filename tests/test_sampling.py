@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ghost_jax.core.errors import UsageError
-from ghost_jax.inference.sampling import GREEDY, Sampling, choose, crop
+from ghost_jax.inference.sampling import GREEDY, Sampling, choose, columns, crop
 from ghost_jax.model.transformer import MASKED
 
 SHARES = [0.4, 0.3, 0.15, 0.1, 0.05]
@@ -32,8 +32,8 @@ draw = jax.jit(choose)
 )
 def test_tokens_are_drawn_as_often_as_they_are_probable(sampling, expected):
     rows = np.broadcast_to(LOGITS, (DRAWS, len(LOGITS)))
-    *scalars, _ = sampling.scalars()
-    drawn = np.bincount(np.asarray(draw(rows, jax.random.split(jax.random.key(0), DRAWS), *scalars)), minlength=5)
+    *how, _ = columns([sampling] * len(rows))
+    drawn = np.bincount(np.asarray(draw(rows, jax.random.split(jax.random.key(0), DRAWS), *how)), minlength=5)
     expected = DRAWS * np.asarray(expected)
     possible = expected > 0
     assert len(drawn) == 5  # the padding row is never drawn

@@ -1,0 +1,108 @@
+"""An imported vocabulary has its own names for begin, end and padding of a text; no command needs ours."""
+
+import argparse
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evals.overlap.store_text import parts_of
+from ghost_jax.chat import open_run
+from ghost_jax.data.builders import pretrain
+from ghost_jax.export import write_model
+from ghost_jax.hub.vocabulary import read_vocabulary
+from ghost_jax.inference.sampling import Sampling
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.server.served import Model
+from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.text.chat_format import Message, render_prompt
+from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, SPECIALS, USER, Tokenizer
+from tests.test_contamination import write_dataset
+from tests.test_export import make_run
+from tests.test_layout import MODULES
+from tests.test_vocabulary import foreign_vocabulary, save_vocabulary
+
+KINDS = ("base", "chat")
+ENDS = 0  # the id of <|endoftext|>, which begins and ends every text there
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """Run directories of an imported base and of a chat model made of it."""
+    folder = tmp_path_factory.mktemp("runs")
+    vocabulary = foreign_vocabulary()
+    save_vocabulary(folder / "there", vocabulary)
+    base = read_vocabulary(folder / "there", vocabulary.get_vocab_size())
+    for kind, tokenizer in zip(KINDS, (base, base.with_chat_tokens(["hello"])), strict=True):
+        (folder / kind).mkdir()
+        shape = ModelConfig(layers=1, width=32, heads=2, mlp_dim=48, vocab_size=tokenizer.vocab_size, context=64)
+        make_run(folder / kind, shape, tokenizer)
+    return {kind: folder / kind for kind in KINDS}
+
+
+def vocabulary_of(workdir: Path) -> Tokenizer:
+    return tokenizer_lib.load(workdir / "tokenizer.json")
+
+
+def test_a_vocabulary_knows_its_ids_by_what_they_do(runs):
+    base, chat = (vocabulary_of(runs[kind]) for kind in KINDS)
+    assert not any(base.has(name) for name in ("<|pad|>", "<|unk|>", *ROLES))
+    for tokenizer in (base, chat):
+        assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.pad_id == ENDS
+    assert (base.has_roles, base.end_ids, base.special_ids) == (False, [ENDS], [ENDS, 1])
+    roles = [chat.id(role) for role in ROLES]
+    assert (chat.has_roles, chat.end_ids, chat.special_ids) == (True, [chat.id(END), ENDS], [ENDS, 1, *roles])
+
+
+def test_an_imported_chat_model_answers(runs):
+    flags = argparse.Namespace(workdir=runs["chat"], max_new_tokens=24, seed=0, jsonl=False)
+    conversation, _ = open_run(flags, Sampling(temperature=3.0), None)
+    answers = list(conversation.answers(["hello", "attackers?"], 0))
+    assert [answer["prompt"] for answer in answers] == ["hello", "attackers?"]
+    assert any(answer["answer"] for answer in answers)
+    for answer in answers:  # a special token ends an answer, whatever its name
+        assert not any(name in answer["answer"] for name in ("<|endoftext|>", "<|im_start|>", *ROLES))
+    vocabulary = vocabulary_of(runs["chat"])
+    assert vocabulary.decode(render_prompt(vocabulary, [Message("user", "hello")])) == f"{USER}hello{END}{ASSISTANT}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_imported_model_is_served_and_exported_with_its_own_names(runs, tmp_path, kind):
+    tokenizer = vocabulary_of(runs[kind])
+    model = Model.load(runs[kind], rows=1, waiting=1, most=8)
+    assert model.ids("hello")[0] == ENDS
+    assert model.begins([ENDS])
+    assert ENDS in model.stops
+
+    write_model(tmp_path, runs[kind], "float32")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert {settings[f"{name}_token"] for name in ("bos", "eos", "pad")} == {"<|endoftext|>"}
+    assert "unk_token" not in settings
+    ends = [tokenizer.id(END), ENDS] if kind == "chat" else ENDS
+    for file in ("config.json", "generation_config.json"):
+        found = json.loads((tmp_path / file).read_text())
+        assert (found["bos_token_id"], found["eos_token_id"], found["pad_token_id"]) == (ENDS, ends, ENDS)
+    assert read_vocabulary(tmp_path, tokenizer.vocab_size).sha256 == tokenizer.sha256
+
+
+def test_documents_are_split_and_found_again_by_the_vocabularys_own_ends(runs, tmp_path):
+    tokenizer, texts = vocabulary_of(runs["base"]), ["the attackers", "send phishing mails", "hello world"]
+    rows = list(pretrain.windows(texts, tokenizer, "train", 5, source="documents"))
+    ids = np.concatenate([rows[0]["tokens"], *(row["tokens"][1:] for row in rows[1:])])
+    assert ids[0] == ENDS
+    assert "<|endoftext|><|endoftext|>send phishing mails" in tokenizer.decode(ids)
+    (part,) = parts_of(write_dataset(tmp_path, tokenizer, "pretrain", {"train": rows}))
+    assert "<|endoftext|>send phishing mails" in [text.text for text in part.texts]
+
+
+def test_only_the_vocabulary_names_begin_end_and_padding():
+    """Elsewhere such a name would be looked up in a vocabulary that has another one."""
+    names = {"PAD", "BOS", "EOS", "UNK", "SPECIALS"}
+    for module, path in MODULES.items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        found = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names} & names
+        found |= {node.value for node in nodes if isinstance(node, ast.Constant) and node.value in SPECIALS}
+        allowed = module.startswith(("ghost_jax.text", "ghost_jax.hub.vocabulary"))
+        assert allowed or not found, f"{module} names {found}"
