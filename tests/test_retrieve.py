@@ -150,6 +150,13 @@ def test_a_passage_is_shown_with_its_heading_and_cut_between_words(text):
 # ---- Search ----
 
 
+def test_a_question_that_is_the_name_of_a_page_finds_its_beginning_first(index):
+    for question in ("What is phishing?", "T1566", "Phishing (T1566)"):
+        assert [line.text for line in index.answering(question)] == [PAGES[0][2], "Scan the mail."]
+    assert index.answering("Who scans phishing mail?")[0].text == "Scan the mail."
+    assert index.answering("xyzzy") == []
+
+
 def test_terms_are_stems_and_numbers_are_one_term():
     assert terms("Mitigations mitigating") == ["mitig", "mitig"]
     assert terms("What is T1566.002, or CWE-79?") == ["t1566.002", "cwe-79"]
