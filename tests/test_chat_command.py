@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +22,13 @@ from ghost_jax.chat import prompt_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.retrieval.bm25 import Passage
 from ghost_jax.inference.conversation import decode_stream, escape_controls, fit_turn
+from ghost_jax.runs import evaluation
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render_prompt
 from ghost_jax.text.tokenizer import ROLES, Tokenizer
 from tests.conftest import ROOT, WAIT, Ghost
 from tests.test_open_book import ASKED, data  # noqa: F401, a fixture
+from tests.test_verdict import graded
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +135,18 @@ def test_an_open_book_cites_the_lines_of_an_answer(chat, tiny_run, data):  # noq
     assert known["lines"][0]["url"] == address
     assert len(re.findall(r"^\[\d\]", text, re.MULTILINE)) == len(known["lines"])
     assert unknown["lines"] == []
+
+
+def test_the_lines_of_the_book_are_the_answer_of_a_run_that_only_guesses(chat, tiny_run, data, tmp_path):  # noqa: F811
+    run = shutil.copytree(tiny_run.workdir, tmp_path / "run")
+    shutil.rmtree(run / "evals", ignore_errors=True)
+    evaluation.write(run / "evals" / "ctibench.json", graded(0.25, letter_share={"A": 1.0, "B": 0.0}))
+    flags = (f"--workdir={run}", "--book=open", f"--data_dir={data}")
+    text = chat("What is Glass Kite?\n", *flags).stdout
+    assert text.startswith(f"\n[1] Glass Kite (T9000): {ASKED['Glass Kite']}\n    https://attack.mitre.org/")
+    known, unknown = objects_of(chat("What is Glass Kite?\nzzz\n", *flags, "--jsonl"))
+    assert known["answer"] in text
+    assert (known["tokens"], unknown["lines"]) == (0, [])
 
 
 def test_a_run_or_a_book_that_cannot_be_opened_is_refused(ghost, tiny_run, tmp_path):

@@ -36,6 +36,13 @@ def test_overlap_counts_each_content_word_once_and_no_function_word():
     assert [credits(overlapping, [gold], [options], [question])[0] for gold in range(4)] == [0, 0, 1, 0]
 
 
+@pytest.mark.parametrize(("question", "credit"), [("Which follows?", 1), ("Which does NOT follow?", 1 / 3)])
+def test_all_of_the_above_is_chosen_where_it_stands_unless_the_question_is_negated(question, credit):
+    options = ("Crash", "Exit", "All of the above")
+    assert credits(mcq_baselines.all_of_the_above, [2], [options], [question]) == [credit]
+    assert credits(mcq_baselines.all_of_the_above, [0], [("None of the above", "Exit")], [question]) == [1 / 2]
+
+
 words = st.text("ab c", max_size=6)
 asked = st.lists(st.tuples(words, st.lists(words, min_size=2, max_size=6)), max_size=5)
 
