@@ -19,7 +19,7 @@ from evals.open_book.scoring import Book
 from ghost_jax.core import jax_setup
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import evaluation, run_dir
 from ghost_jax.server.app import build
 from ghost_jax.server.served import READER, Model, Served
 
@@ -69,14 +69,18 @@ def main(argv: Sequence[str]) -> int:
         jax_setup.set_up()
         opened = flags.book != "closed"
         reader = Book.open(flags.book, flags.data_dir, run_dir.say).reader if opened else None
-        model, name = None, READER
+        model, name, guesses = None, READER, False
         if flags.workdir:
             model = Model.load(flags.workdir, rows=flags.batch_size, waiting=flags.waiting, most=flags.max_new_tokens)
             name = flags.workdir.resolve().name
+            guesses = evaluation.only_guesses(flags.workdir)
             run_dir.say("compiling")
             model.scheduler.engine.warm_up()
+        note = "Every score of this run is at chance or collapsed to one letter." if guesses else ""
+        if guesses and reader:
+            note += " The lines of the book answer for it."
         app = build(
-            Served(name, model, reader),
+            Served(name, model, reader, note, quotes=guesses and reader is not None),
             key=os.environ.get("GHOST_API_KEY", ""),
             seconds=flags.timeout,
             hosts=LOOPBACK if flags.host in LOOPBACK else (),

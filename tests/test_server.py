@@ -259,6 +259,13 @@ def test_the_reader_alone_answers_with_its_lines():
         assert error_of(post(address, "/v1/completions", model="reader", prompt="x"))
 
 
+def test_the_reader_answers_for_a_model_that_only_guesses(model):
+    with running(Served("tiny", model, reader(), note="It guesses.", quotes=True)) as address:
+        answer = client(address).chat.completions.create(model="tiny", messages=[ASKED])
+    assert "User Training" in answer.choices[0].message.content
+    assert answer.ghost_jax["note"] == "It guesses."
+
+
 def test_options_are_found_in_a_turn():
     assert question_of("What is it?") == ("What is it?", [])
     assert question_of("Which?\n(see A)\nA. one\nB. two\nC: three") == ("Which?\n(see A)", ["one", "two", "three"])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghost_jax.data.retrieval.mcq_baselines import always, longest, overlapping, popular, shortest
+from ghost_jax.data.retrieval.mcq_baselines import all_of_the_above, always, longest, overlapping, popular, shortest
 
 OPTIONS = [("aa", "b", "cc", "d"), ("x", "yyy", "zz"), ("one", "two")]
 
@@ -39,8 +39,8 @@ def test_overlap_counts_each_content_word_once_and_no_function_word():
 @pytest.mark.parametrize(("question", "credit"), [("Which follows?", 1), ("Which does NOT follow?", 1 / 3)])
 def test_all_of_the_above_is_chosen_where_it_stands_unless_the_question_is_negated(question, credit):
     options = ("Crash", "Exit", "All of the above")
-    assert credits(mcq_baselines.all_of_the_above, [2], [options], [question]) == [credit]
-    assert credits(mcq_baselines.all_of_the_above, [0], [("None of the above", "Exit")], [question]) == [1 / 2]
+    assert credits(all_of_the_above, [2], [options], [question]) == [credit]
+    assert credits(all_of_the_above, [0], [("None of the above", "Exit")], [question]) == [1 / 2]
 
 
 words = st.text("ab c", max_size=6)

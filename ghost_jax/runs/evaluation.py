@@ -351,3 +351,9 @@ def read_all(workdir: Path) -> dict[str, Evaluation]:
     """Returns the evaluations in the `evals` folder of a run by name; other reports there are left out."""
     contents = {path: read_json(path) for path in sorted((workdir / "evals").glob("*.json"))}
     return {path.stem: from_json(each, name=path) for path, each in contents.items() if is_evaluation(each)}
+
+
+def only_guesses(workdir: Path) -> bool:
+    """Returns whether a run was scored, and every score is at chance or collapsed to one letter."""
+    scores = read_all(workdir).values()
+    return bool(scores) and all(score.verdict in (COLLAPSED, "chance") for score in scores)

@@ -13,7 +13,8 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
-from ghost_jax.data.retrieval.bm25 import Passage, shown
+from ghost_jax.data.retrieval.bm25 import Passage
+from ghost_jax.inference.conversation import quoted
 from ghost_jax.server.answers import Answer, complete, event, respond
 from ghost_jax.server.guard import ApiError, Guard, add_errors
 from ghost_jax.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, ReadRequest, TokenizeRequest
@@ -75,7 +76,7 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
     async def chat(request: ChatRequest, raw: fastapi.Request) -> Response:
         _check_model(served, request.model)
         question = turns_of(request.messages)[-1].content
-        if served.model is None:
+        if served.model is None or served.quotes:
             return await _read_chat(served, request, question)
         lines = await run_in_threadpool(served.lines, question)
         text, forgotten = served.model.chat(request, request.messages, lines)
@@ -175,11 +176,10 @@ async def _read_chat(served: Served, request: ChatRequest, asked: str) -> Respon
     if found["answer"]:
         chosen = found["options"][LETTERS.index(found["answer"])]
         content, lines = f"{chosen['letter']}) {chosen['text']}", chosen["lines"]
-    elif lines:
-        content = "\n".join(f"[{number}] {shown(Passage(**line))}" for number, line in enumerate(lines, 1))
     else:
-        content = "No line of the book shares a word with the question."
-    answer = Answer(request, served.name, "chat.completion", {"citations": lines})
+        content = quoted([Passage(**line) for line in lines])
+    about = {"note": served.note} if served.note else {}
+    answer = Answer(request, served.name, "chat.completion", {"citations": lines}, about)
     if not request.stream:
         return JSONResponse(answer.whole(content, "stop", 0, 0))
     events = [answer.chunk("", first=True), answer.chunk(content), answer.chunk("", "stop")]

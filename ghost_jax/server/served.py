@@ -38,6 +38,7 @@ class Served:
       model: None where the reader alone answers.
       reader: of the book; None where it is closed.
       note: what a client should know of the model, "" for nothing.
+      quotes: whether the reader answers chats, because the model only guesses.
       created: seconds since 1970.
     """
 
@@ -45,6 +46,7 @@ class Served:
     model: "Model | None"
     reader: LexicalReader | None
     note: str = ""
+    quotes: bool = False
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def lines(self, question: str) -> list[Passage]:
