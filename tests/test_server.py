@@ -51,6 +51,9 @@ def running(served: Served, *, key: str = "", seconds: float = 60, hosts=("127.0
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
+        while thread.is_alive() and not server.started:
+            time.sleep(0.01)
+        assert server.started
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
         server.should_exit = True
         thread.join()
@@ -259,8 +262,8 @@ def test_the_reader_alone_answers_with_its_lines():
         assert error_of(post(address, "/v1/completions", model="reader", prompt="x"))
 
 
-def test_the_reader_answers_for_a_model_that_only_guesses(model):
-    with running(Served("tiny", model, reader(), note="It guesses.", quotes=True)) as address:
+def test_the_reader_answers_for_a_model_that_only_guesses(tiny_run):
+    with running(Served("tiny", loaded(tiny_run), reader(), note="It guesses.", quotes=True)) as address:
         answer = client(address).chat.completions.create(model="tiny", messages=[ASKED])
     assert "User Training" in answer.choices[0].message.content
     assert answer.ghost_jax["note"] == "It guesses."
