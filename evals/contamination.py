@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 import ghost_jax
-from evals.items.formats import read_items
 from evals.overlap.contamination import check, refuse
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
+from ghost_jax.data.items.formats import read_items
 
 
 def show(result: dict, console: Console) -> None:

@@ -7,41 +7,48 @@ With `--book=open` it reads what a search finds in front of each question, in AT
 searches your own files. The lexical reader needs no model: `python -m evals.ctibench --book=open --reader=lexical`.
 
 With `--endpoint=http://HOST/v1 --model=NAME --out=FILE` the model is behind an OpenAI-compatible API.
-`--task=rcm`, `vsp` or `ate` scores a sheet of free-text answers to another task of CTIBench, or its baselines.
+`--task=rcm`, `vsp` or `ate` scores the free text of a run, an endpoint or a sheet in another task of CTIBench, or its
+baselines alone.
 """
 
 import argparse
 import functools
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jax.sharding import Mesh
 from rich.console import Console
 
 from evals.analysis.report import show
-from evals.answering import free_text
 from evals.answering.evaluate import check_options
 from evals.items.answers import ORDERS
-from evals.items.formats import read_items
 from evals.items.locate import find_items
 from evals.items.splits import SPLITS, part_of
 from evals.open_book.scoring import Book, lexical_report, show_evidence, show_open
 from evals.tasks import TASKS, open_answers
-from evals.tasks.mcq import evaluate_run, stem_of
+from evals.tasks.mcq import contamination_of, evaluate_run, stem_of
 from ghost_jax.core import jax_setup
+from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
+from ghost_jax.data.items.formats import read_items
 from ghost_jax.inference.generate import Generator
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import evaluation, run_dir
-from ghost_jax.runs.evaluation import Evaluation
+from ghost_jax.runs.evaluation import EndpointModel, Evaluation
 from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.text.chat_format import Message, render_prompt
+from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.training.checkpoint import load_model
 from ghost_jax.training.step import make_predict
 
 READERS = ("model", "lexical", "both")
+LETTER_TOKENS, TASK_TOKENS = 64, 1024  # of a reply
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -59,7 +66,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--evidence", action="store_true", help="print the lines that each lexical answer rests on")
     option("--controls", action="store_true", help="the lexical reader on other lines as well: minutes")
     option("--options_only", type=local_path, metavar="DIR", help="the recipe trained with data.layout=options_only")
-    option("--matching", action="store_true", help="also let the model answer freely, options not shown")
     option("--task", choices=("mcq", *TASKS, "taa"), default="mcq", help="of CTIBench (default: mcq)")
     option("--predictions", type=local_path, metavar="FILE", help="answers to --task=rcm, vsp or ate; else baselines")
     option("--column", metavar="NAME", help="the column of --predictions with the answers")
@@ -67,8 +73,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--endpoint", metavar="URL", help="an OpenAI-compatible API, http://HOST/v1; its key: $OPENAI_API_KEY")
     option("--model", metavar="NAME", help="the endpoint's name of the model")
     option("--concurrency", type=int, default=8, metavar="N", help="requests to it at once (default: 8)")
-    option("--max_tokens", type=int, default=64, metavar="N", help="of its replies (default: 64); reasoning needs more")
+    option("--max_tokens", type=int, metavar="N", help="of a reply (default: 64, of a --task 1,024)")
     flags = parser.parse_args(argv)
+    if flags.model is not None and flags.endpoint is None:
+        raise UsageError("--model names the model of an endpoint: add --endpoint=URL.")
     if flags.task != "mcq":
         return check_task(flags, parser)
     if flags.predictions or flags.column:
@@ -77,30 +85,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     check_options(flags.batch_size, flags.orders)
     if flags.endpoint is not None:
         return _of_endpoint(flags)
-    if flags.model is not None:
-        raise UsageError("--model names the model of an endpoint: add --endpoint=URL.")
     lexical, is_open = flags.reader == "lexical", flags.book != "closed"
     if flags.reader != "model" and not is_open:
         raise UsageError(f"The reader {flags.reader} reads a book: add --book=open.")
     if not flags.workdir and not lexical:
         raise UsageError("Name the run to score with --workdir; only --book=open --reader=lexical needs none.")
-    if lexical and (flags.workdir or flags.options_only or flags.matching or flags.orders != "cyclic"):
-        raise UsageError("The lexical reader has no model: omit --workdir, --options_only, --matching and --orders.")
+    if lexical and (flags.workdir or flags.options_only or flags.orders != "cyclic"):
+        raise UsageError("The lexical reader has no model: omit --workdir, --options_only and --orders.")
     if not lexical and (flags.evidence or flags.controls):
         raise UsageError("--evidence and --controls are the lexical reader's: add --book=open --reader=lexical.")
-    if is_open and (flags.options_only or flags.matching):
-        raise UsageError("--options_only and --matching are asked with the book closed: leave --book=open out.")
+    if is_open and flags.options_only:
+        raise UsageError("--options_only is asked with the book closed: leave --book=open out.")
     return flags
 
 
 def _of_endpoint(flags: argparse.Namespace) -> argparse.Namespace:
     """Returns the flags. Raises UsageError where they are not those of an endpoint."""
-    others = ("workdir", "options_only", "matching", "evidence", "controls")
+    others = ("workdir", "options_only", "evidence", "controls")
     if any(getattr(flags, name) for name in others) or flags.book != "closed" or flags.reader != "model":
         raise UsageError(f"--endpoint is asked with the book closed: omit --{', --'.join(others)}, --book, --reader.")
     if not flags.out or flags.out.is_dir() or not flags.model:
         raise UsageError("--endpoint needs --model=NAME and --out=FILE; its raw answers are kept beside that report.")
-    if min(flags.concurrency, flags.max_tokens) < 1:
+    if flags.concurrency < 1 or (flags.max_tokens is not None and flags.max_tokens < 1):
         raise UsageError("--concurrency and --max_tokens must be at least 1.")
     return flags
 
@@ -110,23 +116,63 @@ def check_task(flags: argparse.Namespace, defaults: argparse.ArgumentParser) -> 
     if flags.task == "taa":
         raise UsageError("TAA cannot be scored: its published file has no gold column (URL, Text, Prompt).")
     used = ("task", "predictions", "column", "items", "data_dir", "out")
+    used += ("workdir", "endpoint", "model", "concurrency", "max_tokens")
     others = [key for key, value in vars(flags).items() if key not in used and value != defaults.get_default(key)]
     if others or (flags.column and not flags.predictions):
-        raise UsageError(f"--task={flags.task} scores --predictions and has no --{', --'.join(others or ['column'])}.")
-    return flags
+        raise UsageError(f"--task={flags.task} has no --{', --'.join(others)}; --column belongs to --predictions.")
+    if sum(each is not None for each in (flags.predictions, flags.workdir, flags.endpoint)) > 1:
+        raise UsageError(
+            f"--task={flags.task} scores one of --predictions, --workdir and --endpoint. Name one of them."
+        )
+    return _of_endpoint(flags) if flags.endpoint is not None else flags
 
 
 def score_task(flags: argparse.Namespace, console: Console) -> None:
-    """Prints and writes the evaluation of a sheet of answers to a task, or of its baselines."""
-    task, answers, file = TASKS[flags.task], None, None
+    """Prints and writes the evaluation of free-text answers to a task, or of its baselines."""
+    task = TASKS[flags.task]
     items = open_answers.read_task(task, flags.items, flags.data_dir)
+    out = flags.out or (flags.workdir and flags.workdir / "evals" / f"{items.name.removesuffix('.tsv')}.json")
+    answers, fields = None, {}
     if flags.predictions:
-        answers, file = open_answers.read_answers(task, items, flags.predictions, flags.column)
-    report = open_answers.score(task, items, answers, data_dir=flags.data_dir, predictions_file=file)
+        answers, fields["predictions_file"] = open_answers.read_answers(task, items, flags.predictions, flags.column)
+    elif flags.endpoint:
+        answers, fields["endpoint"] = ask_endpoint(flags, items)
+    elif flags.workdir:
+        answers, fields = ask_run(flags, items)
+        lines = [json.dumps({"id": item.id, "text": text}) for item, text in zip(items, answers, strict=True)]
+        write_text(out.with_suffix(".answers.jsonl"), "\n".join([*lines, ""]))
+    report = open_answers.score(task, items, answers, data_dir=flags.data_dir, **fields)
     open_answers.show(report, console)
-    if flags.out:
-        evaluation.write(flags.out, report)
-        print(f"written to {flags.out}")
+    if out:
+        evaluation.write(out, report)
+        print(f"written to {out}")
+
+
+def ask_run(flags: argparse.Namespace, items: open_answers.TaskItems) -> tuple[list[str], dict]:
+    """Returns what a run writes to the prompts of a task, and fields of the evaluation."""
+    contamination = contamination_of(open_answers.as_questions(items), flags.workdir)
+    jax_setup.set_up()
+    mesh = make_mesh()
+    model, params, step, tokenizer = load_run(flags.workdir, mesh)
+    new_tokens = min(flags.max_tokens or TASK_TOKENS, model.context // 2)
+    generate = Generator(model, params, mesh, batch_size=32, new_tokens=new_tokens, stop_ids=tokenizer.end_ids)
+    prompts = [render_prompt(tokenizer, [Message("user", item.prompt)]) for item in items]
+    most = model.context - new_tokens
+    texts = [tokenizer.decode(ids) for ids in generate([prompt[-most:] for prompt in prompts])]
+    cropped = sum(len(prompt) > most for prompt in prompts)
+    return texts, {"contamination": contamination, "prompts_cropped": cropped, "step": step}
+
+
+def ask_endpoint(flags: argparse.Namespace, items: open_answers.TaskItems) -> tuple[list[str], EndpointModel]:
+    """Returns what a model behind an API writes to the prompts of a task, and the model."""
+    from evals.answering import endpoint  # not above: importing openai takes a second
+
+    kept = flags.out.with_suffix(".answers.jsonl")
+    api = endpoint.open_api(flags.endpoint, flags.model, kept, flags.concurrency)
+    prompts = {item.prompt: item.id for item in items}
+    texts, model = endpoint.written(prompts, api, max_tokens=flags.max_tokens or TASK_TOKENS)
+    print(f"raw answers are in {kept}")
+    return [texts[item.prompt] for item in items], model
 
 
 def report_name(flags: argparse.Namespace) -> str:
@@ -156,22 +202,25 @@ def score_endpoint(flags: argparse.Namespace) -> Evaluation:
     kept = flags.out.with_suffix(".answers.jsonl")
     api = endpoint.open_api(flags.endpoint, flags.model, kept, flags.concurrency)
     items = read_items(flags.items) if flags.items else find_items(flags.data_dir, Path())[0]
-    report = endpoint.evaluate(part_of(items, flags.split), api, orders=flags.orders, max_tokens=flags.max_tokens)
+    asked, max_tokens = part_of(items, flags.split), flags.max_tokens or LETTER_TOKENS
+    report = endpoint.evaluate(asked, api, orders=flags.orders, max_tokens=max_tokens)
     print(f"raw answers are in {kept}")
     return replace(report, split=flags.split)
+
+
+def load_run(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int, Tokenizer]:
+    """Returns a run's model, parameters, update and vocabulary. Raises UserError for a run without a chat format."""
+    found = load_model(workdir, mesh)
+    tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
+    if not tokenizer.has_roles:
+        raise UserError(f"{workdir} is a base model without a chat format. Score a chat run made from it.")
+    return *found, tokenizer
 
 
 def score_run(flags: argparse.Namespace) -> Evaluation:
     """Returns the evaluation of a run."""
     mesh = make_mesh()
-    model, params, step = load_model(flags.workdir, mesh)
-    tokenizer = tokenizer_lib.load(flags.workdir / "tokenizer.json")
-    if not tokenizer.has_roles:
-        raise UserError(f"{flags.workdir} is a base model without a chat format. Score a chat run made from it.")
-    generate = None
-    if flags.matching:
-        size = {"batch_size": 32, "new_tokens": free_text.NEW_TOKENS}
-        generate = Generator(model, params, mesh, **size, stop_ids=tokenizer.end_ids)
+    model, params, step, tokenizer = load_run(flags.workdir, mesh)
     report = evaluate_run(
         functools.partial(make_predict(model, params, mesh), params),
         tokenizer,
@@ -185,7 +234,6 @@ def score_run(flags: argparse.Namespace) -> Evaluation:
         book=Book.open(flags.book, flags.data_dir, run_dir.say) if flags.book != "closed" else None,
         reader=flags.reader,
         options_only=flags.options_only,
-        generate=generate,
     )
     return replace(report, step=step)
 

@@ -170,12 +170,6 @@ def open_index(book: str, data_dir: Path | None) -> Index:
     return Index.load(index_store(corpus, artifact_cache.manifest(corpus).documents, say))
 
 
-def only_guesses(workdir: Path) -> bool:
-    """Returns whether a run was scored, and every score is at chance or collapsed to one letter."""
-    scores = evaluation.read_all(workdir).values()
-    return bool(scores) and all(score.verdict in (evaluation.COLLAPSED, "chance") for score in scores)
-
-
 def open_run(flags: argparse.Namespace, sampling: Sampling, index: Index | None) -> tuple[Conversation, int]:
     """Returns a conversation with a run, and the run's step. Raises UserError where it is not a chat model."""
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -192,7 +186,7 @@ def open_run(flags: argparse.Namespace, sampling: Sampling, index: Index | None)
     generator = Generator(model, params, mesh, **size)
     max_prompt = max(model.context - flags.max_new_tokens, model.context // 2)
     key = jax.random.key(flags.seed)
-    quotes = index is not None and only_guesses(flags.workdir)
+    quotes = index is not None and evaluation.only_guesses(flags.workdir)
     how = {"quotes": quotes, "max_prompt": max_prompt, "sampling": sampling, "key": key}
     return Conversation(generator, tokenizer, index, **how), step
 

@@ -12,9 +12,9 @@ from scipy.special import log_softmax
 from evals.analysis.baselines import FITTED, baseline_answers, baselines
 from evals.analysis.fitted_baselines import RIDGE, conditional_logit
 from evals.items.answers import orders_of
-from evals.items.formats import read_items
-from evals.items.items import LETTERS, Item, cyclic_orders
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import LETTERS, Item, cyclic_orders
 
 
 def in_cyclic_orders(items: list[Item], name: str) -> dict[str, float]:

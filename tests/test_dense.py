@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ghost_jax.model.dense import KEPT, Dense, kept, product, transposed
+from ghost_jax.model.dense import KEPT, Dense, kept, product
 
 # Shapes of x and of a kernel, and how many axes they share.
 SHAPES = {
@@ -50,12 +50,6 @@ def test_the_gradient_of_a_kernel_is_not_rounded():
     assert found.dtype == jnp.float32
     exact = np.asarray(x, np.float64).T @ np.asarray(to_y, np.float64)
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_transposed_only_moves(dtype):
-    x = jnp.arange(24, dtype=dtype).reshape(2, 3, 4)
-    np.testing.assert_array_equal(jax.jit(lambda x: transposed(x, 1, 2, 0))(x), x.transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

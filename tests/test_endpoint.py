@@ -10,9 +10,9 @@ import pytest
 
 from evals.answering import endpoint
 from evals.answering.endpoint import letter_of
-from evals.items.formats import read_items
 from ghost_jax.core.chat_api import ChatApi
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats import read_items
 from tests.test_ctibench import write_items
 from tests.test_teacher import AT_ONCE, KEY, Answer, Server
 

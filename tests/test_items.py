@@ -1,4 +1,4 @@
-"""evals/items: orders of options, and which items are dependent, by page, by option set, and through others."""
+"""data/items: orders of options, and which items are dependent, by page, by option set, and through others."""
 
 import random
 
@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.items.clusters import clusters_of, components
-from evals.items.formats import read_items
-from evals.items.items import LETTERS, Item, cyclic_orders, order_name, parse_order, permute
 from evals.items.splits import development_split, part_of
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.clusters import clusters_of, components
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import LETTERS, Item, cyclic_orders, order_name, parse_order, permute
 
 # ---- Orders ----
 

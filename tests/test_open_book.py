@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from evals.items.answers import Answers
-from evals.items.formats import read_items
 from evals.open_book.lexical import EVIDENCE
 from evals.open_book.scoring import ALL_OF_THEM, Book, both_report
+from ghost_jax.data.items.formats import read_items
 from tests.test_ctibench import write_items
 from tests.test_reader import corpus_of_facts
 from tests.test_sources_formats import bundle, link, thing

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow
@@ -12,7 +13,10 @@ import pytest
 from pyarrow import parquet
 
 from ghost_jax.core.errors import UsageError, UserError
-from ghost_jax.data.own import chats, text
+from ghost_jax.data import corpus
+from ghost_jax.data.builders import pretrain
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.own import chats, questions, text
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import split_of
 from tests.conftest import TINY, set_all
@@ -116,6 +120,38 @@ def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path, mon
     assert "pip install pyarrow" in refusal(documents, path)
 
 
+def test_the_key_of_the_text_is_named_behind_the_path(tmp_path):
+    path = lines(tmp_path / "a b.jsonl", {"body": "one"}, {"text": "two"})
+    assert f'{path}, line 2: there is no "body"' in refusal(documents, f"{path}#body")
+    (tmp_path / "t.csv").write_text("text,body\nx,one\n")
+    (found,) = documents(tmp_path / "t.csv#body")
+    assert (found.text, pretrain.text_of(found)) == ("one", "one")
+    assert [each.text for each in documents(lines(tmp_path / "c#" / "d.md", b"# Title"))] == ["Title"]
+    (entry,) = corpus.locate([f"{tmp_path}/t.csv#body"], None, print, stand_in=True).files
+    assert entry.identity()["key"] == "body"
+
+
+@pytest.mark.parametrize("form", ["saved", "splits", "repository"])
+def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch, form):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, table = tmp_path / "ü own", datasets.Dataset.from_list(ROWS)
+    if form == "repository":
+        lines(folder / "dev.jsonl", *ROWS)
+        (folder / "README.md").write_text(
+            "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: dev, path: dev.jsonl}\n---\n"
+        )
+    else:
+        (table if form == "saved" else datasets.DatasetDict(dev=table)).save_to_disk(folder)
+    entry = f"hf:{folder}" if form == "saved" else f"hf:{folder}:dev"
+    full, bare = documents(entry)
+    assert (full.id, full.title, full.url, full.license, bare.text) == ("u-1", "Ü", URL, "CC0", ROWS[1]["text"])
+    if form != "saved":
+        assert "dev" in refusal(documents, f"hf:{folder}")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install datasets" in refusal(documents, entry)
+
+
 # ---- Conversations ----
 
 
@@ -132,6 +168,9 @@ def test_each_form_of_conversation_is_read(tmp_path):
         ["Be brief.\n\nWhat is a port?", "A number.", "And?", "No."],
         *(["Be brief.\n\nHi", "Yes"], ["Add.\n\n1 + 1", "  2"], ["Greet.", "Hi"]),
     ]
+    as_list = tmp_path / "list.json"
+    as_list.write_text(json.dumps(found), encoding="utf-8-sig")
+    assert [each.messages for each in chats.read("mine", as_list)] == [each.messages for each in read]
     assert {tuple(turn.role for turn in each.messages[-2:]) for each in read} == {("user", "assistant")}
     assert [turn.train for turn in read[0].messages] == [True, True, True, False]
     assert [each.id for each in read] == ["7", "mine/3", "mine/5", "mine/7"]
@@ -151,11 +190,91 @@ def test_a_bad_conversation_is_refused_with_its_file_and_line(tmp_path, fault):
     assert f"{path}, line 2" in refusal(chats.read, "mine", path)
 
 
+def test_a_bad_list_of_conversations_is_refused_with_its_place(tmp_path):
+    path = lines(tmp_path / "c.json", [turns(ASKED, ANSWER), 3])
+    assert f"{path}, item 2" in refusal(chats.read, "mine", path)
+    assert str(path) in refusal(chats.read, "mine", lines(path, turns(ASKED, ANSWER)))
+
+
+# ---- Questions ----
+
+
+def quiz(count: int = 20, **more) -> list[dict]:
+    """Returns questions with three options; two in a row have one topic, every fifth has the options of the first."""
+    texts = [[f"{x} of {n % 5 and n}" for x in "xyz"] for n in range(count)]
+    rows = [{"question": f"What is {n}?", "options": dict(zip("ABC", of, strict=True))} for n, of in enumerate(texts)]
+    return [row | {"answer": "ABC"[n % 3], "topic": n // 2} | more for n, row in enumerate(rows)]
+
+
+def csv_of(path: Path, rows: list[dict]) -> Path:
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.writer(file)
+        writer.writerow(["Question", *"ABCD", "Answer", "topic"])
+        writer.writerows(
+            [each["question"], *each["options"].values(), "none", each["answer"], each["topic"]] for each in rows
+        )
+    return path
+
+
+@pytest.mark.parametrize("name", ["my quiz ü.jsonl", "quiz.csv"])
+def test_questions_that_depend_on_each_other_are_in_one_split(tmp_path, name):
+    path = csv_of(tmp_path / name, quiz()) if name.endswith(".csv") else lines(tmp_path / name, *quiz(), mark=MARK)
+    found = questions.read("quiz", path, "", seed=0)
+    of_split = Counter(each.split for each in found)
+    assert of_split["test"] >= 4
+    assert of_split["validation"] >= 2
+    assert of_split["train"] >= 10
+    assert len({each.split for each in found[::5]}) == 1, "they have the same options"
+    assert {each.options[each.answer] for each in found} == {f"{'xyz'[n % 3]} of {n % 5 and n}" for n in range(20)}
+    assert len({each.letter for each in found if each.split == "train"}) > 1
+    assert [each.options for each in found if each.split == "test"] == [
+        tuple(quiz()[n]["options"].values()) + ("none",) * name.endswith(".csv")
+        for n in range(20)
+        if found[n].split == "test"
+    ]
+    by_topic = questions.read("quiz", path, "topic", seed=0)
+    assert all(one.split == other.split for one, other in zip(by_topic[::2], by_topic[1::2], strict=True))
+    assert by_topic[3].url == "1"
+    same = [row | {"question": "What is the same?"} for row in quiz(2)]
+    repeated = questions.read("quiz", lines(tmp_path / "r.jsonl", *quiz(), *same), "", seed=0)
+    assert repeated[-2].split == repeated[-1].split
+
+
+BAD_QUIZ = [{"options": {}}, {"question": "a", "options": {"A": "x"}, "answer": "A"}, {**quiz(1)[0], "answer": "D"}]
+BAD_QUIZ += [b"{", '{"question": "ü"}'.encode("latin-1"), {**quiz(1)[0], "topic": None}, {**quiz(1)[0], "question": 3}]
+
+
+@pytest.mark.parametrize("fault", BAD_QUIZ)
+def test_a_bad_question_is_refused_with_its_file_and_line(tmp_path, fault):
+    path = lines(tmp_path / "ä b.jsonl", *quiz(1), fault)
+    assert f"{path}, line 2" in refusal(questions.read, "quiz", path, "topic", 0)
+
+
+def test_questions_that_cannot_be_split_and_those_of_ctibench_are_refused(tmp_path, monkeypatch):
+    one_topic = lines(tmp_path / "one.jsonl", *quiz(topic="same"))
+    assert "data.question_group" in refusal(questions.read, "quiz", one_topic, "topic", 0)
+    assert "absent" in refusal(questions.read, "quiz", one_topic, "absent", 0)
+    item = read_items(lines(tmp_path / "item.jsonl", quiz()[3])).items[0]
+    monkeypatch.setattr(questions, "published", lambda: {questions.fingerprint(item)})
+    edited = quiz()[3] | {"question": "what is 3", "options": {"A": "X of 3!", "B": "other"}}
+    path = lines(tmp_path / "c.jsonl", edited, edited | {"options": {"A": "no", "B": "yes"}}, *quiz(3))
+    assert "1 questions of CTIBench with their answers, the first of them line 1" in refusal(
+        questions.read, "quiz", path, "", 0
+    )
+
+
+def test_ctibench_is_known_by_its_file_and_by_its_questions(ghost_data, tmp_path):
+    path = ghost_data / "ctibench" / "cti-mcq.tsv"
+    assert {questions.fingerprint(item) for item in read_items(path)} == questions.published()
+    assert "CTIBench" in refusal(questions.read, "quiz", path, "", 0)
+
+
 # ---- Names ----
 
 
 @pytest.mark.parametrize(
-    ("key", "values"), [("chats.qa", "a"), ("chats.mine", "ab"), ("mixture.mine", "1"), ("chats.my-own", "a")]
+    ("key", "values"),
+    [("chats.qa", "a"), ("chats.mine", "ab"), ("mixture.mine", "1"), ("chats.my-own", "a"), ("questions.qa", "a")],
 )
 def test_a_name_that_is_taken_or_unknown_is_a_wrong_command_line(key, values):
     with pytest.raises(UsageError) as caught:
@@ -163,11 +282,18 @@ def test_a_name_that_is_taken_or_unknown_is_a_wrong_command_line(key, values):
     assert f"data.{key.partition('.')[0]}" in str(caught.value)
 
 
+def test_one_name_for_two_files_is_a_wrong_command_line():
+    with pytest.raises(UsageError, match="mine"):
+        parse(f"--config={CHAT}:nano", "--config.data.chats.mine=a", "--config.data.questions.mine=b")
+
+
 def test_a_chats_file_enters_the_mixture_under_its_name():
     path = "--config.data.chats.mine=a b.jsonl"
     config, _ = parse(f"--config={CHAT}:nano", "--config.data.mixture.mine=3", path, "--config.keep_best=val_loss_mine")
     assert (config.data.mixture.mine, config.data.chats.mine, config.is_locked) == (3.0, "a b.jsonl", True)
     assert parse(f"--config={CHAT}:nano", path)[0].data.mixture.mine == 1.0
+    letters = ["--config.data.questions.quiz=q.csv", "--config.objective.letter=1", "--config.data.mixture.mcq=0"]
+    assert parse(f"--config={CHAT}:nano", "--config.data.mixture.cot=0", *letters)[0].data.mixture.quiz == 1.0
 
 
 def test_both_are_prepared_and_shown_and_nothing_of_a_bad_file_is_kept(ghost, tmp_path):
@@ -179,7 +305,8 @@ def test_both_are_prepared_and_shown_and_nothing_of_a_bad_file_is_kept(ghost, tm
     lines(own, *asked)
     words = ["--config=configs/chat_v5.py:nano", *set_all(TINY | {f"base.{key}": value for key, value in TINY.items()})]
     words += set_all({f"{base}data.sources": f"{notes},embedded" for base in ("", "base.")} | NO_TASK)
-    words += set_all({"data.chats.mine": own, "data.mixture.mine": 3})
+    asked_of = lines(tmp_path / "quiz.jsonl", *quiz())
+    words += set_all({"data.chats.mine": own, "data.mixture.mine": 3, "data.questions.quiz": asked_of})
     shown = ghost.here("ghost_jax.data.show", *words, "-n", "1", env=env).stdout
     answer = shown.partition("⟦")[2].partition("⟧")[0]
     assert answer.replace("│", "") == "<|ghost_end|> it<|ghost_end|>"
@@ -191,6 +318,8 @@ def test_both_are_prepared_and_shown_and_nothing_of_a_bad_file_is_kept(ghost, tm
     assert corpus["licenses"] == {"notes": "CC0, not named", "embedded": "Apache-2.0"}
     (counts,) = [each["datasets"]["mine"] for each in found if each["kind"] == "mine"]
     assert sum(each["records"] for each in counts.values()) == 40
+    (held_out,) = (tmp_path / "cache").rglob("stores/quiz-*/items-test.jsonl")
+    assert 4 <= len(read_items(held_out)) <= 8
     lines(own, *asked, {"messages": 3})
     assert f"{own}, line 41" in ghost.refused_here("ghost_jax.data.prepare", *words, env=env)
     other = lines(tmp_path / "other" / "notes.md", b"text")

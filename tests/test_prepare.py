@@ -120,8 +120,6 @@ def test_real_publishers_files_are_prepared_with_hashes_and_licences(ghost, ghos
     assert all(corpus["licenses"].values())
 
 
-# ---- Several hosts ----
-
 SOURCES = ("cti", "cve", "kev", "embedded")
 
 
@@ -161,19 +159,3 @@ def test_several_hosts_prepare_what_one_would(ghost, data, tmp_path):
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0"])
 def test_an_invalid_share_is_refused(ghost, shard):
     assert f"--shard={shard}" in ghost.refused_here(*PREPARE, f"--shard={shard}", code=2)
-
-
-def test_a_damaged_source_stops_with_its_place_and_leaves_no_store(ghost, tmp_path):
-    line = json.dumps({"id": "1", "source": "x", "text": "A text."})
-    (tmp_path / "cti.jsonl").write_text(f"{line}\n{line[:20]}\n")
-    command = ["ghost_jax.data.prepare", "--config=configs/pretrain_v05.py:nano", f"--data_dir={tmp_path}"]
-    told = ghost.refused_here(*command, "--config.data.sources=cti", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    assert f"{tmp_path / 'cti.jsonl'}, line 2" in told
-    assert [path.name for path in stores(tmp_path / "cache").iterdir()] == [".locks"]
-
-
-def test_a_source_that_no_document_has_is_named(ghost, prepared):
-    environment = {"XDG_CACHE_HOME": str(prepared[0])}
-    told = ghost.refused_here(*PREPARE, "--config.data.qa_sources", "cwe,atack", code=2, env=environment)
-    assert "data.qa_sources" in told
-    assert 'Did you mean "attack"?' in told

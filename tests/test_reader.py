@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from evals.items.answers import orders_of
-from evals.items.formats import read_items
-from evals.items.items import Item, cyclic_orders, permute
 from evals.open_book import retrieval
 from evals.open_book.lexical import EVIDENCE, FEATURES, LexicalReader, answers_of
 from evals.open_book.rescorer import ASKED, fit, generated, generated_weights
 from evals.open_book.scoring import Book
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import book_corpus, index_store
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Item, cyclic_orders, permute
 from ghost_jax.data.retrieval.bm25 import Index, Passage
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.schema import Fact, Record, split_of

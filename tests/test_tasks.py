@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 
-from evals.tasks import TASKS, baseline_text
+from evals.tasks import TASKS, baseline_text, vsp
 from evals.tasks.baseline_text import Labelled
 from evals.tasks.open_answers import read_answers, read_task, score
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs.evaluation import TaskEvaluation, read
 from tests.conftest import ROOT
+from tests.test_endpoint import Model, completion
 
 HIGH, LOW = "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H", "CVSS:3.1/AV:P/AC:H/PR:H/UI:R/S:U/C:N/I:N/A:L"  # 9.8, 1.6
 SQL = "SQL injection in the login form of shop {} lets attackers read the database."
@@ -24,7 +25,7 @@ GOLDS = {  # twelve descriptions a task
 
 def tsv(golds: list[tuple[str, str]], platform: str = "") -> str:
     rows = [
-        f"https://x.org/CVE-2024-{1000 + row}\t{platform}\t{text.format(f'number {row}')}\tPrompt\t{gold}\r\n"
+        f"https://x.org/CVE-2024-{1000 + row}\t{platform}\t{text.format(f'number {row}')}\tRate {row % 6}.\t{gold}\r\n"
         for row, (gold, text) in enumerate(golds)
     ]
     return "URL\tPlatform\tDescription\tPrompt\tGT\r\n" + "".join(rows)
@@ -98,6 +99,21 @@ def test_no_baseline_learns_from_a_test_item(scored, data):
     for held in (Labelled("CVE-2024-1003", "Another text.", "CWE-1"), Labelled("CVE-1999-1", copied, "CWE-1")):
         with pytest.raises(UserError, match=held.id):
             baseline_text.answers([held], items)
+
+
+@pytest.mark.parametrize(
+    ("text", "metrics"),
+    [
+        ("Unauthenticated SQL injection in /admin/login.php of a shop.", "AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H"),
+        ("Stored XSS in a plugin by users such as admin.", "AV:N/AC:L/PR:H/UI:R/S:C/C:L/I:L/A:N"),
+        ("In the Linux kernel a NULL pointer is used after a race condition.", "AV:L/AC:H/PR:L/UI:N/S:U/C:N/I:N/A:H"),
+        ("A crafted PDF file leads to a heap overflow.", "AV:L/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H"),
+        ("CSRF lets attackers change the settings of a logged-in admin.", "AV:N/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H"),
+        ("An authenticated user can read files.", "AV:N/AC:L/PR:L/UI:N/S:U/C:H/I:N/A:N"),
+    ],
+)
+def test_keyword_rules_give_the_vector_of_a_description(text, metrics):
+    assert vsp.by_rules(text) == f"CVSS:3.1/{metrics}" == TASKS["vsp"].parse(metrics)
 
 
 @pytest.mark.parametrize(
@@ -186,11 +202,46 @@ def test_the_command_writes_its_report_and_refuses_what_cannot_be_scored(ghost, 
     assert (read(out, TaskEvaluation).headline.value, read(out, TaskEvaluation).n) == (0, 12)
     out.unlink()
     assert "gold" in ghost.refused_here(*flags, "--task=taa", code=2)
-    assert "workdir" in ghost.refused_here(*flags, "--task=rcm", "--workdir=runs/x", code=2)
+    for word in ("--workdir=runs/x", "--endpoint=http://localhost:1/v1", "--split=dev"):
+        message = ghost.refused_here(*flags, "--task=rcm", word, "--predictions=x", code=2)
+        assert word.partition("=")[0] in message
     part = shutil.copytree(data, tmp_path / "part")
     (part / "ctibench" / "cti-taa.tsv").unlink()  # its items could be in the text of the baselines
     assert "cti-taa.tsv" in ghost.refused_here("evals.ctibench", f"--data_dir={part}", f"--out={out}", "--task=rcm")
     assert not out.exists()
+
+
+def test_an_endpoint_writes_the_answers_with_the_limit_that_it_wants(ghost, data, tmp_path):
+    def answer(body: dict, _: int):
+        if "max_tokens" in body:
+            return 400, {}, b'{"error": {"message": "Use max_completion_tokens instead."}}'
+        number = int(body["messages"][0]["content"].split()[1].strip("."))
+        return completion(f"Because.\n{(HIGH, LOW)[number % 2]}")
+
+    server, out = Model(answer), tmp_path / "vsp.json"
+    flags = [f"--data_dir={data}", "--task=vsp", f"--endpoint={server.url}", "--model=m:1", f"--out={out}"]
+    ghost.here("evals.ctibench", *flags, env={"NO_PROXY": "127.0.0.1"})
+    report = read(out, TaskEvaluation)
+    assert (report.headline.value, report.endpoint.requests, report.endpoint.max_tokens) == (0, 6, 1024)
+    assert {body.get("max_completion_tokens") for _, body in server.seen if "max_tokens" not in body} == {1024}
+    assert not any("logprobs" in body for _, body in server.seen)
+    assert out.with_suffix(".answers.jsonl").is_file()
+
+
+def test_a_run_writes_the_answers_unless_it_was_trained_on_an_item(ghost, tiny_run, data, tmp_path):
+    out, flags = tmp_path / "rcm.json", [f"--data_dir={data}", "--task=rcm", f"--workdir={tiny_run.workdir}"]
+    ghost.here("evals.ctibench", *flags, f"--out={out}", "--max_tokens=4")
+    report, task = read(out, TaskEvaluation), TASKS["rcm"]
+    assert (report.verdict, report.step, report.prompts_cropped) == ("chance", 8, 0)
+    assert report.contamination.counts["contaminated"] == 0
+    sheet = out.with_suffix(".answers.jsonl")
+    assert len(read_answers(task, read_task(task, None, data), sheet, None)[0]) == 12
+    corpus = json.loads((tiny_run.base / "data.json").read_text())["corpus"]
+    documents = (ghost.cache / "ghost_jax" / "stores" / corpus / "documents.jsonl").read_text().splitlines()
+    page = next(each for each in map(json.loads, documents) if each["id"].startswith("cwe/"))
+    known = tmp_path / "known.tsv"
+    known.write_text(tsv([(page["id"].removeprefix("cwe/"), " ".join(page["text"].split()[:30]))]))
+    assert f"record {page['id']}" in ghost.refused_here("evals.ctibench", *flags, f"--items={known}", f"--out={out}")
 
 
 @pytest.mark.slow

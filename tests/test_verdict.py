@@ -7,7 +7,7 @@ import pytest
 from evals.analysis.report import report_of
 from evals.analysis.verdict import CONTROLS, judged, words_of
 from evals.items.answers import Answers
-from evals.items.items import Item, Items
+from ghost_jax.data.items.items import Item, Items
 from ghost_jax.runs.evaluation import Accuracy, Cloze, Control, Evaluation
 
 ITEMS = Items("two questions", "", "", (Item("1", "Which?", ("a", "b"), 0), Item("2", "Which?", ("a", "b"), 1)))
@@ -81,9 +81,6 @@ def test_a_gain_over_two_controls_is_none_where_the_third_is_as_good():
     third = {"trained options-only": control(0.31, -0.02)}
     report = graded(0.31, LOW, gain=0.01)
     assert judged(replace(report, controls=report.controls | third, controls_missing=())).verdict == "shortcut"
-
-
-# ---- Letters and cloze ----
 
 
 def read_twice(accuracy: float, *, letters: float = 0.25, chance: float = 0.25, gain: float | None = 0.01):

@@ -23,8 +23,8 @@ from ghost_jax.text import tokenizer
 from tests.conftest import ROOT
 
 PARTS = {f"part of {name}" for name in (*SOURCES, "own_text")}
-BASE, CHAT = set(names_of("pretrain")), {*names_of("chat"), "own_chats"}
-ALONE = {"small_talk", "own_chats"}  # datasets of no corpus
+BASE, CHAT = set(names_of("pretrain")), {*names_of("chat"), "own_chats", "own_questions"}
+ALONE = {"small_talk", "own_chats", "own_questions"}  # datasets of no corpus
 OF_CORPUS = {"corpus", "vocabulary", "index", "reader", *BASE, *CHAT} - ALONE
 EVERY = PARTS | OF_CORPUS | ALONE
 
@@ -36,11 +36,12 @@ def of(*names: str) -> set[str]:
 
 # module -> the stores whose name changes with its version
 MODULES = {
-    "ghost_jax.data.storage.text_cleaning": EVERY,
-    "ghost_jax.data.storage.schema": EVERY,
+    "ghost_jax.data.storage.text_cleaning": EVERY - {"own_questions"},
+    "ghost_jax.data.storage.schema": EVERY - {"own_questions"},
     "ghost_jax.data.dedup": EVERY - ALONE,
     "ghost_jax.data.own.text": of("own_text"),
     "ghost_jax.data.own.chats": {"own_chats"},
+    "ghost_jax.data.own.questions": {"own_questions"},
     "ghost_jax.data.sources.attack": of("attack", "attack18"),
     "ghost_jax.data.sources.capec": of("capec"),
     "ghost_jax.data.sources.cwe": of("cwe"),
@@ -57,7 +58,7 @@ MODULES = {
     "ghost_jax.data.builders.rewrite": {"facts", "exposure"},
     "ghost_jax.data.builders.exposure": {"exposure"},
     "ghost_jax.data.builders.qa": {"qa"},
-    "ghost_jax.data.builders.mcq": {"mcq", "cot", "raft", "rank"},
+    "ghost_jax.data.builders.mcq": {"mcq", "cot", "raft", "rank", "own_questions"},
     "ghost_jax.data.builders.cot": {"cot"},
     "ghost_jax.data.builders.small_talk": {"small_talk"},
     "ghost_jax.data.builders.fact_mcq": {"fact_mcq", "fact_rank", "read", "exposure"},
@@ -66,7 +67,7 @@ MODULES = {
     "ghost_jax.data.builders.rank": {"rank", "fact_rank", "read"},
     "ghost_jax.text.tokenizer": {"vocabulary"} | BASE | CHAT,
     "ghost_jax.text.chat_format": CHAT,
-    "ghost_jax.text.mcq_format": CHAT - {"qa"} - ALONE,
+    "ghost_jax.text.mcq_format": CHAT - {"qa", "small_talk", "own_chats"},
     "ghost_jax.data.retrieval.bm25": {"index", "raft", "read", "reader"},
     "evals.open_book.lexical": {"reader"},
     "evals.open_book.rescorer": {"reader"},
@@ -110,10 +111,19 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
             path.write_text("edited" if name == edited else name)
         inputs.append(Input(name, path))
     (folder / "own.md").write_text("edited" if edited == "own_text" else "own")
-    (folder / "own.jsonl").write_text("edited" if edited == "own_chats" else "own")
+    for name in ("own_chats", "own_questions"):
+        (folder / name).write_text("edited" if edited == name else "own")
     inputs.append(Input("own_text", folder, (folder / "own.md",)))
-    data = {"seed": 0, "seq_len": 96, "layout": "classic", "qa_sources": ("kev",), "qa_per_source": 9, "cot": {}}
-    data["chats"] = {"own_chats": str(folder / "own.jsonl")}
+    data = {
+        "seed": 0,
+        "seq_len": 96,
+        "layout": "classic",
+        "qa_sources": ("kev",),
+        "qa_per_source": 9,
+        "cot": {},
+        "question_group": "",
+    }
+    data |= {group: {f"own_{group}": str(folder / f"own_{group}")} for group in ("chats", "questions")}
     config = ConfigDict({"model": {"vocab_size": 300}, "data": data})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(artifact_cache, "build", placed)
@@ -123,7 +133,7 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
         documents = corpus.corpus_store(Inputs(tuple(inputs), ()), print)
         index = corpus.index_store(documents, ("attack",), print)
         datasets.vocabulary_store(config, documents, print)
-        for name in (*DATASETS, "own_chats"):
+        for name in (*DATASETS, "own_chats", "own_questions"):
             datasets.dataset_store(name, config, documents, vocabulary(), print)
         with contextlib.suppress(_Named):
             rescorer.generated_weights(documents, [index], print)
@@ -154,9 +164,11 @@ def test_another_version_of_a_tool_gives_other_stores_where_its_output_is_held(b
     assert changed(before, names(tmp_path)) == TOOLS[tool]
 
 
-@pytest.mark.parametrize("source", [*(name for name in SOURCES if SOURCES[name].stems), "own_text", "own_chats"])
+@pytest.mark.parametrize(
+    "source", [*(name for name in SOURCES if SOURCES[name].stems), "own_text", "own_chats", "own_questions"]
+)
 def test_another_content_of_a_file_gives_other_stores(before, tmp_path, source):
-    expected = {"own_chats"} if source == "own_chats" else of(source)
+    expected = {source} if source in ALONE else of(source)
     assert changed(before, names(tmp_path, edited=source)) == expected
 
 

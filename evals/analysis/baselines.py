@@ -13,8 +13,8 @@ import numpy as np
 
 from evals.analysis.fitted_baselines import position_length, position_length_popularity
 from evals.items.answers import Answers
-from evals.items.items import LETTERS, Item, Order
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.items import LETTERS, Item, Order
 from ghost_jax.data.retrieval import mcq_baselines
 
 FITTED = {"position_length": position_length, "position_length_popularity": position_length_popularity}

@@ -12,8 +12,8 @@ import numpy as np
 
 from evals.analysis import stats
 from evals.analysis.recorded import Report, credits_of
-from evals.items.clusters import clusters_of
-from evals.items.items import Items
+from ghost_jax.data.items.clusters import clusters_of
+from ghost_jax.data.items.items import Items
 from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import COLLAPSED
 

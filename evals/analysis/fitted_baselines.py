@@ -2,7 +2,8 @@
 
 Each is a conditional logit over the options of an item (McFadden, 1974): score = w · features, softmax over the
 options. It is scored in 5-fold cross-validation: the weights that answer an item were fitted on items of other
-components (`evals/items/clusters.py`). Where all items are one component, nothing is fitted and the options tie.
+components (`ghost_jax/data/items/clusters.py`). Where all items are one component, nothing is fitted and the options
+tie.
 """
 
 import hashlib
@@ -10,8 +11,8 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
-from evals.items.clusters import components
-from evals.items.items import Item, Order
+from ghost_jax.data.items.clusters import components
+from ghost_jax.data.items.items import Item, Order
 
 FOLDS = 5
 RIDGE = 1.0  # of standardised weights: far below the evidence of a hundred items, enough to bound those of ten

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from evals.items.answers import Answers
-from evals.items.formats import raw
-from evals.items.formats.row import quoted
-from evals.items.items import LETTERS, Item, Items, Order, parse_order
 from ghost_jax.core.errors import UserError, did_you_mean
+from ghost_jax.data.items.formats import raw
+from ghost_jax.data.items.formats.row import quoted
+from ghost_jax.data.items.items import LETTERS, Item, Items, Order, parse_order
 
 READERS = {".tsv": raw.tsv, ".csv": raw.comma_separated, ".jsonl": raw.json_lines}
 SHAPE = "a .tsv, .csv or .jsonl file with a header, or keys, and one row an item"

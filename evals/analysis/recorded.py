@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from evals.items.answers import Answers
-from evals.items.formats import read_items
-from evals.items.items import LETTERS, Items, parse_order
 from evals.items.locate import FILE, HELD_OUT
 from evals.items.splits import part_of
 from ghost_jax.config.load import recipe_of
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.core.paths import data_folders
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import LETTERS, Items, parse_order
 from ghost_jax.runs import evaluation
 from ghost_jax.runs.evaluation import Evaluation
 

@@ -12,8 +12,8 @@ from evals.analysis import stats
 from evals.answering.controls import SWAPPED, swapped
 from evals.answering.prefix_tree import Predict, Tree, read, scored_text
 from evals.items.answers import Answers
-from evals.items.clusters import clusters_of
-from evals.items.items import Item, Items, Order, cyclic_orders
+from ghost_jax.data.items.clusters import clusters_of
+from ghost_jax.data.items.items import Item, Items, Order, cyclic_orders
 from ghost_jax.runs.evaluation import Cloze
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import answer, ask, with_context

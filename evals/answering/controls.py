@@ -16,11 +16,11 @@ from evals.analysis import stats
 from evals.analysis.recorded import check_alike, credits_of, read_report
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
-from evals.items.clusters import clusters_of, components
-from evals.items.items import Item, Items
 from ghost_jax.config.load import recipe_of
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.clusters import clusters_of, components
+from ghost_jax.data.items.items import Item, Items
 from ghost_jax.runs.evaluation import Control, Evaluation
 
 # `(items, label of the progress line) -> answers in the orders of the headline`
@@ -45,10 +45,10 @@ def without_questions(items: Items) -> dict[str, list[Item]]:
 def swapped(items: Sequence[Item]) -> list[Item]:
     """Returns the items with questions of others, a fixed permutation.
 
-    Items are sorted by component (`evals/items/clusters.py`) and page, and each has the question of the item that is as
-    far on as the largest component is long. That item is never of the same component: of two questions with the same
-    options, each would be answered by a wrong option of the other, and the control be below chance. Where one component
-    has more than half of all items, the largest page counts in its place.
+    Items are sorted by component (`ghost_jax.data.items.clusters`) and page, and each has the question of the item that
+    is as far on as the largest component is long. That item is never of the same component: of two questions with the
+    same options, each would be answered by a wrong option of the other, and the control be below chance. Where one
+    component has more than half of all items, the largest page counts in its place.
     """
     component = components(items)
     page = [item.url or row for row, item in enumerate(items)]

@@ -8,15 +8,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evals.analysis.report import report_of
 from evals.answering.controls import controls_of, with_controls, without_questions
 from evals.items.answers import Answers, orders_of
-from evals.items.items import LETTERS, Item, Items, Order, order_name, permute
 from ghost_jax.config.validate import host_of
 from ghost_jax.core.chat_api import ChatApi, Names, Refused, Reply
+from ghost_jax.data.items.items import LETTERS, Item, Items, Order, order_name, permute
 from ghost_jax.runs import run_dir
 from ghost_jax.runs.evaluation import EndpointModel, Evaluation
 from ghost_jax.text import mcq_format
@@ -56,16 +57,7 @@ def evaluate(items: Items, api: ChatApi, *, orders: str, max_tokens: int) -> Eva
     silent = {name: _unanswered(stages) for name, stages in read.items()}
     chosen = min(silent, key=silent.get)  # the first of equal ones
     answers, *of_controls = read[chosen]
-    model = EndpointModel(
-        model=api.model,
-        host=", ".join(counts["answered_by"]),
-        letters_by=chosen,
-        unanswered=silent[chosen],
-        requests=len(prompts),
-        max_tokens=max_tokens,
-        prompt_tokens=_sum(replies, "prompt_tokens"),
-        completion_tokens=_sum(replies, "completion_tokens"),
-    )
+    model = replace(_model(api, replies, counts, max_tokens), letters_by=chosen, unanswered=silent[chosen])
     report = report_of(answers, items, reader="endpoint", layout=LAYOUT, endpoint=model)
     if not controls:
         return report
@@ -73,10 +65,24 @@ def evaluate(items: Items, api: ChatApi, *, orders: str, max_tokens: int) -> Eva
     return with_controls(report, controls_of(lambda *_: next(in_turn), answers, items))
 
 
-def ask_all(api: ChatApi, prompts: dict[str, str], max_tokens: int) -> tuple[Replies, dict]:
-    """Returns the reply to each prompt, and counts; asks for text alone where log-probabilities are refused."""
-    for extra in (LOGPROBS, {}):
-        size = {"temperature": 0, "seed": 0, "max_tokens": max_tokens, **extra}
+def written(prompts: dict[str, str], api: ChatApi, *, max_tokens: int) -> tuple[dict[str, str], EndpointModel]:
+    """Returns the text that a model writes by prompt, see `ask_all`, and the model."""
+    replies, counts = ask_all(api, prompts, max_tokens, {})
+    return {prompt: each.reply for prompt, each in replies.items()}, _model(api, replies, counts, max_tokens)
+
+
+def ask_all(
+    api: ChatApi, prompts: dict[str, str], max_tokens: int, extra: dict = LOGPROBS
+) -> tuple[Replies, dict[str, Any]]:
+    """Returns the reply to each prompt, and counts.
+
+    Args:
+      prompts: prompt -> what the file of the replies calls it.
+      extra: keys of the requests, which are left out where the server refuses log-probabilities.
+    """
+    limit = "max_tokens"
+    while True:
+        size = {"temperature": 0, "seed": 0, limit: max_tokens, **extra}
         bodies = [{"model": api.model, "messages": [{"role": "user", "content": each}], **size} for each in prompts]
         missing = api.missing(bodies)
         estimate = sum(len(body["messages"][0]["content"]) for body in missing) // 4  # in English
@@ -86,14 +92,30 @@ def ask_all(api: ChatApi, prompts: dict[str, str], max_tokens: int) -> tuple[Rep
             found, counts = api.ask(bodies, list(prompts.values()))
             break
         except Refused as fault:
-            if not extra or "logprob" not in fault.said.lower():
+            said = fault.said.lower()
+            if limit == "max_tokens" and "max_completion_tokens" in said:
+                limit = "max_completion_tokens"
+            elif extra and "logprob" in said:
+                extra = {}
+                run_dir.say(f"{api.label} refuses log-probabilities: asking for text alone")
+            else:
                 raise
-            run_dir.say(f"{api.label} refuses log-probabilities: asking for text alone")
     replies = dict(zip(prompts, found, strict=True))
     used = [_sum(replies, name) for name in ("prompt_tokens", "completion_tokens")]
     tokens = "the server did not count tokens" if None in used else "{:,} prompt and {:,} reply tokens".format(*used)
     run_dir.say(f"{counts['asked']:,} requests were made; of all {len(replies):,}: {tokens}")
     return replies, counts
+
+
+def _model(api: ChatApi, replies: Replies, counts: dict[str, Any], max_tokens: int) -> EndpointModel:
+    return EndpointModel(
+        model=api.model,
+        host=", ".join(counts["answered_by"]),
+        requests=len(replies),
+        max_tokens=max_tokens,
+        prompt_tokens=_sum(replies, "prompt_tokens"),
+        completion_tokens=_sum(replies, "completion_tokens"),
+    )
 
 
 def _sum(replies: Replies, name: str) -> int | None:

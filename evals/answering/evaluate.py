@@ -14,9 +14,9 @@ from evals.answering.controls import controls_of, with_controls
 from evals.answering.letters import letter_answers
 from evals.answering.prefix_tree import Predict
 from evals.items.answers import ORDERS, Answers, orders_of
-from evals.items.clusters import clusters_of
-from evals.items.items import Item, Items
 from ghost_jax.core.errors import UsageError
+from ghost_jax.data.items.clusters import clusters_of
+from ghost_jax.data.items.items import Item, Items
 from ghost_jax.runs.evaluation import ContextualCalibration, Evaluation
 from ghost_jax.text.tokenizer import Tokenizer
 

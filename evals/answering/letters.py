@@ -6,7 +6,7 @@ import numpy as np
 
 from evals.answering.prefix_tree import Branch, Predict, Tree, read, shared_beginning
 from evals.items.answers import Answers
-from evals.items.items import Item, Order, permute
+from ghost_jax.data.items.items import Item, Order, permute
 from ghost_jax.text.chat_format import Message, render_prompt
 from ghost_jax.text.mcq_format import ask, letter_ids, with_context
 from ghost_jax.text.tokenizer import Tokenizer

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.items.items import LETTERS, Item, Order, cyclic_orders, every_order
 from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.data.items.items import LETTERS, Item, Order, cyclic_orders, every_order
 
 # name -> the orders of an item by its number of options
 ORDERS: dict[str, Callable[[int], list[Order]]] = {

@@ -3,10 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-from evals.items.formats import read_items
-from evals.items.items import Items
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import data_folders
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Items
 
 FILE = "ctibench/cti-mcq.tsv"
 HELD_OUT = "heldout.jsonl"

@@ -5,9 +5,9 @@ from random import Random
 
 import numpy as np
 
-from evals.items.formats import CTIBENCH_MCQ_SHA256
-from evals.items.items import Items
 from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
+from ghost_jax.data.items.items import Items
 
 DEVELOPMENT = 500  # questions
 SPLITS = ("all", "dev", "test")  # every question, those 500, the 2,000 others

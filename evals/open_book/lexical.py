@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from evals.items.answers import Answers
-from evals.items.items import Item, Order
 from ghost_jax.core.console import Progress
+from ghost_jax.data.items.items import Item, Order
 from ghost_jax.data.retrieval.bm25 import Index, Passage, terms
 from ghost_jax.data.retrieval.mcq_baselines import is_all_of_the_above, is_negated
 

@@ -22,11 +22,11 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 from sklearn.ensemble import GradientBoostingClassifier
 
-from evals.items.items import Item
 from evals.open_book import lexical
 from evals.open_book.lexical import EVIDENCE, FEATURES, LexicalReader, Weights
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import documents_of
+from ghost_jax.data.items.items import Item
 from ghost_jax.data.retrieval.bm25 import Index
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.schema import Fact, Record, split_of

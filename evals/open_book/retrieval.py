@@ -10,8 +10,8 @@ from random import Random
 import numpy as np
 
 from evals.answering.controls import swapped
-from evals.items.items import Item
 from evals.open_book.lexical import FOUND, LexicalReader, Read
+from ghost_jax.data.items.items import Item
 from ghost_jax.data.retrieval.bm25 import Index
 from ghost_jax.runs.evaluation import Retrieval
 

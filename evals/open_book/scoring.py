@@ -19,9 +19,6 @@ from evals.analysis.verdict import judged
 from evals.answering.controls import TRAINED, controls_of, with_controls
 from evals.answering.evaluate import Put
 from evals.items.answers import Answers, orders_of
-from evals.items.clusters import clusters_of
-from evals.items.formats import CTIBENCH_MCQ_SHA256
-from evals.items.items import Item, Items
 from evals.items.splits import development_split, part_of
 from evals.open_book import retrieval
 from evals.open_book.lexical import (
@@ -36,6 +33,9 @@ from evals.open_book.lexical import (
 )
 from evals.open_book.rescorer import TooFewFacts, enough, fit, fit_with_trees, generated, generated_weights
 from ghost_jax.data.corpus import book_corpus, documents_of, index_store
+from ghost_jax.data.items.clusters import clusters_of
+from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
+from ghost_jax.data.items.items import Item, Items
 from ghost_jax.data.retrieval.bm25 import LINE, PARAGRAPH, Index, shown
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit

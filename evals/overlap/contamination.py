@@ -30,13 +30,13 @@ from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick
 
-from evals.items.items import Item, Items
 from evals.overlap.ngrams import Alphabet, blanked, ngrams_of, words_of
 from evals.overlap.store_text import Part, manifest, parts_of
 from ghost_jax.core.atomic_io import read_json, write_json
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
+from ghost_jax.data.items.items import Item, Items
 from ghost_jax.data.storage import artifact_cache
 
 VERSION = 1  # raise it when the same items and stores give another result

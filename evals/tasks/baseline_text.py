@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evals.items.formats import raw
-from evals.items.items import Items
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import data_folders
 from ghost_jax.data import corpus
+from ghost_jax.data.items.formats import raw
+from ghost_jax.data.items.items import Items
 from ghost_jax.data.sources import SOURCES
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.runs import run_dir

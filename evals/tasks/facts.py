@@ -11,9 +11,9 @@ from rich.console import Console
 
 from evals.analysis.report import show
 from evals.answering.prefix_tree import Predict
-from evals.items.formats import read_items
 from evals.tasks import mcq
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats import read_items
 from ghost_jax.runs import evaluation
 from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.text.tokenizer import Tokenizer

@@ -12,18 +12,17 @@ from pathlib import Path
 from rich.console import Console
 
 from evals.analysis.report import show
-from evals.answering import free_text
 from evals.answering.controls import TRAINED, check_trained_without_questions, trained_without_questions, with_controls
 from evals.answering.evaluate import evaluate, putting
 from evals.answering.letters import lettered
 from evals.answering.prefix_tree import Predict
-from evals.items.formats import read_items
-from evals.items.items import Items
 from evals.items.locate import NoItems, find_items
 from evals.items.splits import part_of
 from evals.open_book.scoring import Book, both_report
 from evals.overlap.contamination import HELD_OUT, check, refuse
 from ghost_jax.core.atomic_io import read_config
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Items
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs import evaluation, run_dir, run_record
 from ghost_jax.runs.evaluation import Contamination, Evaluation
@@ -44,7 +43,6 @@ def evaluate_run(
     book: Book | None = None,
     reader: str = "model",
     options_only: Path | None = None,
-    generate: free_text.Generate | None = None,
     held_out: Sequence[str] = HELD_OUT,
 ) -> Evaluation:
     """Returns the evaluation of a run on the items at `path`, by default those of `find_items`.
@@ -54,7 +52,6 @@ def evaluate_run(
       book: where given, prompts show its lines on each question.
       reader: of the open book, "model", or "both" for the model beside the lexical reader.
       options_only: the run directory of the same recipe trained without questions, the third control.
-      generate: makes free answers, which are then matched to the options.
       held_out: the splits that hold the items and that the run is not trained on.
     """
     if options_only:  # before hours of scoring
@@ -83,9 +80,6 @@ def evaluate_run(
     if options_only:
         control = trained_without_questions(options_only, workdir, stem_of(path), report, answers, items)
         report = with_controls(report, {TRAINED: control})
-    if generate:
-        matching = free_text.evaluate(generate, tokenizer, items.items, context=context)
-        report = replace(report, matching=matching)
     return replace(report, note=note, split=split, contamination=contamination)
 
 
@@ -93,6 +87,8 @@ def check_data(workdir: Path, data_dir: Path | None) -> None:
     """Raises UserError where the data that a run is about to be trained on hold the items it will be scored on."""
     with contextlib.suppress(NoItems):  # a base has no held-out questions of its own
         contamination_of(find_items(data_dir, workdir)[0], workdir)
+    for path in sorted(workdir.glob("questions-*.jsonl")):  # the parts that `data.questions` holds out
+        contamination_of(read_items(path), workdir)
 
 
 def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD_OUT) -> Contamination:

@@ -18,11 +18,11 @@ from evals.analysis.predictions import GOLD_COLUMNS, ID_COLUMN, matched, read_ro
 from evals.analysis.report import print_line, right
 from evals.analysis.stats import clustered_interval, paired_difference
 from evals.analysis.verdict import COLLAPSED_SHARE, ROUNDING
-from evals.items.formats import raw
-from evals.items.formats.row import quoted
-from evals.items.items import Items
 from evals.tasks.baseline_text import Rivals, copy_key, task_file
 from ghost_jax.core.errors import UserError, did_you_mean
+from ghost_jax.data.items.formats import raw
+from ghost_jax.data.items.formats.row import quoted
+from ghost_jax.data.items.items import Item, Items
 from ghost_jax.runs.evaluation import COLLAPSED, ItemsFile, PredictionsFile, TaskEvaluation, TaskFigure
 
 COLUMNS = ("URL", "Description", "Prompt", "GT")
@@ -78,6 +78,12 @@ def read_task(task: Task, path: Path | None, data_dir: Path | None) -> TaskItems
     if not items:
         raise UserError(f"{path}: the file has a header but no items. Give the complete benchmark file.")
     return TaskItems(path.name, str(path), hashlib.sha256(data).hexdigest(), tuple(items.values()))
+
+
+def as_questions(items: TaskItems) -> Items:
+    """Returns the items as questions with their gold answer alone, for the search of training data."""
+    asked = tuple(Item(item.id, item.text, (item.gold,), 0) for item in items)
+    return Items(items.name, items.path, items.sha256, asked)
 
 
 def read_answers(task: Task, items: TaskItems, path: Path, column: str | None) -> tuple[list[str], PredictionsFile]:
@@ -176,6 +182,12 @@ def show(report: TaskEvaluation, console: Console) -> None:
     text = report.baseline_text
     left_out = f"{text.left_out_by_id:,} test items by id and {text.left_out_by_text:,} by text"
     print_line(console, f"baselines: made from {text.records:,} records; left out: {left_out}")
+    if report.contamination:
+        print_line(console, f"training data: {report.contamination.verdict}")
+    if report.prompts_cropped:
+        print_line(
+            console, f"prompts cropped at their beginning, because the context is short: {report.prompts_cropped:,}"
+        )
     if report.headline:
         alone = "" if report.parsed_only is None else f"; {report.metric} over the others: {report.parsed_only:.3f}"
         print_line(console, f"answers that could not be parsed: {report.not_parsed:.1%}{alone}")

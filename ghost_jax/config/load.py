@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ghost_jax.config import files as config_files
-from ghost_jax.config.validate import DOMAINS, check, host_of_teacher, leaves, shown
+from ghost_jax.config.validate import DOMAINS, FILES, check, host_of_teacher, leaves, shown
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.core.paths import local_path
@@ -31,8 +31,7 @@ FREE_KEYS = {
     "model.attention",
 }
 # Keys that were added later -> the value that runs of earlier versions had.
-ADDED = {"optim.name": "adamw", "data.chats": {}}
-CHATS = "data.chats"  # the group that takes new names
+ADDED = {"optim.name": "adamw", "data.chats": {}, "data.questions": {}, "data.question_group": ""}
 # Keys that a chat model shares with its base, and keys that a chat config sets itself when --base is given.
 SHAPE = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
 OWN = ("dropout", "dtype", "remat", "scan", "attention")
@@ -53,34 +52,35 @@ def load(spec: str) -> ConfigDict:
         raise UsageError(f"{path} is no config file: its get_config returns no ConfigDict.")
     with config.unlocked():
         config.name, config.preset, config.spec = path.stem, preset, config_files.recorded(path, preset)
-        _mix_in_chats(config)
+        _mix_in_own(config)
     return config.lock()
 
 
-def _mix_in_chats(config: ConfigDict) -> None:
-    """Gives each dataset of `data.chats` the multiplier 1 where the mixture of an unlocked config has none."""
-    chats = dict(leaves(config)).get(CHATS)
-    if DOMAINS[CHATS].holds(chats) and isinstance(config.data.get("mixture"), ConfigDict):
-        config.data.mixture = dict.fromkeys(chats, 1.0) | config.data.mixture.to_dict()
+def _mix_in_own(config: ConfigDict) -> None:
+    """Gives each dataset of `FILES` the multiplier 1 where the mixture of an unlocked config has none."""
+    groups = [group for key, group in leaves(config) if key in FILES and DOMAINS[key].holds(group)]
+    if isinstance(config.data.get("mixture"), ConfigDict):
+        new = {name: 1.0 for group in groups for name in group}
+        config.data.mixture = new | config.data.mixture.to_dict()
 
 
 def override_all(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> None:
-    """Sets keys from their texts: first `data.chats`, whose names the mixture gets. Raises UsageError as `override`."""
-    chats = [each for each in overrides if each[0].startswith(f"{CHATS}.")]
-    for (key, path), (other, second) in itertools.combinations(chats, 2):
+    """Sets keys from their texts: first `FILES`, whose names the mixture gets. Raises UsageError as `override`."""
+    own = [each for each in overrides if each[0].rpartition(".")[0] in FILES]
+    for (key, path), (other, second) in itertools.combinations(own, 2):
         if key == other:
             raise UsageError(f"--config.{key} names both {path} and {second}. Give each file another name.")
-    for key, text in sorted(overrides, key=lambda each: each not in chats):
+    for key, text in sorted(overrides, key=lambda each: each not in own):
         override(config, key, text)
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets `key` ("optim.peak_lr") from its text. Raises UsageError for an unknown key or a value of another type."""
     node, parts = config, key.split(".")
-    if key.rpartition(".")[0] == CHATS and CHATS in dict(leaves(config)):
+    if (group := key.rpartition(".")[0]) in FILES and group in dict(leaves(config)):
         with config.unlocked():
-            config.data.chats[parts[-1]] = text
-            _mix_in_chats(config)
+            config.data[parts[1]][parts[-1]] = text
+            _mix_in_own(config)
         return
     for part in parts:
         if not isinstance(node, ConfigDict) or part not in node:
@@ -88,7 +88,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         parent, node = node, node[part]
     if isinstance(node, ConfigDict):
         keys = f"set one of {', '.join(f'{key}.{k}' for k in node)}" if node else "set it in a config file"
-        keys = f"give each file a name: --config.{key}.NAME=PATH" if key == CHATS else keys
+        keys = f"give each file a name: --config.{key}.NAME=PATH" if key in FILES else keys
         raise UsageError(f"--config.{key} is a group; {keys}.")
     try:
         parent[parts[-1]] = _parse(text, node)
@@ -182,7 +182,7 @@ def stand_on(config: ConfigDict, base: Path) -> None:
     found = read_config(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
         raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")
-    own = {key: config.model[key] for key in OWN}
+    own = {key: config.model[key] for key in FILES}
     with config.unlocked():
         config.base = ConfigDict(found | {"vocabulary": str(base.resolve() / "tokenizer.json")})
         config.model = ConfigDict(found["model"] | own)
@@ -278,7 +278,7 @@ def _objective(config: ConfigDict) -> str | None:
         return "objective is empty: give one of --config.objective.lm, .letter, .ranking above 0."
     if weights.letter and config.data.layout == "cloze":
         return "objective.letter needs letters, and data.layout=cloze has none. Use objective.ranking."
-    for name, datasets in (("letter", LETTERED), ("ranking", RANKED)):
+    for name, datasets in (("letter", (*LETTERED, *config.data.questions)), ("ranking", RANKED)):
         if weights[name] and not any(mixture[dataset] for dataset in datasets):
             return f"objective.{name} needs one of {', '.join(datasets)}: set a --config.data.mixture.NAME above 0."
     return None

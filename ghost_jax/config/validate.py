@@ -95,8 +95,9 @@ def _is_schedule(value: Any) -> bool:
 
 
 def is_path(source: str) -> bool:
-    """Returns whether an entry of `data.sources` is a path or glob pattern of a user's own text."""
-    return "/" in source or "*" in source or re.sub(r"\.(gz|xz|zip)$", "", source).lower().endswith(TEXT_FILES)
+    """Returns whether an entry of `data.sources` is a path, glob pattern or dataset of a user's own text."""
+    name = re.sub(r"(\.(gz|xz|zip))?(#[^#]+)?$", "", source).lower()
+    return "/" in source or "*" in source or source.startswith("hf:") or name.endswith(TEXT_FILES)
 
 
 def _are_sources(value: Any) -> bool:
@@ -104,7 +105,10 @@ def _are_sources(value: Any) -> bool:
     return are_distinct and all(name in SOURCES or (LINE.holds(name) and is_path(name)) for name in value)
 
 
-def _are_chats(value: Any) -> bool:
+_NAME = "a name has letters, digits and _ and is of no other dataset"
+
+
+def _are_files(value: Any) -> bool:
     """Returns whether a value maps names, none of another dataset, to paths."""
     return isinstance(value, ConfigDict) and all(
         re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name) and name not in (*DATASETS, "shared") and LINE.holds(path)
@@ -128,6 +132,7 @@ TEXT = text(".{0,1000}", "printable text in one line, of at most 1,000 character
 LINE = text(".{1,1000}", "printable text in one line, of 1 to 1,000 characters")
 FOLDER = text("[^/]{1,200}", "what can be a folder's name: 1 to 200 characters and no /")
 
+FILES = ("data.chats", "data.questions")  # groups of a user's files, which are datasets under the names given there
 KEY_VARIABLE = "GHOST_TEACHER_KEY"  # the environment variable with the key of `data.cot.teacher`
 
 # The table of `ghost_jax.data.sources` holds the same names; a test compares them.
@@ -210,10 +215,8 @@ CHAT: dict[str, Domain] = {f"data.mixture.{name}": MULTIPLIER for name in CHAT_D
     "data.layout": one_of(*LAYOUTS),
     "data.cot.teacher": LINE,
     "data.cot.model": TEXT,
-    "data.chats": Domain(
-        'paths by name, such as {"mine": "mine.jsonl"}; a name has letters, digits and _ and is of no other dataset',
-        _are_chats,
-    ),
+    **dict.fromkeys(FILES, Domain(f"paths by name, such as {{'mine': 'mine.jsonl'}}; {_NAME}", _are_files)),
+    "data.question_group": TEXT,
     "data.qa_sources": several_of(),
     "data.qa_per_source": COUNT,
     "online_probe.every": COUNT_OR_NONE,
@@ -264,7 +267,9 @@ def check(config: ConfigDict, prefix: str = "") -> None:
         raise UsageError(f"{prefix}stage is {shown(stage)}; use {BOTH['stage']}.")
     needed = BOTH | (CHAT if stage == "chat" else PRETRAIN)
     known = needed | OPTIONS | (CHAT_OPTIONS if stage == "chat" else PRETRAIN_OPTIONS)
-    own = tuple(found["data.chats"]) if _are_chats(found.get("data.chats")) else ()
+    own = [name for group in FILES for name in (found.get(group) or () if _are_files(found.get(group)) else ())]
+    if twice := [name for name in own if own.count(name) > 1]:
+        raise UsageError(f"{' and '.join(FILES)} both have {twice[0]}. Give each file another name.")
     known |= {f"data.mixture.{name}": MULTIPLIER for name in own}
     known |= {"keep_best": one_of("", *LOSSES, *(f"val_loss_{name}" for name in own))} if own else {}
     for key, value in found.items():

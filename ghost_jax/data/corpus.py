@@ -42,11 +42,12 @@ PARALLEL_BYTES = 4 << 20  # of input; below it, starting processes takes longer 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Input:
-    """One file of a source, None for the package's; or `own` files of a user's text in the folder `path`."""
+    """One file of a source, None for the package's; or `own` files in the folder `path`, with text under `key`."""
 
     source: str
     path: Path | None
     own: tuple[Path, ...] = ()
+    key: str = "text"
 
     @property
     def size(self) -> int:
@@ -63,7 +64,8 @@ class Input:
         content = [[text.place_of(path, self.path), artifact_cache.sha256_of(path)] for path in self.own]
         sha256 = artifact_cache.fingerprint(content) if content else artifact_cache.sha256_of(self.path)
         name = self.own[0].name if len(self.own) == 1 else self.source if self.own else self.path.name
-        return {"source": self.source, "file": name, "sha256": sha256, "bytes": self.size}
+        of_key = {} if self.key == "text" else {"key": self.key}
+        return {"source": self.source, "file": name, "sha256": sha256, "bytes": self.size} | of_key
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
     inputs: dict[str, tuple[Input, ...]] = {}
     entries = {name: name for name in names if not is_path(name)}
     for entry in filter(is_path, names):
-        name, folder, paths = text.find(entry)
+        name, folder, paths, key = text.find(entry)
         if name in entries:
             raise UserError(
                 f"{entries[name]} and {entry} are both called {name}. Rename one, or give their folder or a pattern as "
@@ -144,7 +146,7 @@ def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
         entries[name] = entry
         pages = tuple(path for path in paths if rows.suffix_of(path) in text.PAGES)
         tables = [(path,) for path in paths if path not in pages]
-        inputs[entry] = tuple(Input(name, folder, files) for files in (*tables, pages) if files)
+        inputs[entry] = tuple(Input(name, folder, files, key) for files in (*tables, pages) if files)
     return inputs
 
 
@@ -226,7 +228,7 @@ def part_stores(inputs: Sequence[Input], say: Say) -> list[Path]:
 def _part_store(say: Say, given: Input) -> Path:
     def records() -> Iterator[Record]:
         if given.own:
-            return text.read(given.source, given.path, given.own)
+            return text.read(given.source, given.path, given.own, given.key)
         read = sources.SOURCES[given.source].read
         return read(given.path) if given.path else read()
 

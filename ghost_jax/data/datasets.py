@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ghost_jax.data.builders import DATASETS, Dataset, pretrain
 from ghost_jax.data.corpus import documents_of
 from ghost_jax.data.examples import BuildInputs
-from ghost_jax.data.own import chats
+from ghost_jax.data.own import chats, questions, rows
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import array_record, artifact_cache
 from ghost_jax.data.storage.schema import Record
@@ -42,19 +42,26 @@ def chat_vocabulary(base: Tokenizer) -> Tokenizer:
 
 
 def row_of(name: str, config: ConfigDict) -> Dataset:
-    """Returns the row of one of `DATASETS`, or of the dataset that `data.chats` has under this name."""
+    """Returns the row of one of `DATASETS`, or of the file of `data.chats` or `data.questions` under this name."""
     if name in DATASETS:
         return DATASETS[name]
-    cleaning = ("data.storage.schema", "data.storage.text_cleaning")  # they decide the splits
-    return Dataset("chat", name, f"conversations of {{chats[{name}]}}", made_by=cleaning)
+    if name in config.data.chats:
+        cleaning = ("data.storage.schema", "data.storage.text_cleaning")  # they decide the splits
+        return Dataset("chat", name, f"conversations of {{chats[{name}]}}", made_by=cleaning)
+    about, made_by = f"questions of {{questions[{name}]}}", ("data.builders.mcq", "text.mcq_format")
+    return Dataset("chat", name, about, made_by=made_by, options=("seed", "layout", "question_group"), lettered=True)
 
 
 def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Say) -> Path:
     """Returns the store of a dataset, see `row_of`, building it where it is missing."""
     dataset = row_of(name, config)
-    path = None if name in DATASETS else Path(config.data.chats[name])
     module, function = (dataset.builder or f"{name}.dataset").split(".")
-    builder = chats if path else _module(f"data.builders.{module}")
+    path = None
+    if name in DATASETS:
+        builder = _module(f"data.builders.{module}")
+    else:
+        builder, group = (chats, "chats") if name in config.data.chats else (questions, "questions")
+        path, function = rows.located(config.data[group][name]), "dataset"
     made_by = [builder, *map(_module, dataset.made_by), tokenizer, array_record]
     options = {key: config.data[key] for key in dataset.options}
     options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
@@ -75,7 +82,7 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
         say(f"building {name}: {dataset.about.format_map(config.data)}")
         vocabulary.save(folder / "tokenizer.json")
         inputs = BuildInputs(corpus, documents, config.data, vocabulary, folder, say)
-        rows = inputs.render(chats.read(name, path)) if path else getattr(builder, function)(inputs)
+        rows = getattr(builder, function)(inputs, *([name, path] if path else []))
         counts = array_record.write_examples(folder, name, rows)
         return {"datasets": {name: counts}} | inputs.recorded
 

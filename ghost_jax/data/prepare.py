@@ -19,13 +19,16 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ghost_jax.config import load as config_lib
+from ghost_jax.config.validate import FILES
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.data import corpus, datasets
 from ghost_jax.data.builders import names_of
 from ghost_jax.data.mixture import Mix, Phase
+from ghost_jax.data.own import rows
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.artifact_cache import SplitCounts
 from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import Tokenizer
 
 
@@ -53,10 +56,11 @@ def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
 
     Raises UserError for a missing or damaged input, and for a dataset that is mixed in and has no training record.
     """
-    own = config.data.get("chats", {})
-    for name, path in own.items():
-        if not Path(path).is_file():
-            raise UserError(f"data.chats.{name} names {path}, which is no file. Name a file of conversations.")
+    groups = [key.removeprefix("data.") for key in FILES]
+    own = {(group, name): path for group in groups for name, path in config.data.get(group, {}).items()}
+    for (group, name), path in own.items():
+        if not rows.located(path).is_file():
+            raise UserError(f"data.{group}.{name} names {path}, which is no file. Name a file of {group}.")
     inputs = _located(config, config.data.sources, data_dir)
     documents = corpus.corpus_store(inputs, _say)
     mixed = {name for multipliers in config_lib.mixtures(config).values() for name in multipliers if multipliers[name]}
@@ -70,12 +74,18 @@ def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
         needed = mixed | set(config_lib.SHARED) | asked
     stores = {
         name: datasets.dataset_store(name, config, documents, vocabulary, _say)
-        for name in (*names_of(config.stage), *own)
+        for name in (*names_of(config.stage), *(name for _, name in own))
         if name in needed
     }
     empty = [name for name in stores if name in mixed and "train" not in _splits(stores, name)]
     _refuse_empty(config, documents, empty)
     return Prepared(documents, stores, vocabulary, base, inputs.notes)
+
+
+def letters_of(prepared: Prepared) -> int:
+    """Returns how many letters may be gold: 4, or up to the last one that is."""
+    splits = [each for name in prepared.stores for each in _splits(prepared.stores, name).values()]
+    return max(4, *(1 + LETTERS.index(letter) for each in splits for letter in each.letters))
 
 
 def mix_of(config: ConfigDict, prepared: Prepared) -> Mix:

@@ -2,7 +2,7 @@
 
 config.json        the resolved config                metrics.jsonl, tensorboard/   losses and rates
 environment.json   code, packages, machine            checkpoints/                  Orbax, complete ones only
-data.json          stores, mixture, notes             tokenizer.json, heldout.jsonl
+data.json          stores, mixture, notes             tokenizer.json, heldout.jsonl, questions-NAME.jsonl
 git.diff           uncommitted changes, if any        evals/*.json                  scores
 status.json        written last: the run is finished
 stopped.json       the divergence watch stopped it, and why
@@ -152,7 +152,7 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
         "heldout.jsonl": ("mcq", ("items-test.jsonl",)),
         "facts.jsonl": ("fact_mcq", ("items-validation.jsonl", "items-test.jsonl")),
         "exposure.jsonl": ("exposure", ("exposure.jsonl",)),
-    }
+    } | {f"questions-{name}.jsonl": (name, ("items-test.jsonl",)) for name in config.data.get("questions", {})}
     for file, (dataset, parts) in questions.items():
         if dataset in prepared.stores:
             texts = [(prepared.stores[dataset] / part).read_text(encoding="utf-8") for part in parts]

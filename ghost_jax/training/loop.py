@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ghost_jax.data import mixture
-from ghost_jax.data.prepare import Prepared, mix_of
+from ghost_jax.data.prepare import Prepared, letters_of, mix_of
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import batch_sharding
 from ghost_jax.text.mcq_format import letter_ids
@@ -48,7 +48,8 @@ def train(
         elif distributed.is_main():
             print(f"resuming {workdir} after update {int(state.step):,}", flush=True)
         start, first_save = int(state.step), checkpoints.latest is None
-        train_step = setup.make_step(letter_ids(prepared.tokenizer) if config.stage == "chat" else None)
+        letters = letter_ids(prepared.tokenizer, letters_of(prepared)) if config.stage == "chat" else None
+        train_step = setup.make_step(letters)
         validate = make_validation(setup, mix)
         stream = mixture.train_batches(mix, process=jax.process_index(), processes=jax.process_count())
         batches = mixture.read_from(stream, start)

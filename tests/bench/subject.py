@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from evals.answering.letters import prompt_of
 from evals.items.answers import orders_of
-from evals.items.formats import read_items
-from evals.items.items import Item, permute
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
 from ghost_jax.data import mixture
+from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Item, permute
 from ghost_jax.data.prepare import Prepared, mix_of, prepare
 from ghost_jax.export import write_model
 from ghost_jax.hub import llama, weights

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.examples import Conversation
+from ghost_jax.data.examples import BuildInputs, Conversation, Rows
 from ghost_jax.data.own import rows
 from ghost_jax.data.storage.schema import split_of
 from ghost_jax.text.chat_format import Message
@@ -18,6 +18,11 @@ from ghost_jax.text.chat_format import Message
 VERSION = 1  # raise it when the same file gives other conversations
 
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
+
+
+def dataset(inputs: BuildInputs, name: str, path: Path) -> Rows:
+    """Returns the rows of `read`."""
+    return inputs.render(read(name, path))
 
 
 def read(name: str, path: Path) -> Iterator[Conversation]:

@@ -1,13 +1,61 @@
-"""Rows of a user's own files: JSON lines, CSV and Parquet. Every error names the file and the place."""
+"""Rows of a user's own files: JSON lines, a JSON list, CSV and Parquet. Every error names the file and the place."""
 
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from ghost_jax.core.atomic_io import new_folder
 from ghost_jax.core.errors import UserError
+from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.storage import files
 
-PYARROW = "pyarrow==26.0.1"
+PYARROW, DATASETS = "pyarrow==26.0.1", "datasets==5.2.0"
+HUB = "hf:"  # begins the entry of a dataset that the library `datasets` loads
+
+
+def located(entry: str) -> Path:
+    """Returns the file or folder of an entry: a path, or `hf:NAME[:SPLIT]` for a dataset of Hugging Face's library.
+
+    NAME is a repository, OWNER/NAME, or a folder on disk, also one of `Dataset.save_to_disk`; the split is "train"
+    unless named. Its rows become a Parquet file in the cache. Raises UserError where it cannot be loaded.
+    """
+    if not entry.startswith(HUB):
+        return Path(entry).expanduser()
+    name, _, split = entry.removeprefix(HUB).partition(":")
+    if os.environ.get("GHOST_OFFLINE") == "1":
+        os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    try:
+        import datasets
+    except ImportError as fault:
+        raise _uninstalled(entry, DATASETS, fault) from None
+    datasets.disable_progress_bars()
+    try:
+        if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            found = datasets.load_from_disk(name)
+            if isinstance(found, dict) and (split or "train") not in found:
+                raise ValueError(f"its splits are {', '.join(found)}")
+            rows = found[split or "train"] if isinstance(found, dict) else found
+        else:
+            rows = datasets.load_dataset(name, split=split or "train")
+    except Exception as fault:  # the library raises errors of many others
+        said = " ".join(str(fault).split())[:300]
+        raise UserError(f"{entry} cannot be loaded by `datasets` ({type(fault).__name__}: {said}).") from None
+    kept = cache_dir() / "data" / "hf" / rows._fingerprint / f"{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}.parquet"
+    if not kept.is_file():
+        with new_folder(kept.parent) as folder:
+            rows.to_parquet(folder / kept.name)
+    return kept
+
+
+def _uninstalled(what: object, package: str, fault: ImportError) -> UserError:
+    name = package.partition("=")[0]
+    return UserError(
+        f"{what} is read with {name}, which cannot be imported ({fault}). Install it with `{sys.executable} -m pip "
+        f"install {package}`."
+    )
 
 
 def suffix_of(path: Path) -> str:
@@ -15,30 +63,41 @@ def suffix_of(path: Path) -> str:
     return Path(files.stem(path.name)).suffix.lower()
 
 
-def read(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yields the place ("line 3") and the content of each row of a file. Raises UserError for one that is invalid."""
-    if suffix_of(path) == ".parquet":
+def read(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, dict]]:
+    """Yields the place ("line 3") and the content of each row of a file; a table of CSV must have the columns.
+
+    Raises UserError for a row that is invalid.
+    """
+    suffix = suffix_of(path)
+    if suffix == ".parquet":
         yield from _parquet(path)
-    elif suffix_of(path) == ".csv":
-        yield from ((f"line {number}", row) for number, row in files.read_csv(path, ("text",)))
+    elif suffix == ".csv":
+        yield from ((f"line {number}", row) for number, row in files.read_csv(path, columns))
     else:
-        for number, line in files.read_lines(path):
-            if not line.isspace():
-                row = files.parse_json(line.rstrip(), path, number)
-                if not isinstance(row, dict):
-                    kind = type(row).__name__
-                    raise UserError(f"{path}, line {number}: a {kind} instead of an object. Write one object a line.")
-                yield f"line {number}", row
+        for place, row in _list(path) if suffix == ".json" else _lines(path):
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, {place}: a {type(row).__name__} instead of an object. Write objects alone.")
+            yield place, row
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in files.read_lines(path):
+        if not line.isspace():
+            yield f"line {number}", files.parse_json(line.rstrip(), path, number)
+
+
+def _list(path: Path) -> Iterator[tuple[str, Any]]:
+    found = files.read_json(path)
+    if not isinstance(found, list):
+        raise UserError(f"{path}: not a JSON list. Name a file with one object a line .jsonl.")
+    yield from ((f"item {number}", row) for number, row in enumerate(found, start=1))
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as fault:
-        raise UserError(
-            f"{path} is read with pyarrow, which cannot be imported ({fault}). Install it with `{sys.executable} -m "
-            f"pip install {PYARROW}`."
-        ) from None
+        raise _uninstalled(path, PYARROW, fault) from None
     number = 0
     with files.open_bytes(path) as stream:
         try:

@@ -1,6 +1,6 @@
-"""A user's own text: an entry of `data.sources` that is a path to a file or folder, or a glob pattern.
+"""A user's own text: an entry of `data.sources` that is a path to a file or folder, a glob pattern, or `hf:DATASET`.
 
-A row of JSON lines, CSV or Parquet is a document; only `text` is required. A Markdown or text file is a document.
+A row of JSON lines, CSV or Parquet is a document; only its text is required. A Markdown or text file is a document.
 """
 
 import re
@@ -21,14 +21,18 @@ _FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^(?:#{1,6}[ \t]+(\S.*)|(\S.*)\n=+[ \t]*)$", re.MULTILINE)
 
 
-def find(entry: str) -> tuple[str, Path, list[Path]]:
-    """Returns the name of an entry's documents, the folder that its files are in, and these files in order.
+def find(entry: str) -> tuple[str, Path, list[Path], str]:
+    """Returns the name of an entry's documents, the folder that its files are in, these files in order, and the key.
 
-    The name is that of the file without suffixes, or of the folder. Hidden files are left out.
+    The name is that of the file without suffixes, or of the folder. Hidden files are left out. The key of a row's text
+    stands behind a `#`: "notes.jsonl#body".
 
     Raises UserError where there is no file that can be read.
     """
-    path = Path(entry).expanduser()
+    named, mark, key = entry.rpartition("#")
+    if not mark or not key or Path(entry).expanduser().exists():
+        named, key = entry, "text"
+    path = rows.located(named)
     if path.is_file():
         folder, found, name = path.parent, [path], Path(files.stem(path.name)).stem
     else:
@@ -46,7 +50,7 @@ def find(entry: str) -> tuple[str, Path, list[Path]]:
             f"No file of {entry} can be read: {what}. Name a file, a folder or a pattern of {', '.join(TEXT_FILES)}, "
             "plain or as .gz, .xz or .zip."
         )
-    return re.sub(r"[\s,()]+", "_", name), folder, readable
+    return re.sub(r"[\s,()]+", "_", name), folder, readable, key
 
 
 def place_of(path: Path, folder: Path) -> str:
@@ -54,8 +58,11 @@ def place_of(path: Path, folder: Path) -> str:
     return files.stem(path.relative_to(folder).as_posix())
 
 
-def read(name: str, folder: Path, paths: Sequence[Path]) -> Iterator[Record]:
+def read(name: str, folder: Path, paths: Sequence[Path], key: str = "text") -> Iterator[Record]:
     """Yields the documents of files in `folder`; their source is `name` unless a row has its own.
+
+    Args:
+      key: of a row's text.
 
     An empty page is left out. Raises UserError for a row that is invalid, and for a page that is not UTF-8.
     """
@@ -64,12 +71,12 @@ def read(name: str, folder: Path, paths: Sequence[Path]) -> Iterator[Record]:
             yield from _page(name, folder, path)
             continue
         seen: dict[str, str] = {}
-        for place, row in rows.read(path):
+        for place, row in rows.read(path, (key,)):
             where, number = f"{path}, {place}", place.partition(" ")[2]
-            text = rows.string(row, "text", where, needed=True)
-            key = rows.id_of(row, where, f"{place_of(path, folder)}/{number}", seen)
+            content = rows.string(row, key, where, needed=True).strip()
+            own_id = rows.id_of(row, where, f"{place_of(path, folder)}/{number}", seen)
             stated = {k: " ".join(rows.string(row, k, where).split()) for k in ("source", "title", "url", "license")}
-            yield Record(**stated | {"id": key, "source": stated["source"] or name, "text": text.strip()})
+            yield Record(**stated | {"id": own_id, "source": stated["source"] or name, "text": content})
 
 
 def _page(name: str, folder: Path, path: Path) -> Iterator[Record]:

@@ -6,7 +6,7 @@ Where a format is recognised by its keys or columns, any of them is enough, so t
 from collections.abc import Callable
 from typing import Any
 
-from evals.items.formats.row import Format, Row, by_letter, fields, quoted
+from ghost_jax.data.items.formats.row import Format, Row, by_letter, fields, quoted
 from ghost_jax.text.mcq_format import LETTERS
 
 CTIBENCH_OPTIONS = ("Option A", "Option B", "Option C", "Option D")

@@ -7,21 +7,22 @@ in sets of four with the same four options, each gold once, so that three of the
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from evals.items.items import Item
+from ghost_jax.data.items.items import Item
 
 FORM = 1 / 5  # share of the items; an option set that more of them offer is a form of answers, such as yes and no
 
 
-def components(items: Sequence[Item]) -> list[str]:
+def components(items: Sequence[Item], *, by_question: bool = False) -> list[str]:
     """Returns the name of each item's component: the smallest of the pages that pages and option sets connect.
 
     The page is the item's url, or its id where that is empty. The option set is the set of its texts, in any order. An
-    option set that more than `FORM` of the items offer, and more items than it has options, connects nothing.
+    option set that more than `FORM` of the items offer, and more items than it has options, connects nothing. With
+    `by_question`, the same question connects its items as well.
     """
     offered = [frozenset(item.options) for item in items]
     times = Counter(offered)
     root: dict[str, str] = {}  # page -> a smaller page of its component, or itself
-    page_of_set: dict[frozenset[str], str] = {}
+    page_of: dict[frozenset[str] | str, str] = {}  # option set, question -> a page that has it
 
     def smallest(page: str) -> str:
         while root.setdefault(page, page) != page:
@@ -31,8 +32,9 @@ def components(items: Sequence[Item]) -> list[str]:
     for item, texts in zip(items, offered, strict=True):
         page = item.url or item.id
         smallest(page)
-        if times[texts] <= max(FORM * len(items), len(item.options)):
-            low, high = sorted((smallest(page), smallest(page_of_set.setdefault(texts, page))))
+        connecting = [texts] if times[texts] <= max(FORM * len(items), len(item.options)) else []
+        for each in [*connecting, *[" ".join(item.question.casefold().split())] * by_question]:
+            low, high = sorted((smallest(page), smallest(page_of.setdefault(each, page))))
             root[high] = low
     return [smallest(item.url or item.id) for item in items]
 

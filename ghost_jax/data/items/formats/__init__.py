@@ -11,19 +11,23 @@ parsed" is an accuracy over another benchmark.
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
-from evals.items.formats import raw
-from evals.items.formats.published import FORMATS
-from evals.items.formats.row import Format, gold_index, quirks_of, quoted
-from evals.items.items import Item, Items
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats import raw
+from ghost_jax.data.items.formats.published import FORMATS
+from ghost_jax.data.items.formats.row import Format, gold_index, quirks_of, quoted
+from ghost_jax.data.items.items import Item, Items
 
 # The name "CTIBench MCQ" belongs to these bytes alone (xashru/cti-bench): an edited copy goes by its file name.
 CTIBENCH_MCQ_SHA256 = "11e0af8db2dae9706c6e79901d2390bcdf9746e8feccbd9ba10682df649bcc6a"
 
 
-def read_items(path: str | Path) -> Items:
+def read_items(path: str | Path, page: str = "") -> Items:
     """Reads a benchmark file of one of the `FORMATS`, recognised by its suffix and its first row or value.
+
+    Args:
+      page: the key or column whose value is the page of an item, in place of its url.
 
     Raises:
       UserError: the file is absent, empty, too large, not UTF-8 or of no known format, an id is there twice, or a row
@@ -49,9 +53,10 @@ def read_items(path: str | Path) -> Items:
                 left_out.append(f"{place}: {row.left_out}; left out")
                 continue
             answer = gold_index(row)
+            url = _page(record, page) if page else row.url
         except ValueError as fault:
             raise UserError(f"{path}, {place}: {fault}. Give {form.shape}.") from None
-        items.append(Item(row.id, row.question, row.options, answer, row.url))
+        items.append(Item(row.id, row.question, row.options, answer, url))
         quirks += [f"{place}: {quirk}" for quirk in quirks_of(row, answer)]
     if not items:
         why = f" that can be scored ({left_out[0]})" if left_out else ""
@@ -59,6 +64,13 @@ def read_items(path: str | Path) -> Items:
     sha256 = hashlib.sha256(data).hexdigest()
     name = "CTIBench MCQ" if sha256 == CTIBENCH_MCQ_SHA256 else path.name
     return Items(name, str(path), sha256, tuple(items), tuple(quirks), tuple(left_out))
+
+
+def _page(record: Any, key: str) -> str:
+    """Returns the text or number under a key of a record."""
+    if not isinstance(record, dict) or not isinstance(record.get(key), str | int):
+        raise ValueError(f"there is no text under {quoted(key)}, which data.question_group names")
+    return str(record[key])
 
 
 def _recognised(path: Path, rows: list[raw.Placed]) -> tuple[Format, list[raw.Placed]]:

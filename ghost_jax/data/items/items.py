@@ -1,4 +1,4 @@
-"""Multiple-choice items and the orders of their options. `evals.items.formats` reads items from files."""
+"""Multiple-choice items and the orders of their options. `ghost_jax.data.items.formats` reads items from files."""
 
 import dataclasses
 import itertools

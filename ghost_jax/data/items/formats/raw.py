@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.items.formats.row import quoted
 from ghost_jax.core.atomic_io import without_bom
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.formats.row import quoted
 from ghost_jax.data.storage.files import decode
 
 MAX_FILE = 64 << 20  # bytes; no published benchmark is near it, and parsed JSON takes many times its size in memory
