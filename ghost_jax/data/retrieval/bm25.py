@@ -252,8 +252,11 @@ class Index:
         rows, scores = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
         for i, query in enumerate(queries):
             every = self.scores(query)
-            # Everything at least as good as the k-th, in the order of rows, which a stable sort then keeps.
-            candidates = np.flatnonzero(every >= np.partition(every, -k)[-k])
+            # Everything at least as good as the k-th, in the order of rows, which a stable sort then keeps. Zeros are
+            # left out where they can be: a partition of equal values is slow.
+            matching = every[every > 0]
+            least = np.partition(matching, -k)[-k] if len(matching) >= k else 0
+            candidates = np.flatnonzero(every >= least)
             rows[i] = candidates[np.argsort(-every[candidates], kind="stable")][:k]
             scores[i] = every[rows[i]]
         return rows, scores
