@@ -13,11 +13,12 @@ SHAPES = {
     "to heads": ((2, 5, 4), (4, 3, 2, 6), 1),
     "from heads": ((2, 5, 2, 6), (2, 6, 4), 2),
     "of one row": ((4,), (4, 7), 1),
-    "one token of one sequence": ((1, 1, 64), (64, 96), 1),
 }
 
 
-@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in SHAPES), ("from heads", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("to heads", "float32"), ("of one row", "float32"), ("from heads", "bfloat16")]
+)
 def test_a_dense_layer_is_that_of_flax_also_backward(name, dtype):
     of_x, of_kernel, count = SHAPES[name]
     x = jnp.asarray(np.random.default_rng(0).normal(size=of_x), jnp.float32)

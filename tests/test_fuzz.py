@@ -113,7 +113,7 @@ def test_any_file_of_a_publisher_is_read_or_refused_by_name(tmp_path, name):
     suffix, data, read = SOUND[name]
     path = tmp_path / f"file{suffix}"
 
-    @settings(max_examples=100, deadline=SECONDS * 1000)
+    @settings(max_examples=60, deadline=SECONDS * 1000)
     @given(damaged(suffix, data))
     @example(data)
     def drawn(content):

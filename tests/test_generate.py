@@ -26,7 +26,6 @@ LENGTHS = (1, 5, 11, 32)  # of one padded length
 NEW = 9
 WARM = Sampling(temperature=1.5)
 ONCE = Sampling(repetition_penalty=1e4)  # no token twice
-each_sampling = pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "drawn"])
 
 
 @functools.cache
@@ -94,7 +93,7 @@ def test_greedy_text_is_that_of_full_forward_passes_up_to_a_stop_or_the_end_of_t
     assert any(len(set(text)) > 3 for text in free)
 
 
-@each_sampling
+@pytest.mark.parametrize("sampling", [WARM, slow(GREEDY)], ids=["drawn", "greedy"])
 def test_a_text_depends_neither_on_the_rows_beside_it_nor_on_being_streamed(sampling):
     prompts, keys = prompts_of((*LENGTHS, 7, 8)), keys_of(6)
     together = as_lists(generator()(prompts, sampling, keys))

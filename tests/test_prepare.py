@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -38,16 +37,8 @@ def manifests(cache: Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def prepared(ghost, tmp_path_factory) -> tuple[Path, str]:
-    """A cache that was prepared after a killed preparation, and what the second one printed."""
+    """A cache that was prepared, and what the preparation printed."""
     cache = tmp_path_factory.mktemp("cache")
-    first = ghost.start(*PREPARE, env={"XDG_CACHE_HOME": str(cache)})
-    while not list(stores(cache).glob("mcq-*.partial/examples/*")) and first.poll() is None:
-        time.sleep(0.002)
-    first.kill()
-    ghost.finish(first, check=False)
-    left = [path for path in stores(cache).iterdir() if path.name != ".locks"]
-    assert any(path.suffix == ".partial" for path in left), "it was killed in the middle of a store"
-    assert all((path / "manifest.json").is_file() for path in left if path.suffix != ".partial")
     return cache, ghost.here(*PREPARE, env={"XDG_CACHE_HOME": str(cache)}).stdout
 
 

@@ -54,7 +54,7 @@ def test_a_sweep_runs_every_combination_with_every_seed_the_first_seed_first():
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_the_sweeps_of_the_project_ask_for_what_there_is(monkeypatch, tmp_path, path):
     monkeypatch.chdir(ROOT)
-    for preset in ("", "nano", "mini"):
+    for preset in ("", "nano"):
         sweep = load(f"{path}:{preset}" if preset else str(path))
         tasks = tasks_of(sweep, tmp_path, [("keep", "3")], None)  # loads, overrides and validates every config
         assert len(tasks) == len(sweep.settings) * len(sweep.seeds) >= 3 or (path.stem, preset) == ("size", "nano")

@@ -91,8 +91,8 @@ def assert_same_result(workdir: Path, tiny_run) -> None:
     assert not list(workdir.rglob("*.partial*"))
 
 
-CUTS = [("chat", 5, signal.SIGTERM), ("base", 3, signal.SIGKILL)]
-MORE_CUTS = [("chat", 1, signal.SIGKILL), ("chat", 6, signal.SIGKILL), ("base", 4, signal.SIGINT)]
+CUTS = [("base", 5, signal.SIGTERM), ("base", 3, signal.SIGKILL)]
+MORE_CUTS = [("chat", 1, signal.SIGKILL), ("chat", 5, signal.SIGTERM), ("base", 4, signal.SIGINT)]
 
 
 @pytest.mark.parametrize("cut", [*CUTS, *(pytest.param(cut, marks=pytest.mark.slow) for cut in MORE_CUTS)], ids=str)
@@ -128,7 +128,7 @@ def test_two_processes_do_not_share_a_run_directory(ghost, tmp_path):
         assert str(tmp_path) in ghost.refused_here(*tiny_base(tmp_path))
 
 
-VARIANTS = {  # flags, exit code
+VARIANTS = {  # flags, exit code; those that stop are of the base
     "eight devices": ({"mesh.fsdp": 2, "mesh.tensor": 2, "model.scan": True, "model.remat": True}, 0),
     "objectives": (
         {
@@ -165,13 +165,14 @@ VARIANTS = {  # flags, exit code
 
 @pytest.fixture(scope="module")
 def variant(ghost, tiny_run, tmp_path_factory):
-    """`name -> (result, workdir)` of the tiny chat run in another way, beside its own copy of the base."""
+    """`name -> (result, workdir)` of the tiny run in another way."""
 
     @functools.cache
     def run(name: str):
         values, code = VARIANTS[name]
-        workdir = tiny_run.beside_base(tmp_path_factory.mktemp("variant"))
-        result = ghost.here(*tiny_chat(workdir, *set_all(values)), check=False)
+        folder = tmp_path_factory.mktemp("variant")
+        workdir, command = (folder / "base", tiny_base) if code else (tiny_run.beside_base(folder), tiny_chat)
+        result = ghost.here(*command(workdir, *set_all(values)), check=False)
         assert result.returncode == code, result.stdout + result.stderr
         return result, workdir
 
@@ -224,7 +225,7 @@ def test_a_rising_validation_loss_stops_the_run_for_good_where_the_config_asks(g
     assert stopped["step"] < VARIANTS["watched"][0]["steps"]
     assert stopped["reason"] in paragraph_of(result, 3)
     assert not (workdir / "status.json").exists()
-    again = ghost.here(*tiny_chat(workdir, *set_all(VARIANTS["watched"][0])), check=False)
+    again = ghost.here(*tiny_base(workdir, *set_all(VARIANTS["watched"][0])), check=False)
     assert paragraph_of(again, 3) == paragraph_of(result, 3)
     assert "training " not in again.stdout
 
@@ -288,7 +289,7 @@ def test_wrong_input_is_refused_before_anything_is_trained(ghost, tiny_run, tmp_
 
 def test_a_full_disk_under_the_run_is_reported_and_the_run_resumes_with_more_space(ghost, tiny_run, small_disk):
     workdir = small_disk(1) / "base"
-    assert "disk is full" in ghost.refused_here(*tiny_base(workdir))
+    assert "disk is full" in ghost.refused(*tiny_base(workdir))
     assert not (workdir / "status.json").exists()
     small_disk(64)
     ghost.here(*tiny_base(workdir))
