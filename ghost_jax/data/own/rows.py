@@ -42,7 +42,10 @@ def located(entry: str) -> Path:
             rows = datasets.load_dataset(name, split=split or "train")
     except Exception as fault:  # the library raises errors of many others
         said = " ".join(str(fault).split())[:300]
-        raise UserError(f"{entry} cannot be loaded by `datasets` ({type(fault).__name__}: {said}).") from None
+        raise UserError(
+            f"{entry} cannot be loaded by `datasets` ({type(fault).__name__}: {said}). Name {HUB}OWNER/NAME or "
+            "a folder, and a split that it has."
+        ) from None
     kept = cache_dir() / "data" / "hf" / rows._fingerprint / f"{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}.parquet"
     if not kept.is_file():
         with new_folder(kept.parent) as folder:
