@@ -2,8 +2,12 @@
 
 import contextlib
 import json
+import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +28,7 @@ from ghost_jax.server import guard
 from ghost_jax.server.app import build
 from ghost_jax.server.served import Model, Served, question_of
 from ghost_jax.text.chat_format import Message, render_prompt
+from tests.conftest import WAIT
 
 LINES = (
     ("Phishing (T1566)", "Mitigation M1017 User Training", "Users can be trained to identify phishing messages."),
@@ -278,3 +283,64 @@ def test_the_page_runs_its_own_script_alone(address):
     answer = requests.get(address, timeout=60)
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert not re.search(r"""(src|href)=["']?https?:""", answer.text)
+
+
+# ---- Programs of others ----
+
+
+@pytest.mark.slow
+def test_lm_eval_scores_over_the_socket(address, model, tmp_path):
+    texts = ["The actor sent a phishing mail", "A tactic of ATT&CK is a goal."]
+    data = tmp_path / "items.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    task = {"task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
+    task |= {"test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_target": 0}
+    task |= {"doc_to_choice": ["initial access", "impact"], "metric_list": [{"metric": "acc"}]}
+    (tmp_path / "own.yaml").write_text(json.dumps(task))
+    args = f"model=tiny,base_url={address}/v1/completions,max_length={model.context},num_concurrent=2"
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", args]
+    command += ["--tasks", "own", "--include_path", tmp_path, "--output_path", tmp_path / "out", "--log_samples"]
+    environment = os.environ | {"OPENAI_API_KEY": "none", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=WAIT)
+    (samples,) = (tmp_path / "out").rglob("samples_own_*.jsonl")
+    for text, line in zip(texts, samples.read_text().splitlines(), strict=True):
+        for option, ((found, _),) in zip(task["doc_to_choice"], json.loads(line)["resps"], strict=True):
+            before, whole = (model.ids(each) for each in (text, f"{text} {option}"))
+            expected = model.scheduler.engine.score(whole).log_probs[len(before) - 1 :].sum()
+            assert float(found) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_page_asks_and_shows_lines_as_text_in_a_real_browser(address):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if not shutil.which("chromedriver"):
+        pytest.skip("there is no chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--window-size=390,844"):
+        options.add_argument(flag)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    with webdriver.Chrome(options=options, service=service) as browser:
+        browser.get(address)
+
+        def found(selector: str) -> list:
+            deadline = time.monotonic() + 60
+            while not (elements := browser.find_elements("css selector", selector)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            return elements
+
+        assert found("#note:not([hidden])")[0].text == "Untrained."
+        (question,) = found("#question")
+        question.send_keys("What markup of a page stays text?\n")
+        lines = found("#lines .line")
+        assert any("<img src=x onerror=alert(1)>" in line.text for line in lines)
+        assert found("#lines mark")
+        assert not browser.find_elements("css selector", "#lines img, #lines script")
+        assert found("#lines a")[0].get_attribute("href") == "https://attack.mitre.org/x"
+        (tab,) = found("#tab-options:not([hidden])")
+        tab.click()
+        for name, text in (("asked", "Which mitigation addresses pass the hash?"), ("option-A", "Update Software")):
+            found(f"#{name}")[0].send_keys(text)
+        found("#option-B")[0].send_keys("User Training\n")
+        assert found("#found .chosen strong")[0].text == "A) Update Software"
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert browser.get_log("browser") == []

@@ -70,6 +70,7 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
     async def models() -> dict:
         model = {"id": served.name, "object": "model", "created": served.created, "owned_by": "ghost_jax"}
         about = {"book": served.reader is not None, "generates": served.model is not None, "note": served.note}
+        about["quotes"] = served.quotes or served.model is None  # chats are answered by the lines of the book
         return {"object": "list", "data": [model | about]}
 
     @router.post("/v1/chat/completions")

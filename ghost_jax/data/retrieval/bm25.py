@@ -265,11 +265,13 @@ class Index:
         """Returns at most `CONTEXT` passages that share a word with a question, the best first.
 
         Where the question names pages and asks nothing else ("What is phishing?"), their beginnings come first: of so
-        few words, BM25 prefers the shortest lines.
+        few words, BM25 prefers the shortest lines. A question that names a kind of section ("Which mitigation …") is
+        answered by such sections first.
         """
         (rows,), (scores,) = self.search([question], NEAR)
         found = rows[scores > 0].tolist()
         asked = set(terms(question))
+        found.sort(key=lambda row: not asked & set(terms(self.passage(row).section)[:1]))
         begins = [self._beginning(row) for row in found if asked in _names_of(self.passage(row).title)]
         return [self.passage(row) for row in list(dict.fromkeys([*begins, *found]))[:CONTEXT]]
 
