@@ -94,8 +94,8 @@ def assert_same_result(workdir: Path, tiny_run) -> None:
     assert not list(workdir.rglob("*.partial*"))
 
 
-CUTS = [("base", 5, signal.SIGTERM), ("base", 3, signal.SIGKILL)]
-MORE_CUTS = [("chat", 1, signal.SIGKILL), ("chat", 5, signal.SIGTERM), ("base", 4, signal.SIGINT)]
+CUTS = [("chat", 5, signal.SIGTERM), ("base", 3, signal.SIGKILL)]
+MORE_CUTS = [("chat", 1, signal.SIGKILL), ("chat", 6, signal.SIGKILL), ("base", 4, signal.SIGINT)]
 
 
 @pytest.mark.parametrize("cut", [*CUTS, *(pytest.param(cut, marks=pytest.mark.slow) for cut in MORE_CUTS)], ids=str)
