@@ -16,7 +16,7 @@ import pytest
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_dir
 from ghost_jax.text import tokenizer
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from tests.conftest import losses_of, paragraph_of, score_of, set_all, tiny_base, tiny_chat, updates_of
 
 DEVICES = jax.device_count()  # the 8 of conftest.py, counted before a command in this process has its environment

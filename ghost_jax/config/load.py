@@ -32,6 +32,7 @@ FREE_KEYS = {
 }
 # Keys that were added later -> the value that runs of earlier versions had.
 ADDED = {"optim.name": "adamw", "data.chats": {}, "data.questions": {}, "data.question_group": ""}
+ADDED |= {"lora.rank": 0, "lora.alpha": 16.0, "lora.targets": "kernel"}
 # Keys that a chat model shares with its base, and keys that a chat config sets itself when --base is given.
 SHAPE = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
 OWN = ("dropout", "dtype", "remat", "scan", "attention")
@@ -182,7 +183,7 @@ def stand_on(config: ConfigDict, base: Path) -> None:
     found = read_config(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
         raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")
-    own = {key: config.model[key] for key in FILES}
+    own = {key: config.model[key] for key in OWN}
     with config.unlocked():
         config.base = ConfigDict(found | {"vocabulary": str(base.resolve() / "tokenizer.json")})
         config.model = ConfigDict(found["model"] | own)
