@@ -129,7 +129,7 @@ def test_llama_cpp_computes_the_same(run, tmp_path):
     found = json.loads(done.stdout)
     assert found["ids"] == [tokenizer.encode(text) for text in texts]
     assert found["chat"] == tokenizer.decode(prompt.tolist())
-    from ghost_jax.training.checkpoint import load_model
+    from ghost_jax.training.loading import load_model
 
     model, params, _ = load_model(run, one_device())
     engine = Engine(model, params, one_device(), batch_size=1, new_tokens=8, stop_ids=tokenizer.special_ids)

@@ -18,7 +18,7 @@ from ghost_jax.hub.weights import FILE, INDEX
 from ghost_jax.import_model import read_model, write_run
 from ghost_jax.inference.generate import Generator
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from tests.models import slow
 from tests.test_export import CHAT, MODELS, V05, export, hugging_face, ours, theirs
 from tests.test_vocabulary import PROMPT, foreign_vocabulary, save_vocabulary

@@ -18,7 +18,7 @@ import pytest
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_dir
 from ghost_jax.text import tokenizer
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from tests.bench.place import NotTried, disk
 from tests.conftest import losses_of, paragraph_of, score_of, set_all, tiny_base, tiny_chat, updates_of
 
