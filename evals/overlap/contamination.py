@@ -30,7 +30,7 @@ from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick
 
-from evals.overlap.ngrams import Alphabet, blanked, ngrams_of, words_of
+from evals.overlap.ngrams import UNKNOWN, Alphabet, ngrams_of, words_of
 from evals.overlap.store_text import Part, manifest, parts_of
 from ghost_jax.core.atomic_io import read_json, write_json
 from ghost_jax.core.console import Progress
@@ -73,7 +73,7 @@ class Asked:
     def answer_in(self, record: str) -> str:
         """Returns how a spelled record that holds the stem answers it, or "" where it does not."""
         length = len(self.stem)
-        rest = blanked(record, self.stem)
+        rest = record.replace(self.stem, UNKNOWN * length)
         reach = BESIDE + self.option_words
         beside = [
             rest[max(found.start() - reach, 0) : found.end() + reach]

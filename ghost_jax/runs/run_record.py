@@ -1,8 +1,6 @@
 """The record of a run, typed: one reader and one writer of the JSON files in a run directory.
 
-config.json       the resolved config            data.json      what it is trained on: stores, mixture, licences
-environment.json  code, packages, machine        status.json    written last: the run is finished
-stopped.json      the divergence watch stopped the run
+`ghost_jax.runs.run_dir` lists them.
 """
 
 import dataclasses
