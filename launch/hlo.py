@@ -50,17 +50,11 @@ Computation = dict[str, Instruction]  # by name; the last instruction is the roo
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What one chip does in one run of the program.
+    """What one chip does in one run of the program."""
 
-    Attributes:
-      collectives: kind -> (count, bytes of the complete arrays).
-      sent_bytes: what a chip sends for them, by the best known algorithm on a ring.
-      hbm_bytes: read from and written to high-bandwidth memory, without the padding of tiles.
-    """
-
-    collectives: dict[str, tuple[int, float]]
-    sent_bytes: float
-    hbm_bytes: float
+    collectives: dict[str, tuple[int, float]]  # kind -> (count, bytes of the complete arrays)
+    sent_bytes: float  # what a chip sends for them, by the best known algorithm on a ring
+    hbm_bytes: float  # read from and written to high-bandwidth memory, without the padding of tiles
 
 
 def traffic(text: str, devices: int) -> Traffic:

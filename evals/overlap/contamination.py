@@ -48,18 +48,13 @@ EXAMPLES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """An item, a character a word.
+    """An item, a character a word."""
 
-    Attributes:
-      item: as published.
-      stem, gold: the question and the gold option; empty where they have no words.
-      options: the distinct options that have words.
-    """
-
-    item: Item
+    item: Item  # as published
+    # stem, gold: the question and the gold option; empty where they have no words
     stem: str
     gold: str
-    options: frozenset[str]
+    options: frozenset[str]  # the distinct options that have words
 
     @property
     def option_words(self) -> int:

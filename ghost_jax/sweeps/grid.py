@@ -37,21 +37,14 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The content of a sweep file.
+    """The content of a sweep file."""
 
-    Attributes:
-      settings: the rows of its table, in their order.
-      seeds: each setting is run with each; the seeds of a setting are pooled.
-      axis: the config key whose value is the plot's x axis; "" draws the settings by name.
-      metrics: names in metrics.jsonl that are tabulated and drawn beside the accuracy, in nats a token.
-      name: filled in from the command line.
-    """
-
-    settings: Sequence[Setting]
-    seeds: Sequence[int] = (0, 1, 2)
-    axis: str = ""
+    settings: Sequence[Setting]  # the rows of its table, in their order
+    seeds: Sequence[int] = (0, 1, 2)  # each setting is run with each; the seeds of a setting are pooled
+    axis: str = ""  # the config key whose value is the plot's x axis; "" draws the settings by name
+    # names in metrics.jsonl that are tabulated and drawn beside the accuracy, in nats a token
     metrics: Sequence[str] = ("val_loss", "val_loss_shared")
-    name: str = ""
+    name: str = ""  # filled in from the command line
 
     def runs(self) -> list[Run]:
         """Returns every setting with every seed, all settings with the first seed first."""
