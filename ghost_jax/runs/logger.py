@@ -53,8 +53,8 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         if is_main():
-            named = {"project": self._config.log.wandb, "name": self._workdir.name, "config": self._config.to_dict()}
-            self._log = self._resources.enter_context(MetricsLog(self._workdir, self._start, **named))
+            log = MetricsLog(self._workdir, self._start, project=self._config.log.wandb, config=self._config.to_dict())
+            self._log = self._resources.enter_context(log)
         self._resources.enter_context(self._progress)
         self._resources.enter_context(self._trace)
         self._clock = time.perf_counter()
