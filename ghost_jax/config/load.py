@@ -105,8 +105,9 @@ def _nearest_key(config: ConfigDict, key: str) -> str:
     """Returns a hint at the nearest key, or at one whose group was forgotten."""
     names = [name for name, _ in leaves(config)] + [f"base.{name}" for name, _ in leaves(config.get("base", {}))]
     ends = {name.rpartition(".")[2]: name for name in reversed(names)}  # of equal ends, the key of the run itself
-    near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(key, ends, n=1)
-    return f' Did you mean "{ends.get(near[0], near[0])}"?' if near else f" Known: {', '.join(sorted(config))}."
+    near = difflib.get_close_matches(key, names, n=1)
+    near = near or [ends[end] for end in difflib.get_close_matches(key.rpartition(".")[2], ends, n=1)]
+    return f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(sorted(config))}."
 
 
 def _parse(text: str, default: Any) -> Any:
