@@ -30,7 +30,7 @@ def show(comparison: dict, console: Console) -> None:
     print_line(console, f"{comparison['items']['name']}: {asked}")
     rows = comparison["rows"]
     several = any(row["seeds"]["n"] > 1 for row in rows)
-    numbers = ("accuracy, %", *["over seeds"] * several, "difference", "p", "Holm's p", "McNemar's p", "detectable")
+    numbers = ("accuracy, %", *["over seeds"] * several, "difference", "p", "Holm's p", "detectable")
     table = Table("", *right(*numbers))
     for row in rows:
         low, high = row["ci95"]
@@ -49,13 +49,12 @@ def show(comparison: dict, console: Console) -> None:
 
 def _against(against: dict | None) -> tuple[str, ...]:
     if against is None:
-        return ("reference", *[NONE] * 4)
+        return ("reference", *[NONE] * 3)
     low, high = against["ci95"]
     return (
         f"{100 * against['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
         p_shown(against["p"]),
         p_shown(against["p_holm"]),
-        p_shown(against["mcnemar"]["p"]) if against["mcnemar"] else NONE,
         NONE if against["detectable"] is None else f"{100 * against['detectable']:.1f}",
     )
 

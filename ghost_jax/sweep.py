@@ -62,10 +62,7 @@ class Task:
 
 
 def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[tuple[str, str]], data_dir: Path | None) -> list[Task]:
-    """Returns the processes of a sweep in order; everything that can be refused is refused here.
-
-    Args:
-      overrides: key and text of what is set for every run.
+    """Returns the processes of a sweep in order; `overrides` are key and text of what is set for every run.
 
     Raises UsageError for a key or value that does not fit, or one that the sweep itself varies, and UserError where
     the folder holds runs of another config.

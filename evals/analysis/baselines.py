@@ -26,14 +26,7 @@ def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -
     `always_A` up to the last letter of the items; `longest` and `shortest` in characters; `all_of_the_above`, where the
     question is not negated; `question_overlap`, the option with the most content words of its question;
     `option_popularity`, the option whose text the most items offer; and the two of `FITTED`, in cross-validation over
-    all the orders. Options that tie share the answer.
-
-    Args:
-      items: any numbers of options may occur together.
-      orders: the orders of each item.
-
-    Raises:
-      UserError: there are no items.
+    all the orders. Options that tie share the answer. Raises UserError where there are no items.
     """
     if not items:
         raise UserError("There are no items to score. Give a file with at least one question.")

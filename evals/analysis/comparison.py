@@ -22,7 +22,6 @@ HOW = (
     "Differences, intervals and p are paired by item and clustered by page; Holm's p is corrected for the rows of the "
     "table. Detectable: the true difference that would be found at 5% with a power of 80%."
 )
-MCNEMAR = "McNemar's exact p is of the first order alone, where a constant letter can look like knowledge."
 ONE_ORDER = "All was asked in one order of the options, where a constant letter can look like knowledge."
 SEEDS = "Intervals are over items. They leave out the effect of the seed, which is the spread beside them."
 ONE_RECIPE = "All runs are seeds of one recipe: there is no other to compare it with."
@@ -34,7 +33,6 @@ class Row:
 
     reports: Sequence[Report]  # S of them
     credits: np.ndarray  # [S, N] credit of each item, its mean over the orders
-    single: np.ndarray  # [S, N] credit of each item in the first order, 0 or 1
 
     @property
     def name(self) -> str:
@@ -62,9 +60,7 @@ def rows_of(reports: Sequence[Report], items: Items) -> list[Row]:
         seen[run] += 1
     rows = []
     for seeds in gathered.values():
-        earned = [credits_of(report, items) for report in seeds]
-        credits = np.array([[credit.mean() for credit in one] for one in earned])
-        rows.append(Row(seeds, credits, np.array([[credit[0] for credit in one] for one in earned])))
+        rows.append(Row(seeds, np.array([[each.mean() for each in credits_of(report, items)] for report in seeds])))
     return rows
 
 
@@ -79,10 +75,8 @@ def compare(rows: Sequence[Row], items: Items) -> dict:
     table = [_row(reference, clusters) | {"against_reference": None}]
     for row, difference, p_holm in zip(others, differences, corrected, strict=True):
         labels = (f"{each.name} {each.collapsed}".strip() for each in (row, reference))
-        one_answer = len(row.reports) == len(reference.reports) == 1  # McNemar's test is of one answer an item
         against = dataclasses.asdict(difference) | {
             "p_holm": p_holm,
-            "mcnemar": dataclasses.asdict(stats.mcnemar(row.single[0], reference.single[0])) if one_answer else None,
             "text": sentence(*labels, difference, p_holm, len(others)),
         }
         table.append(_row(row, clusters) | {"against_reference": against})
@@ -143,7 +137,7 @@ def orders_per_item(orders: Sequence[str]) -> int:
 def notes_of(rows: Sequence[Row]) -> list[str]:
     """Returns what a reader must know before believing the table."""
     one_order = orders_per_item(rows[0].reports[0].evaluation.headline.orders) == 1
-    notes = [HOW, ONE_ORDER if one_order else MCNEMAR]
+    notes = [HOW, *[ONE_ORDER] * one_order]
     if any(len(row.reports) > 1 for row in rows):
         notes.append(SEEDS)
     if len(rows) == 1:

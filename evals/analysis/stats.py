@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.special import bdtr, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
 
 from ghost_jax.runs.evaluation import Accuracy, Control
 
@@ -132,26 +132,6 @@ def control_of(credits: np.ndarray, control: np.ndarray, clusters: Clusters, **m
     """Returns the accuracy of a control with [N] credits, and the paired gain of [N] credits over it."""
     gain = paired_difference(credits, control, clusters)
     return accuracy_of(control, clusters, Control, gain=gain.mean, gain_ci95=gain.ci95, **more)
-
-
-@dataclass(frozen=True)
-class McNemar:
-    """How many items a run alone has right (`gained`), its reference alone (`lost`), and the two-sided exact p."""
-
-    gained: int
-    lost: int
-    p: float
-
-
-def mcnemar(correct: np.ndarray, reference: np.ndarray) -> McNemar:
-    """Returns the exact test of McNemar (1947) on [N] answers of two runs, each right (1) or wrong (0).
-
-    p is twice the smaller tail of a binomial of one half over the items on which the runs disagree, at most 1. Items
-    count as independent, whatever page they come from.
-    """
-    correct, reference = np.asarray(correct, dtype=bool), np.asarray(reference, dtype=bool)
-    gained, lost = int(np.sum(correct > reference)), int(np.sum(correct < reference))
-    return McNemar(gained, lost, min(1.0, 2 * float(bdtr(min(gained, lost), gained + lost, 0.5))))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

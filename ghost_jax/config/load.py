@@ -191,8 +191,7 @@ def stand_on(config: ConfigDict, base: Path) -> None:
 def validate(config: ConfigDict, prefix: str = "") -> None:
     """Raises UsageError where a value is outside of its domain (`ghost_jax.config.validate`) or contradicts another.
 
-    Args:
-      prefix: of the keys in messages: "base." for the base of a chat config.
+    Messages put `prefix` before a key: "base." for the base of a chat config.
     """
     check(config, prefix)
     for rule in (_sizes, _schedule, _updates, _mixture, _metric, _objective):

@@ -268,11 +268,7 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check(config: ConfigDict, prefix: str = "") -> None:
-    """Raises UsageError where a config has a value outside of its domain, lacks a key, or has an unknown one.
-
-    Args:
-      prefix: of the keys in messages: "base." for the base of a chat config.
-    """
+    """Raises UsageError where a config has a value outside of its domain, lacks a key, or has an unknown one."""
     found, stage = dict(leaves(config)), config.get("stage")
     if not BOTH["stage"].holds(stage):
         raise UsageError(f"{prefix}stage is {shown(stage)}; use {BOTH['stage']}.")

@@ -98,9 +98,7 @@ class ChatApi:
     model has moved to another host.
 
     Args:
-      base_url: the address before "/chat/completions": "http://localhost:11434/v1".
-      host: its host.
-      model: the server's name for the model.
+      base_url: the address before "/chat/completions": "http://localhost:11434/v1"; `host` is its host.
       path: the file of the replies, JSON lines.
       in_flight: requests at once; servers batch them.
 

@@ -32,7 +32,6 @@ class MetricsLog:
 
     Args:
       project: of Weights & Biases; "" for none. Its environment variables apply, such as WANDB_MODE=offline.
-      config: what the run shows there.
     """
 
     def __init__(self, workdir: Path, start_step: int, *, project: str = "", config: Mapping | None = None):
@@ -111,8 +110,6 @@ class Meter:
 
     Args:
       flops_per_token: floating-point operations of a training step a token.
-      devices: those of the mesh, of all processes.
-      dtype: what the step computes in.
     """
 
     def __init__(self, flops_per_token: float, devices: Sequence[jax.Device], dtype: str):

@@ -13,10 +13,6 @@ def curve_of(config: Mapping, lines: Sequence[Mapping]) -> list[dict[str, float]
 
     Tokens include padding. Seconds are those of updates after the first one, which compiles; evaluations, checkpoints
     and interruptions are not counted.
-
-    Args:
-      config: of the run, from its JSON.
-      lines: of its metrics.jsonl.
     """
     if not all("tokens_per_s" in line for line in lines) or "batch_size" not in config:
         return []
@@ -33,9 +29,6 @@ def picture(rows: Sequence) -> Figure | None:
     """Draws the curves of a sweep: two panels for each config, a color for each setting, a curve for each seed.
 
     Configs share no panel: losses over different vocabularies do not compare. None where no run has two evaluations.
-
-    Args:
-      rows: of `ghost_jax.sweeps.results.pooled`.
     """
     drawn = [row for row in rows if any(len(run.curve) > 1 for run in row.runs)]
     configs = list(dict.fromkeys(row.setting.spec for row in drawn))

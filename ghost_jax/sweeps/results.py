@@ -111,11 +111,7 @@ class Row:
 
 
 def pooled(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
-    """Returns the settings of a sweep, with their seeds pooled.
-
-    Args:
-      states: run name -> state, see `SweepRun`.
-    """
+    """Returns the settings of a sweep, with their seeds pooled; `states` are those of its runs by their names."""
     rows = []
     for setting in sweep.settings:
         runs = [run for run in sweep.runs() if run.setting == setting]

@@ -31,12 +31,7 @@ formatting, and do not refer to the evidence as such."""
 class Endpoint:
     """A model behind an OpenAI-compatible API. Replies are cached, one file a model.
 
-    Args:
-      base_url: the address before "/chat/completions": "http://localhost:11434/v1".
-      model: the server's name for the model.
-
-    Raises:
-      UserError: the URL or the key is malformed, or the URL holds credentials, or there is no model.
+    Raises UserError where the URL or the key is malformed, the URL holds credentials, or there is no model.
     """
 
     def __init__(self, base_url: str, model: str, *, timeout: openai.Timeout = TIMEOUT, max_retries: int = MAX_RETRIES):

@@ -55,10 +55,8 @@ def read(path: Path) -> Iterator[Record]:
 
     Its facts are of the relations "weakness_name", "weakness_class", "parent_weakness", "consequence" and
     "weakness_mitigation". The file is read twice, because a weakness names its parent by number and the parent may come
-    later; one weakness is held at a time.
-
-    Raises:
-      UserError: the file is not valid XML, declares a DTD or an entity, or holds no weakness; names the line.
+    later; one weakness is held at a time. Raises UserError, which names the line, where the file is not valid XML,
+    declares a DTD or an entity, or holds no weakness.
     """
     names: dict[str, str] = {}
     children: dict[str, list[str]] = defaultdict(list)  # number -> those of its children

@@ -113,12 +113,8 @@ def load(path: Path, publishers: tuple[str, ...]) -> Bundle:
     """Reads a STIX 2.0 or 2.1 bundle, without what is revoked or deprecated.
 
     Of several objects with one id, the latest `modified` counts (STIX 2.1, section 3.6); of equal times the last.
-
-    Args:
-      publishers: the source names of the external references that hold an object's id.
-
-    Raises:
-      UserError: the file cannot be read, is not JSON, or has not the form of a bundle; names the place.
+    `publishers` are the source names of the external references that hold an object's id. Raises UserError, which names
+    the place, where the file is not JSON in the form of a bundle.
     """
     bundle = files.read_json(path)
     if not isinstance(bundle, dict) or bundle.get("type") != "bundle" or not isinstance(bundle.get("objects"), list):

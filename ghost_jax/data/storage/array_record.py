@@ -62,11 +62,8 @@ class Examples(tfds.core.GeneratorBasedBuilder):
 def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -> dict[str, SplitCounts]:
     """Writes the dataset `name` under `folder`; returns the counts of each split that is not empty.
 
-    Args:
-      splits: split -> rows with the features of `Examples`, `branches` only where ranked; ids are unique in a split.
-
-    Raises:
-      UserError: a row has no supervised token; names it.
+    `splits` are split -> rows with the features of `Examples`, `branches` only where ranked; ids are unique in a split.
+    Raises UserError, which names it, for a row without a supervised token.
     """
     counts: dict[str, SplitCounts] = {}
     generators = {}

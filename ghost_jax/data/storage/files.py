@@ -55,13 +55,9 @@ def listed(folder: Path) -> list[Path]:
 def open_bytes(path: Path, suffix: str | None = None) -> Iterator[BinaryIO]:
     """Opens a plain, `.xz`, `.gz` or `.zip` file as a stream of its uncompressed bytes.
 
-    A zip must hold exactly one file; nothing is extracted, so its name does not matter.
-
-    Args:
-      suffix: names the compression where the path's own suffix does not.
-
-    Raises:
-      UserError: the file is missing or its compressed data is damaged, even if a read in the `with` block finds it.
+    A zip must hold exactly one file; nothing is extracted, so its name does not matter. `suffix` names the compression
+    where the path's own does not. Raises UserError where the file is missing or its compressed data is damaged, even if
+    a read in the `with` block finds it.
     """
     opener = {".xz": lzma.open, ".gz": gzip.open, ".zip": _open_zip}.get(suffix or path.suffix, open)
     try:
