@@ -20,7 +20,6 @@ from ghost_jax.core.atomic_io import new_folder, read_json, write_json, write_te
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
 from ghost_jax.hub import card, gguf, gpt2, llama, peft, vocabulary, weights
-from ghost_jax.hub.card import CANONICAL, CHANNELS, EXPERIMENTAL
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_record
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -103,12 +102,6 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--format", choices=DTYPES, default="hf", help=formats)
     add("--dtype", default="float32", help="float32 (default) or bfloat16; with gguf also float16 or q8_0")
     add("--force", action="store_true", help="replace an earlier export")
-    add(
-        "--channel",
-        choices=CHANNELS,
-        default=EXPERIMENTAL,
-        help="a tag of the card; canonical needs the verdict knowledge (default: experimental)",
-    )
     flags = parser.parse_args(argv)
     if flags.dtype not in DTYPES[flags.format]:
         raise UsageError(f"--dtype={flags.dtype} is not one of {', '.join(DTYPES[flags.format])}.")
@@ -122,13 +115,11 @@ def main(argv: Sequence[str]) -> int:
     out = flags.out.resolve()
     check_out(out, flags.force)
     run = card.read_records(flags.workdir)
-    if flags.channel == CANONICAL:
-        card.check_canonical(run)
     jax_setup.set_up()
     with new_folder(out) as folder:
         description = write_model(folder, flags.workdir, flags.dtype, flags.format)
         exported = read_json(folder / "config.json")
-        write_text(folder / card.FILE, card.card_of(run, exported, flags.channel))
+        write_text(folder / card.FILE, card.card_of(run, exported))
     print(f"{flags.out}: {description}")
     return 0
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.hub.card import CANONICAL, EXPERIMENTAL, card_of, check_canonical, read_records
+from ghost_jax.hub.card import card_of, channel_of, read_records
 from ghost_jax.runs.run_record import RunRecord
 from tests.conftest import ROOT
 
@@ -27,7 +27,7 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 def card_text(run: RunRecord | str) -> str:
     run = read_records(RECORDS / run) if isinstance(run, str) else run
-    return card_of(run, EXPORTED, EXPERIMENTAL)
+    return card_of(run, EXPORTED)
 
 
 def scored(name: str = "chat_v3-seed0", stem: str = "ctibench", **changes) -> RunRecord:
@@ -135,9 +135,6 @@ def test_a_missing_or_broken_record_is_refused_by_its_name(name, tmp_path):
 
 def test_a_canonical_card_needs_the_verdict_knowledge():
     for verdict in ("collapsed", "chance", "shortcut", "gain"):
-        with pytest.raises(UserError, match=verdict):
-            check_canonical(scored(verdict=verdict))
-    with pytest.raises(UserError, match="pretrain_v05-nano"):
-        check_canonical(read_records(RECORDS / "pretrain_v05-nano"))
-    check_canonical(run := scored(verdict="knowledge"))
-    assert "canonical" in ModelCard(card_of(run, EXPORTED, CANONICAL)).data.tags
+        assert channel_of(scored(verdict=verdict)) == "experimental"
+    assert channel_of(read_records(RECORDS / "pretrain_v05-nano")) == "experimental"
+    assert "canonical" in ModelCard(card_of(scored(verdict="knowledge"), EXPORTED)).data.tags

@@ -20,7 +20,6 @@ from ghost_jax.runs.run_record import RunRecord
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md")
 SHOWN_LOSSES = 8
-EXPERIMENTAL, CANONICAL = CHANNELS = ("experimental", "canonical")
 _PATH = re.compile(r"(?<![\w:/.…])~?/(?:[^\s/:;,]+/)+([^\s/:;,]*)")
 
 
@@ -36,31 +35,22 @@ def read_records(workdir: Path) -> RunRecord:
     return run_record.read(workdir.resolve())
 
 
-def check_canonical(run: RunRecord) -> None:
-    """Raises UserError unless the closed-book score of a run on CTIBench has the verdict "knowledge"."""
+def channel_of(run: RunRecord) -> str:
+    """Returns "canonical" where the closed-book score on CTIBench has the verdict "knowledge", else "experimental"."""
     score = run.evals.get("ctibench")
-    if not score or score.verdict != "knowledge":
-        why = f"its verdict is {score.verdict}" if score else "it has no score on CTIBench"
-        raise UserError(
-            f'{run.name} cannot be canonical: {why}, and a canonical model needs "knowledge". Leave --channel out.'
-        )
+    return "canonical" if score and score.verdict == "knowledge" else "experimental"
 
 
-def card_of(run: RunRecord, exported: dict, channel: str) -> str:
-    """Returns the model card as Markdown with metadata in front.
-
-    Args:
-      exported: the config.json that the weights were exported with.
-      channel: one of `CHANNELS`.
-    """
+def card_of(run: RunRecord, exported: dict) -> str:
+    """Returns the model card as Markdown with metadata in front; `exported` is the config.json beside the weights."""
     compared = [run] if run.config["stage"] != "imported" else []
     card = ModelCard.from_template(
-        metadata(run, channel),
+        metadata(run),
         template_path=str(TEMPLATE),
         run=run,
         config=run.config,
         exported=exported,
-        channel=channel,
+        channel=channel_of(run),
         scores=_scores(run),
         compared=compared,
         studied=any(tables.published_of(each).get("run") for each in compared),
@@ -72,14 +62,14 @@ def card_of(run: RunRecord, exported: dict, channel: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
 
 
-def metadata(run: RunRecord, channel: str) -> ModelCardData:
+def metadata(run: RunRecord) -> ModelCardData:
     """Returns the card's metadata: what a hub sorts models by, and the scores as a model-index."""
     own = [score for score in _scores(run) if score.reader != "both"]  # the lexical reader has a part in those
     results = [result for score in own for result in _eval_results(score)]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["ghost_jax", "cybersecurity", channel],
+        tags=["ghost_jax", "cybersecurity", channel_of(run)],
         metrics=["accuracy"] if results else None,
         model_name=run.name if results else None,
         eval_results=results or None,

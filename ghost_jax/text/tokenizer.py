@@ -134,15 +134,10 @@ def load(path: Path) -> Tokenizer:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE of exactly `vocab_size` ids, the four special tokens first.
+    """Trains a byte-level BPE of exactly `vocab_size` ids, at least `LEAST_TOKENS`, the four special tokens first.
 
     A small corpus has too few merges: reserved ids fill the vocabulary, so that its size depends on the config alone.
     """
-    if vocab_size < LEAST_TOKENS:
-        raise UserError(
-            f"A byte-level vocabulary needs at least {LEAST_TOKENS} ids, the config asks for {vocab_size}. "
-            "Raise --config.model.vocab_size."
-        )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
