@@ -88,12 +88,9 @@ def _run(run: RunRecord, out: Path) -> dict:
 def main(argv: Sequence[str]) -> int:
     """Writes RESULTS.md, pictures and one page from the records of runs."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.report", description=main.__doc__)
-    parser.add_argument(
-        "--runs", type=local_path, default=Path("runs"), metavar="DIR", help="a run or a folder of runs (default: runs)"
-    )
-    parser.add_argument(
-        "--out", type=local_path, default=Path("report"), metavar="DIR", help="where to write (default: report)"
-    )
+    add = parser.add_argument
+    add("--runs", type=local_path, default="runs", metavar="DIR", help="a run or a folder of runs (default: runs)")
+    add("--out", type=local_path, default="report", metavar="DIR", help="where to write (default: report)")
     flags = parser.parse_args(argv)
     beside = sorted([*flags.runs.glob("*.json"), *flags.runs.glob("sweeps/*/sweep.json")])
     workdirs = find_runs(flags.runs)

@@ -185,19 +185,12 @@ def _parser() -> argparse.ArgumentParser:
         description=main.__doc__,
         epilog="Any value of the configs can be set for every run by --config.KEY=VALUE or --config.KEY VALUE.",
     )
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:PRESET]", help="sweep file, e.g. configs/sweeps/lr.py:nano"
-    )
-    parser.add_argument(
-        "--runs", type=local_path, metavar="DIR", help="their folder (default: runs/sweeps/<name>-<preset>)"
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: one per two cores); on a TPU: 1"
-    )
-    parser.add_argument(
-        "--data_dir", type=local_path, metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)"
-    )
-    parser.add_argument("--dry_run", action="store_true", help="print every run's command; start nothing")
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE[:PRESET]", help="sweep file, e.g. configs/sweeps/lr.py:nano")
+    add("--runs", type=local_path, metavar="DIR", help="their folder (default: runs/sweeps/<name>-<preset>)")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: one per two cores); on a TPU: 1")
+    add("--data_dir", type=local_path, metavar="DIR", help="folder of raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
+    add("--dry_run", action="store_true", help="print every run's command; start nothing")
     return parser
 
 

@@ -126,10 +126,9 @@ def run_stage(stage: Stage, data_dir: Path | None, evals: Sequence[str], console
 def main(argv: Sequence[str]) -> int:
     """Trains a config and scores it; repeated, it resumes what is unfinished."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.train", description=main.__doc__)
-    workdir_help = "run directory (default: runs/<config>-<preset>)"
-    parser.add_argument("--workdir", type=local_path, metavar="DIR", help=workdir_help)
-    plan_help = "print parameters, mesh, mixture, steps, ETA; train nothing"
-    parser.add_argument("--plan", action="store_true", help=plan_help)
+    add = parser.add_argument
+    add("--workdir", type=local_path, metavar="DIR", help="run directory (default: runs/<config>-<preset>)")
+    add("--plan", action="store_true", help="print parameters, mesh, mixture, steps, ETA; train nothing")
     config, flags = config_lib.parse(parser, argv)
     data_folders(flags.data_dir)  # refused where it is wrong, also when all stages are finished
     distributed.start()

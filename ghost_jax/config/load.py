@@ -129,18 +129,10 @@ def _parse(text: str, default: Any) -> Any:
 
 def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict, argparse.Namespace]:
     """Returns the config and the other flags of a command line; adds the flags of a config to `parser`."""
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:PRESET]", help="config file, e.g. configs/chat_v5.py:nano"
-    )
-    parser.add_argument(
-        "--base",
-        type=local_path,
-        metavar="DIR",
-        help="of a chat config: start from this finished base run, ours or imported",
-    )
-    parser.add_argument(
-        "--data_dir", type=local_path, metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)"
-    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE[:PRESET]", help="config file, e.g. configs/chat_v5.py:nano")
+    add("--base", type=local_path, metavar="DIR", help="the finished base run, ours or imported, of a chat config")
+    add("--data_dir", type=local_path, metavar="DIR", help="folder of raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
     parser.epilog = "Any value of the config can be set by --config.KEY=VALUE or --config.KEY VALUE."
     overrides, words = overrides_in(argv)
     flags = parser.parse_args(words)

@@ -159,11 +159,10 @@ def _say(line: str) -> None:
 def main(argv: Sequence[str]) -> int:
     """Downloads sources from their publishers: resumed, verified, and renamed when complete."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.fetch", description=main.__doc__)
-    parser.add_argument("--sources", required=True, metavar="NAME,…", help=f"which: {','.join(PUBLISHED)}")
-    parser.add_argument("--data_dir", type=local_path, metavar="DIR", help="where to (default: the user's cache)")
-    parser.add_argument(
-        "--mirror", metavar="URL", help="a site's own copy, with the publishers' paths, in place of their hosts"
-    )
+    add = parser.add_argument
+    add("--sources", required=True, metavar="NAME,…", help=f"which: {','.join(PUBLISHED)}")
+    add("--data_dir", type=local_path, metavar="DIR", help="where to (default: the user's cache)")
+    add("--mirror", metavar="URL", help="a site's own copy, with the publishers' paths, in place of their hosts")
     flags = parser.parse_args(argv)
     names = [name.strip() for name in flags.sources.split(",") if name.strip()]
     _check_flags(names, flags.mirror)

@@ -154,9 +154,8 @@ def _summary(prepared: Prepared) -> Iterator[str]:
 def main(argv: Sequence[str]) -> int:
     """Prepares the data of a config and prints the counts of each store."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.prepare", description=main.__doc__)
-    parser.add_argument(
-        "--shard", metavar="I/N", help="prepare only this host's share of the input files, into the cache all share"
-    )
+    shard_help = "prepare only this host's share of the input files, into the cache all share"
+    parser.add_argument("--shard", metavar="I/N", help=shard_help)
     config, flags = config_lib.parse(parser, argv)
     started = time.monotonic()
     if flags.shard:
