@@ -182,7 +182,7 @@ def stand_on(config: ConfigDict, base: Path) -> None:
     found = read_config(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
         raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")
-    own = {key: config.model[key] for key in FILES}
+    own = {key: config.model[key] for key in OWN}
     with config.unlocked():
         config.base = ConfigDict(found | {"vocabulary": str(base.resolve() / "tokenizer.json")})
         config.model = ConfigDict(found["model"] | own)
