@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +22,10 @@ from ghost_jax.runs.evaluation import BaselineText
 TASK_FILES = ("mcq", "rcm", "rcm-2021", "vsp", "ate", "taa")
 COPIED = 120  # texts that begin with the same characters are near copies
 FEATURES = 200_000  # words and pairs of words, at most
-COUNTED = 2  # times that an entry of the catalogue counts
 CLASSES = 150  # labels that the linear model knows: the most frequent
 
 _CVE = re.compile(r"CVE-\d{4}-\d{4,}", re.IGNORECASE)
 _HEADER = re.compile(r"\A\s*CVE-\S+\s*(?:^(?:Product|Weakness): .*\n?)*", re.MULTILINE)
-_CATALOGUE = re.compile(
-    r"\A.*\n.*\n|^(?:Required action|Known ransomware).*\n?", re.MULTILINE
-)  # lines but the description
 _SCORE = re.compile(r"CVSS (?:v?[\d.]+ )?Base Score [\d.]+(?: \([^)]*\))?|\(?CVSS:3\.\d/[\w:/]+\)?")
 
 Rivals = tuple[dict[str, list[str]], BaselineText]  # the answers of baselines by name, and what they were made from
@@ -63,50 +59,21 @@ def records_of(source: str, data_dir: Path | None) -> tuple[list[Record], tuple[
     return records, tuple(each.identity() for each in inputs)
 
 
-def vulnerability_baselines(
-    items: Items,
-    data_dir: Path | None,
-    *,
-    label_of: Callable[[str], str],
-    catalogue: Callable[[str], str] | None = None,
-) -> Rivals:
+def vulnerability_baselines(items: Items, data_dir: Path | None, *, label_of: Callable[[str], str]) -> Rivals:
     """Returns the answers of `answers`, made from the labelled vulnerabilities of the corpus `cve`.
 
     Left out are the CVE ids in the files of all tasks of CTIBench and near copies of their texts. Raises UserError
     where the corpus or one of those files is absent.
-
-    Args:
-      label_of: the label in the text of a record, or "".
-      catalogue: the label in the text of an entry of CISA's catalogue in the corpus `cti`; see `_catalogued`.
     """
     ids, keys = _test_items(items, data_dir)
     records, inputs = records_of("cve", data_dir)
     found = [(each.title.upper(), _HEADER.sub("", each.text), label_of(each.text)) for each in records]
-    if catalogue:
-        entries, more = records_of("cti", data_dir)
-        found, inputs = [*found, *_catalogued(entries, found, catalogue)], inputs + more
     labelled = [Labelled(name, _SCORE.sub("", text).strip(), label) for name, text, label in found if label]
     others = [each for each in labelled if each.id not in ids]
     kept = [each for each in others if each.text and copy_key(each.text) not in keys]
     by_id, by_text = len(labelled) - len(others), len(others) - len(kept)
     used = BaselineText(inputs=inputs, records=len(kept), left_out_by_id=by_id, left_out_by_text=by_text)
     return answers(kept, items), used
-
-
-def _catalogued(
-    entries: Iterable[Record], found: Iterable[tuple[str, str, str]], label_of: Callable[[str], str]
-) -> Iterator[tuple[str, str, str]]:
-    """Yields id, text and label of the vulnerabilities in CISA's catalogue of exploited ones, and of their entries.
-
-    Vulnerabilities without a label of their publisher have one there, which is mostly of NVD, as those of CTIBench
-    are. They are few, so each counts `COUNTED` times.
-    """
-    described = {name: text for name, text, _ in found}
-    for entry in entries:
-        name = entry.id.rpartition("/")[2].upper()
-        if entry.source == "cisa_kev" and (label := label_of(entry.text)):
-            entry_text = _CATALOGUE.sub("", entry.text)
-            yield from [(name, text, label) for text in (described.get(name, ""), entry_text) if text] * COUNTED
 
 
 def _test_items(items: Items, data_dir: Path | None) -> tuple[set[str], set[str]]:

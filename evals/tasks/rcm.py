@@ -7,7 +7,6 @@ from evals.tasks.baseline_text import vulnerability_baselines
 from evals.tasks.open_answers import Task
 
 _ID = re.compile(r"\bCWE[-_ ]?0*(\d+)", re.IGNORECASE)
-_CATALOGUED = re.compile(r"\bWeaknesses: (CWE-\d+)")
 _LABEL = re.compile(r"\bWeakness: (CWE-\d+)")
 
 
@@ -17,13 +16,9 @@ def parse(text: str) -> str:
     return f"CWE-{found.pop()}" if len(found) == 1 else ""
 
 
-def _first(pattern: re.Pattern, text: str) -> str:
-    return "".join(pattern.findall(text)[:1])
+def _label(text: str) -> str:
+    return "".join(_LABEL.findall(text)[:1])
 
 
-_baselines = functools.partial(
-    vulnerability_baselines,
-    label_of=functools.partial(_first, _LABEL),
-    catalogue=functools.partial(_first, _CATALOGUED),
-)
+_baselines = functools.partial(vulnerability_baselines, label_of=_label)
 RCM = Task("rcm", "accuracy", parse, lambda gold, answer: float(gold == answer), _baselines)
