@@ -34,9 +34,10 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
     ways = {asked_in(report): report for report in reports}
     one_way = f", {asked_in(first)}" if len(ways) == 1 else ""
     print_line(console, f"{first.items.name}: {first.n:,} questions{one_way}")
+    doubts = ["sure gold"] * bool(first.without_doubtful_gold)
     asked = ["asked"] * (len(ways) > 1)
-    numbers = right(*asked, "accuracy, %", "balanced", "top letter", "no letter", "longest/not", no_wrap=True)
-    table = Table(Column("predictions", overflow="fold"), *numbers, Column("verdict", no_wrap=True))
+    numbers = right(*asked, "accuracy, %", "balanced", "top letter", "no letter", "longest/not", *doubts, no_wrap=True)
+    table = Table(Column("predictions", overflow="fold", min_width=16), *numbers, Column("verdict"))
     for report in reports:
         low, high = report.headline.ci95
         letter, share = report.top_letter
@@ -49,10 +50,13 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
             f"{letter} {100 * share:.1f}%",
             f"{100 * report.no_letter:.1f}%",
             "/".join(f"{100 * group.accuracy:.1f}" if group else "—" for group in by_length),
+            *[f"{100 * report.without_doubtful_gold.accuracy:.2f}" for _ in doubts],
             report.verdict_text.partition(":")[0],
         )
     console.print(table)
     print_line(console, "longest/not: accuracy where the gold option is the longest, and where it is not")
+    if sure := first.without_doubtful_gold:
+        print_line(console, f"sure gold: accuracy without the {first.n - sure.n:,} questions whose gold is in doubt")
     for way, report in ways.items():
         baselines = report.baselines_over_orders.items()
         listed = ", ".join(f"{name.replace('_', ' ')} {100 * accuracy:.2f}" for name, accuracy in baselines)

@@ -3,8 +3,8 @@
 The model is asked every question in the cyclic shifts of its options, once more without the question and with
 another's, and with the options not shown. `evals/analysis/report.py` computes the evaluation.
 
-With `--book=open` it reads what a search finds in front of each question. The lexical reader needs no model:
-`python -m evals.ctibench --book=open --reader=lexical`.
+With `--book=open` it reads what a search finds in front of each question, in ATT&CK, CAPEC and CWE; `--book=FOLDER`
+searches your own files. The lexical reader needs no model: `python -m evals.ctibench --book=open --reader=lexical`.
 
 With `--endpoint=http://HOST/v1 --model=NAME --out=FILE` the model is behind an OpenAI-compatible API.
 `--task=rcm`, `vsp` or `ate` scores the free text of a run, an endpoint or a sheet in another task of CTIBench, or its
@@ -23,7 +23,6 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from evals.analysis.report import show
-from evals.answering import free_text
 from evals.answering.evaluate import check_options
 from evals.items.answers import ORDERS
 from evals.items.locate import find_items
@@ -61,13 +60,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--data_dir", type=local_path, metavar="DIR", help="folder with ctibench/ (default: $GHOST_DATA)")
     option("--batch_size", type=int, default=16, help="rows a forward pass (default: 16)")
     option("--orders", choices=ORDERS, default="cyclic", help="default: cyclic")
-    option("--book", choices=("closed", "open"), default="closed", help="default: closed")
-    option("--reader", choices=READERS, default="model", help="of the open book (default: model)")
+    option("--book", default="closed", metavar="BOOK", help="closed (default), open, or your files: FOLDER,cwe,…")
+    option("--reader", choices=READERS, default="model", help="of the book (default: model)")
     option("--split", choices=SPLITS, default="all", help="of CTIBench, docs/scoring.md (default: all)")
     option("--evidence", action="store_true", help="print the lines that each lexical answer rests on")
     option("--controls", action="store_true", help="the lexical reader on other lines as well: minutes")
     option("--options_only", type=local_path, metavar="DIR", help="the recipe trained with data.layout=options_only")
-    option("--matching", action="store_true", help="also let the model answer freely, options not shown")
     option("--task", choices=("mcq", *TASKS, "taa"), default="mcq", help="of CTIBench (default: mcq)")
     option("--predictions", type=local_path, metavar="FILE", help="answers to --task=rcm, vsp or ate; else baselines")
     option("--column", metavar="NAME", help="the column of --predictions with the answers")
@@ -87,24 +85,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     check_options(flags.batch_size, flags.orders)
     if flags.endpoint is not None:
         return _of_endpoint(flags)
-    lexical, is_open = flags.reader == "lexical", flags.book == "open"
+    lexical, is_open = flags.reader == "lexical", flags.book != "closed"
     if flags.reader != "model" and not is_open:
         raise UsageError(f"The reader {flags.reader} reads a book: add --book=open.")
     if not flags.workdir and not lexical:
         raise UsageError("Name the run to score with --workdir; only --book=open --reader=lexical needs none.")
-    if lexical and (flags.workdir or flags.options_only or flags.matching or flags.orders != "cyclic"):
-        raise UsageError("The lexical reader has no model: omit --workdir, --options_only, --matching and --orders.")
+    if lexical and (flags.workdir or flags.options_only or flags.orders != "cyclic"):
+        raise UsageError("The lexical reader has no model: omit --workdir, --options_only and --orders.")
     if not lexical and (flags.evidence or flags.controls):
         raise UsageError("--evidence and --controls are the lexical reader's: add --book=open --reader=lexical.")
-    if is_open and (flags.options_only or flags.matching):
-        raise UsageError("--options_only and --matching are asked with the book closed: leave --book=open out.")
+    if is_open and flags.options_only:
+        raise UsageError("--options_only is asked with the book closed: leave --book=open out.")
     return flags
 
 
 def _of_endpoint(flags: argparse.Namespace) -> argparse.Namespace:
     """Returns the flags. Raises UsageError where they are not those of an endpoint."""
-    others = ("workdir", "options_only", "matching", "evidence", "controls")
-    if any(getattr(flags, name) for name in others) or flags.book == "open" or flags.reader != "model":
+    others = ("workdir", "options_only", "evidence", "controls")
+    if any(getattr(flags, name) for name in others) or flags.book != "closed" or flags.reader != "model":
         raise UsageError(f"--endpoint is asked with the book closed: omit --{', --'.join(others)}, --book, --reader.")
     if not flags.out or flags.out.is_dir() or not flags.model:
         raise UsageError("--endpoint needs --model=NAME and --out=FILE; its raw answers are kept beside that report.")
@@ -159,7 +157,9 @@ def ask_run(flags: argparse.Namespace, items: open_answers.TaskItems) -> tuple[l
     new_tokens = min(flags.max_tokens or TASK_TOKENS, model.context // 2)
     generate = Generator(model, params, mesh, batch_size=32, new_tokens=new_tokens, stop_ids=tokenizer.end_ids)
     prompts = [render_prompt(tokenizer, [Message("user", item.prompt)]) for item in items]
-    texts, cropped = free_text.texts_of(generate, tokenizer, prompts, model.context - new_tokens)
+    most = model.context - new_tokens
+    texts = [tokenizer.decode(ids) for ids in generate([prompt[-most:] for prompt in prompts])]
+    cropped = sum(len(prompt) > most for prompt in prompts)
     return texts, {"contamination": contamination, "prompts_cropped": cropped, "step": step}
 
 
@@ -180,7 +180,7 @@ def report_name(flags: argparse.Namespace) -> str:
     unusual = [
         *([flags.split] if flags.split != "all" else []),
         *([flags.orders] if flags.orders != "cyclic" else []),
-        *(["open", flags.reader] if flags.book == "open" else []),
+        *([flags.book if flags.book == "open" else "own", flags.reader] if flags.book != "closed" else []),
     ]
     return "-".join([stem_of(flags.items), *unusual])
 
@@ -188,7 +188,7 @@ def report_name(flags: argparse.Namespace) -> str:
 def score_lexical(flags: argparse.Namespace, console: Console) -> Evaluation:
     """Returns the evaluation of the lexical reader, and prints its evidence where that is asked for."""
     items = read_items(flags.items) if flags.items else find_items(flags.data_dir, Path())[0]
-    book = Book.open(flags.data_dir, run_dir.say)
+    book = Book.open(flags.book, flags.data_dir, run_dir.say)
     report, reads = lexical_report(items, book, flags.split, run_dir.say, controls=flags.controls)
     if flags.evidence:
         show_evidence(part_of(items, flags.split), reads, book, console)
@@ -221,10 +221,6 @@ def score_run(flags: argparse.Namespace) -> Evaluation:
     """Returns the evaluation of a run."""
     mesh = make_mesh()
     model, params, step, tokenizer = load_run(flags.workdir, mesh)
-    generate = None
-    if flags.matching:
-        size = {"batch_size": 32, "new_tokens": free_text.NEW_TOKENS}
-        generate = Generator(model, params, mesh, **size, stop_ids=tokenizer.end_ids)
     report = evaluate_run(
         functools.partial(make_predict(model, params, mesh), params),
         tokenizer,
@@ -235,10 +231,9 @@ def score_run(flags: argparse.Namespace) -> Evaluation:
         orders=flags.orders,
         path=flags.items,
         split=flags.split,
-        book=Book.open(flags.data_dir, run_dir.say) if flags.book == "open" else None,
+        book=Book.open(flags.book, flags.data_dir, run_dir.say) if flags.book != "closed" else None,
         reader=flags.reader,
         options_only=flags.options_only,
-        generate=generate,
     )
     return replace(report, step=step)
 

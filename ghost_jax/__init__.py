@@ -26,7 +26,8 @@ def _restart_with_huge_pages() -> None:
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     module = sys.orig_argv[sys.orig_argv.index("-m") + 1 :] if "-m" in sys.orig_argv else []
-    ours = bool(module) and module[0].partition(".")[0] in ("ghost_jax", "evals")
+    installed = len(sys.orig_argv) > 1 and Path(sys.orig_argv[1]).name == "ghost"
+    ours = installed or (bool(module) and module[0].partition(".")[0] in ("ghost_jax", "evals"))
     if ours and "glibc.malloc.hugetlb" not in tunables and _SETTING.is_file() and "[madvise]" in _SETTING.read_text():
         both = f"{tunables}:{HUGE_PAGES}" if tunables else HUGE_PAGES
         os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": both})

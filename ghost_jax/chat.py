@@ -1,4 +1,7 @@
-"""Talks to a run: `python -m ghost_jax.chat --workdir=runs/NAME [--book=open]`.
+"""Talks to a run: `python -m ghost_jax.chat --workdir=runs/NAME [--book=open|FOLDER,…]`.
+
+With a book, an answer cites the lines that the model read. Where every evaluation of the run is at chance or collapsed,
+the lines themselves are the answer.
 
 On a terminal it is a conversation. Where standard input is a file or a pipe, each line of it is a turn; with `--jsonl`
 each is a conversation of its own and gets a JSON object. Questions and answers stay text: the renderer alone places
@@ -25,12 +28,14 @@ from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import without_bom
 from ghost_jax.core.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, say_error
 from ghost_jax.core.paths import local_path
-from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, index_store
-from ghost_jax.data.retrieval.bm25 import Index, Passage, shown
-from ghost_jax.inference.conversation import Conversation, Turn, decode_stream, escape_controls
+from ghost_jax.data.corpus import book_corpus, index_store
+from ghost_jax.data.retrieval.bm25 import Index
+from ghost_jax.data.storage import artifact_cache
+from ghost_jax.inference.conversation import Conversation, Turn, decode_stream, escape_controls, quoted
 from ghost_jax.inference.generate import Generator
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.runs import evaluation
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import ROLES
 from ghost_jax.training.checkpoint import load_model
@@ -114,9 +119,10 @@ def reply(conversation: Conversation, question: str, notes: Console) -> None:
             notes.print(f"The context is full: {turn.forgotten} questions and their answers are forgotten.")
         if turn.lines_dropped:
             notes.print(f"The context is full: {turn.lines_dropped} lines of the book are left out.")
-        write_answer(conversation, turn, notes)
+        if not conversation.quotes:
+            write_answer(conversation, turn, notes)
         if conversation.index is not None:
-            print_lines(turn.lines)
+            print(f"\n{escape_controls(quoted(turn.lines))}\n", flush=True)
 
 
 def write_answer(conversation: Conversation, turn: Turn, notes: Console) -> None:
@@ -140,16 +146,6 @@ def write_answer(conversation: Conversation, turn: Turn, notes: Console) -> None
         notes.print(f"(cut off after {len(answer)} tokens)")
 
 
-def print_lines(lines: Sequence[Passage]) -> None:
-    """Prints the lines of the book in an answer's prompt, numbered, each with its address."""
-    if not lines:
-        print("\nNo line of the book shares a word with the question.")
-    for number, line in enumerate(lines, 1):
-        start = "\n" if number == 1 else ""
-        print(f"{start}[{number}] {escape_controls(shown(line))}\n    {escape_controls(line.url or line.source)}")
-    print(flush=True)
-
-
 def answer_lines(conversation: Conversation, lines: Iterable[str]) -> int:
     """Prints a JSON object for each line, a conversation of its own; returns how many were refused."""
     prompts = [prompt_of(line, number) for number, line in enumerate(lines, 1) if line.strip()]
@@ -164,13 +160,14 @@ def answer_lines(conversation: Conversation, lines: Iterable[str]) -> int:
 # ---- The command ----
 
 
-def open_index(data_dir: Path | None) -> Index:
-    """Returns the index of the open book, built if need be. Raises UserError where a source is missing."""
+def open_index(book: str, data_dir: Path | None) -> Index:
+    """Returns the index of the lines of a book, built if need be. Raises UserError where a source is missing."""
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    return Index.load(index_store(book_corpus(data_dir, say), PUBLISHED_BOOK, say))
+    corpus = book_corpus(data_dir, say, book)
+    return Index.load(index_store(corpus, artifact_cache.manifest(corpus).documents, say))
 
 
 def open_run(flags: argparse.Namespace, sampling: Sampling, index: Index | None) -> tuple[Conversation, int]:
@@ -189,7 +186,9 @@ def open_run(flags: argparse.Namespace, sampling: Sampling, index: Index | None)
     generator = Generator(model, params, mesh, **size)
     max_prompt = max(model.context - flags.max_new_tokens, model.context // 2)
     key = jax.random.key(flags.seed)
-    return Conversation(generator, tokenizer, index, max_prompt=max_prompt, sampling=sampling, key=key), step
+    quotes = index is not None and evaluation.only_guesses(flags.workdir)
+    how = {"quotes": quotes, "max_prompt": max_prompt, "sampling": sampling, "key": key}
+    return Conversation(generator, tokenizer, index, **how), step
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
@@ -197,7 +196,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.chat", description=main.__doc__)
     add = parser.add_argument
     add("--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
-    add("--book", choices=("closed", "open"), default="closed", help="open: answers read and cite (default: closed)")
+    add("--book", default="closed", metavar="BOOK", help="closed (default), open, or your files: FOLDER,cwe,…")
     add("--data_dir", type=local_path, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
     add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     add("--top_k", type=int, default=0, help="draw from so many tokens (default: 0, all)")
@@ -224,16 +223,19 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     notes = Console(stderr=not typed, markup=False, emoji=False, highlight=False, soft_wrap=True, style="dim")
     jax_setup.set_up()
-    index = open_index(flags.data_dir) if flags.book == "open" else None
+    index = open_index(flags.book, flags.data_dir) if flags.book != "closed" else None
     conversation, step = open_run(flags, sampling, index)
+    if conversation.quotes:
+        notes.print("Every score of this run is at chance or collapsed, so the lines of the book are the answer.")
     if flags.jsonl:
         return FAILED if answer_lines(conversation, piped_lines(sys.stdin.buffer)) else DONE
     if not typed:
         read = functools.partial(next, piped_lines(sys.stdin.buffer), "/quit")
         return FAILED if converse(conversation, read, notes, typed=False) else DONE
     sys.stdin.reconfigure(errors="surrogateescape")  # as in `piped_lines`
-    notes.print(f"{flags.workdir.name}, step {step:,}. Compiling; the first time takes longest.")
-    conversation.generator.warm_up()
+    if not conversation.quotes:
+        notes.print(f"{flags.workdir.name}, step {step:,}. Compiling; the first time takes longest.")
+        conversation.generator.warm_up()
     notes.print("/help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves.")
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # editing keys for input(); not every Python has it

@@ -1,8 +1,8 @@
-"""Exports a run for Hugging Face transformers: `python -m ghost_jax.export --workdir=runs/NAME --out=DIR`.
+"""Exports a run for Hugging Face transformers or llama.cpp: `python -m ghost_jax.export --workdir=runs/NAME --out=DIR`.
 
 A v0.5 model becomes a `LlamaForCausalLM`, a v0.4 one a `GPT2LMHeadModel`, without the padding rows of the embedding. In
 transformers a text that spells a role token becomes that token; our own commands read it as text. The model card is
-written from the run's records, and `--push_to` uploads the folder.
+written from the run's records, and `--push_to` uploads the folder. `--format=gguf` writes a v0.5 model for llama.cpp.
 """
 
 import argparse
@@ -18,30 +18,38 @@ from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import new_folder, read_json, write_json, write_text
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
-from ghost_jax.hub import card, gpt2, llama, upload, vocabulary, weights
-from ghost_jax.hub.channel import CANONICAL, CHANNELS, EXPERIMENTAL, decide
+from ghost_jax.hub import card, gguf, gpt2, llama, upload, vocabulary, weights
+from ghost_jax.hub.card import CANONICAL, CHANNELS, EXPERIMENTAL
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_record
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.training.checkpoint import load_model
 
 FORMATS = {"v05": llama, "v04": gpt2}
-DTYPES = ("float32", "bfloat16")
-EXPORTED = re.compile(r".*\.safetensors(\.index\.json)?|(\w+_)?config\.json|tokenizer\.json|README\.md")  # file names
+DTYPES = {"hf": ("float32", "bfloat16"), "gguf": gguf.DTYPES}
+# Names of files.
+EXPORTED = re.compile(r".*\.safetensors(\.index\.json)?|model\.gguf|(\w+_)?config\.json|tokenizer\.json|README\.md")
 
 
-def write_model(folder: Path, workdir: Path, dtype: str) -> str:
+def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> str:
     """Writes weights, configs and vocabulary of a run's newest checkpoint; returns a description.
 
-    Raises UserError where the run is absent or unfinished.
+    Raises UserError where the run is absent or unfinished, or has no form of this kind, "hf" or "gguf".
     """
     model, params, step = load_model(workdir, make_mesh())
     if not (run_record.is_finished(workdir) or run_record.stopped(workdir)):
         raise UserError(f"The run in {workdir} is not finished. Repeat its train command: it resumes.")
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
-    form = FORMATS[model.generation]
-    size = weights.write(folder, form.tensors_of(params, model), jnp.dtype(dtype))
-    described = vocabulary.files_of(read_json(workdir / "tokenizer.json"), tokenizer, model.context)
+    form, spelled = FORMATS[model.generation], read_json(workdir / "tokenizer.json")
+    described = vocabulary.files_of(spelled, tokenizer, model.context)
+    chat = "with" if "chat_template" in described["tokenizer_config.json"] else "without"
+    if kind == "gguf":
+        if form is not llama:
+            raise UserError(f"{workdir} is a v0.4 model, and GGUF is written of v0.5. Leave --format out.")
+        size = gguf.write(folder, params, model, tokenizer, spelled, dtype, workdir.resolve().name)
+        described = {}  # the file holds its vocabulary
+    else:
+        size = weights.write(folder, form.tensors_of(params, model), jnp.dtype(dtype))
     described["config.json"] = {  # last: nothing loads without it
         **form.config_of(model),
         **vocabulary.special_ids(tokenizer),
@@ -50,7 +58,6 @@ def write_model(folder: Path, workdir: Path, dtype: str) -> str:
     }
     for name, content in described.items():
         write_json(folder / name, content)
-    chat = "with" if "chat_template" in described["tokenizer_config.json"] else "without"
     return f"{form.ARCHITECTURE}, {model.parameters():,} parameters, {dtype}, {size:,} bytes, {chat} a chat template"
 
 
@@ -72,16 +79,15 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     add("--out", type=local_path, required=True, metavar="DIR", help="the new folder")
-    add("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
+    add("--format", choices=DTYPES, default="hf", help="hf for transformers, gguf for llama.cpp (default: hf)")
+    add("--dtype", default="float32", help="float32 (default) or bfloat16; with gguf also float16 or q8_0")
     add("--force", action="store_true", help="replace an earlier export")
     add(
         "--channel",
         choices=CHANNELS,
         default=EXPERIMENTAL,
-        help="canonical only where it is shown to be above --present, else experimental (default: experimental)",
+        help="a tag of the card; canonical needs the verdict knowledge (default: experimental)",
     )
-    add("--present", type=local_path, metavar="DIR", help="the present canonical run, to compare with")
-    add("--items", type=local_path, metavar="FILE", help="the questions of that comparison, as evals.compare")
     add(
         "--push_to",
         metavar="OWNER/NAME",
@@ -89,6 +95,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--dry_run", action="store_true", help="show what --push_to would send, and send nothing")
     flags = parser.parse_args(argv)
+    if flags.dtype not in DTYPES[flags.format]:
+        raise UsageError(f"--dtype={flags.dtype} is not one of {', '.join(DTYPES[flags.format])}.")
     if flags.dry_run and not flags.push_to:
         raise UsageError("--dry_run shows what an upload would send: add --push_to=OWNER/NAME.")
     if flags.push_to:
@@ -105,22 +113,21 @@ def main(argv: Sequence[str]) -> int:
     out = flags.out.resolve()
     check_out(out, flags.force)
     run = card.read_records(flags.workdir)
-    channel = decide(flags.channel, flags.workdir, flags.present, flags.items)
-    present = card.read_records(flags.present) if flags.present else None
+    if flags.channel == CANONICAL:
+        card.check_canonical(run)
     jax_setup.set_up()
     with new_folder(out) as folder:
-        description = write_model(folder, flags.workdir, flags.dtype)
+        description = write_model(folder, flags.workdir, flags.dtype, flags.format)
         exported = read_json(folder / "config.json")
-        write_text(folder / card.FILE, card.card_of(run, exported, channel, present))
+        write_text(folder / card.FILE, card.card_of(run, exported, flags.channel))
     print(f"{flags.out}: {description}")
-    print(f"{channel.name}: {channel.reason}")
     if flags.push_to:
         for path in sorted(out.iterdir()):
             print(f"{path.stat().st_size:>15,}  {path.name}")
         if flags.dry_run:
             print(f"Nothing was uploaded to {flags.push_to}. A new repository is public where the hub's default is.")
         else:
-            address = upload.push(out, flags.push_to, tag=channel.name, keeps=CANONICAL, above=channel.above)
+            address = upload.push(out, flags.push_to, flags.channel)
             print(f"uploaded to {address}")
     return 0
 

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.load_profile("ci")  # the same examples every time, and no deadline that a busy machine misses
 # Before anything imports jax. `Ghost` gives the commands that it starts an environment of their own.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes longer than what tests compute
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
@@ -143,11 +144,6 @@ class Ghost:
     def refused(self, *command: str | Path, code: int = 1, env: dict[str, str] | None = None) -> str:
         """Runs a command that must fail with one paragraph and this exit code; returns the paragraph on one line."""
         return paragraph_of(self(*command, env=env, check=False), code)
-
-    def together(self, tasks: dict) -> dict:
-        """Returns what each function of `tasks` returns; two run at a time, because most of a start is one thread."""
-        with ThreadPoolExecutor(2) as pool:
-            return dict(zip(tasks, pool.map(lambda task: task(), tasks.values()), strict=True))
 
     def stop_at(self, process: subprocess.Popen, workdir: Path, updates: int, signum: int = signal.SIGKILL) -> None:
         """Sends a signal when the run in `workdir` has logged so many updates, which must be before its end."""

@@ -14,6 +14,11 @@ from ghost_jax.parallel.mesh import make_mesh
 needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 
 
+def slow(case: object) -> object:
+    """A case of a parametrized test that runs in `make test-all` only."""
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 @functools.cache
 def one_device() -> Mesh:
     return make_mesh(devices=jax.devices()[:1])

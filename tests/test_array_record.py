@@ -78,10 +78,6 @@ def test_the_hash_depends_on_the_rows_alone(written, tmp_path):
         assert other["train"].sha256 != sha256
 
 
-def test_a_dataset_without_rows_has_no_split(tmp_path):
-    assert write_examples(tmp_path, "mcq", {"train": [], "validation": iter(())}) == {}
-
-
 def test_a_row_without_a_supervised_token_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"record mute of mcq \(train\)"):
         write_examples(tmp_path, "mcq", {"train": [TRAIN[0], example("mute", [1, 2], 0)]})

@@ -40,14 +40,7 @@ def value_and_gradients(attention, arrays):
 
 @pytest.mark.parametrize(
     ("length", "groups", "mask"),
-    [
-        (1, HEADS, None),
-        (BLOCK, HEADS, packed),
-        (BLOCK - 1, 2, packed),
-        (2 * BLOCK + 37, HEADS, packed),
-        (2 * BLOCK + 37, 2, None),
-        (MOST_BLOCKS * BLOCK + 1, HEADS, None),
-    ],
+    [(1, HEADS, None), (BLOCK - 1, 2, packed), (2 * BLOCK + 37, 2, None), (MOST_BLOCKS * BLOCK + 1, HEADS, None)],
 )
 def test_attention_in_blocks_is_that_of_a_full_matrix(length, groups, mask):
     arrays, mask = inputs(length, groups), mask and mask(length)

@@ -45,9 +45,6 @@ def spelled(predictions) -> str:
     return "".join(predictions.answers.spelled())
 
 
-# ---- The command ----
-
-
 def test_five_published_models_reach_their_published_accuracies(ghost, ghost_data, tmp_path):
     out, folder = tmp_path / "audit.json", ghost_data / "ctibench"
     flags = [f"--items={folder / 'cti-mcq.tsv'}", f"--predictions={folder / 'cti-mcq-responses.tsv'}", f"--out={out}"]
@@ -82,9 +79,6 @@ def test_one_column_is_reported_in_full(ghost, benchmark, tmp_path):
     assert not out.exists()
 
 
-# ---- What a file may hold ----
-
-
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
 def test_letters_and_scores_are_read_from_every_container(reading, suffix):
     rows = [(gold, *(float(letter == gold) for letter in "ABCD")) for gold in GOLDS]
@@ -106,8 +100,6 @@ def test_letters_and_scores_are_read_from_every_container(reading, suffix):
         (".csv", "A,B,C,D", "-1,-2,0,5", [-1, -2, 0, 5], [0, 0, 0, 1]),
         (".csv", "A,B,C,D", "1,1,0,0", [1, 1, 0, 0], [0.5, 0.5, 0, 0]),
         (".csv", "m_A,m_B,m_C,m_D", "-3,-1e400,-2,-1", [-3, -np.inf, -2, -1], [0, 0, 0, 1]),
-        (".jsonl", '{"m": [-3, -Infinity, -2, -1]}', None, [-3, -np.inf, -2, -1], [0, 0, 0, 1]),
-        (".csv", "A,B,C,D", "-inf,-inf,-inf,-inf", [0, 0, 0, 0], [0.25] * 4),
     ],
 )
 def test_scores_that_are_no_probabilities_stay_and_the_highest_is_the_answer(
@@ -118,17 +110,6 @@ def test_scores_that_are_no_probabilities_stay_and_the_highest_is_the_answer(
     np.testing.assert_array_equal(predictions.answers.said[0], [shares])
     report = audit(predictions, benchmark, "")
     assert sum(report.letter_log_probs.counts["B"]) == len(benchmark)
-
-
-def test_columns_are_told_apart_by_their_names_and_rows_matched_by_id(reading):
-    found = reading("m,m_A,m_B,m_C,m_D", ["A,0,0,0,1"] * 6)
-    assert {name: spelled(each)[0] for name, each in found.items()} == {"m": "A", "m (scores)": "D"}
-    rows = [f"q{row},{gold},Which?,{gold},2" for row, gold in enumerate(GOLDS)]
-    found = reading("id, GT,prompt,model ,run", rows[::-1])
-    assert {name: spelled(each) for name, each in found.items()} == {"model": GOLDS}
-    assert spelled(reading("answer", ["A"] * 6, column="answer")["answer"]) == "AAAAAA", (
-        "a gold column that is asked for"
-    )
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3, 0), (2, 1, 3, 0)])
@@ -153,40 +134,20 @@ def test_columns_named_after_orders_give_a_headline_over_them(benchmark, reading
     assert report.headline.orders == ("ABCD", "DABC", "CDAB", "BCDA"), "the published one first"
 
 
-def test_items_with_fewer_options_leave_scores_empty(tmp_path):
-    items, answers = tmp_path / "items.jsonl", tmp_path / "answers.csv"
-    rows = [({"A": "a", "B": "b"}, "B"), ({"A": "a", "B": "b", "C": "c"}, "C")]
-    items.write_text("".join(json.dumps({"question": "?", "options": o, "answer": a}) + "\n" for o, a in rows))
-    answers.write_text("m,A,B,C\nC,1,2,\nC,1,2,3\n")
-    letters, scores = read_predictions(answers, read_items(items))
-    assert (spelled(letters), spelled(scores)) == ("-C", "BC"), "the first item has no C"
-    with pytest.raises(UserError, match="--order"):
-        read_predictions(answers, read_items(items), order="ABC")
-
-
-# ---- What is refused ----
-
-
 @pytest.mark.parametrize(
     ("header", "rows", "flags", "named"),
     [
         ("GT,m", ["A,A", "C,B", *["B,B"] * 4], {}, ["line 3", '"C"', '"q1"', "--order"]),
         ("m", ["A"] * 5, {}, ["5 rows", "6 items"]),
-        ("m,m", ["A,B"] * 6, {}, ["line 1", '"m"']),
         ("m", ["Agent"] * 6, {}, ["A to D", ": m"]),
         ("A,B,C,D", ["1,2,3,4", "1,nan,3,4", *["1,2,3,4"] * 4], {}, ["line 3", '"nan"', " B "]),
-        ("A;B;C;D", ["1;2;+inf;4", *["1;2;3;4"] * 5], {}, ["line 2", '"+inf"', " C "]),
         ("m@ABCD,m", ["A,A"] * 6, {}, ['"m"', "m@BCDA"]),
         ("id,m", ["q0,A"] * 6, {}, ["line 3", '"q0"', "line 2"]),
         ("id,m", ["q0,A", "q9,A"], {}, ["line 3", '"q9"', '"q0"']),
-        ("id,m", ["q0,A", "q2,A"], {}, ["4 of 6", '"q1"']),
         ("model", ["A"] * 6, {"column": "modle"}, ['"modle"', '"model"']),
         ("model", ["A"] * 6, {"order": "ABCC"}, ['"ABCC"']),
-        ("model,n", ["A,1"] * 6, {"column": "n"}, ['"n"']),
         ('{"m": "A"}', ['{"n": "A"}'] * 5, {"suffix": ".jsonl"}, ["line 2", "keys"]),
-        ("3", ["3"] * 5, {"suffix": ".jsonl"}, ["line 1", "JSON object"]),
         ('{"m_A": 1, "m": {"A": 2}}', [], {"suffix": ".jsonl"}, ["line 1", "m_A"]),
-        ("m", ["A"] * 6, {"suffix": ".xlsx"}, ["answers.xlsx", ".csv"]),
     ],
 )
 def test_predictions_for_other_items_are_refused_by_row_and_column(reading, header, rows, flags, named):
@@ -199,7 +160,7 @@ cell = st.sampled_from(["A", "b", "X", "", " C ", "0.5", "nan", "-1e400", "q0", 
 name = st.sampled_from(["id", "GT", "m", "A", "B", "C", "D", "m@BCDA", "@", "ABCD", "_A", "m_A", "m_B", "m_C", "m_D"])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([".tsv", ".csv", ".jsonl"]),
     st.lists(name, max_size=6).flatmap(

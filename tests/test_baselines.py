@@ -35,6 +35,7 @@ def test_ctibench_as_published_and_in_the_cyclic_orders(ghost_data):
         "always_D": 15.40,
         "longest": 42.65,
         "shortest": 19.03,
+        "all_of_the_above": 25.55,
         "question_overlap": 33.47,
         "option_popularity": 27.67,
         "position_length": 45.96,
@@ -57,6 +58,7 @@ def test_each_baseline_chooses_the_option_of_its_name_in_every_order():
     expected = {
         "longest": ([0, 1, 0, 0], [0, 0, 1]),
         "shortest": ([0, 0, 1, 0], [1 / 2, 1 / 2, 0]),
+        "all_of_the_above": ([1 / 4] * 4, [1 / 3] * 3),
         "question_overlap": ([1, 0, 0, 0], [1 / 3] * 3),
         "option_popularity": ([0, 0, 0, 1], [1 / 2, 1 / 2, 0]),
     }

@@ -2,8 +2,6 @@
 
 import codecs
 import functools
-import hashlib
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +9,13 @@ from pathlib import Path
 import pytest
 
 from evals.analysis.predictions import read_predictions
-from ghost_jax.chat import piped_lines, prompt_of
+from ghost_jax.chat import piped_lines
 from ghost_jax.core import atomic_io
 from ghost_jax.core.errors import UserError
-from ghost_jax.data import fetch
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.sources import SOURCES
-from ghost_jax.data.storage import files
 from ghost_jax.hub.upload import exported_run
-from ghost_jax.runs import metrics
-from ghost_jax.text import tokenizer
 from tests.test_fuzz import SOUND
-from tests.test_sources import write
 
 OPTIONS = {"A": "1", "B": "2", "C": "3", "D": "4"}
 ITEM = json.dumps({"id": "q", "question": "Which?", "options": OPTIONS, "answer": "B"}).encode()
@@ -82,38 +75,3 @@ def test_a_mark_of_utf_8_is_skipped_and_utf_16_is_refused(tmp_path, name):
         marked.write_bytes(mark + data.decode().encode(encoding))
         with pytest.raises(UserError, match=r"(marked|Standard input).* UTF-16"):
             read(marked)
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zip"])
-def test_a_mark_within_an_archive_is_skipped_and_the_hash_of_its_content_includes_it(tmp_path, suffix):
-    data = codecs.BOM_UTF8 + b"x" * (1 << 19) + codecs.BOM_UTF8 + b"\n"
-    path = write(tmp_path / f"notes.txt{suffix}", data)
-    with files.open_text(path) as stream:
-        assert stream.read() == data[3:]
-    with files.open_bytes(path) as stream:
-        assert stream.read() == data
-
-
-def test_a_text_shorter_than_a_mark_is_read(tmp_path):
-    for data in (b"", codecs.BOM_UTF8, codecs.BOM_UTF8[:2]):
-        (tmp_path / "short.txt").write_bytes(data)
-        with files.open_text(tmp_path / "short.txt") as stream:
-            assert stream.read() == data.removeprefix(codecs.BOM_UTF8)
-
-
-def test_the_files_of_a_run_and_a_feed_are_read_after_a_mark(tmp_path):
-    trained = tokenizer.train(["hello"], 300)
-    path = tmp_path / "tokenizer.json"
-    trained.save(path)
-    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
-    assert tokenizer.load(path).sha256 == trained.sha256
-    (tmp_path / metrics.FILE).write_bytes(codecs.BOM_UTF8 + b'{"step": 1}\n{"step": 2}\n')
-    assert metrics.read(tmp_path) == [{"step": 1}, {"step": 2}]
-    note = b"sha256:" + hashlib.sha256(b"").hexdigest().encode() + b"\r\nsize:0\r\n"
-    assert fetch.read_note(codecs.BOM_UTF8 + note) == fetch.read_note(note)
-
-
-def test_a_pipe_may_hold_a_mark_before_an_object_and_bytes_that_are_not_utf_8():
-    (line,) = piped_lines(io.BytesIO(codecs.BOM_UTF8 + b'{"prompt": "one"}\n'))
-    assert prompt_of(line, 1) == "one"
-    assert list(piped_lines(io.BytesIO(b"caf\xe9\n\xff\n"))) == ["caf\udce9\n", "\udcff\n"]

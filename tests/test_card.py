@@ -9,14 +9,10 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 
-from ghost_jax.core.errors import UsageError, UserError
-from ghost_jax.hub.card import card_of, read_records
-from ghost_jax.hub.channel import CANONICAL, EXPERIMENTAL, Channel, decide
-from ghost_jax.reporting.tables import notes_of, said_of
-from ghost_jax.runs.cropping import cropping_of
+from ghost_jax.core.errors import UserError
+from ghost_jax.hub.card import CANONICAL, EXPERIMENTAL, card_of, check_canonical, read_records
 from ghost_jax.runs.run_record import RunRecord
 from tests.conftest import ROOT
-from tests.test_compare import CONFIG, report, write_items, write_run
 
 RECORDS = ROOT / "evals" / "records"
 RUNS = ("chat_v3-seed0", "chat_v4_raft-seed0", "chat_v5-36m", "pretrain_v05-nano")
@@ -26,13 +22,12 @@ EXPORTED = {
     "torch_dtype": "bfloat16",
     "ghost_jax": {"version": "0.4.0", "run": "chat", "step": 30},
 }
-CHANNEL = Channel(EXPERIMENTAL, "It was not put forward as canonical.")
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
-def card_text(run: RunRecord | str, channel: Channel = CHANNEL, present: RunRecord | None = None) -> str:
+def card_text(run: RunRecord | str) -> str:
     run = read_records(RECORDS / run) if isinstance(run, str) else run
-    return card_of(run, EXPORTED, channel, present)
+    return card_of(run, EXPORTED, EXPERIMENTAL)
 
 
 def scored(name: str = "chat_v3-seed0", stem: str = "ctibench", **changes) -> RunRecord:
@@ -40,9 +35,6 @@ def scored(name: str = "chat_v3-seed0", stem: str = "ctibench", **changes) -> Ru
     run = read_records(RECORDS / name)
     score = dataclasses.replace(run.evals["ctibench"], **changes)
     return dataclasses.replace(run, evals=run.evals | {stem: score})
-
-
-# ---- Every number is in the records ----
 
 
 def strangers(text: str, *records: object) -> list[str]:
@@ -80,21 +72,6 @@ def test_every_number_in_a_card_is_in_the_records_of_its_run(name):
     assert strangers("It scores 36.871% of 30.", *records) == ["36.871"]
 
 
-def test_a_card_follows_the_records():
-    run = scored()
-    score = run.evals["ctibench"]
-    changed = scored(
-        headline=dataclasses.replace(score.headline, accuracy=0.6137, ci95=(0.5941, 0.6333)),
-        baselines_over_orders=score.baselines_over_orders | {"longest": 0.5519},
-    )
-    for text in ("| this model | 15.0 | 61.4 | 59.4 to 63.3 |", "| longest | 42.6 | 55.2 |", "value: 61.37"):
-        assert text in card_text(changed)
-        assert text not in card_text(run)
-
-
-# ---- What a card has ----
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_metadata_are_read_back_by_the_library_of_the_hub(name):
     run = read_records(RECORDS / name)
@@ -126,59 +103,6 @@ def test_the_books_stand_apart_and_a_score_with_the_reader_is_not_the_models():
     assert "It was not scored with the book open." in card_text("chat_v3-seed0")
 
 
-def test_a_card_has_recipe_mixture_data_course_scores_study_and_limits():
-    run = read_records(RECORDS / "chat_v3-seed0")
-    losses = [line for line in run.metrics if "val_loss" in line]
-    text = card_text(run)
-    for part in (
-        "Q&A x1 + raw MCQ x5",
-        "| optimizer | adamw |",
-        "| base | pretrain_v04, 100 updates |",
-        "| raw MCQ | x5 |",
-        "| attack | 2,007 | — | MITRE ATT&CK terms of use |",
-        f"| {losses[0]['step']} | {losses[0]['loss']:.3f} | {losses[0]['val_loss']:.3f} |",
-        f"after update {losses[-1]['step']}, the last.",
-        "| always C | 37.1 | 25.0 |",
-        "| control: question swapped |",
-        "Verdict: COLLAPSED to one letter: 100.0% of the answers are A",
-        "Contamination: not contaminated: no record asks an item and answers it.",
-        "| chat-v3 (canonical) | 1,500 | 5e-5 | — | 36.9% |",
-        "its accuracy measures one letter, and nothing that it knows",
-        "The study's run did 1,500 updates; this one was planned with 30.",
-        "exported with ghost_jax 0.4.0",
-    ):
-        assert part in text, part
-    assert "\n\n\n" not in text
-    losses[-1]["val_loss"] = 99.5
-    assert "and the last 99.500: it rose again." in card_text(run)
-
-
-def test_cropped_prompts_are_named_wherever_a_score_is_shown():
-    run = scored(prompts_cropped=3)
-    score = run.evals["ctibench"]
-    cropped = f"3 of {4 * score.n:,} prompts"
-    assert card_text(run).partition("## Limits")[2].count(cropped) == 1
-    assert cropped in said_of(score)
-    assert cropped in " ".join(notes_of([run]))
-    assert "lost their beginning" not in card_text("chat_v3-seed0")
-    cloze = dataclasses.replace(score, layout="cloze")
-    assert f"3 of {score.n:,} prompts" in cropping_of(cloze), "asked once for all orders"
-
-
-def test_an_imported_model_or_base_is_named():
-    run = read_records(RECORDS / "chat_v5-seed0")
-    imported = {"from": "SmolLM2-135M", "fingerprint": "0"}
-    base = run.config["base"] | {"name": "smollm2", "imported": imported}
-    text = card_text(dataclasses.replace(run, config=run.config | {"base": base}))
-    assert "| base | imported from SmolLM2-135M |" in text
-    assert "Its base was imported from `SmolLM2-135M`" in text
-    assert "34.8" not in text, "it rebuilds no row of the study"
-    whole = run.config | {"stage": "imported", "imported": imported}
-    text = card_text(dataclasses.replace(run, config=whole))
-    assert "the weights of `SmolLM2-135M`, imported with ghost_jax" in text
-    assert "| updates |" not in text
-
-
 def test_a_card_does_not_publish_the_folders_of_a_user():
     run = read_records(RECORDS / "chat_v3-seed0")
     note = "No files of cwe in /home/lovelace/.cache/ghost_jax/data, ~/work/raw: see https://a.org/b/c."
@@ -196,15 +120,6 @@ def test_a_score_in_one_order_has_no_headline():
     assert {row.split(" | ")[2] for row in table.splitlines()[2:]} == {"—"}
 
 
-def test_a_stopped_run_is_labelled(tmp_path):
-    run = shutil.copytree(RECORDS / "chat_v4_failed-seed0", tmp_path / "run")
-    (run / "status.json").unlink()
-    (run / "stopped.json").write_text(json.dumps({"step": 20, "reason": "three losses in a row"}))
-    text = card_text(read_records(run))
-    assert "stopped at 20: three losses in a row" in text
-    assert "The divergence watch stopped it after update 20: three losses in a row." in text
-
-
 @pytest.mark.parametrize("name", ["config.json", "environment.json", "data.json", "evals/ctibench.json"])
 def test_a_missing_or_broken_record_is_refused_by_its_name(name, tmp_path):
     run = shutil.copytree(RECORDS / "chat_v3-seed0", tmp_path / "run")
@@ -218,84 +133,11 @@ def test_a_missing_or_broken_record_is_refused_by_its_name(name, tmp_path):
             read_records(run)
 
 
-# ---- The channel ----
-
-
-@pytest.fixture(scope="module")
-def items(tmp_path_factory):
-    return write_items(tmp_path_factory.mktemp("items") / "own.jsonl")
-
-
-@pytest.fixture
-def run_of(items, tmp_path):
-    """Writes a run that knows the first items and answers the others with letters in turn; returns its directory."""
-
-    def write(name: str, knows: int, steps: int | None = None, seed: int = 0, **how):
-        steps = CONFIG["steps"] + knows if steps is None else steps
-        write_run(tmp_path / name, report(items, range(knows), **how), items, steps=steps, seed=seed)
-        return tmp_path / name
-
-    return write
-
-
-def change(workdir, **changes):
-    path = workdir / "evals" / "ctibench.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return workdir
-
-
-def test_a_run_that_is_shown_to_be_better_becomes_canonical(run_of):
-    better, present = run_of("better", 180), change(run_of("present", 120), step=220)
-    channel = decide(CANONICAL, better, present, None)
-    assert channel.name == CANONICAL
-    assert "present, on 200 questions" in channel.reason
-    assert "better is better than present by 22.5 points" in channel.reason
-    assert channel.comparison["reference"] == "present"
-    assert channel.above == {"run": "present", "step": 220}
-    experimental = decide(EXPERIMENTAL, better, present, None)
-    assert (experimental.name, experimental.above) == (EXPERIMENTAL, None)
-
-
-@pytest.mark.parametrize(
-    ("knows", "found"), [(122, "not told apart from present"), (110, "is worse than present"), (120, "earns the same")]
-)
-def test_other_runs_are_experimental_with_the_numbers_in_the_card(knows, found, run_of):
-    channel = decide(CANONICAL, run_of("run", knows), run_of("present", 120), None)
-    assert channel.name == EXPERIMENTAL
-    assert found in channel.reason
-    run, present = (read_records(RECORDS / name) for name in ("chat_v3-seed0", "chat_v2-seed0"))
-    text = card_text(run, channel, present)
-    assert channel.reason in text
-    assert text.index("| chat_v2-seed0 |") < text.index("| chat_v3-seed0 |"), "the present run is compared with"
-    assert strangers(text, *map(records_of, (run, present)), EXPORTED, channel.comparison) == []
-
-
-def test_the_first_canonical_run_must_know_something(run_of):
-    run = run_of("run", 150)
-    for verdict in ("chance", "shortcut", "gain", "knowledge"):
-        change(run, verdict=verdict, verdict_text=verdict)
-        channel = decide(CANONICAL, run, None, None)
-        assert channel.name == (CANONICAL if verdict == "knowledge" else EXPERIMENTAL)
-        assert verdict in channel.reason
-    assert decide(EXPERIMENTAL, run, None, None) == CHANNEL
-
-
-def test_collapsed_runs_single_orders_and_other_seeds_are_never_canonical(run_of):
-    collapsed = decide(CANONICAL, run_of("collapsed", 0), run_of("worse", 0, letter=-1, steps=9), None)
-    assert collapsed.comparison["rows"][1]["against_reference"]["mean"] > 0.2, "it is better than the present run"
-    in_one_order = [run_of(f"one-{knows}", knows, orders="published") for knows in (180, 120)]
-    one_order = decide(CANONICAL, *in_one_order, None)
-    other_seed = decide(CANONICAL, run_of("seed", 180, steps=7, seed=1), run_of("present", 120, steps=7), None)
-    for channel, why in ((collapsed, "collapsed"), (one_order, "one order"), (other_seed, "another seed")):
-        assert channel.name == EXPERIMENTAL
-        assert why in channel.reason
-
-
-def test_runs_that_cannot_be_compared_are_refused(run_of, tmp_path):
-    run = run_of("run", 120)
-    with pytest.raises(UsageError, match="twice"):
-        decide(CANONICAL, run, run, None)
-    with pytest.raises(UserError, match="nowhere"):
-        decide(CANONICAL, tmp_path / "nowhere", None, None)
-    with pytest.raises(UserError, match="orders"):
-        decide(CANONICAL, run, run_of("other", 100, orders="published"), None)
+def test_a_canonical_card_needs_the_verdict_knowledge():
+    for verdict in ("collapsed", "chance", "shortcut", "gain"):
+        with pytest.raises(UserError, match=verdict):
+            check_canonical(scored(verdict=verdict))
+    with pytest.raises(UserError, match="pretrain_v05-nano"):
+        check_canonical(read_records(RECORDS / "pretrain_v05-nano"))
+    check_canonical(run := scored(verdict="knowledge"))
+    assert "canonical" in ModelCard(card_of(run, EXPORTED, CANONICAL)).data.tags

@@ -57,11 +57,8 @@ def assert_same(state: TrainState, other: TrainState, mesh=None) -> None:
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
-# ---- Save and restore ----
-
-
 @needs_eight
-@pytest.mark.parametrize(("before", "after"), [((-1,), (-1,)), ((4, 1, 2), (1, 8, 1)), ((4, 1, 2), (2, 2, 2))], ids=str)
+@pytest.mark.parametrize(("before", "after"), [((-1,), (-1,)), ((4, 1, 2), (1, 8, 1))], ids=str)
 def test_a_state_is_restored_as_it_was_on_any_mesh(tmp_path, before, after):
     save(tmp_path, 7, mesh=make_mesh(*before))
     mesh = make_mesh(*after)
@@ -115,9 +112,6 @@ def test_a_folder_without_a_complete_checkpoint_is_refused(tmp_path):
         load_model(tmp_path, make_mesh())
 
 
-# ---- Checkpoints that do not match ----
-
-
 def abstract_of(optimizer=OPTIMIZER, change=lambda params: params) -> TrainState:
     return jax.eval_shape(lambda key: new_state(change(transformer.init(TINY, key)), optimizer, key), jax.random.key(0))
 
@@ -148,28 +142,24 @@ MISMATCHES = {  # what the run has, and what the message names
 }
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("saved")
+    save(workdir, 2, 4)
+    return workdir
+
+
 @pytest.mark.parametrize("case", MISMATCHES)
-def test_a_checkpoint_of_another_run_is_refused_by_its_differences_and_nothing_moves(tmp_path, case, capsys):
-    save(tmp_path, 2, 4)
+def test_a_checkpoint_of_another_run_is_refused_by_its_differences_and_nothing_moves(saved, case, capsys):
     given, parts = MISMATCHES[case]
     with pytest.raises(UserError) as refusal:
-        restore(tmp_path, one_device(), **given)
+        restore(saved, one_device(), **given)
     assert not isinstance(refusal.value, Corrupt)
-    assert all(part in str(refusal.value) for part in ("step 4", str(tmp_path), *parts))
+    assert all(part in str(refusal.value) for part in ("step 4", str(saved), *parts))
     assert "width" not in str(refusal.value)
-    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
-    assert saved_in(tmp_path) == ["2", "4"]
+    assert [path.name for path in saved.iterdir()] == [FOLDER]
+    assert saved_in(saved) == ["2", "4"]
     assert not capsys.readouterr().out
-
-
-def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
-    model = {("hidden" if key == "mlp_dim" else key): value for key, value in IDENTITY["model"].items()}
-    save(tmp_path, 2, identity={**IDENTITY, "model": model})
-    with pytest.raises(UserError, match=r"step 2 .* version"):
-        load_model(tmp_path, make_mesh())
-
-
-# ---- Corrupt checkpoints ----
 
 
 def without_params(checkpoint):
@@ -211,15 +201,14 @@ def test_a_corrupt_checkpoint_is_reported_and_moved_and_the_one_before_it_used(t
 
 
 @needs_eight
-@FAULTS
-def test_a_save_is_read_back_where_it_was_and_a_corrupt_one_ends_the_run(tmp_path, corrupt):
+def test_a_save_is_read_back_where_it_was_and_a_corrupt_one_ends_the_run(tmp_path):
     mesh = make_mesh(2, 2, 2)
     with Checkpoints(tmp_path, keep=5) as checkpoints:
         checkpoints.save(state_at(2, mesh), IDENTITY, {})
         assert_same(checkpoints.read_back(state_at(2, mesh), mesh, IDENTITY), state_at(2), mesh)
         checkpoints.save(state_at(4), IDENTITY, {})
         checkpoints.wait()
-        corrupt(tmp_path / FOLDER / "4")
+        with_other_arrays(tmp_path / FOLDER / "4")
         with pytest.raises(UserError, match="step 4") as refusal:
             checkpoints.read_back(state_at(4), mesh, IDENTITY)
     assert not isinstance(refusal.value, Corrupt)
@@ -234,37 +223,25 @@ def test_a_run_whose_checkpoints_are_all_corrupt_does_not_restart(tmp_path):
     assert saved_in(tmp_path) == ["2"]
 
 
-@pytest.mark.parametrize("fault", [MemoryError("full"), PermissionError(13, "denied"), OSError(5, "I/O error")])
-def test_a_fault_of_the_system_is_not_corruption(tmp_path, monkeypatch, fault):
+def test_a_fault_of_the_system_is_not_corruption(tmp_path):
     save(tmp_path, 2, 4)
-    with Checkpoints(tmp_path, keep=5) as checkpoints:
-
-        def refuse(*_, **__):
-            raise ValueError("wrapped") from fault  # as Orbax wraps TensorStore's errors
-
-        monkeypatch.setattr(checkpoints._reader, "restore", refuse)
-        with pytest.raises(type(fault)):
-            checkpoints.newest(lambda step: checkpoints.restore(step, ABSTRACT, make_mesh(), IDENTITY))
-    assert saved_in(tmp_path) == ["2", "4"]
     for path in (tmp_path / FOLDER / "4" / "params").rglob("*"):
         if path.is_file():
             path.unlink()
             path.symlink_to(path.name)  # a loop: the system cannot open it
-    with pytest.raises(OSError, match="params"):
-        load_model(tmp_path, make_mesh())
+    for read in (lambda: load_model(tmp_path, make_mesh()), lambda: restore(tmp_path)):
+        with pytest.raises(OSError, match="params"):
+            read()
+    assert saved_in(tmp_path) == ["2", "4"]
 
 
-@pytest.mark.parametrize("bit", [0, 7, 31])
-@pytest.mark.parametrize("place", [(0, 0), (2, 1)])
+@pytest.mark.parametrize(("place", "bit"), [((0, 0), 0), ((2, 1), 31)])
 def test_every_bit_of_an_array_counts_in_its_checksum(place, bit):
     sound = {"kernel": jnp.arange(6, dtype=jnp.float32).reshape(3, 2), "count": jnp.int32(7)}
     bits = np.array(sound["kernel"]).view(np.uint32)
     bits[place] ^= np.uint32(1 << bit)
     there, here = checksums(sound), checksums(sound | {"kernel": jnp.asarray(bits.view(np.float32))})
     assert [a == b for a, b in zip(there, here, strict=True)] == [True, False]  # leaves in the order of their names
-
-
-# ---- Paths ----
 
 
 @pytest.mark.parametrize("name", ["exp[1]", "a*b", "why?", "back\\slash"])
@@ -274,9 +251,3 @@ def test_a_path_that_the_library_cannot_use_is_refused_before_anything_is_made(t
             Checkpoints(workdir, keep=1)
         assert str(workdir) in str(refusal.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_path_with_any_other_sign_is_used(tmp_path):
-    workdir = tmp_path / "exp(1) größe" / "a:b,{1}x=1" / "~%41#1'q'"
-    save(workdir, 1)
-    assert_same(restore(workdir), state_at(1))

@@ -1,17 +1,24 @@
 """evals/answering/cloze.py: log-probabilities of options that are not shown, and their normalisations."""
 
+import functools
+from pathlib import Path
+
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from evals.answering import cloze
-from evals.answering.evaluate import evaluate
 from evals.answering.prefix_tree import Predict
 from evals.items.answers import orders_of
 from ghost_jax.data.items.items import Item, Items
-from ghost_jax.reporting.tables import score_cells
+from ghost_jax.model.transformer import Transformer
+from ghost_jax.parallel.mesh import AXES
+from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import ask, with_context
-from tests.test_harness import Tiny
+from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.step import make_predict
 from tests.test_trees import seen_by
 
 ITEMS = (
@@ -21,6 +28,23 @@ ITEMS = (
 )
 CHANCE = (1 / 3 + 1 / 3 + 1 / 2) / 3
 PASSAGES = (["Phishing: It gives initial access.", "Phishing, Detection: Read the mail."], [], ["CWE-77: Injection."])
+
+
+class Tiny:
+    """The tiny run's model, and a plain forward of it."""
+
+    def __init__(self, workdir: Path):
+        mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+        self.config, params, _ = load_model(workdir, mesh)
+        self.tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
+        self.predict = functools.partial(make_predict(self.config, params, mesh), params)
+        self._forward = jax.jit(lambda ids: jax.nn.log_softmax(Transformer(self.config).apply({"params": params}, ids)))
+
+    def log_probs(self, ids) -> np.ndarray:
+        """[T, V] of at most `context` ids, in one shape, so with one compilation."""
+        padded = np.zeros((1, self.config.context), np.int32)
+        padded[0, : len(ids)] = ids
+        return np.asarray(self._forward(padded))[0, : len(ids)]
 
 
 @pytest.fixture(scope="module")
@@ -102,68 +126,3 @@ def test_a_model_that_ignores_the_question_is_at_chance_under_the_primary(tiny):
     assert report.sum.accuracy != report.pmi.accuracy
     control = report.controls["question swapped"]
     assert (control.accuracy, control.gain) == (report.pmi.accuracy, 0)
-
-
-# ---- Letters and cloze side by side ----
-
-KINDS = ("Execution", "Impact", "Discovery", "Collection")
-SETS = tuple(
-    Item(
-        f"{row}",
-        f"Which kind has number {row}?",
-        tuple(f"{row // 4:02} {kind}" for kind in KINDS),
-        row % 4,
-        f"page {row}",
-    )
-    for row in range(48)
-)
-
-
-def answers_a(tokenizer, known) -> Predict:
-    """A model that answers every letter with A, and gives the text `known(item)` a high probability."""
-    turn = tokenizer.id("<|ghost_assistant|>")
-    text_of = {item.question: known(item) for item in SETS}
-
-    def predict(batch, at, targets):
-        found = np.zeros(targets.shape)
-        for row, places in enumerate(at):
-            for read, place in enumerate(places):
-                if targets.shape[2] > 1:
-                    found[row, read, 0] = 1
-                    continue
-                seen = list(seen_by(batch, row, place))
-                if turn in seen:
-                    start = seen.index(turn) + 1
-                    text = tokenizer.decode([*seen[start:], int(targets[row, read, 0])]).strip()
-                    asked = tokenizer.decode(seen[:start])
-                    wanted = [known for question, known in text_of.items() if question in asked]
-                    found[row, read] = -0.1 if any(each.startswith(text) for each in wanted) else -2
-        return found.astype(np.float32), np.zeros(targets.shape, bool)
-
-    return predict
-
-
-def asked_both_ways(tokenizer, known, **how):
-    items = Items("made here", "", "", SETS)
-    return evaluate(answers_a(tokenizer, known), tokenizer, items, context=2048, batch_size=16, **how)[0]
-
-
-def test_knowledge_in_cloze_and_not_in_letters_is_named(tiny):
-    report = asked_both_ways(tiny.tokenizer, lambda item: item.options[item.answer])
-    assert (report.verdict, report.headline.accuracy) == ("collapsed", 0.25)
-    assert (report.readings.letters.accuracy, report.readings.cloze.accuracy) == (0.25, 1)
-    assert report.readings.cloze.ci95 == (pytest.approx(0.025 ** (1 / 12)), 1), "twelve sets of four: twelve clusters"
-    assert report.readings.differs
-    assert all(part in report.verdict_text for part in ("cloze", "100.0%", " 25.0%"))
-    control = report.cloze.controls["question swapped"]
-    assert control.accuracy == 0.25, "the question of another set does not name these options"
-    assert control.gain_ci95[0] > 0.5
-    assert "cloze 100.0" in score_cells(report)[-1]
-
-
-def test_nothing_is_named_where_cloze_is_at_chance_and_one_order_has_no_control(tiny):
-    report = asked_both_ways(tiny.tokenizer, lambda item: f"{int(item.id) // 4:02} Impact", orders="published")
-    assert report.cloze.found.accuracy == 0.25
-    assert report.readings.differs is False
-    assert "cloze" not in report.verdict_text
-    assert report.cloze.controls == {}

@@ -9,12 +9,12 @@ import pytest
 from scipy.stats import binomtest, ttest_rel
 
 import ghost_jax
-from evals.analysis.comparison import compare, rows_of, sentence
-from evals.analysis.recorded import check_alike, credits_of, items_of, read_report, read_reports
+from evals.analysis.comparison import compare, rows_of
+from evals.analysis.recorded import check_alike, credits_of, items_of, read_reports
 from evals.analysis.report import report_of
 from evals.analysis.stats import paired_difference
 from evals.items.answers import Answers, orders_of
-from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.runs.evaluation import to_json
 from tests.conftest import ROOT
@@ -79,9 +79,6 @@ def credit(knows):
     return np.array([1.0 if number in knows else 0.25 for number in range(N)])
 
 
-# ---- The command ----
-
-
 def test_every_run_is_paired_with_the_first(ghost, items, tmp_path):
     known = {"weak": range(50), "strong": range(20, 120), "near": range(5, 53)}
     places = [write_run(tmp_path / name, report(items, known[name]), items, steps=len(known[name])) for name in known]
@@ -121,9 +118,6 @@ def test_the_command_refuses_one_run_and_other_orders(ghost, items, tmp_path):
     assert "orders" in message
 
 
-# ---- A collapse, and seeds ----
-
-
 def test_two_collapses_are_equal_whatever_their_letter(tmp_path):
     items = write_items(tmp_path / "own.jsonl", 90, golds="AAB")
     often = write_run(tmp_path / "often", report(items, (), letter=0), items)
@@ -159,18 +153,6 @@ def test_seeds_of_a_recipe_are_one_row(items, tmp_path):
     assert any("seeds of one recipe" in note for note in alone["notes"])
 
 
-def test_a_seed_that_was_trained_again_is_another_row(items, tmp_path):
-    old = [write_run(tmp_path / f"old-seed{seed}", report(items, range(60)), items, seed=seed) for seed in range(2)]
-    verdicts = ({}, {"verdict": "shortcut"})
-    new = [
-        write_run(tmp_path / f"new-seed{seed}", report(items, range(80), **verdicts[seed]), seed=seed)
-        for seed in range(2)
-    ]
-    rows = compared([*old, *new])["rows"]
-    assert [row["name"] for row in rows] == ["old, 2 seeds", "new, 2 seeds"]
-    assert [row["collapsed"] for row in rows] == ["COLLAPSED", "COLLAPSED (1 of 2)"]
-
-
 @pytest.mark.parametrize(
     ("changed", "more", "rows"),
     [
@@ -187,45 +169,15 @@ def test_only_the_seed_and_the_machine_make_no_other_row(changed, more, rows, it
     assert len(compared([one, other])["rows"]) == rows
 
 
-# ---- Where reports and items are found ----
-
-
-def test_reports_of_no_run_are_rows_of_their_own(items, tmp_path):
-    places = [tmp_path / "gpt.json", tmp_path / "llama.json"]
-    for place, known in zip(places, (60, 70), strict=True):
-        place.write_text(json.dumps(report(items, range(known))))
-    assert [row["name"] for row in compared(places, path=items.path)["rows"]] == ["gpt", "llama"]
-    with pytest.raises(UserError, match="--items"):
-        compared(places)
-    with pytest.raises(UserError, match=r"others\.jsonl.*one\.json|others\.jsonl.*gpt\.json"):
-        compared(places, path=write_items(tmp_path / "others.jsonl", sizes=(3,)).path)
-
-
-def test_items_name_the_report_of_each_run(items, tmp_path):
-    renamed = report(items, range(70))
-    renamed["items"]["name"] = "another name of the same file"
-    one = write_run(tmp_path / "a" / "run", report(items, range(60)), stem="own")
-    other = write_run(tmp_path / "b" / "run", renamed, stem="own", steps=41)
-    rows = compared([one, other], path=items.path, stem="own")["rows"]
-    assert [row["name"] for row in rows] == [one, other], "runs of one name are told apart by their places"
-    with pytest.raises(UserError, match=r"evals/ctibench\.json"):
-        compared([one, other])
-    with pytest.raises(UsageError, match=one):
-        compared([one, other, f"{one}/evals/own.json"], stem="own")
-
-
 @pytest.mark.parametrize(
     ("other", "named"),
     [
         (lambda own, folder: report(write_items(folder / "others.jsonl", sizes=(3,)), range(60)), "others.jsonl"),
         (lambda own, folder: report(own, range(60), "all"), "orders"),
         (lambda own, folder: report(own, range(60), book="open"), "open and closed"),
-        (lambda own, folder: report(own, range(60), split="dev"), "dev and all"),
         (lambda own, folder: report(own, (), n=9, predicted=["AAAA"] * 9), "9 and 200"),
         (lambda own, folder: {"n": 9}, "Field required"),
-        (lambda own, folder: [], "evaluation"),
         (lambda own, folder: report(own, (), predicted=["A"]), "predicted"),
-        (lambda own, folder: report(own, (), predicted=["A"] * 200), '"A"'),
         (lambda own, folder: report(own, (), predicted=["AAAA"] * 7 + ["AAAX"] + ["AAAA"] * 192), '"AAAX"'),
     ],
 )
@@ -238,49 +190,6 @@ def test_what_cannot_be_compared_is_refused(other, named, items, tmp_path):
     assert str(two) in str(refused.value)
     assert named in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-# ---- Credits and notes ----
-
-
-def test_items_of_different_size_earn_the_credit_of_their_report(tmp_path):
-    items = write_items(tmp_path / "mixed.jsonl", 24, sizes=(4, 2))
-    content = report(items, range(5, 15))
-    content["predicted"][0] = "----"
-    place = tmp_path / "mixed.json"
-    place.write_text(json.dumps(content))
-    earned = credits_of(read_report(place, ""), items)
-    assert [len(credit) for credit in earned] == [4, 2] * 12
-    collapsed = [1 / len(item.options) for item in items]
-    assert [credit.mean() for credit in earned] == [0.0, *collapsed[1:5], *[1.0] * 10, *collapsed[15:]]
-
-
-def test_notes_name_cropped_prompts_and_shared_credit_of_ties(items, tmp_path):
-    scores = [np.zeros((1, 4)), *[np.eye(4)[:1]] * (N - 1)]  # all letters of the first item tie
-    tied = to_json(report_of(Answers.from_log_probs(orders_of(items.items, "published"), scores), items))
-    one, two = tmp_path / "one.json", tmp_path / "two.json"
-    one.write_text(json.dumps(report(items, range(60), "published", prompts_cropped=5)))
-    two.write_text(json.dumps(tied | {"prompts_cropped": 0}))
-    notes = compared([one, two], path=items.path)["notes"]
-    assert [note.partition(":")[0] for note in notes if "letters earn" in note] == ["two"]
-    assert [note.partition(" prompts")[0] for note in notes if "beginning" in note] == [f"one: 5 of {N}"]
-
-
-@pytest.mark.parametrize(
-    ("credits", "pages", "p_holm", "parts"),
-    [
-        ([0.0, 0.25, 0.0, 0.25] * 9, None, 0.004, ["worse", "37.5 points (33.2 to 41.8)", "0.004"]),
-        ([1.0, 0.75, 0.5, 0.5, 0.25] * 9, None, 0.12, ["not told apart", "+10.0 points", "3 comparisons"]),
-        ([1.0, 0.75], ["page", "page"], 1.0, ["not told apart", "one page"]),
-    ],
-)
-def test_the_sentence_on_a_difference(credits, pages, p_holm, parts):
-    difference = paired_difference(credits, [0.5] * len(credits), pages or [""] * len(credits))
-    text = sentence("B", "A", difference, p_holm, 3)
-    assert all(part in text for part in ["B is ", " A", *parts])
-
-
-# ---- The records that are kept ----
 
 
 def test_recorded_letters_earn_the_recorded_accuracy_and_need_the_same_orders(ghost_data):

@@ -93,9 +93,6 @@ def test_matrix_products_are_counted_as_often_as_they_happen():
     assert matrix_flops(jax.make_jaxpr(jax.jit(three_products))(*arguments).jaxpr) == 3 * 2 * 8 * 16 * 16
 
 
-# ---- The command ----
-
-
 def check(*flags: str) -> list[str]:
     return ["launch.compile_check", "--config=configs/pretrain_v05.py:nano", *flags]
 
@@ -109,12 +106,6 @@ def test_a_slice_that_does_not_exist_is_bad_usage(topology):
 @pytest.mark.skipif(bool(LIBTPU), reason="the TPU compiler is installed")
 def test_without_the_compiler_its_package_is_named(ghost):
     assert "pip install libtpu==" in ghost.refused_here(*check("--topology=v5e:4x4"))
-
-
-@needs_libtpu
-def test_an_axis_of_the_mesh_may_be_a_part_of_an_axis_of_the_torus():
-    _, devices = describe("v5p:4x4x4")
-    assert make_mesh(tensor=2, devices=devices).shape == {"data": 32, "fsdp": 1, "tensor": 2}
 
 
 @needs_libtpu

@@ -4,9 +4,6 @@ import argparse
 import ast
 import json
 import shutil
-import sys
-import types
-from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -62,9 +59,6 @@ def written(tmp_path):
     return write
 
 
-# ---- The configs of the project ----
-
-
 def what_is_set(config: ConfigDict) -> dict:
     """Returns the keys of a config, its base included, that differ from the defaults of its stage."""
     found, defaults = (
@@ -118,23 +112,15 @@ def test_a_config_documents_its_commands_and_its_figures(name):
         assert [cell for cell in (f"{full.published.steps:,}", rate, score, loss) if cell not in row] == []
 
 
-# ---- Overrides ----
-
-
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
         ("optim.peak_lr", "1e-4", 1e-4),
-        ("optim.peak_lr", "1", 1.0),
-        ("steps", "1_000", 1000),
-        ("mesh.data", "-1", -1),
         ("model.remat", "True", True),
         ("data.packing", "0", False),
         ("base.steps", "3", 3),
         ("data.sources", "attack,cwe", ("attack", "cwe")),
-        ("data.sources", "(attack, cwe)", ("attack", "cwe")),
         ("log.wandb", "a=b", "a=b"),
-        ("data.mixture.mcq", "0", 0.0),
         ("evals.ctibench.orders", "published", "published"),
     ],
 )
@@ -153,21 +139,12 @@ def test_a_value_keeps_its_type_and_follows_an_equals_sign_or_a_blank(tmp_path, 
         ("optim.peak_rl=1", '"optim.peak_lr"'),
         ("stepz=1", '"steps"'),
         ("peak_lr=1", '"optim.peak_lr"'),  # the group was forgotten
-        ("data.mixture.mqc=1", '"data.mixture.mcq"'),
-        ("xyzzy=1", "batch_size, eval_every"),
-        ("steps.more=1", "steps.more"),
         ("=1", "has no key"),
         ("steps=many", "int"),
-        ("steps=1.5", "int"),
-        ("steps=True", "int"),
-        ("steps=", "int"),
-        ("steps=1e3", "int"),
         (f"steps={2**63}", "steps"),
         (f"seed=1{'0' * 5000}", "seed"),
         ("optim.peak_lr=nan", "optim.peak_lr"),
-        ("optim.peak_lr=1e400", "optim.peak_lr"),
         ("optim.peak_lr=fast", "5e-05"),
-        ("optim.peak_lr=(1,)", "float"),
         ("model.attention_bias=maybe", "bool"),
         ("optim=1", "optim.b1, optim.b2"),
         ("data.mixture_schedule=1", "data.mixture_schedule is a group"),
@@ -193,25 +170,12 @@ def test_a_url_with_a_password_is_refused_and_not_repeated():
     assert "secret" not in message
 
 
-# ---- Files ----
-
-
 def test_a_missing_file_or_preset_is_named(tmp_path):
     for path in (f"{tmp_path}/gone.py", f"{tmp_path}"):
         assert path in refusal(f"--config={path}")
     assert '"nano"' in refusal(f"--config={CHAT}:nanno")
     assert '"saved"' in refusal(f"--config={CHAT}:nano,savd")
     assert "nano,mini" in refusal(f"--config={CHAT}:nano,mini")
-
-
-def test_a_path_may_hold_colons(tmp_path):
-    folder = tmp_path / "a:b" / "configs"
-    folder.mkdir(parents=True)
-    path = shutil.copy(CHAT, folder / "mine.py")
-    for preset in ("", "nano", "nano,saved"):
-        config, _ = parse(f"--config={path}{':' * bool(preset)}{preset}")
-        assert (config.name, config.preset) == ("mine", preset)
-    assert '"nano"' in refusal(f"--config={path}:nanno")
 
 
 def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_wins(tmp_path, monkeypatch, written):
@@ -227,24 +191,6 @@ def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_
     assert parse("--config=configs/chat_v3.py:nano")[0].published.run == "chat-v5"
 
 
-def test_a_config_imports_its_neighbours_and_ours_and_no_other_package_of_that_name(monkeypatch, written):
-    theirs = types.ModuleType("configs")
-    monkeypatch.setitem(sys.modules, "configs", theirs)
-    path = written("from configs import beside, chat_v5\nget_config = beside.changed(chat_v5)\n")
-    Path(path).with_name("beside.py").write_text(
-        "def changed(recipe):\n"
-        "    def get_config(preset):\n"
-        "        from configs import common\n"
-        "        c = recipe.get_config(preset)\n"
-        "        c.seed = len(common.PRESETS)\n"
-        "        return c\n"
-        "    return get_config\n"
-    )
-    assert parse(f"--config={path}:nano")[0].seed == 2
-    assert sys.modules["configs"] is theirs
-    assert "configs.beside" not in sys.modules
-
-
 @pytest.mark.parametrize(
     ("content", "part"),
     [
@@ -252,17 +198,12 @@ def test_a_config_imports_its_neighbours_and_ours_and_no_other_package_of_that_n
         ("def get_config(preset):\n    return {}", "ConfigDict"),
         ("def get_config(preset):\n    return preset.nothing", "line 2"),
         ("def get_config(:", "SyntaxError"),
-        ("import no_such_module", "no_such_module"),
-        ("def get_config():\n    return {}", "TypeError"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(written, content, part):
     message = refusal(f"--config={written(content)}")
     assert "mine.py" in message
     assert part in message
-
-
-# ---- The run directory's copy ----
 
 
 @pytest.mark.parametrize("reader", ["resume", "--base", "report", "compare"])

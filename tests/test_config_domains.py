@@ -8,23 +8,14 @@ from ml_collections import ConfigDict
 
 from evals.items.answers import ORDERS
 from ghost_jax.config import load as config_lib
-from ghost_jax.config.validate import (
-    DOMAINS,
-    OPTIONS,
-    SOURCES,
-    check,
-    integer,
-    leaves,
-    real,
-    several_of,
-)
+from ghost_jax.config.validate import DOMAINS, OPTIONS, SOURCES, check, integer, leaves, real, several_of
 from ghost_jax.core.errors import UsageError
 from ghost_jax.data import sources
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.training.loss import OBJECTIVES
 from ghost_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 from tests.conftest import ROOT
-from tests.test_config import CHAT, parse, refusal, value_of
+from tests.test_config import CHAT, refusal, value_of
 
 SPECS = [f"{ROOT}/configs/{name}.py:nano" for name in ("chat_v5", "pretrain_v05", "chat_facts", "pretrain_exposure")]
 
@@ -60,9 +51,6 @@ def fault_of(configs: list[ConfigDict], key: str, value: object) -> str:
     return str(caught.value)
 
 
-# ---- The table ----
-
-
 def test_every_key_of_every_config_has_a_domain_and_every_domain_a_key():
     found = set()
     for path in sorted((ROOT / "configs").glob("*.py")):
@@ -83,25 +71,18 @@ def test_the_table_names_what_there_is():
     assert {key.removeprefix("objective.") for key in DOMAINS if key.startswith("objective.")} == set(OBJECTIVES)
 
 
-# ---- Domains ----
-
 ODD = (True, 3, -5, 2.5, 10**5000, 2**63, math.nan, math.inf, 1e300, 1e-40, None, "yes", "x" * 2000, "two\nlines")
 ODD += ("nul\0", "\udcff", (), ("cwe", "cwe"), ("",), (3,), ConfigDict({"1": 1.0}), ConfigDict({"1": {"mcq": -1.0}}))
 # Values that make no sense, whatever the table contains.
 ABSURD = {
-    "model.dropout": (1.0, -0.5),
     **dict.fromkeys(("model.width", "model.layers", "batch_size", "steps"), (0, -1, 2**31)),
     "model.vocab_size": (10, 10**9),
     **dict.fromkeys(("optim.b1", "optim.b2"), (1.0, 2.0, -0.1, 0.99999999)),
     **dict.fromkeys(("optim.clip_norm", "optim.weight_decay", "objective.lm", "data.mixture.mcq"), (-1.0, math.inf)),
     "optim.peak_lr": (0.0, -1e-3, math.nan),
-    "optim.min_lr": (-1e-6,),
-    "optim.decay_share": (0.0, -0.1, 1.5),
     **dict.fromkeys(("optim.warmup_steps", "log.trace_at", "online_probe.every", "data.validation_records"), (-1,)),
     **dict.fromkeys(("seed", "data.seed"), (-1, 2**32, 2**63)),
-    "mesh.data": (0, -2),
     **dict.fromkeys(("keep", "log_every", "online_probe.questions", "evals.ctibench.batch_size"), (0, -1)),
-    "keep_best": ("val_los", "held_out_accuracy", "accuracy"),
     "data.sources": (("atack",), ()),
     "divergence.evaluations": (1, 0),
     **dict.fromkeys(("evals.ctibench.orders", "optim.schedule", "data.layout", "loss_norm", "model.dtype"), ("odd",)),
@@ -127,10 +108,8 @@ def test_a_value_outside_of_its_domain_is_refused_with_its_key(configs, key):
         (integer(2, 5, also=-1), (2, 5, -1), (1, 6, -2, 0, 2.0, True, "2", None, math.nan, 10**5000)),
         (real(0, 1e30), (0, 1, 0.0, -0.0, 1e-37, 1e30), (True, "1", 10**5000, 1e31, 1e-39, -1e-300, -1, math.nan)),
         (real(0, 1, below=True), (0, 0.999), (1, 1 - 1e-9, -0.1)),
-        (real(0, 1, above=True), (1e-9, 1.0), (0, 1e-40, 1.1)),
         (several_of("a", "b"), (("a",), ("b", "a")), ((), ("a", "a"), ("c",), "a", ["a"])),
         (several_of(), (("my_blog",),), (("",), ("a b",), (3,), ("a,b",))),
-        (DOMAINS["optim.warmup_steps"], (0, 10**6), (-1,)),
         (DOMAINS["seed"], (0, 2**32 - 1), (2**32,)),
         (DOMAINS["data.mixture_schedule"], (ConfigDict({"5": {"qa": 0.0}}),), (ConfigDict({"5": {"qa": math.nan}}), 3)),
     ],
@@ -140,42 +119,22 @@ def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
     assert [value for value in outside if domain.holds(value)] == []
 
 
-def test_a_base_is_checked_as_its_chat_config_is():
-    for key in ("steps", "model.layers", "optim.name", "data.mixture.pretrain", "log.wandb"):
-        config = config_lib.load(SPECS[0])
-        group, _, name = f"base.{key}".rpartition(".")
-        with config.unlocked(), config.ignore_type():
-            value_of(config, group)[name] = None
-        with pytest.raises(UsageError, match=rf"^base\.{key} is "):
-            config_lib.validate(config)
-
-
-# ---- Rules between keys ----
-
-
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
         (["data.seq_len=4096"], ("data.seq_len", "4096", "model.context", "1024")),
         (["model.heads=3", "base.model.heads=3"], ("model.heads (3)",)),
-        (["model.heads=128", "base.model.heads=128"], ("model.heads (128)",)),
-        (["base.steps=0"], ("base.steps is 0",)),
         (["optim.peak_lr=1e-3", "optim.min_lr=2e-3"], ("optim.min_lr is 0.002", "0.001")),
-        (["base.optim.min_lr=1"], ("base.optim.min_lr is 1.0",)),
         (["mesh.fsdp=-1"], ("mesh", "-1")),
         (["log.trace_at=41"], ("log.trace_at is 41", "40")),
-        (["online_probe.every=41"], ("online_probe.every is 41", "40")),
         (["keep_best=val_loss_read"], ("keep_best is val_loss_read", "val_loss_shared, val_loss_cot")),
-        (["base.keep_best=val_loss_shared"], ("base.keep_best is val_loss_shared", "val_loss")),
         (["data.cot.teacher=ftp://host"], ("data.cot.teacher",)),
-        (["data.cot.teacher=http://host/v1"], ("data.cot.model",)),
         (["objective.lm=0"], ("objective",)),
         (["objective.letter=1", "data.layout=cloze"], ("objective.letter", "data.layout=cloze")),
         (["objective.letter=1", "data.mixture.mcq=0", "data.mixture.cot=0"], ("objective.letter", "fact_mcq")),
         (["objective.ranking=1"], ("objective.ranking", "rank")),
         ([f"data.mixture.{name}=0" for name in ("qa", "mcq", "cot", "small_talk")], ("data.mixture from update 0",)),
         (["model.width=256"], ("model.width", "--config.base.model.width")),
-        (["model.layers=2", "model.vocab_size=500"], ("model.layers, model.vocab_size",)),
     ],
     ids=lambda value: value[0],
 )
@@ -184,30 +143,18 @@ def test_values_that_contradict_each_other_are_refused(words, parts):
     assert [part for part in parts if part not in message] == []
 
 
-def test_a_chat_model_and_its_base_may_be_changed_together():
-    words = ["model.width=64", "base.model.width=64", "model.dropout=0.1", "model.dtype=bfloat16"]
-    config, _ = parse(f"--config={CHAT}:nano", *(f"--config.{word}" for word in words))
-    assert config.model.width == config.base.model.width == 64
-
-
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         ("c.optim.peek_lr = 1.0", '"optim.peak_lr"'),
-        ("c.data.mixture.mqc = 5.0", '"data.mixture.mcq"'),
         ("c.base.optim.peek_lr = 1.0", '"base.optim.peak_lr"'),
         ("c.evals.other = {}", "evals.other"),
-        ("c.evals.other = {'batch_size': 3}", "evals.other.batch_size"),
         ("del c.optim.b1", "optim.b1"),
-        ("del c.base", "base"),
         ("c.stage = 'pretrain'", "A pretrain config has no key"),
         ("c.base = c.base.copy_and_resolve_references()\n    c.base.stage = 'chat'", "base."),
         ("c.stage = 'imported'", "stage is imported"),
-        ("c.steps = 10**5000", "steps is "),
         ("c.data.mixture_schedule = {10**5000: {'mcq': 1.0}}", "data.mixture_schedule"),
-        ("c.data.mixture_schedule = {'9' * 5000: {'mcq': 1.0}}", "data.mixture_schedule"),
         ("c.data.mixture_schedule = {'40': dict(qa=2)}", "40"),  # the run has 40 updates, so none is left
-        ("c.data.mixture_schedule = {'0': dict(qa=2)}", "0"),
         ("c.data.mixture_schedule = {'soon': dict(qa=2)}", "soon"),
         ("c.data.mixture_schedule = {'10': dict(mqc=2)}", '"mcq"'),
         ("c.data.mixture_schedule = {'10': dict(qa=0, mcq=0, cot=0, small_talk=0)}", "update 10"),

@@ -41,25 +41,19 @@ REFUSED = {
     "letters behind": (mcq_format.ask(LONG, OPTIONS, "letter_after"), {"long": BY_OPTIONS}),
     "options in another order": (f"{LONG} {' / '.join(reversed(OPTIONS))}", {"long": BY_OPTIONS}),
     "options first": (f"{', '.join(OPTIONS)}: {LONG}", {"long": BY_OPTIONS}),
-    "options far from a long stem": (f"{LANGUAGE} {FAR} None of HTML, SQL; both", {"language": BY_OPTIONS}),
     "case and blanks": (f"{LONG.upper()}\n\n{FAR}  EXECUTION\n\tPREVENTION", {"long": BY_GOLD}),
     "html": (f"<p>{LONG.replace(' ', '&nbsp;<b></b>')}</p><ul><li>Execution <i>Prevention</i></ul>", {"long": BY_GOLD}),
     "curly quotes": (f"“{LANGUAGE.replace(chr(39), '’')}” — ‘SQL’", {"language": BY_GOLD}),
     "gold of one word beside": (f"{LANGUAGE} The answer is {'quite ' * 15} SQL.", {"language": BY_GOLD}),
-    "gold outside the stem as well": (f"{NAMED} {FAR} Execution Prevention does.", {"named": BY_GOLD}),
     "short stem beside its gold": (f"FAQ. {SHORT} {SHORTS[0]}.", {"short": BY_GOLD}),
-    "short stem after its options": (f"{' '.join(reversed(SHORTS))} {SHORT}", {"short": BY_OPTIONS}),
     "two items at once": (f"{SHORT} {SHORTS[0]}. {LONG} {OPTIONS[0]}.", {"short": BY_GOLD, "long": BY_GOLD}),
 }
 ALLOWED = {
     "stem alone": LONG,
-    "options alone": " ".join(OPTIONS),
     "a word of the stem changed": mcq_format.ask(LONG.replace("users", "people"), OPTIONS),
     "another gold": f"{LONG} {OPTIONS[1]}",
     "gold inside the stem alone": f"{NAMED} {NAMED}",
     "gold of one word far away": f"{LANGUAGE} {FAR} SQL",
-    "gold as part of a word": f"{LANGUAGE} NoSQL or MySQL",
-    "words of the options everywhere": "None of HTML and SQL. Both are languages. " * 20,
     "short stem far from its gold": f"{SHORT} {FAR} {SHORTS[0]}",
     "short stem far from its options": f"{SHORT} {FAR} {FAR} {' '.join(SHORTS)}",
     "fewer than 8 words": "Is it? Yes. No. Is it?",
@@ -112,9 +106,6 @@ def found_in(result) -> dict:
     return found
 
 
-# ---- Refused and allowed ----
-
-
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -133,45 +124,8 @@ def test_a_refusal_counts_the_records_and_names_the_first(searched):
         contamination.refuse(searched)
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("items.jsonl", "4 of its 6", "item long in corpus documents, record as published", "11 more"):
+    for part in ("items.jsonl", "3 of its 6", "item long in corpus documents, record as published", "8 more"):
         assert part in message
-
-
-def test_matches_are_counted_by_kind(tmp_path):
-    texts = {
-        "a words of a question": f"It keeps {' '.join(LONG.split()[4:])}, they say.",
-        "a stem": NAMED,
-        "b options in any order": "; ".join(reversed(SHORTS)),
-        "b other": "Nothing of the kind is stated here, though users run applications on a workstation.",
-    }
-    result = search(tmp_path, texts)
-    counts = {"records": 4, "ngram": 2, "stem": 1, "options": 1, "contaminated": 0}
-    assert result["counts"] == counts
-    assert result["parts"] == [{"store": "corpus", "part": "documents", "held_out": False, **counts}]
-    assert result["shares"] == {"ngram": 2 / 6, "stem": 1 / 6, "options": 1 / 6, "contaminated": 0}
-    assert result["sources"] == {"a": {"records": 2, "share": 1.0}}
-    assert [(at["item"], at["record"], at["words"]) for at in result["examples"]] == [
-        ("named", "a stem", NAMED.lower().rstrip("?")),
-        ("long", "a words of a question", "keeps users from running unsigned applications on a workstation"),
-    ]
-    contamination.refuse(result)
-
-
-def test_a_result_is_cached_by_items_store_and_version(tmp_path, monkeypatch):
-    leak, clean = {"leak": f"{LONG} {OPTIONS[0]}"}, {"clean": LONG}
-
-    def contaminated(texts, **how) -> int:
-        return search(tmp_path, texts, **how)["counts"]["contaminated"]
-
-    assert contaminated(leak) == 1
-    assert contaminated(clean) == 1, "the same fingerprint: read from the cache"
-    assert contaminated(clean, fingerprint="2") == 0
-    assert contaminated(leak, items=ITEMS[1:]) == 0
-    monkeypatch.setattr(contamination, "VERSION", contamination.VERSION + 1)
-    assert contaminated(clean) == 0
-
-
-# ---- The text of stores ----
 
 
 @pytest.fixture(scope="module")
@@ -223,28 +177,6 @@ def test_held_out_questions_are_refused_in_training_alone_and_conversations_stay
         assert found_in(result) == {"q1": {"long": BY_OPTIONS}}
         with pytest.raises(UserError, match=rf"item long in {split} mcq/{split}, record q1"):
             contamination.refuse(result)
-
-
-def test_documents_include_the_facts_that_their_text_does_not_state(tmp_path):
-    fact = {"subject": "Phishing", "relation": "tactic", "object": "Initial Access", "evidence": "It serves access."}
-    (part,) = parts_of(write_corpus(tmp_path, {"Phishing": "Messages."}, facts=[fact]))
-    assert (part.store, part.name, part.size, part.split) == (tmp_path.name, "documents", 1, "")
-    assert [text.text for text in part.texts] == ["Phishing\n\nMessages.\nInitial Access\nIt serves access."]
-
-
-def test_a_folder_without_text_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"manifest\.json"):
-        list(parts_of(tmp_path))
-    (tmp_path / "manifest.json").write_text('{"fingerprint": "1"}')
-    with pytest.raises(UserError, match="documents"):
-        list(parts_of(tmp_path))
-    (tmp_path / "documents.jsonl").write_text('{"id": "1"]\n')
-    (part,) = parts_of(tmp_path)
-    with pytest.raises(UserError, match=r"documents\.jsonl, line 1"):
-        list(part.texts)
-
-
-# ---- The command, and the real benchmark ----
 
 
 def test_the_command_refuses_and_writes_what_it_found(ghost, tmp_path):

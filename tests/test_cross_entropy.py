@@ -10,8 +10,8 @@ from ghost_jax.training import cross_entropy as module
 from ghost_jax.training.cross_entropy import cross_entropy, cross_entropy_sum, log_probabilities
 
 VOCAB, PADDED, WIDTH = 97, 128, 16
-# One token a chunk, several chunks, a padded last one, one chunk alone.
-SHAPES = pytest.mark.parametrize(("rows", "length"), [(9, 4), (2, 12), (2, 11), (2, 3)])
+# One token a chunk, and several chunks with a padded last one.
+SHAPES = pytest.mark.parametrize(("rows", "length"), [(9, 4), (2, 11)])
 
 
 def drawn(rows: int, length: int) -> tuple:

@@ -1,7 +1,6 @@
 """evals/analysis/report.py: every figure of an evaluation against a hand or a slow computation, and the screen."""
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +9,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from evals.analysis.report import flip_rate, report_of, show
-from evals.analysis.stats import control_of
 from evals.items.answers import Answers, orders_of
 from ghost_jax.data.items.items import Item, Items, cyclic_orders
-from ghost_jax.runs.evaluation import Contamination, Evaluation, from_json, to_json
-
-CLEAN = {"items": {}, "stores": [], "n": 8, "ngram_words": 8, "counts": {}, "shares": {}, "parts": [], "sources": {}}
-CLEAN |= {"contaminated": [], "examples": [], "verdict": "clean", "not_searched": ["qa-1"]}
+from ghost_jax.runs.evaluation import Evaluation, from_json, to_json
 
 
 def items_of(*rows: Item, **more) -> Items:
@@ -143,7 +138,7 @@ def test_calibration_by_hand():
     assert len(calibration.bins) == 15
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_a_report_of_any_scores_is_in_range_and_json(n, k, seed):
     rng = np.random.default_rng(seed)
@@ -158,46 +153,3 @@ def test_a_report_of_any_scores_is_in_range_and_json(n, k, seed):
     assert sum(each.n for each in report.calibration.bins) == n * k
     assert {sum(counts) for counts in report.letter_log_probs.counts.values()} == {n * k}
     assert 0 <= report.flip_rate <= 1
-
-
-def test_a_collapse_shows_in_the_histogram_as_one_letter_right_of_the_others():
-    noise = np.random.default_rng(0).normal(0, 0.02, size=(40, 4, 4))
-    histogram = scored(some(40), list(noise + np.array([0, 0, 0.3, 0]))).letter_log_probs
-    middles = np.convolve(histogram.edges, [0.5, 0.5], "valid")
-    means = {letter: middles @ counts / sum(counts) for letter, counts in histogram.counts.items()}
-    assert means.pop("C") - max(means.values()) == pytest.approx(0.3, abs=0.03)
-
-
-# ---- On screen ----
-
-
-def test_the_screen_holds_the_figures_of_the_report():
-    urls = ("", "https://cwe.mitre.org/1")
-    rows = [Item(str(row), "Which?", tuple("abcd"), row % 4, urls[row % 2]) for row in range(40)]
-    items = items_of(*rows, quirks=("line 7: option A is [red]empty[/b]",), left_out=("line 9: two answers",))
-    report = scored(items, [np.log([[0.3, 0.4, 0.2, 0.1]] * 4)] * 40)
-    control = control_of(np.full(40, 0.25), np.array([0.5, 0.0, 0.0, 0.0] * 10), [item.id for item in rows])
-    text = printed(replace(report, controls={"options only": control}))
-    for part in (
-        "line 7: option A is [red]empty[/b]",
-        "line 9: two answers",
-        "40 questions",
-        "over 4 orders",
-        "A 0.0%  B 100.0%  C 0.0%  D 0.0%",
-        "CWE 25.0% of 20  documents 25.0% of 20",
-        "0.150",
-        report.verdict_text,
-    ):
-        assert part in text
-    line = next(line for line in text.splitlines() if "options only" in line)
-    assert all(number in line for number in ("12.50", "5.4", "19.5", "+12.50"))
-    assert "one order alone" not in text
-    assert "data:" not in text
-    assert len(text.splitlines()) <= 35
-
-
-def test_the_screen_shows_the_layout_and_the_search_for_the_items():
-    contamination = from_json(CLEAN, Contamination)
-    report = replace(answered(some(8), oracle, "published"), layout="letter_after", contamination=contamination)
-    text = printed(report)
-    assert all(part in text for part in ("closed book", "letter_after", "qa-1", "data: clean", "one order alone"))

@@ -36,7 +36,7 @@ def test_what_a_page_names_exists(page):
 def test_every_command_and_every_module_has_its_place_on_a_page():
     commands, tree = text_of("docs/commands.md"), text_of("WORKSPACE.md")
     for path in MODULES:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
         if 'if __name__ == "__main__":' in text_of(path):
             assert f"python -m {name}" in commands
         one_of_many = path.parent.name in ("sources", "formats", "builders")

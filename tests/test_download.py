@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from ghost_jax.core.errors import UserError
 from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.download import Unavailable
 from ghost_jax.data.downloads.published import Proof
@@ -44,9 +43,6 @@ def download_thing(url: str, place: Path) -> None:
         download.download(session, url + PATH, place, proof_of(CONTENT), print)
 
 
-# ---- Hashes ----
-
-
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
 def test_the_hash_is_of_the_uncompressed_content(tmp_path, suffix):
     write(tmp_path / f"a.json{suffix}", CONTENT)
@@ -59,9 +55,6 @@ def test_a_git_id_is_the_one_that_git_computes(tmp_path):
     path.write_bytes(CONTENT)
     git = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True)
     assert download.is_verified(path, Proof(git.stdout.strip()))
-
-
-# ---- One file ----
 
 
 def test_a_file_is_downloaded_once(publisher, tmp_path):
@@ -82,18 +75,6 @@ def test_a_broken_connection_is_resumed(publisher, tmp_path, ranges):
     download_thing(publisher.url, tmp_path / "thing.json")
     assert contents(tmp_path) == {"thing.json": CONTENT}
     assert publisher.gets() == [None, "bytes=300000-", "bytes=600000-" if ranges else "bytes=300000-"]
-
-
-def test_after_too_many_breaks_the_partial_file_is_kept_and_resumed(publisher, tmp_path):
-    publisher.files[PATH] = CONTENT
-    publisher.cut, publisher.cuts = 100_000, download.ATTEMPTS
-    with pytest.raises(Unavailable, match="IncompleteRead"):
-        download_thing(publisher.url, tmp_path / "thing.json")
-    kept = 100_000 * download.ATTEMPTS
-    assert contents(tmp_path) == {"thing.json.partial": CONTENT[:kept]}
-    download_thing(publisher.url, tmp_path / "thing.json")
-    assert publisher.gets()[-1] == f"bytes={kept}-"
-    assert contents(tmp_path) == {"thing.json": CONTENT}
 
 
 @pytest.mark.parametrize("partial", [CONTENT, CONTENT + b"more", bytes(300_000)], ids=["complete", "long", "changed"])
@@ -123,28 +104,11 @@ def test_an_invalid_archive_is_deleted(publisher, tmp_path, archive):
     assert not contents(tmp_path)
 
 
-def test_an_archive_is_not_unpacked_beyond_its_size(tmp_path):
-    path = write(tmp_path / "thing.json.gz", bytes(8 << 20))
-    with pytest.raises(UserError, match=f"{len(CONTENT):,} bytes"):
-        download.digest_of(path, proof_of(CONTENT), ".gz")
-
-
-def test_a_silent_server_is_given_up(publisher, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "SILENCE_SECONDS", 0.1)
-    monkeypatch.setattr(download, "ATTEMPTS", 2)
-    publisher.files[PATH], publisher.pause = CONTENT, 0.5
-    with pytest.raises(Unavailable, match="TimeoutError"):
-        download_thing(publisher.url, tmp_path / "thing.json")
-
-
 def test_a_slow_server_is_given_up_and_its_part_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "SILENCE_SECONDS", 1.5)  # three bytes
     with dripping_server() as url, pytest.raises(Unavailable, match="bytes/s"):
         download_thing(url, tmp_path / "thing.json")
     assert contents(tmp_path).keys() == {"thing.json.partial"}
-
-
-# ---- Endless servers ----
 
 
 BUFFERED = 16 << 20  # bytes that the system takes from a server before they are read
@@ -159,18 +123,8 @@ def test_an_endless_file_is_refused_and_deleted(tmp_path, head, name):
     assert not contents(tmp_path)
 
 
-def test_a_partial_file_counts_towards_the_size(tmp_path):
-    (tmp_path / "thing.json.partial").write_bytes(CONTENT)
-    head = b"206 Partial Content\r\nContent-Range: bytes %d-9999999999/10000000000" % len(CONTENT)
-    with endless(head) as (url, sent), pytest.raises(Unavailable, match="What was received is deleted"):
-        download_thing(url, tmp_path / "thing.json")
-    assert sent[0] < download.SPARE + BUFFERED
-    assert not contents(tmp_path)
-
-
 @pytest.mark.parametrize(
-    ("head", "message"),
-    [(b"302 Found\r\nLocation: /again", "TooManyRedirects"), (b"503 Busy", "answers 503 Busy")],
+    ("head", "message"), [(b"302 Found\r\nLocation: /again", "TooManyRedirects"), (b"503 Busy", "answers 503 Busy")]
 )
 def test_the_body_of_a_redirect_or_an_error_is_not_read(tmp_path, monkeypatch, head, message):
     monkeypatch.setattr(download, "ATTEMPTS", 2)

@@ -76,21 +76,6 @@ def test_the_first_reason_is_given_and_a_dropped_row_drops_no_other():
     assert judged(*rows) == ["", "near", "near", ""]
 
 
-@settings(max_examples=50)
-@given(seeds, st.integers(0, 399))
-def test_texts_that_differ_in_one_word_of_four_hundred_are_near(seed, place):
-    text = prose(seed, 400)
-    assert judged(text, changed(text, place)) == ["", "near"]
-
-
-def test_most_texts_that_differ_in_one_word_of_two_hundred_are_near():
-    draw = random.Random(0)
-    texts = [prose(seed, 200) for seed in range(200)]
-    reasons = judged(*texts, *(changed(text, draw.randrange(200)) for text in texts))
-    assert reasons[:200] == [""] * 200
-    assert reasons[200:].count("near") >= 190
-
-
 BODY, ADVISORY = prose(1, 30), prose(1, 120)
 VERSION = "Missing Authorization vulnerability in Reader allows Access. This issue affects Reader from n/a through {}."
 SHORT = ["", "word", "CVE-2020-1111 one two three four five six", "CVE-2020-2222 one two three four five six"]
@@ -131,24 +116,6 @@ def test_reasons_depend_on_earlier_rows_alone(rows, cut):
     assert dedup.judge(parts[0]) == reasons[:cut]
     kept = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
     assert judged(*kept) == [""] * len(kept)
-
-
-def test_the_first_of_near_texts_is_kept():
-    text, other = prose(1, 400), prose(2, 400)
-    for order in itertools.permutations([text, changed(text, 7), other, changed(text, 300)]):
-        family = [place for place, each in enumerate(order) if each != other]
-        assert judged(*order) == ["near" if place in family[1:] else "" for place in range(4)]
-
-
-@pytest.mark.parametrize("edits", [1, 3, 10, 30])
-def test_signatures_estimate_the_similarity_of_the_sets_of_runs(edits):
-    text = prose(edits, 1000)
-    one, other, far = dedup.signatures(
-        [text, changed(text, *(20 + 30 * edit for edit in range(edits))), prose(99, 1000)]
-    )
-    exact = (1000 - edits * dedup.RUN) / (1000 + edits * dedup.RUN)
-    assert abs((one == other).mean() - exact) < 4 * (exact * (1 - exact) / dedup.VALUES) ** 0.5
-    assert (one == far).mean() < 0.01
 
 
 def test_signatures_are_those_of_every_process_and_version():

@@ -12,14 +12,13 @@ from evals.items.locate import HELD_OUT
 from evals.tasks.mcq import check_data
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import write_json
-from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UserError
 from ghost_jax.data import mixture
 from ghost_jax.data.builders import names_of
 from ghost_jax.data.prepare import mix_of, prepare
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.runs import plan, run_dir
-from tests.conftest import TINY, set_all, tiny_chat
+from ghost_jax.runs import run_dir
+from tests.conftest import TINY, set_all
 
 KEV_ENTRY = {"vendorProject": "Acme", "product": "Gate", "shortDescription": "Acme Gate lets anyone in by its door."}
 KEV_ENTRY |= {"vulnerabilityName": "Acme Gate Bypass", "dateAdded": "2024-01-01", "cwes": ["CWE-287"]}
@@ -63,9 +62,6 @@ def refusal_of(data: Path, *asked: object, **options: object) -> str:
     return str(caught.value)
 
 
-# ---- Datasets ----
-
-
 @pytest.mark.parametrize("name", [name for name in names_of("chat") if name != "small_talk"])
 def test_a_dataset_that_is_mixed_in_and_has_no_training_record_is_refused(data, name):
     for sources, documents in [("cti", "mine"), ("kev", "kev")][: 1 if name == "qa" else 2]:
@@ -91,14 +87,6 @@ def test_empty_datasets_and_options_are_named(data, name, sources, mixed, option
     assert named in refusal_of(data, name, sources, mixed, **options)
 
 
-def test_a_dataset_of_a_later_phase_is_refused_at_the_start(data):
-    config = config_of("chat_v5", "kev", ("qa",))
-    with config.unlocked():
-        config.data.mixture_schedule = {"4": {"fact_mcq": 1.0}}
-    with pytest.raises(UserError, match="asks for fact_mcq,"):
-        prepare(config, str(data))
-
-
 @pytest.mark.parametrize(("sources", "mixed"), [("kev", ("qa",)), ("cti", ("small_talk",))])
 def test_a_dataset_that_is_not_mixed_in_may_be_empty(data, sources, mixed):
     config = config_of("chat_v5", sources, mixed)
@@ -107,27 +95,6 @@ def test_a_dataset_that_is_not_mixed_in_may_be_empty(data, sources, mixed):
     assert artifact_cache.manifest(prepared.stores["mcq"]).datasets["mcq"] == {}
     assert mixture.validation_batches(mix, "mcq", batch_size=8, records=8) == []
     assert next(mixture.read_from(mixture.train_batches(mix), 0))["weights"].sum() > 0
-
-
-def test_a_chat_run_is_refused_before_its_base_is_trained(ghost, tmp_path):
-    message = ghost.refused_here(*tiny_chat(tmp_path / "chat", "--config.data.qa_sources=cwe"))
-    assert "asks for qa," in message
-    assert not list(tmp_path.rglob("checkpoints"))
-
-
-# ---- Validation ----
-
-
-@pytest.mark.parametrize(("sources", "splits"), [("cve", {"train"}), ("cti", {"train", "validation"})])
-def test_a_corpus_shorter_than_a_window_has_no_validation_and_a_note(data, capsys, sources, splits):
-    config = config_of("pretrain_v05", sources, ("pretrain",))
-    prepared = prepare(config, str(data))
-    assert artifact_cache.manifest(prepared.stores["pretrain"]).datasets["pretrain"].keys() == splits
-    plan.show(config, prepared, make_console())
-    assert ("validation record" in capsys.readouterr().out) == ("validation" not in splits)
-
-
-# ---- Held-out questions ----
 
 
 def test_a_run_without_held_out_questions_is_refused_before_it_is_trained(data, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.runs.evaluation import Evaluation, Recall, from_json, is_evaluation, read, read_all, to_json, write
+from ghost_jax.runs.evaluation import Evaluation, Recall, from_json, is_evaluation, read, to_json, write
 from tests.conftest import ROOT
 
 RECORDS = ROOT / "evals" / "records"
@@ -24,14 +24,6 @@ def test_a_recorded_evaluation_keeps_every_key_and_value(path, tmp_path):
 def test_the_recorded_audit_keeps_every_key_and_value():
     for content in json.loads((RECORDS / "published_models.json").read_text())["predictions"].values():
         assert to_json(from_json(content)) == content
-
-
-def test_other_reports_of_a_run_are_no_evaluations(tmp_path):
-    (tmp_path / "evals").mkdir()
-    (tmp_path / "evals" / "comparison.json").write_text((RECORDS / "comparison.json").read_text())
-    (tmp_path / "evals" / "ctibench.json").write_text((CHAT / "evals" / "ctibench.json").read_text())
-    (found,) = read_all(tmp_path).values()
-    assert found == read(CHAT / "evals" / "ctibench.json")
 
 
 @pytest.mark.parametrize(

@@ -6,36 +6,18 @@ import secrets
 import pytest
 
 from ghost_jax.core.atomic_io import read_json
-from tests.bench.fault_cases import FAULTS, QUICK, Place, attempt
+from tests.bench.fault_cases import FAULTS, Place, attempt
 from tests.bench.faults import table
 from tests.conftest import ROOT, set_all, tiny_base
 
-EACH = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAULTS]
 
-
-@pytest.mark.parametrize("name", EACH)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_survived(ghost, tiny_run, tmp_path, name):
     outcome = attempt(name, Place(tmp_path, ghost, tiny_run, random.Random(f"0 {name}")))
     if outcome["survived"] is None:
         pytest.skip(outcome["output"])
     assert outcome["survived"], outcome["output"]
-
-
-def test_a_fault_that_the_bench_did_not_foresee_is_an_outcome_like_any(ghost, tiny_run, tmp_path, monkeypatch):
-    def broken(at: Place) -> str:
-        return at.nothing
-
-    monkeypatch.setitem(FAULTS, "broken", broken)
-    outcome = attempt("broken", Place(tmp_path, ghost, tiny_run, random.Random(0)))
-    assert outcome["survived"] is False
-    assert outcome["output"].startswith("AttributeError: 'Place' object has no attribute 'nothing'")
-
-
-def test_without_what_tests_need_the_command_says_what_to_install(ghost, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['pytest'] = None  # as if it were not there\n")
-    said = ghost.refused("tests.bench.faults", f"--out={tmp_path}", env={"PYTHONPATH": str(tmp_path)})
-    assert "The faults need pytest" in said
-    assert "make test" in said
 
 
 def test_the_table_in_the_repository_is_that_of_its_record_and_the_docs_give_the_count():
@@ -56,9 +38,9 @@ def test_no_key_of_the_environment_is_in_a_record_a_log_or_an_export(ghost, tiny
     run, out = tmp_path / "run", tmp_path / "out"
     export = ("ghost_jax.export", f"--workdir={run}", f"--out={out}")
     said = [
-        ghost(*tiny_base(run, *set_all({"steps": 2, "save_every": 2})), env=env),
-        ghost(*export, env=env),
-        ghost(*export, env=env, check=False),  # refused: something is there
+        ghost.here(*tiny_base(run, *set_all({"steps": 2, "save_every": 2})), env=env),
+        ghost.here(*export, env=env),
+        ghost.here(*export, env=env, check=False),  # refused: something is there
     ]
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"environment.json", "metrics.jsonl", "tokenizer.json", "config.json"} <= {path.name for path in written}

@@ -4,7 +4,6 @@ import fnmatch
 import gzip
 import hashlib
 import re
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED, Feed, File
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.storage import files
-from tests.conftest import WAIT, paragraph_of
-from tests.test_download import BUFFERED, CONTENT, contents
-from tests.web_server import Publisher, endless, publishing
+from tests.conftest import paragraph_of
+from tests.test_download import contents
+from tests.web_server import Publisher, publishing
 
 FEEDS = PUBLISHED["nvd"].files
 CONNECTED = {"GHOST_OFFLINE": "0", "NO_PROXY": "*"}  # the environment of a command that may open connections
@@ -59,9 +58,6 @@ def serve_feed(publisher: Publisher, file: File, content: bytes) -> dict[str, by
 def command(names: str, folder: Path, mirror: str | None = None) -> list[str]:
     words = ["ghost_jax.data.fetch", f"--sources={names}", f"--data_dir={folder}"]
     return [*words, f"--mirror={mirror}"] if mirror else words
-
-
-# ---- The table ----
 
 
 def test_sources_and_published_files_match():
@@ -103,17 +99,6 @@ def test_a_note_without_a_hash_and_a_possible_size_is_refused(note):
         fetch.read_note(note)
 
 
-def test_an_endless_note_is_refused(tmp_path):
-    with endless(b"200 OK") as (url, sent):
-        reasons = fetch.bring(["nvd"], tmp_path, print, mirror=url)
-    assert sent[0] < BUFFERED
-    assert "65,536 bytes" in reasons["nvd"]
-    assert not contents(tmp_path)
-
-
-# ---- The command ----
-
-
 def test_the_command_fetches_from_a_mirror_and_repairs(ghost, publisher, small_feeds, tmp_path):
     words = command("nvd", tmp_path, publisher.url)
     ghost.here(*words, env=CONNECTED)
@@ -126,37 +111,6 @@ def test_the_command_fetches_from_a_mirror_and_repairs(ghost, publisher, small_f
     assert contents(tmp_path) == small_feeds
     fetched = {path for method, path, _ in publisher.asked if method == "GET"}
     assert fetched == {urlsplit(FEEDS[3].url).path, urlsplit(FEEDS[3].proof.url).path}
-
-
-def test_a_killed_command_is_resumed(ghost, publisher, small_feeds, tmp_path):
-    first = FEEDS[0]
-    big = serve_feed(publisher, first, CONTENT * 4)
-    publisher.pause = 0.1
-    words = command("nvd", tmp_path, publisher.url)
-    process = ghost.start(*words, env=CONNECTED)
-    partial = tmp_path / f"{first.path}.partial"
-    deadline = time.monotonic() + WAIT
-    while not (partial.exists() and partial.stat().st_size > 200_000) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert ghost.finish(process, check=False).returncode == -signal.SIGKILL
-    kept = partial.stat().st_size
-    assert 200_000 < kept < len(big[first.path])
-    assert not (tmp_path / first.path).exists()
-    publisher.pause = 0
-    ghost.here(*words, env=CONNECTED)
-    assert contents(tmp_path) == small_feeds | big
-    assert publisher.gets(urlsplit(first.url).path)[-1] == f"bytes={kept}-"
-
-
-def test_of_commands_that_need_the_same_files_one_fetches_each(ghost, publisher, small_feeds, tmp_path):
-    big = serve_feed(publisher, FEEDS[0], CONTENT * 4)
-    publisher.pause = 0.02  # long enough for both to meet
-    processes = [ghost.start(*command("nvd", tmp_path, publisher.url), env=CONNECTED) for _ in range(2)]
-    printed = [ghost.finish(process).stdout for process in processes]
-    assert any("another process fetches nvdcve-2.0-2002.json.gz" in text for text in printed)
-    assert contents(tmp_path) == small_feeds | big
-    assert all(len(publisher.gets(urlsplit(file.url).path)) == 1 for file in FEEDS)
 
 
 def test_a_wrong_hash_fails_the_command_and_the_other_sources_are_fetched(ghost, publisher, small_feeds, tmp_path):
@@ -196,17 +150,6 @@ def test_a_silent_network_is_noticed_within_five_seconds(tmp_path, monkeypatch):
         assert time.monotonic() - started < 5
     assert reasons.keys() == {"attack", "capec", "nvd"}
     assert not contents(tmp_path)
-
-
-def test_bring_makes_no_attempt_where_connections_are_forbidden(tmp_path, monkeypatch):
-    monkeypatch.setenv("GHOST_OFFLINE", "1")
-    assert fetch.bring([], tmp_path, print) == {}
-    started = time.process_time()
-    reasons = fetch.bring(["attack", "cti", "nvd", "a newcomer's"], tmp_path, print)
-    assert time.process_time() - started < 0.05
-    assert "GHOST_OFFLINE=1" in reasons["attack"] == reasons["nvd"]
-    assert reasons["cti"] == UNPUBLISHED["cti"]
-    assert reasons.keys() == {"attack", "cti", "nvd", "a newcomer's"}
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import FORMATS, raw, read_items
 from ghost_jax.data.items.formats.published import CTIBENCH_COLUMNS
-from ghost_jax.data.items.items import LETTERS, Item, Items
+from ghost_jax.data.items.items import LETTERS, Item
 
 HEADER = [*CTIBENCH_COLUMNS[:-1], "Prompt", "GT"]
 ROW = ["https://x.org/1", "Which?", "one", "two", "three", "four", "Pick: Which?", "B"]
@@ -21,11 +21,7 @@ SECQA_HEADER = ["Question", "A", "B", "C", "D", "Answer", "Explanation"]
 SECQA = ["Which?", "one", "two", "three", "four", "B", "Because."]
 SECQA_RECORD = dict(zip(SECQA_HEADER, SECQA, strict=True))
 MMLU = ["Which?", "one", "two", "three", "four", "B"]
-CYBERMETRIC = {
-    "question": "Which?",
-    "answers": {"A": "one", "B": "two", "C": "three", "D": "four"},
-    "solution": "B",
-}
+CYBERMETRIC = {"question": "Which?", "answers": {"A": "one", "B": "two", "C": "three", "D": "four"}, "solution": "B"}
 CHOICES = ["A: one", "B: two", "C: three", "D: four"]
 SECEVAL = {"id": "q1", "source": "a book", "question": "Which?", "choices": CHOICES, "answer": "B"}
 RECORD = {"id": "q1", "question": "Which?", "options": {"A": "one", "B": "two"}, "answer": "B", "url": "https://x.org"}
@@ -73,9 +69,6 @@ def refusal(path, *parts: str) -> None:
         assert part in message
 
 
-# ---- The benchmark itself ----
-
-
 def test_ctibench_is_read_complete_and_an_edited_copy_has_another_name(ghost_data, tmp_path):
     published = ghost_data / "ctibench" / "cti-mcq.tsv"
     items = read_items(published)
@@ -95,9 +88,6 @@ def test_ctibench_is_read_complete_and_an_edited_copy_has_another_name(ghost_dat
     again = read_items(copy)
     assert again.items == items.items, "exported by a spreadsheet"
     assert (again.name, again.sha256) == ("cti-mcq.tsv", hashlib.sha256(copy.read_bytes()).hexdigest())
-
-
-# ---- What is read ----
 
 
 def item(name: str, answer: int = 1, options=FOUR, url: str = "") -> Item:
@@ -153,8 +143,6 @@ def test_seceval_leaves_out_and_names_what_is_not_answered_with_one_letter(file)
     assert '"ABD"' in items.left_out[0]
 
 
-# ---- Dialects of tables ----
-
 QUOTED = ['Is "a", b\n\nor\tc?', 'one, "1"', "two", "three;", '"four"', "B"]
 PUBLISHED = [list(CTIBENCH_COLUMNS), ["https://x.org/1", *QUOTED]]
 
@@ -198,29 +186,12 @@ def test_quotation_marks_that_no_spreadsheet_writes_are_characters(file, cells):
         assert (item.question, item.options[1:3]) == (cells[0], tuple(cells[1:]))
 
 
-@pytest.mark.parametrize(("suffix", "separator"), [(".tsv", "\t"), (".csv", ",")])
-def test_long_cells_empty_columns_and_blanks_around_names_do_not_matter(tmp_path, suffix, separator):
-    header, row = PUBLISHED if suffix == ".tsv" else [SECQA_HEADER[:-1], QUOTED]
-    limit, long = csv.field_size_limit(), 'x"' * 100_000
-    row = [long if cell == QUOTED[0] else cell for cell in row]
-    for last in (" ", "note"):
-        rows = [[*(f" {name} " for name in header), "", ""], [*row, "", last]]
-        (item,) = read_items(export(tmp_path / f"a{suffix}", rows, delimiter=separator))
-        assert (item.question, item.answer) == (long, 1)
-    assert csv.field_size_limit() == limit
-
-
-# ---- What is refused ----
-
-
 REFUSED = {
     ".tsv": [
         ([HEADER], "no questions"),
         *(([[name for name in HEADER if name != gone], ROW], "line 1", f'"{gone}"') for gone in CTIBENCH_COLUMNS),
-        ([changed_row(HEADER, Prompt="GT"), ROW], "line 1", '"GT"'),
         ([HEADER, ROW, ROW[:-1]], "line 3", "8", "7"),
         ([HEADER, ROW, [*ROW, "x"]], "line 3", "8", "9"),
-        ([HEADER, [""], ROW], "line 2", "8", "1"),
         ([HEADER, ROW, changed_row(ROW, **{"Which?": " "})], "line 3", "question"),
         *(([HEADER, [*ROW[:-1], gold]], "line 2", f'"{gold}"', "A, B, C, D") for gold in ("E", "AB", "")),
         ([HEADER, changed_row(ROW, one="", two=" ", three="")], "line 2", "2 options"),
@@ -229,10 +200,7 @@ REFUSED = {
     ".csv": [
         ([SECQA_HEADER, SECQA, SECQA[:-1]], "line 3", "7", "6"),
         ([SECQA_HEADER[:-2], SECQA[:-2]], "line 1", '"Answer"', "Question, A, B, C, D"),
-        ([SECQA_HEADER[1:], SECQA[1:]], "line 1", '"Question"'),
         ([MMLU, ["a\nb", *MMLU[1:-1], "E"]], "line 2", '"E"'),
-        ([["a\nb", *MMLU[1:]], MMLU[1:]], "line 3", "5 fields"),
-        ([MMLU, [], MMLU], "line 2", "0 fields"),
         *(
             (f"{','.join(MMLU)}\n{row}\n{','.join(MMLU)}\n", "line 2", "CSV")
             for row in ('"Which?,one,two,three,four,B', '"Which?"x,one,two,three,four,B', "Wh\rich?,a,b,c,d,B")
@@ -242,27 +210,19 @@ REFUSED = {
         ("\n\n", "empty"),
         *(([RECORD, text, RECORD], "line 2") for text in ('{"id": "q2", "a": ', "", "[" * 100_000, '["\\ud800"]')),
         ([PLAIN, '{"question": "Which?", "options": {"A": "1", "B": "2", "B": "3"}, "answer": "B"}'], "repeated"),
-        ([RECORD, [1, 2]], "line 2", "object"),
         ([RECORD, {"question": "Which?", "answer": "A"}], "line 2", '"options"', "question, answer"),
-        ([RECORD | {"options": ["one", "two"]}], "line 1", '"options"'),
         ([RECORD | {"options": {"A": "one", "C": "three"}}], "line 1", "from A"),
         ([RECORD | {"options": dict.fromkeys("ABCDEFGHIJK", "x")}], "line 1", "10"),
-        ([RECORD | {"options": {"A": "one", "B": 2}}], "line 1", "from A"),
         ([RECORD | {"options": {"A": "one"}, "answer": "A"}], "line 1", "2 options"),
-        ([RECORD | {"answer": 1}], "line 1", '"answer"'),
         ([RECORD | {"answer": "C"}], "line 1", '"C"', "A, B"),
         ([PLAIN, RECORD, RECORD], "line 3", '"q1"', "line 2"),
     ],
     ".json": [
-        ({"questions": {}}, "CyberMetric"),
         ({"questions": []}, "no questions"),
-        ({"questions": [CYBERMETRIC, 3]}, "item 2", "object"),
         ({"questions": [CYBERMETRIC, {"question": "Which?"}]}, "item 2", '"answers"'),
         ({"questions": [CYBERMETRIC | {"answers": {"A": "one", "B": None}}]}, "item 1", "from A"),
         ([SECEVAL | {"answer": "AB"}, SECEVAL], "item 2", '"q1"', "item 1"),
         ([SECEVAL | {"answer": "AE"}], "item 1", '"AE"'),
-        ([SECEVAL | {"answer": ["A", "B"]}], "item 1", '"answer"'),
-        ([SECEVAL | {"id": 1}], "item 1", '"id"'),
         *(
             ([SECEVAL | {"choices": choices}], "item 1", '"choices"')
             for choices in ("A: one", ["one", "two"], ["A: one", "C: 2"], [f"{letter}: x" for letter in "ABCDEFGHIJK"])
@@ -271,7 +231,6 @@ REFUSED = {
         ([SECEVAL | {"answer": "AB"}], "no questions", '"AB"'),
         ('{"questions": [\n{"question": "Which?",}]}', "line 2"),
         ('{"questions": [{"question": "Which?", "question": "What?"}]}', "repeated"),
-        ('{"questions": ["\\ud800"]}', "surrogates"),
         ('{"questions": ' + "[" * 100_000, "recursion"),
         ('{"questions": [' + "9" * 10_000 + "]}", "digits"),
     ],
@@ -298,13 +257,8 @@ def test_bytes_that_are_no_text_are_refused_by_their_line(tmp_path, suffix):
     ("name", "text"),
     [
         ("a.tsv", "name\tvalue\n1\t2\n"),
-        ("a.csv", "name,value\n1,2\n"),
-        ("header.csv", "question,A,B,C,D,answer\nWhich?,one,two,three,four,B\n"),
         ("a.jsonl", '{"text": "…"}\n'),
-        ("list.jsonl", "[1, 2]\n"),
         ("a.json", '{"text": "…"}'),
-        ("list.json", "[[1]]"),
-        ("empty.json", "[]"),
         ("a.parquet", "PAR1"),
     ],
 )
@@ -319,8 +273,6 @@ def test_absent_and_huge_files_are_refused_before_they_are_read(tmp_path):
         file.truncate(raw.MAX_FILE + 1)  # sparse
     refusal(tmp_path / "huge.json", "64 MiB")
 
-
-# ---- Any file ----
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6) | st.sampled_from(
     ["", "A", "b", "AB", "E", "A: x", "B: y", '"']
@@ -356,26 +308,27 @@ FILES = {
 }
 
 
+GOOD = {".tsv": [HEADER, ROW], ".csv": [MMLU], ".jsonl": [RECORD], ".json": [SECEVAL]}
+
+
 @pytest.mark.parametrize("suffix", FILES)
 def test_any_file_is_read_or_refused_in_one_paragraph(tmp_path, suffix):
     path = tmp_path / f"any{suffix}"
-    outcomes = Counter()
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(FILES[suffix].map(lambda rows: text_of(suffix, rows).encode()) | st.binary(max_size=60))
+    @example(text_of(suffix, GOOD[suffix]).encode())
     def read(data):
         path.write_bytes(data)
         try:
             result = read_items(path)
         except UserError as fault:
-            result = str(fault)
-            assert "\n" not in result
-            assert len(result) < len(str(path)) + 2_000
+            message = str(fault)
+            assert "\n" not in message
+            assert len(message) < len(str(path)) + 2_000
         else:
             assert len({item.id for item in result}) == len(result) > 0
             assert all(2 <= len(item.options) <= 10 and 0 <= item.answer < len(item.options) for item in result)
             assert all(kept.startswith(("line ", "item ")) and "\n" not in kept for kept in result.quirks)
-        outcomes[type(result)] += 1
 
     read()
-    assert outcomes[Items] > 0 < outcomes[str]

@@ -8,19 +8,14 @@ import copy
 import json
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.sources import embedded
-from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.chat_format import Message, render
-from ghost_jax.text.tokenizer import ROLES
 from tests.test_sources_formats import BOMB, SAMPLES
 
 SECONDS = 10  # for one drawn file, on a busy machine
@@ -29,7 +24,6 @@ MEMORY = 1 << 30  # bytes that reading a file of some kilobytes must not take
 # format -> (suffix, a valid file, its reader)
 SOUND = {name: (path.suffix, path.read_bytes(), read) for name, (path, read) in SAMPLES.items()}
 
-# ---- Damage ----
 
 LONG = ["(" * 5000, "<p" * 5000, " " * 9999 + "x", "[a](" * 3000, "A. " * 3000, "\n" * 9999, "&" * 5000, "9" * 5000]
 SCALARS = (
@@ -113,29 +107,22 @@ def refusal_of(attempt: Callable[[], object]) -> str:
     return message
 
 
-# ---- Files ----
-
-
 @pytest.mark.usefixtures("bounded")
 @pytest.mark.parametrize("name", SOUND)
 def test_any_file_of_a_publisher_is_read_or_refused_by_name(tmp_path, name):
     suffix, data, read = SOUND[name]
     path = tmp_path / f"file{suffix}"
-    outcomes = Counter()
 
-    @settings(max_examples=100, deadline=SECONDS * 1000)
+    @settings(max_examples=60, deadline=SECONDS * 1000)
     @given(damaged(suffix, data))
+    @example(data)
     def drawn(content):
         path.write_bytes(content)
         message = refusal_of(lambda: [record.text.encode() for record in read(path)])  # no half of a surrogate pair
-        assert not message or str(path) in message
-        outcomes["refused" if message else "read"] += 1
+        assert not message or (str(path) in message and content != data)
 
     drawn()
-    assert outcomes["read"] > 0 < outcomes["refused"]
 
-
-# ---- Command lines ----
 
 CONFIG = "configs/chat_v5.py:nano"
 
@@ -156,52 +143,15 @@ WORDS = st.tuples(st.sampled_from(KEYS) | st.text(max_size=12), TEXTS).map("=".j
 
 
 @pytest.mark.usefixtures("bounded")
-def test_any_value_on_the_command_line_gives_a_config_that_json_can_hold_or_is_refused():
-    outcomes = Counter()
+@settings(max_examples=150, deadline=SECONDS * 1000)
+@given(st.lists(WORDS, min_size=1, max_size=2))
+@example(["steps=3"])
+def test_any_value_on_the_command_line_gives_a_config_that_json_can_hold_or_is_refused(words):
+    argv = [f"--config={CONFIG}", *(f"--config.{word}" for word in words)]
 
-    @settings(max_examples=150, deadline=SECONDS * 1000)
-    @given(st.lists(WORDS, min_size=1, max_size=2))
-    def drawn(words):
-        argv = [f"--config={CONFIG}", *(f"--config.{word}" for word in words)]
+    def keep() -> None:
+        config, _ = config_lib.parse(argparse.ArgumentParser(), argv)
+        json.dumps(config.to_dict(), allow_nan=False)  # as a run directory does
 
-        def keep() -> None:
-            config, _ = config_lib.parse(argparse.ArgumentParser(), argv)
-            json.dumps(config.to_dict(), allow_nan=False)  # as a run directory does
-
-        outcomes["refused" if refusal_of(keep) else "kept"] += 1
-
-    drawn()
-    assert outcomes["kept"] > 0 < outcomes["refused"]
-
-
-# ---- Conversations ----
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizer_lib.train(["Pick the best answer and reply with its letter."] * 5, 400).with_chat_tokens(
-        embedded.anchors()
-    )
-
-
-PIECES = st.sampled_from([*ROLES, *(role[:-2] for role in ROLES), *(role.upper() for role in ROLES), "<|", "|>"])
-
-
-@given(
-    contents=st.lists(
-        st.tuples(
-            st.sampled_from(["user", "assistant"]),
-            st.lists(PIECES | st.text(st.characters(codec="utf-8"), max_size=6), max_size=5).map("".join),
-        ),
-        max_size=4,
-    )
-)
-def test_any_conversation_is_recovered_from_its_tokens_and_no_content_opens_or_closes_a_turn(tokenizer, contents):
-    ids, mask = render(tokenizer, [Message(role, text) for role, text in contents])
-    roles = [tokenizer.id(name) for name in ROLES]
-    borders = [i for i, token in enumerate(ids) if token in roles]
-    assert len(borders) == 2 * len(contents)
-    for (role, text), start, end in zip(contents, borders[::2], borders[1::2], strict=True):
-        assert tokenizer.decode(ids[start + 1 : end]) == text
-        assert mask[start + 1 : end + 1].all() == (role == "assistant")
-        assert not mask[start]
+    message = refusal_of(keep)
+    assert not message or words != ["steps=3"]

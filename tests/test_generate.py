@@ -15,6 +15,7 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
+from tests.models import slow
 
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=64)
 V04 = dataclasses.replace(V05, generation="v04")
@@ -25,7 +26,6 @@ LENGTHS = (1, 5, 11, 32)  # of one padded length
 NEW = 9
 WARM = Sampling(temperature=1.5)
 ONCE = Sampling(repetition_penalty=1e4)  # no token twice
-each_sampling = pytest.mark.parametrize("sampling", [GREEDY, WARM], ids=["greedy", "drawn"])
 
 
 @functools.cache
@@ -81,10 +81,7 @@ def compiled_of(caplog) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]
 
 
-# ---- The cache ----
-
-
-@pytest.mark.parametrize("config", [V05, V04, dataclasses.replace(V05, scan=True)], ids=["v05", "v04", "v05 scan"])
+@pytest.mark.parametrize("config", [V05, V04, slow(dataclasses.replace(V05, scan=True))], ids=["v05", "v04", "scan"])
 def test_greedy_text_is_that_of_full_forward_passes_up_to_a_stop_or_the_end_of_the_context(config):
     prompts = prompts_of((34, 38, 43, 60, 63))
     free = [plainly(config, prompt, NEW, ()) for prompt in prompts]
@@ -96,14 +93,7 @@ def test_greedy_text_is_that_of_full_forward_passes_up_to_a_stop_or_the_end_of_t
     assert any(len(set(text)) > 3 for text in free)
 
 
-def test_a_bfloat16_model_streams_with_a_cache_in_bfloat16():
-    assert len(list(generator(dataclasses.replace(SMALL, dtype="bfloat16")).stream(prompts_of()[1]))) == NEW
-
-
-# ---- Rows are independent ----
-
-
-@each_sampling
+@pytest.mark.parametrize("sampling", [WARM, slow(GREEDY)], ids=["drawn", "greedy"])
 def test_a_text_depends_neither_on_the_rows_beside_it_nor_on_being_streamed(sampling):
     prompts, keys = prompts_of((*LENGTHS, 7, 8)), keys_of(6)
     together = as_lists(generator()(prompts, sampling, keys))
@@ -120,9 +110,6 @@ def test_eight_devices_give_the_text_of_one():
     prompts, keys = prompts_of((*LENGTHS, 7)), keys_of(5)
     for sampling in (GREEDY, WARM):
         assert as_lists(on_eight(prompts, sampling, keys)) == as_lists(generator()(prompts, sampling, keys))
-
-
-# ---- A stream keeps what it has read ----
 
 
 def long_prompt(length: int, seed: int = 0) -> np.ndarray:
@@ -163,37 +150,12 @@ def test_a_conversation_continues_from_its_own_text_and_from_an_answer_left_earl
         prompt = following
 
 
-def test_a_stream_that_fails_leaves_no_broken_cache(monkeypatch):
-    talks, prompt = generator(LONG), long_prompt(150, 4)
-    first = list(talks.stream(prompt))
-    fetch, calls = jax.device_get, itertools.count()
-    monkeypatch.setattr(jax, "device_get", lambda tree: fetch(tree) if next(calls) < 2 else 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        list(talks.stream(np.append(prompt[:40], long_prompt(30, 5))))
-    monkeypatch.undo()
-    assert list(talks.stream(prompt)) == first
-
-
-# ---- Limits ----
-
-
-def test_more_new_tokens_than_the_context_change_no_text():
-    prompt = prompts_of([1])
-    more = generator(new_tokens=10**12)
-    ids = more(prompt)[0]
-    assert ids[:NEW].tolist() == generator()(prompt)[0].tolist()
-    assert NEW < len(ids) <= SMALL.context - 1 == more.max_answer(1)
-
-
 @pytest.mark.parametrize("length", [0, 64, 100])
 def test_a_prompt_without_a_possible_answer_is_refused(length):
     for generate in (lambda prompt: generator()([prompt]), lambda prompt: next(generator().stream(prompt))):
         with pytest.raises(UserError, match=f"{length} tokens.*1 to 63"):
             generate(np.zeros(length, np.int32))
     assert generator()([]) == []
-
-
-# ---- Compilation ----
 
 
 def test_batches_are_padded_to_few_shapes_and_other_sampling_compiles_nothing(caplog):
@@ -211,9 +173,6 @@ def test_batches_are_padded_to_few_shapes_and_other_sampling_compiles_nothing(ca
     assert not compiled_of(caplog)
 
 
-# ---- Sampling ----
-
-
 def test_another_key_draws_another_text_and_the_same_key_the_same():
     prompts, keys = [prompts_of()[1]] * 6, keys_of(6)
     texts = as_lists(generator()(prompts, WARM, keys))
@@ -223,7 +182,7 @@ def test_another_key_draws_another_text_and_the_same_key_the_same():
 
 
 def test_a_repetition_penalty_counts_prompt_and_text_and_spares_the_stops():
-    prompt = np.arange(50, dtype=np.int32)
+    prompt = np.arange(30, dtype=np.int32)
     text = generator()([prompt], ONCE)[0].tolist()
     assert len(set(text) - set(prompt.tolist())) == len(text) == NEW
     assert list(generator().stream(prompt, ONCE)) == text

@@ -8,18 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.harness import TextModel, rendered
 from evals.overlap.store_text import parts_of
 from ghost_jax.chat import open_run
 from ghost_jax.data.builders import pretrain
 from ghost_jax.export import write_model
 from ghost_jax.hub.vocabulary import read_vocabulary
-from ghost_jax.inference.sampling import GREEDY, Sampling
+from ghost_jax.inference.sampling import Sampling
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.server.served import Model
 from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.text.chat_format import Message, render_prompt
 from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, SPECIALS, USER, Tokenizer
-from ghost_jax.training.checkpoint import load_model
 from tests.test_contamination import write_dataset
 from tests.test_export import make_run
 from tests.test_layout import MODULES
@@ -65,20 +64,17 @@ def test_an_imported_chat_model_answers(runs):
     assert any(answer["answer"] for answer in answers)
     for answer in answers:  # a special token ends an answer, whatever its name
         assert not any(name in answer["answer"] for name in ("<|endoftext|>", "<|im_start|>", *ROLES))
-    prompt = rendered(vocabulary_of(runs["chat"]), [{"role": "user", "content": "hello"}])
-    assert prompt == f"{USER}hello{END}{ASSISTANT}"
+    vocabulary = vocabulary_of(runs["chat"])
+    assert vocabulary.decode(render_prompt(vocabulary, [Message("user", "hello")])) == f"{USER}hello{END}{ASSISTANT}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_imported_model_is_scored_by_the_harness_and_exported_with_its_own_names(runs, tmp_path, kind):
-    mesh, tokenizer = make_mesh(), vocabulary_of(runs[kind])
-    config, params, _ = load_model(runs[kind], mesh)
-    model = TextModel(config, params, mesh, tokenizer)
-    ((log_prob, _),) = model.loglikelihood([("hello", " world")])
-    assert log_prob < 0
-    assert model.loglikelihood_rolling(["hello world"])[0] < log_prob
-    (text,) = model.generate_until([("hello", [], 8, GREEDY)])
-    assert "<|endoftext|>" not in text
+def test_an_imported_model_is_served_and_exported_with_its_own_names(runs, tmp_path, kind):
+    tokenizer = vocabulary_of(runs[kind])
+    model = Model.load(runs[kind], rows=1, waiting=1, most=8)
+    assert model.ids("hello")[0] == ENDS
+    assert model.begins([ENDS])
+    assert ENDS in model.stops
 
     write_model(tmp_path, runs[kind], "float32")
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())

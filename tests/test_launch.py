@@ -3,7 +3,6 @@
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -37,9 +36,6 @@ def tools(tmp_path):
     return write
 
 
-# ---- Scripts ----
-
-
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_script_parses_and_shellcheck_finds_nothing(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
@@ -47,11 +43,6 @@ def test_a_script_parses_and_shellcheck_finds_nothing(script):
     if shutil.which("shellcheck"):
         result = subprocess.run(["shellcheck", "--shell=bash", str(script)], capture_output=True, text=True)
         assert result.returncode == 0, result.stdout
-
-
-def test_outside_slurm_the_script_runs_the_training_command(tmp_path):
-    result = shell([*SLURM, "--config=configs/chat_v5.py", "--workdir=a b"], tmp_path, GHOST_PYTHON="echo")
-    assert result.stdout == "-m ghost_jax.train --config=configs/chat_v5.py --workdir=a b\n"
 
 
 def test_a_slurm_job_that_is_asked_to_stop_waits_for_its_tasks_and_is_requeued(tmp_path, tools):
@@ -94,15 +85,7 @@ def test_a_dry_run_of_the_pod_prints_every_command_and_runs_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        [*POD[:2], "--name=base"],
-        [*POD, "--dry_run"],
-        [*POD, "--nonsense", "--", "true"],
-        [*POD, "--attempts=0", "--", "true"],
-        [*POD[:4], "--type=v99-8", "--", "true"],
-        [*POD, "--name=a;b", "--", "true"],
-    ],
+    "words", [[*POD[:2], "--name=base"], [*POD, "--nonsense", "--", "true"], [*POD, "--name=a;b", "--", "true"]]
 )
 def test_bad_usage_of_the_pod_is_answered_with_the_usage(words, tmp_path):
     result = shell(words, tmp_path)
@@ -129,38 +112,8 @@ esac"""
     assert (asked.count("queued-resources create"), asked.count("queued-resources delete")) == (2, 2)
 
 
-# ---- Several processes on one machine ----
-
-
 def local(ghost, script: str, *flags: str):
     return ghost.start("launch.local", *flags, "--", "python", "-c", script)
-
-
-def test_each_line_and_each_process_has_its_number_and_its_devices(ghost):
-    script = "import os; print(*map(os.environ.get, ('GHOST_PROCESS', 'GHOST_PROCESSES', 'XLA_FLAGS')))"
-    result = ghost.finish(local(ghost, script, "--processes=3", "--devices=4"))
-    flag = "--xla_force_host_platform_device_count=4"
-    assert sorted(result.stdout.splitlines()) == [
-        f"[{number}] {number} of 3 {flag}".replace("of ", "") for number in range(3)
-    ]
-
-
-def test_the_exit_code_is_that_of_the_first_process_that_failed(ghost):
-    script = "import os, sys, time; me = int(os.environ['GHOST_PROCESS']); time.sleep(1 - me); sys.exit(3 + me)"
-    assert ghost.finish(local(ghost, script, "--processes=2"), check=False).returncode == 4
-
-
-def test_a_process_that_does_not_end_after_another_failed_is_killed():
-    script = (
-        "import launch.local as l, sys\n"
-        "l.LEAVING_SECONDS = l.STOPPING_SECONDS = 0.5\n"
-        "one = 'import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); '"
-        '\'sys.exit(5) if os.environ["GHOST_PROCESS"] == "0" else time.sleep(600)\'\n'
-        "sys.exit(l.run([sys.executable, '-c', one], 2))"
-    )
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
-    assert result.returncode == 5, result.stderr
-    assert "[1] ended with exit code 137" in result.stderr
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

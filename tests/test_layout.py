@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("evals.items", "evals.analysis", "evals.answering", "evals.overlap", "evals.open_book", "evals.tasks"),
         "ghost_jax.reporting",
     ),
-    ("ghost_jax.hub", "ghost_jax.sweeps"),
+    ("ghost_jax.hub", "ghost_jax.sweeps", "ghost_jax.server"),
 )
 COMMANDS = len(LAYERS)
 # Training prepares data as well: these commands are part of the library.

@@ -130,13 +130,6 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
         assert parts_of(batch, **{name: 3.0}) == pytest.approx({name: float(parts[name])})
 
 
-def test_denominators_count_weights_letters_and_questions():
-    found = denominators(batch_of(TOGETHER))
-    assert {name: float(over) for name, over in found.items()} == {"lm": 9.0, "letter": 2.0, "ranking": 2.0}
-    assert float(denominators(batch_of(TOGETHER, "record_mean"))["lm"]) == pytest.approx(3.0)
-    assert denominators({"weights": np.zeros((1, 2))}) == {"lm": 1.0}
-
-
 @pytest.mark.parametrize("loss_norm", ["token_mean", "record_mean"])
 def test_packing_changes_neither_the_loss_nor_its_gradient(loss_norm):
     (padded, _), padded_gradient = grad_of(batch_of(APART, loss_norm))
@@ -162,9 +155,6 @@ def test_an_objective_without_a_record_is_zero_with_a_finite_gradient():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     total, weights = jax.jit(functools.partial(loss_sum, MODEL))(PARAMS, batch_of([[each] for each in QUESTIONS]))
     assert (float(total), float(weights)) == (0.0, 0.0), "a ranked question has no language-model loss"
-
-
-# ---- Cost ----
 
 
 def program(batch: dict, **objective: float) -> str:

@@ -14,12 +14,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs import metrics
-from ghost_jax.runs.metrics import MEASURED, Meter, MetricsLog, Trace, measured_flops, memory_bytes, peak_flops
+from ghost_jax.runs.metrics import MEASURED, Meter, MetricsLog, Trace, measured_flops
 
 close = pytest.approx
-
-
-# ---- The log ----
 
 
 def test_the_file_of_a_resumed_run_equals_that_of_an_uninterrupted_one(tmp_path):
@@ -56,49 +53,11 @@ def test_tensorboard_holds_the_same_figures_as_the_file(tmp_path):
     assert shown == written
 
 
-@pytest.fixture
-def wandb(monkeypatch, tmp_path):
-    """The real package, if it is installed, in a home where nobody is logged in."""
-    module = pytest.importorskip("wandb", reason="the optional package wandb is not installed")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "NETRC"):
-        monkeypatch.setenv(name, str(tmp_path / "home" / name))
-    yield module
-    module.teardown()  # it reads its environment once a session
-
-
-def test_weights_and_biases_gets_what_the_file_gets(wandb, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    workdir, asked = tmp_path / "run", {"project": "ghost", "name": "tiny", "config": {"optim": {"peak_lr": 0.001}}}
-    with MetricsLog(workdir, 0, **asked) as log:
-        log.write(1, loss=3.5, val_loss=3.4375)
-    with MetricsLog(workdir, 1, **asked) as log:
-        log.write(2, loss=3.25)
-    first, resumed = sorted((workdir / "wandb").glob("offline-run-*/*.wandb"))
-    content = first.read_bytes()
-    assert all(word in content for word in (b"ghost", b"tiny", b"peak_lr", b"val_loss", b"3.4375"))
-    assert b"3.25" in resumed.read_bytes()
-    assert first.name == resumed.name, "a resumed run is the same run there"
-    assert [line["loss"] for line in metrics.read(workdir)] == [3.5, 3.25]
-
-
-def test_weights_and_biases_without_a_login_is_refused_before_lines_are_dropped(wandb, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "online")
-    with MetricsLog(tmp_path, 0) as log:
-        log.write(1, loss=3.5)
-    with pytest.raises(UserError, match=r"log\.wandb=ghost.*`wandb login`.*WANDB_MODE=offline"):
-        MetricsLog(tmp_path, 0, project="ghost")
-    assert len(metrics.read(tmp_path)) == 1
-
-
 def test_weights_and_biases_without_the_package_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails as if it were not there
     with pytest.raises(UserError, match="pip install wandb"):
         MetricsLog(tmp_path, 0, project="ghost")
     assert not (tmp_path / metrics.FILE).exists()
-
-
-# ---- Speed ----
 
 
 def accelerators(kind: str, *peak_bytes: int) -> list:
@@ -139,19 +98,6 @@ def test_utilisation_is_measured_against_all_chips_together():
     assert set(MEASURED) - set(unknown.line()) == {"mfu"}
 
 
-def test_simulated_devices_share_the_cores_and_the_memory_of_their_process():
-    assert len(jax.devices()) > 1
-    assert peak_flops(jax.devices(), "float32") == peak_flops(jax.devices()[:1], "float32")
-    assert measured_flops("float32") > 1e8
-    status = Path("/proc/self/status")
-    if status.is_file():
-        (peak,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
-        assert memory_bytes(jax.devices()) == close(int(peak.split()[1]) * 1024, rel=0.02)
-
-
-# ---- The profiler ----
-
-
 def traced(workdir: Path, at: int, updates: int, last: int = 8) -> int:
     """Runs `last` updates with a trace; returns how many events of the trace name the update's function."""
 
@@ -178,14 +124,3 @@ def test_the_trace_holds_the_updates_asked_for(tmp_path):
     for at in (0, 9):
         assert traced(tmp_path / "none", at, updates=3) == 0
         assert not (tmp_path / "none" / "trace").exists()
-
-
-def test_a_run_that_fails_during_the_trace_still_writes_it(tmp_path):
-    def fail() -> None:
-        with Trace(tmp_path, 1) as trace:
-            trace.before(1, None)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
-    assert list(tmp_path.rglob("*.xplane.pb"))

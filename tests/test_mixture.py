@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data import mixture, mixture_table
-from ghost_jax.data.mixture import Mix, Packing, Phase, cropped, read_from, train_batches, validation_batches
+from ghost_jax.data import mixture
+from ghost_jax.data.mixture import Mix, Phase, cropped, read_from, train_batches, validation_batches
 from ghost_jax.data.packing import fill
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.array_record import write_examples
@@ -80,9 +79,6 @@ def assert_batches_equal(batch: dict, other: dict) -> None:
         assert batch[key].tobytes() == other[key].tobytes(), key
 
 
-# ---- Batch t ----
-
-
 @pytest.mark.parametrize("kind", ["one a row", "packed", "in two phases", "long ones dropped"])
 def test_batch_t_is_the_same_after_a_resume_on_any_number_of_hosts(mix, kind):
     phases = (Phase(0, WEIGHTS), Phase(9, WEIGHTS | {"middle": 0.0, "small": 4.0}))
@@ -115,9 +111,6 @@ def test_the_first_examples_are_the_first_draws_uncropped(mix, numbers):
     assert [example["tokens"][-2] for _, example in found] == numbers[:40]
     assert all(example["source"].decode() == name for name, example in found)
     assert max(len(example["tokens"]) for _, example in found) == 8
-
-
-# ---- What is drawn ----
 
 
 def test_each_record_is_drawn_once_a_pass_and_datasets_are_interleaved_by_records_times_multiplier(numbers):
@@ -200,9 +193,6 @@ def test_dropped_records_are_never_drawn_and_cropped_ones_are(mix):
         train_batches(packed(mix, seq_len=2, truncation="drop"))
 
 
-# ---- Rows ----
-
-
 def one_row(example: dict, seq_len: int) -> dict:
     on_disk = example | {"letter": b"", "branches": np.zeros(0, np.uint8)}
     return {key: values[0] for key, values in fill([[cropped(on_disk, seq_len)]], seq_len, "token_mean").items()}
@@ -215,9 +205,6 @@ def test_targets_are_shifted_and_a_long_record_loses_its_beginning(seq_len, kept
     np.testing.assert_array_equal(made["tokens"], np.pad(ids[:-1], padding))
     np.testing.assert_array_equal(made["targets"], np.pad(ids[1:], padding))
     np.testing.assert_array_equal(made["weights"], np.pad(ids[1:] % 2, padding))
-
-
-# ---- The table ----
 
 
 def test_the_table_reports_what_the_run_sees(mix):
@@ -259,29 +246,6 @@ def test_rows_are_as_full_as_reported(mix):
     assert alone.share < filled.share
 
 
-def test_the_printed_table_has_a_line_a_source_and_remarks(mix, stores, tmp_path):
-    def shown(mix: Mix) -> str:
-        console, lines = Console(width=200), mixture.shares(mix, 100, 2.0)
-        with console.capture() as text:
-            console.print(mixture_table.table(lines), *mixture_table.remarks(mix, lines, Packing(0.97, 2.0)))
-        return text.get()
-
-    text = shown(packed(mix, seq_len=6))
-    for part in ("big", "x3 ", "4/4/3/3", "97.0%", "2.00 records", "about 8 an update", "7 records are longer", "crop"):
-        assert part in text
-    assert "task share" not in text
-    assert "drop" in shown(packed(mix, seq_len=6, truncation="drop"))
-    Manifest(datasets={"small_talk": artifact_cache.manifest(stores["big"]).datasets["big"]}).write(tmp_path)
-    for multiplier in (1.0, 100.0):
-        phases = (Phase(0, {"middle": 2.0, "small_talk": multiplier}),)
-        text = shown(dataclasses.replace(mix, stores=stores | {"small_talk": tmp_path}, phases=phases))
-        assert f"{28 / (28 + 20 * multiplier):.1%} of the records" in text
-        assert ("WARNING: task share" in text) == (multiplier > 1)
-
-
-# ---- The fingerprint ----
-
-
 def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, stores, tmp_path):
     changes = [{}, {"seed": 4}, {"batch_size": 8}, {"seq_len": 5}, {"packing": True}, {"truncation": "drop"}]
     changes += [{"loss_norm": "record_mean"}]
@@ -295,9 +259,6 @@ def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, store
         Manifest(datasets={name: {"train": dataclasses.replace(train, sha256="0" * 64)}}).write(tmp_path)
         other = mixture.fingerprint(dataclasses.replace(alone, stores=stores | {name: tmp_path}))
         assert (other == mixture.fingerprint(alone)) == (name != "big"), "only rows that are mixed in decide it"
-
-
-# ---- Validation ----
 
 
 def validation(mix: Mix, name: str = "big", records: int = 100) -> list[dict]:
@@ -314,18 +275,3 @@ def test_validation_batches_have_one_shape_and_are_padded_with_rows_of_no_weight
     assert len(together) < len(alone)
     for key in ("weights", "targets"):
         assert sum(batch[key].sum() for batch in together) == sum(batch[key].sum() for batch in alone)
-
-
-@pytest.mark.parametrize(("records", "batches"), [(5, 2), (4, 1), (1, 1), (0, 0)])
-def test_no_more_validation_records_are_read_than_asked_for(mix, records, batches):
-    found = validation(mix, records=records)
-    assert len(found) == batches
-    assert sum((batch["weights"].sum(axis=1) > 0).sum() for batch in found) == records
-    assert validation(mix, "middle", records) == []
-
-
-def test_a_dataset_without_training_records_is_refused_by_name(mix, stores, tmp_path):
-    Manifest(datasets={"none": {}}).write(tmp_path)
-    asking = dataclasses.replace(weighted(mix, none=1.0), stores=stores | {"none": tmp_path})
-    with pytest.raises(UserError, match=r"data\.mixture\.none"):
-        mixture.shares(asking, 100, 1.0)

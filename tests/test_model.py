@@ -42,9 +42,6 @@ def logits_of(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarr
     return np.asarray(apply(config, params, tokens))
 
 
-# ---- Sizes ----
-
-
 def count(config: ModelConfig) -> int:
     """The number of parameters of the built model, without the padding rows of its tables."""
     padding = (config.padded_vocab - config.vocab_size) * config.width * len(transformer.tables_of(config))
@@ -63,17 +60,6 @@ def test_a_named_size_has_the_published_number_of_parameters():
 def test_the_arithmetic_count_is_that_of_the_built_model(change):
     for config in (dataclasses.replace(V05, **change), dataclasses.replace(SHARED, **change)):
         assert count(config) == config.parameters()
-
-
-def test_a_record_holds_later_fields_only_where_they_differ():
-    before = {"layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias"}
-    before |= {"dropout", "dtype", "remat", "scan"}  # the keys of existing records
-    assert V05.record().keys() == before
-    assert SHARED.record().keys() == before | {"kv_heads", "head_dim", "tied", "rope_base", "norm_eps"}
-    assert ModelConfig(**SHARED.record()) == SHARED
-
-
-# ---- The forward pass ----
 
 
 def numpy_forward(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
@@ -169,9 +155,6 @@ def test_bfloat16_computes_about_the_same_from_float32_parameters(config):
     assert 0 < np.abs(logits - exact).max() < 0.05 * np.abs(exact).max()  # bfloat16 has 8 bits: 0.4% an operation
 
 
-# ---- Imported models, and the cache ----
-
-
 def test_heads_that_share_keys_compute_what_repeated_keys_do_in_every_way():
     params, tokens = build(SHARED), tokens_of(SHARED)
     repeated = jax.tree.map(np.asarray, params)
@@ -203,15 +186,6 @@ def test_heads_that_share_keys_compute_what_repeated_keys_do_in_every_way():
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(first[row, :length], full[row, :length], atol=1e-4)
         np.testing.assert_allclose(then[row], full[row, length : length + 3], atol=1e-4)
-
-
-@pytest.mark.parametrize("change", [{"rope_base": 1e4}, {"norm_eps": 1e-6}, {"rope_factor": 8.0, "rope_context": 16}])
-def test_each_constant_of_an_imported_model_is_used(change):
-    other = logits_of(dataclasses.replace(SHARED, **change), build(SHARED), tokens_of(SHARED))
-    assert np.abs(other - logits_of(SHARED, build(SHARED), tokens_of(SHARED)))[..., :100].max() > 1e-3
-
-
-# ---- A loop over stacked blocks, and blocks computed again ----
 
 
 @functools.cache
@@ -277,9 +251,6 @@ def test_each_layer_drops_units_of_its_own(scan, remat):
     )
     counts = np.bincount(np.round(2 * hidden / hidden.max(-1, keepdims=True)).astype(int).ravel()) / hidden.size
     np.testing.assert_allclose(counts, [0.25, 0.5, 0.25], atol=0.06)
-
-
-# ---- Initialisation and growth ----
 
 
 @pytest.mark.parametrize("config", [V05, V04, SHARED], ids=["v05", "v04", "shared"])

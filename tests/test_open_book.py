@@ -9,8 +9,7 @@ import pytest
 
 from evals.items.answers import Answers
 from evals.open_book.lexical import EVIDENCE
-from evals.open_book.scoring import Book, both_report
-from ghost_jax.data.corpus import PUBLISHED_BOOK
+from evals.open_book.scoring import ALL_OF_THEM, Book, both_report
 from ghost_jax.data.items.formats import read_items
 from tests.test_ctibench import write_items
 from tests.test_reader import corpus_of_facts
@@ -110,13 +109,21 @@ def test_the_lexical_reader_finds_the_answers_in_the_book_and_not_in_other_lines
     ]
     assert read["oracle page"] == read["without CAPEC"] == read["without CWE"] == 1
     assert max(read["options only"], read["without ATT&CK"], read["passages of another question"]) < 0.5
-    assert [row["fitted_on"] for row in report["fits"]] == ["nothing"]
+    assert [row["fitted_on"] for row in report["fits"]] == ["nothing", ALL_OF_THEM]
     assert "too few facts" in result.stdout
     for number, (name, text) in enumerate(ASKED.items()):
         answer, line, url = result.stdout[result.stdout.index(f"{name}: What does {name} do?") :].splitlines()[1:4]
         assert ANSWERS[number] in answer
         assert text in line
         assert url.strip() == f"https://attack.mitre.org/techniques/T90{number:02}"
+
+
+def test_a_book_may_be_ones_own_files(score, tmp_path):
+    (tmp_path / "notes").mkdir()
+    for name, text in ASKED.items():
+        (tmp_path / "notes" / f"{name}.md").write_text(f"# {name}\n\nOverview\n\n{text}")
+    _, report = score("--reader=lexical", f"--book={tmp_path / 'notes'},capec")
+    assert (report["book"], report["headline"]["accuracy"], report["book_index"]["lines"]) == ("own", 1, len(ASKED) + 1)
 
 
 def test_a_question_without_a_word_of_the_book_is_counted_and_not_answered(score, ghost, with_libtpu):
@@ -142,6 +149,7 @@ def test_an_incomplete_book_is_refused_with_its_missing_files(score, ghost, data
         (["--reader=lexical", "--book=closed"], 2, "--book=open"),
         ([], 2, "--workdir"),
         (["--reader=lexical", "--split=dev"], 1, "split"),
+        (["--reader=lexical", "--book=atack"], 2, "attack"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(score, ghost, flags, code, named):
@@ -173,7 +181,7 @@ def facts_book(tmp_path_factory) -> Book:
     """A book of enough facts to generate questions from."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield Book.of(corpus_of_facts(), PUBLISHED_BOOK, lambda line: None)
+        yield Book.of("open", corpus_of_facts(), lambda line: None)
 
 
 def knows(asked, orders, passages, doing) -> tuple[Answers, int]:

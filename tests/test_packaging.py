@@ -1,5 +1,6 @@
 """What `pip install .` gives: the packages with their data files, the recipes, and every command from any folder."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import ghost_jax
+from ghost_jax.__main__ import COMMANDS as names
+from ghost_jax.__main__ import main
 from tests.conftest import ROOT, WAIT
 
 SHIPPED = ("ghost_jax", "evals", "configs")
@@ -64,6 +67,7 @@ def test_the_wheel_holds_the_packages_the_recipes_and_the_requirements(wheel):
     assert re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE) == [line for line in pinned if line]
 
 
+@pytest.mark.slow
 def test_the_recipes_of_an_installation_are_found_from_any_folder_beside_packages_of_the_same_names(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "installed")
@@ -71,7 +75,7 @@ def test_the_recipes_of_an_installation_are_found_from_any_folder_beside_package
         (tmp_path / "mine" / name).mkdir(parents=True)
         (tmp_path / "mine" / name / "__init__.py").write_text("raise ImportError('another package')\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "ghost_jax.sweep", "--config=configs/sweeps/lr.py:nano", "--dry_run"]
+    command = [sys.executable, "-m", "ghost_jax", "sweep", "--config=lr:nano", "--dry_run"]
     done = subprocess.run(command, cwd=tmp_path / "mine", env=environment, capture_output=True, text=True, timeout=WAIT)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 15
@@ -94,7 +98,18 @@ def test_every_command_explains_itself_from_an_empty_folder(wheel, tmp_path):
     assert len(helps) > 12
     for name, done in helps.items():
         assert (done.returncode, done.stderr) == (0, ""), (name, done.stderr)
-        assert done.stdout.startswith(f"usage: python -m {name} "), name
+        assert done.stdout.startswith("usage: "), name
         silent = re.findall(r"^  (--\w+)(?: \S+)?$(?!\n    )", done.stdout, re.MULTILINE)
         assert not silent, f"{name} has no help for {silent}"
     assert not list(empty.iterdir())
+
+
+def test_ghost_names_every_command_and_refuses_others(capsys):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for name, (module, does) in names.items():
+        assert f"{name} " in listed
+        assert does in listed
+        assert importlib.util.find_spec(module)
+    assert main(["trian"]) == 2
+    assert '"train"' in capsys.readouterr().err

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -38,16 +37,8 @@ def manifests(cache: Path) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def prepared(ghost, tmp_path_factory) -> tuple[Path, str]:
-    """A cache that was prepared after a killed preparation, and what the second one printed."""
+    """A cache that was prepared, and what the preparation printed."""
     cache = tmp_path_factory.mktemp("cache")
-    first = ghost.start(*PREPARE, env={"XDG_CACHE_HOME": str(cache)})
-    while not list(stores(cache).glob("mcq-*.partial/examples/*")) and first.poll() is None:
-        time.sleep(0.002)
-    first.kill()
-    ghost.finish(first, check=False)
-    left = [path for path in stores(cache).iterdir() if path.name != ".locks"]
-    assert any(path.suffix == ".partial" for path in left), "it was killed in the middle of a store"
-    assert all((path / "manifest.json").is_file() for path in left if path.suffix != ".partial")
     return cache, ghost.here(*PREPARE, env={"XDG_CACHE_HOME": str(cache)}).stdout
 
 
@@ -120,8 +111,6 @@ def test_real_publishers_files_are_prepared_with_hashes_and_licences(ghost, ghos
     assert all(corpus["licenses"].values())
 
 
-# ---- Several hosts ----
-
 SOURCES = ("cti", "cve", "kev", "embedded")
 
 
@@ -161,19 +150,3 @@ def test_several_hosts_prepare_what_one_would(ghost, data, tmp_path):
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0"])
 def test_an_invalid_share_is_refused(ghost, shard):
     assert f"--shard={shard}" in ghost.refused_here(*PREPARE, f"--shard={shard}", code=2)
-
-
-def test_a_damaged_source_stops_with_its_place_and_leaves_no_store(ghost, tmp_path):
-    line = json.dumps({"id": "1", "source": "x", "text": "A text."})
-    (tmp_path / "cti.jsonl").write_text(f"{line}\n{line[:20]}\n")
-    command = ["ghost_jax.data.prepare", "--config=configs/pretrain_v05.py:nano", f"--data_dir={tmp_path}"]
-    told = ghost.refused_here(*command, "--config.data.sources=cti", env={"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    assert f"{tmp_path / 'cti.jsonl'}, line 2" in told
-    assert [path.name for path in stores(tmp_path / "cache").iterdir()] == [".locks"]
-
-
-def test_a_source_that_no_document_has_is_named(ghost, prepared):
-    environment = {"XDG_CACHE_HOME": str(prepared[0])}
-    told = ghost.refused_here(*PREPARE, "--config.data.qa_sources", "cwe,atack", code=2, env=environment)
-    assert "data.qa_sources" in told
-    assert 'Did you mean "attack"?' in told

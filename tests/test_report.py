@@ -9,11 +9,6 @@ import matplotlib.image
 import pytest
 
 import ghost_jax
-from ghost_jax.reporting.plots import mixture_picture, study_picture
-from ghost_jax.reporting.records import read_run
-from ghost_jax.reporting.tables import recipe_of, result_table
-from ghost_jax.sweeps import results as sweep_results
-from ghost_jax.sweeps.grid import Sweep, grid
 from launch import results
 from tests.conftest import ROOT, score_of, updates_of
 
@@ -91,15 +86,6 @@ def test_the_tables_hold_the_figures_of_the_records(report):
     assert text.splitlines()[-1].startswith(f"Written by ghost_jax {ghost_jax.__version__}, ")
 
 
-def test_a_run_that_trains_now_has_a_report_of_its_own(tiny_run):
-    report = tiny_run.workdir / "report"
-    row = tables_of(report, "Runs")["chat"]
-    assert row == row | cells_of(tiny_run.workdir)
-    page = (report / "index.html").read_text()
-    assert "THIS IS NOT CTIBENCH" in page
-    assert "python -m ghost_jax.train --config=configs/chat_v5.py:nano" in page
-
-
 def test_unfinished_and_stopped_runs_are_labelled(report):
     rows = tables_of(report, "Runs")
     assert (rows["cut"]["steps"], rows["cut"]["state"], rows["cut"]["verdict"]) == ("4 of 40", "unfinished", "—")
@@ -124,21 +110,6 @@ def test_the_page_is_one_file_with_every_picture_and_takes_notes_as_text(report)
     assert f"Written by ghost_jax {ghost_jax.__version__}, " in page
 
 
-def test_a_sweep_is_shown_with_its_table_notes_and_picture(ghost, tmp_path):
-    folder = tmp_path / "runs" / "sweeps" / "lr"
-    settings = grid("configs/chat_v5.py:nano", {"optim.peak_lr": (1e-3, 2e-3)})
-    sweep = Sweep(settings, seeds=(0,), axis="optim.peak_lr", name="lr")
-    for run in sweep.runs():
-        shutil.copytree(CHAT, folder / run.name)
-    table, notes = sweep_results.write(sweep, folder, {run.name: "finished" for run in sweep.runs()})
-    shutil.copytree(RECORDS / "pretrain_v04-nano", tmp_path / "runs" / "base")
-    out = make(ghost, tmp_path / "runs", tmp_path / "report")
-    assert (out / "sweep-lr.png").read_bytes() == (folder / "sweep.png").read_bytes()
-    page = (out / "index.html").read_text()
-    for text in ("Sweep lr over optim.peak_lr", "peak_lr=0.002", table[1][-1], *notes):
-        assert text in page
-
-
 def test_broken_records_are_named_and_left_out(ghost, tmp_path):
     runs = tmp_path / "runs"
     for name in ("sound", "cut", "foreign"):
@@ -157,78 +128,9 @@ def test_broken_records_are_named_and_left_out(ghost, tmp_path):
     assert "notes.json" not in left_out
 
 
-def test_only_pages_of_this_program_are_replaced(ghost, tmp_path):
-    page = tmp_path / "index.html"
-    page.write_text("my homepage")
-    assert str(page) in ghost.refused_here(
-        "ghost_jax.report", f"--runs={RECORDS / 'pretrain_v04-nano'}", f"--out={tmp_path}"
-    )
-    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-    page.write_text("<p>Written by ghost_jax 12.0.1, and so on</p>")
-    make(ghost, RECORDS / "pretrain_v04-nano", tmp_path)
-    assert f"Written by ghost_jax {ghost_jax.__version__}" in page.read_text()
-
-
 def test_a_folder_without_runs_is_refused(ghost, tmp_path):
     assert str(tmp_path) in ghost.refused_here("ghost_jax.report", f"--runs={tmp_path}", f"--out={tmp_path / 'report'}")
     assert not (tmp_path / "report").exists()
-
-
-# ---- Pictures ----
-
-
-def test_the_mixture_is_drawn_as_the_run_recorded_it():
-    run = read_run(CHAT)
-    (axes,) = mixture_picture(run).axes
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ["small talk x8", "Q&A x1", "raw MCQ x5", "CoT MCQ x2"]
-    records, tokens = ([bar.get_width() for bar in bars][::-1] for bars in axes.containers)
-    assert records == pytest.approx([100 * share.record_share for share in run.data.mixture])
-    assert tokens == pytest.approx([100 * share.supervised_share for share in run.data.mixture])
-
-
-def test_the_study_is_drawn_among_the_baselines():
-    run, base = read_run(CHAT), read_run(RECORDS / "pretrain_v05-nano")
-    score = run.evals["ctibench"]
-    (axes,) = study_picture([run, base]).axes
-    rows = [label.get_text() for label in axes.get_yticklabels()]
-    assert rows[:5] == ["always A", "always B", "always C", "always D", "longest"]
-    assert rows[-2:] == ["study: chat-v5", "ours: chat_v5-seed0 COLLAPSED"]
-    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
-    published = {rows[int(y)]: x for line in hollow for x, y in line.get_xydata()}
-    assert published["study: chat-v5"] == pytest.approx(34.8)
-    assert published["always C"] == pytest.approx(100 * score.baselines["always_C"])
-    assert study_picture([base]) is None
-    assert study_picture([read_run(RECORDS / "chat_v5-36m")]) is None, "it was asked in one order"
-
-
-# ---- Records of all kinds ----
-
-
-@pytest.mark.parametrize(
-    ("data", "changes", "recipe"),
-    [
-        ({}, {}, "corpus"),
-        ({"mixture": {"facts": 1.0, "pretrain": 1.0}}, {}, "corpus x1 + rewritten facts x1"),
-        ({"mixture": {"riddles": 0.5, "mcq": 0.0}, "layout": "cloze"}, {}, "riddles x0.5, asked as cloze"),
-        (
-            {"mixture": {"mcq": 2.0}},
-            {"base": {"name": "pretrain_v04"}, "loss_norm": "record_mean"},
-            "raw MCQ x2 on pretrain_v04, mean over records",
-        ),
-    ],
-)
-def test_a_recipe_has_the_words_of_the_study(data, changes, recipe):
-    assert recipe_of({"data": data} | changes) == recipe
-
-
-def test_the_columns_of_the_study_are_left_out_where_no_run_rebuilds_one_of_its_rows(tmp_path):
-    model = {"layers": 1, "width": 8, "heads": 1, "mlp_dim": 8, "vocab_size": 16}
-    config = {"stage": "chat", "steps": 10, "model": model, "optim": {"peak_lr": 2e-4}, "data": {}}  # as the oldest
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    header, row = result_table([read_run(tmp_path)])
-    assert not any(column.startswith("study") for column in header)
-    assert row[1:4] == ("corpus", "0 of 10", "2e-4")
 
 
 def test_the_results_in_the_repository_are_those_of_its_records():

@@ -2,16 +2,13 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
-from evals.analysis.comparison import compare, rows_of
-from evals.analysis.recorded import read_report
 from ghost_jax.reporting.records import Beside, read_beside, read_run
-from ghost_jax.reporting.summary import HOW, glance_table, learned, story
+from ghost_jax.reporting.summary import glance_table
 from ghost_jax.reporting.tables import NONE
 from tests.conftest import ROOT
-from tests.test_compare import report, write_items, write_run
+from tests.test_compare import write_items
 
 RECORDS = ROOT / "evals" / "records"
 
@@ -41,63 +38,6 @@ def test_open_and_closed_book_never_share_a_column(beside):
         assert set(closed) == {NONE} or opened == NONE
 
 
-def test_without_a_score_on_the_whole_benchmark_there_is_no_table(beside):
-    runs = [read_run(RECORDS / name) for name in ("pretrain_v05-nano", "chat_v5-36m")]
-    assert glance_table(runs, beside) == story(runs, beside) == []
-
-
-def test_three_figures_tell_the_story(beside):
-    run = run_with()
-    score = run.evals["ctibench"]
-    (model, accuracy), (baseline, best), (_, reader) = story([run], beside)
-    assert model.startswith("chat_v5-seed0")
-    assert accuracy.startswith(f"{100 * score.headline.accuracy:.1f}")
-    assert baseline.startswith("without reading")
-    assert best == f"{100 * max(score.baselines_over_orders.values()):.1f}"
-    assert reader.startswith("81.2")
-    assert len(story([run], Beside())) == 2
-
-
-# ---- Comparisons ----
-
-
 @pytest.fixture(scope="module")
 def items(tmp_path_factory):
     return write_items(tmp_path_factory.mktemp("items") / "own.jsonl")
-
-
-@pytest.fixture(scope="module")
-def runs(items, tmp_path_factory) -> dict:
-    """Directories of runs that answer a share of the items right, drawn by their names; "one" in one order."""
-    folder = tmp_path_factory.mktemp("runs")
-    shares = {"first": 0.8, "better": 0.97, "worse": 0.6, "alike": 0.8, "one": 0.5, "two": 0.5}
-    for name, share in shares.items():
-        knows = np.flatnonzero(np.random.default_rng(list(name.encode())).random(len(items)) < share)
-        orders = "published" if name in ("one", "two") else "cyclic"
-        write_run(folder / name, report(items, set(knows), orders), steps=len(name) + ord(name[0]))
-    return {name: folder / name for name in shares}
-
-
-def compared(runs, items, *names: str) -> dict:
-    return compare(rows_of([read_report(runs[name], "ctibench") for name in names], items), items)
-
-
-def test_every_comparison_is_counted_and_worded(items, runs):
-    comparison = compared(runs, items, "first", "better", "worse", "alike")
-    lead, *pairs, how = learned([], [comparison])
-    assert "200 questions in all orders, closed book, against first" in lead
-    assert "1 better, 1 worse, 1 not told apart" in lead
-    assert pairs == [row["against_reference"]["text"] for row in comparison["rows"][1:]]
-    assert how == HOW
-    assert "none of 1 told apart" in learned([], [compared(runs, items, "first", "alike")])[0]
-    assert "in one order" in learned([], [compared(runs, items, "one", "two")])[0]
-
-
-def test_runs_without_a_comparison_are_named(items, runs):
-    scored = [read_run(workdir) for workdir in list(runs.values())[:4]]
-    last = learned(scored, [compared(runs, items, "first", "better")])[-1]
-    assert "worse, alike:" in last
-    assert "python -m evals.compare --runs=A,B" in last
-    (only,) = learned(scored, [])
-    assert "first, better, worse, alike:" in only
-    assert learned(scored[:1], []) == learned([], []) != [only]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.retrieval import bm25
-from ghost_jax.data.retrieval.bm25 import SHOWN_CHARACTERS, WORDS, Index, Passage, passages_of, shown, terms
+from ghost_jax.data.retrieval.bm25 import LINE, SHOWN_CHARACTERS, Index, Passage, passages_of, shown, terms
 from ghost_jax.data.storage.schema import Record
 from tests.conftest import ROOT
 
@@ -72,7 +72,7 @@ def test_the_passages_hold_every_word_of_a_page_in_its_order_and_none_is_too_lon
         assert [together.pop(0) for _ in of_paragraph] == of_paragraph
         words, read = words_of(paragraph), {0}  # how many words the passages so far may hold
         for made in of_paragraph:
-            assert 0 < len(made.text.split()) <= WORDS
+            assert 0 < len(made.text.split()) <= LINE
             forms = (words_of(made.text), words_of(f"{made.section}: {made.text}"))
             read = {at + len(form) for at in read for form in forms if words[at : at + len(form)] == form}
         heading = not of_paragraph and len(words) <= 8 and not re.search(r'[.;!?"\n]|:.', paragraph.strip())
@@ -127,9 +127,15 @@ def test_the_label_of_a_paragraph_is_the_section(paragraph, section):
 
 def test_a_long_paragraph_is_split_at_the_ends_of_sentences_and_keeps_its_section():
     sentence = "It has " + "very " * 20 + "many words."
-    made = list(passages_of(record(f"Mitigation: {' '.join([sentence] * 5)}")))
+    made = list(passages_of(record(f"Mitigation: {' '.join([sentence] * 5)}"), words=60))
     assert [len(m.text.split()) // len(sentence.split()) for m in made] == [2, 2, 1]
     assert all(m.text.endswith("many words.") and m.section == "Mitigation" for m in made)
+
+
+def test_the_numbers_of_a_field_are_named_and_others_are_not():
+    text = "Related weaknesses: CWE-79 and CWE-1.\n\nSee CWE-79."
+    made = passages_of(record(text), names={"CWE-79": "Cross-site Scripting"})
+    assert [each.text for each in made] == ["Cross-site Scripting (CWE-79) and CWE-1.", "See CWE-79."]
 
 
 @given(st.lists(st.sampled_from(["word", "hyphen-ated", "x" * 40]), max_size=120).map(" ".join))
@@ -142,6 +148,13 @@ def test_a_passage_is_shown_with_its_heading_and_cut_between_words(text):
 
 
 # ---- Search ----
+
+
+def test_a_question_that_is_the_name_of_a_page_finds_its_beginning_first(index):
+    for question in ("What is phishing?", "T1566", "Phishing (T1566)"):
+        assert [line.text for line in index.answering(question)] == [PAGES[0][2], "Scan the mail."]
+    assert index.answering("Who scans phishing mail?")[0].text == "Scan the mail."
+    assert index.answering("xyzzy") == []
 
 
 def test_terms_are_stems_and_numbers_are_one_term():

@@ -2,15 +2,15 @@
 
 import itertools
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ghost_jax.data.builders import mcq, pretrain, rewrite
-from ghost_jax.data.storage.schema import RELATIONS, Fact, Record, split_of
+from ghost_jax.data.builders import mcq, rewrite
+from ghost_jax.data.storage.schema import RELATIONS, Fact, Record
 from ghost_jax.data.wordings import question_forms
 from ghost_jax.data.wordings.surface_forms import FORMS, fill
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -64,9 +64,6 @@ DISTINCT = {(f.subject, f.relation, f.object): f for each in RECORDS for f in ea
 STATED_BY = {line: fact for fact in DISTINCT.values() for line in statements(fact)}
 
 
-# ---- Wordings ----
-
-
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_a_relation_has_twenty_forms_half_of_them_from_either_end_that_read_like_english(relation):
     forms = FORMS[relation]
@@ -103,15 +100,6 @@ def test_odd_names_are_never_altered_and_get_no_second_stop(subject, name, relat
         assert len(line) == full - bool(stopped)
 
 
-def test_only_facts_about_names_are_rewritten():
-    names = [("CWE-79", "XSS"), ("d" * 300, "XSS"), ("d" * 301, "XSS"), ("XSS", "d" * 301), ("XSS", "XSS"), ("", "XSS")]
-    can = [rewrite.can_be_rewritten(Fact(subject, "weakness_class", name, "")) for subject, name in names]
-    assert can == [True, True, False, False, False, False]
-
-
-# ---- Rows ----
-
-
 def test_each_statement_of_each_fact_is_in_the_rows_once(written):
     lines = Counter(line for split in written.values() for document in split for line in document)
     assert lines == Counter(STATED_BY.keys())
@@ -120,56 +108,3 @@ def test_each_statement_of_each_fact_is_in_the_rows_once(written):
         ports = [line for line in document if STATED_BY[line].relation == "port_service"]
         assert len(ports) < 3 or len({re.sub(r"TCP port \d+|Service \d+", "", line) for line in ports}) > 1
     assert len(written["validation"]) == sum(map(len, written.values())) // 50 > 5
-
-
-def test_the_statements_of_a_fact_are_far_apart_among_changing_neighbours(written):
-    train, validation = written["train"], iter(written["validation"])
-    ordered = []
-    for index in range(sum(map(len, written.values()))):
-        ordered.append(next(validation) if pretrain.is_in("validation", index) else train[len(ordered) - index // 50])
-    places, neighbours = defaultdict(list), defaultdict(set)
-    for place, line in enumerate(itertools.chain(*ordered)):
-        places[STATED_BY[line]].append(place)
-    for document in ordered:
-        for a, b in itertools.permutations(map(STATED_BY.get, document), 2):
-            neighbours[a].add(b)
-    assert len(places) == len(DISTINCT)
-    for fact, found in places.items():
-        assert min(b - a for a, b in itertools.pairwise(found)) > 0.7 * len(DISTINCT)
-        assert len(neighbours[fact]) > 0.2 * len(DISTINCT)
-
-
-@pytest.mark.parametrize("window", [16, 100])
-def test_rows_are_windows_and_depend_on_the_facts_alone(tokenizer, window):
-    def retold():
-        return (record(f"x{i}", *each.facts, source="elsewhere") for i, each in enumerate(RECORDS))
-
-    (whole,) = rewrite.build(retold, tokenizer, "train", WHOLE)
-    rows = list(rewrite.build(documents, tokenizer, "train", window))
-    assert {(len(row["tokens"]), row["source"]) for row in rows} == {(window + 1, "facts")}
-    targets = np.concatenate([row["tokens"][row["mask"]] for row in rows])
-    np.testing.assert_array_equal(targets, whole["tokens"][1 : len(targets) + 1])
-    assert len(whole["tokens"]) - 1 - len(targets) < window
-    assert list(rewrite.build(lambda: iter([record("empty")]), tokenizer, "train", window)) == []
-
-
-# ---- Exposures ----
-
-
-def test_the_counts_agree_with_the_rows(written):
-    in_rows = Counter(STATED_BY[line] for document in written["train"] for line in document)
-    lines = list(rewrite.facts_of(documents))
-    assert {DISTINCT[line["subject"], line["relation"], line["object"]]: line["forms"] for line in lines} == in_rows
-    assert len(lines) == len(DISTINCT)
-    assert {line["source"] for line in lines if line["subject"] == "Technique 5"} == {"test"}
-    assert {split_of(line["subject"]) for line in lines} == {"train", "validation", "test"}
-
-    def counts(forms: list[int]) -> dict:
-        return {"facts": len(forms), "forms": sum(forms), "least_forms": min(forms), "most_forms": max(forms)}
-
-    summary = rewrite.summary(lines)
-    relations = summary.pop("relations")
-    assert summary == counts([line["forms"] for line in lines])
-    assert set(relations) == set(RELATIONS)
-    assert relations["tactic"] == counts([line["forms"] for line in lines if line["relation"] == "tactic"])
-    assert rewrite.summary([]) == dict.fromkeys(summary, 0) | {"relations": {}}

@@ -53,25 +53,6 @@ def test_every_size_divides_on_every_mesh(state):
                 assert axis is None or length % axes[axis] == 0, f"{path} {leaf.shape}: {length} by {axes[axis]}"
 
 
-@pytest.mark.parametrize("growth", [3, 32, 200])
-def test_the_chat_tokens_leave_the_vocabulary_divisible(growth):
-    config = SIZES["small36m"]
-    grown = dataclasses.replace(config, vocab_size=config.vocab_size + growth)
-    assert grown.padded_vocab >= grown.vocab_size
-    assert grown.padded_vocab % 128 == 0
-
-
-def test_a_model_whose_heads_share_keys_is_split_by_heads_and_by_tokens():
-    for path, leaf in leaves(abstract_state(SHARED).params):
-        spec = spec_of(path, leaf)
-        assert len(spec) in (0, leaf.ndim), path
-        assert leaf.ndim < 2 or any(spec), f"{path} {leaf.shape} is replicated on every device"
-        if "/q/" in path or "/kv/" in path:
-            assert spec[leaf.ndim - 2] == "tensor", path  # heads are split, never the inside of one
-        if "embedding" in path:
-            assert spec == P("tensor", "fsdp")
-
-
 def test_moments_are_sharded_as_their_parameters_and_fsdp_over_eight_holds_an_eighth(state):
     placed = shardings(state, make_mesh(2, 2, 2))
     adam = placed.opt_state[1]
@@ -83,7 +64,7 @@ def test_moments_are_sharded_as_their_parameters_and_fsdp_over_eight_holds_an_ei
     assert sum(jax.tree.leaves(here)) < 1.2 * total / 8
 
 
-@pytest.mark.parametrize("config", [*SIZES.values(), SHARED], ids=[*SIZES, "shared"])
+@pytest.mark.parametrize("config", [SIZES["nano"], SIZES["v04"], SHARED], ids=["nano", "v04", "shared"])
 def test_moments_of_muon_are_sharded_as_their_parameters(config):
     placed = shardings(abstract_state(config, "muon"), make_mesh(2, 2, 2))
     params = dict(leaves(placed.params))
@@ -127,23 +108,13 @@ def test_every_rule_is_used():
     assert [pattern for pattern, _ in RULES if pattern not in used] == []
 
 
-# ---- Meshes ----
-
-
 def test_a_mesh_with_more_parts_than_an_axis_is_refused_with_the_parameter():
     with pytest.raises(UserError, match=r"params/blocks/attention/.*tensor=8"):
         shardings(abstract_state(SIZES["nano"]), make_mesh(1, 1, 8))
 
 
 @pytest.mark.parametrize(
-    ("asked", "made"),
-    [
-        ((), (8, 1, 1)),
-        ((-1, 2, 2), (2, 2, 2)),
-        ((2, -1, 1), (2, 4, 1)),
-        ((1, 1, -1), (1, 1, 8)),
-        ((8, 1, -1), (8, 1, 1)),
-    ],
+    ("asked", "made"), [((), (8, 1, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, -1, 1), (2, 4, 1)), ((8, 1, -1), (8, 1, 1))]
 )
 def test_minus_one_takes_the_devices_that_are_left(asked, made):
     mesh = make_mesh(*asked)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +17,6 @@ from ghost_jax.core import jax_setup
 from ghost_jax.core.errors import BAD_USAGE, FAILED, UsageError, UserError, command
 from ghost_jax.runs import run_dir
 from tests.conftest import ROOT, tiny_base
-
-# ---- Errors ----
 
 
 @pytest.fixture
@@ -69,9 +66,7 @@ def test_a_defect_raises():
     assert command(lambda argv: None)([]) == 0
 
 
-# ---- JAX ----
-
-
+@pytest.mark.slow
 def test_an_installed_tpu_library_is_not_loaded_without_a_tpu(ghost, with_libtpu, tmp_path):
     opened = tmp_path / "peak_lr=0.02-seed2"
     opened.mkdir()
@@ -82,18 +77,6 @@ def test_an_installed_tpu_library_is_not_loaded_without_a_tpu(ghost, with_libtpu
     assert plan.returncode == 0
     assert "holds a run of another config" in " ".join(opened_run.stderr.split())
     assert "libtpu is loaded" not in plan.stderr + opened_run.stderr
-
-
-def test_faults_that_repeat_a_failed_save_are_hidden(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    shown = []
-    monkeypatch.setattr("sys.unraisablehook", shown.append)
-    monkeypatch.setattr("threading.excepthook", shown.append)
-    jax_setup.set_up()
-    repeated = [RuntimeError("Encountered error while reading array index: (0,)"), OSError(errno.ENOSPC, "full")]
-    for fault in (*repeated, ValueError("something else")):
-        sys.unraisablehook(SimpleNamespace(exc_value=fault))
-    assert [str(raised.exc_value) for raised in shown] == ["something else"]
 
 
 @pytest.mark.parametrize(
@@ -123,45 +106,6 @@ def test_a_run_keeps_the_type_it_began_with(tmp_path, begun_in):
     (tmp_path / "config.json").write_text('{"model": {"dty')
     with pytest.raises(UserError, match=r"config\.json"):
         settled("auto")
-
-
-# ---- Huge pages ----
-
-
-class Restarted(Exception):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("words", "setting", "tunables", "expected"),
-    [
-        ("-X dev -m ghost_jax.train --plan", "[madvise]", "", "glibc.malloc.hugetlb=1"),
-        ("-m evals.ctibench", "[madvise]", "glibc.malloc.perturb=1", "glibc.malloc.perturb=1:glibc.malloc.hugetlb=1"),
-        ("-m pytest", "[madvise]", "", None),
-        ("-c ghost_jax", "[madvise]", "", None),
-        ("-m ghost_jaxes.train", "[madvise]", "", None),
-        ("-m ghost_jax.train", "[always]", "", None),
-        ("-m ghost_jax.train", "[madvise]", "glibc.malloc.hugetlb=0", None),
-    ],
-)
-def test_a_command_restarts_with_huge_pages_only_where_they_help(
-    monkeypatch, tmp_path, words, setting, tunables, expected
-):
-    (tmp_path / "enabled").write_text(f"always {setting} never\n")
-    monkeypatch.setattr(ghost_jax, "_SETTING", tmp_path / "enabled")
-    monkeypatch.setattr(sys, "orig_argv", ["python", *words.split()])
-    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-
-    def execve(program, argv, environment):
-        assert (program, argv) == (sys.executable, sys.orig_argv)
-        raise Restarted(environment["GLIBC_TUNABLES"])
-
-    monkeypatch.setattr(os, "execve", execve)
-    if expected is None:
-        ghost_jax._restart_with_huge_pages()
-    else:
-        with pytest.raises(Restarted, match=f"^{expected}$"):
-            ghost_jax._restart_with_huge_pages()
 
 
 def test_a_real_command_restarts_once_with_huge_pages(tmp_path):

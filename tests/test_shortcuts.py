@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghost_jax.data.retrieval import mcq_baselines
-from ghost_jax.data.retrieval.mcq_baselines import always, content_words, longest, overlapping, popular, shortest
+from ghost_jax.data.retrieval.mcq_baselines import all_of_the_above, always, longest, overlapping, popular, shortest
 
 OPTIONS = [("aa", "b", "cc", "d"), ("x", "yyy", "zz"), ("one", "two")]
 
@@ -31,28 +30,17 @@ def test_ties_share_a_credit(baseline, answers, expected):
     assert credits(baseline, [], [], []) == []
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("What is the use of it?", {"use"}),
-        ("Use-after-free: FREE memory", {"use", "free", "memory", "after"}),
-        ("Spearphishing Link (T1566.002).", {"spearphishing", "link", "t1566.002"}),
-    ],
-)
-def test_content_words(text, words):
-    assert content_words(text) == words
-
-
 def test_overlap_counts_each_content_word_once_and_no_function_word():
     question = "Which flaw of the kernel is a use of freed memory?"
     options = ("the of is a which", "memory memory memory", "Use of MEMORY", "kernel")
     assert [credits(overlapping, [gold], [options], [question])[0] for gold in range(4)] == [0, 0, 1, 0]
 
 
-def test_the_two_popularities_differ():
-    options, answers = [("a", "b"), ("a", "c"), ("a", "b")], [1, 0, 1]
-    assert mcq_baselines.times_offered(options) == {"a": 3, "b": 2, "c": 1}
-    assert mcq_baselines.times_gold(options, answers) == {"b": 2, "a": 1}
+@pytest.mark.parametrize(("question", "credit"), [("Which follows?", 1), ("Which does NOT follow?", 1 / 3)])
+def test_all_of_the_above_is_chosen_where_it_stands_unless_the_question_is_negated(question, credit):
+    options = ("Crash", "Exit", "All of the above")
+    assert credits(all_of_the_above, [2], [options], [question]) == [credit]
+    assert credits(all_of_the_above, [0], [("None of the above", "Exit")], [question]) == [1 / 2]
 
 
 words = st.text("ab c", max_size=6)

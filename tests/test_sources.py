@@ -12,7 +12,7 @@ import pytest
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.corpus import Input, part_stores
-from ghost_jax.data.sources import embedded, locate
+from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import files, text_cleaning
 from ghost_jax.data.storage.schema import RELATIONS, Fact, Record
 
@@ -40,9 +40,6 @@ def test_a_record_drops_facts_with_a_blank_part():
     fact = Fact("Phishing", "tactic", "Initial Access", "Phishing serves the tactic Initial Access.")
     blank = [Fact(" \n", "tactic", "b", "c"), Fact("a", "tactic", "", "c"), Fact("a", "tactic", "b", "")]
     assert Record("a", "s", "Phishing", "Text.", "", "", (*blank, fact)).facts == (fact,)
-
-
-# ---- Files ----
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
@@ -108,9 +105,6 @@ def test_a_damaged_input_leaves_no_store(tmp_path, monkeypatch):
     assert not [left for left in cache_dir().rglob("*") if left.is_file() and left.stat().st_size]
 
 
-# ---- Prose ----
-
-
 @pytest.mark.parametrize(
     ("marked_up", "plain"),
     [
@@ -118,53 +112,12 @@ def test_a_damaged_input_leaves_no_store(tmp_path, monkeypatch):
         ("[Net](https://attack.mitre.org/software/S0039) and [a](/x_(y)) [b]", "Net and a [b]"),
         ("run <code>net use</code> or `net1`,<br>then ```stop```", "run net use or net1,\nthen stop"),
         ("type <username> &lt;PID&gt; <script>", "type <username> <PID> <script>"),
-        ("one  two \n\n \n three\u00a0four", "one two\n\nthree four"),
-        ("### Windows\nMonitor", "Windows\nMonitor"),
         ("\n  <xhtml:p>One\n  line.</xhtml:p>\n  <xhtml:p>Two.</xhtml:p>\n", "One line.\n\nTwo."),
-        ("<ol><li> <p>First</p></li><li>Second</li></ol>", "- First\n\n- Second"),
         ("A library [REF-57], as [REF-58] says. [REF-1]", "A library, as [REF-58] says."),
     ],
 )
 def test_clean(marked_up, plain):
     assert text_cleaning.clean(marked_up) == plain
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("One thing. Another.", "One thing."),
-        ("Tools, e.g. Net, of the U.S. Army. More.", "Tools, e.g. Net, of the U.S. Army."),
-        ('He said "stop." Then 4.5 more.', 'He said "stop."'),
-        ("no end\n\nNext. Last.", "no end"),
-        ("", ""),
-    ],
-)
-def test_first_sentence(text, sentence):
-    assert text_cleaning.first_sentence(text) == sentence
-
-
-def test_listing():
-    assert list(map(text_cleaning.listing, ("A", "AB", "ABC"))) == ["A", "A and B", "A, B and C"]
-
-
-# ---- The table and the pack ----
-
-
-def test_locate_returns_the_files_of_the_first_folder_that_has_the_source(tmp_path):
-    empty, first, second = folders = [tmp_path / name for name in ("empty", "first", "second")]
-    for folder in folders:
-        (folder / "raw").mkdir(parents=True)
-    enterprise = write(first / "raw" / "enterprise-attack-15.1.json.xz", b"{}")
-    mobile = write(first / "mobile-attack-15.1.json", b"{}")
-    write(second / "ics-attack-15.1.json", b"{}")
-    assert locate("attack", folders) == [enterprise, mobile]
-    assert locate("attack", [empty]) == locate("embedded", folders) == []
-    newer = write(first / "raw" / "nvdcve-2.0-2003.json.gz", b"{}")
-    older = write(first / "nvdcve-2.0-2002.json", b"{}")
-    write(first / "raw" / "nvdcve-2.0-2002.json.xz", b"{}")  # the same piece again
-    write(first / "raw" / "nvdcve-2.0-2003.meta", b"")
-    write(second / "nvdcve-2.0-2001.json", b"{}")
-    assert locate("nvd", folders) == [older, newer]
 
 
 def test_the_pack_has_records_of_every_kind():

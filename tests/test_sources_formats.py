@@ -58,38 +58,27 @@ def test_a_sample_gives_the_expected_records(name):
     assert json.loads(json.dumps([dataclasses.asdict(record) for record in records])) == EXPECTED[name]
 
 
-# ---- Invalid files ----
-
 STIX_NAME, CWE_BODY, CVE_ID = '"name": "Process Injection"', "<Weakness_Catalog", '"id": "CVE-2000-0001"'
 PRODUCT, EXPLOIT = '"product": "Craft CMS"', "9306,"
 INVALID = [  # format, a text of the sample or None for all of it, its replacement, a pattern of the message
     ("attack", None, "[]", "not a STIX bundle"),
-    ("attack", None, '{"type": "report"}', "not a STIX bundle"),
-    ("attack", None, '{"type": "bundle", "objects": {}}', "not a STIX bundle"),
     ("attack", None, '{"type": "bundle", "objects": [7]}', r"objects\[0\] is a int"),
     ("attack", None, '{"type": "bundle", "objects": [{"type": "tool"}]}', r'objects\[0\] has no "id"'),
-    ("attack", None, '{"type": "bundle", "objects": [{"type": [], "id": "x"}]}', r'objects\[0\]: "type"'),
     ("attack", STIX_NAME, '"name": " "', r'objects\[1\] has no "name"'),
-    ("attack", STIX_NAME, '"name": null', r'objects\[1\] has no "name"'),
     ("attack", STIX_NAME, f'{STIX_NAME}, "modified": "yesterday"', r'objects\[1\]: "modified"'),
-    ("attack", STIX_NAME, f'{STIX_NAME}, "revoked": "false"', r'objects\[1\]: "revoked"'),
     ("attack", STIX_NAME, f'{STIX_NAME}, "x_mitre_platforms": "Linux"', r'objects\[1\]: "x_mitre_platforms"'),
     ("attack", '"external_id": "T1055"', '"external_id": " "', "T1055 has no external reference"),
     ("attack", '"type": "x-mitre-tactic"', '"type": "x-other"', "without a tactic"),
     ("attack", '"type": "bundle",', '"type": "bundle"', "line 3, .*JSON"),
     ("attack", "bundle--1", "\udcff", "line 3: .*UTF-8"),
     ("attack", None, "[" * 200_000, "line 1, .*JSON"),
-    ("attack", None, "", "line 1, .*JSON"),
     ("cwe", CWE_BODY, BOMB + CWE_BODY, "line 2: .*DTD or an entity"),
     ("cwe", CWE_BODY, f'<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]>\n{CWE_BODY}', "DTD or an entity"),
-    ("cwe", CWE_BODY, f"<!DOCTYPE a>\n{CWE_BODY}", "DTD or an entity"),
-    ("cwe", CWE_BODY, f'<!DOCTYPE a SYSTEM "http://example.org/a">\n{CWE_BODY}', "DTD or an entity"),
     ("cwe", "</Weaknesses>", "<", "line 40, column"),
     ("cwe", "Badly", "\udcff", "line 12, column"),
     ("cwe", 'ID="74" Name', 'ID="many" Name', r"line \d+: .*number"),
     ("cwe", 'Name="Injection"', 'Name=" "', r"line \d+: .*name"),
     ("cwe", None, "<html/>", "no weakness"),
-    ("cwe", None, "", "line 1"),
     ("nvd", CVE_ID, '"id": "2000-0001"', r'vulnerabilities\[1\]: "id"'),
     ("nvd", CVE_ID, f'{CVE_ID}, "weaknesses": {{}}', r'vulnerabilities\[1\]: "weaknesses"'),
     ("nvd", CVE_ID, f'{CVE_ID}, "x": {"9" * 5000}', r"vulnerabilities\[0\]: .*JSON"),
@@ -97,17 +86,12 @@ INVALID = [  # format, a text of the sample or None for all of it, its replaceme
     ("nvd", '"version": "2.0",\n "vulnerabilities"', '"vulnerabilities": [null], "x"', r"\[0\] is a NoneType"),
     ("nvd", '"cve": {\n    "id": "CVE-2000-0002"', '"x": {"id": "CVE-2000-0002"', r'vulnerabilities\[2\] has no "cve"'),
     ("nvd", '"vulnerabilities": [', '"CVE_Items": [', 'no "vulnerabilities"'),
-    ("nvd", None, '{"vulnerabilities": [', "JSON"),
-    ("nvd", None, "", "JSON"),
     ("kev", None, "[]", 'no list of "vulnerabilities"'),
-    ("kev", "]", "", "JSON"),
     ("kev", PRODUCT, '"product": null', r'vulnerabilities\[1\] has no "product"'),
     ("kev", '"cwes": null', '"cwes": "CWE-77"', r'vulnerabilities\[1\]: "cwes"'),
     ("kev", "CVE-2024-0001", "CVE-X", r'vulnerabilities\[1\]: "cveID"'),
     ("exploitdb", ",codes", "", "line 1: the column codes"),
-    ("exploitdb", None, "", "line 1: the column id"),
     ("exploitdb", EXPLOIT, f"1,a.txt,Bug\n{EXPLOIT}", "line 3: 3 fields under 10 columns"),
-    ("exploitdb", EXPLOIT, f"1{',' * 10}\n{EXPLOIT}", "line 3: 11 fields under 10 columns"),
     ("exploitdb", EXPLOIT, f'1,"a"b\n{EXPLOIT}', "line 3: .*CSV"),
     ("exploitdb", EXPLOIT, '1,"' + "x,\n" * 90_000, r"line \d+: .*CSV"),
     ("exploitdb", EXPLOIT, "\udcff,", "line 3: .*UTF-8"),
@@ -116,8 +100,6 @@ INVALID = [  # format, a text of the sample or None for all of it, its replaceme
     ("jsonl", "Use After", "\udcff", "line 2: .*UTF-8"),
     ("jsonl", "Use After", "\\ud800", "line 2, .*surrogate"),
     ("jsonl", '"id": "b"', '"id": ' + "9" * 5000, "line 2, .*JSON"),
-    ("jsonl", '"id": "b"', '"id": 7', 'line 2: "id"'),
-    ("jsonl", '"url": "u"', '"url": 0', 'line 2: "url"'),
     ("jsonl", '"text": "Text é."', '"text": null', 'line 1: "text"'),
     ("jsonl", None, "[1]", "line 1: a list"),
 ]
@@ -139,9 +121,6 @@ def test_a_truncated_archive_is_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(UserError, match=re.escape(str(path))):
             list(read(path))
-
-
-# ---- Memory ----
 
 
 def peak_of(path: Path, read: Callable) -> int:
@@ -180,4 +159,4 @@ def test_markup_may_nest_deeper_than_python_recurses(tmp_path):
     nested = f"{'<xhtml:b>' * 10_000}Deep{'</xhtml:b>' * 10_000} down."
     sample = (FOLDER / "cwe.xml").read_text(encoding="utf-8")
     path = write(tmp_path / "cwe.xml", sample.replace("It injects.", nested).encode())
-    assert [record.text for record in cwe.read(path)][1] == "Deep down."
+    assert [record.text for record in cwe.read(path)][1].startswith("Deep down.\n\n")

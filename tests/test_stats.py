@@ -102,9 +102,6 @@ def test_credits_outside_their_range_or_without_clusters_are_refused(credits, cl
         paired_difference(credits, credits, clusters)
 
 
-# ---- Two runs on the same items ----
-
-
 @given(pairs)
 @example([(1.0, 0.75)] * 6)
 @example([(0.0, 1.0)] * 5)

@@ -1,12 +1,9 @@
 """ghost_jax/sweeps: the table, the pictures and the curves of a sweep, from the records of its runs."""
 
 import json
-from types import SimpleNamespace
 
-import matplotlib.image
 import pytest
 
-from ghost_jax.sweeps import curves
 from ghost_jax.sweeps import results as sweep_table
 from ghost_jax.sweeps.grid import Setting, Sweep, grid
 from tests.conftest import ROOT
@@ -79,44 +76,3 @@ def test_a_single_seed_has_the_interval_of_its_items_and_a_single_order_is_named
     assert cells["accuracy, %"] == "30.0 (one order)"
     assert (cells["95% interval"], cells["min to max"]) == ("28.0 to 32.0 (items)", "—")
     assert any("one seed" in note for note in notes)
-
-
-def test_the_pictures_show_rates_beside_chance_and_losses_against_tokens_and_time(recorded):
-    sweep, folder, _ = recorded
-    sweep_table.write(*recorded)
-    rows = sweep_table.pooled(*recorded)
-    above, below = sweep_table.picture(sweep, rows).axes
-    assert above.get_xscale() == "log"
-    assert below.get_xlabel() == "optim.peak_lr"
-    (chance,) = [line for line in above.lines if line.get_label() == "chance"]
-    assert list(chance.get_ydata()) == [25, 25]
-    accuracy, _ = above.get_legend_handles_labels()[0][::-1]
-    assert list(accuracy.lines[0].get_xdata()) == [0.001, 0.01]
-    assert list(accuracy.lines[0].get_ydata()) == pytest.approx([27, 27])
-
-    by_tokens, by_time = curves.picture(rows).axes  # both settings are of one config
-    for panel, x in ((by_tokens, [640 / 1e6, 1280 / 1e6]), (by_time, [14 / 60, 16 / 60])):
-        assert len(panel.lines) == 6
-        assert all(list(line.get_xdata()) == pytest.approx(x) for line in panel.lines)
-    assert [list(line.get_ydata()) for line in by_tokens.lines][:2] == [[7.5, 3.0], [7.5, 3.2]]
-    for name in ("sweep.png", "curves.png"):
-        assert matplotlib.image.imread(folder / name).std() > 0, "a blank picture"
-        assert name in (folder / "sweep.md").read_text()
-
-
-def test_seconds_of_a_curve_are_those_of_updates_after_the_first():
-    assert curves.curve_of(CONFIG, LINES) == [
-        {"step": 20, "tokens": 640, "seconds": pytest.approx(9 + 5), "val_loss": 7.5},
-        {"step": 40, "tokens": 1280, "seconds": pytest.approx(9 + 5 + 1 + 1), "val_loss": 5.5},
-    ]
-    assert curves.curve_of(CONFIG, [{"step": 1, "loss": 9.0}, {"step": 2, "val_loss": 7.0}]) == []
-    assert curves.curve_of({}, []) == []
-
-
-def test_the_curves_of_each_config_have_two_panels():
-    def row(config: str, lines: list[dict]):
-        runs = [SimpleNamespace(curve=curves.curve_of(CONFIG, lines))]
-        return SimpleNamespace(setting=Setting("a", config), runs=runs)
-
-    assert curves.picture([row("b", LINES[:3])]) is None, "one validation loss is no curve"
-    assert len(curves.picture([row(config, LINES) for config in "bc"]).axes) == 4

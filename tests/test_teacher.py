@@ -2,12 +2,9 @@
 
 import collections
 import email.message
-import fcntl
 import http.server
 import json
-import os
 import re
-import signal
 import threading
 import time
 import traceback
@@ -136,9 +133,6 @@ def kept(cache: Path) -> list[dict]:
     return [json.loads(line) for file in cache.glob("*") for line in file.read_text().splitlines()]
 
 
-# ---- Asking, and what is cached ----
-
-
 def test_replies_are_in_the_order_of_the_questions_and_several_requests_are_in_flight(serve):
     together = threading.Barrier(teacher.IN_FLIGHT, timeout=5)
 
@@ -152,21 +146,6 @@ def test_replies_are_in_the_order_of_the_questions_and_several_requests_are_in_f
     assert replies == [f"Number {i} is what it is. That is why." for i in range(8)]
     counts = {"asked": 8, "from_cache": 0, "answered_by": {"127.0.0.1": 8}}
     assert report == {"teacher": "model:14b at 127.0.0.1", **counts}
-
-
-def test_a_request_holds_the_question_its_answer_and_the_evidence(serve, monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
-        monkeypatch.setenv(name, "another-service")
-    server = serve()
-    ask(server, 2)
-    headers, body = server.seen[-1]
-    prompt = body["messages"][0]["content"]
-    for told in ("What is number 1?", "A) Command and Control", "D) Execution", "answer: B) Persistence", "Evidence 1"):
-        assert told in prompt
-    assert (body["model"], body["temperature"]) == ("model:14b", 0)
-    assert {"max_tokens", "seed"} <= body.keys()
-    assert "another-service" not in str(headers)
-    assert "Authorization" not in headers
 
 
 def test_cached_replies_are_not_asked_again_whichever_host_gave_them(serve):
@@ -193,7 +172,7 @@ def test_a_preparation_that_failed_resumes_with_the_questions_that_have_no_reply
     assert set(server.asked) == set(range(10)) - before >= {9}
 
 
-@pytest.mark.parametrize("left", [b'{"key": "ab', b"\xff\xfe", b"[1, 2]", b"{}", b'"' + b"x" * 100_000, b"[" * 100_000])
+@pytest.mark.parametrize("left", [b'{"key": "ab', b"\xff\xfe", b"[" * 100_000])
 def test_an_incomplete_last_line_is_skipped(serve, cache, left):
     server = serve()
     ask(server, 3)
@@ -209,26 +188,6 @@ def test_an_incomplete_last_line_is_skipped(serve, cache, left):
     assert file.read_bytes().startswith(whole[:-9])
 
 
-def test_a_reply_is_not_written_while_another_process_writes(serve, cache):
-    server = serve()
-    ask(server, 1)
-    (file,) = cache.iterdir()
-    whole = file.read_bytes()
-    with file.open("ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        asking = threading.Thread(target=ask, args=(server, 2), daemon=True)
-        asking.start()
-        while not server.asked[1] and asking.is_alive():
-            time.sleep(0.005)
-        asking.join(0.2)
-        assert file.read_bytes() == whole
-    asking.join(5)
-    assert len(kept(cache)) == 2
-
-
-# ---- Failures ----
-
-
 @pytest.mark.parametrize(
     "fault",
     [(500, AT_ONCE, b"oops"), (429, AT_ONCE, b""), (200, {"Content-Length": "1000"}, b'{"choices": [')],
@@ -240,26 +199,9 @@ def test_a_fault_that_passes_is_repeated(serve, fault):
     assert set(server.asked.values()) == {2}
 
 
-@pytest.mark.parametrize("started", [False, True], ids=["before the headers", "within the body"])
-def test_a_server_that_hangs_is_given_up(serve, started):
-    over = threading.Event()
-
-    def hang(body: dict, _: int) -> Answer:
-        if started:
-            return 200, {"Transfer-Encoding": "chunked"}, b"1\r\n{\r\n"  # and the next chunk never comes
-        over.wait(10)
-        return right_reply(body)
-
-    message = failure_of(serve(hang), timeout=openai.Timeout(0.3), max_retries=0)
-    over.set()
-    assert "0.3 s" in message
-
-
-def test_a_refused_connection_is_reported(serve):
-    server = serve()
-    server.shutdown()
-    server.server_close()
-    assert re.search("refused|failed", failure_of(server, max_retries=0))
+def test_a_server_that_hangs_is_given_up(serve):
+    started = 200, {"Transfer-Encoding": "chunked"}, b"1\r\n{\r\n"  # and the next chunk never comes
+    assert "0.3 s" in failure_of(serve(lambda *_: started), timeout=openai.Timeout(0.3), max_retries=0)
 
 
 NO_COMPLETIONS = (b"<html>Welcome</html>", b"{", b"[]", b'{"choices": []}', b"null", b"[" * 100_000)
@@ -302,8 +244,6 @@ def test_a_redirect_is_named_and_takes_the_key_nowhere(serve, monkeypatch, locat
     assert there.seen == []
 
 
-# ---- The key ----
-
 ECHOES = {
     "401": (401, {}, f"Incorrect API key: {KEY}".encode()),
     "400": (400, {}, json.dumps({"error": {"message": f"bad {KEY}"}}).encode()),
@@ -330,19 +270,6 @@ def test_the_key_is_a_bearer_token_and_in_no_file_log_or_message(serve, monkeypa
     assert "openai" in caplog.text
     assert not [text for text in shown if KEY in text or KEY[3:20] in text]
 
-
-def test_a_stop_does_not_wait_for_replies(serve):
-    over = threading.Event()
-    server = serve(lambda *_: completion(str(over.wait(60))))
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        ask(server, 3)
-    over.set()
-    assert time.monotonic() - began < 20
-
-
-# ---- The config ----
 
 NO_URLS = ("", "Offline", "localhost:11434", "ftp://host/v1", "http://", "http:///v1", "http://host:x/v1")
 NO_URLS += ("http://h:99999/v1", "http://a..b/v1", "http://ho st/v1", "http://[::1/v1", "http://höst/v1")

@@ -64,11 +64,6 @@ def test_a_vocabulary_that_cannot_hold_all_bytes_is_refused():
         train(CORPUS, 259)
 
 
-def test_equal_corpora_give_equal_vocabularies(base):
-    assert train(CORPUS * 5, VOCAB).sha256 == base.sha256
-    assert train(CORPUS, 300).sha256 != base.sha256
-
-
 def test_chat_tokens_are_one_token_each_and_change_no_old_id(base, chat):
     assert [chat.decode_bytes([i]) for i in range(VOCAB)] == [base.decode_bytes([i]) for i in range(VOCAB)]
     text = "An attacker sends a phishing mail; äh."
@@ -82,12 +77,6 @@ def test_chat_tokens_are_one_token_each_and_change_no_old_id(base, chat):
     for word in ANCHORS:
         assert chat.encode(word) == [chat.id(word)]
     assert chat.id("goodbye") not in chat.encode("goodbyes"), "whole words alone"
-
-
-def test_the_ids_of_special_tokens_by_what_they_do(chat):
-    assert [chat.pad_id, chat.bos_id, chat.eos_id] == [chat.id(name) for name in SPECIALS[:3]]
-    assert (chat.has_roles, chat.end_ids) == (True, [chat.id(END), chat.eos_id])
-    assert {chat.id(name) for name in (*SPECIALS, *ROLES)} <= set(chat.special_ids)
 
 
 @pytest.mark.parametrize("kind", ["base", "chat"])

@@ -72,7 +72,7 @@ _branches = st.lists(st.lists(_token, min_size=1, max_size=8), min_size=1, max_s
 _trees = st.lists(st.tuples(st.lists(_token, max_size=8), _branches), min_size=1, max_size=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(_trees, st.integers(16, 40), st.sets(st.integers(8, 40), min_size=1, max_size=3), st.integers(1, 4))
 def test_every_prompt_is_seen_complete_and_alone_whatever_the_rows(drawn, context, rows, batch_size):
     with pytest.MonkeyPatch.context() as patch:
@@ -87,23 +87,6 @@ def test_a_shared_beginning_is_in_a_row_once():
     assert shared_beginning([each.trunk for each in few]).tolist() == [1, 2]
 
 
-@pytest.mark.parametrize(("lengths", "chosen"), [((8, 12), 12), ((12, 8), 12), ((6, 13), 6)])
-def test_rows_have_the_length_that_leaves_the_fewest_places(lengths, chosen, monkeypatch):
-    monkeypatch.setattr(trees_lib, "ROWS", lengths)
-    witness, of_six_tokens = Witness(), [tree([n], *[[n]] * 5) for n in (1, 2)]
-    read(witness, of_six_tokens, context=64, batch_size=8, doing="asking")
-    assert {length for *_, length in witness.shapes} == {chosen}
-
-
-def test_few_shapes_are_compiled_for_texts_of_any_length():
-    """A text all of whose tokens are read, as for the log-probability of a text."""
-    witness = Witness()
-    for length in range(1, 200, 11):
-        of_text = Branch(np.ones(length, np.int32), np.arange(length), np.repeat(TARGETS, length, axis=0))
-        read(witness, [Tree(ids(), (of_text,))], context=256, batch_size=16, doing="asking")
-    assert sorted(witness.shapes) == [(1, reads, 1, 256) for reads in (4, 16, 32, 64, 128, 256)]
-
-
 def test_a_prompt_over_the_context_is_cropped_at_its_beginning():
     long = tree([1, 2, 3], [4], [5, 6])
     assert prompts_of(cropped(long, 4)) == [[2, 3, 4], [2, 3, 5, 6]]
@@ -112,9 +95,6 @@ def test_a_prompt_over_the_context_is_cropped_at_its_beginning():
     many = Branch(ids(4, 5, 6), np.arange(3), np.repeat(TARGETS, 3, axis=0))
     (kept,) = cropped(Tree(ids(1), (many,)), 2).branches
     assert kept.places.tolist() == [0, 1], "the read at the cropped place is dropped"
-
-
-# ---- On models ----
 
 
 @functools.cache

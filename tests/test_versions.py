@@ -136,7 +136,7 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
         for name in (*DATASETS, "own_chats", "own_questions"):
             datasets.dataset_store(name, config, documents, vocabulary(), print)
         with contextlib.suppress(_Named):
-            rescorer.generated_weights(documents, index, print)
+            rescorer.generated_weights(documents, [index], print)
     return found
 
 

@@ -7,8 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghost_jax.runs import metrics
-from ghost_jax.runs.metrics import MetricsLog
 from ghost_jax.training.divergence import rises, verdict
 
 RECORDED = (3.175, 3.285, 3.403)  # of the study's run that was stopped by hand at update 300
@@ -50,16 +48,6 @@ def test_a_loss_over_fewer_records_does_not_count():
     full, sample = lines(*RECORDED), {"step": 250, "val_loss": 2.0, "val_share": 0.1}
     assert verdict([*full[:4], sample, *full[4:]], 3) is not None
     assert verdict([*full, sample | {"step": 350, "val_loss": 9.0}], 3) is None, "the newest one decides"
-
-
-def test_losses_from_before_an_interruption_count(tmp_path):
-    with MetricsLog(tmp_path, 0) as log:
-        for line in lines(*RECORDED[:2]):
-            log.write(**line)
-        log.write(250, loss=1.0, val_loss=1.0, val_share=1.0)  # after the checkpoint that the run resumes from
-    with MetricsLog(tmp_path, 200) as log:
-        log.write(**lines(*RECORDED)[-1])
-    assert "3.175 → 3.285 → 3.403" in verdict(metrics.read(tmp_path), 3)
 
 
 quarters = st.lists(st.integers(0, 12).map(lambda quarters: quarters / 4), max_size=8)  # equal losses are common

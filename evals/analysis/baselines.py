@@ -23,9 +23,10 @@ FITTED = {"position_length": position_length, "position_length_popularity": posi
 def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> dict[str, Answers]:
     """Returns the answers of every baseline, by its name.
 
-    `always_A` up to the last letter of the items; `longest` and `shortest` in characters; `question_overlap`, the
-    option with the most content words of its question; `option_popularity`, the option whose text the most items
-    offer; and the two of `FITTED`, in cross-validation over all the orders. Options that tie share the answer.
+    `always_A` up to the last letter of the items; `longest` and `shortest` in characters; `all_of_the_above`, where the
+    question is not negated; `question_overlap`, the option with the most content words of its question;
+    `option_popularity`, the option whose text the most items offer; and the two of `FITTED`, in cross-validation over
+    all the orders. Options that tie share the answer.
 
     Args:
       items: any numbers of options may occur together.
@@ -41,6 +42,7 @@ def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -
     reading_options = {
         "longest": mcq_baselines.longest,
         "shortest": mcq_baselines.shortest,
+        "all_of_the_above": mcq_baselines.all_of_the_above,
         "question_overlap": mcq_baselines.overlapping,
         "option_popularity": mcq_baselines.popular(offered),
     }

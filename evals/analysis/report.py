@@ -17,6 +17,7 @@ from evals.analysis.baselines import baselines
 from evals.analysis.stats import accuracy_of
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
+from evals.items.gold_flags import doubtful
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import LETTERS, Item, Items, order_name
 from ghost_jax.runs.cropping import cropping_of
@@ -52,6 +53,12 @@ def report_of(
             if chosen
         }
 
+    in_doubt = doubtful(items)
+    sure = [row for row, item in enumerate(rows) if item.id not in in_doubt]
+    without_doubtful_gold = None
+    if in_doubt and sure:
+        without_doubtful_gold = accuracy_of(over_orders[sure], [clusters[row] for row in sure], n=len(sure))
+
     report = Evaluation(
         ghost_jax=ghost_jax.__version__,
         n=len(items),
@@ -77,6 +84,7 @@ def report_of(
         baselines_over_orders={name: result["all_orders"] for name, result in trivial.items()},
         gold_longest=by(_length_of_gold, ("longest", "not longest")),
         by_source=by(_source_of, (*SOURCE_OF_HOST.values(), DOCUMENTS)),
+        without_doubtful_gold=without_doubtful_gold,
         predicted=tuple(answers.spelled()),
         controls={},
         controls_missing=CONTROLS,
@@ -225,6 +233,8 @@ def _lines(report: Evaluation) -> list[str]:
     lines.append(f"the gold option is: {_per_group(report.gold_longest)}")
     if len(report.by_source) > 1:
         lines.append(f"by source: {_per_group(report.by_source)}")
+    if sure := report.without_doubtful_gold:
+        lines.append(f"without the {report.n - sure.n:,} questions whose gold is in doubt: {percent(sure)}")
     if report.contextual_calibration:
         lines.append(f"letters with contextual calibration: {percent(report.contextual_calibration)}")
     if cloze := report.cloze:
@@ -234,8 +244,6 @@ def _lines(report: Evaluation) -> list[str]:
         for name, control in (cloze.controls or {}).items():
             gained = gain_shown(control.gain, control.gain_ci95)
             lines.append(f"the same, {name}: {percent(control)}  gain over it {gained}")
-    if found := report.matching:
-        lines.append(f"free answers matched to the options: {percent(found)}; {found.matched:.1%} match one")
     if report.calibration:
         lines.append(f"expected calibration error: {report.calibration.ece:.3f}")
     if behind := report.endpoint:

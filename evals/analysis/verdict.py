@@ -69,7 +69,8 @@ def words_of(report: Evaluation) -> str:
         words = f"COLLAPSED to one letter: {_top_share(report):.1%} of the answers are {report.top_letter[0]}; "
         words += "the accuracy measures that letter."
     elif report.verdict == "chance":
-        words = "chance: not told apart from answering one letter without reading."
+        words = "chance: not told apart from answering one letter without reading"
+        words += f", and below {rival}, which scores {100 * best:.2f}%." if high < best else "."
     elif report.verdict == "knowledge":
         words = f"knowledge: entirely above {rival} ({100 * best:.2f}%), the best of every baseline and control."
     elif report.verdict == "gain":
@@ -79,7 +80,8 @@ def words_of(report: Evaluation) -> str:
         words = "shortcut not excluded: above every baseline that reads no question, but controls were not run."
     else:
         excluded = " not excluded" if missing else ""
-        words = f"shortcut{excluded}: not told apart from {rival}, which scores {100 * best:.2f}%."
+        against = "below" if high < best else "not told apart from"
+        words = f"shortcut{excluded}: {against} {rival}, which scores {100 * best:.2f}%."
     if report.readings and report.readings.differs:
         words += f" {_differing(report)}"
     return words + (f" Controls missing: {', '.join(missing)}." if missing else "")

@@ -1,9 +1,11 @@
-"""The open-book reader without a neural model: it chooses the option that the best passage of the book supports.
+"""The open-book reader without a neural model: it chooses the option that the best passages of the book support.
 
 A passage (`ghost_jax.data.retrieval.bm25`) is weighted by how well it matches the question, by BM25, and by how much of
 the option it holds: in terms, each weighted by idf, and in character trigrams, which see through inflections and keep
-the signs that terms lose ("C++", "-Indexes"). An option scores as its best passage, and where a question asks what does
-NOT hold, the order is reversed. Nothing of that is fitted; `evals.open_book.rescorer` fits weights of more features.
+the signs that terms lose ("C++", "-Indexes"). An option scores as its best passage so weighted, plus its best passage
+in a search for question and option together, and where a question asks what does NOT hold, the order is reversed. The
+book is read twice, in lines and in paragraphs, and the scores are summed. Nothing of that is fitted;
+`evals.open_book.rescorer` fits weights of more features.
 
 No feature depends on the order of the options: the reader scores the same in every order.
 """
@@ -21,8 +23,9 @@ from evals.items.answers import Answers
 from ghost_jax.core.console import Progress
 from ghost_jax.data.items.items import Item, Order
 from ghost_jax.data.retrieval.bm25 import Index, Passage, terms
+from ghost_jax.data.retrieval.mcq_baselines import is_all_of_the_above, is_negated
 
-VERSION = 1  # raise it when the same question gives other features
+VERSION = 2  # raise it when the same question gives other features
 
 # The weight of a passage that holds nothing of the option. On the development split it hardly matters: with terms alone
 # 80.6, 80.9, 81.1 and 80.8% for 0.1, 0.3, 0.5 and 1. Trigrams beside the terms raise 80.9 to 82.2%.
@@ -34,7 +37,7 @@ RUN = 3  # characters of a trigram
 
 # How far passages support an option: negated where the question is negated.
 EVIDENCE = (
-    "line",  # the best passage, as described above: the only feature where nothing is fitted
+    "line",  # the best passage, by the share of the option that it holds
     "new terms",  # the best passage, of the option's terms only those that the question lacks
     "telling terms",  # the best passage, a term weighted less the more of the other options have it
     "pairs",  # the best passage, by pairs of neighbouring terms
@@ -48,24 +51,10 @@ APPEARANCE = ("longest", "length", "absolutes", "likeness", "all of them")
 FEATURES = (*EVIDENCE, *APPEARANCE)
 
 Weights = Mapping[str, float]  # by name of FEATURES; 0 for a name that is missing
-NOTHING_FITTED: Weights = {"line": 1.0}
+NOTHING_FITTED: Weights = {"line": 1.0, "together": 1.0}
+WITH_ALL_OF_THEM: Weights = NOTHING_FITTED | {"all of them": 100.0}  # more than any evidence: a rule of format
 
 _WORD = re.compile(r"[^\W_]+")
-# A question is negated by its own verb, near its "which" or "what", or in capitals. Any other "not" is of a clause:
-# "Which weakness arises when input is not neutralized?"
-_CLAUSE = r"(?:when|where|while|if|because|that|which|what|who|whose|how|as|to)\b"
-_NEGATED = re.compile(
-    r"\b(?:NOT|EXCEPT)\b|\b(?i:all (?:of )?(?:the following|these)\b.*\bexcept)\b|"
-    r"\b(?i:least (?:likely|probable|common|effective|useful|relevant|related|suitable|appropriate))\b"
-)
-_NEGATED_VERB = re.compile(
-    rf"(?:which|what)\b(?:[\s,]+(?!{_CLAUSE})[^\s,.;?]+){{0,6}}?\s+"
-    r"(?:(?:is|are|was|were|does|do|did|has|have|can|could|would|should)(?: not|n['’]t)|cannot|can['’]t)\b",
-    re.IGNORECASE,
-)
-_ASKED = re.compile(r"\b(?:which|what)\b", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<=[.;])\s+")
-_ALL_OF_THEM = re.compile(r"\ball (?:of )?(?:the |these )?(?:above|these|listed)\b|^all$|\bnone of\b", re.IGNORECASE)
 _ABSOLUTE = re.compile(
     r"\b(?:all|always|any|every|must|only|solely|exclusively|completely|entirely|no|not|none|never|cannot|without|"
     r"un\w+able|disabl\w*|ignor\w*)\b",
@@ -78,7 +67,8 @@ class Read:
     """The features of an item with K options.
 
     Attributes:
-      evidence: [K, EVIDENCE] how far passages support each option, as fractions of the best score for the question.
+      evidence: [K, EVIDENCE] how far passages support each option, as fractions of the best score for the question;
+        the mean over the indexes of the book.
       appearance: [K, APPEARANCE] the form of each option.
       rows: of each option, the rows [<= SHOWN] of its best passages that share a term with the question, best first.
       negated: whether the question asks what does not hold.
@@ -112,19 +102,15 @@ def answers_of(reads: Sequence[Read], orders: Sequence[Sequence[Order]], weights
     return Answers.from_options(orders, [read.scores(weights) for read in reads])
 
 
-def is_negated(question: str) -> bool:
-    """Returns whether a question asks for what does not hold: "Which of these is NOT …?", "What is not …?"."""
-    last = _SENTENCE_END.split(question.strip())[-1]
-    asked = _ASKED.search(last)
-    return bool(_NEGATED.search(question) or (asked and _NEGATED_VERB.match(last, asked.start())))
-
-
 class LexicalReader:
-    """Reads items with an index: about 12 ms an item with four options over 54,000 passages."""
+    """Reads items with indexes of one book; evidence is quoted from the first, `index`, the one of lines.
 
-    def __init__(self, index: Index):
-        self.index = index
-        self._line = functools.lru_cache(maxsize=1 << 15)(self._read_line)  # several questions are about one page
+    Over 65,000 lines and 50,000 paragraphs an item with four options takes about 20 ms.
+    """
+
+    def __init__(self, *indexes: Index):
+        self.indexes, self.index = indexes, indexes[0]
+        self._cuts = [_IndexReader(index) for index in indexes]
 
     def read_all(self, items: Sequence[Item]) -> list[Read]:
         """Reads the items, with a line of progress."""
@@ -135,26 +121,20 @@ class LexicalReader:
                 progress.advance(1)
         return reads
 
-    def read(self, item: Item, within: np.ndarray | None = None) -> Read:
+    def read(self, item: Item, within: Sequence[np.ndarray] | None = None) -> Read:
         """Reads an item, without its gold option.
 
-        `within` are the rows [n] of the only passages that may be read, as in a control; None for all.
+        `within` are, of each index, the rows [n] of the only passages that may be read, as in a control; None for all.
         """
-        found = self.index.scores(item.question)
-        if within is not None:
-            allowed = np.zeros(len(found), np.float32)
-            allowed[within] = 1
-            found = found * allowed
-        search = _Search(self.index, item, found)
-        texts = sorted(set(item.options))  # an order of their own, so that no sum depends on the published one
-        of = {text: self._option(search, text) for text in texts}
-        looks = {text: _appearance(text, item.options) for text in texts}
+        allowed = within or [None] * len(self._cuts)
+        found = [cut.read(item, rows) for cut, rows in zip(self._cuts, allowed, strict=True)]
+        looks = {text: _appearance(item.question, text, item.options) for text in set(item.options)}
         return Read(
-            np.array([of[text][0] for text in item.options]),
+            np.mean([[of[text][0] for text in item.options] for of, _ in found], axis=0),
             np.array([looks[text] for text in item.options]),
-            tuple(of[text][1] for text in item.options),
+            tuple(found[0][0][text][1] for text in item.options),
             is_negated(item.question),
-            search.best > 0,
+            any(known for _, known in found),
             np.array([not text.strip() for text in item.options]),
         )
 
@@ -168,19 +148,37 @@ class LexicalReader:
         rows = np.concatenate([read.rows[k][:1] for k in others]) if read.negated else read.rows[chosen]
         return [self.index.passage(row) for row in dict.fromkeys(rows.tolist())]
 
+
+class _IndexReader:
+    """Reads items with one index."""
+
+    def __init__(self, index: Index):
+        self.index = index
+        self._line = functools.lru_cache(maxsize=1 << 15)(self._read_line)  # several questions are about one page
+
+    def read(self, item: Item, within: np.ndarray | None) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], bool]:
+        """Returns option -> its evidence [EVIDENCE] and best rows [<= SHOWN], and whether any passage was found."""
+        found = self.index.scores(item.question)
+        if within is not None:
+            allowed = np.zeros(len(found), np.float32)
+            allowed[within] = 1
+            found = found * allowed
+        search = _Search(self.index, item, found)
+        texts = sorted(set(item.options))  # an order of their own, so that no sum depends on the published one
+        return {text: self._option(search, text) for text in texts}, search.best > 0
+
     def _option(self, search: "_Search", option: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the evidence [EVIDENCE] for an option and the rows [<= SHOWN] of its best passages."""
+        if not search.best:
+            return np.zeros(len(EVIDENCE)), np.empty(0, int)
         weights = _weights(self.index, option)
         held = self.index.coverage(weights)
-        rows = np.union1d(search.rows, _highest(search.found * (UNSAID + held), SUPPORTING))
+        rows = np.union1d(search.rows, search.highest(search.found * (UNSAID + held), SUPPORTING))
         lines = [self._line(row) for row in rows.tolist()]
         quality, held_by = search.found[rows], held[rows]
         alike = (held_by + _runs_held(option, lines)) / 2
         worth = quality * (UNSAID + alike)
         best_first = np.argsort(-worth, kind="stable")[:SHOWN]
-        shown = rows[best_first[quality[best_first] > 0]]
-        if not search.best:
-            return np.zeros(len(EVIDENCE)), shown
         new = self.index.coverage({term: weights[term] for term in weights if term not in search.asked})[rows]
         telling = self.index.coverage({term: weights[term] * search.telling[term] for term in weights})[rows]
         pairs = _pairs_held(option, lines)
@@ -192,11 +190,11 @@ class LexicalReader:
             (quality * (UNSAID + telling)).max(),
             (quality * (held_by if pairs is None else pairs)).max(),
             (quality * [bool(words.strip()) and words in line.words for line in lines]).max(),
-            together[quality > 0].max(),
+            together.max(),
             held[search.found.argmax()],
             search.answered[rows[(quality * (UNSAID + held_by)).argmax()]],
         )
-        return np.array(evidence, np.float64), shown
+        return np.array(evidence, np.float64), rows[best_first]
 
     def _read_line(self, row: int) -> "_Line":
         passage = self.index.passage(row)
@@ -212,13 +210,20 @@ class _Search:
     def __init__(self, index: Index, item: Item, found: np.ndarray):
         self.best = float(found.max())  # 0 where no passage shares a term with the question
         self.found = found / self.best if self.best else found
-        self.rows = _highest(found, FOUND)
+        self._any = np.flatnonzero(found > 0)  # without the rest, whose scores all tie, a partition is fast
+        self.rows = self.highest(found, FOUND)
         self.asked = _weights(index, item.question)
         self.answered = index.coverage(self.asked)  # [passages] the share of the question that each passage holds
         having = Counter(term for option in item.options for term in set(terms(option)))
         others = max(1, len(item.options) - 1)
         # term -> 1 where one option alone has it, 0 where all do
         self.telling = {term: 1 - (count - 1) / others for term, count in having.items()}
+
+    def highest(self, values: np.ndarray, count: int) -> np.ndarray:
+        """Returns the rows of the highest values among passages that share a term with the question, in no order."""
+        if len(self._any) <= count:
+            return self._any
+        return self._any[np.argpartition(values[self._any], -count)[-count:]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +238,6 @@ class _Line:
 def _weights(index: Index, text: str) -> dict[str, float]:
     """Returns the weight of each term of a text, in alphabetical order: sums must not depend on a hash."""
     return {term: index.weight(term) for term in sorted(set(terms(text)))}
-
-
-def _highest(values: np.ndarray, count: int) -> np.ndarray:
-    """Returns the indices of the highest values, in no order."""
-    count = min(count, len(values))
-    return np.argpartition(values, -count)[-count:]
 
 
 def _spaced(text: str) -> str:
@@ -263,7 +262,7 @@ def _pairs_held(option: str, lines: Sequence[_Line]) -> np.ndarray | None:
     return np.array([sum(pair in line.stems for pair in pairs) for line in lines]) / len(pairs) if pairs else None
 
 
-def _appearance(option: str, options: Sequence[str]) -> tuple[float, ...]:
+def _appearance(question: str, option: str, options: Sequence[str]) -> tuple[float, ...]:
     """Returns the form of an option beside the others [APPEARANCE]."""
     own = set(terms(option))
     others = sorted(options)
@@ -275,5 +274,5 @@ def _appearance(option: str, options: Sequence[str]) -> tuple[float, ...]:
         float(np.log1p(len(option))),
         float(len(_ABSOLUTE.findall(option))),
         float(np.mean(alike)),
-        float(bool(_ALL_OF_THEM.search(option))),
+        float(is_all_of_the_above(question, option)),
     )

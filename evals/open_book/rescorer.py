@@ -19,9 +19,11 @@ from random import Random
 
 import numpy as np
 from scipy.optimize import minimize
+from scipy.special import softmax
+from sklearn.ensemble import GradientBoostingClassifier
 
 from evals.open_book import lexical
-from evals.open_book.lexical import EVIDENCE, LexicalReader, Weights
+from evals.open_book.lexical import EVIDENCE, FEATURES, LexicalReader, Weights
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import documents_of
 from ghost_jax.data.items.items import Item
@@ -31,7 +33,7 @@ from ghost_jax.data.storage.schema import Fact, Record, split_of
 from ghost_jax.data.wordings import question_forms
 from ghost_jax.data.wordings.question_forms import QUESTIONS
 
-VERSION = 1  # raise it when the same book gives other questions or weights
+VERSION = 2  # raise it when the same book gives other questions or weights
 TOOLS = ("scipy",)
 
 # Relations whose facts have the source's own sentence, and not one that restates a field.
@@ -44,6 +46,8 @@ SAME_PAGE = 1 / 3  # share of the wrong sentences that are about the same subjec
 LONGEST = 40  # words of a sentence as an option
 RIDGE = 30.0  # of the squared weights of standardised features; 10 and 100 were no different on the development split
 SEED = 0
+# Chosen by cross-validation in the development split: 88.6% with the logit alone, 89.0% with these trees beside it.
+TREES = {"n_estimators": 300, "max_depth": 3, "learning_rate": 0.03, "subsample": 0.5, "max_features": 0.3}
 
 _MADE_BY = (sys.modules[__name__], lexical, question_forms)
 _ID = re.compile(r" \([A-Z]+-?\d[\d.]*\)$")
@@ -82,19 +86,37 @@ def fit(blocks: Sequence[np.ndarray], answers: Sequence[int], names: Sequence[st
     return dict(zip(names, found.tolist(), strict=True))
 
 
+def fit_with_trees(blocks: Sequence[np.ndarray], answers: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the mean of the logit of `fit` over `FEATURES` and gradient-boosted trees.
+
+    It is a function from the features [K, FEATURES] of a question's options to their probabilities [K]. The trees
+    learn whether an option is the gold one from its features less their mean over the question.
+    """
+    weights = list(fit(blocks, answers, FEATURES).values())
+    centred = np.concatenate([block - block.mean(axis=0) for block in blocks])
+    gold = np.concatenate([np.arange(len(block)) == answer for block, answer in zip(blocks, answers, strict=True)])
+    trees = GradientBoostingClassifier(**TREES, random_state=SEED).fit(centred, gold)
+
+    def probabilities(block: np.ndarray) -> np.ndarray:
+        by_trees = trees.predict_proba(block - block.mean(axis=0))[:, 1]
+        return (softmax(block @ weights) + by_trees / by_trees.sum()) / 2
+
+    return probabilities
+
+
 # ---- Weights from generated questions ----
 
 
-def generated_weights(corpus: Path, index: Path, say: Callable[[str], None]) -> Weights:
+def generated_weights(corpus: Path, indexes: Sequence[Path], say: Callable[[str], None]) -> Weights:
     """Returns the weights of `EVIDENCE` fitted on questions generated from a corpus, kept as a store.
 
-    `index` is the store of the corpus's index. Raises TooFewFacts where the corpus holds too few to ask about.
+    `indexes` are the stores of the corpus's indexes. Raises TooFewFacts where the corpus holds too few to ask about.
     """
 
     def write(folder: Path) -> dict:
         items = enough(generated(documents_of(corpus)()))
         say(f"fitting the reader to {len(items):,} generated questions")
-        reads = LexicalReader(Index.load(index)).read_all(items)
+        reads = LexicalReader(*map(Index.load, indexes)).read_all(items)
         answers = [item.answer for item in items]
         right = [read.scores().argmax() == answer for read, answer in zip(reads, answers, strict=True)]
         return {
@@ -103,7 +125,7 @@ def generated_weights(corpus: Path, index: Path, say: Callable[[str], None]) -> 
             "right_unfitted": float(np.mean(right)),
         }
 
-    made_from = {"corpus": corpus.name, "index": index.name}
+    made_from = {"corpus": corpus.name, "indexes": [index.name for index in indexes]}
     return artifact_cache.manifest(artifact_cache.build("reader", _MADE_BY, made_from, write)).details["weights"]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -56,27 +57,44 @@ def recall(index: Index, items: Sequence[Item]) -> Retrieval:
 
 
 def random_passages(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
-    """Reads each item with random lines of the book, as many as a search finds."""
-    rng, lines = Random(0), range(len(reader.index))
-    return [reader.read(item, np.array(rng.sample(lines, min(FOUND, len(lines))))) for item in items]
+    """Reads each item with random passages of the book, as many as a search finds."""
+    rng = Random(0)
+
+    def drawn(index: Index) -> np.ndarray:
+        return np.array(rng.sample(range(len(index)), min(FOUND, len(index))))
+
+    return [reader.read(item, [drawn(index) for index in reader.indexes]) for item in items]
 
 
 def passages_of_another(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
-    """Reads each item with the lines found for another's question, of another page where there are two pages."""
-    reads = []
-    for item, other in zip(items, swapped(items), strict=True):
-        (rows,), (scores,) = reader.index.search([other.question], FOUND)
-        reads.append(reader.read(item, rows[scores > 0]))
-    return reads
+    """Reads each item with the passages found for another's question, of another page where there are two pages."""
+
+    def found(index: Index, question: str) -> np.ndarray:
+        (rows,), (scores,) = index.search([question], FOUND)
+        return rows[scores > 0]
+
+    others = swapped(items)
+    return [
+        reader.read(item, [found(index, other.question) for index in reader.indexes])
+        for item, other in zip(items, others, strict=True)
+    ]
 
 
 def oracle_page(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
-    """Reads each item with the lines of its own page alone; where the book lacks it, with none."""
-    rows_of: dict[str, list[int]] = {}
-    for row in range(len(reader.index)):
-        rows_of.setdefault(page_of(reader.index.passage(row).url), []).append(row)
-    rows_of.pop("", None)
-    return [reader.read(item, np.array(rows_of.get(page_of(item.url), []), int)) for item in items]
+    """Reads each item with the passages of its own page alone; where the book lacks it, with none."""
+    rows_of = [_rows_of_pages(index) for index in reader.indexes]
+    pages = [page_of(item.url) for item in items]
+    return [
+        reader.read(item, [np.array(rows[page] if page else [], int) for rows in rows_of])
+        for item, page in zip(items, pages, strict=True)
+    ]
+
+
+def _rows_of_pages(index: Index) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row in range(len(index)):
+        rows[page_of(index.passage(row).url)].append(row)
+    return rows
 
 
 def options_only(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:

@@ -21,17 +21,27 @@ from evals.answering.evaluate import Put
 from evals.items.answers import Answers, orders_of
 from evals.items.splits import development_split, part_of
 from evals.open_book import retrieval
-from evals.open_book.lexical import EVIDENCE, FEATURES, NOTHING_FITTED, LexicalReader, Read, Weights, answers_of
-from evals.open_book.rescorer import TooFewFacts, enough, fit, generated, generated_weights
-from ghost_jax.data.corpus import PUBLISHED_BOOK, book_corpus, documents_of, index_store
+from evals.open_book.lexical import (
+    EVIDENCE,
+    FEATURES,
+    NOTHING_FITTED,
+    WITH_ALL_OF_THEM,
+    LexicalReader,
+    Read,
+    Weights,
+    answers_of,
+)
+from evals.open_book.rescorer import TooFewFacts, enough, fit, fit_with_trees, generated, generated_weights
+from ghost_jax.data.corpus import book_corpus, documents_of, index_store
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.items.items import Item, Items
-from ghost_jax.data.retrieval.bm25 import Index, shown
+from ghost_jax.data.retrieval.bm25 import LINE, PARAGRAPH, Index, shown
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit
 
 FIGURES = ("accuracy, %", "95% interval")
+ALL_OF_THEM = "nothing, all of the above where it stands"  # a rule of format, and not of the headline
 SOURCE_NAMES = {"attack": "ATT&CK", "capec": "CAPEC", "cwe": "CWE"}
 
 Say = Callable[[str], None]
@@ -39,22 +49,29 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Book:
-    """The reference pages that questions are answered from: the stores of their text and index, and their reader."""
+    """The pages that questions are answered from: the stores of their text and indexes, and their reader.
 
+    `name` is "open" for ATT&CK, CAPEC and CWE, "own" for any other.
+    """
+
+    name: str
     corpus: Path
-    index: Path
+    sources: tuple[str, ...]  # as documents name them
+    indexes: tuple[Path, ...]
     reader: LexicalReader
 
     @classmethod
-    def open(cls, data_dir: Path | None, say: Say) -> "Book":
-        """Finds or builds the book over ATT&CK, CAPEC and CWE. Raises UserError where a source is missing."""
-        return cls.of(book_corpus(data_dir, say), PUBLISHED_BOOK, say)
+    def open(cls, named: str, data_dir: Path | None, say: Say) -> "Book":
+        """Finds or builds the book that `book_corpus` describes. Raises UserError where a source is missing."""
+        return cls.of(named, book_corpus(data_dir, say, named), say)
 
     @classmethod
-    def of(cls, corpus: Path, sources: Sequence[str], say: Say) -> "Book":
-        """Returns the book of some of a corpus's sources."""
-        index = index_store(corpus, sources, say)
-        return cls(corpus, index, LexicalReader(Index.load(index)))
+    def of(cls, named: str, corpus: Path, say: Say, leave_out: str = "") -> "Book":
+        """Returns the book of a corpus, without one of its sources where that is named."""
+        sources = tuple(name for name in artifact_cache.manifest(corpus).documents if name != leave_out)
+        indexes = tuple(index_store(corpus, sources, say, words) for words in (LINE, PARAGRAPH))
+        name = "open" if named == "open" else "own"
+        return cls(name, corpus, sources, indexes, LexicalReader(*map(Index.load, indexes)))
 
     def described(self) -> BookIndex:
         """Returns the identity of the book: the number of its lines and the files they are from."""
@@ -87,7 +104,7 @@ def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: 
     report = report_of(
         answers,
         part,
-        book="open",
+        book=book.name,
         reader="lexical",
         book_index=book.described(),
         split=split,
@@ -111,7 +128,8 @@ def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: 
 
 def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[Fit]:
     """Returns accuracies by what the weights were fitted on, always of questions that the fit has not seen."""
-    unfitted = _credits(reads, items, NOTHING_FITTED)
+    unfitted = _credits(reads, items)
+    with_rule = _credits(reads, items, WITH_ALL_OF_THEM)
 
     def fit_of(fitted_on: str, scored_on: str, rows: np.ndarray, credits: np.ndarray) -> Fit:
         clusters = clusters_of([items.items[row] for row in rows])
@@ -128,9 +146,9 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[F
         )
 
     every = np.arange(len(items))
-    fits = [fit_of("nothing", "all", every, unfitted)]
+    fits = [fit_of("nothing", "all", every, unfitted), fit_of(ALL_OF_THEM, "all", every, with_rule)]
     try:
-        by_generated = _credits(reads, items, generated_weights(book.corpus, book.index, say))
+        by_generated = _credits(reads, items, generated_weights(book.corpus, book.indexes, say))
     except TooFewFacts as fault:
         say(str(fault))
         return fits
@@ -138,8 +156,12 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[F
     if items.sha256 != CTIBENCH_MCQ_SHA256:
         return fits
     dev, test = development_split(items)
-    weights = fit([reads[row].features(FEATURES) for row in dev], [items.items[row].answer for row in dev], FEATURES)
-    by_dev = _credits(reads, items, weights)
+    blocks = [read.features(FEATURES) for read in reads]
+    learnt = [blocks[row] for row in dev], [items.items[row].answer for row in dev]
+    by_dev = _credits(reads, items, fit(*learnt, FEATURES))
+    with_trees = fit_with_trees(*learnt)
+    trees = [read.without_empty(with_trees(block)) for read, block in zip(reads, blocks, strict=True)]
+    by_trees = _credits_of(trees, items)
     pages = {items.items[row].url for row in dev} - {""}
     apart = np.array([row for row in test if items.items[row].url not in pages])
     # The features were chosen with the development split in view: the other questions are the stricter test.
@@ -147,15 +169,22 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[F
     return [
         *fits,
         fit_of("nothing", others, test, unfitted),
+        fit_of(ALL_OF_THEM, others, test, with_rule),
         fit_of("generated questions", others, test, by_generated),
         fit_of("development split", others, test, by_dev),
         fit_of("development split", f"the {len(apart):,} of other pages", apart, by_dev),
+        fit_of("development split, with trees", others, test, by_trees),
+        fit_of("development split, with trees", f"the {len(apart):,} of other pages", apart, by_trees),
     ]
 
 
-def _credits(reads: Sequence[Read], items: Items, weights: Weights) -> np.ndarray:
+def _credits(reads: Sequence[Read], items: Items, weights: Weights = NOTHING_FITTED) -> np.ndarray:
     """Returns the credit [N] of each item, which is the same in every order."""
-    answers = answers_of(reads, orders_of(items.items, "published"), weights)
+    return _credits_of([read.scores(weights) for read in reads], items)
+
+
+def _credits_of(scores: Sequence[np.ndarray], items: Items) -> np.ndarray:
+    answers = Answers.from_options(orders_of(items.items, "published"), scores)
     return np.concatenate(answers.credits(items.items))
 
 
@@ -164,15 +193,17 @@ def _book_controls(items: Items, book: Book, say: Say) -> dict[str, Accuracy]:
     urls = clusters_of(items.items)
 
     def scored(reads: Sequence[Read]) -> Accuracy:
-        return stats.accuracy_of(_credits(reads, items, NOTHING_FITTED), urls)
+        return stats.accuracy_of(_credits(reads, items), urls)
 
     found = {}
     for name, control in retrieval.CONTROLS.items():
         say(f"reading with {name}")
         found[name] = scored(control(book.reader, items.items))
     for source, title in SOURCE_NAMES.items():
+        if not {source} < set(book.sources):
+            continue
         say(f"reading without {title}")
-        fewer = Book.of(book.corpus, [name for name in PUBLISHED_BOOK if name != source], say)
+        fewer = Book.of(book.name, book.corpus, say, leave_out=source)
         found[f"without {title}"] = scored(fewer.reader.read_all(items.items))
     return found
 
@@ -218,7 +249,7 @@ def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> Eva
     report = report_of(
         both,
         part,
-        book="open",
+        book=book.name,
         reader="both",
         book_index=book.described(),
         fallbacks=sum(not read.known for read in reads),

@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.console import Console
 
 from evals.analysis.report import show
-from evals.answering import free_text
 from evals.answering.controls import TRAINED, check_trained_without_questions, trained_without_questions, with_controls
 from evals.answering.evaluate import evaluate, putting
 from evals.answering.letters import lettered
@@ -44,7 +43,6 @@ def evaluate_run(
     book: Book | None = None,
     reader: str = "model",
     options_only: Path | None = None,
-    generate: free_text.Generate | None = None,
     held_out: Sequence[str] = HELD_OUT,
 ) -> Evaluation:
     """Returns the evaluation of a run on the items at `path`, by default those of `find_items`.
@@ -54,7 +52,6 @@ def evaluate_run(
       book: where given, prompts show its lines on each question.
       reader: of the open book, "model", or "both" for the model beside the lexical reader.
       options_only: the run directory of the same recipe trained without questions, the third control.
-      generate: makes free answers, which are then matched to the options.
       held_out: the splits that hold the items and that the run is not trained on.
     """
     if options_only:  # before hours of scoring
@@ -78,13 +75,11 @@ def evaluate_run(
     else:
         passages = book.passages if book else None
         report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
-        report = replace(report, book_index=book.described() if book else None)
+        if book:
+            report = replace(report, book=book.name, book_index=book.described())
     if options_only:
         control = trained_without_questions(options_only, workdir, stem_of(path), report, answers, items)
         report = with_controls(report, {TRAINED: control})
-    if generate:
-        matching = free_text.evaluate(generate, tokenizer, items.items, context=context)
-        report = replace(report, matching=matching)
     return replace(report, note=note, split=split, contamination=contamination)
 
 

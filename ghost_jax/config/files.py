@@ -1,6 +1,7 @@
 """Finds and runs config and sweep files: `configs/chat_v5.py:nano` is a file and its preset."""
 
 import contextlib
+import itertools
 import runpy
 import sys
 import traceback
@@ -13,14 +14,15 @@ from ghost_jax.core.errors import UsageError, UserError
 
 # A checkout, or the folder that ghost_jax is installed in; configs/ is in it, beside this package.
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = {"config": "configs", "sweep": "configs/sweeps"}
 EXAMPLES = {"config": "configs/chat_v5.py:nano", "sweep": "configs/sweeps/lr.py:nano"}
 
 
 def find(kind: str, spec: str, *folders: Path) -> tuple[Path, str]:
     """Returns the file and the preset of `path[:preset,…]`. Raises UsageError where there is no such file.
 
-    A relative path is looked up in the current folder, in `folders`, and in `ROOT`. A path may hold colons: the
-    longest part of the spec that is a file is the path.
+    A relative path is looked up in the current folder, in `folders`, and in `ROOT`, and so is the name of a recipe:
+    "chat_v5" is configs/chat_v5.py. A path may hold colons: the longest part of the spec that is a file is the path.
 
     Args:
       kind: "config" or "sweep"; such a file defines `get_<kind>(preset)`.
@@ -28,8 +30,9 @@ def find(kind: str, spec: str, *folders: Path) -> tuple[Path, str]:
     searched = (Path(), *folders, ROOT)
     parts = spec.split(":")
     for count in range(len(parts), 0, -1):
-        for folder in searched:
-            if (path := folder / ":".join(parts[:count])).is_file():
+        named = ":".join(parts[:count])
+        for folder, name in itertools.product(searched, (named, f"{FOLDERS[kind]}/{named}.py")):
+            if (path := folder / name).is_file():
                 return path, ":".join(parts[count:])
     places = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in searched))
     raise UsageError(

@@ -21,7 +21,7 @@ from types import ModuleType
 import numpy as np
 
 from ghost_jax.config.validate import is_path
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.core.paths import cache_dir, data_folders
 from ghost_jax.data import dedup, fetch, sources
 from ghost_jax.data.downloads.published import PUBLISHED
@@ -102,24 +102,31 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
     read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
     if strays := [path for path in sources.unclaimed(data_folders(data_dir)) if path.resolve() not in read]:
         notes.append(f"Not read, because no source has a file of that name: {few(strays)}.")
-    inputs = [each for name in names for each in own.get(name) or _inputs({name: found[name]})]
-    return Inputs(tuple(inputs), tuple(notes))
+    return Inputs(_inputs(names, found, own), tuple(notes))
 
 
-def book_corpus(data_dir: Path | None, say: Say, names: Sequence[str] = PUBLISHED_BOOK) -> Path:
-    """Returns the corpus store of the open book, the reference pages that questions are answered from.
+def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
+    """Returns the corpus store of a book, the pages that questions are answered from.
+
+    `named` is "open" for ATT&CK, CAPEC and CWE, or entries of `data.sources` separated by commas: "docs/,cwe".
 
     Raises UserError where a source is missing or incomplete: a book without a part would give other scores.
     """
-    found, absent, help_text = _search(names, data_dir, say, accept_parts=False)
+    names = PUBLISHED_BOOK if named == "open" else named.split(",")
+    for name in names:
+        if not (name in sources.SOURCES or is_path(name) or Path(name).exists()):
+            raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(sources.SOURCES)}).")
+    names = [name if name in sources.SOURCES or is_path(name) else f"./{name}" for name in names]
+    own = _own_inputs(names)
+    found, absent, help_text = _search([name for name in names if name not in own], data_dir, say, accept_parts=False)
     if absent:
         raise UserError(f"The open book lacks {_names(absent)}. {help_text}")
-    return corpus_store(Inputs(_inputs(found), ()), say)
+    return corpus_store(Inputs(_inputs(names, found, own), ()), say)
 
 
-def _inputs(found: dict[str, list[Path]]) -> tuple[Input, ...]:
+def _inputs(names: Sequence[str], found: dict[str, list[Path]], own: dict[str, tuple[Input, ...]]) -> tuple[Input, ...]:
     paths = {name: paths if sources.SOURCES[name].stems else [None] for name, paths in found.items()}
-    return tuple(Input(name, path) for name in paths for path in paths[name])
+    return tuple(each for name in names for each in own.get(name) or [Input(name, path) for path in paths[name]])
 
 
 def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
@@ -133,8 +140,8 @@ def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
         name, folder, paths, key = text.find(entry)
         if name in entries:
             raise UserError(
-                f"data.sources names {entries[name]} and {entry}, and both are called {name}. Rename one, or give "
-                "their folder or a pattern as one entry."
+                f"{entries[name]} and {entry} are both called {name}. Rename one, or give their folder or a pattern as "
+                "one entry."
             )
         entries[name] = entry
         pages = tuple(path for path in paths if rows.suffix_of(path) in text.PAGES)
@@ -312,15 +319,21 @@ def documents_of(corpus: Path) -> Documents:
     return read
 
 
-def index_store(corpus: Path, pages_of: Iterable[str], say: Say) -> Path:
-    """Returns the store of the lexical index over a corpus's pages of some sources, as documents name them."""
+def index_store(corpus: Path, pages_of: Iterable[str], say: Say, words: int = bm25.LINE) -> Path:
+    """Returns the store of the lexical index over a corpus's pages of some sources, as documents name them.
+
+    `words` is the length of its longest passage, see `passages_of`.
+    """
     indexed = sorted(set(pages_of))
 
+    def pages() -> Iterator[Record]:
+        return (record for record in documents_of(corpus)() if record.source in indexed)
+
     def write(folder: Path) -> dict:
-        say(f"indexing the passages of {', '.join(indexed)}")
-        pages = (record for record in documents_of(corpus)() if record.source in indexed)
-        index = Index.build(passage for page in pages for passage in passages_of(page))
+        say(f"indexing the passages of {', '.join(indexed)}, at most {words} words each")
+        names = {page.id: page.title for page in pages()}
+        index = Index.build(passage for page in pages() for passage in passages_of(page, words, names))
         index.save(folder)
         return {"passages": len(index), "inputs": artifact_cache.manifest(corpus).made_from["inputs"]}
 
-    return artifact_cache.build("index", (bm25,), {"corpus": corpus.name, "sources": indexed}, write)
+    return artifact_cache.build("index", (bm25,), {"corpus": corpus.name, "sources": indexed, "words": words}, write)

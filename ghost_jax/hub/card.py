@@ -1,6 +1,6 @@
 """The model card of an exported run, README.md beside its weights: `card.md` filled from the run's records.
 
-Every number in it is in the run's records, the export's config.json, or the comparison with the present canonical run.
+Every number in it is in the run's records or the export's config.json.
 """
 
 import re
@@ -10,7 +10,6 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.hub.channel import Channel
 from ghost_jax.reporting import tables
 from ghost_jax.reporting.records import read_run
 from ghost_jax.reporting.tables import NONE, Row
@@ -22,6 +21,7 @@ from ghost_jax.runs.run_record import RunRecord
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md")
 SHOWN_LOSSES = 8
+EXPERIMENTAL, CANONICAL = CHANNELS = ("experimental", "canonical")
 _PATH = re.compile(r"(?<![\w:/.…])~?/(?:[^\s/:;,]+/)+([^\s/:;,]*)")
 
 
@@ -37,15 +37,24 @@ def read_records(workdir: Path) -> RunRecord:
     return read_run(workdir.resolve())
 
 
-def card_of(run: RunRecord, exported: dict, channel: Channel, present: RunRecord | None) -> str:
+def check_canonical(run: RunRecord) -> None:
+    """Raises UserError unless the closed-book score of a run on CTIBench has the verdict "knowledge"."""
+    score = run.evals.get("ctibench")
+    if not score or score.verdict != "knowledge":
+        why = f"its verdict is {score.verdict}" if score else "it has no score on CTIBench"
+        raise UserError(
+            f'{run.name} cannot be canonical: {why}, and a canonical model needs "knowledge". Leave --channel out.'
+        )
+
+
+def card_of(run: RunRecord, exported: dict, channel: str) -> str:
     """Returns the model card as Markdown with metadata in front.
 
     Args:
       exported: the config.json that the weights were exported with.
-      channel: which the upload is, and why.
-      present: the present canonical run, where there is one.
+      channel: one of `CHANNELS`.
     """
-    compared = [each for each in (present, run) if each and each.config["stage"] != "imported"]
+    compared = [run] if run.config["stage"] != "imported" else []
     card = ModelCard.from_template(
         metadata(run, channel),
         template_path=str(TEMPLATE),
@@ -64,14 +73,14 @@ def card_of(run: RunRecord, exported: dict, channel: Channel, present: RunRecord
     return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
 
 
-def metadata(run: RunRecord, channel: Channel) -> ModelCardData:
+def metadata(run: RunRecord, channel: str) -> ModelCardData:
     """Returns the card's metadata: what a hub sorts models by, and the scores as a model-index."""
     own = [score for score in _scores(run) if score.reader != "both"]  # the lexical reader has a part in those
     results = [result for score in own for result in _eval_results(score)]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["ghost_jax", "cybersecurity", channel.name],
+        tags=["ghost_jax", "cybersecurity", channel],
         metrics=["accuracy"] if results else None,
         model_name=run.name if results else None,
         eval_results=results or None,

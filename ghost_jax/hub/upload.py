@@ -4,18 +4,17 @@ HF_ENDPOINT names the hub. The token is HF_TOKEN, or what `hf auth login` left; 
 """
 
 import contextlib
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.hub.card import CANONICAL
 
 STALE = ["*.safetensors", "*.safetensors.index.json"]  # of an earlier upload: they would be loaded in place of this one
 
@@ -39,13 +38,11 @@ def check_reachable() -> None:
     _token()
 
 
-def push(folder: Path, repo: str, tag: str, keeps: str, above: Mapping | None) -> str:
+def push(folder: Path, repo: str, channel: str) -> str:
     """Uploads a folder into a model repository, which is created where there is none; returns its address.
 
     Args:
-      tag: the channel, a tag of the card.
-      keeps: the channel whose uploads only one of the same channel may replace, and only its own run or `above`.
-      above: run and step that this one was shown to be above.
+      channel: a tag of the card. Only a canonical upload may replace a canonical one.
 
     Raises UserError where the hub cannot be reached, refuses, or holds an upload that may not be replaced.
     """
@@ -53,24 +50,14 @@ def push(folder: Path, repo: str, tag: str, keeps: str, above: Mapping | None) -
     hub = HfApi(token=token)
     with _explained(hub.endpoint, token):
         address = str(hub.create_repo(repo, exist_ok=True))
-        if keeps in (hub.model_info(repo).tags or []):
-            known = hub.file_exists(repo, "config.json")
-            there = exported_run(Path(hub.hf_hub_download(repo, "config.json"))) if known else {}
-            if tag != keeps or there not in (exported_run(folder / "config.json"), above):
-                name = ", ".join(f"{key} {value}" for key, value in there.items()) or "a model not exported here"
-                raise UserError(
-                    f"{address} holds the {keeps} upload of {name}, and this {tag} one was not shown to be above it. "
-                    "Nothing was uploaded. Give that run's directory with --present, or name another repository."
-                )
-        message = f"Upload a {tag} export"
+        if channel != CANONICAL and CANONICAL in (hub.model_info(repo).tags or []):
+            raise UserError(
+                f"{address} holds a canonical model, and this one is {channel}. Nothing was uploaded. Name another "
+                "repository."
+            )
+        message = f"Upload a {channel} export"
         hub.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, delete_patterns=STALE)
     return address
-
-
-def exported_run(config: Path) -> dict:
-    """Returns run and step of an exported config.json; empty for a model that was not exported here."""
-    made_by = json.loads(read_text(config)).get("ghost_jax", {})
-    return {key: made_by[key] for key in ("run", "step") if key in made_by}
 
 
 def _token() -> str:

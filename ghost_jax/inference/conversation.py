@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.retrieval.bm25 import CONTEXT, Index, Passage, shown
+from ghost_jax.data.retrieval.bm25 import Index, Passage, shown
 from ghost_jax.inference.generate import Generator
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.text.chat_format import Message, render_prompt
@@ -77,11 +77,18 @@ def escape_controls(text: str) -> str:
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def quoted(lines: Sequence[Passage]) -> str:
+    """Returns lines of the book as an answer shows them: numbered, each with its address."""
+    shown_lines = [f"[{n}] {shown(line)}\n    {line.url or line.source}" for n, line in enumerate(lines, 1)]
+    return "\n".join(shown_lines) or "No line of the book shares a word with the question."
+
+
 class Conversation:
     """A model that answers, and the messages so far.
 
     Args:
       index: of the book; None where it is closed. It is searched for the newest question alone.
+      quotes: whether the lines of the book are the answer, and the model is not asked.
       max_prompt: tokens of a prompt that leave enough of the context for an answer.
       key: answer n draws with n folded in.
     """
@@ -92,11 +99,12 @@ class Conversation:
         tokenizer: Tokenizer,
         index: Index | None,
         *,
+        quotes: bool = False,
         max_prompt: int,
         sampling: Sampling,
         key: jax.Array,
     ):
-        self.generator, self.tokenizer, self.index = generator, tokenizer, index
+        self.generator, self.tokenizer, self.index, self.quotes = generator, tokenizer, index, quotes
         self._max_prompt, self._sampling, self._key = max_prompt, sampling, key
         self.reset()
 
@@ -138,17 +146,15 @@ class Conversation:
             except UserError as fault:
                 found[n] = {"prompt": question, "error": str(fault)}
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self._key, np.fromiter(turns, np.uint32))
-        texts = self.generator([turn.prompt for turn in turns.values()], self._sampling, keys, shown=False)
+        prompts = [turn.prompt for turn in turns.values()]
+        texts = [[]] * len(prompts) if self.quotes else self.generator(prompts, self._sampling, keys, shown=False)
         for (n, turn), ids in zip(turns.items(), texts, strict=True):
-            found[n] = {"prompt": turn.question, "answer": self.tokenizer.decode(ids)}
+            answer = quoted(turn.lines) if self.quotes else self.tokenizer.decode(ids)
+            found[n] = {"prompt": turn.question, "answer": answer}
             found[n] |= {"tokens": len(ids), "cut": len(ids) == self.max_answer(turn)}
             if self.index is not None:
                 found[n]["lines"] = [dataclasses.asdict(line) for line in turn.lines]
         yield from (found[n] for n in sorted(found))
 
     def _lines(self, question: str) -> list[Passage]:
-        """Returns the passages of the book that share a word with the question, the best first."""
-        if self.index is None:
-            return []
-        rows, scores = self.index.search([question], CONTEXT)
-        return [self.index.passage(row) for row, score in zip(rows[0], scores[0], strict=True) if score > 0]
+        return [] if self.index is None else self.index.answering(question)

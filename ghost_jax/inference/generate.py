@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
-from ghost_jax.inference.sampling import GREEDY, Sampling, choose, penalize
+from ghost_jax.inference.sampling import GREEDY, Sampling, choose, columns, penalize
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Cache, Transformer
 from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replicated
@@ -30,14 +30,14 @@ ENDED = -1  # in place of an id, where a row has ended
 
 
 @flax.struct.dataclass
-class _State:
+class State:
     """The rows of a batch after `count` choices.
 
     Attributes:
-      newest: [B] int32, the last id chosen, ENDED where the row has ended.
+      newest: [B] int32, the last id chosen, which may be a stop; ENDED where the row had ended before.
       active: [B] bool, the rows that continue.
       seen: [B, V] bool, the tokens of the prompt and the text.
-      count: int32 [].
+      count: [B] int32, the choices of each row.
     """
 
     newest: jax.Array
@@ -75,14 +75,14 @@ class Generator:
         heads = NamedSharding(mesh, P(None, *BATCH, "tensor"))
         self._params = jax.device_put(params, by_rule)
         self._cache_sharding = cache = Cache(heads, heads, rows, rows, replica)
-        self._state_sharding = state = _State(rows, rows, rows, replica)
+        self._state_sharding = state = State(rows, rows, rows, rows)
 
         def compiled(function: Callable, *inputs: Any, outputs: Any, **options: Any) -> Callable:
             return jax.jit(function, in_shardings=(by_rule, *inputs), out_shardings=outputs, **options)
 
-        self._generate = compiled(self._run, rows, rows, state, rows, replica, outputs=replica)
-        self._first = compiled(self._choose, rows, rows, state, rows, replica, outputs=state)
-        self._next = compiled(self._advance, cache, state, rows, replica, outputs=(cache, state), donate_argnums=1)
+        self._generate = compiled(self._run, rows, rows, state, rows, rows, outputs=replica)
+        self._first = compiled(self._choose, rows, rows, state, rows, rows, outputs=state)
+        self._next = compiled(self._advance, cache, state, rows, rows, outputs=(cache, state), donate_argnums=1)
         self._read = compiled(self._extend, cache, rows, replica, replica, outputs=(rows, cache), donate_argnums=1)
         self._forget()
 
@@ -106,21 +106,21 @@ class Generator:
         by_length: dict[int, list[int]] = {}
         for row, prompt in enumerate(prompts):
             self.max_answer(len(prompt))
-            length = min(max(SHORTEST, _power_of_two(len(prompt))), self._config.context)
+            length = min(max(SHORTEST, power_of_two(len(prompt))), self._config.context)
             by_length.setdefault(length, []).append(row)
         keys = jax.random.split(jax.random.key(0), len(prompts)) if keys is None else keys
         key_data = np.asarray(jax.random.key_data(keys))
         texts: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
         with Progress("generating", len(prompts), unit="prompts", shown=shown, brief=True) as progress:
             for length, rows in sorted(by_length.items()):
-                size = _power_of_two(len(rows))
+                size = power_of_two(len(rows))
                 size = min(size + -size % batch_shards(self._mesh), self._batch_size)
                 for start in range(0, len(rows), size):
                     batch = rows[start : start + size]
                     inputs = self._inputs([prompts[row] for row in batch], key_data[batch], length, size)
-                    chosen = np.asarray(self._generate(self._params, *inputs, sampling.scalars()))
+                    chosen = np.asarray(self._generate(self._params, *inputs, columns([sampling] * size)))
                     for row, ids in zip(batch, chosen, strict=False):  # the last batch is filled up
-                        texts[row] = ids[ids != ENDED]
+                        texts[row] = ids[(ids != ENDED) & ~self._is_stop[ids]]
                     progress.advance(len(batch))
         return texts
 
@@ -132,20 +132,20 @@ class Generator:
         """
         self.max_answer(len(prompt))
         key_data = np.asarray(jax.random.key_data(jax.random.key(0) if key is None else key))[None]
-        scalars = sampling.scalars()
-        hidden, cache = self._read_prompt(prompt)
-        state = self._first(self._params, hidden, cache.length, self._start([prompt], 1), key_data, scalars)
+        how = columns([sampling])
+        hidden, cache = _finished(self._reading(prompt))
+        state = self._first(self._params, hidden, cache.length, self._start([prompt], 1), key_data, how)
         while True:
             newest, active = (each[0] for each in jax.device_get((state.newest, state.active)))
             self._cache, self._text = cache, prompt
-            if newest != ENDED:
+            if not self._is_stop[newest]:
                 yield int(newest)
             if not active:
                 return
             self._forget()  # the next step overwrites the cache
             prompt = np.append(prompt, newest)
             cache = self._with_slots(cache, len(prompt))
-            cache, state = self._next(self._params, cache, state, key_data, scalars)
+            cache, state = self._next(self._params, cache, state, key_data, how)
 
     def max_answer(self, length: int) -> int:
         """Returns how many ids can follow a prompt of `length`. Raises UserError where none can."""
@@ -166,25 +166,25 @@ class Generator:
     def warm_up(self) -> None:
         """Compiles every program that `stream` needs."""
         self._forget()
-        state, key_data, scalars = self._start([], 1), np.zeros((1, 2), np.uint32), GREEDY.scalars()
-        cache = self._empty_cache()
+        state, key_data, how = self._start([], 1), np.zeros((1, 2), np.uint32), columns([GREEDY])
+        cache = self._empty_cache(1)
         while (slots := cache.filled.shape[1]) <= self._config.context:
             cache = self._with_slots(cache, slots + 1)
             for size in (LONG_CHUNK, CHUNK, TAIL):
                 tokens = np.zeros((1, size), np.int32)
                 hidden, cache = self._read(self._params, cache, tokens, np.int32(0), np.int32(1))
-            chosen = self._first(self._params, hidden, cache.length, state, key_data, scalars)
-            cache, _ = self._next(self._params, cache, chosen, key_data, scalars)
+            chosen = self._first(self._params, hidden, cache.length, state, key_data, how)
+            cache, _ = self._next(self._params, cache, chosen, key_data, how)
 
     # ---- The cache of a stream ----
 
     def _forget(self) -> None:
         self._text, self._cache = np.zeros(0, np.int32), None
 
-    def _read_prompt(self, prompt: np.ndarray) -> tuple[jax.Array, Cache]:
-        """Returns the last hidden state [1, 1, D] of a prompt and its cache."""
+    def _reading(self, prompt: np.ndarray) -> Iterator[None]:
+        """Reads a prompt, a chunk at each `next`; returns its last hidden state [1, 1, D] and its cache."""
         start = self.cached(prompt)
-        cache = self._cache if start else self._empty_cache()
+        cache = self._cache if start else self._empty_cache(1)
         self._forget()
         while start < len(prompt):
             left, size = len(prompt) - start, TAIL
@@ -197,17 +197,18 @@ class Generator:
             cache = self._with_slots(cache, start + size)
             hidden, cache = self._read(self._params, cache, tokens, np.int32(start), np.int32(count))
             start += count
+            yield
         return hidden, cache
 
-    def _empty_cache(self) -> Cache:
+    def _empty_cache(self, rows: int) -> Cache:
         c = self._config
-        shape = (c.layers, 1, c.cached_heads, 0, c.head_width)
+        shape = (c.layers, rows, c.cached_heads, 0, c.head_width)
         keys, values = jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)
-        return Cache(keys, values, jnp.zeros((1, 0), bool), jnp.zeros(1, jnp.int32), jnp.int32(0))
+        return Cache(keys, values, jnp.zeros((rows, 0), bool), jnp.zeros(rows, jnp.int32), jnp.int32(0))
 
     def _with_slots(self, cache: Cache, tokens: int) -> Cache:
         """Returns the cache with slots for so many tokens. It is doubled: an unused slot costs a CPU as a used one."""
-        slots = max(SLOTS, _power_of_two(tokens))
+        slots = max(SLOTS, power_of_two(tokens))
         slots = slots if slots < self._config.context else self._config.context + CHUNK  # the last chunk is padded
         more = (0, slots - cache.filled.shape[1])
         if more[1] <= 0:
@@ -219,21 +220,21 @@ class Generator:
     # ---- Compiled functions ----
 
     def _run(
-        self, params: dict, tokens: jax.Array, lengths: jax.Array, state: _State, keys: jax.Array, scalars: tuple
+        self, params: dict, tokens: jax.Array, lengths: jax.Array, state: State, keys: jax.Array, how: tuple
     ) -> jax.Array:
         """Returns the ids [B, N] chosen after prompts [B, T], ENDED after a row's end."""
 
         def step(carry: tuple) -> tuple:
-            cache, state, ids = carry
-            cache, state = self._advance(params, cache, state, keys, scalars)
-            return cache, state, ids.at[:, state.count - 1].set(state.newest)
+            cache, state, ids, count = carry
+            cache, state = self._advance(params, cache, state, keys, how)
+            return cache, state, ids.at[:, count].set(state.newest), count + 1
 
         slots = tokens.shape[1] + self._new_tokens
         hidden, cache = self._model.apply({"params": params}, tokens, lengths, slots, method="prefill")
         last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
-        state = self._choose(params, last, lengths, state, keys, scalars)
+        state = self._choose(params, last, lengths, state, keys, how)
         ids = jnp.full((len(tokens), self._new_tokens), ENDED).at[:, 0].set(state.newest)
-        return jax.lax.while_loop(lambda carry: carry[1].active.any(), step, (cache, state, ids))[2]
+        return jax.lax.while_loop(lambda carry: carry[1].active.any(), step, (cache, state, ids, 1))[2]
 
     def _extend(
         self, params: dict, cache: Cache, tokens: jax.Array, start: jax.Array, count: jax.Array
@@ -252,29 +253,27 @@ class Generator:
         last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)
         return last if tokens.shape[1] == TAIL else None, first(cache, start + count)
 
-    def _advance(
-        self, params: dict, cache: Cache, state: _State, keys: jax.Array, scalars: tuple
-    ) -> tuple[Cache, _State]:
+    def _advance(self, params: dict, cache: Cache, state: State, keys: jax.Array, how: tuple) -> tuple[Cache, State]:
         """Reads the newest tokens and chooses the next ones."""
         tokens = jnp.maximum(state.newest, 0)[:, None]
         hidden, cache = self._model.apply({"params": params}, tokens, cache, method="extend")
-        state = self._choose(params, hidden, cache.length, state, keys, scalars)
+        state = self._choose(params, hidden, cache.length, state, keys, how)
         return jax.lax.with_sharding_constraint((cache, state), (self._cache_sharding, self._state_sharding))
 
     def _choose(
-        self, params: dict, hidden: jax.Array, length: jax.Array, state: _State, keys: jax.Array, scalars: tuple
-    ) -> _State:
+        self, params: dict, hidden: jax.Array, length: jax.Array, state: State, keys: jax.Array, how: tuple
+    ) -> State:
         """Returns the state after one more choice, by the last hidden states [B, 1, D] of rows of `length` [B]."""
-        *sampling, penalty = scalars
+        *sampling, penalty = how
         logits = self._model.apply({"params": params}, hidden[:, 0], method="head")
-        logits = penalize(logits, state.seen & ~self._is_stop, penalty)
-        own = jax.vmap(jax.random.fold_in, (0, None))(jax.random.wrap_key_data(keys), state.count)
+        logits = penalize(logits, state.seen & ~self._is_stop, penalty[:, None])
+        own = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys), state.count)
         newest = choose(logits, own, *sampling)
         seen = state.seen.at[jnp.arange(len(newest)), newest].set(True)
         active = state.active & ~jnp.asarray(self._is_stop)[newest]
-        newest = jnp.where(active, newest, ENDED)
+        newest = jnp.where(state.active, newest, ENDED)
         more = (length + 1 < self._config.context) & (state.count + 1 < self._new_tokens)
-        return _State(newest, active & more, seen, state.count + 1)
+        return State(newest, active & more, seen, state.count + 1)
 
     # ---- Inputs ----
 
@@ -287,14 +286,23 @@ class Generator:
             lengths[row] = len(prompt)
         return tokens, lengths, self._start(prompts, rows), np.pad(key_data, ((0, rows - len(prompts)), (0, 0)))
 
-    def _start(self, prompts: Sequence[np.ndarray], rows: int) -> _State:
+    def _start(self, prompts: Sequence[np.ndarray], rows: int) -> State:
         """Returns the state before the first choice; rows without a prompt are not active."""
         seen = np.zeros((rows, self._config.padded_vocab), bool)
         for row, prompt in enumerate(prompts):
             seen[row, prompt] = True
-        return _State(np.zeros(rows, np.int32), np.arange(rows) < len(prompts), seen, np.int32(0))
+        return State(np.zeros(rows, np.int32), np.arange(rows) < len(prompts), seen, np.zeros(rows, np.int32))
 
 
-def _power_of_two(count: int) -> int:
+def _finished(reading: Iterator[None]) -> tuple[jax.Array, Cache]:
+    """Returns what a reading returns at its end."""
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return end.value
+
+
+def power_of_two(count: int) -> int:
     """Returns the lowest power of two that is at least `count`."""
     return 1 << (count - 1).bit_length()

@@ -1,6 +1,7 @@
 """Choice of the next token: greedy, or drawn from what temperature, top-k and top-p leave."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,28 +44,35 @@ class Sampling:
             if not holds:
                 raise UsageError(f"{name} is {getattr(self, name)}. It must be {allowed}.")
 
-    def scalars(self) -> tuple[np.float32, np.int32, np.float32, np.float32]:
-        """Returns the values as arguments of a compiled program, so that other values do not compile it again."""
-        top_k = np.int32(min(self.top_k, np.iinfo(np.int32).max))
-        return np.float32(self.temperature), top_k, np.float32(self.top_p), np.float32(self.repetition_penalty)
-
 
 GREEDY = Sampling()
 
 
+def columns(samplings: Sequence[Sampling]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the four values [B] of B rows, arguments of a compiled program that other values do not recompile."""
+    top_k = [min(each.top_k, np.iinfo(np.int32).max) for each in samplings]
+    others = ([getattr(each, name) for each in samplings] for name in ("temperature", "top_p", "repetition_penalty"))
+    temperature, top_p, penalty = (np.array(values, np.float32) for values in others)
+    return temperature, np.array(top_k, np.int32), top_p, penalty
+
+
 def choose(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Returns the chosen ids [B] by logits [B, V] and the keys [B] of this one choice; see `Sampling` for the rest."""
+    """Returns the chosen ids [B] by logits [B, V] and the keys [B] of this one choice; `Sampling` has the rest, [B]."""
+    most_probable = logits.argmax(axis=-1).astype(jnp.int32)
 
     def draw() -> jax.Array:
-        scaled = jnp.where(logits > MASKED, logits / temperature, MASKED)  # padding rows stay masked
-        limited = jax.lax.cond((top_k > 0) | (top_p < 1), lambda: crop(scaled, top_k, top_p), lambda: scaled)
-        return jax.vmap(jax.random.categorical)(keys, limited).astype(jnp.int32)
+        divisor = jnp.where(temperature > 0, temperature, 1.0)[:, None]
+        scaled = jnp.where(logits > MASKED, logits / divisor, MASKED)  # padding rows stay masked
+        limits = ((top_k > 0) | (top_p < 1)).any()
+        limited = jax.lax.cond(limits, lambda: crop(scaled, top_k[:, None], top_p[:, None]), lambda: scaled)
+        drawn = jax.vmap(jax.random.categorical)(keys, limited).astype(jnp.int32)
+        return jnp.where(temperature > 0, drawn, most_probable)
 
-    return jax.lax.cond(temperature > 0, draw, lambda: logits.argmax(axis=-1).astype(jnp.int32))
+    return jax.lax.cond((temperature > 0).any(), draw, lambda: most_probable)
 
 
 def crop(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Returns logits [B, V] with the tokens masked that `top_k` and `top_p` rule out."""
+    """Returns logits [B, V] with the tokens masked that `top_k` and `top_p` [B, 1] rule out."""
     probability = jax.nn.softmax(logits)
     ones = jnp.ones_like(probability)
     allowed = probability >= _threshold(probability, ones, jnp.where(top_k > 0, top_k, ones.shape[-1]))
@@ -76,7 +84,7 @@ def crop(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
 
 
 def penalize(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
-    """Returns logits [B, V] with those of the tokens `seen` [B, V] lowered by the repetition penalty."""
+    """Returns logits [B, V] with those of the tokens `seen` [B, V] lowered by the repetition penalty [B, 1]."""
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 

@@ -94,7 +94,7 @@ def story(runs: Sequence[RunRecord], beside: Beside) -> list[tuple[str, str]]:
     known = BASELINES.get(baseline, baseline.replace("_", " "))
     rows = [(f"{name}, closed book", _headline(best)), (f"without reading the question: {known}", percent(accuracy))]
     for score in beside.lexical:
-        if score.reader == "lexical" and tables.on_benchmark(score):
+        if score.reader == "lexical" and score.book == "open" and tables.on_benchmark(score):
             rows.append(("the open-book reader, without a model", _headline(score)))
     return rows
 

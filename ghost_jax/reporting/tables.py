@@ -204,7 +204,7 @@ def collapsed(score: Evaluation) -> str:
 
 def asked_of(score: Evaluation) -> str:
     """Returns how a score was asked: "closed book", "open book, reader both"."""
-    return f"{score.book} book" + (f", reader {score.reader}" if score.book == "open" else "")
+    return f"{score.book} book" + (f", reader {score.reader}" if score.book != "closed" else "")
 
 
 def answerer_of(score: Evaluation) -> str:

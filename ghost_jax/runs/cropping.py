@@ -16,15 +16,11 @@ def cropping(cropped: int, prompts: int, lost: str = "") -> str:
 
 
 def cropping_of(score: Evaluation | dict) -> str:
-    """Returns the sentences on the cropped prompts of an evaluation or its JSON, free answers included."""
+    """Returns the sentence on the cropped prompts of an evaluation or its JSON."""
     if isinstance(score, dict):
         score = from_json(score)
     question = "the instruction and the start of the question"
-    first = f"lines of the book, then {question}" if score.book == "open" else question
+    first = f"lines of the book, then {question}" if score.book != "closed" else question
     # A cloze asks a question once for all its orders.
     prompts = score.n if score.layout == "cloze" else sum(map(len, score.predicted))
-    sentences = [cropping(score.prompts_cropped or 0, prompts, first)]
-    if score.matching:
-        free = score.matching.how["prompts_cropped"]
-        sentences.append(cropping(free, score.n, "of free answers, the start of the question"))
-    return " ".join(filter(None, sentences))
+    return cropping(score.prompts_cropped or 0, prompts, first)

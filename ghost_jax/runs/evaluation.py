@@ -111,15 +111,6 @@ class Readings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matching(Accuracy):
-    """The accuracy of free answers, the share of them that matches an option, examples, and the rules."""
-
-    matched: float
-    examples: tuple[dict[str, str], ...]
-    how: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Contamination:
     """What a search of the training data for the items found, and the stores that could not be searched."""
 
@@ -214,12 +205,12 @@ class Evaluation:
     verdict_text: str
     book: str
     reader: str
+    without_doubtful_gold: Accuracy | None = None  # docs/gold_audit.md
     layout: str | None = None
     prompts_cropped: int | None = None
     contextual_calibration: ContextualCalibration | None = None
     cloze: Cloze | None = None
     readings: Readings | None = None
-    matching: Matching | None = None
     book_index: BookIndex | None = None
     fallbacks: int | None = None
     retrieval: Retrieval | None = None
@@ -360,3 +351,9 @@ def read_all(workdir: Path) -> dict[str, Evaluation]:
     """Returns the evaluations in the `evals` folder of a run by name; other reports there are left out."""
     contents = {path: read_json(path) for path in sorted((workdir / "evals").glob("*.json"))}
     return {path.stem: from_json(each, name=path) for path, each in contents.items() if is_evaluation(each)}
+
+
+def only_guesses(workdir: Path) -> bool:
+    """Returns whether a run was scored, and every score is at chance or collapsed to one letter."""
+    scores = read_all(workdir).values()
+    return bool(scores) and all(score.verdict in (COLLAPSED, "chance") for score in scores)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ghost_jax import HUGE_PAGES
-from tests.bench import slices, start
+from tests.bench import start
 from tests.bench.turns import Contender, compare
-from tests.bench.work import FLOAT32, TOLERANCE, Work
+from tests.bench.work import TOLERANCE, Work
 
 OURS, TRL = "ghost_jax", "padded, as TRL's defaults"
 PADDED, GENERATE = "transformers, padded", "transformers generate"
@@ -99,30 +99,9 @@ def loader(subject: Subject, say: Say) -> dict:
     return compare([subject.contender(OURS, "ours:Loader", "tokens")], subject.work.rounds, say)
 
 
-def devices(subject: Subject, say: Say) -> dict:
-    """The same step on one device and spread over several simulated ones: what spreading costs, on the same cores."""
-    sides = [
-        subject.contender(
-            f"{count} device(s)",
-            "ours:Pretrain",
-            "tokens",
-            {"dtype": FLOAT32},
-            tolerance=TOLERANCE[FLOAT32],
-            environment={"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"},
-        )
-        for count in subject.work.devices
-    ]
-    return compare(sides, subject.work.rounds, say)
-
-
 def starting(subject: Subject, say: Say) -> dict:
     """From the shell to the end of the first update, found compiled and prepared."""
     return start.measure(subject.work, say)
-
-
-def roofline(subject: Subject, say: Say) -> dict:
-    """What slices of TPUs would allow at most, and from how many chips on their links are the limit."""
-    return slices.measure(subject.work, say)
 
 
 # What each needs of `tests.bench.subject` beside it
@@ -154,6 +133,4 @@ COMPARISONS = {
     "decoding": Comparison(decoding, (CHAT,)),
     "loader": Comparison(loader, ()),
     "start": Comparison(starting, ()),
-    "devices": Comparison(devices, (BASE,)),
-    "slices": Comparison(roofline, ()),
 }

@@ -280,15 +280,13 @@ def an_import_with_nan_weights(at: Place) -> str:
     return said
 
 
-QUICK: dict[str, Callable[[Place], str]] = {
+FAULTS: dict[str, Callable[[Place], str]] = {
     "a read-only run directory": a_read_only_run_directory,
     "a file in place of the run directory": a_file_in_place_of_the_run_directory,
     "a finished run repeated with a wrong --data_dir": another_data_folder_for_a_finished_run,
     "a URL as the run directory": a_url_as_the_run_directory,
     "a run directory that the checkpoint library cannot use": a_run_directory_that_the_checkpoint_library_cannot_use,
     "a full-size run without its sources": a_full_size_run_without_its_sources,
-}
-FAULTS: dict[str, Callable[[Place], str]] = QUICK | {
     "a flipped bit in the newest checkpoint": checkpoint(cut=False),
     "a flipped bit in the training data": store("pretrain", cut=False),
     "kill -9 in a step": killed_in_a_step,

@@ -6,7 +6,6 @@ Peers are not part of the project. Where they are missing they are left out, and
 their own (PYTHONPATH=report/peers) they leave the product as its users have it, which the time of a start needs:
 
     pip install --target=report/peers torch==2.13.0 transformers==5.23.0     # torch.compile asks for g++ beside
-    pip install --target=report/peers libtpu==0.0.42.1                       # for the slices of TPUs
 """
 
 import argparse
@@ -22,25 +21,23 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from ghost_jax.core.atomic_io import write_json, write_text
+from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.errors import UsageError, command, did_you_mean
 from ghost_jax.core.paths import local_path
 from tests.bench import table
 from tests.bench.comparisons import BASE, CHAT, COMPARISONS, Subject
 from tests.bench.work import RECIPES, Work
 
-PACKAGES = ("jax", "flax", "torch", "transformers", "libtpu")
+PACKAGES = ("jax", "flax", "torch", "transformers")
 # A GPU's turn holds so many updates that starting one costs nothing beside them.
 CPU = Work("small36m", batch_size=8, seq_len=512, steps=1, rounds=7, questions=2500)
 GPU = dataclasses.replace(CPU, batch_size=64, seq_len=1024, steps=10, product=8192)
 TINY = {"size": "nano", "batch_size": 4, "seq_len": 64, "rounds": 2, "questions": 8}
-SHORT = dataclasses.replace(
-    CPU, **TINY, product=256, prompt_tokens=32, new_tokens=16, batches=8, devices=(1, 2), slices=("v5e:2x2",)
-)
+SHORT = dataclasses.replace(CPU, **TINY, product=256, prompt_tokens=32, new_tokens=16, batches=8)
 
 
 def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> str:
-    """Measures the chosen comparisons; writes the day's record and `speed.md` into a folder, anew after each of them.
+    """Measures the chosen comparisons; writes the day's record into a folder, anew after each of them.
 
     Others of the same day, machine, packages and work that are there already are kept. Each says which code it is of.
     Returns the table of what is wanted, of the record alone.
@@ -68,7 +65,6 @@ def run(chosen: Sequence[str], short: bool, changes: dict, out: Path) -> str:
             found = record["measured"] | {name: head | measured}
             record["measured"] = {each: found[each] for each in COMPARISONS if each in found}  # in the table's order
             write_json(path, record)
-            write_text(out / table.FILE, table.markdown(table.read_all(out)))
     return table.summary([record])
 
 
@@ -116,7 +112,7 @@ def _packages() -> dict[str, str]:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Measures speed against peers, side by side; writes speed-DATE-PROCESSOR.json and speed.md."""
+    """Measures speed against peers, side by side; writes speed-DATE-PROCESSOR.json."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.speed", description=main.__doc__)
     parser.add_argument(
         "--out", required=True, type=local_path, metavar="DIR", help="where the record and its table go"
@@ -141,7 +137,7 @@ def main(argv: Sequence[str]) -> int:
         if isinstance(value, int) and value < 1:
             raise UsageError(f"--{name} is {value}; it must be at least 1.")
     print(run(chosen, flags.short, changes, flags.out))
-    print(f"\nAll sides, their turns, first calls and memory: {flags.out / table.FILE}")
+    print(f"\nAll sides, their turns, first calls and memory: speed-*.json in {flags.out}")
     return 0
 
 

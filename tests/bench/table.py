@@ -7,20 +7,17 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError, command
-from tests.bench.code import in_words
 from tests.bench.wanted import ROWS, Row
 from tests.bench.work import BFLOAT16, PRECISIONS
 
 ROOT = Path(__file__).parents[2]
 RECORDS, PAGE = ROOT / "tests" / "bench" / "records", ROOT / "docs" / "performance.md"
-FILE = "speed.md"
 BEGIN, END = "<!-- speed: made by `make bench-table` -->", "<!-- speed: end -->"
-LEFT_OUT = "left out: "
 
 
 # ---- Records ----
@@ -38,7 +35,8 @@ def read_all(folder: Path) -> dict[str, dict]:
     for path in sorted(folder.glob("speed-*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            markdown({path.name: record})
+            summary([record])
+            dict(record["measured"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as fault:
             raise UserError(
                 f"{path} is no record of this benchmark, or a corrupt one ({type(fault).__name__}: {fault}). Delete "
@@ -55,7 +53,8 @@ def summary(records: Sequence[Mapping]) -> str:
     """Returns the table of `ROWS`, the worst that CPU records say, and what each record is of."""
     records = [record for record in records if record["machine"]["platform"] == "cpu"]
     rows = [_wanted(row, records) for row in ROWS]
-    lines = [*_table(("work", "worst", "rates of the worst", "records", "at least", "goal", "verdict"), rows), ""]
+    header = ("work", "worst", "rates of the worst", "records", "at least", "goal", "verdict")
+    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
     lines += [f"- {_machine(record)} {_products(record)} {_size(record['work'])}" for record in records]
     return "\n".join(lines)
 
@@ -102,91 +101,6 @@ def _machine(record: Mapping) -> str:
     return f"{record['date']}, {machine['name']}: {machine['processor']}{flags}; default {machine['default']}."
 
 
-# ---- All that was measured ----
-
-
-def markdown(records: Mapping[str, Mapping]) -> str:
-    """Returns what is wanted and the tables of all that was measured, as a file; records by the names of theirs."""
-    lines = ["# Speed", "", summary(list(records.values())), ""]
-    sections = {"start": _start, "slices": _slices}
-    for file, record in records.items():
-        lines += [f"## {file}", "", _head(record), ""]
-        for name, measured in record["measured"].items():
-            changes = ", ".join(f"{key} {value}" for key, value in measured["changes"].items())
-            lines += [f"### {name}", "", measured["about"] + (f" Here {changes}." if changes else ""), ""]
-            lines += [*sections.get(name, _sides)(measured, record), ""]
-            lines += [f"Measured with {in_words(measured.get('code'))}.", ""]
-    return "\n".join(lines)
-
-
-def _head(record: Mapping) -> str:
-    packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
-    work = ", ".join(f"{name} {value}" for name, value in record["work"].items() if value != "")
-    return f"{_machine(record)} {_products(record)} {packages}. {work}. Rates are medians over turns."
-
-
-def _sides(measured: Mapping, record: Mapping) -> Iterator[str]:
-    first = next(iter(measured["sides"].values()))
-    rows = []
-    for name, side in measured["sides"].items():
-        ceiling = _ceiling(record, name.rpartition(", ")[2])
-        share = ceiling and "flops_per_token" in measured and side["per_s"] * measured["flops_per_token"] / ceiling
-        rows.append(
-            (
-                name,
-                _rate(side["per_s"], side["unit"]),
-                f"{side['per_s'] / first['per_s']:.2f} x",
-                f"{min(side['seconds']):.3g} to {max(side['seconds']):.3g} s",
-                f"{share:.1%}" if share else "",
-                f"{side['warm_up_s']:.3g} s",
-                f"{side['peak_bytes'] / 2**20:,.0f} MiB",
-            )
-        )
-    header = ("side", "rate", "of the first", "a turn", "of the matrix product", "first call", "memory")
-    yield from _table(header, rows)
-    for name, difference in measured["largest_difference"].items():
-        yield ""
-        yield f"{name}: first figures agree with ours to {difference:.1e}."
-    for name, why in measured["left_out"].items():
-        yield ""
-        yield f"{name}: {LEFT_OUT}{why}."
-
-
-def _start(measured: Mapping, record: Mapping) -> Iterator[str]:
-    fastest, slowest = min(measured["seconds"]), max(measured["seconds"])
-    row = (measured["config"], f"{measured['median_s']:.2f} s", f"{fastest:.2f} to {slowest:.2f} s")
-    yield from _table(("config", "median", "starts", "first of all"), [(*row, f"{measured['first_s']:.1f} s")])
-
-
-def _slices(measured: Mapping, record: Mapping) -> Iterator[str]:
-    if "left_out" in measured:
-        yield f"{LEFT_OUT}{measured['left_out']}."
-        return
-    rows = [
-        (
-            f"{each['config']} on {each['topology']}",
-            f"{each['chips']}",
-            *(f"{1e3 * each['seconds'][part]:.3g} ms" for part in ("arithmetic", "memory", "links")),
-            f"{each['tokens_per_s']:,.0f} tokens/s, {each['bound_by']}",
-        )
-        for each in measured["slices"]
-    ]
-    yield from _table(("slice", "chips", "arithmetic", "memory", "links", "at most, bound by"), rows)
-    for generation, chips in measured["links_take_over"].items():
-        yield ""
-        yield f"{generation}: links are the limit " + (f"from {chips} chips on." if chips else "on no slice above.")
-
-
-def _rate(per_s: float, unit: str) -> str:
-    return f"{per_s / 1e9:,.1f} GFLOP/s" if unit == "FLOP" else f"{per_s:,.1f} {unit}/s"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(header)} |"
-    yield f"|{'---|' * len(header)}"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
-
-
 # ---- The page ----
 
 
@@ -198,10 +112,9 @@ def with_table(text: str, records: Mapping[str, Mapping]) -> str:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Writes the speed table of docs/performance.md, and tests/bench/records/speed.md, from all records."""
+    """Writes the speed table of docs/performance.md from all records."""
     argparse.ArgumentParser(prog="python -m tests.bench.table", description=main.__doc__).parse_args(argv)
     records = read_all(RECORDS)
-    write_text(RECORDS / FILE, markdown(records))
     write_text(PAGE, with_table(PAGE.read_text(encoding="utf-8"), records))
     print(summary(list(records.values())))
     return 0

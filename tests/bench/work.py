@@ -41,8 +41,6 @@ class Work:
       items: the file that they are taken from, spread over it; "" for those that the chat recipe holds out.
       prompt_tokens, new_tokens: read and written of one text a turn.
       batches: of chat_v5's packed mix that the loader makes a turn.
-      devices: numbers of simulated devices that a step is spread over.
-      slices: of TPUs that it is compiled for; v5e-16 to v5p-256, which has 128 chips: the cloud counts cores.
     """
 
     size: str
@@ -56,8 +54,6 @@ class Work:
     prompt_tokens: int = 200
     new_tokens: int = 128
     batches: int = 512
-    devices: tuple[int, ...] = (1, 2, 4, 8)
-    slices: tuple[str, ...] = ("v5e:4x4", "v5e:8x8", "v5e:16x16", "v5p:2x2x4", "v5p:4x4x4", "v5p:4x4x8")
 
     @property
     def base_recipe(self) -> str:
@@ -73,7 +69,6 @@ class Work:
         return self.rounds + 2
 
 
-@dataclasses.dataclass(frozen=True)
 class Files:
     """Where lies what `tests.bench.subject` writes and the sides read.
 
@@ -86,28 +81,7 @@ class Files:
       records: "ids N" and "learnt N", the conversations of turn N.
     """
 
-    folder: Path
-
-    @property
-    def base(self) -> Path:
-        return self.folder / "base"
-
-    @property
-    def rows(self) -> Path:
-        return self.folder / "rows.npz"
-
-    @property
-    def chat(self) -> Path:
-        return self.folder / "chat"
-
-    @property
-    def exported(self) -> Path:
-        return self.folder / "exported"
-
-    @property
-    def prompts(self) -> Path:
-        return self.folder / "prompts.npz"
-
-    @property
-    def records(self) -> Path:
-        return self.folder / "records.npz"
+    def __init__(self, folder: Path):
+        self.base, self.rows = folder / "base", folder / "rows.npz"
+        self.chat, self.exported = folder / "chat", folder / "exported"
+        self.prompts, self.records = folder / "prompts.npz", folder / "records.npz"

@@ -47,8 +47,8 @@ def find(entry: str) -> tuple[str, Path, list[Path], str]:
     if not readable:
         what = f"{found[0]} is none of them" if found else "there is no such file"
         raise UserError(
-            f"data.sources names {entry}, in which no file can be read: {what}. Name a file, a folder or a pattern of "
-            f"{', '.join(TEXT_FILES)}, plain or as .gz, .xz or .zip."
+            f"No file of {entry} can be read: {what}. Name a file, a folder or a pattern of {', '.join(TEXT_FILES)}, "
+            "plain or as .gz, .xz or .zip."
         )
     return re.sub(r"[\s,()]+", "_", name), folder, readable, key
 

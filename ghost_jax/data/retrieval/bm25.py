@@ -28,13 +28,14 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.data.storage.text_cleaning import sentences
 
-WORDS = 60  # of the longest passage, without its title and section; a longer one mixes facts
+LINE, PARAGRAPH = 40, 200  # words of the longest passage of an index, without its title and section
 CONTEXT = 4  # passages in a prompt, as in the study
+NEAR = 64  # passages among whose pages one is sought that a question names
 SHOWN_CHARACTERS = 350  # of the longest passage in a prompt, as in the study
 # Of generated questions' own pages, 66, 98, 99 and 99% are found first with weights 0, 1, 3 and 5; sentences that do
 # not name their page are found a little worse with each step (59, 58, 58 and 56%).
 TITLE_WEIGHT = 3
-VERSION = 1  # raise it when the same pages give other passages, terms or files
+VERSION = 2  # raise it when the same pages give other passages, terms or files
 TOOLS = ("bm25s", "PyStemmer")
 
 
@@ -47,7 +48,7 @@ class Passage:
       source: the record's source.
       title: the page's title with its publisher's number ("Phishing (T1566)").
       section: the label of the line's paragraph ("Mitigation M1031 Network Intrusion Prevention"), or empty.
-      text: at most `WORDS` words.
+      text: at most `LINE` words, or `PARAGRAPH`.
       url: the page's address, or empty.
     """
 
@@ -63,15 +64,20 @@ _PART = r"[A-Z](?:\([^()\n]*\)|\.(?!\s)|[^:.;!?()\n]){0,70}"
 # "Detection by Process: OS API Execution: Monitor …" has a label of two parts. A sentence with a colon may pass for
 # one; nothing is lost by it, since a section is searched and shown as the text is.
 _LABEL = re.compile(rf"(?P<label>Detection by {_PART}: {_PART}|{_PART}): (?P<content>.+)", re.DOTALL)
-_NUMBER = re.compile(r"[A-Z]+-?\d[\d.-]*")
+_NUMBER = re.compile(r"[A-Z]+-?\d+(?:[.-]\d+)*")
 # At most eight words that end no sentence: "Explore", "Home | About us", "Several types exist:". Commands, paths and
 # items of lists have other characters. BM25 prefers short passages: a heading came before every passage of its page.
 _WORD = r"[\w(\[][\w()\[\]/&,'’-]*"
 _HEADING = re.compile(rf"#{{1,6}} [^\n]+|{_WORD}(?: (?:[-–|&/] )?{_WORD}){{0,7}}:?")
 
 
-def passages_of(record: Record) -> Iterator[Passage]:
-    """Yields the passages of a page in its order; together they hold every word of it once, except headings."""
+def passages_of(record: Record, words: int = LINE, names: Mapping[str, str] | None = None) -> Iterator[Passage]:
+    """Yields the passages of a page in its order; together they hold every word of it once, except headings.
+
+    Args:
+      words: the most that a passage has in its text.
+      names: number of a page -> its title, which is added in a field of numbers alone ("Related weaknesses: CWE-79.").
+    """
     number = record.id.rpartition("/")[2]
     named = _NUMBER.fullmatch(number) and number not in record.title
     title = f"{record.title} ({number})" if named else record.title
@@ -80,19 +86,23 @@ def passages_of(record: Record) -> Iterator[Passage]:
             continue
         found = _LABEL.match(paragraph)
         section, content = (found["label"], found["content"]) if found else ("", paragraph)
-        for words in _lines(content):
-            text = " ".join(words).removeprefix("- ")  # of a list's item
+        if names and section.startswith("Related "):
+            content = _NUMBER.sub(
+                lambda found: f"{names[found[0]]} ({found[0]})" if found[0] in names else found[0], content
+            )
+        for part in _lines(content, words):
+            text = " ".join(part).removeprefix("- ")  # of a list's item
             yield Passage(record.id, record.source, title, section, text, record.url)
 
 
-def _lines(paragraph: str) -> Iterator[list[str]]:
-    """Yields as many sentences of a paragraph at a time as `WORDS` allows; a longer sentence is split."""
+def _lines(paragraph: str, limit: int) -> Iterator[list[str]]:
+    """Yields as many sentences of a paragraph at a time as the limit of words allows; a longer sentence is split."""
     kept: list[str] = []
     for sentence in itertools.chain.from_iterable(map(sentences, paragraph.split("\n"))):
         words = sentence.split()
-        for start in range(0, len(words), WORDS):
-            part = words[start : start + WORDS]
-            if len(kept) + len(part) > WORDS:
+        for start in range(0, len(words), limit):
+            part = words[start : start + limit]
+            if len(kept) + len(part) > limit:
                 yield kept
                 kept = []
             kept = kept + part
@@ -141,6 +151,12 @@ def _bm25s() -> ModuleType:
             sys.modules["jax.lax"] = jax_lax
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for every debugging line itself
     return library
+
+
+def _names_of(title: str) -> list[set[str]]:
+    """Returns the terms of each name of a page: of "Acquire Infrastructure: Botnet (T1583.005)" these, and "Botnet"."""
+    name, _, number = title.rpartition(" (") if title.endswith(")") else (title, "", "")
+    return [set(terms(part)) for part in (title, name, number, name.rpartition(": ")[2])]
 
 
 class Index:
@@ -236,11 +252,35 @@ class Index:
         rows, scores = np.empty((len(queries), k), np.int32), np.empty((len(queries), k), np.float32)
         for i, query in enumerate(queries):
             every = self.scores(query)
-            # Everything at least as good as the k-th, in the order of rows, which a stable sort then keeps.
-            candidates = np.flatnonzero(every >= np.partition(every, -k)[-k])
+            # Everything at least as good as the k-th, in the order of rows, which a stable sort then keeps. Zeros are
+            # left out where they can be: a partition of equal values is slow.
+            matching = every[every > 0]
+            least = np.partition(matching, -k)[-k] if len(matching) >= k else 0
+            candidates = np.flatnonzero(every >= least)
             rows[i] = candidates[np.argsort(-every[candidates], kind="stable")][:k]
             scores[i] = every[rows[i]]
         return rows, scores
+
+    def answering(self, question: str) -> list[Passage]:
+        """Returns at most `CONTEXT` passages that share a word with a question, the best first.
+
+        Where the question names pages and asks nothing else ("What is phishing?"), their beginnings come first: of so
+        few words, BM25 prefers the shortest lines. A question that names a kind of section ("Which mitigation …") is
+        answered by such sections first.
+        """
+        (rows,), (scores,) = self.search([question], NEAR)
+        found = rows[scores > 0].tolist()
+        asked = set(terms(question))
+        found.sort(key=lambda row: not asked & set(terms(self.passage(row).section)[:1]))
+        begins = [self._beginning(row) for row in found if asked in _names_of(self.passage(row).title)]
+        return [self.passage(row) for row in list(dict.fromkeys([*begins, *found]))[:CONTEXT]]
+
+    def _beginning(self, row: int) -> int:
+        """Returns the first row of a row's page."""
+        page = self.passage(row).page
+        while row and self.passage(row - 1).page == page:
+            row -= 1
+        return row
 
     def context(self, questions: Sequence[str]) -> np.ndarray:
         """Returns the rows [Q, CONTEXT] int32 that a prompt with context shows, in training and in evaluation.

@@ -24,11 +24,39 @@ _FUNCTION_WORDS = frozenset(
     )
 )
 
+# A question is negated by its own verb, near its "which" or "what", or in capitals. Any other "not" is of a clause:
+# "Which weakness arises when input is not neutralized?"
+_CLAUSE = r"(?:when|where|while|if|because|that|which|what|who|whose|how|as|to)\b"
+_NEGATED = re.compile(
+    r"\b(?:NOT|EXCEPT)\b|\b(?i:all (?:of )?(?:the following|these)\b.*\bexcept)\b|"
+    r"\b(?i:least (?:likely|probable|common|effective|useful|relevant|related|suitable|appropriate))\b"
+)
+_NEGATED_VERB = re.compile(
+    rf"(?:which|what)\b(?:[\s,]+(?!{_CLAUSE})[^\s,.;?]+){{0,6}}?\s+"
+    r"(?:(?:is|are|was|were|does|do|did|has|have|can|could|would|should)(?: not|n['’]t)|cannot|can['’]t)\b",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"\b(?:which|what)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.;])\s+")
+_ALL_OF_THE_ABOVE = re.compile(r"\ball (?:of )?(?:the |these )?(?:above|these|listed)\b|^all\.?$", re.IGNORECASE)
+
 
 @functools.lru_cache(4096)  # the same options are offered again and again
 def content_words(text: str) -> frozenset[str]:
     """Returns the lower-cased words of a text, an id with dots being one, without the function words of English."""
     return frozenset(_WORD.findall(text.lower())) - _FUNCTION_WORDS
+
+
+def is_negated(question: str) -> bool:
+    """Returns whether a question asks for what does not hold: "Which of these is NOT …?", "What is not …?"."""
+    last = _SENTENCE_END.split(question.strip())[-1]
+    asked = _ASKED.search(last)
+    return bool(_NEGATED.search(question) or (asked and _NEGATED_VERB.match(last, asked.start())))
+
+
+def is_all_of_the_above(question: str, option: str) -> bool:
+    """Returns whether an option is "all of the above" and the question is not negated."""
+    return bool(_ALL_OF_THE_ABOVE.search(option)) and not is_negated(question)
 
 
 def always(letter: int) -> Baseline:
@@ -56,6 +84,7 @@ def _choosing(score: Callable[[str, str], float]) -> Baseline:
 
 longest = _choosing(lambda question, option: len(option))
 shortest = _choosing(lambda question, option: -len(option))
+all_of_the_above = _choosing(is_all_of_the_above)  # where no option is one, all tie
 overlapping = _choosing(lambda question, option: len(content_words(option) & content_words(question)))
 
 

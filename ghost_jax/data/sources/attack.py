@@ -9,7 +9,7 @@ from ghost_jax.data.sources.stix import Bundle, Edge
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.storage.text_cleaning import clean, first_sentence, headed, labelled, listing, paragraphs
 
-VERSION = 1  # raise it when the same file gives other records
+VERSION = 2  # raise it when the same file gives other records
 
 LICENSE = "MITRE ATT&CK terms of use"
 
@@ -32,7 +32,7 @@ _TECHNIQUE_FIELDS = {
 
 
 def read(path: Path) -> Iterator[Record]:
-    """Yields a record for each technique, group, software, campaign, mitigation and tactic in force.
+    """Yields a record for each technique, group, software, campaign, mitigation, tactic and data source in force.
 
     Techniques state facts of the relations "tactic", "mitigation" and "detection"; groups, software and campaigns
     state what they use. Raises UserError where the file is not a valid bundle of ATT&CK.
@@ -50,6 +50,8 @@ def read(path: Path) -> Iterator[Record]:
         elif thing["type"] == "course-of-action":
             mitigated = bundle.outgoing("mitigates", thing, "attack-pattern")
             text = (_sentence(f"{_named(bundle, thing)} mitigates", bundle, mitigated),)
+        elif thing["type"] == "x-mitre-data-source":
+            text = _data_source(bundle, thing)
         elif thing["type"] in _USES:
             text, facts = _actor(bundle, thing), _actor_facts(bundle, thing)
         else:
@@ -129,7 +131,8 @@ def _technique(bundle: Bundle, technique: dict, tactics: list[str]) -> Iterator[
         yield headed(f"Mitigation {_numbered(bundle, edge.other)}", edge.description)
     yield labelled("Detection", clean(technique.get("x_mitre_detection", "")))
     for edge in bundle.incoming("detects", technique, "x-mitre-data-component"):
-        yield headed(f"Detection by {_component_name(bundle, edge.other)}", edge.description)
+        source = "".join(f"{_numbered(bundle, source)}: " for source in _source_of(bundle, edge.other))
+        yield headed(f"Detection by {source}{edge.other['name']}", edge.description)
     for edge in bundle.incoming("detects", technique, "x-mitre-detection-strategy"):
         yield headed(f"Detection strategy {_numbered(bundle, edge.other)}", edge.description)
     for analytic in _analytics(bundle, technique):
@@ -161,8 +164,21 @@ def _technique_facts(bundle: Bundle, technique: dict, tactics: list[str]) -> Ite
 
 def _component_name(bundle: Bundle, component: dict) -> str:
     """Returns "Process: OS API Execution"; the component's name alone where version 18 dropped the data source."""
-    sources = bundle.present([component.get("x_mitre_data_source_ref", "")])
-    return f"{sources[0]['name']}: {component['name']}" if sources else component["name"]
+    return ": ".join(thing["name"] for thing in (*_source_of(bundle, component), component))
+
+
+def _source_of(bundle: Bundle, component: dict) -> list[dict]:
+    return bundle.present([component.get("x_mitre_data_source_ref", "")])
+
+
+def _data_source(bundle: Bundle, source: dict) -> Iterator[str]:
+    yield _values("Platforms", source.get("x_mitre_platforms", []))
+    yield _values("Collection layers", source.get("x_mitre_collection_layers", []))
+    for component in bundle.of_type("x-mitre-data-component"):
+        if source in _source_of(bundle, component):
+            yield headed(f"Data component {component['name']}", clean(component.get("description", "")))
+            detected = bundle.outgoing("detects", component, "attack-pattern")
+            yield _sentence(f"{component['name']} detects", bundle, detected)
 
 
 def _analytics(bundle: Bundle, technique: dict) -> list[dict]:

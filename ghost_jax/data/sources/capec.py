@@ -9,9 +9,17 @@ from ghost_jax.data.sources.vulnerability import weaknesses
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.storage.text_cleaning import clean, first_sentence, flat, labelled, listing, paragraphs
 
-VERSION = 1  # raise it when the same file gives other records
+VERSION = 2  # raise it when the same file gives other records
 
 LICENSE = "MITRE CAPEC terms of use"
+
+_RELATIONS = {
+    "x_capec_child_of_refs": "is a child of",
+    "x_capec_parent_of_refs": "is a parent of",
+    "x_capec_can_precede_refs": "can precede",
+    "x_capec_can_follow_refs": "can follow",
+    "x_capec_peer_of_refs": "is a peer of",
+}
 
 
 def read(path: Path) -> Iterator[Record]:
@@ -44,10 +52,10 @@ def _text(bundle: Bundle, pattern: dict, number: str, related: list[str]) -> Ite
     yield clean(pattern.get("description", ""))
     yield clean(pattern.get("x_capec_extended_description", ""))
     yield from each("Alternate term", "x_capec_alternate_terms")
-    parents = bundle.present(pattern.get("x_capec_child_of_refs", []))
-    if parents:
-        named = [f"{flat(parent['name'])} ({bundle.reference(parent)[0]})" for parent in parents]
-        yield f"{number} is a child of {listing(named)}."
+    for key, relation in _RELATIONS.items():
+        if others := bundle.present(pattern.get(key, [])):
+            named = [f"{flat(other['name'])} ({bundle.reference(other)[0]})" for other in others]
+            yield f"{number} {relation} {listing(named)}."
     for label, key in (("Likelihood of attack", "likelihood_of_attack"), ("Typical severity", "typical_severity")):
         if f"x_capec_{key}" in pattern:
             yield f"{label}: {pattern[f'x_capec_{key}']}."

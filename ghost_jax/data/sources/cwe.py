@@ -1,5 +1,6 @@
 """MITRE CWE, the catalogue of weaknesses, streamed from the publisher's XML."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -23,7 +24,7 @@ from ghost_jax.data.storage.text_cleaning import (
     tidy,
 )
 
-VERSION = 1  # raise it when the same file gives other records
+VERSION = 2  # raise it when the same file gives other records
 
 LICENSE = "MITRE CWE terms of use"
 
@@ -31,6 +32,21 @@ _SECTIONS = ("Weakness", "Category", "View", "External_Reference")
 _CONSEQUENCES = "Common_Consequences/{*}Consequence"
 _MITIGATIONS = "Potential_Mitigations/{*}Mitigation"
 _EMPTY = ("Other", "Varies by Context")  # values of a mandatory field that state nothing
+_RELATIONS = {
+    "ChildOf": "is a child of",
+    "ParentOf": "is a parent of",  # the catalogue states it at the child alone
+    "PeerOf": "is a peer of",
+    "CanPrecede": "can precede",
+    "CanAlsoBe": "can also be",
+    "Requires": "requires",
+    "StartsWith": "starts with",
+}
+_PLATFORMS = {
+    "Language": "Languages",
+    "Operating_System": "Operating systems",
+    "Architecture": "Architectures",
+    "Technology": "Technologies",
+}
 _LONGEST_MEASURE = 200  # characters; what is longer is an explanation and not a measure
 
 
@@ -44,18 +60,31 @@ def read(path: Path) -> Iterator[Record]:
     Raises:
       UserError: the file is not valid XML, declares a DTD or an entity, or holds no weakness; names the line.
     """
-    names = {weakness.get("ID"): flat(weakness.get("Name")) for weakness in _weaknesses(path)}  # some end in a blank
+    names: dict[str, str] = {}
+    children: dict[str, list[str]] = defaultdict(list)  # number -> those of its children
+    for weakness in _weaknesses(path):
+        names[weakness.get("ID")] = flat(weakness.get("Name"))  # some end in a blank
+        for parent in _related(weakness)["ChildOf"]:
+            children[parent].append(weakness.get("ID"))
     if not names:
         raise UserError(f"{path} holds no weakness, so it is not the CWE catalogue. Give the file cwec_v4.14.xml.")
     for weakness in _weaknesses(path):
         number, name = f"CWE-{weakness.get('ID')}", names[weakness.get("ID")]
-        # The same parent is listed once for each view that shows it.
-        relations = weakness.iterfind("{*}Related_Weaknesses/{*}Related_Weakness[@Nature='ChildOf']")
-        numbers = dict.fromkeys(relation.get("CWE_ID") for relation in relations)
-        parents = [f"{names[parent]} (CWE-{parent})" for parent in numbers if parent in names]
+        related = {
+            nature: [f"{names[other]} (CWE-{other})" for other in others if other in names]
+            for nature, others in (_related(weakness) | {"ParentOf": children[weakness.get("ID")]}).items()
+        }
         url = f"https://cwe.mitre.org/data/definitions/{weakness.get('ID')}.html"
-        text = paragraphs(*_text(weakness, number, parents))
-        yield Record(number, "cwe", name, text, url, LICENSE, tuple(_facts(weakness, number, name, parents)))
+        text = paragraphs(*_text(weakness, number, related))
+        yield Record(number, "cwe", name, text, url, LICENSE, tuple(_facts(weakness, number, name, related["ChildOf"])))
+
+
+def _related(weakness: Element) -> dict[str, list[str]]:
+    """Returns nature of a relation -> the numbers of other weaknesses, each once, whatever views show it."""
+    found: dict[str, dict[str, None]] = {nature: {} for nature in _RELATIONS}
+    for relation in _each(weakness, "Related_Weaknesses/{*}Related_Weakness"):
+        found.setdefault(relation.get("Nature", ""), {})[relation.get("CWE_ID", "")] = None
+    return {nature: list(others) for nature, others in found.items()}
 
 
 def _weaknesses(path: Path) -> Iterator[Element]:
@@ -88,13 +117,20 @@ def _check(weakness: Element, where: str) -> None:
         raise UserError(f"{where}: a weakness without a number, a name or a description. Fetch the file again.")
 
 
-def _text(weakness: Element, number: str, parents: list[str]) -> Iterator[str]:
+def _text(weakness: Element, number: str, related: dict[str, list[str]]) -> Iterator[str]:
     yield _field(weakness, "Description")
     yield _field(weakness, "Extended_Description")
     for term in _each(weakness, "Alternate_Terms/{*}Alternate_Term"):
         yield headed(f"Alternate term {_field(term, 'Term')}", _field(term, "Description"))
-    if parents:
-        yield f"{number} is a child of {listing(parents)}."
+    for nature, relation in _RELATIONS.items():
+        if others := related[nature]:
+            yield f"{number} {relation} {listing(others)}."
+    for kind, label in _PLATFORMS.items():
+        platforms = [
+            each.get("Name") or each.get("Class", "") for each in _each(weakness, f"Applicable_Platforms/{{*}}{kind}")
+        ]
+        if platforms:
+            yield f"{label}: {listing(platforms)}."
     for introduction in _each(weakness, "Modes_Of_Introduction/{*}Introduction"):
         yield headed(f"Introduced in the phase {_field(introduction, 'Phase')}", _field(introduction, "Note"))
     for likelihood in _fields(weakness, "Likelihood_Of_Exploit"):
@@ -114,6 +150,11 @@ def _text(weakness: Element, number: str, parents: list[str]) -> Iterator[str]:
         yield labelled(label, _field(mitigation, "Description"))
     for example in _each(weakness, "Observed_Examples/{*}Observed_Example"):
         yield labelled(f"Observed example {_field(example, 'Reference')}", _field(example, "Description"))
+    patterns = [
+        f"CAPEC-{each.get('CAPEC_ID')}" for each in _each(weakness, "Related_Attack_Patterns/{*}Related_Attack_Pattern")
+    ]
+    if patterns:
+        yield f"Related attack patterns: {listing(patterns)}."
 
 
 def _facts(weakness: Element, number: str, name: str, parents: list[str]) -> Iterator[Fact]:

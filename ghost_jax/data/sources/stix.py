@@ -20,9 +20,11 @@ _TEXTS = (
     "x_capec_typical_severity x_mitre_data_source_ref x_mitre_detection x_mitre_shortname"
 )
 _LISTS = (
-    "aliases x_capec_alternate_terms x_capec_child_of_refs x_capec_example_instances x_capec_prerequisites "
-    "x_capec_resources_required x_mitre_aliases x_mitre_analytic_refs x_mitre_defense_bypassed x_mitre_domains "
-    "x_mitre_impact_type x_mitre_permissions_required x_mitre_platforms x_mitre_system_requirements"
+    "aliases x_capec_alternate_terms x_capec_can_follow_refs x_capec_can_precede_refs x_capec_child_of_refs "
+    "x_capec_example_instances x_capec_parent_of_refs x_capec_peer_of_refs x_capec_prerequisites "
+    "x_capec_resources_required x_mitre_aliases x_mitre_analytic_refs x_mitre_collection_layers "
+    "x_mitre_defense_bypassed x_mitre_domains x_mitre_impact_type x_mitre_permissions_required x_mitre_platforms "
+    "x_mitre_system_requirements"
 )
 _FORM = {
     **dict.fromkeys(_TEXTS.split(), str),

@@ -1,0 +1,203 @@
+"""Generation for many clients: a text joins and leaves the batch at any step ("Orca", Yu et al. 2022).
+
+A prompt is read by itself, in chunks, and its keys and values are then copied to a free row of the batch. All rows
+write to the same slot of the cache, so a row has holes; where the slots run out, the rows are moved together. The ids
+of a text are those that `Generator.stream` yields for its prompt, sampling and key, whatever the other rows are.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghost_jax.inference.generate import CHUNK, LONG_CHUNK, SHORTEST, SLOTS, Generator, State, power_of_two
+from ghost_jax.inference.sampling import GREEDY, Sampling, columns
+from ghost_jax.model.transformer import Cache
+
+TOP = 5  # most probable tokens that `Engine.score` returns for each position
+SCORED = 128  # positions whose logits are in memory at once
+
+
+@dataclasses.dataclass(eq=False)
+class Text:
+    """A text that is generated.
+
+    Attributes:
+      prompt: [T] int32, 1 to context - 1 ids.
+      key_data: [2] uint32, of its PRNG key.
+      most: ids that may follow, at least 1.
+      ids: those chosen so far, without a stop.
+      ended: None, "stop" after a stop id, or "length".
+    """
+
+    prompt: np.ndarray
+    sampling: Sampling
+    key_data: np.ndarray
+    most: int
+    ids: list[int] = dataclasses.field(default_factory=list)
+    ended: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scores:
+    """The log-probabilities of a sequence of T ids: [T - 1] of each but the first, and the top [T, TOP] after each."""
+
+    log_probs: np.ndarray
+    top_ids: np.ndarray
+    top_log_probs: np.ndarray
+
+
+class Engine(Generator):
+    """Generates up to `batch_size` texts at once, on one device. Not thread-safe: one thread calls it."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._place = jax.jit(_place, donate_argnums=(0, 1))
+        self._compact = jax.jit(_compact, donate_argnums=0)
+        self._score = jax.jit(self._scores)
+        self.clear()
+
+    def clear(self) -> None:
+        """Drops every text and the cache."""
+        self._forget()
+        self._texts: list[Text | None] = [None] * self._batch_size
+        self._key_data = np.zeros((self._batch_size, 2), np.uint32)
+        self._batch = self._with_slots(self._empty_cache(self._batch_size), SLOTS)
+        self._state = jax.device_put(self._start([], self._batch_size), self._state_sharding)
+        self._used = 0  # slots of the batch's cache
+
+    def warm_up(self) -> None:
+        """Compiles the programs that most texts need."""
+        prompt = np.zeros(min(LONG_CHUNK + CHUNK, self._config.context // 2), np.int32)
+        text = Text(prompt, GREEDY, np.zeros(2, np.uint32), 2)
+        for _ in self.admit(text):
+            pass
+        if self.texts:
+            self.step()
+        self.score(prompt[:SHORTEST])
+        self.clear()
+
+    @property
+    def texts(self) -> list[Text]:
+        """The texts in the batch."""
+        return [text for text in self._texts if text]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no row is free."""
+        return None not in self._texts
+
+    def admit(self, text: Text) -> Iterator[None]:
+        """Reads a prompt, a chunk at each `next`, and puts the text into a free row with its first id chosen.
+
+        Raises UserError for a prompt that is too long. One prompt is read at a time.
+        """
+        self.max_answer(len(text.prompt))
+        hidden, cache = yield from self._reading(text.prompt)
+        key_data = text.key_data[None]
+        chosen = self._first(
+            self._params, hidden, cache.length, self._start([text.prompt], 1), key_data, columns([text.sampling])
+        )
+        self._cache, self._text = cache, text.prompt  # the next prompt may begin alike
+        self._add(text, int(chosen.newest[0]), bool(chosen.active[0]))
+        if text.ended:
+            return
+        row = self._texts.index(None)
+        self._texts[row], self._key_data[row] = text, text.key_data
+        slots = max(cache.filled.shape[1], len(text.prompt) + 1)
+        self._batch = self._with_slots(self._batch, slots)
+        self._batch, self._state = self._place(self._batch, self._state, cache, chosen, np.int32(row))
+        self._used = max(self._used, len(text.prompt))
+
+    def step(self) -> None:
+        """Chooses the next id of every text in the batch; those that end leave it."""
+        if self._used == self._batch.filled.shape[1]:
+            self._make_room()
+        rows = [row for row, text in enumerate(self._texts) if text]
+        how = columns([text.sampling if text else GREEDY for text in self._texts])
+        active = np.array([text is not None for text in self._texts])
+        cache = self._batch.replace(used=np.int32(self._used))
+        self._batch, self._state = self._next(
+            self._params, cache, self._state.replace(active=active), self._key_data, how
+        )
+        self._used += 1
+        newest, continues = jax.device_get((self._state.newest, self._state.active))
+        for row in rows:
+            self._add(self._texts[row], int(newest[row]), bool(continues[row]))
+            if self._texts[row].ended:
+                self._texts[row] = None
+
+    def drop(self, text: Text) -> None:
+        """Frees the row of a text whose client has left or needs no more of it."""
+        if text in self._texts:
+            self._texts[self._texts.index(text)] = None
+
+    def score(self, ids: np.ndarray) -> Scores:
+        """Returns the log-probabilities of ids [T], 1 to context."""
+        length = min(max(SHORTEST, power_of_two(len(ids))), self._config.context)
+        found = self._score(self._params, np.pad(ids, (0, length - len(ids)))[None].astype(np.int32))
+        log_probs, top_ids, top = (np.asarray(each)[: len(ids)] for each in found)
+        return Scores(log_probs[:-1], top_ids, top)
+
+    def _add(self, text: Text, newest: int, continues: bool) -> None:
+        if self._is_stop[newest]:
+            text.ended = "stop"
+            return
+        text.ids.append(newest)
+        if not continues or len(text.ids) >= text.most:
+            text.ended = "length"
+
+    def _make_room(self) -> None:
+        """Moves the tokens of each row together; the cache grows while it is short of the context."""
+        self._batch = self._compact(self._batch)
+        self._used = max(len(text.prompt) + len(text.ids) for text in self.texts)
+        self._batch = self._with_slots(self._batch, self._used + CHUNK)
+
+    def _scores(self, params: dict, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns for tokens [1, T] the log-probability [T] of each next one, the top ids and theirs [T, TOP]."""
+        hidden = self._model.apply({"params": params}, tokens, method="hidden")[0]  # [T, D]
+        following = jnp.roll(tokens[0], -1)
+
+        def piece(inputs: tuple) -> tuple:
+            states, ids = inputs
+            log_probs = jax.nn.log_softmax(self._model.apply({"params": params}, states, method="head"))
+            top, top_ids = jax.lax.top_k(log_probs, TOP)
+            return jnp.take_along_axis(log_probs, ids[:, None], axis=1)[:, 0], top_ids, top
+
+        size = min(SCORED, len(hidden))
+        missing = (0, -len(hidden) % size)
+        pieces = jnp.pad(hidden, (missing, (0, 0))).reshape(-1, size, hidden.shape[-1])
+        found = jax.lax.map(piece, (pieces, jnp.pad(following, missing).reshape(-1, size)))
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+
+def _place(batch: Cache, state: State, cache: Cache, chosen: State, row: jax.Array) -> tuple[Cache, State]:
+    """Returns the batch and its state with a text of one row, and no more slots, in this row."""
+    slots = batch.filled.shape[1]
+
+    def put(into: jax.Array, value: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(into, value, row, axis)
+
+    def wide(each: jax.Array) -> jax.Array:
+        return jnp.pad(each, ((0, 0), (0, 0), (0, 0), (0, slots - each.shape[3]), (0, 0)))
+
+    filled = jnp.pad(cache.filled, ((0, 0), (0, slots - cache.filled.shape[1])))
+    batch = Cache(
+        put(batch.keys, wide(cache.keys), 1),
+        put(batch.values, wide(cache.values), 1),
+        put(batch.filled, filled, 0),
+        put(batch.length, cache.length, 0),
+        batch.used,
+    )
+    return batch, jax.tree.map(lambda into, value: put(into, value, 0), state, chosen)
+
+
+def _compact(batch: Cache) -> Cache:
+    """Returns the cache with the filled slots of each row first, in their order."""
+    order = jnp.argsort(~batch.filled, axis=1, stable=True)
+    moved = (jnp.take_along_axis(each, order[None, :, None, :, None], axis=3) for each in (batch.keys, batch.values))
+    keys, values = moved
+    filled = jnp.take_along_axis(batch.filled, order, axis=1)
+    return Cache(keys, values, filled, batch.length, batch.used)

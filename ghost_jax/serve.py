@@ -1,0 +1,99 @@
+"""Serves a run, or the reader of the book alone: `python -m ghost_jax.serve [--workdir=runs/NAME] [--book=open]`.
+
+The API is OpenAI's: /v1/models, /v1/chat/completions, /v1/completions; /v1/read answers a question by the reader, with
+the evidence of every option. / is a page to ask in a browser, /health and /metrics are for operators. Answers with a
+book have `citations`. The server listens on this machine alone unless --host says otherwise, and then needs the key
+GHOST_API_KEY, which clients send as a bearer token.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+from evals.open_book.scoring import Book
+from ghost_jax.core import jax_setup
+from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.paths import local_path
+from ghost_jax.runs import evaluation, run_dir
+from ghost_jax.server.app import build
+from ghost_jax.server.served import READER, Model, Served
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Returns the parsed command line. Raises UsageError for one that cannot be served."""
+    parser = argparse.ArgumentParser(prog="python -m ghost_jax.serve", description=main.__doc__)
+    add = parser.add_argument
+    add("--workdir", type=local_path, metavar="DIR", help="the run; without it the reader alone answers")
+    add("--book", default="closed", metavar="closed|open|PATH", help="that answers read and cite (default: closed)")
+    add("--data_dir", type=local_path, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    add("--port", type=int, default=8000, help="0 for any free one (default: 8000)")
+    add("--batch_size", type=int, default=16, metavar="N", help="texts generated at once (default: 16)")
+    add("--waiting", type=int, default=64, metavar="N", help="requests that may wait for a row (default: 64)")
+    add("--max_new_tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)")
+    add("--timeout", type=float, default=120, metavar="SECONDS", help="that a request may take (default: 120)")
+    flags = parser.parse_args(argv)
+    if not flags.workdir and flags.book == "closed":
+        raise UsageError("There is nothing to serve. Name a run with --workdir, or add --book=open.")
+    if min(flags.batch_size, flags.waiting, flags.max_new_tokens, flags.timeout) < 1:
+        raise UsageError("--batch_size, --waiting, --max_new_tokens and --timeout must be at least 1.")
+    if flags.host not in LOOPBACK and not os.environ.get("GHOST_API_KEY"):
+        raise UsageError(
+            f"--host={flags.host} can be reached from other machines. Set GHOST_API_KEY to the key that clients must "
+            "send, or leave --host out."
+        )
+    return flags
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens. Raises UserError where the address is taken or not of this machine."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
+    except (OSError, OverflowError) as fault:
+        raise UserError(f"{host}:{port} cannot be listened on ({fault}). Choose another --host or --port.") from None
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Serves a run, the open-book reader, or both, over the OpenAI API and a page in the browser."""
+    flags = parse_flags(argv)
+    with contextlib.closing(listen(flags.host, flags.port)) as listening:
+        jax_setup.set_up()
+        opened = flags.book != "closed"
+        reader = Book.open(flags.book, flags.data_dir, run_dir.say).reader if opened else None
+        model, name, guesses = None, READER, False
+        if flags.workdir:
+            model = Model.load(flags.workdir, rows=flags.batch_size, waiting=flags.waiting, most=flags.max_new_tokens)
+            name = flags.workdir.resolve().name
+            guesses = evaluation.only_guesses(flags.workdir)
+            run_dir.say("compiling")
+            model.scheduler.engine.warm_up()
+        note = "Every score of this run is at chance or collapsed to one letter." if guesses else ""
+        if guesses and reader:
+            note += " The lines of the book answer for it."
+        app = build(
+            Served(name, model, reader, note, quotes=guesses and reader is not None),
+            key=os.environ.get("GHOST_API_KEY", ""),
+            seconds=flags.timeout,
+            hosts=LOOPBACK if flags.host in LOOPBACK else (),
+        )
+        config = uvicorn.Config(
+            app, log_level="warning", server_header=False, timeout_graceful_shutdown=int(flags.timeout)
+        )
+        shown = f"[{flags.host}]" if ":" in flags.host else flags.host
+        print(f"{name} at http://{shown}:{listening.getsockname()[1]}. Ctrl-C ends it.", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has drained
+            uvicorn.Server(config).run([listening])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

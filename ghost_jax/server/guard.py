@@ -1,0 +1,141 @@
+"""What every request passes: the host's name, the key, limits of the body, and errors of the API's shape."""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import fastapi
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import Counter, Histogram
+from starlette.exceptions import HTTPException
+
+from ghost_jax.core.errors import UserError
+from ghost_jax.server.scheduler import Busy
+
+MOST_BYTES = 1 << 20  # of a body
+READ_SECONDS = 20  # to send it
+RETRY_SECONDS = 2  # advised where the queue is full
+OPEN_PATHS = ("/", "/health")  # without a key
+
+REQUESTS = Counter("ghost_requests", "Requests by path and status", ["path", "status"])
+SECONDS = Histogram("ghost_request_seconds", "Seconds to the end of an answer", ["path"])
+
+
+class ApiError(Exception):
+    """An answer with an error of the API's shape."""
+
+    def __init__(self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.kind, self.param = status, message, kind, param
+
+    def response(self) -> JSONResponse:
+        """Returns it as a response."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": None}
+        headers = {"Retry-After": str(RETRY_SECONDS)} if self.status == 429 else None
+        return JSONResponse({"error": error}, self.status, headers)
+
+
+class Guard:
+    """Checks the key, reads the body within its limits, and counts and times each request."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], key: str, hosts: Sequence[str]):
+        self._app, self._key, self._hosts = app, key, hosts
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """Handles a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.monotonic(), 500
+
+        async def counted(message: dict) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            self._check(scope)
+            body = await _body(receive)
+        except ApiError as error:
+            await error.response()(scope, receive, counted)
+        else:
+            await self._app(scope, _replayed(body, receive), counted)
+        path = scope.get("route").path if scope.get("route") else "other"
+        REQUESTS.labels(path, status).inc()
+        SECONDS.labels(path).observe(time.monotonic() - start)
+
+    def _check(self, scope: dict) -> None:
+        headers = dict(scope["headers"])
+        host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1"))
+        if self._hosts and host not in self._hosts:  # a page elsewhere may have pointed its own name at this machine
+            raise ApiError(400, f"The server is not called {host}. Use {' or '.join(self._hosts)}.")
+        if not self._key or scope["path"] in OPEN_PATHS:
+            return
+        given = headers.get(b"authorization", b"")
+        if not secrets.compare_digest(given, f"Bearer {self._key}".encode()):
+            raise ApiError(401, "The key is missing or wrong. Send Authorization: Bearer KEY.", "authentication_error")
+
+
+async def _body(receive: Callable) -> bytes:
+    body, more = b"", True
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            while more:
+                message = await receive()
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > MOST_BYTES:
+                    raise ApiError(413, f"The body is larger than {MOST_BYTES:,} bytes. Send less.")
+    except TimeoutError:
+        raise ApiError(408, f"The body was not sent within {READ_SECONDS} seconds.") from None
+    return body
+
+
+def _replayed(body: bytes, receive: Callable) -> Callable:
+    first = True
+
+    async def again() -> dict:
+        nonlocal first
+        if first:
+            first = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return again
+
+
+def add_errors(app: fastapi.FastAPI) -> None:
+    """Gives every error the API's shape."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: fastapi.Request, fault: RequestValidationError) -> Response:
+        if "json" not in request.headers.get("content-type", ""):  # a page elsewhere cannot send JSON unasked
+            return ApiError(415, "The body is not declared as JSON. Send Content-Type: application/json.").response()
+        first = fault.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
+        message = f"{place}: {first['msg']}." if first["type"] != "json_invalid" else "The body is not valid JSON."
+        return ApiError(400, message, param=place).response()
+
+    @app.exception_handler(ApiError)
+    async def known(_: fastapi.Request, error: ApiError) -> Response:
+        return error.response()
+
+    @app.exception_handler(UserError)
+    async def refused(_: fastapi.Request, fault: UserError) -> Response:
+        return ApiError(400, str(fault)).response()
+
+    @app.exception_handler(Busy)
+    async def busy(_: fastapi.Request, fault: Busy) -> Response:
+        message = f"The server is busy. Try again in {RETRY_SECONDS} seconds."
+        return ApiError(429, message, "rate_limit_error").response()
+
+    @app.exception_handler(HTTPException)
+    async def http(_: fastapi.Request, fault: HTTPException) -> Response:
+        return ApiError(fault.status_code, str(fault.detail)).response()
+
+    @app.exception_handler(Exception)
+    async def defect(_: fastapi.Request, fault: Exception) -> Response:
+        return ApiError(500, "The server failed; its log has the cause.", "server_error").response()

@@ -1,0 +1,168 @@
+"""The thread that owns the engine. Requests wait in a bounded queue, join the batch, and get their ids as they come."""
+
+import asyncio
+import contextlib
+import dataclasses
+import queue
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+from prometheus_client import Counter, Gauge
+
+from ghost_jax.inference.engine import Engine, Scores, Text
+
+WAITING = Gauge("ghost_requests_waiting", "Requests that wait for a row of the batch")
+RUNNING = Gauge("ghost_requests_running", "Requests in the batch")
+GENERATED = Counter("ghost_generated_tokens", "Tokens generated")
+READ = Counter("ghost_prompt_tokens", "Tokens of prompts read")
+POLL = 0.1  # seconds between looks at the queue of an idle engine
+
+
+class Busy(Exception):
+    """The queue is full."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """A text to generate, or ids to score, for a client that waits in an event loop."""
+
+    of: Text | np.ndarray
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue
+    abandoned: bool = False  # the client has left
+
+    def send(self, event: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+class Scheduler:
+    """Runs an engine for many clients. `start` and `stop` its thread; the coroutines may be called from any task.
+
+    Args:
+      waiting: requests that may wait for a row; more are refused.
+    """
+
+    def __init__(self, engine: Engine, waiting: int):
+        self.engine = engine
+        self._waiting: queue.Queue[_Job] = queue.Queue(waiting)
+        self._running: list[_Job] = []
+        self._reading: tuple[_Job, Iterator[None]] | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; texts that are not finished stay so."""
+        self._stopped.set()
+        self._thread.join()
+
+    async def generate(self, text: Text) -> AsyncIterator[tuple[list[int], str | None]]:
+        """Yields the new ids of a text, the last ones with why it ended. Raises Busy where the queue is full.
+
+        Closing the iterator frees the row.
+        """
+        job, seen = self._submit(text), 0
+        try:
+            while True:
+                count, ended = _raised(await job.events.get())
+                yield text.ids[seen:count], ended
+                if ended:
+                    return
+                seen = count
+        finally:
+            job.abandoned = True
+
+    async def score(self, ids: np.ndarray) -> Scores:
+        """Returns the log-probabilities of ids [T]. Raises Busy where the queue is full."""
+        job = self._submit(ids)
+        try:
+            return _raised(await job.events.get())
+        finally:
+            job.abandoned = True
+
+    def _submit(self, of: Text | np.ndarray) -> _Job:
+        job = _Job(of, asyncio.get_running_loop(), asyncio.Queue())
+        try:
+            self._waiting.put_nowait(job)
+        except queue.Full:
+            raise Busy from None
+        WAITING.set(self._waiting.qsize())
+        return job
+
+    # ---- The thread ----
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._turn()
+            except Exception as fault:  # a defect must not leave clients waiting for a thread that is gone
+                failed = [*self._running, *([self._reading[0]] if self._reading else [])]
+                for job in failed:
+                    job.send(fault)
+                self._running, self._reading = [], None
+                self.engine.clear()
+
+    def _turn(self) -> None:
+        """Takes a request, reads a chunk of its prompt, and chooses an id of each text in the batch."""
+        if self._reading is None and not self.engine.is_full:
+            self._take()
+        if self._reading:
+            self._read()
+        for job in [job for job in self._running if job.abandoned]:
+            self.engine.drop(job.of)
+            self._running.remove(job)
+        if self._running:
+            self.engine.step()
+            for job in self._running:
+                self._report(job)
+            GENERATED.inc(len(self._running))
+            self._running = [job for job in self._running if not job.of.ended]
+        RUNNING.set(len(self._running))
+
+    def _take(self) -> None:
+        idle = not self._running
+        try:
+            job = self._waiting.get(timeout=POLL) if idle else self._waiting.get_nowait()
+        except queue.Empty:
+            return
+        WAITING.set(self._waiting.qsize())
+        if job.abandoned:
+            return
+        if isinstance(job.of, Text):
+            READ.inc(len(job.of.prompt))
+            self._reading = job, self.engine.admit(job.of)
+            return
+        READ.inc(len(job.of))
+        try:
+            job.send(self.engine.score(job.of))
+        except Exception as fault:
+            job.send(fault)
+
+    def _read(self) -> None:
+        job, chunks = self._reading
+        if job.abandoned:
+            self._reading = None
+            return
+        try:
+            next(chunks)
+        except StopIteration:
+            self._reading = None
+            self._report(job)
+            if not job.of.ended:
+                self._running.append(job)
+
+    @staticmethod
+    def _report(job: _Job) -> None:
+        job.send((len(job.of.ids), job.of.ended))
+
+
+def _raised(event: Any) -> Any:
+    if isinstance(event, Exception):
+        raise event
+    return event

@@ -1,0 +1,121 @@
+"""What clients may send: the OpenAI API's fields that this server honours, and those that it accepts at their defaults.
+
+Any other field is refused by its name, so that no request is answered as if an option had been followed.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ghost_jax.inference.engine import TOP
+from ghost_jax.inference.sampling import Sampling
+
+MOST_MESSAGES = 256
+MOST_PROMPTS = 128
+MOST_CHARACTERS = 1 << 18  # of a text
+OPTIONS = 10
+
+Textual = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+
+
+class Strict(BaseModel):
+    """An object without unknown fields, NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class TextPart(Strict):
+    """A part of a message's content; only text is supported."""
+
+    type: Literal["text"]
+    text: Textual
+
+
+class ChatMessage(Strict):
+    """A turn. A system turn is put in front of the user's first one, because the chat format has no system role."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Textual | list[TextPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(Strict):
+    """Options of a stream."""
+
+    include_usage: bool = False
+
+
+class Generation(Strict):
+    """What chat completions and completions share. Without a temperature the most probable token is chosen."""
+
+    model: str
+    temperature: float = Field(0.0, ge=0, le=100)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    max_tokens: int | None = Field(None, ge=0)
+    stop: Textual | list[Textual] | None = None
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    # Accepted at the values at which they change nothing.
+    n: Literal[1] | None = None
+    presence_penalty: float | None = Field(None, ge=0, le=0)
+    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    logit_bias: None = None
+    user: str | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts that end an answer."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [text for text in given if text]
+
+
+class ChatRequest(Generation):
+    """The body of /v1/chat/completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=0)
+    logprobs: Literal[False] | None = None
+    response_format: dict[str, Literal["text"]] | None = None
+
+
+class CompletionRequest(Generation):
+    """The body of /v1/completions. A prompt may be ids; plain text is read behind the token that begins a document."""
+
+    prompt: Textual | list[int] | list[Textual] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=TOP)
+    echo: bool = False
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+
+class ReadRequest(Strict):
+    """The body of /v1/read: a question for the lexical reader, with up to ten options or none."""
+
+    question: Textual = Field(min_length=1)
+    options: list[Textual] = Field([], max_length=OPTIONS)
+
+
+class TokenizeRequest(Strict):
+    """The body of /tokenize."""
+
+    prompt: Textual
+    add_special_tokens: bool = False
+
+
+class DetokenizeRequest(Strict):
+    """The body of /detokenize."""
+
+    tokens: list[int] = Field(max_length=MOST_CHARACTERS)

@@ -1,0 +1,157 @@
+"""What is served: a model, the reader of a book, or a model that reads the book. Requests become prompts here."""
+
+import dataclasses
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from evals.open_book.lexical import LexicalReader
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.items import Item
+from ghost_jax.data.retrieval.bm25 import Passage
+from ghost_jax.inference.conversation import fit_turn
+from ghost_jax.inference.engine import Engine, Text
+from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.server.scheduler import Scheduler
+from ghost_jax.server.schemas import ChatMessage, Generation
+from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.text.chat_format import Message
+from ghost_jax.text.mcq_format import LETTERS
+from ghost_jax.text.tokenizer import Tokenizer
+from ghost_jax.training.checkpoint import load_model
+
+READER = "reader"  # the model name of the lexical reader alone
+_OPTION = re.compile(r"^\s*([A-J])[).:]\s+(\S.*)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A server's model and book.
+
+    Attributes:
+      name: of the model.
+      model: None where the reader alone answers.
+      reader: of the book; None where it is closed.
+      note: what a client should know of the model, "" for nothing.
+      quotes: whether the reader answers chats, because the model only guesses.
+      created: seconds since 1970.
+    """
+
+    name: str
+    model: "Model | None"
+    reader: LexicalReader | None
+    note: str = ""
+    quotes: bool = False
+    created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+
+    def lines(self, question: str) -> list[Passage]:
+        """Returns the passages of the book that match a question best, none where the book is closed."""
+        return self.reader.index.answering(question) if self.reader and question.strip() else []
+
+    def answer(self, question: str, options: Sequence[str]) -> tuple[int | None, list[tuple[float, list[Passage]]]]:
+        """Returns the option that the book supports best, None for no word of it, and each one's score and lines."""
+        read = self.reader.read(Item("", question, tuple(options), 0))
+        scores = read.scores()
+        of = [
+            (float(score), [self.reader.index.passage(row) for row in rows.tolist()])
+            for score, rows in zip(scores, read.rows, strict=True)
+        ]
+        return (int(scores.argmax()) if read.known else None), of
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A run, its vocabulary and the scheduler of its engine.
+
+    Attributes:
+      context: tokens that the model accepts.
+      most: tokens of an answer, unless a request says otherwise.
+      stops: ids that end an answer.
+    """
+
+    scheduler: Scheduler
+    tokenizer: Tokenizer
+    context: int
+    most: int
+    stops: list[int]
+
+    @classmethod
+    def load(cls, workdir: Path, *, rows: int, waiting: int, most: int) -> "Model":
+        """Loads a run. Raises UserError where it is absent."""
+        mesh = make_mesh(devices=jax.devices()[:1])
+        config, params, _ = load_model(workdir, mesh)
+        if jax.default_backend() == "cpu":
+            config = dataclasses.replace(config, dtype="float32")  # a CPU decodes few rows slower in bfloat16
+        tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
+        stops = tokenizer.special_ids if tokenizer.has_roles else tokenizer.end_ids
+        engine = Engine(config, params, mesh, batch_size=rows, new_tokens=config.context, stop_ids=stops)
+        return cls(Scheduler(engine, waiting), tokenizer, config.context, min(most, config.context // 2), stops)
+
+    def chat(self, request: Generation, messages: Sequence[ChatMessage], lines: Sequence[Passage]) -> tuple[Text, int]:
+        """Returns the text to generate, and how many earlier questions the context does not hold.
+
+        Raises UserError where the model has no chat format, the last turn is not the user's, or it fills the context.
+        """
+        if not self.tokenizer.has_roles:
+            raise UserError("The model is a base without a chat format. Use /v1/completions.")
+        earlier = turns_of(messages)
+        newest = earlier.pop()
+        turn = fit_turn(self.tokenizer, earlier, newest.content, lines, self.context - self.most)
+        return self.text(turn.prompt, request), turn.forgotten
+
+    def ids(self, prompt: str | Sequence[int]) -> np.ndarray:
+        """Returns a plain prompt's ids behind the one that begins a document. Raises UserError for an unknown id."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not all(0 <= i < self.tokenizer.vocab_size for i in ids):
+            raise UserError(f"A prompt has an id that is not of 0 to {self.tokenizer.vocab_size - 1:,}.")
+        return np.array(ids if self.begins(ids) else [self.tokenizer.bos_id, *ids], np.int32)
+
+    def begins(self, prompt: str | Sequence[int]) -> bool:
+        """Returns whether a prompt is ids that begin with a special token: a document or a turn of a conversation."""
+        return not isinstance(prompt, str) and bool(prompt) and prompt[0] in self.tokenizer.special_ids
+
+    def text(self, prompt: np.ndarray, request: Generation, most: int | None = None) -> Text:
+        """Returns a text to generate. Raises UserError for a prompt that fills the context."""
+        possible = self.scheduler.engine.max_answer(len(prompt))
+        asked = [each for each in (request.max_tokens, getattr(request, "max_completion_tokens", None)) if each]
+        seed = secrets.randbits(32) if request.seed is None else request.seed % (1 << 32)
+        key_data = np.asarray(jax.random.key_data(jax.random.key(seed)))
+        return Text(prompt, request.sampling, key_data, min(possible, *(asked or [self.most])))
+
+
+def turns_of(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Returns the turns, user and assistant in turn, a user's first and last. Raises UserError where there is no such.
+
+    System turns go in front of the user's first turn. Turns of one role in a row become one.
+    """
+    turns: list[Message] = []
+    for message in messages:
+        role = "assistant" if message.role == "assistant" else "user"
+        if turns and turns[-1].role == role:
+            turns[-1] = Message(role, f"{turns[-1].content}\n\n{message.text}")
+        else:
+            turns.append(Message(role, message.text))
+    if turns[-1].role != "user" or not turns[-1].content.strip() or turns[0].role != "user":
+        raise UserError("The first and the last message must be the user's, and the last must have text.")
+    return turns
+
+
+def question_of(text: str) -> tuple[str, list[str]]:
+    """Returns the question of a user's turn and its options, from lines such as "A) …" to "D) …", if there are any."""
+    lines = text.splitlines()
+    options: list[str] = []
+    first = len(lines)
+    for number, line in enumerate(lines):
+        found = _OPTION.match(line)
+        if found and len(options) < len(LETTERS) and found[1] == LETTERS[len(options)]:
+            first = min(first, number)
+            options.append(found[2].strip())
+    if len(options) < 2:
+        return text.strip(), []
+    question = "\n".join(lines[:first])
+    return question.rpartition("Question:")[2].strip(), options

@@ -1,0 +1,346 @@
+"""server/: real clients over a socket get their own text, errors of the API's shape, and free what they leave."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import jax
+import numpy as np
+import openai
+import pytest
+import requests
+import uvicorn
+
+from evals.open_book.lexical import LexicalReader
+from ghost_jax.data.retrieval.bm25 import Index, Passage
+from ghost_jax.inference.generate import Generator
+from ghost_jax.inference.sampling import Sampling
+from ghost_jax.server import guard
+from ghost_jax.server.app import build
+from ghost_jax.server.served import Model, Served, question_of
+from ghost_jax.text.chat_format import Message, render_prompt
+from tests.conftest import WAIT
+
+LINES = (
+    ("Phishing (T1566)", "Mitigation M1017 User Training", "Users can be trained to identify phishing messages."),
+    (
+        "Pass the Hash (T1550.002)",
+        "Mitigation M1051 Update Software",
+        "The patch KB2871997 limits pass the hash.",
+    ),
+    ("<script>alert(1)</script>", "Tactic", "Markup <img src=x onerror=alert(1)> of a page stays text."),
+)
+WORDS = ("what", "phishing", "CVE", "hash", "tactic", "é", "<|ghost_end|>")
+ASKED = {"role": "user", "content": "What is phishing?"}
+
+
+def reader() -> LexicalReader:
+    url = "https://attack.mitre.org/x"
+    return LexicalReader(Index.build(Passage(str(n), "attack", *line, url) for n, line in enumerate(LINES)))
+
+
+@contextlib.contextmanager
+def running(served: Served, *, key: str = "", seconds: float = 60, hosts=("127.0.0.1",)):
+    """Serves on a free port until the end of the block; yields the address."""
+    app = build(served, key=key, seconds=seconds, hosts=hosts)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        while thread.is_alive() and not server.started:
+            time.sleep(0.01)
+        assert server.started
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+def loaded(tiny_run, **size) -> Model:
+    return Model.load(tiny_run.workdir, **{"rows": 4, "waiting": 64, "most": 12} | size)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run):
+    return loaded(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def address(model):
+    with running(Served("tiny", model, reader(), note="Untrained.")) as address:
+        yield address
+
+
+def client(address: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
+
+
+def post(address: str, path: str = "/v1/chat/completions", **body) -> requests.Response:
+    return requests.post(address + path, json=body, timeout=60)
+
+
+def send(address: str, body: str | bytes, kind: str = "application/json") -> requests.Response:
+    headers = {"Content-Type": kind}
+    return requests.post(f"{address}/v1/chat/completions", data=body, headers=headers, timeout=60)
+
+
+def error_of(answer: requests.Response) -> dict:
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert "Traceback" not in answer.text
+    return error
+
+
+def value_of(address: str, name: str) -> float:
+    text = requests.get(f"{address}/metrics", timeout=60).text
+    return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
+
+
+def test_every_client_gets_its_own_text_as_if_it_were_alone(tiny_run, model):
+    generator = Generator(
+        model.scheduler.engine._config,
+        model.scheduler.engine._params,
+        model.scheduler.engine._mesh,
+        batch_size=1,
+        new_tokens=12,
+        stop_ids=model.tokenizer.special_ids,
+    )
+    rng, expected, asked = Random(0), [], []
+    for number in range(12):
+        question = " ".join(rng.choices(WORDS, k=number + 1))
+        temperature = rng.choice((0.0, 1.3))
+        prompt = render_prompt(model.tokenizer, [Message("user", question)])
+        ids = generator.stream(prompt, Sampling(temperature), jax.random.key(number))
+        expected.append(model.tokenizer.decode(list(ids)))
+        asked.append((question, temperature, number))
+
+    with running(Served("tiny", loaded(tiny_run), None)) as address:
+
+        def ask(of: tuple) -> str:
+            question, temperature, seed = of
+            options = {"model": "tiny", "messages": [ASKED | {"content": question}], "temperature": temperature}
+            if seed % 2:
+                return client(address).chat.completions.create(**options, seed=seed).choices[0].message.content
+            chunks = client(address).chat.completions.create(**options, seed=seed, stream=True)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+        with ThreadPoolExecutor(12) as pool:
+            assert list(pool.map(ask, asked)) == expected
+        assert value_of(address, "ghost_requests_running") == 0
+
+
+def test_answers_cite_the_lines_that_were_read_and_count_tokens(address):
+    about = client(address).models.list().data[0]
+    assert (about.id, about.note) == ("tiny", "Untrained.")
+    options = {"model": "tiny", "messages": [ASKED], "max_tokens": 3}
+    whole = client(address).chat.completions.create(**options)
+    assert whole.choices[0].message.citations[0]["title"] == "Phishing (T1566)"
+    assert whole.usage.completion_tokens <= 3
+    chunks = list(
+        client(address).chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
+    )
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].delta.citations == whole.choices[0].message.citations
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_completions_have_the_log_probabilities_of_their_tokens(address, model):
+    text = "The actor sent a phishing mail"
+    ids = [model.tokenizer.bos_id, *model.tokenizer.encode(text)]
+    options = {"model": "tiny", "max_tokens": 1, "logprobs": 2, "temperature": 0}
+    create = client(address).completions.create
+    by_ids = create(prompt=[ids, ids[:3]], echo=True, **options).choices
+    by_text = create(prompt=text, echo=True, **options).choices[0]
+    scores = model.scheduler.engine.score(np.array(ids, np.int32))
+    first, second = by_ids[0].logprobs, by_text.logprobs
+    assert by_ids[1].logprobs.token_logprobs[:3] == pytest.approx(first.token_logprobs[:3], abs=1e-4)
+    assert first.token_logprobs[0] is None
+    assert first.token_logprobs[1:] == pytest.approx([*scores.log_probs, scores.top_log_probs[-1][0]], abs=1e-4)
+    assert second.token_logprobs == pytest.approx(first.token_logprobs[1:], abs=1e-4)
+    assert by_text.text.startswith(text)
+    assert all(max(top.values()) >= own for top, own in zip(second.top_logprobs, second.token_logprobs, strict=True))
+    more = create(prompt=text, **options | {"max_tokens": 4}).choices[0]
+    assert len(more.logprobs.tokens) >= 1
+    stopped = create(model="tiny", prompt=text, max_tokens=8, stop=[more.text[:1]])
+    assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"model": "other", "messages": [ASKED]}, "model"),
+        ({"model": "tiny", "messages": []}, "messages"),
+        ({"model": "tiny", "messages": [ASKED], "tools": []}, "tools"),
+        ({"model": "tiny", "messages": [ASKED], "max_tokens": -1}, "max_tokens"),
+        ({"model": "tiny", "messages": [ASKED], "temperature": float("nan")}, "temperature"),
+        ({"model": "tiny", "messages": [ASKED], "n": 2}, "n"),
+        ({"model": "tiny", "messages": [ASKED] * 10_000}, "messages"),
+        ({"model": "tiny", "messages": [ASKED | {"role": "tool"}]}, "messages.0.role"),
+        ({"model": "tiny", "messages": [ASKED, {"role": "assistant", "content": "x"}]}, None),
+        ({"model": "tiny", "messages": [ASKED | {"content": "long " * 9_000}]}, None),
+    ],
+)
+def test_a_bad_request_is_refused_by_its_field(address, body, param):
+    answer = send(address, json.dumps(body))
+    assert answer.status_code in (400, 404)
+    assert error_of(answer)["param"] == param
+
+
+def test_bodies_that_are_no_json_or_too_large_are_refused(address):
+    for body, status in ((b"{", 400), (b'{"model": "\xff"}', 400), (b"x" * (guard.MOST_BYTES + 1), 413), (b"", 400)):
+        answer = send(address, body)
+        assert answer.status_code == status
+        error_of(answer)
+    assert send(address, json.dumps({"model": "tiny", "messages": [ASKED]}), "text/plain").status_code == 415
+    assert error_of(requests.get(f"{address}/nowhere", timeout=60))
+    assert error_of(requests.get(f"{address}/health", headers={"Host": "evil.example"}, timeout=60))
+
+
+def test_slow_clients_hold_no_row(address, monkeypatch):
+    monkeypatch.setattr(guard, "READ_SECONDS", 0.5)
+    host, port = address.removeprefix("http://").split(":")
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"
+    slow = [socket.create_connection((host, int(port))) for _ in range(20)]
+    for connection in slow:
+        connection.sendall(head)
+    assert post(address, model="tiny", messages=[ASKED], max_tokens=1).ok
+    assert b"408" in slow[0].recv(1000)
+    for connection in slow:
+        connection.close()
+
+
+def test_a_full_queue_is_refused_and_a_client_that_leaves_frees_its_row(tiny_run):
+    served = Served("tiny", loaded(tiny_run, rows=1, waiting=1, most=10_000), None)
+    served.model.stops.clear()
+    served.model.scheduler.engine._is_stop[:] = False  # texts that end by themselves would free the row
+    body = {"model": "tiny", "messages": [ASKED], "stream": True}
+    with running(served) as address:
+        first = requests.post(f"{address}/v1/chat/completions", json=body, stream=True, timeout=60)
+        next(first.iter_lines())
+        waiting = threading.Thread(target=post, args=(address,), kwargs=body | {"stream": False, "max_tokens": 1})
+        waiting.start()
+        deadline = time.monotonic() + 30
+        while value_of(address, "ghost_requests_waiting") < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        refused = post(address, **body)
+        if refused.status_code != 429:  # the text has come to the end of the context
+            assert refused.ok
+        else:
+            assert refused.headers["Retry-After"]
+            assert error_of(refused)["type"] == "rate_limit_error"
+        first.close()
+        waiting.join(30)
+        assert not waiting.is_alive()
+        assert value_of(address, "ghost_requests_running") == 0
+
+
+def test_a_request_that_takes_too_long_ends_and_a_key_is_asked_for(tiny_run):
+    with running(Served("tiny", loaded(tiny_run), None), key="secret", seconds=1e-6) as address:
+        with pytest.raises(openai.AuthenticationError):
+            client(address, "wrong").models.list()
+        assert client(address, "secret").models.list().data
+        with pytest.raises(openai.APIStatusError) as late:
+            client(address, "secret").chat.completions.create(model="tiny", messages=[ASKED])
+        assert late.value.status_code == 504
+
+
+def test_the_reader_alone_answers_with_its_lines():
+    with running(Served("reader", None, reader())) as address:
+        options = ["Update Software", "User Training"]
+        found = post(address, "/v1/read", question="Which mitigation addresses pass the hash?", options=options).json()
+        assert found["answer"] == "A"
+        assert "KB2871997" in found["options"][0]["lines"][0]["text"]
+        asked = "Question: Which mitigation addresses phishing?\nA) Update Software\nB) User Training\nAnswer:"
+        chat = client(address).chat.completions
+        message = chat.create(model="reader", messages=[ASKED | {"content": asked}]).choices[0].message
+        assert (message.content, message.citations[0]["title"]) == ("B) User Training", "Phishing (T1566)")
+        chunks = chat.create(model="reader", messages=[ASKED], stream=True)
+        assert "trained" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert error_of(post(address, "/v1/completions", model="reader", prompt="x"))
+
+
+def test_the_reader_answers_for_a_model_that_only_guesses(tiny_run):
+    with running(Served("tiny", loaded(tiny_run), reader(), note="It guesses.", quotes=True)) as address:
+        answer = client(address).chat.completions.create(model="tiny", messages=[ASKED])
+    assert "User Training" in answer.choices[0].message.content
+    assert answer.ghost_jax["note"] == "It guesses."
+
+
+def test_options_are_found_in_a_turn():
+    assert question_of("What is it?") == ("What is it?", [])
+    assert question_of("Which?\n(see A)\nA. one\nB. two\nC: three") == ("Which?\n(see A)", ["one", "two", "three"])
+
+
+def test_the_page_runs_its_own_script_alone(address):
+    answer = requests.get(address, timeout=60)
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert not re.search(r"""(src|href)=["']?https?:""", answer.text)
+
+
+# ---- Programs of others ----
+
+
+@pytest.mark.slow
+def test_lm_eval_scores_over_the_socket(address, model, tmp_path):
+    texts = ["The actor sent a phishing mail", "A tactic of ATT&CK is a goal."]
+    data = tmp_path / "items.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    task = {"task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
+    task |= {"test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{text}}", "doc_to_target": 0}
+    task |= {"doc_to_choice": ["initial access", "impact"], "metric_list": [{"metric": "acc"}]}
+    (tmp_path / "own.yaml").write_text(json.dumps(task))
+    args = f"model=tiny,base_url={address}/v1/completions,max_length={model.context},num_concurrent=2"
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", args]
+    command += ["--tasks", "own", "--include_path", tmp_path, "--output_path", tmp_path / "out", "--log_samples"]
+    environment = os.environ | {"OPENAI_API_KEY": "none", "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=WAIT)
+    (samples,) = (tmp_path / "out").rglob("samples_own_*.jsonl")
+    for text, line in zip(texts, samples.read_text().splitlines(), strict=True):
+        for option, ((found, _),) in zip(task["doc_to_choice"], json.loads(line)["resps"], strict=True):
+            before, whole = (model.ids(each) for each in (text, f"{text} {option}"))
+            expected = model.scheduler.engine.score(whole).log_probs[len(before) - 1 :].sum()
+            assert float(found) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_page_asks_and_shows_lines_as_text_in_a_real_browser(address):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if not shutil.which("chromedriver"):
+        pytest.skip("there is no chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--window-size=390,844"):
+        options.add_argument(flag)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    with webdriver.Chrome(options=options, service=service) as browser:
+        browser.get(address)
+
+        def found(selector: str) -> list:
+            deadline = time.monotonic() + 60
+            while not (elements := browser.find_elements("css selector", selector)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            return elements
+
+        assert found("#note:not([hidden])")[0].text == "Untrained."
+        (question,) = found("#question")
+        question.send_keys("What markup of a page stays text?\n")
+        lines = found("#lines .line")
+        assert any("<img src=x onerror=alert(1)>" in line.text for line in lines)
+        assert found("#lines mark")
+        assert not browser.find_elements("css selector", "#lines img, #lines script")
+        assert found("#lines a")[0].get_attribute("href") == "https://attack.mitre.org/x"
+        (tab,) = found("#tab-options:not([hidden])")
+        tab.click()
+        for name, text in (("asked", "Which mitigation addresses pass the hash?"), ("option-A", "Update Software")):
+            found(f"#{name}")[0].send_keys(text)
+        found("#option-B")[0].send_keys("User Training\n")
+        assert found("#found .chosen strong")[0].text == "A) Update Software"
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert browser.get_log("browser") == []
