@@ -146,6 +146,7 @@ def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch, form)
     entry = f"hf:{folder}" if form == "saved" else f"hf:{folder}:dev"
     full, bare = documents(entry)
     assert (full.id, full.title, full.url, full.license, bare.text) == ("u-1", "Ü", URL, "CC0", ROWS[1]["text"])
+    assert bare.source == "own"
     if form != "saved":
         assert "dev" in refusal(documents, f"hf:{folder}")
     monkeypatch.setitem(sys.modules, "datasets", None)
