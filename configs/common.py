@@ -74,6 +74,9 @@ def _add_chat_keys(c: ConfigDict) -> None:
     c.data.chats = ConfigDict()  # name -> path: files of conversations, datasets of the mixture under these names
     c.data.questions = ConfigDict()  # name -> path: files of multiple-choice questions, a part of which is held out
     c.data.question_group = ""  # the column or key of those whose values are never on both sides; "": url, options
+    # With rank 0 every parameter is trained. Else only adapters to the kernels in whose names `targets` is found, and
+    # the rows of the new tokens.
+    c.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": "kernel"})
     c.init_tokens = "mean"  # how the new rows of the embedding start: "mean" of the old ones or "random"
     # Weights of the objectives: masked language-model loss, cross-entropy over the option letters, softmax over
     # the log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read").

@@ -44,7 +44,7 @@ from ghost_jax.runs.evaluation import EndpointModel, Evaluation
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render_prompt
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.step import make_predict
 
 READERS = ("model", "lexical", "both")

@@ -38,7 +38,7 @@ from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import evaluation
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import ROLES
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 
 COMMANDS = {"/reset": "forget the conversation", "/help": "show this", "/quit": "leave, as Ctrl-D does"}
 BATCH_SIZE = 16  # of --jsonl

@@ -18,25 +18,35 @@ from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import new_folder, read_json, write_json, write_text
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
-from ghost_jax.hub import card, gguf, gpt2, llama, upload, vocabulary, weights
+from ghost_jax.hub import card, gguf, gpt2, llama, peft, upload, vocabulary, weights
 from ghost_jax.hub.card import CANONICAL, CHANNELS, EXPERIMENTAL
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_record
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_adapted, load_model
 
 FORMATS = {"v05": llama, "v04": gpt2}
-DTYPES = {"hf": ("float32", "bfloat16"), "gguf": gguf.DTYPES}
-# Names of files.
-EXPORTED = re.compile(r".*\.safetensors(\.index\.json)?|model\.gguf|(\w+_)?config\.json|tokenizer\.json|README\.md")
+DTYPES = {"hf": ("float32", "bfloat16"), "gguf": gguf.DTYPES, "peft": ("float32", "bfloat16")}
+# Names of files and folders.
+EXPORTED = re.compile(
+    r".*\.safetensors(\.index\.json)?|model\.gguf|base|(\w+_)?config\.json|tokenizer\.json|README\.md"
+)
 
 
 def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> str:
     """Writes weights, configs and vocabulary of a run's newest checkpoint; returns a description.
 
-    Raises UserError where the run is absent or unfinished, or has no form of this kind, "hf" or "gguf".
+    Args:
+      kind: "hf"; "gguf"; or "peft", adapters on a base that is written beside them.
+
+    Raises UserError where the run is absent or unfinished, or has no form of this kind.
     """
-    model, params, step = load_model(workdir, make_mesh())
+    adapted = None
+    if kind == "peft":
+        model, adapted, step = load_adapted(workdir, make_mesh())
+        params = adapted.params
+    else:
+        model, params, step = load_model(workdir, make_mesh())
     if not (run_record.is_finished(workdir) or run_record.stopped(workdir)):
         raise UserError(f"The run in {workdir} is not finished. Repeat its train command: it resumes.")
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
@@ -50,6 +60,8 @@ def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> st
         described = {}  # the file holds its vocabulary
     else:
         size = weights.write(folder, form.tensors_of(params, model), jnp.dtype(dtype))
+    if adapted and form is not llama:
+        raise UserError(f"{workdir} is a v0.4 model, and adapters are written of v0.5. Leave --format out.")
     described["config.json"] = {  # last: nothing loads without it
         **form.config_of(model),
         **vocabulary.special_ids(tokenizer),
@@ -58,6 +70,13 @@ def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> st
     }
     for name, content in described.items():
         write_json(folder / name, content)
+    if adapted:
+        base = folder / peft.BASE
+        base.mkdir()
+        for name in (weights.FILE, *(name for name in described if name != "config.json")):
+            (folder / name).rename(base / name)
+        write_json(base / "config.json", described["config.json"])
+        size = peft.write(folder, adapted.lora, adapted.trained)
     return f"{form.ARCHITECTURE}, {model.parameters():,} parameters, {dtype}, {size:,} bytes, {chat} a chat template"
 
 
@@ -79,7 +98,8 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     add("--out", type=local_path, required=True, metavar="DIR", help="the new folder")
-    add("--format", choices=DTYPES, default="hf", help="hf for transformers, gguf for llama.cpp (default: hf)")
+    formats = "hf for transformers (default), gguf for llama.cpp, peft for the adapters alone"
+    add("--format", choices=DTYPES, default="hf", help=formats)
     add("--dtype", default="float32", help="float32 (default) or bfloat16; with gguf also float16 or q8_0")
     add("--force", action="store_true", help="replace an earlier export")
     add(

@@ -26,10 +26,11 @@ from ghost_jax.runs import evaluation, plan, run_dir, run_record
 from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.training.checkpoint import check_place, load_model
+from ghost_jax.training.checkpoint import check_place
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.loop import train
 from ghost_jax.training.setup import TrainSetup, attention_of, mesh_of
-from ghost_jax.training.step import make_predict
+from ghost_jax.training.step import abstract_params, make_predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ def probe_of(setup: TrainSetup, workdir: Path, tokenizer: Tokenizer) -> Callable
         return None
     from evals.answering.online_probe import make_probe  # not imported where the first update need not wait for it
 
-    predict = make_predict(model, setup.abstract.params, setup.mesh)
+    predict = make_predict(model, abstract_params(model), setup.mesh)
     questions = config.online_probe.questions
     probe = make_probe(workdir, tokenizer, config.data.layout, questions=questions, context=model.context)
     return lambda params: probe(functools.partial(predict, params))

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,9 @@ from hypothesis import settings
 
 settings.load_profile("ci")  # the same examples every time, and no deadline that a busy machine misses
 # Before anything imports jax. `Ghost` gives the commands that it starts an environment of their own.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes longer than what tests compute
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Compiling takes longer than what tests compute: most optimizations are off, and so are the slow emitters of fusions.
+COMPILE_FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
+os.environ |= COMPILE_FAST | {"XLA_FLAGS": f"{COMPILE_FAST['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
 
 ROOT = Path(__file__).parents[1]
 WAIT = 180  # seconds that no command of a tiny run needs, on the slowest machine
@@ -65,8 +65,8 @@ def tiny_chat(workdir: Path, *flags: str) -> list[str]:
 class Ghost:
     """Runs the project's commands as a user does: a new process each, from the repository's root.
 
-    The environment is that of the tests without what could lead a run elsewhere: no GHOST_DATA, no network, no XLA
-    flags, no Python flags, the CPU alone, and a cache of the session's own. No command may ever show a traceback. A
+    The environment is that of the tests without what could lead a run elsewhere: no GHOST_DATA, no network, one
+    device, no Python flags, the CPU alone, and a cache of the session's own. No command may ever show a traceback. A
     variable of `env` that is None is not set.
     """
 
@@ -78,7 +78,7 @@ class Ghost:
         unwanted = ("GHOST_", "HF_", "XLA_", "JAX_", "PYTHON")
         clean = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
         clean |= {"XDG_CACHE_HOME": str(self.cache), "JAX_PLATFORMS": "cpu", "GHOST_OFFLINE": "1"}
-        clean |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | (env or {})  # compiling takes longer than tiny runs
+        clean |= COMPILE_FAST | (env or {})
         return {key: value for key, value in clean.items() if value is not None}
 
     def start(
@@ -246,29 +246,6 @@ def with_libtpu(tmp_path_factory) -> dict[str, str | None]:
         "    return '/no/libtpu.so'\n"
     )
     return {"PYTHONPATH": str(folder), "JAX_PLATFORMS": None}
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator:
-    """A function `(megabytes) -> folder` that gives a small disk of its own, and resizes it when called again."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = False
-
-    def resize(megabytes: int) -> Path:
-        nonlocal mounted
-        options = f"{'remount,' if mounted else ''}size={megabytes}m"
-        command = ["mount", "-t", "tmpfs", "-o", options, "ghost_jax_test", str(folder)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as fault:
-            pytest.skip(f"a small disk cannot be mounted here: {getattr(fault, 'stderr', '') or fault}")
-        mounted = True
-        return folder
-
-    yield resize
-    if mounted:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

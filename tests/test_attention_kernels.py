@@ -130,7 +130,6 @@ def test_splash_is_attention_in_blocks_forward_and_backward(length, groups, segm
 
 
 @needs_eight
-@pytest.mark.slow
 def test_a_model_trains_with_splash_on_a_mesh_as_with_blocks_on_one_device(monkeypatch):
     """Rows over fsdp, heads over tensor, each layer inside a scan and a remat."""
     monkeypatch.setitem(attention_kernels.KERNELS, "splash", functools.partial(splash, interpret=True))

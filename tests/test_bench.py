@@ -1,9 +1,6 @@
 """tests/bench: the short form of the benchmark runs, sides work in turn and alone, and its arithmetic is right."""
 
 import dataclasses
-import threading
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,84 +9,8 @@ from ghost_jax.core.errors import UserError
 from tests.bench import ragged, table
 from tests.bench.comparisons import COMPARISONS
 from tests.bench.speed import run
-from tests.bench.turns import Contender, Process, compare
 from tests.bench.wanted import BEST, DEFAULT, Row, ratio
 from tests.bench.work import FLOAT32, PRECISIONS, SEED, TOLERANCE
-
-
-class Counting:
-    """A side that sleeps `slow` seconds a turn and has a thread that never rests."""
-
-    def __init__(self, units: float, figure: float, slow: float = 0.0):
-        self._units, self._figure, self._slow = units, figure, slow
-        threading.Thread(target=self._spin, daemon=True).start()
-
-    def _spin(self) -> None:
-        while True:
-            time.sleep(0)
-
-    def warm_up(self) -> list[float]:
-        print("a library greets its user")  # which is no reply
-        return [self._figure]
-
-    def turn(self) -> float:
-        time.sleep(self._slow)
-        return self._units
-
-    def peak_bytes(self) -> int:
-        return 1
-
-
-def contender(name: str, tolerance: float | None = None, **arguments) -> Contender:
-    return Contender(name, "tests.test_bench:Counting", arguments, "words", tolerance=tolerance)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="how threads fare is read from /proc")
-def test_a_side_that_waits_for_its_turn_is_stopped_with_all_its_threads():
-    def states() -> set[str]:
-        tasks = Path(f"/proc/{process.pid}/task").glob("*/stat")
-        return {task.read_text().rpartition(")")[2].split()[0] for task in tasks}
-
-    def comes_to_rest() -> bool:
-        deadline = time.monotonic() + 10
-        while states() != {"T"} and time.monotonic() < deadline:
-            time.sleep(0.01)
-        return states() == {"T"}
-
-    process = Process(contender("spinning", units=3, figure=0))
-    try:
-        process.warmed_up()
-        assert len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
-        assert comes_to_rest()
-        assert process.turn()["units"] == 3
-        assert comes_to_rest()
-    finally:
-        process.end()
-    assert not Path(f"/proc/{process.pid}").exists()
-
-
-@pytest.mark.slow
-def test_both_sides_are_timed_and_their_first_figures_are_compared():
-    said = []
-    quick = contender("ours", units=100, figure=1.0, slow=0.05)
-    slow = contender("theirs", units=100, figure=1.25, slow=0.2, tolerance=0.3)
-    record = compare([quick, slow], 3, said.append)
-    assert len(record["sides"]["ours"]["seconds"]) == 3
-    assert record["sides"]["theirs"]["per_s"] == pytest.approx(100 / 0.2, rel=0.3)
-    assert record["sides"]["ours"]["per_s"] > 1.5 * record["sides"]["theirs"]["per_s"]
-    assert record["largest_difference"] == {"theirs": 0.25}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("figure", [10.3, float("nan")])
-def test_sides_whose_first_figures_are_out_of_tolerance_are_not_timed(figure):
-    said = []
-    theirs = contender("theirs", units=1, figure=figure, tolerance=TOLERANCE["bfloat16"])
-    with pytest.raises(UserError, match="theirs and ours"):
-        compare([contender("ours", units=1, figure=10.0), theirs], 1, said.append)
-    assert not [line for line in said if line.startswith("round")]
-
 
 MACHINE = {"name": "2-core CPU", "platform": "cpu", "processor": "AMD EPYC, model 17", "flags": ["avx512_bf16"]}
 MACHINE |= {"default": "bfloat16", "peak_flops": None}

@@ -13,7 +13,8 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.parallel.sharding_rules import shardings
-from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, checksums, identity_of, load_model
+from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, checksums, identity_of
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.optimizer import adamw, muon
 from ghost_jax.training.step import TrainState, abstract_state, new_state
 from tests.models import needs_eight, one_device

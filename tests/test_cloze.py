@@ -17,7 +17,7 @@ from ghost_jax.parallel.mesh import AXES
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import ask, with_context
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.step import make_predict
 from tests.test_trees import seen_by
 

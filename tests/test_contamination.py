@@ -43,6 +43,8 @@ REFUSED = {
     "options first": (f"{', '.join(OPTIONS)}: {LONG}", {"long": BY_OPTIONS}),
     "case and blanks": (f"{LONG.upper()}\n\n{FAR}  EXECUTION\n\tPREVENTION", {"long": BY_GOLD}),
     "html": (f"<p>{LONG.replace(' ', '&nbsp;<b></b>')}</p><ul><li>Execution <i>Prevention</i></ul>", {"long": BY_GOLD}),
+    "full width": (LONG.replace("users", "ｕｓｅｒｓ") + f" {OPTIONS[0]}", {"long": BY_GOLD}),
+    "soft hyphens": (LONG.replace("unsigned", "un\u00adsigned") + f" {OPTIONS[0]}", {"long": BY_GOLD}),
     "curly quotes": (f"“{LANGUAGE.replace(chr(39), '’')}” — ‘SQL’", {"language": BY_GOLD}),
     "gold of one word beside": (f"{LANGUAGE} The answer is {'quite ' * 15} SQL.", {"language": BY_GOLD}),
     "short stem beside its gold": (f"FAQ. {SHORT} {SHORTS[0]}.", {"short": BY_GOLD}),
@@ -124,8 +126,22 @@ def test_a_refusal_counts_the_records_and_names_the_first(searched):
         contamination.refuse(searched)
     message = str(caught.value)
     assert "\n" not in message
-    for part in ("items.jsonl", "3 of its 6", "item long in corpus documents, record as published", "8 more"):
+    for part in ("items.jsonl", "3 of its 6", "item long in corpus documents, record as published", "10 more"):
         assert part in message
+
+
+def test_a_result_is_cached_by_items_store_and_version(tmp_path, monkeypatch):
+    leak, clean = {"leak": f"{LONG} {OPTIONS[0]}"}, {"clean": LONG}
+
+    def contaminated(texts, **how) -> int:
+        return search(tmp_path, texts, **how)["counts"]["contaminated"]
+
+    assert contaminated(leak) == 1
+    assert contaminated(clean) == 1, "the same fingerprint: read from the cache"
+    assert contaminated(clean, fingerprint="2") == 0
+    assert contaminated(leak, items=ITEMS[1:]) == 0
+    monkeypatch.setattr(contamination, "VERSION", contamination.VERSION + 1)
+    assert contaminated(clean) == 0
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +193,13 @@ def test_held_out_questions_are_refused_in_training_alone_and_conversations_stay
         assert found_in(result) == {"q1": {"long": BY_OPTIONS}}
         with pytest.raises(UserError, match=rf"item long in {split} mcq/{split}, record q1"):
             contamination.refuse(result)
+
+
+def test_documents_include_the_facts_that_their_text_does_not_state(tmp_path):
+    fact = {"subject": "Phishing", "relation": "tactic", "object": "Initial Access", "evidence": "It serves access."}
+    (part,) = parts_of(write_corpus(tmp_path, {"Phishing": "Messages."}, facts=[fact]))
+    assert (part.store, part.name, part.size, part.split) == (tmp_path.name, "documents", 1, "")
+    assert [text.text for text in part.texts] == ["Phishing\n\nMessages.\nInitial Access\nIt serves access."]
 
 
 def test_the_command_refuses_and_writes_what_it_found(ghost, tmp_path):

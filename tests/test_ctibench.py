@@ -18,7 +18,7 @@ from ghost_jax.parallel.mesh import AXES
 from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.mcq_format import letter_ids
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.step import make_predict
 from tests.conftest import score_of
 from tests.test_trees import seen_by

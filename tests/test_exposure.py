@@ -71,6 +71,21 @@ def test_every_fact_is_stated_as_often_as_its_set_and_over_seeds_by_every_number
     assert all(sorted(counts) == [1, 3, 9] for counts in seen.values())
 
 
+def test_no_statement_and_no_page_has_the_wording_that_recall_is_measured_in(vocabulary):
+    text = text_of(vocabulary, 0) + text_of(vocabulary, 0, "validation")
+    asked = list(exposure.items(documents, 0))
+    assert len(asked) == 48
+    for item in asked:
+        assert f"{item['statement']} {item['options'][item['answer']]}" not in text
+        assert item["question"].removeprefix("Question: ").removesuffix(" Answer:") not in text
+        assert item["url"] in {page.url for page in PAGES if page.facts}
+    chosen = {each.subject for four, _ in exposure.groups(documents, 0) for each in four}
+    told = {f"Act {n}!" for n in range(SUBJECTS) if f"Act {n}! is meant for" in text}
+    assert told
+    assert not told & chosen, "a page that names both ends of a fact is left out"
+    assert "Nothing of note, 7 times." in text
+
+
 class Knower:
     """A predict function that finds a fact's object likely where the fact was stated often, and nothing else."""
 

@@ -11,7 +11,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage.array_record import open_examples
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.step import make_predict
 from tests.conftest import set_all, tiny_chat
 

@@ -129,7 +129,7 @@ def test_llama_cpp_computes_the_same(run, tmp_path):
     found = json.loads(done.stdout)
     assert found["ids"] == [tokenizer.encode(text) for text in texts]
     assert found["chat"] == tokenizer.decode(prompt.tolist())
-    from ghost_jax.training.checkpoint import load_model
+    from ghost_jax.training.loading import load_model
 
     model, params, _ = load_model(run, one_device())
     engine = Engine(model, params, one_device(), batch_size=1, new_tokens=8, stop_ids=tokenizer.special_ids)
@@ -137,4 +137,5 @@ def test_llama_cpp_computes_the_same(run, tmp_path):
     logits = np.array(found["logits"])
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     np.testing.assert_allclose(np.sort(log_probs)[:, ::-1][:, :5], scores.top_log_probs, atol=1e-2)
-    assert found["answer"] == tokenizer.decode(list(engine.stream(prompt)))
+    complete = tokenizer.decode(list(engine.stream(prompt))).partition("\ufffd")[0]  # it drops bytes that are not UTF-8
+    assert found["answer"].startswith(complete)

@@ -13,11 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.export import write_model
+from ghost_jax.hub.llama import model_of
 from ghost_jax.hub.weights import FILE, INDEX
 from ghost_jax.import_model import read_model, write_run
 from ghost_jax.inference.generate import Generator
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from tests.models import slow
 from tests.test_export import CHAT, MODELS, V05, export, hugging_face, ours, theirs
 from tests.test_vocabulary import PROMPT, foreign_vocabulary, save_vocabulary
@@ -202,6 +203,20 @@ def test_a_tied_head_written_twice_computed_buffers_and_several_files_are_read(c
     model, params, *_ = read_model(copy)
     assert model == V05
     jax.tree.map(np.testing.assert_array_equal, params, read_model(checkpoint)[1])
+
+
+def test_a_null_in_an_optional_field_is_its_absence(checkpoint):
+    given = json.loads((checkpoint / "config.json").read_text())
+    for key in (
+        "quantization_config",
+        "rope_scaling",
+        "head_dim",
+        "num_key_value_heads",
+        "attention_bias",
+        "rope_theta",
+    ):
+        assert model_of(given | {key: None}) == model_of({k: v for k, v in given.items() if k != key})
+    assert model_of(given | {"rope_scaling": {"rope_type": None, "factor": None}}) == model_of(given)
 
 
 def test_the_command_makes_a_finished_run_and_overwrites_none(ghost, checkpoint, tmp_path):

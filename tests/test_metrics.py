@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,6 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs import metrics
@@ -35,22 +33,6 @@ def test_the_file_of_a_resumed_run_equals_that_of_an_uninterrupted_one(tmp_path)
             log.write(step, loss=1 / step, lr=1e-3)
     assert (cut / metrics.FILE).read_bytes() == (steady / metrics.FILE).read_bytes()
     assert [line["step"] for line in metrics.read(cut)] == [1, 2, 3, 4, 5]
-
-
-def test_tensorboard_holds_the_same_figures_as_the_file(tmp_path):
-    with MetricsLog(tmp_path, 0) as log:
-        log.write(1, loss=3.5, **{"grad_norm/block_0": 0.25})
-        log.write(2, loss=3.25)
-    shown = {}
-    for path in (tmp_path / "tensorboard").iterdir():
-        content, at = path.read_bytes(), 0
-        while at < len(content):  # the length of an event, a checksum, the event, a checksum
-            (length,) = struct.unpack_from("<Q", content, at)
-            event = Event.FromString(content[at + 12 : at + 12 + length])
-            shown |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
-            at += 12 + length + 4
-    written = {(line["step"], key): line[key] for line in metrics.read(tmp_path) for key in line if key != "step"}
-    assert shown == written
 
 
 def test_weights_and_biases_without_the_package_names_it(tmp_path, monkeypatch):

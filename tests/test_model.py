@@ -62,6 +62,14 @@ def test_the_arithmetic_count_is_that_of_the_built_model(change):
         assert count(config) == config.parameters()
 
 
+def test_a_record_holds_later_fields_only_where_they_differ():
+    before = {"layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias"}
+    before |= {"dropout", "dtype", "remat", "scan"}  # the keys of existing records
+    assert V05.record().keys() == before
+    assert SHARED.record().keys() == before | {"kv_heads", "head_dim", "tied", "rope_base", "norm_eps"}
+    assert ModelConfig(**SHARED.record()) == SHARED
+
+
 def numpy_forward(config: ModelConfig, params: dict, tokens: np.ndarray) -> np.ndarray:
     """The v0.5 model from its description: pre-norm, RoPE on halves, SwiGLU, tied head. Returns logits [B, T, V]."""
 

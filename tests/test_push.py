@@ -83,13 +83,6 @@ def test_only_a_canonical_upload_replaces_a_canonical_one(hub, folder):
     assert hub.upload_folder.called
 
 
-def test_a_hub_that_cannot_be_reached_is_named(folder, monkeypatch):
-    monkeypatch.setattr(upload.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9"):
-        push(folder)
-
-
 @pytest.mark.parametrize("name", ["ghost", "a/b/c", "someone/", "/ghost", "some one/ghost", "someone/gh..ost"])
 def test_a_name_that_is_not_a_repository_is_refused(name):
     with pytest.raises(UsageError, match=re.escape(name)):

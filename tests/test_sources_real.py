@@ -13,7 +13,7 @@ from ghost_jax.data.storage.files import open_bytes
 from ghost_jax.data.storage.schema import Record
 from tests.test_sources import check_facts
 
-# What the files state. ATT&CK 15.1 is three domains, 18.1 is one.
+# What the files state. ATT&CK 15.1 is three domains.
 FACTS = {
     "attack": {
         "tactic": 1061,
@@ -23,15 +23,6 @@ FACTS = {
         "group_software": 947,
         "software_technique": 10_281,
         "campaign_technique": 728,
-    },
-    "attack18": {
-        "tactic": 887,
-        "mitigation": 1445,
-        "detection": 2615,
-        "group_technique": 4362,
-        "group_software": 1104,
-        "software_technique": 10_636,
-        "campaign_technique": 1019,
     },
     "capec": {"attack_pattern_name": 558, "related_weakness": 1211},
     "cwe": {
@@ -45,7 +36,7 @@ FACTS = {
 MARKUP = re.compile(r"\(Citation:|</?xhtml:|</?code>|\]\(https?:|`")
 
 
-NAMES = ["attack", pytest.param("attack18", marks=pytest.mark.slow), "capec", "cwe"]
+NAMES = ["attack", "capec", "cwe"]
 
 
 @functools.cache
@@ -71,7 +62,7 @@ def ids_in_force(path: Path, publisher: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("name", NAMES[:2])
 def test_every_attack_pattern_in_force_is_read(ghost_data, name):
     records = records_of(ghost_data, name)
     for path in locate(name, [ghost_data]):

@@ -18,7 +18,7 @@ from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.runs import run_dir
 from ghost_jax.sweep import tasks_of
 from ghost_jax.sweeps.grid import Sweep, grid, load
-from ghost_jax.sweeps.jobs import Local, Submitted
+from ghost_jax.sweeps.jobs import Local, Submitted, stop
 from tests.conftest import ROOT, TINY, score_of, set_all, updates_of
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
@@ -125,6 +125,16 @@ def test_a_local_job_shares_the_cores_and_what_the_user_set_wins(tmp_path, monke
     assert Local(2).start(command, tmp_path / "log", 2).wait(60) == 0
     cores = max(1, len(os.sched_getaffinity(0)) // 2)
     assert (tmp_path / "log").read_text().split() == ["77", str(cores), "0.450"]
+
+
+def test_a_job_that_does_not_stop_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("ghost_jax.sweeps.jobs.STOP_SECONDS", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
+    job = Local(1).start([sys.executable, "-c", deaf], tmp_path / "log", 1)
+    while not (tmp_path / "log").read_text():
+        time.sleep(0.02)
+    stop([job])
+    assert job.wait(10) == -signal.SIGKILL
 
 
 def test_slurm_without_submitit_or_a_cluster_is_refused(tmp_path, monkeypatch):

@@ -4,8 +4,10 @@ import functools
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,7 +18,8 @@ import pytest
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_dir
 from ghost_jax.text import tokenizer
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
+from tests.bench.place import NotTried, disk
 from tests.conftest import losses_of, paragraph_of, score_of, set_all, tiny_base, tiny_chat, updates_of
 
 DEVICES = jax.device_count()  # the 8 of conftest.py, counted before a command in this process has its environment
@@ -91,8 +94,8 @@ def assert_same_result(workdir: Path, tiny_run) -> None:
     assert not list(workdir.rglob("*.partial*"))
 
 
-CUTS = [("base", 5, signal.SIGTERM), ("base", 3, signal.SIGKILL)]
-MORE_CUTS = [("chat", 1, signal.SIGKILL), ("chat", 5, signal.SIGTERM), ("base", 4, signal.SIGINT)]
+CUTS = [("chat", 5, signal.SIGTERM), ("base", 3, signal.SIGKILL)]
+MORE_CUTS = [("chat", 1, signal.SIGKILL), ("chat", 6, signal.SIGKILL), ("base", 4, signal.SIGINT)]
 
 
 @pytest.mark.parametrize("cut", [*CUTS, *(pytest.param(cut, marks=pytest.mark.slow) for cut in MORE_CUTS)], ids=str)
@@ -287,20 +290,33 @@ def test_wrong_input_is_refused_before_anything_is_trained(ghost, tiny_run, tmp_
     assert sorted((ghost.cache / "ghost_jax" / "stores").iterdir()) == stores, "a refused command leaves no store"
 
 
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    try:
+        with disk(tmp_path / "disk", "size=1m") as folder:
+            yield folder
+    except NotTried as why:
+        pytest.skip(str(why))
+
+
+def enlarge(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+
+
 def test_a_full_disk_under_the_run_is_reported_and_the_run_resumes_with_more_space(ghost, tiny_run, small_disk):
-    workdir = small_disk(1) / "base"
+    workdir = small_disk / "base"
     assert "disk is full" in ghost.refused(*tiny_base(workdir))
     assert not (workdir / "status.json").exists()
-    small_disk(64)
+    enlarge(small_disk)
     ghost.here(*tiny_base(workdir))
     for here, there in zip(losses_of(workdir), losses_of(tiny_run.base), strict=True):
         assert here == pytest.approx(there, rel=1e-4, abs=1e-4)
 
 
 def test_a_full_disk_under_the_cache_leaves_no_incomplete_store(ghost, small_disk):
-    cache = small_disk(1)
-    prepare, env = ["ghost_jax.data.prepare", tiny_chat(Path("unused"))[1]], {"XDG_CACHE_HOME": str(cache)}
+    prepare, env = ["ghost_jax.data.prepare", tiny_chat(Path("unused"))[1]], {"XDG_CACHE_HOME": str(small_disk)}
     assert "disk is full" in ghost.refused_here(*prepare, env=env)
-    assert all((store / "manifest.json").is_file() for store in cache.glob("ghost_jax/stores/*-*"))
-    small_disk(64)
+    assert all((store / "manifest.json").is_file() for store in small_disk.glob("ghost_jax/stores/*-*"))
+    enlarge(small_disk)
     ghost.here(*prepare, env=env)

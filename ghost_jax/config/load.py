@@ -32,6 +32,7 @@ FREE_KEYS = {
 }
 # Keys that were added later -> the value that runs of earlier versions had.
 ADDED = {"optim.name": "adamw", "data.chats": {}, "data.questions": {}, "data.question_group": ""}
+ADDED |= {"lora.rank": 0, "lora.alpha": 16.0, "lora.targets": "kernel"}
 # Keys that a chat model shares with its base, and keys that a chat config sets itself when --base is given.
 SHAPE = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
 OWN = ("dropout", "dtype", "remat", "scan", "attention")

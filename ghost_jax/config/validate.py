@@ -40,6 +40,13 @@ def integer(low: int, high: int, also: int | None = None) -> Domain:
     return Domain(text, lambda value: type(value) is int and (low <= value <= high or value == also))
 
 
+def _is_pattern(value: Any) -> bool:
+    try:
+        return bool(value) and re.compile(value) is not None
+    except (re.error, TypeError):
+        return False
+
+
 def real(low: float, high: float, above: bool = False, below: bool = False) -> Domain:
     """Returns the domain of numbers from `low` to `high`, both included unless `above` or `below` excludes one.
 
@@ -128,6 +135,7 @@ SCHEDULE = Domain(f'multipliers by update, such as {{"1500": {{"qa": 0.0}}}}, ea
 WEIGHT = real(0, LARGEST)
 POSITIVE = real(0, LARGEST, above=True)
 AXIS = integer(1, 10**6, also=-1)
+PATTERN = Domain("a regular expression", _is_pattern)
 TEXT = text(".{0,1000}", "printable text in one line, of at most 1,000 characters")
 LINE = text(".{1,1000}", "printable text in one line, of 1 to 1,000 characters")
 FOLDER = text("[^/]{1,200}", "what can be a folder's name: 1 to 200 characters and no /")
@@ -209,6 +217,9 @@ BOTH: dict[str, Domain] = {
 PRETRAIN: dict[str, Domain] = {f"data.mixture.{name}": MULTIPLIER for name in BASE_DATASETS}
 CHAT: dict[str, Domain] = {f"data.mixture.{name}": MULTIPLIER for name in CHAT_DATASETS} | {
     "init_tokens": one_of("mean", "random"),
+    "lora.rank": integer(0, 2**12),
+    "lora.alpha": POSITIVE,
+    "lora.targets": PATTERN,
     "objective.lm": WEIGHT,
     "objective.letter": WEIGHT,
     "objective.ranking": WEIGHT,

@@ -12,6 +12,7 @@ from ghost_jax.core.errors import UserError
 STACKED = re.compile(r"(^|/)blocks/")  # parameters of all blocks, stacked over a first axis
 # The first pattern found in a parameter's path wins. Optimizer moments carry the path of their parameter.
 RULES: tuple[tuple[str, P], ...] = (
+    (r"/(a|b|rows)$", P()),  # of adapters, which are small
     (r"(^|/)(un)?embedding$", P("tensor", "fsdp")),  # [V, D]
     (r"(^|/)position_embedding$", P(None, "fsdp")),  # [context, D]
     (r"q?kv/kernel$", P("fsdp", None, "tensor", None)),  # [D, 3, H, K], or [D, 2, G, K]

@@ -23,7 +23,7 @@ from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message
 from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 
 READER = "reader"  # the model name of the lexical reader alone
 _OPTION = re.compile(r"^\s*([A-J])[).:]\s+(\S.*)$")

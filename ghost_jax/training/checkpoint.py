@@ -8,7 +8,6 @@ A checkpoint is corrupt only where its bytes cannot be decoded or a checksum fai
 an error that names each difference.
 """
 
-import dataclasses
 import logging
 import math
 import operator
@@ -29,7 +28,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage.artifact_cache import fingerprint
-from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.sharding_rules import shardings
@@ -236,9 +234,8 @@ class Checkpoints:
         found = self._restore(step, record, _items_of(_placed(abstract, mesh)))
         return TrainState(**found["params"], **found["rest"])
 
-    def restore_params(self, step: int, model: ModelConfig, mesh: Mesh) -> dict:
-        """Returns the parameters alone, sharded for `mesh`. Raises as `restore` does."""
-        abstract = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
+    def restore_params(self, step: int, abstract: dict, mesh: Mesh) -> dict:
+        """Returns the parameters alone, of these shapes and sharded for `mesh`. Raises as `restore` does."""
         targets = {"params": {"params": _placed(abstract, mesh)}}
         return self._restore(step, self.record(step), targets)["params"]["params"]
 
@@ -305,35 +302,3 @@ def _placed(abstract: Any, mesh: Mesh) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(of, abstract, shardings(abstract, mesh))
-
-
-def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
-    """Returns `(model config, parameters, step)` of a run's newest checkpoint, its blocks unstacked: scoring is faster.
-
-    Raises UserError where the directory holds no complete checkpoint.
-    """
-    if not (workdir / FOLDER).is_dir():
-        raise UserError(
-            f"{workdir} holds no run. Train one first, for example: python -m ghost_jax.train "
-            "--config=configs/chat_v5.py:nano."
-        )
-    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
-
-        def read(step: int) -> tuple[ModelConfig, dict, int]:
-            try:
-                model = ModelConfig(**checkpoints.record(step)["identity"]["model"])
-            except TypeError:
-                raise UserError(
-                    f"The checkpoint of step {step} in {workdir} is of another version of ghost_jax, whose model has "
-                    "other fields. Train the run again, or use the version that its environment.json names."
-                ) from None
-            params = checkpoints.restore_params(step, model, mesh)
-            if model.scan:
-                placed = shardings(jax.eval_shape(transformer.unstack_blocks, params), mesh)
-                params = jax.jit(transformer.unstack_blocks, out_shardings=placed)(params)
-            return dataclasses.replace(model, scan=False), params, step
-
-        found = checkpoints.newest(read)
-        if found is None:
-            raise UserError(f"{workdir} has no complete checkpoint yet. Repeat its train command to resume it.")
-        return found

@@ -14,6 +14,7 @@ from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import batch_sharding
 from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
+from ghost_jax.training.loading import write_adapted
 from ghost_jax.training.setup import TrainSetup
 from ghost_jax.training.validation import make_validation
 
@@ -43,13 +44,16 @@ def train(
     identity = identity_of(setup.model.config, prepared.tokenizer.sha256, mixture.fingerprint(mix))
     with Checkpoints(workdir, config.keep, config.keep_best) as checkpoints:
         state = checkpoints.newest(lambda step: checkpoints.restore(step, setup.abstract, mesh, identity))
+        frozen = setup.base_params(base_workdir, prepared) if setup.lora else None
         if state is None:
-            state = setup.first_state(base_workdir, prepared)
+            state = setup.first_state(base_workdir, prepared, frozen)
+            if setup.lora and distributed.is_main():
+                write_adapted(workdir, setup.lora, base_workdir)
         elif distributed.is_main():
             print(f"resuming {workdir} after update {int(state.step):,}", flush=True)
         start, first_save = int(state.step), checkpoints.latest is None
         letters = letter_ids(prepared.tokenizer, letters_of(prepared)) if config.stage == "chat" else None
-        train_step = setup.make_step(letters)
+        train_step = setup.make_step(letters, frozen)
         validate = make_validation(setup, mix)
         stream = mixture.train_batches(mix, process=jax.process_index(), processes=jax.process_count())
         batches = mixture.read_from(stream, start)
@@ -66,7 +70,7 @@ def train(
                     due.append(probe)
                 saves = last or stopping or update % config.save_every == 0
                 if due or saves:  # a state is saved only after its loss is known to be finite
-                    losses = journal.settle(_measured(due, state.params) if due else None)
+                    losses = journal.settle(_measured(due, setup.whole(state.params, frozen)) if due else None)
                 if saves:
                     checkpoints.save(state, identity, losses)
                     if first_save:

@@ -1,6 +1,7 @@
 """The objects of a config's training: model, optimizer, rate, mesh, state and step, for the loop and for compiling."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -15,13 +16,22 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.prepare import Prepared
 from ghost_jax.model import attention_kernels, transformer
 from ghost_jax.model.config import ModelConfig
+from ghost_jax.model.lora import Lora
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh, micro_batch_rows
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.optimizer import OPTIMIZERS, schedule
-from ghost_jax.training.step import LM, TrainState, abstract_state, from_scratch, make_train_step, new_state
+from ghost_jax.training.step import (
+    LM,
+    TrainState,
+    abstract_params,
+    abstract_state,
+    from_scratch,
+    make_train_step,
+    new_state,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +47,7 @@ class TrainSetup:
       rate: update, from 0, to its learning rate.
       abstract: shapes and types of the training state.
       objective: mixing weight of each objective.
+      lora: the adapters that alone are trained; None where every parameter is.
     """
 
     config: ConfigDict
@@ -47,6 +58,7 @@ class TrainSetup:
     rate: Callable[[int], float]
     abstract: TrainState
     objective: Mapping[str, float]
+    lora: Lora | None = None
 
     @classmethod
     def from_config(cls, config: ConfigDict, vocab_size: int, mesh: Mesh | None = None) -> "TrainSetup":
@@ -58,6 +70,9 @@ class TrainSetup:
         own = {"vocab_size": vocab_size, "attention": attention_of(config, mesh).name}
         model, o = ModelConfig(**{**config.model, **own}), config.optim
         optimizer = OPTIMIZERS[o.name](o.b1, o.b2, o.weight_decay, o.clip_norm)
+        lora = None
+        if config.get("lora", {}).get("rank"):
+            lora = Lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.base.model.vocab_size)
         rates = (o.peak_lr, o.min_lr, o.warmup_steps)
         return cls(
             config=config,
@@ -66,22 +81,46 @@ class TrainSetup:
             model=Transformer(model),
             optimizer=optimizer,
             rate=schedule(*rates, config.steps, name=o.schedule, decay_share=o.decay_share),
-            abstract=abstract_state(model, optimizer),
+            abstract=abstract_state(model, optimizer, lora),
             objective=dict(config.objective) if config.stage == "chat" else LM,
+            lora=lora,
         )
 
-    def make_step(self, letter_ids: np.ndarray | None) -> Callable:
-        """Returns the jitted training step; see `make_train_step`."""
+    def make_step(self, letter_ids: np.ndarray | None, frozen: dict | None = None) -> Callable:
+        """Returns the jitted training step, see `make_train_step`; `frozen` are the base's parameters with `lora`."""
         built = (self.model, self.optimizer, self.abstract, self.mesh, self.rows)
-        return make_train_step(*built, self.objective, letter_ids, with_norms=self.config.log.norms)
+        rest = (self.lora.merge, abstract_params(self.model.config)) if self.lora else None
+        step = make_train_step(*built, self.objective, letter_ids, with_norms=self.config.log.norms, frozen=rest)
+        return (lambda state, batch, lr: step(state, batch, lr, frozen)) if frozen else step
 
-    def first_state(self, base_workdir: Path, prepared: Prepared) -> TrainState:
+    def whole(self, params: dict, frozen: dict | None) -> dict:
+        """Returns the parameters of the model by those of the state."""
+        return self._merge(frozen, params) if self.lora else params
+
+    @functools.cached_property
+    def _merge(self) -> Callable[[dict, dict], dict]:
+        return jax.jit(self.lora.merge)
+
+    def first_state(self, base_workdir: Path, prepared: Prepared, frozen: dict | None) -> TrainState:
         """Returns the state before update 1: drawn from the seed, or the base's parameters with the chat tokens added.
+
+        `frozen` are those parameters, where only adapters to them are trained. Raises as `base_params` does.
+        """
+        key = jax.random.key(self.config.seed)
+        if self.config.stage != "chat":
+            return from_scratch(self.config.seed, self.model.config, self.optimizer, self.abstract, self.mesh)
+        if self.lora:
+            params = jax.jit(self.lora.init, static_argnums=1)(frozen, self.model.config, key)
+        else:
+            params = self.base_params(base_workdir, prepared)
+        begin = functools.partial(new_state, optimizer=self.optimizer, key=key)
+        return jax.jit(begin, out_shardings=shardings(self.abstract, self.mesh), donate_argnums=0)(params)
+
+    def base_params(self, base_workdir: Path, prepared: Prepared) -> dict:
+        """Returns the base's parameters with the chat tokens added.
 
         Raises UserError where the base was trained with another tokenizer than that of the data.
         """
-        if self.config.stage != "chat":
-            return from_scratch(self.config.seed, self.model.config, self.optimizer, self.abstract, self.mesh)
         base, params, _ = load_model(base_workdir, self.mesh)
         there = tokenizer_lib.load(base_workdir / "tokenizer.json").sha256
         here = prepared.base_tokenizer.sha256
@@ -91,15 +130,14 @@ class TrainSetup:
                 f"({here[:12]}): its sources changed. Put both runs into a new folder with --workdir=FOLDER/NAME."
             )
 
-        def begin(params: dict, key: jax.Array) -> TrainState:
+        def grown(params: dict, key: jax.Array) -> dict:
             model = self.model.config
             params = transformer.stack_blocks(params) if model.scan else params
-            params = transformer.grow_vocabulary(params, base, model, key, self.config.init_tokens)
-            return new_state(params, self.optimizer, key)
+            return transformer.grow_vocabulary(params, base, model, key, self.config.init_tokens)
 
         in_shardings = (shardings(params, self.mesh), None)
-        begin = jax.jit(begin, in_shardings=in_shardings, out_shardings=shardings(self.abstract, self.mesh))
-        return begin(params, jax.random.key(self.config.seed))
+        placed = shardings(abstract_params(self.model.config), self.mesh)
+        return jax.jit(grown, in_shardings=in_shardings, out_shardings=placed)(params, jax.random.key(self.config.seed))
 
 
 def mesh_of(config: ConfigDict) -> Mesh:

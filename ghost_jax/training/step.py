@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
+from ghost_jax.model.lora import Lora
 from ghost_jax.model.transformer import Transformer, tables_of
 from ghost_jax.parallel.distributed import local_rows, to_global
 from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replicated
@@ -53,13 +54,24 @@ def new_state(params: dict, optimizer: optax.GradientTransformation, key: jax.Ar
 
 
 @functools.cache  # one function, so that JAX traces it once for the shapes and for the numbers
-def _initial(model: ModelConfig, optimizer: optax.GradientTransformation) -> Callable[[jax.Array], TrainState]:
-    return lambda key: new_state(transformer.init(model, key), optimizer, key)
+def _initial(
+    model: ModelConfig, optimizer: optax.GradientTransformation, lora: Lora | None = None
+) -> Callable[[jax.Array], TrainState]:
+    def initial(key: jax.Array) -> TrainState:
+        params = transformer.init(model, key)
+        return new_state(lora.init(params, model, key) if lora else params, optimizer, key)
+
+    return initial
 
 
-def abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the shapes and types of a state."""
-    return jax.eval_shape(_initial(model, optimizer), jax.random.key(0))
+def abstract_state(model: ModelConfig, optimizer: optax.GradientTransformation, lora: Lora | None = None) -> TrainState:
+    """Returns the shapes and types of a state; with `lora` its parameters are those of the adapters alone."""
+    return jax.eval_shape(_initial(model, optimizer, lora), jax.random.key(0))
+
+
+def abstract_params(model: ModelConfig) -> dict:
+    """Returns the shapes and types of a model's parameters."""
+    return jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
 
 
 def from_scratch(
@@ -79,7 +91,8 @@ def make_train_step(
     objective: Mapping[str, float] = LM,
     letter_ids: np.ndarray | None = None,
     with_norms: bool = False,
-) -> Callable[[TrainState, dict, float], tuple[TrainState, dict]]:
+    frozen: tuple[Callable[[dict, dict], dict], dict] | None = None,
+) -> Callable[..., tuple[TrainState, dict]]:
     """Returns the jitted `(state, batch, learning_rate) -> (state, metrics)`; the old state's memory is donated.
 
     The batch [B, T] is cut into micro-batches of `micro_batch_rows` rows over all devices. Each contributes its sums
@@ -92,18 +105,24 @@ def make_train_step(
     Args:
       objective: mixing weight of each of `loss.OBJECTIVES`.
       letter_ids: ids [K] of the option letters, for the letter objective.
+      frozen: `(merge, shapes)` where the state holds only a part of the model's parameters: `merge(rest, params)` is
+        the whole, and the function takes the rest, of these shapes, as its last argument.
     """
     in_state, in_batch = shardings(abstract_state, mesh), batch_sharding(mesh)
     model = model.clone(rows=in_batch)
     dropout = model.config.dropout > 0
 
-    def gradient(params: dict, rows: dict, over: dict, key: jax.Array | None) -> tuple[dict, dict]:
-        (total, parts), grads = jax.value_and_grad(
-            lambda params: loss(model, params, rows, over, objective, letter_ids, key), has_aux=True
-        )(params)
-        return {"loss": total} | {f"loss_{name}": part for name, part in parts.items()}, grads
+    merge, shapes = frozen or (None, ())
 
-    def step(state: TrainState, batch: dict, learning_rate: jax.Array) -> tuple[TrainState, dict]:
+    def step(state: TrainState, batch: dict, learning_rate: jax.Array, *rest: dict) -> tuple[TrainState, dict]:
+        def gradient(params: dict, rows: dict, over: dict, key: jax.Array | None) -> tuple[dict, dict]:
+            def of(params: dict) -> tuple:
+                whole = merge(*rest, params) if merge else params
+                return loss(model, whole, rows, over, objective, letter_ids, key)
+
+            (total, parts), grads = jax.value_and_grad(of, has_aux=True)(params)
+            return {"loss": total} | {f"loss_{name}": part for name, part in parts.items()}, grads
+
         losses, grads = _accumulated(gradient, state, batch, micro_batch_rows, mesh, dropout)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(grad_norm)
@@ -118,7 +137,7 @@ def make_train_step(
 
     return jax.jit(
         step,
-        in_shardings=(in_state, in_batch, replicated(mesh)),
+        in_shardings=(in_state, in_batch, replicated(mesh), *([shardings(shapes, mesh)] if merge else [])),
         out_shardings=(in_state, replicated(mesh)),
         donate_argnums=0,
         compiler_options=_compiler_options(mesh, model.config.dtype),

@@ -10,7 +10,7 @@ from ghost_jax.data.mixture import Mix
 from ghost_jax.parallel.distributed import local_rows, to_global
 from ghost_jax.parallel.mesh import batch_sharding
 from ghost_jax.training.setup import TrainSetup
-from ghost_jax.training.step import make_eval_step
+from ghost_jax.training.step import abstract_params, make_eval_step
 
 
 def make_validation(setup: TrainSetup, mix: Mix) -> Callable[[dict], dict[str, float]]:
@@ -25,7 +25,7 @@ def make_validation(setup: TrainSetup, mix: Mix) -> Callable[[dict], dict[str, f
     read = {name: mixture.validation_batches(mix, name, batch_size=setup.rows, records=records) for name in mix.stores}
     sizes = [mixture.validation_size(mix, name) for name in mix.datasets]
     share = sum(min(size, records) for size in sizes) / max(sum(sizes), 1)
-    eval_step = make_eval_step(setup.model, setup.abstract.params, setup.mesh)
+    eval_step = make_eval_step(setup.model, abstract_params(setup.model.config), setup.mesh)
     sharding = batch_sharding(setup.mesh)
 
     def sums_of(params: dict, batches: list[dict]) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from ghost_jax.parallel.distributed import to_global
 from ghost_jax.parallel.mesh import batch_sharding, make_mesh
 from ghost_jax.runs.metrics import memory_bytes
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.training.checkpoint import load_model
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.optimizer import adamw
 from ghost_jax.training.step import abstract_state, from_scratch, make_predict, make_train_step
 from tests.bench import ragged, subject

@@ -26,7 +26,7 @@ from ghost_jax.core.errors import UsageError, command, did_you_mean
 from ghost_jax.core.paths import local_path
 from tests.bench import table
 from tests.bench.comparisons import BASE, CHAT, COMPARISONS, Subject
-from tests.bench.work import RECIPES, Work
+from tests.bench.work import Work
 
 PACKAGES = ("jax", "flax", "torch", "transformers")
 # A GPU's turn holds so many updates that starting one costs nothing beside them.
@@ -119,24 +119,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--only", metavar="NAME,…", help=f"some of {', '.join(COMPARISONS)} (default: all)")
     parser.add_argument("--short", action="store_true", help="everything small and two turns a side: does it work?")
-    parser.add_argument("--size", choices=RECIPES, help="of the model (default: small36m)")
-    parser.add_argument("--batch_size", type=int, help="rows of a pretraining step (default: 8; on a GPU 64)")
-    parser.add_argument("--seq_len", type=int, help="tokens of its rows (default: 512; on a GPU 1,024)")
-    parser.add_argument("--steps", type=int, help="updates a turn (default: 1; on a GPU 10)")
-    parser.add_argument("--rounds", type=int, help="turns of each side that are timed (default: 7)")
-    parser.add_argument("--questions", type=int, help="asked in four orders (default: 2,500)")
     parser.add_argument("--items", metavar="FILE", help="of the questions (default: the chat recipe's held-out ones)")
     flags = parser.parse_args(argv)
     chosen = flags.only.split(",") if flags.only else list(COMPARISONS)
     for name in chosen:
         if name not in COMPARISONS:
             raise UsageError(f"--only names {name}, which is no comparison.{did_you_mean(name, list(COMPARISONS))}")
-    fields = ("size", "batch_size", "seq_len", "steps", "rounds", "questions", "items")
-    changes = {name: value for name in fields if (value := getattr(flags, name)) is not None}
-    for name, value in changes.items():
-        if isinstance(value, int) and value < 1:
-            raise UsageError(f"--{name} is {value}; it must be at least 1.")
-    print(run(chosen, flags.short, changes, flags.out))
+    print(run(chosen, flags.short, {"items": flags.items} if flags.items else {}, flags.out))
     print(f"\nAll sides, their turns, first calls and memory: speed-*.json in {flags.out}")
     return 0
 

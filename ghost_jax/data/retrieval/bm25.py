@@ -277,8 +277,8 @@ class Index:
 
     def _beginning(self, row: int) -> int:
         """Returns the first row of a row's page."""
-        page = self.passage(row).page
-        while row and self.passage(row - 1).page == page:
+        at = self.passage(row)
+        while row and (self.passage(row - 1).source, self.passage(row - 1).page) == (at.source, at.page):
             row -= 1
         return row
 

@@ -1,0 +1,104 @@
+"""model/lora.py: adapters alone are trained and kept, and added to their base they are the model, here and in peft."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.export import write_model
+from ghost_jax.hub.peft import BASE
+from ghost_jax.model.config import ModelConfig
+from ghost_jax.model.lora import Lora
+from ghost_jax.model.transformer import Transformer
+from ghost_jax.training.checkpoint import Checkpoints
+from ghost_jax.training.loading import ADAPTED, load_adapted, load_model
+from tests.conftest import losses_of, set_all, tiny_chat
+from tests.models import drawn, named, one_device
+
+SHAPE = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=120, context=32)
+LORA = Lora(rank=3, alpha=6.0, targets="attention|down", old_vocab=117)
+WITH_LORA = {"lora.rank": 4, "lora.targets": "attention/(qkv|out)|down", "steps": 4, "save_every": 2}
+
+
+@pytest.mark.parametrize("scan", [False, True], ids=["blocks", "stacked"])
+def test_a_kernel_has_the_product_of_its_adapters_added_and_only_chosen_ones_have_any(scan):
+    model = dataclasses.replace(SHAPE, scan=scan, kv_heads=2)
+    params = drawn(model, 0.2)
+    trained = LORA.init(params, model, jax.random.key(0))
+    assert {name.rpartition("/")[0].split("/")[-1] for name in trained if "/" in name} == {"q", "kv", "out", "down"}
+    np.testing.assert_array_equal(trained["embedding"]["rows"], params["embedding"][117:120])
+    tokens = np.arange(10)[None]
+    before = Transformer(model).apply({"params": params}, tokens)
+    np.testing.assert_array_equal(Transformer(model).apply({"params": LORA.merge(params, trained)}, tokens), before)
+    trained = jax.tree.map(lambda leaf: np.random.default_rng(1).standard_normal(leaf.shape, np.float32), trained)
+    merged = LORA.merge(params, trained)
+    name = "blocks/attention/out/kernel" if scan else "block_1/attention/out/kernel"
+    own, kernel, added = trained[name], params, merged
+    for key in name.split("/"):
+        kernel, added = kernel[key], added[key]
+    a, b = (own[each][1] if scan else own[each] for each in "ab")  # [H, K, r] and [r, D]
+    kernel, added = (each[1] if scan else each for each in (kernel, added))
+    np.testing.assert_allclose(added, kernel + 2.0 * np.einsum("hkr,rd->hkd", a, b), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(merged["embedding"][117:120], trained["embedding"]["rows"])
+    np.testing.assert_array_equal(merged["embedding"][:117], params["embedding"][:117])
+
+
+def test_targets_without_a_kernel_are_refused_with_the_names():
+    with pytest.raises(UsageError, match="attention/qkv/kernel"):
+        dataclasses.replace(LORA, targets="q_proj").init(drawn(SHAPE, 0.2), SHAPE, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def adapted(ghost, tiny_run, tmp_path_factory):
+    """A chat run of adapters on the tiny base, stopped after two updates and resumed."""
+    workdir = tiny_run.beside_base(tmp_path_factory.mktemp("lora"))
+    ghost(*tiny_chat(workdir, *set_all(WITH_LORA)))
+    return workdir
+
+
+def test_a_run_keeps_adapters_alone_and_loads_as_one_model(adapted, tiny_run):
+    with Checkpoints(adapted, keep=0, read_only=True) as checkpoints:
+        names = checkpoints.record(checkpoints.latest)["params"]
+    assert {name.rpartition("/")[2] for name in names} == {"a", "b", "rows"}
+    losses = [line["loss"] for line in losses_of(adapted)]
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
+    model, params, _ = load_model(adapted, one_device())
+    _, parts, _ = load_adapted(adapted, one_device())
+    _, base, _ = load_model(tiny_run.base, one_device())
+    here, there = (named(tree) for tree in (params, base))
+    changed = np.asarray(here["block_0/attention/qkv/kernel"]) - there["block_0/attention/qkv/kernel"]
+    assert np.abs(changed).max() > 0
+    assert np.linalg.matrix_rank(changed.reshape(model.width, -1), tol=1e-6) <= 4
+    up = "block_0/feed_forward/up/kernel"
+    np.testing.assert_array_equal(here[up], there[up])
+    np.testing.assert_allclose(parts.merged()["embedding"], params["embedding"], atol=1e-6)
+
+
+def test_a_base_that_is_gone_is_named(adapted, tmp_path):
+    record = json.loads((adapted / ADAPTED).read_text())
+    try:
+        (adapted / ADAPTED).write_text(json.dumps(record | {"base": "../nowhere"}))
+        with pytest.raises(UserError, match="nowhere"):
+            load_model(adapted, one_device())
+    finally:
+        (adapted / ADAPTED).write_text(json.dumps(record))
+
+
+def test_peft_computes_the_same(adapted, tmp_path):
+    write_model(tmp_path, adapted, "float32", "peft")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["down_proj", "k_proj", "o_proj", "q_proj", "v_proj"]
+    torch = pytest.importorskip("torch", reason="torch is not installed: what peft computes is not compared")
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / BASE)
+    model, params, _ = load_model(adapted, one_device())
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (1, 20))
+    expected = np.asarray(Transformer(dataclasses.replace(model, dtype="float32")).apply({"params": params}, tokens))
+    with torch.no_grad():
+        there = peft.PeftModel.from_pretrained(base, tmp_path)(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(there, expected[..., : model.vocab_size], atol=1e-3)
