@@ -25,9 +25,10 @@ from evals.analysis.stats import clustered_interval
 from ghost_jax.core.atomic_io import read_json, read_text, write_text
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, new_figure
-from ghost_jax.reporting.records import find_runs, read_beside, read_run
+from ghost_jax.reporting.records import find_runs, read_beside
 from ghost_jax.reporting.summary import parts_of, results_of
 from ghost_jax.reporting.tables import Row, markdown, percent
+from ghost_jax.runs import run_record
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "evals" / "records"
@@ -69,7 +70,7 @@ class Folder:
     def hours(self) -> float:
         """Returns the core-hours of training: tokens over tokens a second, of every run and base."""
         seconds = 0.0
-        for run in map(read_run, find_runs(self.path)):
+        for run in map(run_record.read, find_runs(self.path)):
             tokens = run.config["steps"] * run.config["batch_size"] * run.config["data"]["seq_len"]
             seconds += tokens / statistics.median(line["tokens_per_s"] for line in run.metrics)
         return CORES * seconds / 3600
@@ -183,7 +184,7 @@ def filled(text: str, records: Path) -> str:
 
 def results(records: Path = RECORDS) -> str:
     """Returns RESULTS.md: the campaign's text with its figures, then the tables of the single runs."""
-    runs = [read_run(workdir) for workdir in find_runs(records)]
+    runs = [run_record.read(workdir) for workdir in find_runs(records)]
     beside, broken = read_beside(sorted(records.glob("*.json")))
     if broken:
         raise UserError(broken[0])

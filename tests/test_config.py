@@ -14,8 +14,7 @@ from ghost_jax.config import load as config_lib
 from ghost_jax.config.validate import leaves
 from ghost_jax.core.errors import BAD_USAGE, UsageError, UserError
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.reporting import records as report_records
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import run_dir, run_record
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -215,7 +214,7 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path, reader):
     read = {
         "resume": lambda: run_dir.open_run(tmp_path, config),
         "--base": lambda: config_lib.stand_on(config, tmp_path),
-        "report": lambda: report_records.read_run(tmp_path),
+        "report": lambda: run_record.read(tmp_path),
         "compare": lambda: recorded.read_report(tmp_path, "ctibench"),
     }
     for group, now, before in (*((group, *names) for group, names in renamed.items()), ("", "divergence", "watch")):

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from ghost_jax.reporting.records import Beside, read_beside, read_run
+from ghost_jax.reporting.records import Beside, read_beside
 from ghost_jax.reporting.summary import glance_table
 from ghost_jax.reporting.tables import NONE
+from ghost_jax.runs import run_record
 from tests.conftest import ROOT
 from tests.test_compare import write_items
 
@@ -21,7 +22,7 @@ def beside() -> Beside:
 
 def run_with(name: str = "chat_v5-seed0", **evals):
     """A recorded run with further evaluations, each the run's score with changes."""
-    run = read_run(RECORDS / name)
+    run = run_record.read(RECORDS / name)
     added = {stem.replace("_", "-"): dataclasses.replace(run.evals["ctibench"], **how) for stem, how in evals.items()}
     return dataclasses.replace(run, evals=run.evals | added)
 

@@ -73,14 +73,8 @@ LINK = zipfile.ZipInfo("bundle.json")
 LINK.external_attr = 0o120777 << 16
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        *([name] for name in ("../bundle.json", "/etc/passwd", "a/../../b", "..\\bundle.json", "C:\\bundle.json")),
-        *([], ["one.json", "two.json"], ["folder/"], [LINK]),
-    ],
-)
-def test_a_zip_holds_one_regular_file_and_no_path_outside(tmp_path, names):
+@pytest.mark.parametrize("names", [[], ["one.json", "two.json"], ["folder/"], [LINK]])
+def test_a_zip_holds_one_file_and_no_link(tmp_path, names):
     path = tmp_path / "bundle.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:

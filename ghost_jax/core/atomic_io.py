@@ -53,18 +53,12 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path))
     except (OSError, ValueError) as fault:
-        raise UserError(f"{path} cannot be read ({fault}). The run is incomplete: repeat its train command.") from None
+        raise UserError(f"{path} cannot be read ({fault}). Restore it, or delete the run and train it again.") from None
 
 
 def read_config(path: Path) -> dict:
     """Reads the config.json of a run. Raises UserError where it is missing, invalid, or of an earlier version."""
     config = read_json(path)
-    check_version(config, path)
-    return config
-
-
-def check_version(config: object, path: Path) -> None:
-    """Raises UserError where a run's config, read from `path`, has keys of an earlier version."""
     groups = config if isinstance(config, dict) else {}
     keys = {f"{group}.{name}" for group, names in groups.items() if isinstance(names, dict) for name in names}
     found = [key for key in OF_EARLIER_VERSIONS if key in keys | groups.keys()]
@@ -73,6 +67,7 @@ def check_version(config: object, path: Path) -> None:
             f"{path} is the config of a run of an earlier version: it has {', '.join(found)}, which this version of "
             "ghost_jax does not read. Train the run again, or use the version that environment.json beside it names."
         )
+    return config
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import openai
 from pydantic import TypeAdapter
 
 from ghost_jax.core.console import Progress
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.errors import UserError, chain_of
 
 TIMEOUT = openai.Timeout(300.0, connect=10.0)  # seconds without a byte: a 14B model on a CPU takes minutes
 MAX_RETRIES = 5  # after HTTP 408, 409, 429 and 5xx, a lost connection and a time-out; as the server asks or within 8 s
@@ -181,8 +181,9 @@ class ChatApi:
             what = f"is silent for longer than {self._timeout.read:g} s"
             raise self._failure(what, "Check that the server is not overloaded.") from None
         except openai.APIConnectionError as fault:
-            cause = self._without_key(_cause(fault))
-            raise self._failure(f"cannot be reached ({cause})", "Check that the server runs there.") from None
+            *_, cause = chain_of(fault)
+            why = self._without_key(str(cause) or type(cause).__name__)
+            raise self._failure(f"cannot be reached ({why})", "Check that the server runs there.") from None
         except MALFORMED:
             what = "does not answer as a chat-completions API does"
             raise self._failure(what, f"Correct {self._names.url}, which mostly ends in /v1.") from None
@@ -260,10 +261,3 @@ class ChatApi:
 def key_of(body: dict) -> str:
     """Returns the key of a request: equal requests have one."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _cause(fault: BaseException) -> str:
-    """Returns the innermost cause, which names what happened."""
-    while inner := fault.__cause__ or fault.__context__:
-        fault = inner
-    return str(fault) or type(fault).__name__

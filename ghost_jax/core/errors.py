@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 DONE, FAILED, BAD_USAGE, STOPPED_BY_WATCH = 0, 1, 2, 3
 
@@ -46,13 +46,16 @@ _PATH_ERRORS = (
 _NO_SPACE = re.compile(r"No space left|\d+ requested and \d+ written")
 
 
-def _is_disk_full(fault: BaseException | None) -> bool:
-    """Returns whether a fault or one of its causes is a full disk: libraries wrap the system's error."""
+def chain_of(fault: BaseException | None) -> Iterator[BaseException]:
+    """Yields a fault, its cause, that one's cause, and so on: libraries wrap the system's error."""
     while fault is not None:
-        if getattr(fault, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_SPACE.search(str(fault)):
-            return True
+        yield fault
         fault = fault.__cause__ or fault.__context__
-    return False
+
+
+def _is_disk_full(fault: BaseException) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    return any(getattr(each, "errno", None) in numbers or _NO_SPACE.search(str(each)) for each in chain_of(fault))
 
 
 def _paragraph_of(fault: BaseException) -> str | None:

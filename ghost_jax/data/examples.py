@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ghost_jax.data.storage.schema import SPLITS, Record
-from ghost_jax.text import chat_format
+from ghost_jax.text import chat_format, mcq_format
 from ghost_jax.text.chat_format import Message
 from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import Tokenizer
@@ -62,6 +62,14 @@ class Question:
     def letter(self) -> str:
         """The gold letter."""
         return LETTERS[self.answer]
+
+    def answered(self, layout: str, text: str) -> Conversation:
+        """Returns the question in a layout, answered by its letter and a text."""
+        turns = (
+            Message("user", mcq_format.ask(self.question, self.options, layout)),
+            Message("assistant", mcq_format.answer(self.letter, text, layout)),
+        )
+        return Conversation(self.id, self.source, turns, self.split, self.letter)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -337,7 +337,7 @@ class Share:
     """
 
     name: str
-    multiplier: tuple[float, ...]
+    multiplier: tuple[float, ...] | float  # the oldest records have a number
     records: int
     tokens: int
     supervised: int

@@ -11,7 +11,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.reporting import tables
-from ghost_jax.reporting.records import read_run
 from ghost_jax.reporting.tables import NONE, Row
 from ghost_jax.runs import run_record
 from ghost_jax.runs.cropping import cropping_of
@@ -34,7 +33,7 @@ def read_records(workdir: Path) -> RunRecord:
         )
     run_record.read_environment(workdir)
     run_record.read_data(workdir)
-    return read_run(workdir.resolve())
+    return run_record.read(workdir.resolve())
 
 
 def check_canonical(run: RunRecord) -> None:

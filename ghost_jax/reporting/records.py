@@ -4,7 +4,7 @@ A file that cannot be read is named and left out, so that one broken file does n
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ghost_jax.core.atomic_io import read_json
@@ -52,17 +52,12 @@ def _is_exported(path: Path) -> bool:
     return '"architectures"' in text and '"stage"' not in text
 
 
-def read_run(workdir: Path) -> RunRecord:
-    """Reads the record of a run with its evaluations. Raises UserError where a file is broken."""
-    return replace(run_record.read(workdir), evals=evaluation.read_all(workdir))
-
-
 def read_runs(workdirs: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:
     """Returns the runs that can be read, and a message for each that cannot. Raises UserError where none can."""
     runs, left_out = [], []
     for workdir in workdirs:
         try:
-            runs.append(read_run(workdir))
+            runs.append(run_record.read(workdir))
         except UserError as fault:
             left_out.append(str(fault))
     if not runs:

@@ -319,7 +319,12 @@ def to_json(record: object) -> dict:
     return _adapter(type(record)).dump_python(record, mode="json", exclude_defaults=True, warnings="error")
 
 
-def from_json(content: object, kind: type[Record] = Evaluation, name: object = "The record") -> Record:
+def from_json(
+    content: object,
+    kind: type[Record] = Evaluation,
+    name: object = "The record",
+    fix: str = "Score the run again (python -m evals.ctibench or evals.audit).",
+) -> Record:
     """Returns JSON values as a record. Raises UserError, which calls them `name`, where they are not one."""
     try:
         return _adapter(kind).validate_python(content)
@@ -327,8 +332,7 @@ def from_json(content: object, kind: type[Record] = Evaluation, name: object = "
         first = fault.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{name} is not a complete {kind.__name__.lower()} of this version: {where}: {first['msg']}. Score the run "
-            "again (python -m evals.ctibench or evals.audit)."
+            f"{name} is not a complete {kind.__name__.lower()} of this version: {where}: {first['msg']}. {fix}"
         ) from None
 
 

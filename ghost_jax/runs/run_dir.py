@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 import ghost_jax
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
-from ghost_jax.core.atomic_io import check_version, read_text, write_json, write_text
+from ghost_jax.core.atomic_io import read_config, write_json, write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, mix_of
@@ -89,7 +89,9 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
         if diff := _git("diff", "HEAD"):
             write_text(workdir / "git.diff", diff)
         return
-    differences = list(_differences(config_lib.completed(_config_in(workdir)), config_lib.completed(asked)))
+    differences = list(
+        _differences(config_lib.completed(read_config(workdir / run_record.CONFIG)), config_lib.completed(asked))
+    )
     if differences:
         raise UserError(
             f"{workdir} holds a run of another config: {'; '.join(differences)}. Repeat the command that made it to "
@@ -103,18 +105,8 @@ def settle(config: ConfigDict, workdir: Path) -> None:
     A run is resumed in the type it began with, on any machine. Raises UserError where its config.json is broken.
     """
     if config.model.dtype == "auto":
-        begun = (workdir / run_record.CONFIG).is_file()
-        config.model.dtype = _config_in(workdir)["model"]["dtype"] if begun else jax_setup.fast_dtype()
-
-
-def _config_in(workdir: Path) -> dict:
-    path = workdir / run_record.CONFIG
-    try:
-        config = json.loads(read_text(path))
-    except ValueError as fault:
-        raise UserError(f"{path} is broken ({fault}). Delete {workdir} and repeat the command.") from None
-    check_version(config, path)
-    return config
+        known = workdir / run_record.CONFIG
+        config.model.dtype = read_config(known)["model"]["dtype"] if known.is_file() else jax_setup.fast_dtype()
 
 
 def _differences(found: dict, asked: dict, prefix: str = "") -> Iterator[str]:

@@ -7,12 +7,13 @@ stopped.json      the divergence watch stopped the run
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from ghost_jax.core.atomic_io import read_config, read_json, write_json
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.mixture import Packing, Share
-from ghost_jax.runs import metrics
+from ghost_jax.runs import evaluation, metrics
+from ghost_jax.runs.evaluation import Evaluation
 
 CONFIG, ENVIRONMENT, DATA = "config.json", "environment.json", "data.json"
 STATUS, STOPPED = "status.json", "stopped.json"
@@ -64,6 +65,9 @@ class Stopped:
     reason: str
 
 
+Part = TypeVar("Part", Environment, DataRecord, Stopped)
+
+
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
     """What a run directory records; an absent file gives an empty part. Neither finished nor stopped is unfinished.
@@ -71,7 +75,6 @@ class RunRecord:
     Attributes:
       config: the resolved config, as its JSON has it.
       metrics: the lines of metrics.jsonl.
-      evals: evaluation -> the content of its JSON file.
     """
 
     name: str
@@ -81,7 +84,7 @@ class RunRecord:
     metrics: list[dict]
     finished: bool
     stopped: Stopped | None
-    evals: dict[str, dict]
+    evals: dict[str, Evaluation]
 
 
 def read(workdir: Path) -> RunRecord:
@@ -94,7 +97,7 @@ def read(workdir: Path) -> RunRecord:
         metrics=metrics.read(workdir),
         finished=is_finished(workdir),
         stopped=stopped(workdir),
-        evals={path.stem: _read_object(path) for path in sorted((workdir / "evals").glob("*.json"))},
+        evals=evaluation.read_all(workdir),
     )
 
 
@@ -111,22 +114,18 @@ def _read_whole_config(path: Path) -> dict:
 
 def read_environment(workdir: Path) -> Environment:
     """Reads environment.json. Raises UserError where it is absent or broken."""
-    return _parse(Environment, _read_object(workdir / ENVIRONMENT), workdir / ENVIRONMENT)
+    return _read(Environment, workdir / ENVIRONMENT)
 
 
 def read_data(workdir: Path) -> DataRecord:
     """Reads data.json. Raises UserError where it is absent, broken, or has no `trained_on`."""
-    path = workdir / DATA
-    found = _read_object(path)
-    found["mixture"] = [_parse(Share, share, path) for share in found.get("mixture", [])]
-    found["packing"] = _parse(Packing, found["packing"], path) if found.get("packing") else None
-    return _parse(DataRecord, found, path)
+    return _read(DataRecord, workdir / DATA)
 
 
 def stopped(workdir: Path) -> Stopped | None:
     """Returns at which update and why the watch stopped the run; None where it did not."""
     path = workdir / STOPPED
-    return _parse(Stopped, _read_object(path), path) if path.is_file() else None
+    return _read(Stopped, path) if path.is_file() else None
 
 
 def is_finished(workdir: Path) -> bool:
@@ -134,7 +133,7 @@ def is_finished(workdir: Path) -> bool:
     return (workdir / STATUS).is_file()
 
 
-def write(workdir: Path, part: Environment | DataRecord | Stopped) -> None:
+def write(workdir: Path, part: Part) -> None:
     """Writes one part of the record into its file."""
     name = {Environment: ENVIRONMENT, DataRecord: DATA, Stopped: STOPPED}[type(part)]
     content = dataclasses.asdict(part)
@@ -146,17 +145,5 @@ def write_finished(workdir: Path, steps: int) -> None:
     write_json(workdir / STATUS, {"status": "finished", "steps": steps})
 
 
-def _read_object(path: Path) -> dict:
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a record of a run. Repeat the command that made the run.")
-    return found
-
-
-def _parse(kind: type, found: Any, path: Path) -> Any:
-    """Returns a dataclass of the keys that it knows; raises UserError where one that it needs is missing."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    try:
-        return kind(**{key: value for key, value in found.items() if key in names})
-    except (TypeError, AttributeError) as fault:
-        raise UserError(f"{path} is incomplete ({fault}). Train the run again.") from None
+def _read(kind: type[Part], path: Path) -> Part:
+    return evaluation.from_json(read_json(path), kind, path, "Train the run again.")

@@ -16,8 +16,8 @@ import ghost_jax
 from evals.analysis.stats import ENOUGH_SEEDS, pool
 from ghost_jax.core.atomic_io import write_bytes, write_json, write_text
 from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, WIDTH, new_figure, png
-from ghost_jax.reporting.records import read_run
 from ghost_jax.reporting.tables import NONE, interval_of, markdown, percent
+from ghost_jax.runs import run_record
 from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.sweeps import curves
@@ -47,7 +47,7 @@ class SweepRun:
     @classmethod
     def read(cls, run: Run, workdir: Path, state: str, metrics: Sequence[str]) -> "SweepRun":
         """Reads the results of one run from its directory."""
-        record = read_run(workdir)
+        record = run_record.read(workdir)
         lines, config, score = record.metrics, record.config, record.evals.get("ctibench")
         figures = {"steps": lines[-1]["step"] if lines else 0}
         figures |= {key: line[key] for line in lines for key in metrics if key in line}

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ghost_jax.data.builders import mcq
 from ghost_jax.data.examples import BuildInputs, Conversation, Question, Rows
 from ghost_jax.data.storage.text_cleaning import clean, first_sentences, flat
-from ghost_jax.text.chat_format import Message
-from ghost_jax.text.mcq_format import LETTERS, answer, ask
+from ghost_jax.text.mcq_format import LETTERS
 
 VERSION = 1  # raise it when the same questions give other reasons, also by a change of `teacher`
 
@@ -55,11 +54,7 @@ def explain(asked: Sequence[Question], teacher: str, model: str) -> tuple[list[s
 def build(asked: Iterable[Question], reasons: Iterable[str], layout: str) -> Iterator[Conversation]:
     """Yields one conversation a question; the gold letter is the question's, whatever the reason says."""
     for q, reason in zip(asked, reasons, strict=True):
-        turns = (
-            Message("user", ask(q.question, q.options, layout)),
-            Message("assistant", answer(q.letter, reason, layout)),
-        )
-        yield Conversation(q.id, q.source, turns, q.split, q.letter)
+        yield q.answered(layout, reason)
 
 
 def evidence_of(q: Question) -> str:

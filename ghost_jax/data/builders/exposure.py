@@ -80,7 +80,7 @@ def items(documents: Documents, seed: int) -> Iterator[dict]:
 
     `statement` and `question` end where the object follows; `blank` and `blank_question` are the same about "it".
     """
-    urls = {fact: record.url for record in documents() for fact in map(_named, record.facts)}
+    urls = {fact.bare(): record.url for record in documents() for fact in record.facts}
     for number, (four, count) in enumerate(groups(documents, seed)):
         for answer, fact in enumerate(four):
             form, question = FORMS[fact.relation][HELD_OUT], QUESTIONS[fact.relation][-1]
@@ -91,7 +91,7 @@ def items(documents: Documents, seed: int) -> Iterator[dict]:
                 "exposures": count,
                 "options": [each.object for each in four],
                 "answer": answer,
-                "url": urls[_named(fact)],
+                "url": urls[fact.bare()],
                 "statement": _up_to_object(form, fact.subject),
                 "blank": _up_to_object(form, "it"),
                 "question": f"Question: {question.format(subject=fact.subject)} Answer:",
@@ -101,10 +101,6 @@ def items(documents: Documents, seed: int) -> Iterator[dict]:
 
 def _up_to_object(form: str, subject: str) -> str:
     return form.partition("{object}")[0].format(subject=subject).rstrip()
-
-
-def _named(fact: Fact) -> Fact:
-    return Fact(fact.subject, fact.relation, fact.object, evidence="")
 
 
 def _statements(stated: dict[Fact, int]) -> Iterator[str]:

@@ -20,8 +20,7 @@ from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Questi
 from ghost_jax.data.retrieval import mcq_baselines
 from ghost_jax.data.storage.schema import SPLITS, Fact, split_of
 from ghost_jax.data.wordings.question_forms import QUESTIONS
-from ghost_jax.text.chat_format import Message
-from ghost_jax.text.mcq_format import LETTERS, answer, ask
+from ghost_jax.text.mcq_format import LETTERS
 
 VERSION = 2  # raise it when the same documents give other questions or conversations, also by a change of `shortcuts`
 
@@ -88,13 +87,10 @@ def build(asked: Iterable[Question], layout: str) -> Iterator[Conversation]:
     for q in asked:
         for shift in range(1 if layout == "cloze" else OPTIONS):
             order = LETTERS[shift:OPTIONS] + LETTERS[:shift]  # the new letter of each option in turn
-            options, letter = q.options[OPTIONS - shift :] + q.options[: OPTIONS - shift], order[q.answer]
+            options = q.options[OPTIONS - shift :] + q.options[: OPTIONS - shift]
+            moved = dataclasses.replace(q, id=f"{q.id}/{order}", options=options, answer=(q.answer + shift) % OPTIONS)
             bare = layout != "cloze" and rng_of("form", q.id, order).random() < LETTER_ONLY_SHARE
-            turns = (
-                Message("user", ask(q.question, options, layout)),
-                Message("assistant", answer(letter, "" if bare else q.options[q.answer], layout)),
-            )
-            yield Conversation(f"{q.id}/{order}", q.source, turns, q.split, letter)
+            yield moved.answered(layout, "" if bare else q.options[q.answer])
 
 
 def measure(asked: Sequence[Question]) -> dict[str, dict[str, float]]:

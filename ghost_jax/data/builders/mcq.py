@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from ghost_jax.data import wordings
 from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Question, Rows, rng_of
 from ghost_jax.data.storage.schema import Fact, Record, as_asked, split_of
-from ghost_jax.text.chat_format import Message
-from ghost_jax.text.mcq_format import answer, ask
 
 VERSION = 1  # raise it when the same documents give other questions or conversations
 
@@ -76,8 +74,4 @@ def build(asked: Iterable[Question], seed: int, layout: str) -> Iterator[Convers
     """Yields a conversation a question: 70% of the answers are the bare letter, 30% are "B. <option>"."""
     for q in asked:
         bare = layout != "cloze" and rng_of(seed, "form", q.id).random() < LETTER_ONLY_SHARE
-        turns = (
-            Message("user", ask(q.question, q.options, layout)),
-            Message("assistant", answer(q.letter, "" if bare else q.options[q.answer], layout)),
-        )
-        yield Conversation(q.id, q.source, turns, q.split, q.letter)
+        yield q.answered(layout, "" if bare else q.options[q.answer])

@@ -89,7 +89,7 @@ def _sources(documents: Documents) -> dict[Fact, str]:
     sources: dict[Fact, str] = {}
     for record in documents():
         for fact in filter(can_be_rewritten, record.facts):
-            sources.setdefault(Fact(fact.subject, fact.relation, fact.object, evidence=""), record.source)
+            sources.setdefault(fact.bare(), record.source)
     return sources
 
 

@@ -16,7 +16,7 @@ import urllib3
 
 import ghost_jax
 from ghost_jax.core.console import Progress
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.errors import UserError, chain_of
 from ghost_jax.data.downloads.published import Proof
 from ghost_jax.data.storage import files
 
@@ -55,9 +55,8 @@ def reason_of(fault: BaseException) -> str:
 
     Other exceptions' messages may hold an address with a password.
     """
-    while (cause := fault.__cause__ or fault.__context__) is not None:
-        fault = cause
-    return getattr(fault, "strerror", None) or type(fault).__name__
+    *_, cause = chain_of(fault)
+    return getattr(cause, "strerror", None) or type(cause).__name__
 
 
 def host_of(url: str) -> str:

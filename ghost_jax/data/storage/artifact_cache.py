@@ -11,13 +11,14 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from ghost_jax.core.atomic_io import new_folder
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
 
@@ -55,12 +56,6 @@ class SplitCounts:
     lengths: dict[int, int]
     sha256: str
 
-    @classmethod
-    def from_json(cls, record: dict) -> "SplitCounts":
-        """Returns the counts that a manifest holds; JSON has no integer keys."""
-        lengths = {int(length): rows for length, rows in record["lengths"].items()}
-        return cls(**record | {"lengths": lengths})
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
@@ -95,13 +90,8 @@ class Manifest:
     def from_json(cls, record: dict) -> "Manifest":
         """Returns the manifest that a JSON object holds. Raises an exception where it has another form."""
         own = {field.name for field in dataclasses.fields(cls)} - {"details"}
-        fields = {key: value for key, value in record.items() if key in own}
-        if "datasets" in fields:
-            fields["datasets"] = {
-                name: {split: SplitCounts.from_json(counts) for split, counts in splits.items()}
-                for name, splits in fields["datasets"].items()
-            }
-        return cls(**fields, details={key: value for key, value in record.items() if key not in own})
+        details = {key: value for key, value in record.items() if key not in own}
+        return _ADAPTER.validate_python(record | {"details": details})
 
     def to_json(self) -> dict:
         """Returns the JSON object of the manifest."""
@@ -116,6 +106,9 @@ class Manifest:
         """Writes `manifest.json`."""
         text = json.dumps(self.to_json(), indent=1, sort_keys=True)
         (store / MANIFEST).write_text(text, encoding="utf-8")
+
+
+_ADAPTER = TypeAdapter(Manifest)
 
 
 def manifest(store: Path) -> Manifest:
@@ -164,18 +157,11 @@ def build(kind: str, made_by: Sequence[ModuleType], made_from: dict, write: Call
             return place
         if place.exists():
             print(f"the store {place} is corrupt: rebuilding it", flush=True)
-            shutil.rmtree(place)
-        partial = stores / f"{place.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-        partial.mkdir()
-        try:
+        with new_folder(place) as partial:
             content = json.loads(json.dumps(write(partial), default=dataclasses.asdict))
             record = {**identity, "fingerprint": fingerprint(identity), **content, "files": _hashes(partial)}
             unsigned = Manifest.from_json(record)
             dataclasses.replace(unsigned, sha256=unsigned.digest()).write(partial)
-            os.rename(partial, place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return place
 
 

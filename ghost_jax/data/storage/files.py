@@ -11,7 +11,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from ghost_jax.core.atomic_io import without_bom
@@ -55,7 +55,7 @@ def listed(folder: Path) -> list[Path]:
 def open_bytes(path: Path, suffix: str | None = None) -> Iterator[BinaryIO]:
     """Opens a plain, `.xz`, `.gz` or `.zip` file as a stream of its uncompressed bytes.
 
-    A zip must hold exactly one regular file; nothing is extracted.
+    A zip must hold exactly one file; nothing is extracted, so its name does not matter.
 
     Args:
       suffix: names the compression where the path's own suffix does not.
@@ -84,25 +84,13 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
 
 def _open_zip(path: Path, mode: str) -> BinaryIO:
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        regular = [member for member in members if _is_regular(member)]
-        if len(regular) != 1 or regular[0].flag_bits & 0x1 or any(_leaves(member.filename) for member in members):
+        files = [member for member in archive.infolist() if not member.is_dir()]
+        if len(files) != 1 or files[0].flag_bits & 0x1 or stat.S_ISLNK(files[0].external_attr >> 16):
             raise UserError(
-                f"{path} must hold exactly one file, not encrypted, and no path outside the archive. Fetch it again "
-                "from its publisher, or give the file inside."
+                f"{path} must hold exactly one file, not encrypted and no link. Fetch it again from its publisher, or "
+                "give the file inside."
             )
-        return archive.open(regular[0])  # the open member keeps the archive's file open
-
-
-def _leaves(name: str) -> bool:
-    # Zip names are POSIX by the standard, but some writers leave backslashes and drive letters in them.
-    windows = PureWindowsPath(name)
-    return bool(PurePosixPath(name).is_absolute() or windows.drive or windows.root or ".." in windows.parts)
-
-
-def _is_regular(member: zipfile.ZipInfo) -> bool:
-    kind = stat.S_IFMT(member.external_attr >> 16)  # zero where the writer was not a Unix
-    return not member.is_dir() and kind in (0, stat.S_IFREG)
+        return archive.open(files[0])  # the open member keeps the archive's file open
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:

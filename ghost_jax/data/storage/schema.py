@@ -24,6 +24,10 @@ class Fact:
     object: str
     evidence: str
 
+    def bare(self) -> "Fact":
+        """Returns the fact without its evidence, the same wherever it is stated."""
+        return dataclasses.replace(self, evidence="")
+
 
 RELATIONS = {
     "tactic": "a technique serves a tactic",
