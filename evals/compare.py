@@ -4,7 +4,6 @@
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 
@@ -69,13 +68,12 @@ def _spread(seeds: dict) -> str:
 
 def picture(comparison: dict) -> bytes:
     """Returns a PNG of the differences from the reference with their intervals."""
-    from matplotlib.figure import Figure  # not above: a comparison without --out needs none of it
+    from ghost_jax.reporting.plots import new_figure, png  # not above: a comparison without --out needs none of it
 
     rows = comparison["rows"][1:]
     means = [100 * row["against_reference"]["mean"] for row in rows]
     lows, highs = ([100 * row["against_reference"]["ci95"][end] for row in rows] for end in (0, 1))
-    figure = Figure(figsize=(7, 1.6 + 0.35 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = new_figure(1.6 + 0.35 * len(rows), 7)
     axes.axvline(0, color="0.6", linewidth=1, linestyle="--")
     axes.hlines(range(len(rows)), lows, highs)
     axes.plot(means, range(len(rows)), "o")
@@ -83,10 +81,7 @@ def picture(comparison: dict) -> bytes:
     axes.invert_yaxis()
     axes.margins(y=0.5 / len(rows))
     axes.set_xlabel(f"points better than {comparison['reference']}, 95% interval over items")
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return png(figure)
 
 
 @command

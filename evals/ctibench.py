@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jax.sharding import Mesh
 from rich.console import Console
 
 from evals.analysis.report import show
@@ -33,18 +32,15 @@ from evals.tasks.mcq import contamination_of, evaluate_run, stem_of
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.errors import UsageError, command
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.inference.generate import Generator
-from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import evaluation, run_dir
 from ghost_jax.runs.evaluation import EndpointModel, Evaluation
-from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render_prompt
-from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.training.loading import load_model
+from ghost_jax.training.loading import load_chat_model
 from ghost_jax.training.step import make_predict
 
 READERS = ("model", "lexical", "both")
@@ -153,7 +149,7 @@ def ask_run(flags: argparse.Namespace, items: open_answers.TaskItems) -> tuple[l
     contamination = contamination_of(open_answers.as_questions(items), flags.workdir)
     jax_setup.set_up()
     mesh = make_mesh()
-    model, params, step, tokenizer = load_run(flags.workdir, mesh)
+    model, params, step, tokenizer = load_chat_model(flags.workdir, mesh)
     new_tokens = min(flags.max_tokens or TASK_TOKENS, model.context // 2)
     generate = Generator(model, params, mesh, batch_size=32, new_tokens=new_tokens, stop_ids=tokenizer.end_ids)
     prompts = [render_prompt(tokenizer, [Message("user", item.prompt)]) for item in items]
@@ -208,19 +204,10 @@ def score_endpoint(flags: argparse.Namespace) -> Evaluation:
     return replace(report, split=flags.split)
 
 
-def load_run(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int, Tokenizer]:
-    """Returns a run's model, parameters, update and vocabulary. Raises UserError for a run without a chat format."""
-    found = load_model(workdir, mesh)
-    tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
-    if not tokenizer.has_roles:
-        raise UserError(f"{workdir} is a base model without a chat format. Score a chat run made from it.")
-    return *found, tokenizer
-
-
 def score_run(flags: argparse.Namespace) -> Evaluation:
     """Returns the evaluation of a run."""
     mesh = make_mesh()
-    model, params, step, tokenizer = load_run(flags.workdir, mesh)
+    model, params, step, tokenizer = load_chat_model(flags.workdir, mesh)
     report = evaluate_run(
         functools.partial(make_predict(model, params, mesh), params),
         tokenizer,

@@ -36,9 +36,7 @@ from ghost_jax.inference.generate import Generator
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import evaluation
-from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.tokenizer import ROLES
-from ghost_jax.training.loading import load_model
+from ghost_jax.training.loading import load_chat_model
 
 COMMANDS = {"/reset": "forget the conversation", "/help": "show this", "/quit": "leave, as Ctrl-D does"}
 BATCH_SIZE = 16  # of --jsonl
@@ -173,15 +171,9 @@ def open_index(book: str, data_dir: Path | None) -> Index:
 def open_run(flags: argparse.Namespace, sampling: Sampling, index: Index | None) -> tuple[Conversation, int]:
     """Returns a conversation with a run, and the run's step. Raises UserError where it is not a chat model."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    model, params, step = load_model(flags.workdir, mesh)
+    model, params, step, tokenizer = load_chat_model(flags.workdir, mesh)
     if not flags.jsonl and jax.default_backend() == "cpu":
         model = dataclasses.replace(model, dtype="float32")  # a CPU decodes one row slower in bfloat16
-    tokenizer = tokenizer_lib.load(flags.workdir / "tokenizer.json")
-    if absent := [role for role in ROLES if not tokenizer.has(role)]:
-        raise UserError(
-            f"{flags.workdir} is a base model without a chat format: its vocabulary lacks {', '.join(absent)}. Name a "
-            "chat run, or train one: python -m ghost_jax.train --config=configs/chat_v5.py:nano."
-        )
     size = {"batch_size": BATCH_SIZE, "new_tokens": flags.max_new_tokens, "stop_ids": tokenizer.special_ids}
     generator = Generator(model, params, mesh, **size)
     max_prompt = max(model.context - flags.max_new_tokens, model.context // 2)

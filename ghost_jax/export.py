@@ -2,7 +2,8 @@
 
 A v0.5 model becomes a `LlamaForCausalLM`, a v0.4 one a `GPT2LMHeadModel`, without the padding rows of the embedding. In
 transformers a text that spells a role token becomes that token; our own commands read it as text. The model card is
-written from the run's records, and `--push_to` uploads the folder. `--format=gguf` writes a v0.5 model for llama.cpp.
+written from the run's records; `hf upload OWNER/NAME DIR` sends the folder to a hub. `--format=gguf` writes a v0.5
+model for llama.cpp.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import new_folder, read_json, write_json, write_text
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
-from ghost_jax.hub import card, gguf, gpt2, llama, peft, upload, vocabulary, weights
+from ghost_jax.hub import card, gguf, gpt2, llama, peft, vocabulary, weights
 from ghost_jax.hub.card import CANONICAL, CHANNELS, EXPERIMENTAL
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_record
@@ -93,7 +94,7 @@ def check_out(out: Path, force: bool) -> None:
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Returns the parsed command line. Raises UserError where the upload it asks for is impossible."""
+    """Returns the parsed command line. Raises UsageError for a type that the format has not."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.export", description=main.__doc__)
     add = parser.add_argument
     add("--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
@@ -108,21 +109,9 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
         default=EXPERIMENTAL,
         help="a tag of the card; canonical needs the verdict knowledge (default: experimental)",
     )
-    add(
-        "--push_to",
-        metavar="OWNER/NAME",
-        help="upload the folder to the hub that HF_ENDPOINT names, where a new repository is public by default",
-    )
-    add("--dry_run", action="store_true", help="show what --push_to would send, and send nothing")
     flags = parser.parse_args(argv)
     if flags.dtype not in DTYPES[flags.format]:
         raise UsageError(f"--dtype={flags.dtype} is not one of {', '.join(DTYPES[flags.format])}.")
-    if flags.dry_run and not flags.push_to:
-        raise UsageError("--dry_run shows what an upload would send: add --push_to=OWNER/NAME.")
-    if flags.push_to:
-        upload.check_name(flags.push_to)
-        if not flags.dry_run:
-            upload.check_reachable()  # before minutes of export
     return flags
 
 
@@ -141,14 +130,6 @@ def main(argv: Sequence[str]) -> int:
         exported = read_json(folder / "config.json")
         write_text(folder / card.FILE, card.card_of(run, exported, flags.channel))
     print(f"{flags.out}: {description}")
-    if flags.push_to:
-        for path in sorted(out.iterdir()):
-            print(f"{path.stat().st_size:>15,}  {path.name}")
-        if flags.dry_run:
-            print(f"Nothing was uploaded to {flags.push_to}. A new repository is public where the hub's default is.")
-        else:
-            address = upload.push(out, flags.push_to, flags.channel)
-            print(f"uploaded to {address}")
     return 0
 
 

@@ -8,6 +8,7 @@ At the end it writes a table, `sweep.json`, `sweep.md` and a picture.
 import argparse
 import dataclasses
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from ghost_jax.runs import run_dir, run_record
 from ghost_jax.sweeps import grid as sweep_grid
 from ghost_jax.sweeps import results as sweep_table
 from ghost_jax.sweeps.grid import Run, Sweep
-from ghost_jax.sweeps.jobs import RESOURCES, Job, Local, Submitted, cores, stop
+from ghost_jax.sweeps.jobs import cores, start, stop
 
 POLL_SECONDS = 0.2
 TAIL = 12  # lines of a failed run's log that are shown
@@ -114,16 +115,17 @@ def check_same(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"{fault} To use another folder for the sweep, add --runs.") from None
 
 
-def run_all(tasks: Sequence[Task], launcher: Local | Submitted, jobs: int) -> dict[str, str]:
+def run_all(tasks: Sequence[Task], jobs: int, lock: int) -> dict[str, str]:
     """Runs every task, `jobs` at a time; returns name -> "finished", "stopped", "failed" or "not started".
 
-    A task is not started where training its base failed. Whatever ends this function stops the running tasks.
+    A task is not started where training its base failed. Whatever ends this function stops the running tasks, which
+    inherit the file descriptor `lock`.
     """
     states = {task.name: task.ended for task in tasks if task.ended}
     if states:
         print(f"{len(states)} of {len(tasks)} runs had ended before", flush=True)
     waiting = [task for task in tasks if task.name not in states]
-    running: dict[str, tuple[Task, Job, float]] = {}
+    running: dict[str, tuple[Task, subprocess.Popen, float]] = {}
     failed_bases: dict[Path, Path] = {}  # run directory of a base -> the log that shows why
     with Progress("sweep", len(tasks), unit="runs", done=len(states)) as progress:
         try:
@@ -137,7 +139,7 @@ def run_all(tasks: Sequence[Task], launcher: Local | Submitted, jobs: int) -> di
                     elif len(running) < jobs and not (task.trains_base and task.base in bases):
                         # A task that trains a base uses the cores of those that wait for it.
                         rivals = {other.base for other in tasks if other.trains_base} if task.trains_base else tasks
-                        job = launcher.start(task.command, task.log, min(jobs, len(rivals)))
+                        job = start(task.command, task.log, share=min(jobs, len(rivals)), jobs=jobs, lock=lock)
                         running[task.name] = (task, job, time.monotonic())
                     else:
                         continue
@@ -193,9 +195,8 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", type=local_path, metavar="DIR", help="their folder (default: runs/sweeps/<name>-<preset>)"
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: one per two cores; on Slurm, all); on a TPU: 1"
+        "--jobs", type=int, metavar="N", help="runs at a time (default: one per two cores); on a TPU: 1"
     )
-    parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="default: local")
     parser.add_argument(
         "--data_dir", type=local_path, metavar="DIR", help="folder with raw/, corpus/, ctibench/ (default: $GHOST_DATA)"
     )
@@ -214,12 +215,9 @@ def main(argv: Sequence[str]) -> int:
     folder = flags.runs or Path("runs") / "sweeps" / sweep.name
     jax_setup.set_up()  # opening a run that is there asks JAX which process this is
     tasks = tasks_of(sweep, folder, overrides, flags.data_dir)
-    on_slurm = flags.launcher == "slurm"
-    jobs = flags.jobs or (len(tasks) if on_slurm else max(1, cores() // 2))
+    jobs = flags.jobs or max(1, cores() // 2)
 
     if flags.dry_run:
-        if on_slurm:
-            print("# each a Slurm job of", ", ".join(f"{name} {value}" for name, value in RESOURCES.items()))
         for task in tasks:
             print(shlex.join(task.command))
         return DONE
@@ -228,9 +226,8 @@ def main(argv: Sequence[str]) -> int:
         "give this sweep another folder with --runs."
     )
     with run_dir.held(folder, refusal) as lock:
-        launcher = Submitted(folder / "slurm") if on_slurm else Local(jobs, lock)
         print(f"{sweep.name}: {len(tasks)} runs in {folder}, {jobs} at a time", flush=True)
-        states = run_all(tasks, launcher, jobs)
+        states = run_all(tasks, jobs, lock)
         table, notes = sweep_table.write(sweep, folder, states)
     show(table, notes, make_console())
     print(f"table and picture: {folder / 'sweep.md'}, {folder / 'sweep.png'}", flush=True)

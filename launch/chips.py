@@ -9,23 +9,15 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip's limits.
+    """One chip's limits."""
 
-    Attributes:
-      flops: peak bfloat16 FLOP/s, of float32 products too: JAX rounds their factors to bfloat16 on a TPU by default.
-      hbm_bytes: high-bandwidth memory as documented; the runtime keeps a little of it.
-      hbm_bytes_per_s: to and from that memory.
-      ici_bytes_per_s: to the other chips, over all links, one way; the pages state both ways together.
-      dimensions: of the slice's shape, "4x4" or "4x4x4".
-      type_name: what the cloud calls a slice of `{0}` chips or `{1}` cores, two a chip.
-    """
-
+    # peak bfloat16 FLOP/s, of float32 products too: JAX rounds their factors to bfloat16 on a TPU by default
     flops: float
-    hbm_bytes: int
-    hbm_bytes_per_s: float
-    ici_bytes_per_s: float
-    dimensions: int
-    type_name: str
+    hbm_bytes: int  # high-bandwidth memory as documented; the runtime keeps a little of it
+    hbm_bytes_per_s: float  # to and from that memory
+    ici_bytes_per_s: float  # to the other chips, over all links, one way; the pages state both ways together
+    dimensions: int  # of the slice's shape, "4x4" or "4x4x4"
+    type_name: str  # what the cloud calls a slice of `{0}` chips or `{1}` cores, two a chip
 
 
 GIB = 2**30

@@ -44,33 +44,26 @@ LIBTPU = "0.0.42.1"  # the one that jax 0.10.2 asks for
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the compiled step needs and moves; bytes and seconds are one chip's, a step.
-
-    Attributes:
-      attention: which one the step uses, and why where it is not the chip's own kernel.
-      arguments, outputs, temporaries, program: bytes of memory; outputs without those that reuse an argument's.
-      flops: of all matrix products of a step, on all chips, recomputed ones included.
-      collectives: kind -> (count, bytes of the complete arrays).
-      seconds: the least time of arithmetic, memory and links.
-    """
+    """What the compiled step needs and moves; bytes and seconds are one chip's, a step."""
 
     config: str
     topology: str
     chips: int
     mesh: dict[str, int]
-    attention: str
+    attention: str  # which one the step uses, and why where it is not the chip's own kernel
     tokens: int
+    # arguments, outputs, temporaries, program: bytes of memory; outputs without those that reuse an argument's
     arguments: int
     outputs: int
     temporaries: int
     program: int
     memory: int
     memory_limit: int
-    flops: float
-    collectives: dict[str, tuple[int, float]]
+    flops: float  # of all matrix products of a step, on all chips, recomputed ones included
+    collectives: dict[str, tuple[int, float]]  # kind -> (count, bytes of the complete arrays)
     hbm_bytes: float
     sent_bytes: float
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # the least time of arithmetic, memory and links
     bound_by: str
     tokens_per_s: float
     compile_s: float

@@ -50,17 +50,11 @@ Computation = dict[str, Instruction]  # by name; the last instruction is the roo
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What one chip does in one run of the program.
+    """What one chip does in one run of the program."""
 
-    Attributes:
-      collectives: kind -> (count, bytes of the complete arrays).
-      sent_bytes: what a chip sends for them, by the best known algorithm on a ring.
-      hbm_bytes: read from and written to high-bandwidth memory, without the padding of tiles.
-    """
-
-    collectives: dict[str, tuple[int, float]]
-    sent_bytes: float
-    hbm_bytes: float
+    collectives: dict[str, tuple[int, float]]  # kind -> (count, bytes of the complete arrays)
+    sent_bytes: float  # what a chip sends for them, by the best known algorithm on a ring
+    hbm_bytes: float  # read from and written to high-bandwidth memory, without the padding of tiles
 
 
 def traffic(text: str, devices: int) -> Traffic:
@@ -91,7 +85,8 @@ def traffic(text: str, devices: int) -> Traffic:
             array *= group / (group + 1) if kind == "all-gather" else 0.5
         counts[kind] += times
         sizes[kind] += times * array
-        sent += times * array * _sent_share(kind, group)
+        ring = 1 if kind == "collective-permute" else (2 if kind == "all-reduce" else 1) * (group - 1) / group
+        sent += times * array * ring  # the share of the complete array that each chip sends
     return Traffic({kind: (counts[kind], float(sizes[kind])) for kind in sorted(counts)}, sent, hbm)
 
 
@@ -165,13 +160,6 @@ def _trips(instruction: Instruction, computations: dict[str, Computation]) -> in
             if inner.opcode == "constant" and inner.shape.startswith("s32[]"):
                 limits.append(int(inner.arguments))
     return max(limits)
-
-
-def _sent_share(kind: str, group: int) -> float:
-    """Returns the share of the complete array that each of `group` chips sends, by the ring algorithms."""
-    if kind == "collective-permute":
-        return 1.0
-    return (2 if kind == "all-reduce" else 1) * (group - 1) / group
 
 
 def _hbm_bytes(instruction: Instruction, around: Computation, computations: dict[str, Computation]) -> int:

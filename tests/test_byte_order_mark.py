@@ -14,7 +14,6 @@ from ghost_jax.core import atomic_io
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.sources import SOURCES
-from ghost_jax.hub.upload import exported_run
 from tests.test_fuzz import SOUND
 
 OPTIONS = {"A": "1", "B": "2", "C": "3", "D": "4"}
@@ -53,7 +52,6 @@ TEXTS: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
     "predictions of tabs": (".tsv", b"id\tmine\nq\tB\n", predictions_of),
     "predictions a line": (".jsonl", b'{"id": "q", "mine": "B"}', predictions_of),
     "a record of a run": (".json", b'{"a": 1}', atomic_io.read_json),
-    "an exported config": (".json", b'{"ghost_jax": {"run": "a", "step": 1}}', exported_run),
     "standard input": ("", b'{"prompt": "one"}\ntwo\n', lines_of),
 }
 

@@ -33,16 +33,15 @@ def part(tmp_path, monkeypatch):
     sweep = tmp_path / "few.py"
     sweep.write_text(SWEEP)
     monkeypatch.setattr(campaign, "RECORDS", tmp_path / "records")
-    found = Part(str(sweep), "few", base_hours=1.0, run_hours=0.5)
+    found = Part(str(sweep), "few")
     monkeypatch.setattr(campaign, "PARTS", (found,))
     return found
 
 
 def test_what_has_ended_is_kept_without_weights_and_restored_on_another_machine(part, tmp_path):
     runs = tmp_path / "runs" / "few"
-    assert campaign.left(tmp_path) == [(part, 4, 4, 1.0 + 4 * 0.5)]
+    assert len(campaign.left(part)) == 4
     ended_run(runs / "pretrain_v05-nano")
-    assert campaign.left(tmp_path) == [(part, 4, 4, 4 * 0.5)], "the base is there"
     ended_run(runs / "one-seed0")
     ended_run(runs / "two-seed0", stopped=True)
     (runs / "one-seed1").mkdir()
@@ -52,7 +51,7 @@ def test_what_has_ended_is_kept_without_weights_and_restored_on_another_machine(
     assert {path.name for path in records.iterdir()} == {"pretrain_v05-nano", "one-seed0", "two-seed0"}
     assert not list(records.rglob("checkpoints"))
     assert json.loads((records / "one-seed0" / "evals" / "ctibench.json").read_text()) == {"n": 1}
-    assert [missing for _, missing, *_ in campaign.left(tmp_path)] == [2]
+    assert campaign.left(part) == ["one-seed1", "two-seed1"]
 
     elsewhere = tmp_path / "elsewhere"
     campaign.restore(part, elsewhere)

@@ -25,7 +25,7 @@ from ghost_jax.inference.conversation import decode_stream, escape_controls, fit
 from ghost_jax.runs import evaluation
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render_prompt
-from ghost_jax.text.tokenizer import ROLES, Tokenizer
+from ghost_jax.text.tokenizer import Tokenizer
 from tests.conftest import ROOT, WAIT, Ghost
 from tests.test_open_book import ASKED, data  # noqa: F401, a fixture
 from tests.test_verdict import graded
@@ -152,7 +152,7 @@ def test_the_lines_of_the_book_are_the_answer_of_a_run_that_only_guesses(chat, t
 def test_a_run_or_a_book_that_cannot_be_opened_is_refused(ghost, tiny_run, tmp_path):
     assert "nowhere" in ghost.refused_here("ghost_jax.chat", "--workdir=nowhere")
     base = ghost.refused_here("ghost_jax.chat", f"--workdir={tiny_run.base}")
-    assert all(role in base for role in ROLES)
+    assert "chat format" in base
     book = ("--book=open", f"--data_dir={tmp_path}")
     lacking = ghost.refused_here("ghost_jax.chat", f"--workdir={tiny_run.workdir}", *book)
     assert all(name in lacking for name in ("enterprise-attack-15.1.json", "mobile-attack-15.1.json"))

@@ -214,7 +214,6 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ghost, tiny_r
     out = tmp_path / "out"
     for named, code, *flags in (
         ("nowhere", 1, f"--workdir={tmp_path / 'nowhere'}", f"--out={out}"),
-        ("--push_to", 2, f"--workdir={tiny_run.workdir}", f"--out={out}", "--dry_run"),
         # --force replaces no folder that is not an export.
         ("chat", 1, f"--workdir={tiny_run.workdir}", f"--out={tiny_run.workdir}", "--force"),
     ):

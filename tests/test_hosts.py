@@ -11,11 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from ghost_jax.core.errors import UserError
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel import distributed
-from ghost_jax.parallel.distributed import COORDINATOR, PROCESS, PROCESSES
 from ghost_jax.parallel.mesh import batch_sharding, make_mesh, micro_batch_rows
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.optimizer import adamw
@@ -119,17 +117,6 @@ def test_a_process_whose_peer_hangs_ends_within_a_minute(ghost, tmp_path):
     ghost.finish(process, check=False)
     assert waited < 60
     assert "[0] error: Another process of this run is gone" in printed
-
-
-@pytest.mark.parametrize(
-    ("address", "processes", "process"),
-    [("127.0.0.1:1234", "", ""), ("127.0.0.1:1234", "2", "2"), ("127.0.0.1", "2", "0"), ("127.0.0.1:1", "two", "0")],
-)
-def test_variables_that_contradict_each_other_are_refused(monkeypatch, address, processes, process):
-    for name, value in {COORDINATOR: address, PROCESSES: processes, PROCESS: process}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"{COORDINATOR}=127.0.0.1"):
-        distributed.start()
 
 
 @pytest.mark.usefixtures("eight_devices")

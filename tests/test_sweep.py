@@ -18,7 +18,7 @@ from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.runs import run_dir
 from ghost_jax.sweep import tasks_of
 from ghost_jax.sweeps.grid import Sweep, grid, load
-from ghost_jax.sweeps.jobs import Local, Submitted, stop
+from ghost_jax.sweeps.jobs import start, stop
 from tests.conftest import ROOT, TINY, score_of, set_all, updates_of
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.py"))
@@ -122,7 +122,7 @@ def test_a_local_job_shares_the_cores_and_what_the_user_set_wins(tmp_path, monke
     monkeypatch.setenv("OMP_NUM_THREADS", "77")
     names = ("OMP_NUM_THREADS", "NPROC", "XLA_CLIENT_MEM_FRACTION")
     command = [sys.executable, "-c", f"import os; print(*map(os.environ.get, {names}))"]
-    assert Local(2).start(command, tmp_path / "log", 2).wait(60) == 0
+    assert start(command, tmp_path / "log", share=2, jobs=2).wait(60) == 0
     cores = max(1, len(os.sched_getaffinity(0)) // 2)
     assert (tmp_path / "log").read_text().split() == ["77", str(cores), "0.450"]
 
@@ -130,34 +130,11 @@ def test_a_local_job_shares_the_cores_and_what_the_user_set_wins(tmp_path, monke
 def test_a_job_that_does_not_stop_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr("ghost_jax.sweeps.jobs.STOP_SECONDS", 0.5)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(99)"
-    job = Local(1).start([sys.executable, "-c", deaf], tmp_path / "log", 1)
+    job = start([sys.executable, "-c", deaf], tmp_path / "log", share=1, jobs=1)
     while not (tmp_path / "log").read_text():
         time.sleep(0.02)
     stop([job])
     assert job.wait(10) == -signal.SIGKILL
-
-
-def test_slurm_without_submitit_or_a_cluster_is_refused(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "submitit", None)
-        with pytest.raises(UserError, match=r"pip install \"submitit==[\d.]+\""):
-            Submitted(tmp_path)
-    pytest.importorskip("submitit", reason="submitit is not installed")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="sbatch"):
-        Submitted(tmp_path)
-
-
-def test_a_job_of_submitit_gives_the_exit_code_of_its_process(tmp_path, monkeypatch):
-    pytest.importorskip("submitit", reason="submitit is not installed")
-    monkeypatch.chdir(ROOT)
-    launcher = Submitted(tmp_path / "slurm", cluster="local")
-    job = launcher.start([sys.executable, "-c", "print('here'); exit(3)"], tmp_path / "log", 1)
-    deadline = time.monotonic() + 60
-    while job.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert job.poll() == 3
-    assert (tmp_path / "log").read_text() == "here\n"
 
 
 SETTINGS = {"sound": {}, "diverges": {"optim.peak_lr": 1e30, "optim.clip_norm": 1e30}, "fails": {"mesh.data": 3}}
@@ -222,9 +199,7 @@ def test_a_dry_run_prints_commands_that_can_be_typed_and_starts_nothing(ghost, t
     folder = tmp_path / "with a space"
     file = sweep_file(tmp_path / "own.py", SETTINGS, seeds=(0, 1))
     command = ["ghost_jax.sweep", f"--config={file}", f"--runs={folder}", "--dry_run", "--config.steps=5"]
-    resources, *lines = ghost.here(*command, "--launcher=slurm").stdout.splitlines()
-    assert "cpus_per_task 8" in resources
-    commands = [shlex.split(line) for line in lines]
+    commands = [shlex.split(line) for line in ghost.here(*command).stdout.splitlines()]
     assert len(commands) == 6
     assert commands[1][1:] == [
         *("-m", "ghost_jax.train", f"--config={NANO}"),

@@ -78,7 +78,6 @@ REFUSED_VOCABULARIES = {
     'pre_tokenizer.pretokenizers[0].behavior is "Removed"': {
         "pre_tokenizer": sequence(SPLIT | {"pattern": {"String": "~~"}, "behavior": "Removed"}, BYTES)
     },
-    "pre_tokenizer.of_a_later_version is 1": {"pre_tokenizer": BYTES | {"of_a_later_version": 1}},
     'decoder.type is "WordPiece"': {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}},
     'model.end_of_word_suffix is "</w>"': {"model": {"end_of_word_suffix": "</w>"}},
     "model.vocab lacks '!'": {"model": {"vocab": {"a": 0}, "merges": []}},

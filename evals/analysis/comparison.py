@@ -30,17 +30,11 @@ ONE_RECIPE = "All runs are seeds of one recipe: there is no other to compare it 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A report, or those of the seeds of one recipe.
+    """A report, or those of the seeds of one recipe."""
 
-    Attributes:
-      reports: S of them.
-      credits: [S, N] credit of each item, its mean over the orders.
-      single: [S, N] credit of each item in the first order, 0 or 1.
-    """
-
-    reports: Sequence[Report]
-    credits: np.ndarray
-    single: np.ndarray
+    reports: Sequence[Report]  # S of them
+    credits: np.ndarray  # [S, N] credit of each item, its mean over the orders
+    single: np.ndarray  # [S, N] credit of each item in the first order, 0 or 1
 
     @property
     def name(self) -> str:

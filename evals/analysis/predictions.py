@@ -36,17 +36,11 @@ def refusal(path: Path, place: str, fault: str, wanted: str) -> UserError:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers of one model.
+    """The answers of one model."""
 
-    Attributes:
-      name: of the column, without order and letter; of the file where that is empty.
-      answers: to the items, in their order.
-      lower_case: how many letters were in lower case.
-    """
-
-    name: str
-    answers: Answers
-    lower_case: int
+    name: str  # of the column, without order and letter; of the file where that is empty
+    answers: Answers  # to the items, in their order
+    lower_case: int  # how many letters were in lower case
 
 
 @dataclass(frozen=True)

@@ -23,20 +23,13 @@ from ghost_jax.runs.evaluation import Evaluation
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """An evaluation as a run or an audit wrote it.
+    """An evaluation as a run or an audit wrote it."""
 
-    Attributes:
-      name: its name in a comparison.
-      path: the JSON file.
-      workdir: the run directory that the file lies in; None for a file elsewhere.
-      config: that run's config; empty where there is none.
-    """
-
-    name: str
-    path: Path
+    name: str  # its name in a comparison
+    path: Path  # the JSON file
     evaluation: Evaluation
-    workdir: Path | None
-    config: dict
+    workdir: Path | None  # the run directory that the file lies in; None for a file elsewhere
+    config: dict  # that run's config; empty where there is none
 
     @property
     def seed(self) -> tuple[int, ...]:

@@ -98,19 +98,12 @@ def _two_way(values: np.ndarray, clusters: Sequence[tuple[str, str]]) -> tuple[f
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of two runs' credits on the same items, as fractions.
+    """The mean difference of two runs' credits on the same items, as fractions."""
 
-    Attributes:
-      mean: above zero where the run is better than its reference.
-      ci95: its interval, clustered and clipped to [-1, 1].
-      p: two-sided p-value of no difference.
-      detectable: the true difference that would have p < 0.05 four times in five; None without any spread.
-    """
-
-    mean: float
-    ci95: tuple[float, float]
-    p: float
-    detectable: float | None
+    mean: float  # above zero where the run is better than its reference
+    ci95: tuple[float, float]  # its interval, clustered and clipped to [-1, 1]
+    p: float  # two-sided p-value of no difference
+    detectable: float | None  # the true difference that would have p < 0.05 four times in five; None without any spread
 
 
 def paired_difference(credits: np.ndarray, reference: np.ndarray, clusters: Clusters) -> Difference:

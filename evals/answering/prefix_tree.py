@@ -28,17 +28,11 @@ READS = 4  # of a row at least; more are padded to a power of two, since each nu
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One prompt behind its tree's trunk.
+    """One prompt behind its tree's trunk."""
 
-    Attributes:
-      ids: [n] int32, at least one.
-      places: [R] int, the indices in `ids` after which the next token is scored.
-      targets: [R, K] int32, the tokens whose log-probability is wanted there.
-    """
-
-    ids: np.ndarray
-    places: np.ndarray
-    targets: np.ndarray
+    ids: np.ndarray  # [n] int32, at least one
+    places: np.ndarray  # [R] int, the indices in `ids` after which the next token is scored
+    targets: np.ndarray  # [R, K] int32, the tokens whose log-probability is wanted there
 
 
 def scored_text(ids: np.ndarray) -> Branch:
@@ -61,15 +55,10 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The scores at the places of a branch.
+    """The scores at the places of a branch."""
 
-    Attributes:
-      log_probs: [R, K] float32, of the targets.
-      most_probable: [R, K] bool, whether a target is the most probable token.
-    """
-
-    log_probs: np.ndarray
-    most_probable: np.ndarray
+    log_probs: np.ndarray  # [R, K] float32, of the targets
+    most_probable: np.ndarray  # [R, K] bool, whether a target is the most probable token
 
 
 def cropped(tree: Tree, context: int) -> Tree:

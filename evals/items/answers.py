@@ -31,17 +31,13 @@ def orders_of(items: Sequence[Item], name: str) -> list[list[Order]]:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers to N items, each asked in orders of its own number of options.
+    """The answers to N items, each asked in orders of its own number of options."""
 
-    Attributes:
-      orders: of each item, its O orders; single-order figures are of the first.
-      said: of each item, [O, K] the share of the answer that each letter has: 1 for one letter, 1/n for each of n that
-        tie, 0 for all where no letter was answered.
-      log_probs: of each item, [O, K] the log-probability of each letter; None where only letters are known.
-    """
-
-    orders: Sequence[Sequence[Order]]
+    orders: Sequence[Sequence[Order]]  # of each item, its O orders; single-order figures are of the first
+    # of each item, [O, K] the share of the answer that each letter has: 1 for one letter, 1/n for each of n that tie, 0
+    # for all where no letter was answered
     said: Sequence[np.ndarray]
+    # of each item, [O, K] the log-probability of each letter; None where only letters are known
     log_probs: Sequence[np.ndarray] | None = None
 
     @classmethod

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick
 
-from evals.overlap.ngrams import Alphabet, blanked, ngrams_of, words_of
+from evals.overlap.ngrams import UNKNOWN, Alphabet, ngrams_of, words_of
 from evals.overlap.store_text import Part, manifest, parts_of
 from ghost_jax.core.atomic_io import read_json, write_json
 from ghost_jax.core.console import Progress
@@ -48,18 +48,13 @@ EXAMPLES = 20
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """An item, a character a word.
+    """An item, a character a word."""
 
-    Attributes:
-      item: as published.
-      stem, gold: the question and the gold option; empty where they have no words.
-      options: the distinct options that have words.
-    """
-
-    item: Item
+    item: Item  # as published
+    # stem, gold: the question and the gold option; empty where they have no words
     stem: str
     gold: str
-    options: frozenset[str]
+    options: frozenset[str]  # the distinct options that have words
 
     @property
     def option_words(self) -> int:
@@ -73,7 +68,7 @@ class Asked:
     def answer_in(self, record: str) -> str:
         """Returns how a spelled record that holds the stem answers it, or "" where it does not."""
         length = len(self.stem)
-        rest = blanked(record, self.stem)
+        rest = record.replace(self.stem, UNKNOWN * length)
         reach = BESIDE + self.option_words
         beside = [
             rest[max(found.start() - reach, 0) : found.end() + reach]

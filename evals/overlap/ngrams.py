@@ -15,7 +15,7 @@ _ATTRIBUTE = r"""\s+[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
 _TAG = re.compile(rf"</?[a-z][a-z0-9:]*(?:{_ATTRIBUTE})*\s*/?>", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+")
 _INVISIBLE = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff]+")  # may be inside a word
-_UNKNOWN = "\0"
+UNKNOWN = "\0"
 _FIRST = 0x10000  # above all surrogates; enough characters follow for a million words
 
 
@@ -44,12 +44,7 @@ class Alphabet:
 
     def spell(self, words: Iterable[str]) -> str:
         """Returns the words as one character each, NUL for an unknown one."""
-        return "".join(map(self._character.get, words, itertools.repeat(_UNKNOWN)))
-
-
-def blanked(text: str, phrase: str) -> str:
-    """Returns the spelled text with unknown words in place of the phrase."""
-    return text.replace(phrase, _UNKNOWN * len(phrase))
+        return "".join(map(self._character.get, words, itertools.repeat(UNKNOWN)))
 
 
 def ngrams_of(spelled: str, n: int) -> list[str]:

@@ -26,19 +26,12 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The documents of a corpus store, or one split of a dataset.
+    """The documents of a corpus store, or one split of a dataset."""
 
-    Attributes:
-      store: the store's name.
-      name: "documents" or "<dataset>/<split>".
-      size: the number of records.
-      texts: the records; can be iterated once.
-    """
-
-    store: str
-    name: str
-    size: int
-    texts: Iterable[Text]
+    store: str  # the store's name
+    name: str  # "documents" or "<dataset>/<split>"
+    size: int  # the number of records
+    texts: Iterable[Text]  # the records; can be iterated once
 
     @property
     def split(self) -> str:

@@ -102,16 +102,12 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _nearest_key(config: ConfigDict, key: str) -> str:
-    """Returns a hint at the key with the nearest last part, in the same group if there is one."""
+    """Returns a hint at the nearest key, or at one whose group was forgotten."""
     names = [name for name, _ in leaves(config)] + [f"base.{name}" for name, _ in leaves(config.get("base", {}))]
-    names.sort(key=lambda name: name.count("."), reverse=True)  # the shallowest key of a name wins
-    group, _, last = key.rpartition(".")
-    in_group = {name.rpartition(".")[2]: name for name in names if name.rpartition(".")[0] == group}
-    anywhere = {name.rpartition(".")[2]: name for name in names}
-    for known in (in_group, anywhere):
-        if near := difflib.get_close_matches(last, list(known), n=1):
-            return f' Did you mean "{known[near[0]]}"?'
-    return f" Known: {', '.join(sorted(in_group.values()) or sorted(config))}."
+    ends = {name.rpartition(".")[2]: name for name in reversed(names)}  # of equal ends, the key of the run itself
+    near = difflib.get_close_matches(key, names, n=1)
+    near = near or [ends[end] for end in difflib.get_close_matches(key.rpartition(".")[2], ends, n=1)]
+    return f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(sorted(config))}."
 
 
 def _parse(text: str, default: Any) -> Any:

@@ -20,42 +20,28 @@ Rows = dict[str, Iterable[dict]]  # split -> rows with the features of `array_re
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
-    """One training example before it is tokenised.
+    """One training example before it is tokenised."""
 
-    Attributes:
-      id: unique within its dataset.
-      source: the source of the document it was made from.
-      messages: the turns.
-      split: "train", "validation" or "test", drawn from the subject.
-      letter: the gold letter of a multiple-choice question, else empty.
-    """
-
-    id: str
-    source: str
-    messages: tuple[Message, ...]
-    split: str
-    letter: str = ""
+    id: str  # unique within its dataset
+    source: str  # the source of the document it was made from
+    messages: tuple[Message, ...]  # the turns
+    split: str  # "train", "validation" or "test", drawn from the subject
+    letter: str = ""  # the gold letter of a multiple-choice question, else empty
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Question:
-    """A multiple-choice question with its evidence; every layout is rendered from it.
+    """A multiple-choice question with its evidence; every layout is rendered from it."""
 
-    Attributes:
-      id: unique within its builder; begins with the relation it asks about ("tactic/attack/…").
-      source, split, url: of the document that states the fact, as in `Conversation` and `Record`.
-      question, options: as a person reads them.
-      answer: the index of the gold option.
-      evidence: the fact's evidence sentence.
-    """
-
-    id: str
+    id: str  # unique within its builder; begins with the relation it asks about ("tactic/attack/…")
+    # source, split, url: of the document that states the fact, as in `Conversation` and `Record`
     source: str
     split: str
+    # question, options: as a person reads them
     question: str
     options: tuple[str, ...]
-    answer: int
-    evidence: str
+    answer: int  # the index of the gold option
+    evidence: str  # the fact's evidence sentence
     url: str
 
     @property
@@ -74,25 +60,15 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class BuildInputs:
-    """What a dataset is built from.
+    """What a dataset is built from."""
 
-    Attributes:
-      corpus: the store of the documents.
-      documents: those that the dataset reads.
-      options: `config.data`.
-      vocabulary: of the rows.
-      folder: the new store; a builder may write further files into it.
-      say: prints a progress line.
-      recorded: entries that the builder adds to the store's manifest.
-    """
-
-    corpus: Path
-    documents: Documents
-    options: ConfigDict
-    vocabulary: Tokenizer
-    folder: Path
-    say: Callable[[str], None]
-    recorded: dict = dataclasses.field(default_factory=dict)
+    corpus: Path  # the store of the documents
+    documents: Documents  # those that the dataset reads
+    options: ConfigDict  # `config.data`
+    vocabulary: Tokenizer  # of the rows
+    folder: Path  # the new store; a builder may write further files into it
+    say: Callable[[str], None]  # prints a progress line
+    recorded: dict = dataclasses.field(default_factory=dict)  # entries that the builder adds to the store's manifest
 
     def render(self, conversations: Iterable[Conversation]) -> Rows:
         """Returns the rows of conversations by split."""

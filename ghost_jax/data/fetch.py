@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from ghost_jax.config.validate import host_of
 from ghost_jax.core.atomic_io import write_bytes
 from ghost_jax.core.errors import UsageError, UserError, command, did_you_mean
 from ghost_jax.core.paths import cache_dir, local_path
@@ -146,16 +147,8 @@ def _check_flags(names: Sequence[str], mirror: str | None) -> None:
             raise UsageError(f"--sources names {name}, which has no single publisher: {UNPUBLISHED[name]}.")
         if name not in PUBLISHED:
             raise UsageError(f"--sources names {name}, which is unknown.{did_you_mean(name, list(PUBLISHED))}")
-    try:
-        parts = urlsplit(mirror or "")
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        valid = False
-    if mirror is not None and (not valid or set("@?#") & set(mirror)):  # not shown: it may hold a password
-        raise UsageError(
-            "--mirror must be an http:// or https:// address without user name, password and query, such as "
-            "http://mirror.example:8080; a password for it can be in ~/.netrc."
-        )
+    if mirror is not None:
+        host_of(mirror, "--mirror", "~/.netrc")
 
 
 def _say(line: str) -> None:

@@ -46,27 +46,16 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mix:
-    """All that decides what batch t is.
+    """All that decides what batch t is."""
 
-    Attributes:
-      stores: dataset -> its store.
-      phases: in the order of their start; the first starts at 0.
-      seed: of the shuffles.
-      batch_size: rows of the global batch.
-      seq_len: tokens of a row.
-      packing: whether a row holds as many conversations as fit, or one.
-      truncation: of a conversation longer than a row: "crop" cuts its beginning off, "drop" leaves it out.
-      loss_norm: see `packing.fill`.
-    """
-
-    stores: dict[str, Path]
-    phases: tuple[Phase, ...]
-    seed: int
-    batch_size: int
-    seq_len: int
-    packing: bool
-    truncation: str
-    loss_norm: str
+    stores: dict[str, Path]  # dataset -> its store
+    phases: tuple[Phase, ...]  # in the order of their start; the first starts at 0
+    seed: int  # of the shuffles
+    batch_size: int  # rows of the global batch
+    seq_len: int  # tokens of a row
+    packing: bool  # whether a row holds as many conversations as fit, or one
+    truncation: str  # of a conversation longer than a row: "crop" cuts its beginning off, "drop" leaves it out
+    loss_norm: str  # see `packing.fill`
 
     @property
     def datasets(self) -> list[str]:
@@ -325,27 +314,21 @@ def packing_of(mix: Mix) -> Packing:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Share:
-    """One line of the mixture table.
+    """One line of the mixture table."""
 
-    Attributes:
-      name, multiplier: the dataset, and its multiplier in each phase.
-      records, tokens, supervised: size of its training split.
-      record_share, supervised_share: its share of the run's records and supervised tokens.
-      epochs: how often the run sees each record.
-      truncated: records longer than a row.
-      letters: number of records whose gold letter is A, B, C, D.
-    """
-
+    # name, multiplier: the dataset, and its multiplier in each phase
     name: str
     multiplier: tuple[float, ...] | float  # the oldest records have a number
+    # records, tokens, supervised: size of its training split
     records: int
     tokens: int
     supervised: int
+    # record_share, supervised_share: its share of the run's records and supervised tokens
     record_share: float
     supervised_share: float
-    epochs: float
-    truncated: int
-    letters: tuple[int, ...]
+    epochs: float  # how often the run sees each record
+    truncated: int  # records longer than a row
+    letters: tuple[int, ...]  # number of records whose gold letter is A, B, C, D
 
 
 def shares(mix: Mix, steps: int, records_per_row: float) -> list[Share]:

@@ -15,17 +15,12 @@ class Example:
 
     Each branch attends to the prompt and itself, and its positions continue from the prompt's end, so that one forward
     pass computes what a pass for each option would. Each repeats the prompt's last token, which predicts its first one.
-
-    Attributes:
-      ids: [n + 1] int32.
-      mask: [n + 1] bool, the supervised tokens.
-      gold: 1 + the index of the gold letter; 0 where there is none.
-      branches: [n + 1] uint8, 0 for the prompt and 1 + its index for an option, ascending; empty for a conversation.
     """
 
-    ids: np.ndarray
-    mask: np.ndarray
-    gold: int = 0
+    ids: np.ndarray  # [n + 1] int32
+    mask: np.ndarray  # [n + 1] bool, the supervised tokens
+    gold: int = 0  # 1 + the index of the gold letter; 0 where there is none
+    # [n + 1] uint8, 0 for the prompt and 1 + its index for an option, ascending; empty for a conversation
     branches: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.uint8))
 
 

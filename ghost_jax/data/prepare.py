@@ -34,21 +34,13 @@ from ghost_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prepared:
-    """The stores of a config.
+    """The stores of a config."""
 
-    Attributes:
-      corpus: the store of the documents.
-      stores: dataset -> its store; of a chat config also the ones on which all recipes validate.
-      tokenizer: the vocabulary of the datasets.
-      base_tokenizer: the vocabulary of the base; the same for a base.
-      notes: sentences on missing sources, for the first lines of the run and its report.
-    """
-
-    corpus: Path
-    stores: dict[str, Path]
-    tokenizer: Tokenizer
-    base_tokenizer: Tokenizer
-    notes: tuple[str, ...]
+    corpus: Path  # the store of the documents
+    stores: dict[str, Path]  # dataset -> its store; of a chat config also the ones on which all recipes validate
+    tokenizer: Tokenizer  # the vocabulary of the datasets
+    base_tokenizer: Tokenizer  # the vocabulary of the base; the same for a base
+    notes: tuple[str, ...]  # sentences on missing sources, for the first lines of the run and its report
 
 
 def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:

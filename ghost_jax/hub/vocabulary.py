@@ -27,29 +27,20 @@ CHAT_TEMPLATE = (
 )
 PROBE = "Naïve café, 日本語 🙂\n\n\tdef f(x):  return 1234567 # don't\r\n  CVE-2021-44228\u00a0…"
 
-ANY: Any = object()
-KEPT = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")  # no text is lost at these splits
-# The parts of a tokenizer.json that change ids or lose text: the types that each may have, their fields, and the values
-# under which a text has one list of ids and decodes to itself. Null is the absence of a field. Its post-processor,
-# truncation and padding are not used.
-PARTS: dict[str, dict[str, dict[str, Any]]] = {
-    "normalizer": {},
-    "pre_tokenizer": {
-        "ByteLevel": {"add_prefix_space": (False,), "trim_offsets": ANY, "use_regex": ANY},
-        "Digits": {"individual_digits": ANY},
-        "Punctuation": {"behavior": KEPT},
-        "Split": {"pattern": ANY, "behavior": KEPT, "invert": ANY},
-    },
-    "decoder": {"ByteLevel": {"add_prefix_space": ANY, "trim_offsets": ANY, "use_regex": ANY}},
-    "model": {
-        "BPE": {
-            "dropout": (0,),
-            "continuing_subword_prefix": ("",),
-            "end_of_word_suffix": ("",),
-            # Characters without a token do not occur: every byte has one.
-            **dict.fromkeys(("unk_token", "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"), ANY),
-        }
-    },
+# The types that each part of a tokenizer.json may have, and the values of their fields under which a text has one list
+# of ids and decodes to itself. Null is the absence of a field. Its post-processor, truncation and padding are not used.
+TYPES = {
+    "normalizer": (),
+    "pre_tokenizer": ("ByteLevel", "Digits", "Punctuation", "Split"),
+    "decoder": ("ByteLevel",),
+    "model": ("BPE",),
+}
+NEUTRAL = {
+    "add_prefix_space": (False,),
+    "behavior": ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"),  # of a split: no text is lost
+    "dropout": (0,),
+    "continuing_subword_prefix": ("",),
+    "end_of_word_suffix": ("",),
 }
 SEQUENCES = ("normalizers", "pretokenizers", "decoders")  # the fields with the parts of a Sequence
 
@@ -158,16 +149,13 @@ def _check(path: Path, problems: Iterable[str]) -> None:
 
 def _problems(vocabulary: Mapping, settings: Mapping) -> Iterator[str]:
     """Yields the fields of a tokenizer.json and a tokenizer_config.json that we do not compute, with their values."""
-    for name, types in PARTS.items():
+    for name, types in TYPES.items():
         for where, part in _flat(vocabulary.get(name), name):
-            fields = types.get(part.get("type"))
-            if fields is None:
+            if part.get("type") not in types:
                 yield f"{where}.type is {json.dumps(part.get('type'))}"
-                continue
-            for key, value in part.items():
-                allowed = fields.get(key, ())
-                if key != "type" and value is not None and allowed is not ANY and value not in allowed:
-                    yield f"{where}.{key} is {json.dumps(value)}"
+            for key, allowed in NEUTRAL.items() if name != "decoder" else ():
+                if part.get(key) is not None and part[key] not in allowed:
+                    yield f"{where}.{key} is {json.dumps(part[key])}"
     count = sum(part["type"] == "ByteLevel" for _, part in _flat(vocabulary.get("pre_tokenizer"), ""))
     if count != 1:
         yield f"pre_tokenizer has {count} parts of the type ByteLevel, and must have one"

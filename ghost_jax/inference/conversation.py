@@ -19,23 +19,14 @@ from ghost_jax.text.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Turn:
-    """A question as the model reads it.
+    """A question as the model reads it."""
 
-    Attributes:
-      question: as the user wrote it.
-      prompt: [T] int32, the conversation with the lines of the book.
-      lines: passages of the book in the prompt.
-      lines_dropped: passages found that do not fit the context.
-      earlier: messages before the question in the prompt.
-      forgotten: earlier questions, with their answers, that do not fit the context.
-    """
-
-    question: str
-    prompt: np.ndarray
-    lines: tuple[Passage, ...]
-    lines_dropped: int
-    earlier: tuple[Message, ...]
-    forgotten: int
+    question: str  # as the user wrote it
+    prompt: np.ndarray  # [T] int32, the conversation with the lines of the book
+    lines: tuple[Passage, ...]  # passages of the book in the prompt
+    lines_dropped: int  # passages found that do not fit the context
+    earlier: tuple[Message, ...]  # messages before the question in the prompt
+    forgotten: int  # earlier questions, with their answers, that do not fit the context
 
 
 def fit_turn(

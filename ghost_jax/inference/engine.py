@@ -22,22 +22,14 @@ SCORED = 128  # positions whose logits are in memory at once
 
 @dataclasses.dataclass(eq=False)
 class Text:
-    """A text that is generated.
+    """A text that is generated."""
 
-    Attributes:
-      prompt: [T] int32, 1 to context - 1 ids.
-      key_data: [2] uint32, of its PRNG key.
-      most: ids that may follow, at least 1.
-      ids: those chosen so far, without a stop.
-      ended: None, "stop" after a stop id, or "length".
-    """
-
-    prompt: np.ndarray
+    prompt: np.ndarray  # [T] int32, 1 to context - 1 ids
     sampling: Sampling
-    key_data: np.ndarray
-    most: int
-    ids: list[int] = dataclasses.field(default_factory=list)
-    ended: str | None = None
+    key_data: np.ndarray  # [2] uint32, of its PRNG key
+    most: int  # ids that may follow, at least 1
+    ids: list[int] = dataclasses.field(default_factory=list)  # those chosen so far, without a stop
+    ended: str | None = None  # None, "stop" after a stop id, or "length"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

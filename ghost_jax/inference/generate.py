@@ -31,19 +31,12 @@ ENDED = -1  # in place of an id, where a row has ended
 
 @flax.struct.dataclass
 class State:
-    """The rows of a batch after `count` choices.
+    """The rows of a batch after `count` choices."""
 
-    Attributes:
-      newest: [B] int32, the last id chosen, which may be a stop; ENDED where the row had ended before.
-      active: [B] bool, the rows that continue.
-      seen: [B, V] bool, the tokens of the prompt and the text.
-      count: [B] int32, the choices of each row.
-    """
-
-    newest: jax.Array
-    active: jax.Array
-    seen: jax.Array
-    count: jax.Array
+    newest: jax.Array  # [B] int32, the last id chosen, which may be a stop; ENDED where the row had ended before
+    active: jax.Array  # [B] bool, the rows that continue
+    seen: jax.Array  # [B, V] bool, the tokens of the prompt and the text
+    count: jax.Array  # [B] int32, the choices of each row
 
 
 class Generator:

@@ -7,50 +7,36 @@ ROW_MULTIPLE = 128  # embedding rows are padded to this, so that any mesh divide
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The shape of a transformer; hashable, so that it can be a static argument.
-
-    Attributes:
-      width, mlp_dim: residual width D, feed-forward width F.
-      vocab_size: real vocabulary V; the embedding has `padded_vocab` rows.
-      context: longest sequence in tokens; with learned positions also the number of position rows.
-      generation: "v05" (RoPE, RMSNorm, SwiGLU) or "v04" (learned positions, LayerNorm, GELU).
-      attention_bias: whether the QKV and output projections have a bias.
-      dropout: rate in training, applied to the embedding and each residual branch.
-      dtype: compute type, "float32" or "bfloat16"; parameters are float32 always.
-      remat: whether the backward pass computes all of a block again, rather than only what is cheap.
-      scan: whether training loops over the stacked parameters of blocks, which compiles faster and holds the recomputed
-        values of one block. Readers of a checkpoint get the blocks unstacked.
-      kv_heads: heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023); 0: one a query.
-      head_dim: width K of a head; 0: width / heads.
-      rope_base: wavelengths of rotary positions reach 2 pi times this.
-      rope_factor: how much longer the long wavelengths become, as in Llama 3.1. A wave is long if it turns less than
-        `rope_low` times in `rope_context` tokens, and unchanged if it turns more than `rope_high` times.
-      tied: whether the head shares the embedding's table.
-      attention: kernel for full sequences, a name of `ghost_jax.model.attention_kernels`.
-    """
+    """The shape of a transformer; hashable, so that it can be a static argument."""
 
     layers: int
+    # width, mlp_dim: residual width D, feed-forward width F
     width: int
     heads: int
     mlp_dim: int
-    vocab_size: int
-    context: int = 1024
-    generation: str = "v05"
-    attention_bias: bool = True
-    dropout: float = 0.0
-    dtype: str = "float32"
-    remat: bool = False
+    vocab_size: int  # real vocabulary V; the embedding has `padded_vocab` rows
+    context: int = 1024  # longest sequence in tokens; with learned positions also the number of position rows
+    generation: str = "v05"  # "v05" (RoPE, RMSNorm, SwiGLU) or "v04" (learned positions, LayerNorm, GELU)
+    attention_bias: bool = True  # whether the QKV and output projections have a bias
+    dropout: float = 0.0  # rate in training, applied to the embedding and each residual branch
+    dtype: str = "float32"  # compute type, "float32" or "bfloat16"; parameters are float32 always
+    remat: bool = False  # whether the backward pass computes all of a block again, rather than only what is cheap
+    # whether training loops over the stacked parameters of blocks, which compiles faster and holds the recomputed
+    # values of one block. Readers of a checkpoint get the blocks unstacked.
     scan: bool = False
+    # heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023); 0: one a query.
     kv_heads: int = 0
-    head_dim: int = 0
-    rope_base: float = 10_000.0
+    head_dim: int = 0  # width K of a head; 0: width / heads
+    rope_base: float = 10_000.0  # wavelengths of rotary positions reach 2 pi times this
+    # how much longer the long wavelengths become, as in Llama 3.1. A wave is long if it turns less than `rope_low`
+    # times in `rope_context` tokens, and unchanged if it turns more than `rope_high` times.
     rope_factor: float = 1.0
     rope_context: int = 8192
     rope_low: float = 1.0
     rope_high: float = 4.0
     norm_eps: float = 1e-6
-    tied: bool = True
-    attention: str = "blocks"
+    tied: bool = True  # whether the head shares the embedding's table
+    attention: str = "blocks"  # kernel for full sequences, a name of `ghost_jax.model.attention_kernels`
 
     @property
     def head_width(self) -> int:

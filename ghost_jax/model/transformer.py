@@ -33,19 +33,14 @@ class Cache:
 
     All rows write to the same slot, which is far cheaper than a slot of each row's own. Behind a shorter prompt lie
     slots without a token of its row.
-
-    Attributes:
-      keys, values: [L, B, G, S, K] in the compute type; keys are rotated already.
-      filled: [B, S] bool, the slots that hold a token of their row.
-      length: [B] int32, the tokens of each row: the position of its next one.
-      used: int32 [], the first slot that is free in all rows.
     """
 
+    # keys, values: [L, B, G, S, K] in the compute type; keys are rotated already
     keys: Array
     values: Array
-    filled: Array
-    length: Array
-    used: Array
+    filled: Array  # [B, S] bool, the slots that hold a token of their row
+    length: Array  # [B] int32, the tokens of each row: the position of its next one
+    used: Array  # int32 [], the first slot that is free in all rows
 
 
 class Norm(nn.Module):

@@ -43,7 +43,7 @@ def start() -> None:
     There are others where launch/local.py sets variables, or where JAX recognises a job of several processes: Slurm,
     Open MPI, Kubernetes, a Cloud TPU pod.
 
-    Raises UserError where the variables contradict each other or the others do not appear.
+    Raises UserError where the others do not appear.
     """
     arguments = _local_arguments() if os.environ.get(COORDINATOR) else _cluster_arguments()
     if arguments is None:
@@ -67,14 +67,7 @@ def start() -> None:
 
 def _local_arguments() -> dict[str, Any] | None:
     """Returns the arguments of `jax.distributed.initialize` that launch/local.py set; None for one process."""
-    address, processes, process = (os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS))
-    numbers = processes.isdecimal() and process.isdecimal() and int(process) < int(processes)
-    if not numbers or not re.fullmatch(r".+:\d+", address):
-        raise UserError(
-            f"{COORDINATOR}={address} with {PROCESSES}={processes} and {PROCESS}={process} is invalid. Set HOST:PORT, "
-            "the number of processes and the number of this one from 0, as python -m launch.local does; for one "
-            "process unset all three."
-        )
+    address, processes, process = (os.environ[name] for name in (COORDINATOR, PROCESSES, PROCESS))
     if processes == "1":
         return None
     # Local processes may run inside one task of a cluster, which is not to be detected.

@@ -18,6 +18,11 @@ from ghost_jax.runs import metrics as metrics_lib
 from ghost_jax.runs.metrics import Meter, MetricsLog, Trace
 from ghost_jax.training import divergence
 
+ENDED = (
+    "the run is stopped, and its last checkpoint is from before. Lower --config.optim.peak_lr, and give the new run "
+    "another --workdir."
+)
+
 
 class Diverged(UserError):
     """The loss is not finite, or the divergence watch stops the run; `update` is where."""
@@ -48,8 +53,8 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         if is_main():
-            named = {"project": self._config.log.wandb, "name": self._workdir.name, "config": self._config.to_dict()}
-            self._log = self._resources.enter_context(MetricsLog(self._workdir, self._start, **named))
+            log = MetricsLog(self._workdir, self._start, project=self._config.log.wandb, config=self._config.to_dict())
+            self._log = self._resources.enter_context(log)
         self._resources.enter_context(self._progress)
         self._resources.enter_context(self._trace)
         self._clock = time.perf_counter()
@@ -89,11 +94,7 @@ class Journal:
         tokens, seconds = config.batch_size * config.data.seq_len, time.perf_counter() - self._clock
         self._meter.update_done(tokens, values["supervised"], seconds)
         if not math.isfinite(values["loss"]):
-            raise Diverged(
-                update,
-                f"The loss of update {update:,} is {values['loss']}. The run is stopped; its last checkpoint is from "
-                "before. Lower --config.optim.peak_lr and give it another --workdir.",
-            )
+            raise Diverged(update, f"The loss of update {update:,} is {values['loss']}: {ENDED}")
         self._progress.advance(1, f"loss {values['loss']:.3f}  lr {lr:.1e}  {tokens / seconds:,.0f} tok/s")
         losses = validate() if validate else {}
         if losses or update % config.log_every == 0 or update == 1:
@@ -109,10 +110,6 @@ class Journal:
     def _check_divergence(self, update: int) -> None:
         wrong = divergence.verdict(self._history, self._config.divergence.evaluations)
         if wrong and self._config.divergence.stop:
-            raise Diverged(
-                update,
-                f"{wrong} The run is stopped, as its config asks (divergence.stop); its last checkpoint is from "
-                "before. Lower --config.optim.peak_lr, and give the new run another --workdir.",
-            )
+            raise Diverged(update, f"{wrong} As its config asks (divergence.stop): {ENDED}")
         if wrong and is_main():
             print(f"WARNING: {wrong} The run continues (divergence.stop is off).", flush=True)

@@ -32,13 +32,11 @@ class MetricsLog:
 
     Args:
       project: of Weights & Biases; "" for none. Its environment variables apply, such as WANDB_MODE=offline.
-      name, config: what the run is called there, and the config it shows.
+      config: what the run shows there.
     """
 
-    def __init__(
-        self, workdir: Path, start_step: int, *, project: str = "", name: str = "", config: Mapping | None = None
-    ):
-        self._wandb = _wandb_run(workdir, project, name, config or {}) if project else None  # before lines are dropped
+    def __init__(self, workdir: Path, start_step: int, *, project: str = "", config: Mapping | None = None):
+        self._wandb = _wandb_run(workdir, project, config or {}) if project else None  # before lines are dropped
         kept = [line for line in read(workdir) if line["step"] <= start_step]
         write_text(workdir / FILE, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (workdir / FILE).open("a", encoding="utf-8")
@@ -63,7 +61,7 @@ class MetricsLog:
             self._wandb.log({"step": step, **values})
 
 
-def _wandb_run(workdir: Path, project: str, name: str, config: Mapping) -> Any:
+def _wandb_run(workdir: Path, project: str, config: Mapping) -> Any:
     """Starts a run of Weights & Biases, or resumes the one that the run directory names."""
     try:
         import wandb
@@ -79,7 +77,7 @@ def _wandb_run(workdir: Path, project: str, name: str, config: Mapping) -> Any:
     try:
         run = wandb.init(
             project=project,
-            name=name or None,
+            name=workdir.name,
             id=known.read_text(encoding="utf-8"),
             config=dict(config),
             dir=workdir,

@@ -1,8 +1,6 @@
 """The record of a run, typed: one reader and one writer of the JSON files in a run directory.
 
-config.json       the resolved config            data.json      what it is trained on: stores, mixture, licences
-environment.json  code, packages, machine        status.json    written last: the run is finished
-stopped.json      the divergence watch stopped the run
+`ghost_jax.runs.run_dir` lists them.
 """
 
 import dataclasses
@@ -36,23 +34,17 @@ class Environment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """What a run is trained on; an imported model has no corpus, stores, mixture and packing.
+    """What a run is trained on; an imported model has no corpus, stores, mixture and packing."""
 
-    Attributes:
-      made_from: input files of the corpus, with hashes.
-      documents, duplicates_dropped, licenses: of the corpus, by source.
-      stores: dataset -> name of its store.
-      trained_on: names of the stores whose text the run learns from, its base's included.
-    """
-
-    made_from: dict = dataclasses.field(default_factory=dict)
+    made_from: dict = dataclasses.field(default_factory=dict)  # input files of the corpus, with hashes
+    # documents, duplicates_dropped, licenses: of the corpus, by source
     documents: dict[str, int] = dataclasses.field(default_factory=dict)
     duplicates_dropped: dict[str, dict] = dataclasses.field(default_factory=dict)
     licenses: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     corpus: str = ""
-    stores: dict[str, str] = dataclasses.field(default_factory=dict)
-    trained_on: list[str]
+    stores: dict[str, str] = dataclasses.field(default_factory=dict)  # dataset -> name of its store
+    trained_on: list[str]  # names of the stores whose text the run learns from, its base's included
     mixture: list[Share] = dataclasses.field(default_factory=list)
     packing: Packing | None = None
 
@@ -70,18 +62,13 @@ Part = TypeVar("Part", Environment, DataRecord, Stopped)
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run directory records; an absent file gives an empty part. Neither finished nor stopped is unfinished.
-
-    Attributes:
-      config: the resolved config, as its JSON has it.
-      metrics: the lines of metrics.jsonl.
-    """
+    """What a run directory records; an absent file gives an empty part. Neither finished nor stopped is unfinished."""
 
     name: str
-    config: dict
+    config: dict  # the resolved config, as its JSON has it
     environment: Environment
     data: DataRecord
-    metrics: list[dict]
+    metrics: list[dict]  # the lines of metrics.jsonl
     finished: bool
     stopped: Stopped | None
     evals: dict[str, Evaluation]

@@ -27,21 +27,15 @@ from ghost_jax.sweeps.grid import Run, Setting, Sweep
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun:
-    """A run of a sweep.
-
-    Attributes:
-      state: "finished", "stopped" (by the divergence watch), "failed" or "not started".
-      score: on the benchmark.
-      curve: validation losses by tokens and time.
-      figures: steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss;
-        what the run lacks is absent. Accuracies and shares are fractions, losses nats a token.
-    """
+    """A run of a sweep."""
 
     run: Run
-    state: str
+    state: str  # "finished", "stopped" (by the divergence watch), "failed" or "not started"
     config: dict
-    score: Evaluation | None
-    curve: list[dict[str, float]]
+    score: Evaluation | None  # on the benchmark
+    curve: list[dict[str, float]]  # validation losses by tokens and time
+    # steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss; what the run
+    # lacks is absent. Accuracies and shares are fractions, losses nats a token.
     figures: dict[str, float]
 
     @classmethod

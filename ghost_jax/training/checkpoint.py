@@ -26,7 +26,7 @@ from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.errors import UserError, chain_of
 from ghost_jax.data.storage.artifact_cache import fingerprint
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel import distributed
@@ -270,9 +270,7 @@ class Checkpoints:
             found = self._reader.restore(epath.Path(folder), args=ocp.args.Composite(**items))
         except Exception as fault:
             _read_files(folder)
-            cause = fault
-            while cause.__cause__:
-                cause = cause.__cause__
+            *_, cause = chain_of(fault)
             if not isinstance(cause, _UNDECODED):
                 raise cause from None
             corrupt = self._corrupt(step, str(cause).partition("\n")[0][:200] or type(cause).__name__)
@@ -298,7 +296,4 @@ class Checkpoints:
 def _placed(abstract: Any, mesh: Mesh) -> Any:
     """Returns ShapeDtypeStructs with the sharding of each leaf."""
 
-    def of(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(of, abstract, shardings(abstract, mesh))
+    return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), abstract, shardings(abstract, mesh))

@@ -14,6 +14,8 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.lora import Lora, Trained
 from ghost_jax.parallel.sharding_rules import shardings
+from ghost_jax.text import tokenizer as tokenizer_lib
+from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.training.checkpoint import FOLDER, Checkpoints
 from ghost_jax.training.step import abstract_params
 
@@ -91,6 +93,18 @@ def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
     if isinstance(params, Adapted):
         params = params.merged()
     return dataclasses.replace(model, scan=False), _unstacked(params, mesh) if model.scan else params, step
+
+
+def load_chat_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int, Tokenizer]:
+    """Returns what `load_model` does, and the vocabulary. Raises UserError for a base, which has no chat format."""
+    found = load_model(workdir, mesh)
+    tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
+    if not tokenizer.has_roles:
+        raise UserError(
+            f"{workdir} is a base model without a chat format. Name a chat run, or train one: python -m "
+            "ghost_jax.train --config=configs/chat_v5.py:nano."
+        )
+    return *found, tokenizer
 
 
 def load_adapted(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, Adapted, int]:

@@ -36,29 +36,17 @@ from ghost_jax.training.step import (
 
 @dataclasses.dataclass(frozen=True)
 class TrainSetup:
-    """Everything of a run's updates that follows from its config, the size of its vocabulary and the devices.
+    """Everything of a run's updates that follows from its config, the size of its vocabulary and the devices."""
 
-    Attributes:
-      config: of the run.
-      mesh: the devices by axis.
-      rows: sequences of a micro-batch over all devices.
-      model: with the chat tokens in its vocabulary, and the attention of the platform.
-      optimizer: gradients to a direction, without the learning rate.
-      rate: update, from 0, to its learning rate.
-      abstract: shapes and types of the training state.
-      objective: mixing weight of each objective.
-      lora: the adapters that alone are trained; None where every parameter is.
-    """
-
-    config: ConfigDict
-    mesh: Mesh
-    rows: int
-    model: Transformer
-    optimizer: optax.GradientTransformation
-    rate: Callable[[int], float]
-    abstract: TrainState
-    objective: Mapping[str, float]
-    lora: Lora | None = None
+    config: ConfigDict  # of the run
+    mesh: Mesh  # the devices by axis
+    rows: int  # sequences of a micro-batch over all devices
+    model: Transformer  # with the chat tokens in its vocabulary, and the attention of the platform
+    optimizer: optax.GradientTransformation  # gradients to a direction, without the learning rate
+    rate: Callable[[int], float]  # update, from 0, to its learning rate
+    abstract: TrainState  # shapes and types of the training state
+    objective: Mapping[str, float]  # mixing weight of each objective
+    lora: Lora | None = None  # the adapters that alone are trained; None where every parameter is
 
     @classmethod
     def from_config(cls, config: ConfigDict, vocab_size: int, mesh: Mesh | None = None) -> "TrainSetup":

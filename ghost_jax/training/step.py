@@ -30,21 +30,13 @@ LM = MappingProxyType({"lm": 1.0})
 
 @flax.struct.dataclass
 class TrainState:
-    """The pytree that an update reads and returns, and a checkpoint holds.
+    """The pytree that an update reads and returns, and a checkpoint holds."""
 
-    Attributes:
-      step: number of updates done, int32 [].
-      params: float32 tree of the model.
-      opt_state: the optimizer's tree, sharded like the parameters.
-      key: raw PRNG key [2] uint32; the randomness of update t is `fold_in(key, t)`.
-      skipped: number of updates, int32 [], that changed nothing because their gradient was not finite.
-    """
-
-    step: jax.Array
-    params: dict
-    opt_state: Any
-    key: jax.Array
-    skipped: jax.Array
+    step: jax.Array  # number of updates done, int32 []
+    params: dict  # float32 tree of the model
+    opt_state: Any  # the optimizer's tree, sharded like the parameters
+    key: jax.Array  # raw PRNG key [2] uint32; the randomness of update t is `fold_in(key, t)`
+    skipped: jax.Array  # number of updates, int32 [], that changed nothing because their gradient was not finite
 
 
 def new_state(params: dict, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:

@@ -11,33 +11,20 @@ BOOK = ("attack", "capec", "cwe", "embedded")  # sources, as documents name them
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A row of `DATASETS`.
+    """A row of `DATASETS`."""
 
-    Attributes:
-      stage: "pretrain" for rows of a base, "chat" for conversations.
-      title: the dataset's name in report tables.
-      about: its content and what that comes from, for messages; may contain keys of `config.data`.
-      builder: "module.function" in this folder, "NAME.dataset" unless given.
-      made_by: modules of `ghost_jax` whose `VERSION` decides its rows, besides its own and those of every dataset.
-      options: the keys of `config.data` that its rows depend on.
-      sources: the documents it reads, by their source; None for all.
-      reads_corpus: False where its rows come from the package alone.
-      lettered: its answers begin with a letter, for `objective.letter`.
-      ranked: its options are branches, for `objective.ranking`.
-      shared: every chat recipe validates on it, so that losses of recipes compare.
-    """
-
-    stage: str
-    title: str
-    about: str
-    builder: str = ""
+    stage: str  # "pretrain" for rows of a base, "chat" for conversations
+    title: str  # the dataset's name in report tables
+    about: str  # its content and what that comes from, for messages; may contain keys of `config.data`
+    builder: str = ""  # "module.function" in this folder, "NAME.dataset" unless given
+    # modules of `ghost_jax` whose `VERSION` decides its rows, besides its own and those of every dataset
     made_by: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-    sources: tuple[str, ...] | None = None
-    reads_corpus: bool = True
-    lettered: bool = False
-    ranked: bool = False
-    shared: bool = False
+    options: tuple[str, ...] = ()  # the keys of `config.data` that its rows depend on
+    sources: tuple[str, ...] | None = None  # the documents it reads, by their source; None for all
+    reads_corpus: bool = True  # False where its rows come from the package alone
+    lettered: bool = False  # its answers begin with a letter, for `objective.letter`
+    ranked: bool = False  # its options are branches, for `objective.ranking`
+    shared: bool = False  # every chat recipe validates on it, so that losses of recipes compare
 
 
 _MCQ = ("data.builders.mcq", "text.mcq_format")

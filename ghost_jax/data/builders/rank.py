@@ -22,19 +22,14 @@ LAYOUT = "cloze"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ranking:
-    """A question whose options are compared, before it is tokenised.
+    """A question whose options are compared, before it is tokenised."""
 
-    Attributes:
-      id, source, split, letter: as of a `Conversation`.
-      prompt: the user's turn.
-      answers: the assistant's turn of each option.
-    """
-
+    # id, source, split, letter: as of a `Conversation`
     id: str
     source: str
     split: str
-    prompt: Message
-    answers: tuple[Message, ...]
+    prompt: Message  # the user's turn
+    answers: tuple[Message, ...]  # the assistant's turn of each option
     letter: str
 
 

@@ -9,15 +9,10 @@ MAX_IN_GIT = 100 << 20  # bytes; a git id holds no size, and GitHub and GitLab a
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Proof:
-    """What identifies an uncompressed content.
+    """What identifies an uncompressed content."""
 
-    Attributes:
-      digest: its SHA-256 (64 hex digits), or the id of its blob in git (40 hex digits).
-      size: bytes of the content; of a git id, the most that it may have.
-    """
-
-    digest: str
-    size: int = MAX_IN_GIT
+    digest: str  # its SHA-256 (64 hex digits), or the id of its blob in git (40 hex digits)
+    size: int = MAX_IN_GIT  # bytes of the content; of a git id, the most that it may have
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -41,23 +41,14 @@ TOOLS = ("bm25s", "PyStemmer")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Passage:
-    """One fact line of a page.
+    """One fact line of a page."""
 
-    Attributes:
-      page: the id of the record it comes from, unique within `source`.
-      source: the record's source.
-      title: the page's title with its publisher's number ("Phishing (T1566)").
-      section: the label of the line's paragraph ("Mitigation M1031 Network Intrusion Prevention"), or empty.
-      text: at most `LINE` words, or `PARAGRAPH`.
-      url: the page's address, or empty.
-    """
-
-    page: str
-    source: str
-    title: str
-    section: str
-    text: str
-    url: str
+    page: str  # the id of the record it comes from, unique within `source`
+    source: str  # the record's source
+    title: str  # the page's title with its publisher's number ("Phishing (T1566)")
+    section: str  # the label of the line's paragraph ("Mitigation M1031 Network Intrusion Prevention"), or empty
+    text: str  # at most `LINE` words, or `PARAGRAPH`
+    url: str  # the page's address, or empty
 
 
 _PART = r"[A-Z](?:\([^()\n]*\)|\.(?!\s)|[^:.;!?()\n]){0,70}"

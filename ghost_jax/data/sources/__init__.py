@@ -23,18 +23,13 @@ _IGNORED = ("README*", "LICEN[CS]E*", "COPYING*", "NOTICE*", ".*", "*.META", "*.
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A row of `SOURCES`.
+    """A row of `SOURCES`."""
 
-    Attributes:
-      stems: the names of its files, without the suffix of a compression, or glob patterns; () for the source that
-        comes with the package.
-      reader: the module that reads them.
-      shared: other modules that decide its records.
-    """
-
+    # the names of its files, without the suffix of a compression, or glob patterns; () for the source that comes with
+    # the package
     stems: tuple[str, ...]
-    reader: ModuleType
-    shared: tuple[ModuleType, ...] = ()
+    reader: ModuleType  # the module that reads them
+    shared: tuple[ModuleType, ...] = ()  # other modules that decide its records
 
     @property
     def read(self) -> Callable[..., Iterator[Record]]:

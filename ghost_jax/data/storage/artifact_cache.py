@@ -38,52 +38,34 @@ def sha256_of(path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SplitCounts:
-    """The size of one split of a dataset.
+    """The size of one split of a dataset."""
 
-    Attributes:
-      records: rows; `ranked` of them are ranked questions.
-      tokens: tokens of all rows; the loss is over `supervised` of them.
-      letters: gold letter -> rows.
-      lengths: tokens of a row -> rows.
-      sha256: hash of the rows' content.
-    """
-
-    records: int
+    records: int  # rows; `ranked` of them are ranked questions
     ranked: int
-    tokens: int
+    tokens: int  # tokens of all rows; the loss is over `supervised` of them
     supervised: int
-    letters: dict[str, int]
-    lengths: dict[int, int]
-    sha256: str
+    letters: dict[str, int]  # gold letter -> rows
+    lengths: dict[int, int]  # tokens of a row -> rows
+    sha256: str  # hash of the rows' content
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """The record of a store, kept in its `manifest.json`. A field that is None is not in the file.
+    """The record of a store, kept in its `manifest.json`. A field that is None is not in the file."""
 
-    Attributes:
-      kind, versions, tools, made_from: the identity of the store, as `identity_of` returns it.
-      fingerprint: the hash of that identity; the store's name has its first 16 digits.
-      files: path in the store -> SHA-256.
-      sha256: the hash of the other fields.
-      documents: source -> documents of a part or corpus.
-      licenses: source -> licence.
-      duplicates_dropped: source -> reason -> documents.
-      datasets: dataset -> split -> counts.
-      details: what else the builder reports. Its keys are beside the others in the file.
-    """
-
+    # kind, versions, tools, made_from: the identity of the store, as `identity_of` returns it
     kind: str = ""
     versions: dict[str, int] = dataclasses.field(default_factory=dict)
     tools: dict[str, str] = dataclasses.field(default_factory=dict)
     made_from: dict = dataclasses.field(default_factory=dict)
-    fingerprint: str = ""
-    files: dict[str, str] = dataclasses.field(default_factory=dict)
-    sha256: str | None = None
-    documents: dict[str, int] | None = None
-    licenses: dict[str, str] | None = None
-    duplicates_dropped: dict[str, dict[str, int]] | None = None
-    datasets: dict[str, dict[str, SplitCounts]] | None = None
+    fingerprint: str = ""  # the hash of that identity; the store's name has its first 16 digits
+    files: dict[str, str] = dataclasses.field(default_factory=dict)  # path in the store -> SHA-256
+    sha256: str | None = None  # the hash of the other fields
+    documents: dict[str, int] | None = None  # source -> documents of a part or corpus
+    licenses: dict[str, str] | None = None  # source -> licence
+    duplicates_dropped: dict[str, dict[str, int]] | None = None  # source -> reason -> documents
+    datasets: dict[str, dict[str, SplitCounts]] | None = None  # dataset -> split -> counts
+    # what else the builder reports. Its keys are beside the others in the file.
     details: dict = dataclasses.field(default_factory=dict)
 
     @classmethod

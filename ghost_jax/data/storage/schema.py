@@ -10,19 +10,12 @@ VERSION = 1  # raise it when a record is written otherwise or a subject gets ano
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fact:
-    """One statement that a source makes in a structured field, so that a question about it has a certain answer.
+    """One statement that a source makes in a structured field, so that a question about it has a certain answer."""
 
-    Attributes:
-      subject: what the fact is about ("Phishing", "CWE-79").
-      relation: one of `RELATIONS`.
-      object: the answer ("Initial Access").
-      evidence: the source's own sentence, or one that restates its structured field; the offline teacher quotes it.
-    """
-
-    subject: str
-    relation: str
-    object: str
-    evidence: str
+    subject: str  # what the fact is about ("Phishing", "CWE-79")
+    relation: str  # one of `RELATIONS`
+    object: str  # the answer ("Initial Access")
+    evidence: str  # the source's own sentence, or one that restates its structured field; the offline teacher quotes it
 
     def bare(self) -> "Fact":
         """Returns the fact without its evidence, the same wherever it is stated."""
@@ -54,25 +47,15 @@ RELATIONS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One document of one source.
+    """One document of one source."""
 
-    Attributes:
-      id: unique and stable within the source.
-      source: the adapter's or corpus's short name ("attack", "cve_trickest").
-      title: what the document is about, without its id ("Phishing: Spearphishing Link").
-      text: plain text; paragraphs are separated by a blank line.
-      url: where a person can read it, or empty.
-      license: the publisher's terms, in a few words.
-      facts: the typed facts that the document states; one with a blank part is left out.
-    """
-
-    id: str
-    source: str
-    title: str
-    text: str
-    url: str
-    license: str
-    facts: tuple[Fact, ...] = ()
+    id: str  # unique and stable within the source
+    source: str  # the adapter's or corpus's short name ("attack", "cve_trickest")
+    title: str  # what the document is about, without its id ("Phishing: Spearphishing Link")
+    text: str  # plain text; paragraphs are separated by a blank line
+    url: str  # where a person can read it, or empty
+    license: str  # the publisher's terms, in a few words
+    facts: tuple[Fact, ...] = ()  # the typed facts that the document states; one with a blank part is left out
 
     def __post_init__(self):
         complete = tuple(f for f in self.facts if f.subject.strip() and f.object.strip() and f.evidence.strip())
