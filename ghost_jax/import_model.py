@@ -1,7 +1,7 @@
-"""Imports a Llama checkpoint as a base run: `python -m ghost_jax.import_model --from=DIR --workdir=runs/NAME`.
+"""Imports a Llama or Qwen 2 as a base run: `python -m ghost_jax.import_model --from=DIR --workdir=runs/NAME`.
 
-DIR holds what Hugging Face transformers loads as a `LlamaForCausalLM`: config.json, safetensors, tokenizer.json. The
-run is finished with 0 updates: chat recipes start from it, and evaluations score it.
+DIR holds what transformers loads as a `LlamaForCausalLM` or `Qwen2ForCausalLM`: config.json, safetensors and
+tokenizer.json. The run is finished with 0 updates: chat recipes start from it, and evaluations score it.
 """
 
 import argparse
@@ -45,7 +45,8 @@ def read_model(folder: Path) -> tuple[ModelConfig, dict, Tokenizer, list[Path]]:
     model = llama.model_of(config)
     tokenizer = vocabulary.read_vocabulary(folder, model.vocab_size)
     weights = Weights(folder)
-    params = llama.params_of(weights, model)
+    read = llama.without_output_bias(weights) if config["model_type"] == llama.QWEN else weights
+    params = llama.params_of(read, model)
     if llama.HEAD in weights.unread:  # transformers 4 would use the embedding in its place, transformers 5 this head
         head = weights(llama.HEAD, (model.vocab_size, model.width))
         if not np.array_equal(head, params["embedding"][: model.vocab_size]):
@@ -100,7 +101,7 @@ def write_run(folder: Path, name: str, source: Path) -> str:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Makes a base run of a Llama checkpoint in safetensors."""
+    """Makes a base run of a Llama or Qwen 2 checkpoint in safetensors."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.import_model", description=main.__doc__)
     add = parser.add_argument
     add("--from", type=local_path, required=True, metavar="DIR", dest="source", help="config.json and safetensors")

@@ -112,14 +112,6 @@ def test_scores_that_are_no_probabilities_stay_and_the_highest_is_the_answer(
     assert sum(report.letter_log_probs.counts["B"]) == len(benchmark)
 
 
-@pytest.mark.parametrize("order", [(1, 2, 3, 0), (2, 1, 3, 0)])
-def test_an_order_is_of_the_letters_that_were_shown(benchmark, reading, order):
-    letters = [LETTERS[order[item.answer]] for item in benchmark]
-    headline = audit(reading("m", letters, order=order_name(order))["m"], benchmark, "").headline
-    assert (headline.accuracy, headline.orders, headline.orders_per_item) == (1, (order_name(order),), 1)
-    assert audit(reading("m", letters)["m"], benchmark, "").headline.accuracy < 1
-
-
 @pytest.mark.parametrize(("name", "letters"), [("{}", [""]), ("m@{}", [""]), ("m@{}_{}", "ABCD")])
 def test_columns_named_after_orders_give_a_headline_over_them(benchmark, reading, name, letters):
     asked = [(order, letter) for order in reversed(cyclic_orders(4)) for letter in letters]

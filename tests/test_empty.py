@@ -13,10 +13,8 @@ from evals.tasks.mcq import check_data
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.errors import UserError
-from ghost_jax.data import mixture
 from ghost_jax.data.builders import names_of
-from ghost_jax.data.prepare import mix_of, prepare
-from ghost_jax.data.storage import artifact_cache
+from ghost_jax.data.prepare import prepare
 from ghost_jax.runs import run_dir
 from tests.conftest import TINY, set_all
 
@@ -85,16 +83,6 @@ def test_a_dataset_that_is_mixed_in_and_has_no_training_record_is_refused(data, 
 )
 def test_empty_datasets_and_options_are_named(data, name, sources, mixed, options, named):
     assert named in refusal_of(data, name, sources, mixed, **options)
-
-
-@pytest.mark.parametrize(("sources", "mixed"), [("kev", ("qa",)), ("cti", ("small_talk",))])
-def test_a_dataset_that_is_not_mixed_in_may_be_empty(data, sources, mixed):
-    config = config_of("chat_v5", sources, mixed)
-    prepared = prepare(config, str(data))
-    mix = mix_of(config, prepared)
-    assert artifact_cache.manifest(prepared.stores["mcq"]).datasets["mcq"] == {}
-    assert mixture.validation_batches(mix, "mcq", batch_size=8, records=8) == []
-    assert next(mixture.read_from(mixture.train_batches(mix), 0))["weights"].sum() > 0
 
 
 def test_a_run_without_held_out_questions_is_refused_before_it_is_trained(data, tmp_path):

@@ -1,5 +1,6 @@
 """evals/items/gold_flags.py: the audit's flags fit the published file, quote none of it, and are beside every score."""
 
+import json
 import re
 from collections import Counter
 
@@ -34,8 +35,14 @@ def test_every_flag_fits_its_question_and_quotes_none_of_it(ghost_data):
     assert doubtful(Items("own", "", "", items.items)) == set()
 
 
-def test_the_page_counts_the_kinds():
+def test_the_page_counts_the_kinds_and_has_the_figures_of_the_records():
     page = (ROOT / "docs" / "gold_audit.md").read_text()
+    records = ROOT / "evals" / "records"
+    reports = json.loads((records / "published_models.json").read_text())["predictions"]
+    reports["our open-book reader, nothing fitted"] = json.loads((records / "open_book.json").read_text())
+    for name, report in reports.items():
+        every, sure = (100 * report[key]["accuracy"] for key in ("headline", "without_doubtful_gold"))
+        assert f"| {name} | {every:.2f} | {sure:.2f} |" in page
     counts = Counter(flag["kind"] for flag in flags().values())
     assert counts.keys() <= KINDS.keys()
     for kind, meaning in KINDS.items():

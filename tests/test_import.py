@@ -57,6 +57,7 @@ SHAPES = {
     "untied": {"tie_word_embeddings": False, "rope_theta": 500_000.0},
     "attention bias": {"attention_bias": True, "tie_word_embeddings": True},
     "one head of keys, wide heads": {"num_key_value_heads": 1, "head_dim": 24, "attention_bias": True},
+    "as Qwen 2.5": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True, "rope_theta": 1e6},
     "as Llama 3.2": {
         "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": True, "rope_theta": 100.0,
         "rope_scaling": {
@@ -76,7 +77,9 @@ def test_a_random_llama_computes_what_transformers_computes(hugging_face, tmp_pa
     torch.manual_seed(0)
     common = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     common |= {"vocab_size": 330, "max_position_embeddings": 64, "initializer_range": 0.2}
-    there = hugging_face.LlamaForCausalLM(hugging_face.LlamaConfig(**common | SHAPES[shape]))
+    kind = "Qwen2" if "model_type" in SHAPES[shape] else "Llama"
+    config = getattr(hugging_face, f"{kind}Config")(**common | SHAPES[shape])
+    there = getattr(hugging_face, f"{kind}ForCausalLM")(config)
     with torch.no_grad():
         for name, parameter in there.named_parameters():
             if "bias" in name or "norm" in name:  # which start as zeros and ones

@@ -146,6 +146,7 @@ def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch, form)
     entry = f"hf:{folder}" if form == "saved" else f"hf:{folder}:dev"
     full, bare = documents(entry)
     assert (full.id, full.title, full.url, full.license, bare.text) == ("u-1", "Ü", URL, "CC0", ROWS[1]["text"])
+    assert bare.source == "own"
     if form != "saved":
         assert "dev" in refusal(documents, f"hf:{folder}")
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -327,3 +328,27 @@ def test_both_are_prepared_and_shown_and_nothing_of_a_bad_file_is_kept(ghost, tm
     message = ghost.refused_here("ghost_jax.data.prepare", *words, env=env)
     assert all(str(path) in message for path in (notes, other))
     assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_own_files_become_a_scored_and_exported_run_and_a_held_out_question_in_the_chats_stops_it(
+    ghost, tiny_run, tmp_path
+):
+    notes, own, asked = tmp_path / "my notes", tmp_path / "chats.jsonl", lines(tmp_path / "q.jsonl", *quiz(40))
+    lines(notes / "a.md", b"# Ports", b"A port is a number.")
+    conversations = [turns(("user", f"What is port {n}?"), ANSWER) for n in range(40)]
+    lines(own, *conversations)
+    words = ["ghost_jax.train", "--config=configs/chat_v5.py:nano", f"--base={tiny_run.base}", *set_all(TINY)]
+    words += set_all({"data.sources": f"{notes},embedded", "data.chats.mine": own, "data.questions.quiz": asked})
+    run = tmp_path / "mine"
+    ghost(*words, f"--workdir={run}")
+    held_out = run / "questions-quiz.jsonl"
+    ghost.here("evals.ctibench", f"--workdir={run}", f"--items={held_out}")
+    report = json.loads((run / "evals" / "questions-quiz.json").read_text())
+    assert report["n"] == len(read_items(held_out)) >= 8
+    ghost.here("ghost_jax.export", f"--workdir={run}", f"--out={tmp_path / 'hf'}")
+    assert "| quiz | x1 |" in (tmp_path / "hf" / "README.md").read_text()
+    item = read_items(held_out).items[0]
+    question = f"{item.question} Choose one of the following services: {', '.join(item.options)}."
+    lines(own, *conversations, turns(("user", question), ("assistant", item.options[item.answer])))
+    assert f"item {item.id}" in ghost.refused(*words, f"--workdir={tmp_path / 'other'}")

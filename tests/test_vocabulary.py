@@ -66,7 +66,7 @@ def vocab_with(**tokens: int) -> dict:
 
 
 REFUSED_VOCABULARIES = {
-    'normalizer.type is "NFC"': {"normalizer": {"type": "NFC"}},
+    'normalizer.type is "NFKC"': {"normalizer": {"type": "NFKC"}},
     'normalizer.normalizers[1].type is "Lowercase"': {
         "normalizer": sequence(sequence(of="normalizers"), {"type": "Lowercase"}, of="normalizers")
     },

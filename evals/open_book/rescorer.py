@@ -19,11 +19,9 @@ from random import Random
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.special import softmax
-from sklearn.ensemble import GradientBoostingClassifier
 
 from evals.open_book import lexical
-from evals.open_book.lexical import EVIDENCE, FEATURES, LexicalReader, Weights
+from evals.open_book.lexical import EVIDENCE, LexicalReader, Weights
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import documents_of
 from ghost_jax.data.items.items import Item
@@ -46,8 +44,6 @@ SAME_PAGE = 1 / 3  # share of the wrong sentences that are about the same subjec
 LONGEST = 40  # words of a sentence as an option
 RIDGE = 30.0  # of the squared weights of standardised features; 10 and 100 were no different on the development split
 SEED = 0
-# Chosen by cross-validation in the development split: 88.6% with the logit alone, 89.0% with these trees beside it.
-TREES = {"n_estimators": 300, "max_depth": 3, "learning_rate": 0.03, "subsample": 0.5, "max_features": 0.3}
 
 _MADE_BY = (sys.modules[__name__], lexical, question_forms)
 _ID = re.compile(r" \([A-Z]+-?\d[\d.]*\)$")
@@ -84,24 +80,6 @@ def fit(blocks: Sequence[np.ndarray], answers: Sequence[int], names: Sequence[st
 
     found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B").x / spread
     return dict(zip(names, found.tolist(), strict=True))
-
-
-def fit_with_trees(blocks: Sequence[np.ndarray], answers: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the mean of the logit of `fit` over `FEATURES` and gradient-boosted trees.
-
-    It is a function from the features [K, FEATURES] of a question's options to their probabilities [K]. The trees
-    learn whether an option is the gold one from its features less their mean over the question.
-    """
-    weights = list(fit(blocks, answers, FEATURES).values())
-    centred = np.concatenate([block - block.mean(axis=0) for block in blocks])
-    gold = np.concatenate([np.arange(len(block)) == answer for block, answer in zip(blocks, answers, strict=True)])
-    trees = GradientBoostingClassifier(**TREES, random_state=SEED).fit(centred, gold)
-
-    def probabilities(block: np.ndarray) -> np.ndarray:
-        by_trees = trees.predict_proba(block - block.mean(axis=0))[:, 1]
-        return (softmax(block @ weights) + by_trees / by_trees.sum()) / 2
-
-    return probabilities
 
 
 # ---- Weights from generated questions ----

@@ -31,7 +31,7 @@ from evals.open_book.lexical import (
     Weights,
     answers_of,
 )
-from evals.open_book.rescorer import TooFewFacts, enough, fit, fit_with_trees, generated, generated_weights
+from evals.open_book.rescorer import TooFewFacts, enough, fit, generated, generated_weights
 from ghost_jax.data.corpus import book_corpus, documents_of, index_store
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
@@ -156,12 +156,8 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[F
     if items.sha256 != CTIBENCH_MCQ_SHA256:
         return fits
     dev, test = development_split(items)
-    blocks = [read.features(FEATURES) for read in reads]
-    learnt = [blocks[row] for row in dev], [items.items[row].answer for row in dev]
+    learnt = [reads[row].features(FEATURES) for row in dev], [items.items[row].answer for row in dev]
     by_dev = _credits(reads, items, fit(*learnt, FEATURES))
-    with_trees = fit_with_trees(*learnt)
-    trees = [read.without_empty(with_trees(block)) for read, block in zip(reads, blocks, strict=True)]
-    by_trees = _credits_of(trees, items)
     pages = {items.items[row].url for row in dev} - {""}
     apart = np.array([row for row in test if items.items[row].url not in pages])
     # The features were chosen with the development split in view: the other questions are the stricter test.
@@ -173,18 +169,12 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[F
         fit_of("generated questions", others, test, by_generated),
         fit_of("development split", others, test, by_dev),
         fit_of("development split", f"the {len(apart):,} of other pages", apart, by_dev),
-        fit_of("development split, with trees", others, test, by_trees),
-        fit_of("development split, with trees", f"the {len(apart):,} of other pages", apart, by_trees),
     ]
 
 
 def _credits(reads: Sequence[Read], items: Items, weights: Weights = NOTHING_FITTED) -> np.ndarray:
     """Returns the credit [N] of each item, which is the same in every order."""
-    return _credits_of([read.scores(weights) for read in reads], items)
-
-
-def _credits_of(scores: Sequence[np.ndarray], items: Items) -> np.ndarray:
-    answers = Answers.from_options(orders_of(items.items, "published"), scores)
+    answers = answers_of(reads, orders_of(items.items, "published"), weights)
     return np.concatenate(answers.credits(items.items))
 
 

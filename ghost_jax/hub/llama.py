@@ -17,6 +17,7 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 
 ARCHITECTURE = "LlamaForCausalLM"
+QWEN = "qwen2"
 HEAD = "lm_head.weight"
 MAX_COUNT = 2**31 - 1  # programs count in int32
 COUNT, NUMBER, FLAG = f"a whole number from 1 to {MAX_COUNT:,}", "a number above 0", "true or false"
@@ -76,9 +77,12 @@ def model_of(config: Any) -> ModelConfig:
     Raises UserError for what our model cannot compute, and for values that are invalid.
     """
     config = _object(config, "config.json")
-    if config.get("model_type") != "llama":
+    if config.get("model_type") == QWEN:
+        config = _of_qwen(config)
+    elif config.get("model_type") != "llama":
         raise UserError(
-            f"The checkpoint's config.json has model_type {config.get('model_type')}. Only llama can be imported."
+            f"The checkpoint's config.json has model_type {config.get('model_type')}. Only llama and {QWEN} can be "
+            "imported."
         )
     ropes = [_object(config[key], key) for key in ("rope_parameters", "rope_scaling") if key in config]
     rope = ropes[0] if ropes else {}
@@ -124,6 +128,19 @@ def model_of(config: Any) -> ModelConfig:
             f"high_freq_factor {model.rope_high}. Fetch the checkpoint again."
         )
     return model
+
+
+def _of_qwen(config: Mapping) -> dict:
+    """Returns the config of the Llama that computes what a Qwen 2 does: its QKV has a bias, and its output has none."""
+    windows = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+    full = not config.get("use_sliding_window") and set(config.get("layer_types", ())) <= {"full_attention"}
+    kept = {key: value for key, value in config.items() if not (full and key in windows)}
+    return kept | {"architectures": [ARCHITECTURE], "attention_bias": True}
+
+
+def without_output_bias(read: Callable[[str, tuple[int, ...]], np.ndarray]) -> Callable:
+    """Returns `read` of a Qwen 2, whose attention has no bias at its output: zeros there."""
+    return lambda name, shape: np.zeros(shape, np.float32) if name.endswith("o_proj.bias") else read(name, shape)
 
 
 def _object(found: Any, where: str) -> dict:

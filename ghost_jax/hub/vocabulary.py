@@ -30,7 +30,7 @@ PROBE = "Naïve café, 日本語 🙂\n\n\tdef f(x):  return 1234567 # don't\r\n
 # The types that each part of a tokenizer.json may have, and the values of their fields under which a text has one list
 # of ids and decodes to itself. Null is the absence of a field. Its post-processor, truncation and padding are not used.
 TYPES = {
-    "normalizer": (),
+    "normalizer": ("NFC",),  # Qwen's: a text in another form is encoded, and decoded, in this one
     "pre_tokenizer": ("ByteLevel", "Digits", "Punctuation", "Split"),
     "decoder": ("ByteLevel",),
     "model": ("BPE",),

@@ -46,7 +46,10 @@ def located(entry: str) -> Path:
             f"{entry} cannot be loaded by `datasets` ({type(fault).__name__}: {said}). Name {HUB}OWNER/NAME or "
             "a folder, and a split that it has."
         ) from None
-    kept = cache_dir() / "data" / "hf" / rows._fingerprint / f"{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}.parquet"
+    title = Path(name).resolve().name if Path(name).exists() else name  # records name no folder of the user
+    kept = (
+        cache_dir() / "data" / "hf" / rows._fingerprint / f"{re.sub(r'[^A-Za-z0-9]+', '_', title).strip('_')}.parquet"
+    )
     if not kept.is_file():
         with new_folder(kept.parent) as folder:
             rows.to_parquet(folder / kept.name)
