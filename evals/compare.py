@@ -19,8 +19,7 @@ from ghost_jax.core.atomic_io import write_bytes, write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
-
-NONE = "—"
+from ghost_jax.reporting.tables import NONE, interval_of, percent
 
 
 def show(comparison: dict, console: Console) -> None:
@@ -33,10 +32,9 @@ def show(comparison: dict, console: Console) -> None:
     numbers = ("accuracy, %", *["over seeds"] * several, "difference", "p", "Holm's p", "detectable")
     table = Table("", *right(*numbers))
     for row in rows:
-        low, high = row["ci95"]
         table.add_row(
             f"{escape(row['name'])} [bold]{row['collapsed']}[/bold]",
-            f"{100 * row['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f})",
+            percent(row["accuracy"], row["ci95"]),
             *[_spread(row["seeds"])] * several,
             *_against(row["against_reference"]),
         )
@@ -50,9 +48,8 @@ def show(comparison: dict, console: Console) -> None:
 def _against(against: dict | None) -> tuple[str, ...]:
     if against is None:
         return ("reference", *[NONE] * 3)
-    low, high = against["ci95"]
     return (
-        f"{100 * against['mean']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+        f"{100 * against['mean']:+.1f} ({interval_of(*against['ci95'], '+.1f')})",
         p_shown(against["p"]),
         p_shown(against["p_holm"]),
         NONE if against["detectable"] is None else f"{100 * against['detectable']:.1f}",
@@ -60,9 +57,7 @@ def _against(against: dict | None) -> tuple[str, ...]:
 
 
 def _spread(seeds: dict) -> str:
-    if seeds["n"] == 1:
-        return NONE
-    return f"{100 * seeds['min']:.1f} to {100 * seeds['max']:.1f}, sd {100 * seeds['sd']:.1f}"
+    return f"{interval_of(seeds['min'], seeds['max'])}, sd {100 * seeds['sd']:.1f}" if seeds["n"] > 1 else NONE
 
 
 def picture(comparison: dict) -> bytes:

@@ -22,7 +22,6 @@ from pathlib import Path
 from rich.console import Console
 
 from evals.analysis.report import show
-from evals.answering.evaluate import check_options
 from evals.items.answers import ORDERS
 from evals.items.locate import find_items
 from evals.items.splits import SPLITS, part_of
@@ -78,7 +77,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if flags.predictions or flags.column:
         raise UsageError("--predictions and --column belong to --task=rcm, vsp and ate. Use evals.audit for letters.")
 
-    check_options(flags.batch_size, flags.orders)
+    if flags.batch_size < 1:
+        raise UsageError(f"--batch_size is {flags.batch_size}; it must be at least 1.")
     if flags.endpoint is not None:
         return _of_endpoint(flags)
     lexical, is_open = flags.reader == "lexical", flags.book != "closed"

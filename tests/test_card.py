@@ -8,7 +8,6 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from ghost_jax.core.errors import UserError
 from ghost_jax.hub.card import card_of, channel_of, read_records
 from ghost_jax.runs.run_record import RunRecord
 from tests.conftest import ROOT

@@ -15,7 +15,6 @@ from evals.answering.letters import prompt_of
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items, cyclic_orders, permute
 from ghost_jax.parallel.mesh import AXES
-from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.training.loading import load_model
@@ -159,7 +158,7 @@ def test_a_prompt_over_the_context_is_cropped_and_counted(tiny, items):
     short = dataclasses.replace(items.items[1], question="Q?", options=("1", "2", "3", "4"))
     report, answers = evaluate(predict, tokenizer, Items("", "", "", (long, short)), context=context)
     assert report.prompts_cropped == 4
-    assert "4 of 8 prompts" in cropping_of(report)
+    assert "4 of 8 prompts" in report.cropping
     cut = prompt_of(tokenizer, long)[-context:]
     batch = {key: np.zeros((1, context), np.int32) for key in ("segments", "branches")}
     batch |= {"tokens": cut[None], "positions": np.arange(context, dtype=np.int32)[None]}

@@ -59,11 +59,6 @@ def test_a_vocabulary_has_the_size_that_was_asked_for(texts, vocab_size):
     assert len([tokenizer.decode_bytes([i]) for i in range(vocab_size)]) == vocab_size
 
 
-def test_a_vocabulary_that_cannot_hold_all_bytes_is_refused():
-    with pytest.raises(UserError, match=r"260.*259"):
-        train(CORPUS, 259)
-
-
 def test_chat_tokens_are_one_token_each_and_change_no_old_id(base, chat):
     assert [chat.decode_bytes([i]) for i in range(VOCAB)] == [base.decode_bytes([i]) for i in range(VOCAB)]
     text = "An attacker sends a phishing mail; äh."

@@ -14,7 +14,6 @@ from evals.analysis import stats
 from evals.analysis.recorded import Report, credits_of
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import Items
-from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import COLLAPSED
 
 SIGNIFICANT = 0.05
@@ -144,7 +143,7 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
         notes.append(ONE_RECIPE)
     for row in rows:
         for report, credits in zip(row.reports, row.credits, strict=True):
-            if cropped := cropping_of(report.evaluation):
+            if cropped := report.evaluation.cropping:
                 notes.append(f"{report.name}: {cropped}")
             reported, earned = report.evaluation.headline.accuracy, float(credits.mean())
             if abs(reported - earned) > 1e-9:

@@ -20,7 +20,6 @@ from evals.items.answers import Answers
 from evals.items.gold_flags import doubtful
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import LETTERS, Item, Items, order_name
-from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import Accuracy, Bin, Calibration, Evaluation, Headline, ItemsFile, LetterLogProbs
 
 SOURCE_OF_HOST = {"attack.mitre.org": "ATT&CK", "cwe.mitre.org": "CWE", "capec.mitre.org": "CAPEC"}
@@ -214,7 +213,7 @@ def show(report: Evaluation, console: Console) -> None:
     console.print(_accuracies(report))
     for line in _lines(report):
         print_line(console, line)
-    if cropped := cropping_of(report):
+    if cropped := report.cropping:
         print_line(console, cropped, "yellow")
     print_line(console, f"verdict: {report.verdict_text}", "bold")
 

@@ -13,8 +13,7 @@ from evals.answering import cloze
 from evals.answering.controls import controls_of, with_controls
 from evals.answering.letters import letter_answers
 from evals.answering.prefix_tree import Predict
-from evals.items.answers import ORDERS, Answers, orders_of
-from ghost_jax.core.errors import UsageError
+from evals.items.answers import Answers, orders_of
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.runs.evaluation import ContextualCalibration, Evaluation
@@ -25,14 +24,6 @@ CONTENT_FREE = "N/A"  # in place of a question and its options (Zhao et al. 2021
 # `(items, orders, *, passages of each or None, label of the progress line) -> answers, how many prompts were cropped`
 Put = Callable[..., tuple[Answers, int]]
 Passages = Callable[[Sequence[str]], list[list[str]]]  # questions -> what a prompt shows in front of each
-
-
-def check_options(batch_size: int, orders: str) -> None:
-    """Raises UsageError for invalid options of an evaluation; a training run checks them before it begins."""
-    if batch_size < 1:
-        raise UsageError(f"The batch size of an evaluation is {batch_size}; it must be at least 1.")
-    if orders not in ORDERS:
-        raise UsageError(f'evals.ctibench.orders is "{orders}"; use one of {", ".join(ORDERS)}.')
 
 
 def putting(predict: Predict, tokenizer: Tokenizer, *, layout: str, **size: int) -> Put:
@@ -62,7 +53,6 @@ def evaluate(
       layout: of the prompts, a name in `ghost_jax.text.mcq_format.LAYOUTS`.
       passages: of an open book, what the prompt of each question shows in front of it.
     """
-    check_options(batch_size, orders)
     asked = orders_of(items.items, orders)
     size = {"context": context, "batch_size": batch_size}
     put = putting(predict, tokenizer, layout=layout, **size)

@@ -16,7 +16,7 @@ from ghost_jax.text.tokenizer import Tokenizer
 
 
 def make_probe(
-    workdir: Path, tokenizer: Tokenizer, layout: str, *, questions: int, context: int, batch_size: int = 16
+    workdir: Path, tokenizer: Tokenizer, layout: str, *, questions: int, context: int
 ) -> Callable[[Predict], dict[str, float]]:
     """Returns `predict -> {"held_out_accuracy", "held_out_top_letter"}`, both fractions, for `metrics.jsonl`.
 
@@ -28,7 +28,7 @@ def make_probe(
     orders = orders_of(items, "cyclic")
 
     def probe(predict: Predict) -> dict[str, float]:
-        how = {"context": context, "batch_size": batch_size, "layout": lettered(layout), "doing": "probing"}
+        how = {"context": context, "batch_size": 16, "layout": lettered(layout), "doing": "probing"}
         answers, _ = letter_answers(predict, tokenizer, items, orders, **how)
         accuracy, shares = figures_of(answers, items)
         return {"held_out_accuracy": accuracy, "held_out_top_letter": max(shares)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.items import LETTERS, Item, Order, cyclic_orders, every_order
 
 # name -> the orders of an item by its number of options
@@ -22,9 +22,7 @@ ORDERS: dict[str, Callable[[int], list[Order]]] = {
 
 
 def orders_of(items: Sequence[Item], name: str) -> list[list[Order]]:
-    """Returns the orders of each item by their name in `ORDERS`. Raises UsageError for another name."""
-    if name not in ORDERS:
-        raise UsageError(f'There are no orders "{name}"; use one of {", ".join(ORDERS)}.')
+    """Returns the orders of each item by their name in `ORDERS`."""
     of_size = functools.cache(ORDERS[name])
     return [of_size(len(item.options)) for item in items]
 

@@ -47,8 +47,8 @@ def _is_pattern(value: Any) -> bool:
         return False
 
 
-def real(low: float, high: float, above: bool = False, below: bool = False) -> Domain:
-    """Returns the domain of numbers from `low` to `high`, both included unless `above` or `below` excludes one.
+def real(high: float, above: bool = False, below: bool = False) -> Domain:
+    """Returns the domain of numbers from 0 to `high`, both included unless `above` or `below` excludes one.
 
     Devices compute in float32: a value that float32 rounds to an excluded end or to 0 is refused.
     """
@@ -62,11 +62,9 @@ def real(low: float, high: float, above: bool = False, below: bool = False) -> D
             return False
         if not math.isfinite(rounded) or 0 < abs(value) < SMALLEST_FLOAT32:
             return False
-        over = low < rounded if above else low <= value
-        under = rounded < high if below else value <= high
-        return over and under
+        return (rounded > 0 if above else value >= 0) and (rounded < high if below else value <= high)
 
-    return Domain(f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}", holds)
+    return Domain(f"a number in {'(' if above else '['}0, {high:g}{')' if below else ']'}", holds)
 
 
 def one_of(*names: str) -> Domain:
@@ -130,10 +128,10 @@ MOST = 10**9  # of counts: more than any run has, and within int32
 FLAG = Domain("true or false", lambda value: isinstance(value, bool))
 COUNT, COUNT_OR_NONE = integer(1, MOST), integer(0, MOST)
 SEED = integer(0, 2**32 - 1)  # JAX uses a seed modulo 2^32; NumPy refuses a negative one
-MULTIPLIER = real(0, 1e6)
+MULTIPLIER = real(1e6)
 SCHEDULE = Domain(f'multipliers by update, such as {{"1500": {{"qa": 0.0}}}}, each {MULTIPLIER}', _is_schedule)
-WEIGHT = real(0, LARGEST)
-POSITIVE = real(0, LARGEST, above=True)
+WEIGHT = real(LARGEST)
+POSITIVE = real(LARGEST, above=True)
 AXIS = integer(1, 10**6, also=-1)
 PATTERN = Domain("a regular expression", _is_pattern)
 TEXT = text(".{0,1000}", "printable text in one line, of at most 1,000 characters")
@@ -168,7 +166,7 @@ BOTH: dict[str, Domain] = {
     "model.context": integer(1, 2**20),
     "model.generation": one_of("v04", "v05"),
     "model.attention_bias": FLAG,
-    "model.dropout": real(0, 1, below=True),
+    "model.dropout": real(1, below=True),
     "model.dtype": one_of("auto", "float32", "bfloat16"),
     "model.attention": one_of("auto", "blocks", "cudnn", "splash"),
     "model.remat": FLAG,
@@ -178,16 +176,16 @@ BOTH: dict[str, Domain] = {
     "published.steps": COUNT_OR_NONE,
     "published.rate": WEIGHT,
     "published.val_loss": WEIGHT,
-    "published.accuracy": real(0, 1),
+    "published.accuracy": real(1),
     "published.outcome": TEXT,
     "optim.name": one_of("adamw", "muon"),
     "optim.schedule": one_of("cosine", "wsd", "constant", "linear"),
-    "optim.decay_share": real(0, 1, above=True),
+    "optim.decay_share": real(1, above=True),
     "optim.peak_lr": POSITIVE,
     "optim.min_lr": WEIGHT,
     "optim.warmup_steps": COUNT_OR_NONE,
-    "optim.b1": real(0, 1, below=True),
-    "optim.b2": real(0, 1, below=True),
+    "optim.b1": real(1, below=True),
+    "optim.b2": real(1, below=True),
     "optim.weight_decay": WEIGHT,
     "optim.clip_norm": WEIGHT,
     "data.sources": Domain(

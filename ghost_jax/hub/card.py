@@ -13,7 +13,6 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.reporting import tables
 from ghost_jax.reporting.tables import NONE, Row
 from ghost_jax.runs import run_record
-from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
@@ -56,7 +55,6 @@ def card_of(run: RunRecord, exported: dict) -> str:
         studied=any(tables.published_of(each).get("run") for each in compared),
         study_steps=tables.published_of(run).get("steps"),
         tables=tables,
-        cropping_of=cropping_of,
         **{each.__name__: each for each in (loss_table, without_folders)},
     )
     return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"

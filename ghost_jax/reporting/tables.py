@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from ghost_jax.data.builders import DATASETS
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import COLLAPSED, Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
@@ -47,7 +46,7 @@ def notes_of(runs: Sequence[RunRecord]) -> list[str]:
         )
     scores = [(run.name, score) for run in runs for score in run.evals.values()]
     for name, score in scores:
-        if cropped := cropping_of(score):
+        if cropped := score.cropping:
             notes.append(f"{name}, {score.items.name}, {asked_of(score)}: {cropped}")
     for score in {score.items.sha256: score for _, score in scores}.values():
         baselines = ", ".join(f"{name.replace('_', ' ')} {100 * each:.1f}" for name, each in score.baselines.items())
@@ -192,7 +191,7 @@ def said_of(score: Evaluation) -> str:
         sentences.append(f"Between two orders of a question another option is chosen in {score.flip_rate:.0%}.")
     if gain := gain_of(score):
         sentences.append(f"The model beside it adds {gain}.")
-    if cropped := cropping_of(score):
+    if cropped := score.cropping:
         sentences.append(cropped)
     return " ".join(sentences)
 

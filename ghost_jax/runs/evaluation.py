@@ -238,6 +238,21 @@ class Evaluation:
         return self.headline.orders_per_item or len(self.headline.orders)
 
     @property
+    def cropping(self) -> str:
+        """A sentence on prompts that did not fit the model's context; empty where all did."""
+        if not self.prompts_cropped:
+            return ""
+        lost = "the instruction and the start of the question"
+        if self.book != "closed":
+            lost = f"lines of the book, then {lost}"
+        # A cloze asks a question once for all its orders.
+        prompts = self.n if self.layout == "cloze" else sum(map(len, self.predicted))
+        return (
+            f"{self.prompts_cropped:,} of {prompts:,} prompts were longer than the model's context and lost their "
+            f"beginning: {lost}."
+        )
+
+    @property
     def top_letter(self) -> tuple[str, float]:
         """The letter answered most, and its share."""
         return max(self.letter_share.items(), key=lambda each: each[1])

@@ -18,7 +18,6 @@ from ghost_jax.core.atomic_io import write_bytes, write_json, write_text
 from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, WIDTH, new_figure, png
 from ghost_jax.reporting.tables import NONE, interval_of, markdown, percent
 from ghost_jax.runs import run_record
-from ghost_jax.runs.cropping import cropping_of
 from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.sweeps import curves
 from ghost_jax.sweeps.curves import curve_of
@@ -58,7 +57,7 @@ class SweepRun:
         if score := self.score:
             content |= {"ci95": score.headline.ci95, "orders": score.orders_per_item}
             content |= {"letters": len(score.letter_share), "verdict": score.verdict}
-            content |= {"note": score.note or "", "cropping": cropping_of(score)}
+            content |= {"note": score.note or "", "cropping": score.cropping}
         return content
 
 
@@ -181,7 +180,7 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
     runs = [run for row in rows for run in row.runs]
     scores = {run.run.name: run.score for run in runs if run.score}
     notes = list(dict.fromkeys(score.note for score in scores.values() if score.note))
-    notes += [f"In {name}, {cropped}" for name, score in scores.items() if (cropped := cropping_of(score))]
+    notes += [f"In {name}, {cropped}" for name, score in scores.items() if (cropped := score.cropping)]
     few = [row.setting.name for row in rows if row.states["finished"] < ENOUGH_SEEDS]
     if few:
         notes.append(
