@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ghost_jax.core.errors import UserError
 from ghost_jax.model import transformer
 from ghost_jax.model.config import SIZES, ModelConfig
+from ghost_jax.model.lora import Lora
 from ghost_jax.parallel.mesh import AXES, batch_shards, make_mesh
 from ghost_jax.parallel.sharding_rules import RULES, STACKED, shardings, spec_of
 from ghost_jax.training.optimizer import OPTIMIZERS
@@ -103,6 +104,8 @@ def test_a_parameter_without_a_rule_is_an_error(path):
 
 def test_every_rule_is_used():
     models = [abstract_state(config, "muon") for config in (SIZES["nano"], SIZES["v04"], SHARED)]
+    adapted = transformer.init(SHARED, jax.random.key(0))
+    models.append(Lora(2, 4.0, "kernel", SHARED.vocab_size - 3).init(adapted, SHARED, jax.random.key(0)))
     paths = {path for state in models for path, _ in leaves(state)}
     used = {next((pattern for pattern, _ in RULES if re.search(pattern, path)), None) for path in paths}
     assert [pattern for pattern, _ in RULES if pattern not in used] == []

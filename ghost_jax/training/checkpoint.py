@@ -107,6 +107,8 @@ def _read_files(folder: Path) -> None:
 
 def check_place(workdir: Path, read_only: bool = False) -> None:
     """Raises UserError for the path of a run directory in which Orbax cannot write, or read, a checkpoint."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file. Name a folder, or one that does not exist yet, with --workdir.")
     # Orbax merges its parts by a glob of the full path. TensorStore reads a backslash as a slash, and only UTF-8.
     refused = "\\" if read_only else "\\*?["
     place = str(workdir.resolve())
