@@ -94,7 +94,7 @@ def test_own_items_are_scored_in_their_own_orders_on_any_number_of_devices(ghost
         (["--workdir={chat}", "--options_only={chat}"], 1, "data.layout"),
         (["--workdir={folder}/nowhere"], 1, "{folder}/nowhere"),
         (["--workdir={chat}", "--items={folder}/broken.jsonl"], 1, "broken.jsonl, line 2"),
-        (["--workdir={chat}", "--batch_size=0"], 2, "batch size"),
+        (["--workdir={chat}", "--batch_size=0"], 2, "batch_size"),
         (["--workdir={chat}", "--reader=both"], 2, "--book=open"),
         ([], 2, "--workdir"),
         (["--book=open", "--reader=lexical", "--workdir={chat}"], 2, "--workdir"),

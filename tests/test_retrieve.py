@@ -1,14 +1,11 @@
 """ghost_jax/data/retrieval/bm25.py: every word of a page is in one passage; the index finds, saves and loads them."""
 
-import json
 import math
 import os
-import pickle
 import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,12 +42,6 @@ def passage(text: str, title: str = "Page", section: str = "", url: str = "") ->
 def index() -> Index:
     pages = [record("\n\n".join(text), number, title, f"https://x.org/{number}") for title, number, *text in PAGES]
     return Index.build(made for page in pages for made in passages_of(page))
-
-
-@pytest.fixture
-def saved(index, tmp_path) -> Path:
-    index.save(tmp_path)
-    return tmp_path
 
 
 # ---- Passages ----
@@ -248,36 +239,6 @@ def test_a_loaded_index_answers_as_the_built_one_did_from_arrays_on_disk(index, 
         np.testing.assert_array_equal(mine, theirs)
     assert [loaded.passage(row) for row in range(len(loaded))] == [built.passage(row) for row in range(len(built))]
     assert (loaded.rows_of(odd.url).tolist(), len(loaded.rows_of("https://x.org/T1550"))) == ([6], 2)
-
-
-FILES = ("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy", "vocab.index.json", "params.index.json")
-FILES += ("passages.jsonl", "ends.npy", "url_of.npy", "urls.json", "index.json")
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_missing_or_cut_off_or_a_pickle_is_refused(saved, name):
-    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
-    content = (saved / name).read_bytes()
-    for damaged in [content[: len(content) // 2], b"", pickle.dumps([name]), None]:
-        if damaged is None:
-            (saved / name).unlink()
-        else:
-            (saved / name).write_bytes(damaged)
-        with pytest.raises(UserError, match=str(saved)):
-            Index.load(saved)
-
-
-def test_files_of_two_indexes_and_another_format_are_refused(saved, tmp_path_factory):
-    other = tmp_path_factory.mktemp("other")
-    Index.build([passage("another")]).save(other)
-    own = (saved / "url_of.npy").read_bytes()
-    (saved / "url_of.npy").write_bytes((other / "url_of.npy").read_bytes())
-    with pytest.raises(UserError, match="different indexes"):
-        Index.load(saved)
-    (saved / "url_of.npy").write_bytes(own)
-    (saved / "index.json").write_text(json.dumps({"format": 0, "passages": 6}))
-    with pytest.raises(UserError, match="format is 0"):
-        Index.load(saved)
 
 
 START = """
