@@ -1,7 +1,7 @@
 """Runs the study's experiments one after another, unattended: `make campaign`, or `python -m launch.campaign`.
 
     python -m launch.campaign                 # run or resume; CAMPAIGN names the folder (default ../ghost_jax-campaign)
-    python -m launch.campaign --list          # what is done and what is left
+    python -m launch.campaign --list          # what is done, what is left and for how long
 
 One folder outside of this checkout holds worktrees, an environment, caches and run directories. Runs that are compared
 share a commit, that of the first of them. The records of a finished run are copied to evals/records/campaign at once,
@@ -10,6 +10,7 @@ lost. All processes have the lowest priority. SIGTERM stops it, and the next sta
 """
 
 import argparse
+import dataclasses
 import functools
 import os
 import shutil
@@ -18,8 +19,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from ghost_jax.core.console import duration
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import data_folders, local_path
 from ghost_jax.runs.run_record import CONFIG, is_finished, stopped
@@ -32,24 +33,33 @@ POLL_SECONDS = 20.0
 LOWEST = 19  # priority
 
 
-class Part(NamedTuple):
-    """A sweep of the campaign, as after `--config=`, and the folder of its runs: sweeps that share a base share it."""
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A sweep of the campaign.
+
+    Attributes:
+      sweep: as after `--config=`.
+      folder: of its runs; sweeps that share a base share a folder.
+      base_hours, run_hours: of a base and a run on two idle cores, scores included; a base counts once a folder.
+    """
 
     sweep: str
     folder: str
+    base_hours: float
+    run_hours: float
 
 
 PARTS = (
-    Part("configs/sweeps/knowledge.py:nano", "facts-nano"),
-    Part("configs/sweeps/latch.py:nano", "facts-nano"),
-    Part("configs/sweeps/exposure.py:nano", "exposure-nano"),
-    Part("configs/sweeps/knowledge.py:mini", "facts-mini"),
-    Part("configs/sweeps/recipes.py:nano", "recipes-nano"),
-    Part("configs/sweeps/muon.py:nano", "muon-nano"),
-    Part("configs/sweeps/exposure.py:mini", "exposure-mini"),
-    Part("configs/sweeps/latch.py:mini", "facts-mini"),
-    Part("configs/sweeps/recipes.py:mini", "recipes-mini"),
-    Part("configs/sweeps/muon.py:mini", "muon-mini"),
+    Part("configs/sweeps/knowledge.py:nano", "facts-nano", 0.8, 0.07),
+    Part("configs/sweeps/latch.py:nano", "facts-nano", 0.8, 0.07),
+    Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
+    Part("configs/sweeps/knowledge.py:mini", "facts-mini", 1.4, 0.2),
+    Part("configs/sweeps/recipes.py:nano", "recipes-nano", 0.6, 0.07),
+    Part("configs/sweeps/muon.py:nano", "muon-nano", 0.0, 0.17),
+    Part("configs/sweeps/exposure.py:mini", "exposure-mini", 0.0, 0.6),
+    Part("configs/sweeps/latch.py:mini", "facts-mini", 1.4, 0.2),
+    Part("configs/sweeps/recipes.py:mini", "recipes-mini", 3.6, 0.2),
+    Part("configs/sweeps/muon.py:mini", "muon-mini", 0.0, 0.5),
 )
 
 
@@ -64,16 +74,26 @@ def ended(run: Path) -> bool:
     return is_finished(run) or stopped(run) is not None
 
 
-def left(part: Part) -> list[str]:
-    """Returns the names of a part's runs that are not recorded."""
-    return [name for name in names_of(part) if not ended(ROOT / RECORDS / part.folder / name)]
-
-
-def show() -> None:
-    """Prints what is done and what is left."""
+def left(folder: Path) -> list[tuple[Part, int, int, float]]:
+    """Returns of each part the number of runs left, of all its runs, and the hours left on two idle cores."""
+    found, bases = [], set()
     for part in PARTS:
-        total = len(names_of(part))
-        print(f"{part.sweep:36} {total - len(left(part)):3} of {total:2} runs recorded", flush=True)
+        names = names_of(part)
+        missing = [name for name in names if not ended(ROOT / RECORDS / part.folder / name)]
+        has_base = part.folder in bases or any((folder / "runs" / part.folder).glob("pretrain_*/checkpoints"))
+        hours = part.run_hours * len(missing) + part.base_hours * bool(missing and not has_base)
+        bases |= {part.folder} if missing else set()
+        found.append((part, len(missing), len(names), hours))
+    return found
+
+
+def show(folder: Path) -> None:
+    """Prints what is done and what is left."""
+    parts = left(folder)
+    for part, missing, total, hours in parts:
+        when = f"about {duration(3600 * hours)} left" if missing else "done"
+        print(f"{part.sweep:36} {total - missing:3} of {total:2} runs recorded, {when}", flush=True)
+    print(f"all: about {duration(3600 * sum(hours for *_, hours in parts))} on two idle cores", flush=True)
 
 
 def set_up(folder: Path, part: Part) -> Path:
@@ -153,17 +173,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--list", action="store_true", help="print what is done and what is left; run nothing")
     flags = parser.parse_args(argv)
     folder = flags.folder.resolve()
-    show()
+    show(folder)
     if flags.list:
         return 0
     if not os.environ.get("GHOST_DATA"):
         raise UserError("The campaign reads raw/ and ctibench/ in $GHOST_DATA, and it is not set. Export it first.")
     data = data_folders(None)[0].resolve()
     failed = []
-    for part in PARTS:
-        if left(part) and not run(part, folder, set_up(folder, part), data):
+    for part, missing, *_ in left(folder):
+        if missing and not run(part, folder, set_up(folder, part), data):
             failed.append(part.sweep)
-    show()
+    show(folder)
     if failed:
         raise UserError(f"Runs of {', '.join(failed)} failed; their logs in {folder / 'runs'} show why. Repeat it.")
     return 0

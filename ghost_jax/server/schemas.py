@@ -94,7 +94,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """The body of /v1/completions. A prompt may be ids; plain text is read behind the token that begins a document."""
 
-    prompt: Textual | list[int] | list[Textual] | list[list[int]]
+    prompt: Textual | list[int] | Annotated[list[Textual] | list[list[int]], Field(max_length=MOST_PROMPTS)]
     logprobs: int | None = Field(None, ge=0, le=TOP)
     echo: bool = False
     best_of: Literal[1] | None = None
