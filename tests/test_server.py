@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -344,3 +345,20 @@ def test_the_page_asks_and_shows_lines_as_text_in_a_real_browser(address):
         assert found("#found .chosen strong")[0].text == "A) Update Software"
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_the_stream_that_runs_and_ends_with_zero(ghost, tiny_run):
+    flags = (f"--workdir={tiny_run.workdir}", "--port=0", "--max_new_tokens=60")
+    process = ghost.start("ghost_jax.serve", *flags, env={"GHOST_API_KEY": "secret"})
+    address = next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+)\.", line)))
+    options = {"model": tiny_run.workdir.name, "messages": [ASKED], "temperature": 1.0, "seed": 3}
+    whole = client(address, "secret").chat.completions.create(**options).choices[0].message.content
+    chunks = client(address, "secret").chat.completions.create(**options, stream=True)
+    text = next(chunks).choices[0].delta.content or ""
+    process.send_signal(signal.SIGTERM)
+    text += "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == whole
+    assert ghost.finish(process).returncode == 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{address}/health", timeout=5)
