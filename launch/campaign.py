@@ -35,16 +35,11 @@ LOWEST = 19  # priority
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A sweep of the campaign.
+    """A sweep of the campaign."""
 
-    Attributes:
-      sweep: as after `--config=`.
-      folder: of its runs; sweeps that share a base share a folder.
-      base_hours, run_hours: of a base and a run on two idle cores, scores included; a base counts once a folder.
-    """
-
-    sweep: str
-    folder: str
+    sweep: str  # as after `--config=`
+    folder: str  # of its runs; sweeps that share a base share a folder
+    # base_hours, run_hours: of a base and a run on two idle cores, scores included; a base counts once a folder
     base_hours: float
     run_hours: float
 

@@ -64,24 +64,17 @@ _ABSOLUTE = re.compile(
 
 @dataclass(frozen=True)
 class Read:
-    """The features of an item with K options.
+    """The features of an item with K options."""
 
-    Attributes:
-      evidence: [K, EVIDENCE] how far passages support each option, as fractions of the best score for the question;
-        the mean over the indexes of the book.
-      appearance: [K, APPEARANCE] the form of each option.
-      rows: of each option, the rows [<= SHOWN] of its best passages that share a term with the question, best first.
-      negated: whether the question asks what does not hold.
-      known: whether any passage shares a term with the question. If not, all evidence is zero: a fallback.
-      empty: [K] which options have no text. They are never chosen.
-    """
-
+    # [K, EVIDENCE] how far passages support each option, as fractions of the best score for the question; the mean over
+    # the indexes of the book
     evidence: np.ndarray
-    appearance: np.ndarray
+    appearance: np.ndarray  # [K, APPEARANCE] the form of each option
+    # of each option, the rows [<= SHOWN] of its best passages that share a term with the question, best first
     rows: tuple[np.ndarray, ...]
-    negated: bool
-    known: bool
-    empty: np.ndarray
+    negated: bool  # whether the question asks what does not hold
+    known: bool  # whether any passage shares a term with the question. If not, all evidence is zero: a fallback.
+    empty: np.ndarray  # [K] which options have no text. They are never chosen.
 
     def scores(self, weights: Weights = NOTHING_FITTED) -> np.ndarray:
         """Returns the score [K] of each option, higher for the better; equal ones tie."""

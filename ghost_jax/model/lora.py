@@ -23,19 +23,12 @@ Trained = dict[str, dict[str, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """Which kernels of a model have adapters.
+    """Which kernels of a model have adapters."""
 
-    Attributes:
-      rank: columns of A and rows of B.
-      alpha: the product is scaled by alpha / rank.
-      targets: a regular expression, found in the names of the kernels.
-      old_vocab: tokens of the base; those after them are new.
-    """
-
-    rank: int
-    alpha: float
-    targets: str
-    old_vocab: int
+    rank: int  # columns of A and rows of B
+    alpha: float  # the product is scaled by alpha / rank
+    targets: str  # a regular expression, found in the names of the kernels
+    old_vocab: int  # tokens of the base; those after them are new
 
     def init(self, params: Mapping, model: ModelConfig, key: jax.Array) -> Trained:
         """Returns the trained tree before the first update, under which the model computes what `params` do.

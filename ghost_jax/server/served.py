@@ -31,23 +31,14 @@ _OPTION = re.compile(r"^\s*([A-J])[).:]\s+(\S.*)$")
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """A server's model and book.
+    """A server's model and book."""
 
-    Attributes:
-      name: of the model.
-      model: None where the reader alone answers.
-      reader: of the book; None where it is closed.
-      note: what a client should know of the model, "" for nothing.
-      quotes: whether the reader answers chats, because the model only guesses.
-      created: seconds since 1970.
-    """
-
-    name: str
-    model: "Model | None"
-    reader: LexicalReader | None
-    note: str = ""
-    quotes: bool = False
-    created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    name: str  # of the model
+    model: "Model | None"  # None where the reader alone answers
+    reader: LexicalReader | None  # of the book; None where it is closed
+    note: str = ""  # what a client should know of the model, "" for nothing
+    quotes: bool = False  # whether the reader answers chats, because the model only guesses
+    created: int = dataclasses.field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
     def lines(self, question: str) -> list[Passage]:
         """Returns the passages of the book that match a question best, none where the book is closed."""
@@ -66,19 +57,13 @@ class Served:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A run, its vocabulary and the scheduler of its engine.
-
-    Attributes:
-      context: tokens that the model accepts.
-      most: tokens of an answer, unless a request says otherwise.
-      stops: ids that end an answer.
-    """
+    """A run, its vocabulary and the scheduler of its engine."""
 
     scheduler: Scheduler
     tokenizer: Tokenizer
-    context: int
-    most: int
-    stops: list[int]
+    context: int  # tokens that the model accepts
+    most: int  # tokens of an answer, unless a request says otherwise
+    stops: list[int]  # ids that end an answer
 
     @classmethod
     def load(cls, workdir: Path, *, rows: int, waiting: int, most: int) -> "Model":

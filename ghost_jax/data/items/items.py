@@ -13,39 +13,27 @@ Order = tuple[int, ...]  # order[i] is the new position of original option i
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One question with 2 to 10 options.
+    """One question with 2 to 10 options."""
 
-    Attributes:
-      id: its id in the file, or its place there, "line 58" or "item 58".
-      question, options: as published, in the published order; an option may be empty.
-      answer: the index of the gold option.
-      url: the page the question was written from, "" where unknown. Items of one page are not independent.
-    """
-
-    id: str
+    id: str  # its id in the file, or its place there, "line 58" or "item 58"
+    # question, options: as published, in the published order; an option may be empty
     question: str
     options: tuple[str, ...]
-    answer: int
-    url: str = ""
+    answer: int  # the index of the gold option
+    url: str = ""  # the page the question was written from, "" where unknown. Items of one page are not independent.
 
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """A benchmark.
+    """A benchmark."""
 
-    Attributes:
-      name: what reports call it.
-      path, sha256: its file and the hex digest of the file's bytes; "" if the items were made in memory.
-      items: every item of the file that is answered with one letter, in file order.
-      quirks: a sentence for each blemish that was kept, beginning with its place.
-      left_out: a sentence for each item of the file that is not among the items, beginning with its place.
-    """
-
-    name: str
+    name: str  # what reports call it
+    # path, sha256: its file and the hex digest of the file's bytes; "" if the items were made in memory
     path: str
     sha256: str
-    items: tuple[Item, ...]
-    quirks: tuple[str, ...] = ()
+    items: tuple[Item, ...]  # every item of the file that is answered with one letter, in file order
+    quirks: tuple[str, ...] = ()  # a sentence for each blemish that was kept, beginning with its place
+    # a sentence for each item of the file that is not among the items, beginning with its place
     left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:

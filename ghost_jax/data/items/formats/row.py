@@ -15,41 +15,28 @@ KINDS = {str: "text", dict: "an object", list: "a list"}
 
 @dataclass(frozen=True)
 class Row:
-    """One item as its file states it, unchecked.
+    """One item as its file states it, unchecked."""
 
-    Attributes:
-      id, question, options, url: as of `Item`.
-      gold: the gold letter as it is written.
-      left_out: why a valid item cannot be scored as one letter; "" if it can.
-    """
-
+    # id, question, options, url: as of `Item`
     id: str
     question: str
     options: tuple[str, ...]
-    gold: str
+    gold: str  # the gold letter as it is written
     url: str = ""
-    left_out: str = ""
+    left_out: str = ""  # why a valid item cannot be scored as one letter; "" if it can
 
 
 @dataclass(frozen=True)
 class Format:
-    """A row of `FORMATS`.
+    """A row of `FORMATS`."""
 
-    Attributes:
-      name: what the format is called.
-      suffix: the suffix of its files, a key of `raw.CONTAINERS`.
-      shape: what a file of it holds, in words.
-      recognises: whether a file is of this format, by its first row of cells or its first JSON value.
-      row: `(place, record) -> Row`, from cells by column, plain cells or a JSON value.
-      columns: the columns that the header of a table must name; empty for a file without a header.
-    """
-
-    name: str
-    suffix: str
-    shape: str
+    name: str  # what the format is called
+    suffix: str  # the suffix of its files, a key of `raw.CONTAINERS`
+    shape: str  # what a file of it holds, in words
+    # whether a file is of this format, by its first row of cells or its first JSON value
     recognises: Callable[[Any], bool]
-    row: Callable[[str, Any], Row]
-    columns: Sequence[str] = ()
+    row: Callable[[str, Any], Row]  # `(place, record) -> Row`, from cells by column, plain cells or a JSON value
+    columns: Sequence[str] = ()  # the columns that the header of a table must name; empty for a file without a header
 
 
 def quoted(text: str, most: int = 40) -> str:
