@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import ghost_jax
 from ghost_jax.core.errors import BAD_USAGE, DONE, did_you_mean, say_error
 
 COMMANDS = {
@@ -26,6 +27,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the first word names with the words behind it; returns its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["--version"]:
+        print(ghost_jax.__version__)
+        return DONE
     if not words or words[0] in ("-h", "--help"):
         print("usage: ghost COMMAND [--help] …\n")
         for name, (_, does) in COMMANDS.items():

@@ -66,7 +66,7 @@ def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> st
         **form.config_of(model),
         **vocabulary.special_ids(tokenizer),
         "torch_dtype": dtype,
-        "ghost_jax": {"version": ghost_jax.__version__, "run": workdir.resolve().name, "step": step},
+        "ghost_jax": {"version": ghost_jax.__version__, "run": workdir.resolve().name, "step": step, "format": kind},
     }
     for name, content in described.items():
         write_json(folder / name, content)
@@ -104,7 +104,10 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--force", action="store_true", help="replace an earlier export")
     flags = parser.parse_args(argv)
     if flags.dtype not in DTYPES[flags.format]:
-        raise UsageError(f"--dtype={flags.dtype} is not one of {', '.join(DTYPES[flags.format])}.")
+        raise UsageError(
+            f"--dtype={flags.dtype} is not one of {', '.join(DTYPES[flags.format])}, as --format={flags.format} has. "
+            "float16 and q8_0 need --format=gguf."
+        )
     return flags
 
 

@@ -31,14 +31,25 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.serve", description=main.__doc__)
     add = parser.add_argument
     add("--workdir", type=local_path, metavar="DIR", help="the run; without it the reader alone answers")
-    add("--book", default="closed", metavar="closed|open|PATH", help="that answers read and cite (default: closed)")
+    add(
+        "--book",
+        default="closed",
+        metavar="closed|open|PATH",
+        help="the text that answers read and cite (default: closed)",
+    )
     add("--data_dir", type=local_path, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=8000, help="0 for any free one (default: 8000)")
     add("--batch_size", type=int, default=16, metavar="N", help="texts generated at once (default: 16)")
-    add("--waiting", type=int, default=64, metavar="N", help="requests that may wait for a row (default: 64)")
-    add("--max_new_tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)")
-    add("--timeout", type=float, default=120, metavar="SECONDS", help="that a request may take (default: 120)")
+    add("--waiting", type=int, default=64, metavar="N", help="requests that may queue beside them (default: 64)")
+    add(
+        "--max_new_tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="of an answer, unless the request says (default: 256)",
+    )
+    add("--timeout", type=float, default=120, metavar="SECONDS", help="the longest that a request takes (default: 120)")
     flags = parser.parse_args(argv)
     if not flags.workdir and flags.book == "closed":
         raise UsageError("There is nothing to serve. Name a run with --workdir, or add --book=open.")

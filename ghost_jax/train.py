@@ -146,6 +146,7 @@ def main(argv: Sequence[str]) -> int:
             plan.announce(stage.config, stage.workdir, config, console)
     if flags.plan:
         for stage in stages:
+            run_dir.check_same(stage.workdir, stage.config)
             plan.show(stage.config, prepare(stage.config, flags.data_dir), console)
         return 0
     if len(unfinished) > 1:

@@ -50,6 +50,9 @@ def test_texts_are_those_of_a_stream_whatever_joins_leaves_or_is_dropped():
             "length" if len(expected) >= text.most or len(expected) + len(text.prompt) == 320 else "stop"
         )
     assert {text.ended for text in texts} == {"stop", "length"}
+    for _ in engine.admit(text_of(1, 5, 3, GREEDY)):
+        pass
+    assert engine._batch.filled.shape[1] == 256, "a long text leaves no long cache behind"
 
 
 def test_scores_are_log_probabilities_of_a_forward_pass():

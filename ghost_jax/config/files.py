@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.errors import UsageError, UserError, did_you_mean
 
 # A checkout, or the folder that ghost_jax is installed in; configs/ is in it, beside this package.
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,10 +34,11 @@ def find(kind: str, spec: str, *folders: Path) -> tuple[Path, str]:
         for folder, name in itertools.product(searched, (named, f"{FOLDERS[kind]}/{named}.py")):
             if (path := folder / name).is_file():
                 return path, ":".join(parts[count:])
+    known = [path.stem for path in sorted((ROOT / FOLDERS[kind]).glob("*.py")) if path.stem != "common"]
     places = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in searched))
     raise UsageError(
-        f"There is no {kind} file {spec}. It is not in {places}. Name a file and its preset, such as "
-        f"--config={EXAMPLES[kind]}."
+        f"There is no {kind} file {spec} in {places}.{did_you_mean(Path(parts[0]).stem, known)} Name a recipe or a "
+        f"file, and its preset, such as --config={EXAMPLES[kind]}."
     )
 
 

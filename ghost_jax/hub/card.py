@@ -19,6 +19,7 @@ from ghost_jax.runs.run_record import RunRecord
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md")
 SHOWN_LOSSES = 8
+LIBRARIES = {"hf": "transformers", "gguf": "gguf", "peft": "peft"}
 _PATH = re.compile(r"(?<![\w:/.…])~?/(?:[^\s/:;,]+/)+([^\s/:;,]*)")
 
 
@@ -44,7 +45,7 @@ def card_of(run: RunRecord, exported: dict) -> str:
     """Returns the model card as Markdown with metadata in front; `exported` is the config.json beside the weights."""
     compared = [run] if run.config["stage"] != "imported" else []
     card = ModelCard.from_template(
-        metadata(run),
+        metadata(run, exported),
         template_path=str(TEMPLATE),
         run=run,
         config=run.config,
@@ -60,12 +61,12 @@ def card_of(run: RunRecord, exported: dict) -> str:
     return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
 
 
-def metadata(run: RunRecord) -> ModelCardData:
+def metadata(run: RunRecord, exported: dict) -> ModelCardData:
     """Returns the card's metadata: what a hub sorts models by, and the scores as a model-index."""
     own = [score for score in _scores(run) if score.reader != "both"]  # the lexical reader has a part in those
     results = [result for score in own for result in _eval_results(score)]
     return ModelCardData(
-        library_name="transformers",
+        library_name=LIBRARIES[exported["ghost_jax"].get("format", "hf")],
         pipeline_tag="text-generation",
         tags=["ghost_jax", "cybersecurity", channel_of(run)],
         metrics=["accuracy"] if results else None,

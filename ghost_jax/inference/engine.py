@@ -54,6 +54,14 @@ class Engine(Generator):
     def clear(self) -> None:
         """Drops every text and the cache."""
         self._forget()
+        self._reset()
+
+    def cached(self, prompt: np.ndarray) -> int:
+        """Returns how many first tokens of a prompt need not be read again; few are not worth the last one's cache."""
+        shared = super().cached(prompt)
+        return shared if shared >= CHUNK else 0
+
+    def _reset(self) -> None:
         self._texts: list[Text | None] = [None] * self._batch_size
         self._key_data = np.zeros((self._batch_size, 2), np.uint32)
         self._batch = self._with_slots(self._empty_cache(self._batch_size), SLOTS)
@@ -87,6 +95,8 @@ class Engine(Generator):
         Raises UserError for a prompt that is too long. One prompt is read at a time.
         """
         self.max_answer(len(text.prompt))
+        if not self.texts:  # a long text has left a long cache, whose every slot costs a CPU as a used one
+            self._reset()
         hidden, cache = yield from self._reading(text.prompt)
         key_data = text.key_data[None]
         chosen = self._first(
@@ -98,8 +108,7 @@ class Engine(Generator):
             return
         row = self._texts.index(None)
         self._texts[row], self._key_data[row] = text, text.key_data
-        slots = max(cache.filled.shape[1], len(text.prompt) + 1)
-        self._batch = self._with_slots(self._batch, slots)
+        self._batch = self._with_slots(self._batch, len(text.prompt) + 1)
         self._batch, self._state = self._place(self._batch, self._state, cache, chosen, np.int32(row))
         self._used = max(self._used, len(text.prompt))
 
@@ -166,16 +175,17 @@ class Engine(Generator):
 
 
 def _place(batch: Cache, state: State, cache: Cache, chosen: State, row: jax.Array) -> tuple[Cache, State]:
-    """Returns the batch and its state with a text of one row, and no more slots, in this row."""
+    """Returns the batch and its state with a text of one row in this row."""
     slots = batch.filled.shape[1]
+    kept = min(slots, cache.filled.shape[1])  # more slots of the one row have no token
 
     def put(into: jax.Array, value: jax.Array, axis: int) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(into, value, row, axis)
 
     def wide(each: jax.Array) -> jax.Array:
-        return jnp.pad(each, ((0, 0), (0, 0), (0, 0), (0, slots - each.shape[3]), (0, 0)))
+        return jnp.pad(each[:, :, :, :kept], ((0, 0), (0, 0), (0, 0), (0, slots - kept), (0, 0)))
 
-    filled = jnp.pad(cache.filled, ((0, 0), (0, slots - cache.filled.shape[1])))
+    filled = jnp.pad(cache.filled[:, :kept], ((0, 0), (0, slots - kept)))
     batch = Cache(
         put(batch.keys, wide(cache.keys), 1),
         put(batch.values, wide(cache.values), 1),

@@ -82,20 +82,27 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
     """
     if not distributed.is_main():
         return
-    asked = json.loads(config_lib.to_json(config))
-    if not (workdir / run_record.CONFIG).is_file():
-        write_json(workdir / run_record.CONFIG, asked)
-        run_record.write(workdir, environment(config.spec))
-        if diff := _git("diff", "HEAD"):
-            write_text(workdir / "git.diff", diff)
+    if (workdir / run_record.CONFIG).is_file():
+        check_same(workdir, config)
         return
+    write_json(workdir / run_record.CONFIG, json.loads(config_lib.to_json(config)))
+    run_record.write(workdir, environment(config.spec))
+    if diff := _git("diff", "HEAD"):
+        write_text(workdir / "git.diff", diff)
+
+
+def check_same(workdir: Path, config: ConfigDict) -> None:
+    """Raises UserError, with both values of each difference, where `workdir` holds a run of another config."""
+    if not (workdir / run_record.CONFIG).is_file():
+        return
+    asked = json.loads(config_lib.to_json(config))
     differences = list(
         _differences(config_lib.completed(read_config(workdir / run_record.CONFIG)), config_lib.completed(asked))
     )
     if differences:
         raise UserError(
             f"{workdir} holds a run of another config: {'; '.join(differences)}. Repeat the command that made it to "
-            "resume it, or give this one another --workdir (its base run is written beside it)."
+            "resume it, or put this one into another folder with --workdir=FOLDER/NAME (its base is written beside it)."
         )
 
 

@@ -16,10 +16,11 @@ from prometheus_client import Histogram
 from ghost_jax.inference.engine import TOP, Scores, Text
 from ghost_jax.inference.sampling import GREEDY
 from ghost_jax.server.guard import ApiError
+from ghost_jax.server.scheduler import REGISTRY
 from ghost_jax.server.schemas import CompletionRequest, Generation
 from ghost_jax.server.served import Model
 
-FIRST = Histogram("ghost_first_token_seconds", "Seconds to the first token")
+FIRST = Histogram("ghost_first_token_seconds", "Seconds to the first token", registry=REGISTRY)
 
 
 @dataclasses.dataclass

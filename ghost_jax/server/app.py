@@ -17,6 +17,7 @@ from ghost_jax.data.retrieval.bm25 import Passage
 from ghost_jax.inference.conversation import quoted
 from ghost_jax.server.answers import Answer, complete, event, respond
 from ghost_jax.server.guard import ApiError, Guard, add_errors
+from ghost_jax.server.scheduler import REGISTRY
 from ghost_jax.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, ReadRequest, TokenizeRequest
 from ghost_jax.server.served import Model, Served, question_of, turns_of
 from ghost_jax.text.mcq_format import LETTERS
@@ -64,14 +65,22 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/v1/models")
     async def models() -> dict:
+        return {"object": "list", "data": [described()]}
+
+    @router.get("/v1/models/{name}")
+    async def one_model(name: str) -> dict:
+        _check_model(served, name)
+        return described()
+
+    def described() -> dict:
         model = {"id": served.name, "object": "model", "created": served.created, "owned_by": "ghost_jax"}
         about = {"book": served.reader is not None, "generates": served.model is not None, "note": served.note}
         about["quotes"] = served.quotes or served.model is None  # chats are answered by the lines of the book
-        return {"object": "list", "data": [model | about]}
+        return model | about
 
     @router.post("/v1/chat/completions")
     async def chat(request: ChatRequest, raw: fastapi.Request) -> Response:

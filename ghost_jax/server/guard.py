@@ -1,6 +1,7 @@
 """What every request passes: the host's name, the key, limits of the body, and errors of the API's shape."""
 
 import asyncio
+import itertools
 import re
 import secrets
 import time
@@ -13,15 +14,15 @@ from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.server.scheduler import Busy
+from ghost_jax.server.scheduler import REGISTRY, Busy
 
 MOST_BYTES = 1 << 20  # of a body
 READ_SECONDS = 20  # to send it
 RETRY_SECONDS = 2  # advised where the queue is full
 OPEN_PATHS = ("/", "/health")  # without a key
 
-REQUESTS = Counter("ghost_requests", "Requests by path and status", ["path", "status"])
-SECONDS = Histogram("ghost_request_seconds", "Seconds to the end of an answer", ["path"])
+REQUESTS = Counter("ghost_requests", "Requests by path and status", ["path", "status"], registry=REGISTRY)
+SECONDS = Histogram("ghost_request_seconds", "Seconds to the end of an answer", ["path"], registry=REGISTRY)
 
 
 class ApiError(Exception):
@@ -115,8 +116,13 @@ def add_errors(app: fastapi.FastAPI) -> None:
         if "json" not in request.headers.get("content-type", ""):  # a page elsewhere cannot send JSON unasked
             return ApiError(415, "The body is not declared as JSON. Send Content-Type: application/json.").response()
         first = fault.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-        message = f"{place}: {first['msg']}." if first["type"] != "json_invalid" else "The body is not valid JSON."
+        if first["type"] == "json_invalid":
+            return ApiError(400, "The body is not valid JSON.").response()
+        # pydantic also names the member of a union that it tried, such as "constrained-str".
+        named = itertools.takewhile(lambda part: re.fullmatch(r"\w+", str(part)), first["loc"][1:])
+        place = ".".join(map(str, named)) or "the body"
+        unknown = first["type"] in ("extra_forbidden", "literal_error", "none_required")
+        message = f"{place} is not supported, or not with this value." if unknown else f"{place}: {first['msg']}."
         return ApiError(400, message, param=place).response()
 
     @app.exception_handler(ApiError)

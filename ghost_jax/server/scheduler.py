@@ -9,14 +9,15 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
-from prometheus_client import Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from ghost_jax.inference.engine import Engine, Scores, Text
 
-WAITING = Gauge("ghost_requests_waiting", "Requests that wait for a row of the batch")
-RUNNING = Gauge("ghost_requests_running", "Requests in the batch")
-GENERATED = Counter("ghost_generated_tokens", "Tokens generated")
-READ = Counter("ghost_prompt_tokens", "Tokens of prompts read")
+REGISTRY = CollectorRegistry()  # of the server alone: libraries keep metrics in the default one
+WAITING = Gauge("ghost_requests_waiting", "Requests that wait for a row of the batch", registry=REGISTRY)
+RUNNING = Gauge("ghost_requests_running", "Requests in the batch", registry=REGISTRY)
+GENERATED = Counter("ghost_generated_tokens", "Tokens generated", registry=REGISTRY)
+READ = Counter("ghost_prompt_tokens", "Tokens of prompts read", registry=REGISTRY)
 POLL = 0.1  # seconds between looks at the queue of an idle engine
 
 

@@ -26,7 +26,7 @@ from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.training.loading import load_model
 
 READER = "reader"  # the model name of the lexical reader alone
-_OPTION = re.compile(r"^\s*([A-J])[).:]\s+(\S.*)$")
+_OPTION = re.compile(r"^\s*\(?([A-Ja-j])[).:]\s+(\S.*)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,7 @@ def question_of(text: str) -> tuple[str, list[str]]:
     first = len(lines)
     for number, line in enumerate(lines):
         found = _OPTION.match(line)
-        if found and len(options) < len(LETTERS) and found[1] == LETTERS[len(options)]:
+        if found and len(options) < len(LETTERS) and found[1].upper() == LETTERS[len(options)]:
             first = min(first, number)
             options.append(found[2].strip())
     if len(options) < 2:
