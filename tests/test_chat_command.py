@@ -216,7 +216,7 @@ def test_a_conversation_on_a_terminal(screen):
     assert "forgotten" in shown
     screen.type("half a li")
     screen.until("half a li")
-    time.sleep(0.5)  # Python's readline ignores a signal that comes while it echoes
+    time.sleep(2)  # Python's readline ignores a signal that comes while it echoes
     screen.process.send_signal(signal.SIGINT)
     screen.until("you> ")
     screen.type("hello\n")
