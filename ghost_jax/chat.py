@@ -219,7 +219,7 @@ def main(argv: Sequence[str]) -> int:
     conversation, step = open_run(flags, sampling, index)
     if conversation.quotes:
         notes.print("Every score of this run is at chance or collapsed, so the lines of the book are the answer.")
-    elif evaluation.only_guesses(flags.workdir):
+    elif not flags.jsonl and evaluation.only_guesses(flags.workdir):
         notes.print("Every score of this run is at chance or collapsed to one letter.")
     if flags.jsonl:
         return FAILED if answer_lines(conversation, piped_lines(sys.stdin.buffer)) else DONE

@@ -165,7 +165,7 @@ def test_names_shapes_and_config_of_a_llama(tmp_path):
         "lm_head.weight": (CHAT.vocab_size, 32),
     }
     config = json.loads((out / "config.json").read_text())
-    assert config["ghost_jax"] == {"version": ghost_jax.__version__, "run": "run", "step": 0}
+    assert config["ghost_jax"] == {"version": ghost_jax.__version__, "run": "run", "step": 0, "format": "hf"}
     assert config["eos_token_id"] == [CHAT.id(END), CHAT.id(EOS)]
     assert (config["vocab_size"], config["rope_theta"], config["rms_norm_eps"]) == (CHAT.vocab_size, 50_000.0, 1e-5)
 
