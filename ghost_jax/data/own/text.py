@@ -45,7 +45,8 @@ def find(entry: str) -> tuple[str, Path, list[Path], str]:
         name = folder.resolve().name or "files"
     readable = [each for each in found if rows.suffix_of(each) in TEXT_FILES]
     if not readable:
-        what = f"{found[0]} is none of them" if found else "there is no such file"
+        absent = "the folder is empty" if path.is_dir() else "there is no such file"
+        what = f"{found[0]} is none of them" if found else absent
         raise UserError(
             f"No file of {entry} can be read: {what}. Name a file, a folder or a pattern of {', '.join(TEXT_FILES)}, "
             "plain or as .gz, .xz or .zip."
