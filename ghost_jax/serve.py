@@ -11,6 +11,7 @@ import contextlib
 import os
 import socket
 import sys
+import types
 from collections.abc import Sequence
 
 import uvicorn
@@ -63,6 +64,15 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
+class Server(uvicorn.Server):
+    """Says that it ends, since requests that run may take a while."""
+
+    def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
+        """Handles SIGTERM and Ctrl-C."""
+        print("Ending: requests that run are finished, new ones refused.", flush=True)
+        super().handle_exit(sig, frame)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Returns a socket that listens. Raises UserError where the address is taken or not of this machine."""
     try:
@@ -102,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         shown = f"[{flags.host}]" if ":" in flags.host else flags.host
         print(f"{name} at http://{shown}:{listening.getsockname()[1]}. Ctrl-C ends it.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has drained
-            uvicorn.Server(config).run([listening])
+            Server(config).run([listening])
     return 0
 
 
