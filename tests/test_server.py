@@ -170,6 +170,9 @@ def test_completions_have_the_log_probabilities_of_their_tokens(address, model):
     assert all(max(top.values()) >= own for top, own in zip(second.top_logprobs, second.token_logprobs, strict=True))
     more = create(prompt=text, **options | {"max_tokens": 4}).choices[0]
     assert len(more.logprobs.tokens) >= 1
+    assert create(model="tiny", prompt=text, max_tokens=0).choices[0].text == ""
+    of_ids = create(model="tiny", prompt=ids, max_tokens=4, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in of_ids) == more.text
     stopped = create(model="tiny", prompt=text, max_tokens=8, stop=[more.text[:1]])
     assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
 
@@ -181,6 +184,7 @@ def test_completions_have_the_log_probabilities_of_their_tokens(address, model):
         ({"model": "tiny", "messages": []}, "messages"),
         ({"model": "tiny", "messages": [ASKED], "tools": []}, "tools"),
         ({"model": "tiny", "messages": [ASKED], "max_tokens": -1}, "max_tokens"),
+        ({"model": "tiny", "messages": [ASKED], "max_tokens": 0}, "max_tokens"),
         ({"model": "tiny", "messages": [ASKED], "temperature": float("nan")}, "temperature"),
         ({"model": "tiny", "messages": [ASKED], "n": 2}, "n"),
         ({"model": "tiny", "messages": [ASKED] * 10_000}, "messages"),
@@ -250,6 +254,9 @@ def test_a_request_that_takes_too_long_ends_and_a_key_is_asked_for(tiny_run):
         assert client(address, "secret").models.list().data
         with pytest.raises(openai.APIStatusError) as late:
             client(address, "secret").chat.completions.create(model="tiny", messages=[ASKED])
+        assert late.value.status_code == 504
+        with pytest.raises(openai.APIStatusError) as late:
+            client(address, "secret").completions.create(model="tiny", prompt=["x"], max_tokens=1, logprobs=1)
         assert late.value.status_code == 504
 
 

@@ -61,6 +61,7 @@ class Answer:
         return {"index": 0, **of, "logprobs": None, "finish_reason": finish}
 
     def object(self, kind: str, choices: list[dict]) -> dict:
+        """Returns an object of this kind with its choices."""
         about = {"ghost_jax": self.about} if self.about else {}
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices} | about
 
@@ -99,7 +100,13 @@ async def respond(answer: Answer, model: Model, text: Text, raw: fastapi.Request
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
+def too_late(seconds: float) -> ApiError:
+    """Returns the error of an answer that takes too long."""
+    return ApiError(504, f"The answer took more than {seconds:g} seconds.", "server_error")
+
+
 def event(content: dict) -> str:
+    """Returns an event of a stream."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
@@ -129,7 +136,7 @@ async def _pieces(
             yield pending[:ready], ended
             pending = pending[ready:]
     except TimeoutError:
-        raise ApiError(504, f"The answer took more than {seconds:g} seconds.", "server_error") from None
+        raise too_late(seconds) from None
     finally:
         await generating.aclose()
 

@@ -1,5 +1,6 @@
 """The HTTP server: the OpenAI API for a model or the reader, health, metrics and the page. No request is logged."""
 
+import asyncio
 import base64
 import contextlib
 import dataclasses
@@ -15,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ghost_jax.data.retrieval.bm25 import Passage
 from ghost_jax.inference.conversation import quoted
-from ghost_jax.server.answers import Answer, complete, event, respond
+from ghost_jax.server.answers import Answer, complete, event, respond, too_late
 from ghost_jax.server.guard import ApiError, Guard, add_errors
 from ghost_jax.server.scheduler import REGISTRY
 from ghost_jax.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, ReadRequest, TokenizeRequest
@@ -99,12 +100,17 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
     async def completions(request: CompletionRequest, raw: fastapi.Request) -> Response:
         _check_model(served, request.model)
         model = _model(served)
-        if request.logprobs is None and not request.echo and not isinstance(request.prompt, list):
+        one = isinstance(request.prompt, str) or (bool(request.prompt) and isinstance(request.prompt[0], int))
+        if one and request.logprobs is None and not request.echo and request.max_tokens != 0:
             answer = Answer(request, served.name, "text_completion")
             return await respond(answer, model, model.text(model.ids(request.prompt), request), raw, seconds)
         if request.stream:
             raise ApiError(400, "A stream has one prompt, without logprobs and echo. Leave stream out.", param="stream")
-        return await complete(served.name, model, request, raw, seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                return await complete(served.name, model, request, raw, seconds)
+        except TimeoutError:
+            raise too_late(seconds) from None
 
     @router.post("/v1/read")
     async def read(request: ReadRequest) -> dict:

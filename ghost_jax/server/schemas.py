@@ -85,8 +85,9 @@ class Generation(Strict):
 class ChatRequest(Generation):
     """The body of /v1/chat/completions."""
 
+    max_tokens: int | None = Field(None, ge=1)
     messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=0)
+    max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: Literal[False] | None = None
     response_format: dict[str, Literal["text"]] | None = None
 

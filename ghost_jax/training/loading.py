@@ -13,6 +13,7 @@ from ghost_jax.data.storage.artifact_cache import fingerprint
 from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.lora import Lora, Trained
+from ghost_jax.parallel import distributed
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
@@ -23,11 +24,15 @@ ADAPTED = "lora.json"
 
 
 def write_adapted(workdir: Path, lora: Lora, base: Path) -> None:
-    """Records in a run directory that its checkpoints hold adapters to a base, and what that base's parameters are."""
+    """Records in a run directory that its checkpoints hold adapters to a base, and what that base's parameters are.
+
+    Every process calls it, since they read a checkpoint together; the main one writes.
+    """
     with Checkpoints(base, keep=0, read_only=True) as checkpoints:
         params = fingerprint(checkpoints.record(checkpoints.latest)["params"])
     where = os.path.relpath(base.resolve(), workdir.resolve())
-    write_json(workdir / ADAPTED, dataclasses.asdict(lora) | {"base": where, "params": params})
+    if distributed.is_main():
+        write_json(workdir / ADAPTED, dataclasses.asdict(lora) | {"base": where, "params": params})
 
 
 def read_adapted(workdir: Path) -> tuple[Lora, Path] | None:

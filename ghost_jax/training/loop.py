@@ -47,7 +47,7 @@ def train(
         frozen = setup.base_params(base_workdir, prepared) if setup.lora else None
         if state is None:
             state = setup.first_state(base_workdir, prepared, frozen)
-            if setup.lora and distributed.is_main():
+            if setup.lora:
                 write_adapted(workdir, setup.lora, base_workdir)
         elif distributed.is_main():
             print(f"resuming {workdir} after update {int(state.step):,}", flush=True)
