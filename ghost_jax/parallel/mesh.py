@@ -27,7 +27,7 @@ def make_mesh(
     Raises UserError where the sizes do not multiply to the number of devices, or `replica` is not that of the slices.
     """
     devices = jax.devices() if devices is None else devices
-    count, slices = len(devices), len({slice_of(device) for device in devices})
+    count, slices = len(devices), len({_slice_of(device) for device in devices})
     replica = slices if replica == -1 else replica
     if slices > 1 and replica != slices:
         raise UserError(
@@ -52,7 +52,7 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def slice_of(device: jax.Device) -> int:
+def _slice_of(device: jax.Device) -> int:
     """Returns the number of the TPU slice that a device is in; 0 on other platforms.
 
     On a GPU the attribute tells hosts apart, and there parameters may well be sharded over hosts.
