@@ -213,7 +213,7 @@ def _sizes(config: ConfigDict) -> str | None:
         return f"model.heads ({heads}) must divide model.width ({width}) into parts of an even size."
     if heads % (model.get("kv_heads") or heads):
         return f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
-    if list(config.mesh.values()).count(-1) > 1:
+    if [config.mesh[axis] for axis in ("data", "fsdp", "tensor")].count(-1) > 1:
         return f"mesh has -1, the devices that are left, more than once: {dict(config.mesh)}. Set one size."
     return None
 
