@@ -67,8 +67,8 @@ launch/image/%.lock: | .venv/ready
 define LOCK
 import json, sys
 for found in json.load(sys.stdin)["install"]:
-    kind, digest = found["download_info"]["archive_info"]["hash"].split("=")
-    print(found["metadata"]["name"] + "==" + found["metadata"]["version"], f"--hash={kind}:{digest}")
+    pin = found["metadata"]["name"] + "==" + found["metadata"]["version"]
+    print(pin, "--hash=sha256:" + found["download_info"]["archive_info"]["hashes"]["sha256"])
 endef
 export LOCK
 
