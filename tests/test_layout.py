@@ -31,17 +31,8 @@ LIBRARY_COMMANDS = ("ghost_jax.data.prepare", "ghost_jax.data.show", "ghost_jax.
 TOP_LEVEL = {
     *PACKAGES,
     *("tests", "README.md", "WORKSPACE.md", "RESULTS.md", "CHANGELOG.md", "SECURITY.md"),
-    *(
-        "Makefile",
-        "pyproject.toml",
-        "LICENSE",
-        ".ci",
-        ".gitignore",
-        ".dockerignore",
-        "Dockerfile",
-        "docs",
-        "mkdocs.yml",
-    ),
+    *("Makefile", "pyproject.toml", "LICENSE", ".ci", ".gitignore", "docs", "mkdocs.yml"),
+    *("Dockerfile", ".dockerignore"),
 }
 DATASETS = "ghost_jax.data.builders"  # its __init__.py: the table of datasets, which configs are checked against
 LONGEST = 400  # lines
