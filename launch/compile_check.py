@@ -37,7 +37,7 @@ from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import ROLES
 from ghost_jax.training.setup import TrainSetup, attention_of
 from launch import hlo
-from launch.chips import CHIPS, Chip
+from launch.chips import CHIPS, Chip, parse
 
 LIBTPU = "0.0.42.1"  # the one that jax 0.10.2 asks for
 
@@ -133,22 +133,16 @@ def check(config: ConfigDict, topology: str, slices: int = 1) -> Report:
 
 def describe(topology: str, slices: int = 1) -> tuple[Chip, Sequence[jax.Device]]:
     """Returns the chip and the devices of slices, one a chip, without them. Raises as `check`."""
-    generation, _, shape = topology.partition(":")
-    sides = shape.split("x")
-    known = CHIPS.get(generation)
+    generation, sides = parse(topology)
+    known = CHIPS[generation]
     if slices < 1:
         raise UsageError(f"--slices={slices} is no number of slices. Use 1 or more.")
-    if known is None or len(sides) != known.dimensions or not all(side.isdecimal() and int(side) for side in sides):
-        raise UsageError(
-            f"--topology={topology} is no slice. Name a generation and its shape: v5e:4x4 or v6e:4x4 in two "
-            "dimensions, v4:2x2x4 or v5p:4x4x4 in three."
-        )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "The TPU compiler is not installed: it is in the package libtpu, which needs no TPU. Install the release "
             f"that fits the pinned JAX with: {sys.executable} -m pip install libtpu=={LIBTPU}"
         )
-    chips = math.prod(map(int, sides))
+    chips = math.prod(sides)
     jax.config.update("jax_platforms", "cpu")  # there is no TPU to find
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # do not ask the metadata server of Google's cloud

@@ -23,7 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ghost_jax.core.errors import FAILED, UserError, say_error
 
-COORDINATOR, PROCESSES, PROCESS = "GHOST_COORDINATOR", "GHOST_PROCESSES", "GHOST_PROCESS"  # set by launch/local.py
+# Variables that launch/local.py and launch/jobset.yaml set.
+COORDINATOR, PROCESSES, PROCESS = "GHOST_COORDINATOR", "GHOST_PROCESSES", "GHOST_PROCESS"
 
 START_SECONDS = 300  # for all processes to appear: the nodes of a cluster do not start at once
 HEARTBEAT_SECONDS = 30  # of silence, after which a process counts as lost
@@ -41,8 +42,8 @@ _PEER_LOST = re.compile(
 def start() -> None:
     """Joins this process to the others of its run, if there are any; call it before any JAX computation.
 
-    There are others where launch/local.py sets variables, or where JAX recognises a job of several processes: Slurm,
-    Open MPI, Kubernetes, a Cloud TPU pod.
+    There are others where these variables are set, or where JAX recognises a job of several processes: Slurm, Open MPI,
+    a Cloud TPU pod.
 
     Raises UserError where the others do not appear.
     """
@@ -67,7 +68,7 @@ def start() -> None:
 
 
 def _local_arguments() -> dict[str, Any] | None:
-    """Returns the arguments of `jax.distributed.initialize` that launch/local.py set; None for one process."""
+    """Returns the arguments of `jax.distributed.initialize` of those variables; None for one process."""
     address, processes, process = (os.environ[name] for name in (COORDINATOR, PROCESSES, PROCESS))
     if processes == "1":
         return None
