@@ -1,6 +1,5 @@
 """ghost_jax/data/beam.py: workers in any order prepare what one machine does."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -18,9 +17,9 @@ from hypothesis import strategies as st
 from ghost_jax.data import beam, dedup
 from ghost_jax.data.builders import pretrain
 from ghost_jax.data.corpus import documents_of
-from ghost_jax.data.storage.array_record import lengths_of, open_examples
 from ghost_jax.data.storage.artifact_cache import manifest
 from ghost_jax.text import tokenizer
+from tests.bench.preparation import hash_of_rows
 from tests.conftest import ROOT, TINY, paragraph_of, set_all
 from tests.test_duplicates import changed, families, prose
 
@@ -135,19 +134,6 @@ def beamed(ghost):
         return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
 
     return run
-
-
-def hash_of_rows(store: Path) -> dict[str, str]:
-    """Returns for each split the hash of its decoded rows in order, and of their lengths."""
-    ((name, splits),) = manifest(store).datasets.items()
-    hashes = {}
-    for split in splits:
-        digest = hashlib.sha256(lengths_of(store, name, split).tobytes())
-        for row in open_examples(store, name, split):
-            for value in row.values():
-                digest.update(value if isinstance(value, bytes) else value.tobytes())
-        hashes[split] = digest.hexdigest()
-    return hashes
 
 
 @pytest.mark.slow

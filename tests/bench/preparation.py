@@ -5,6 +5,7 @@ their words drawn anew, so that no copy is dropped as a duplicate, and no facts.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.corpus import DOCUMENTS, documents_of
+from ghost_jax.data.storage.array_record import lengths_of, open_examples
 from ghost_jax.data.storage.artifact_cache import Manifest, manifest
 from tests.bench.subject import machine
 
@@ -79,6 +81,19 @@ def store(cache: Path, kind: str) -> tuple[Path, Manifest]:
     return found, manifest(found)
 
 
+def hash_of_rows(store: Path) -> dict[str, str]:
+    """Returns for each split of a dataset the hash of its decoded rows in order, and of their lengths."""
+    ((name, splits),) = manifest(store).datasets.items()
+    hashes = {}
+    for split in splits:
+        digest = hashlib.sha256(lengths_of(store, name, split).tobytes())
+        for row in open_examples(store, name, split):
+            for value in row.values():
+                digest.update(value if isinstance(value, bytes) else value.tobytes())
+        hashes[split] = digest.hexdigest()
+    return hashes
+
+
 def write_copies(corpus: Path, folder: Path, copies: int) -> None:
     """Writes varied copies of a corpus, each as one file a source."""
     pool = list({word: None for record in documents_of(corpus)() for word in record.text.split()[:50]})[:50_000]
@@ -121,10 +136,12 @@ def main(argv: Sequence[str]) -> int:
                 flags_of_run += [f"--beam.{option}" for option in flags.beam] if words else []
                 found = prepare(flags_of_run, cache)
                 corpus, about = store(cache, "corpus")
-                rows[side] = store(cache, "pretrain")[1].datasets
+                pretrain, counted = store(cache, "pretrain")
+                rows[side] = counted.datasets, hash_of_rows(pretrain)
                 of_corpus = {"bytes": (corpus / DOCUMENTS).stat().st_size, "documents": sum(about.documents.values())}
-                tokens = sum(split.tokens for split in rows[side]["pretrain"].values())
-                runs.append({"side": side, "size": size, **of_corpus, "tokens": tokens, **found})
+                tokens = sum(split.tokens for split in counted.datasets["pretrain"].values())
+                of_corpus |= {"tokens": tokens, "rows": rows[side][1]}
+                runs.append({"side": side, "size": size, **of_corpus, **found})
                 print(json.dumps(runs[-1]), flush=True)
             if rows["local"] != rows["direct"]:
                 raise SystemExit("the sides wrote different rows")
