@@ -144,17 +144,17 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
     return config, flags
 
 
-def overrides_in(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def overrides_in(argv: Sequence[str], prefix: str = "--config.") -> tuple[list[tuple[str, str]], list[str]]:
     """Returns the key and the text of each `--config.KEY=VALUE` and `--config.KEY VALUE`, and all other words.
 
     Raises UsageError for a key without a value. A value that begins with a dash and is not a number needs the `=`.
     """
     overrides, others, words = [], [], iter(argv)
     for word in words:
-        if not word.startswith("--config."):
+        if not word.startswith(prefix):
             others.append(word)
             continue
-        key, equals, text = word.removeprefix("--config.").partition("=")
+        key, equals, text = word.removeprefix(prefix).partition("=")
         if not equals:
             text = next(words, "--")
             if re.match(r"-[^0-9.]", text):  # another flag
