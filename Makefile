@@ -8,7 +8,8 @@ RUN_NAME = $(notdir $(RUN:/=))
 INTO := evals/records
 RECORDS := config.json environment.json data.json metrics.jsonl status.json stopped.json
 
-.PHONY: quickstart test test-all lint ablation bench bench-table campaign record results docs clean
+.DELETE_ON_ERROR:
+.PHONY: quickstart test test-all lint ablation bench bench-table campaign record results image-lock docs clean
 
 quickstart: .venv/ready  ## train chat_v5 at nano size, score it, and set it beside the open-book reader
 	$(BIN)/python -m ghost_jax.train --config=configs/chat_v5.py:nano
@@ -52,6 +53,24 @@ results: .venv/ready  ## RESULTS.md from the run records in the repository
 	$(BIN)/python -m ghost_jax.report --runs=evals/records --out=report
 	cp report/study.png evals/records/study.png
 	$(BIN)/python -m launch.results
+
+image-lock: launch/image/cpu.lock launch/image/cuda.lock launch/image/tpu.lock  ## the packages of the image, by hash
+
+# On Linux x86-64 and the Python of the Dockerfile (3.11), whose packages they name.
+launch/image/cpu.lock: requirements.txt
+launch/image/cuda.lock: requirements-cuda.txt requirements.txt
+launch/image/tpu.lock: requirements-tpu.txt requirements.txt
+launch/image/%.lock: | .venv/ready
+	$(BIN)/python -m pip install --dry-run --ignore-installed --quiet --report=$@.json -r $<
+	$(BIN)/python -c "$$LOCK" < $@.json > $@ && rm $@.json
+
+define LOCK
+import json, sys
+for found in json.load(sys.stdin)["install"]:
+    pin = found["metadata"]["name"] + "==" + found["metadata"]["version"]
+    print(pin, "--hash=sha256:" + found["download_info"]["archive_info"]["hashes"]["sha256"])
+endef
+export LOCK
 
 docs: .venv/docs/ready  ## the site in site/: docs/ and the API reference; a broken link is an error
 	.venv/docs/bin/mkdocs build --strict --quiet

@@ -51,7 +51,8 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.data.validation_records = 100_000  # most records of a dataset in its validation loss
     c.data.seed = 0  # which facts are asked; apart from `seed`, so that seeds share their data
 
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})  # -1: the devices that are left
+    # -1: the devices that are left; as `replica`, copies of the model over the network, the number of TPU slices
+    c.mesh = ConfigDict({"replica": -1, "data": -1, "fsdp": 1, "tensor": 1})
 
     c.log_every = 10  # updates between lines of metrics.jsonl
     c.eval_every = 100  # updates between validation losses

@@ -1,9 +1,9 @@
-"""Compiles a config's training step for a TPU slice, without a TPU: does it fit, and how fast can it be?
+"""Compiles a config's training step for TPU slices, without a TPU: does it fit, and how fast can it be?
 
-    python -m launch.compile_check --config=configs/chat_v5.py --topology=v5e:4x4 [--config.mesh.fsdp=4] [--out=FILE]
+    python -m launch.compile_check --config=configs/chat_v5.py --topology=v5e:4x4 [--slices=2] [--config.mesh.fsdp=4]
 
-The TPU's compiler is in the package `libtpu`. The speed is a roofline: what the chip's arithmetic, memory or links
-allow if it does nothing else; a real run is slower.
+The TPU's compiler is in the package `libtpu`. The speed is a roofline: what the chip's arithmetic, memory, links or the
+network between slices allow if it does nothing else; a real run is slower.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import ROLES
 from ghost_jax.training.setup import TrainSetup, attention_of
 from launch import hlo
-from launch.chips import CHIPS, Chip
+from launch.chips import CHIPS, Chip, parse
 
 LIBTPU = "0.0.42.1"  # the one that jax 0.10.2 asks for
 
@@ -47,8 +47,9 @@ class Report:
     """What the compiled step needs and moves; bytes and seconds are one chip's, a step."""
 
     config: str
-    topology: str
-    chips: int
+    topology: str  # of a slice
+    slices: int
+    chips: int  # of all slices
     mesh: dict[str, int]
     attention: str  # which one the step uses, and why where it is not the chip's own kernel
     tokens: int
@@ -60,23 +61,26 @@ class Report:
     memory: int
     memory_limit: int
     flops: float  # of all matrix products of a step, on all chips, recomputed ones included
-    collectives: dict[str, tuple[int, float]]  # kind -> (count, bytes of the complete arrays)
+    # kind -> (count, bytes of the complete arrays): inside a slice; and across, of a chip with those in its place there
+    collectives: dict[str, tuple[int, float]]
+    across: dict[str, tuple[int, float]]
     hbm_bytes: float
-    sent_bytes: float
-    seconds: dict[str, float]  # the least time of arithmetic, memory and links
+    sent_bytes: float  # inside a slice
+    dcn_bytes: float  # to other slices
+    seconds: dict[str, float]  # the least time of arithmetic, memory, links and, where its speed is known, the network
     bound_by: str
     tokens_per_s: float
     compile_s: float
     fits: bool
 
 
-def check(config: ConfigDict, topology: str) -> Report:
-    """Compiles the step of a config for a slice, e.g. "v5e:4x4", and returns the compiler's figures.
+def check(config: ConfigDict, topology: str, slices: int = 1) -> Report:
+    """Compiles the step of a config for slices of a topology, e.g. "v5e:4x4", and returns the compiler's figures.
 
     Raises UsageError for a slice that does not exist, UserError where libtpu is missing or the compiler runs out of
     the chip's memory.
     """
-    chip, devices = describe(topology)
+    chip, devices = describe(topology, slices)
     mesh = make_mesh(**config.mesh, devices=devices)
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16"  # of any accelerator; `jax_setup.fast_dtype` is this machine's
@@ -90,7 +94,7 @@ def check(config: ConfigDict, topology: str) -> Report:
         why = str(fault).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()[0].rstrip(".")
         raise UserError(_does_not_fit(config.spec, topology, dict(mesh.shape), why)) from None
     compile_s = time.monotonic() - started
-    memory, moved = compiled.memory_analysis(), hlo.traffic(compiled.as_text(), len(devices))
+    memory, moved = compiled.memory_analysis(), hlo.traffic(compiled.as_text(), len(devices) // slices, slices)
     flops = matrix_flops(traced.jaxpr.jaxpr)
     parts = {
         "arguments": memory.argument_size_in_bytes,
@@ -103,10 +107,13 @@ def check(config: ConfigDict, topology: str) -> Report:
         "memory": moved.hbm_bytes / chip.hbm_bytes_per_s,
         "links": moved.sent_bytes / chip.ici_bytes_per_s,
     }
+    if moved.across and chip.dcn_bytes_per_s:
+        seconds["network"] = moved.dcn_bytes / chip.dcn_bytes_per_s
     tokens = config.batch_size * config.data.seq_len
     return Report(
         config=config.spec,
         topology=topology,
+        slices=slices,
         chips=len(devices),
         mesh=dict(mesh.shape),
         attention=str(attention_of(config, mesh)),
@@ -124,22 +131,18 @@ def check(config: ConfigDict, topology: str) -> Report:
     )
 
 
-def describe(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
-    """Returns the chip and the devices of a slice, one a chip, without one. Raises as `check`."""
-    generation, _, shape = topology.partition(":")
-    sides = shape.split("x")
-    known = CHIPS.get(generation)
-    if known is None or len(sides) != known.dimensions or not all(side.isdecimal() and int(side) for side in sides):
-        raise UsageError(
-            f"--topology={topology} is no slice. Name a generation and its shape: v5e:4x4 or v6e:4x4 in two "
-            "dimensions, v4:2x2x4 or v5p:4x4x4 in three."
-        )
+def describe(topology: str, slices: int = 1) -> tuple[Chip, Sequence[jax.Device]]:
+    """Returns the chip and the devices of slices, one a chip, without them. Raises as `check`."""
+    generation, sides = parse(topology)
+    known = CHIPS[generation]
+    if slices < 1:
+        raise UsageError(f"--slices={slices} is no number of slices. Use 1 or more.")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "The TPU compiler is not installed: it is in the package libtpu, which needs no TPU. Install the release "
             f"that fits the pinned JAX with: {sys.executable} -m pip install libtpu=={LIBTPU}"
         )
-    chips = math.prod(map(int, sides))
+    chips = math.prod(sides)
     jax.config.update("jax_platforms", "cpu")  # there is no TPU to find
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # do not ask the metadata server of Google's cloud
@@ -150,7 +153,8 @@ def describe(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
     # The two cores of a v4 chip are one device; for a v5p chip the compiler assumes that.
     cores = {"chip_config_name": "megacore"} if generation == "v4" else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **cores).devices
+        named = {"platform": "tpu", "topology_name": topology, "num_slices": slices}
+        devices = topologies.get_topology_desc(**named, **cores).devices
     except jax.errors.JaxRuntimeError as fault:
         raise UsageError(
             f"The TPU compiler refuses the slice {topology} ({str(fault).splitlines()[0]}). The slices on offer are in "
@@ -214,10 +218,10 @@ def _times(equation: JaxprEqn) -> int:
 
 
 def _does_not_fit(spec: str, topology: str, mesh: dict[str, int], why: str) -> str:
-    axes = ", ".join(f"{axis}={count}" for axis, count in mesh.items())
+    axes, chips = ", ".join(f"{axis}={count}" for axis, count in mesh.items()), math.prod(mesh.values())
     return (
         f"{spec} does not fit a chip of {topology} on the mesh {axes}: {why}. Split the state over more chips "
-        f"(--config.mesh.fsdp={math.prod(mesh.values())}), lower --config.micro_batch_size, or name a larger slice."
+        f"(--config.mesh.fsdp={chips // mesh['replica']}), lower --config.micro_batch_size, or name a larger slice."
     )
 
 
@@ -236,10 +240,18 @@ def table(report: Report) -> Table:
     }
     for kind, (count, size) in report.collectives.items():
         rows[f"{kind} a step"] = f"{count:,} of {_bytes(size)} together"
+    for kind, (count, size) in report.across.items():
+        rows[f"{kind} across slices"] = f"{count:,} of {_bytes(size)} together, by each chip"
+    if report.across:
+        out = report.dcn_bytes * report.chips / report.slices
+        rows["network between slices"] = f"{_bytes(report.dcn_bytes)} a step from a chip, {_bytes(out)} from a slice"
+        if "network" not in report.seconds:
+            rows["network between slices"] += "; its speed is not published and not in the estimate"
     rows |= {f"{part} needs at least": f"{1e3 * s:.3g} ms a step" for part, s in report.seconds.items()}
     rows["at most"] = f"{report.tokens_per_s:,.0f} tokens/s ({report.tokens:,} a step), bound by {report.bound_by}"
     rows["compiled in"] = duration(report.compile_s)
-    shown = Table(title=f"{report.config} on {report.topology}", show_header=False)
+    several = f"{report.slices} x " if report.slices > 1 else ""
+    shown = Table(title=f"{report.config} on {several}{report.topology}", show_header=False)
     for name, value in rows.items():
         shown.add_row(name, value)
     return shown
@@ -254,12 +266,13 @@ def _bytes(count: float) -> str:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Compiles a config's training step for a TPU slice, without a TPU: memory, collectives, a roofline."""
+    """Compiles a config's training step for TPU slices, without a TPU: memory, collectives, a roofline."""
     parser = argparse.ArgumentParser(prog="python -m launch.compile_check", description=main.__doc__)
     parser.add_argument("--topology", required=True, metavar="SLICE", help="v5e:4x4, v6e:4x4, v4:2x2x4, v5p:4x4x4, …")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="slices of this shape (default: 1)")
     parser.add_argument("--out", type=local_path, metavar="FILE", help="also write the report as JSON")
     config, flags = config_lib.parse(parser, argv)
-    report = check(config, flags.topology)
+    report = check(config, flags.topology, flags.slices)
     make_console().print(table(report))
     if flags.out:
         write_json(flags.out, {"ghost_jax": ghost_jax.__version__} | dataclasses.asdict(report))

@@ -2,6 +2,9 @@
 
 The compiler's own cost analysis counts the body of a loop once. Here a loop counts as often as it runs, so that
 micro-batches and scanned layers count as often as they happen.
+
+A program for several slices is that of one slice. Its collectives stay inside; what crosses, over the data-centre
+network (DCN), the compiler hands to the host in a `send` that names the collective.
 """
 
 import collections
@@ -15,7 +18,7 @@ SLICES = ("dynamic-slice", "slice", "gather")  # they read of their first operan
 # They name a buffer, wait for one, or run a computation whose own instructions are counted: they move nothing.
 FREE = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id"))
 FREE |= {"while", "call", "conditional", "after-all", "opt-barrier", "async-start", "async-update", "async-done"}
-FREE |= {"copy-done", "slice-done", *(f"{kind}-done" for kind in COLLECTIVES)}
+FREE |= {"copy-done", "slice-done", "send-done", "recv-done", *(f"{kind}-done" for kind in COLLECTIVES)}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -24,6 +27,7 @@ _CALLED = re.compile(r"(?:calls|body|to_apply|called_computations|branch_computa
 _MESH_GROUP = re.compile(r"replica_groups=mesh\[(.*?)\].*?\{(.*?)\}")  # axes of a mesh, and those that take part
 _COUNTED_GROUP = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _LISTED_GROUP = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_ACROSS = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,21 +56,29 @@ Computation = dict[str, Instruction]  # by name; the last instruction is the roo
 class Traffic:
     """What one chip does in one run of the program."""
 
-    collectives: dict[str, tuple[int, float]]  # kind -> (count, bytes of the complete arrays)
-    sent_bytes: float  # what a chip sends for them, by the best known algorithm on a ring
+    collectives: dict[str, tuple[int, float]]  # inside a slice: kind -> (count, bytes of the complete arrays)
+    across: dict[str, tuple[int, float]]  # slices: the same of a chip and those in its place in the other slices
+    sent_bytes: float  # what a chip sends inside its slice, by the best known algorithm on a ring
+    dcn_bytes: float  # what a chip sends to other slices, likewise
     hbm_bytes: float  # read from and written to high-bandwidth memory, without the padding of tiles
 
 
-def traffic(text: str, devices: int) -> Traffic:
-    """Returns what one chip of `devices` moves in one run of a compiled program."""
+def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
+    """Returns what one chip of a slice of `devices` moves in one run of a compiled program."""
     entry, computations = _parse(text)
-    counts, sizes = collections.Counter(), collections.Counter()
-    sent = hbm = 0.0
+    inside, across = collections.defaultdict(lambda: (0, 0.0)), collections.defaultdict(lambda: (0, 0.0))
+    sent = dcn = hbm = 0.0
     seen = set()
     for instruction, where, times, fused in _executed(entry, computations):
         if not fused:
             hbm += times * _hbm_bytes(instruction, computations[where], computations)
         kind = instruction.opcode.removesuffix("-start")
+        if kind == "send" and (crossing := _ACROSS.search(instruction.rest)):
+            crosses = crossing[1].lower().replace("_", "-")
+            array = size(computations[where][instruction.operands[0]].shape)
+            array *= slices if crosses == "all-gather" else 1  # a chip sends its part
+            across[crosses] = (across[crosses][0] + times, across[crosses][1] + times * array)
+            dcn += times * array * _share_sent(crosses, slices)
         if kind not in COLLECTIVES:
             continue
         # An overlapped collective appears in each of its stages, with one channel and chain.
@@ -83,11 +95,16 @@ def traffic(text: str, devices: int) -> Traffic:
             array *= group
         if "-start" in instruction.opcode:  # its shape holds the operand and the result
             array *= group / (group + 1) if kind == "all-gather" else 0.5
-        counts[kind] += times
-        sizes[kind] += times * array
-        ring = 1 if kind == "collective-permute" else (2 if kind == "all-reduce" else 1) * (group - 1) / group
-        sent += times * array * ring  # the share of the complete array that each chip sends
-    return Traffic({kind: (counts[kind], float(sizes[kind])) for kind in sorted(counts)}, sent, hbm)
+        inside[kind] = (inside[kind][0] + times, inside[kind][1] + times * array)
+        sent += times * array * _share_sent(kind, group)
+    return Traffic(dict(sorted(inside.items())), dict(sorted(across.items())), sent, dcn, hbm)
+
+
+def _share_sent(kind: str, group: int) -> float:
+    """Returns the share of the complete array that each member of a group sends for a collective."""
+    if kind in ("collective-permute", "one-to-one"):
+        return 1.0
+    return (2 if kind == "all-reduce" else 1) * (group - 1) / group
 
 
 def group_size(rest: str, devices: int) -> int:
@@ -169,7 +186,7 @@ def _hbm_bytes(instruction: Instruction, around: Computation, computations: dict
         return 0
     if opcode == "fusion":
         return _fusion_bytes(computations[instruction.called[0]])
-    if opcode == "copy-start":  # the shape holds both ends
+    if opcode in ("copy-start", "send", "recv"):  # the shape holds both ends, or the one that is on the chip
         return size(shape, hbm_only=True)
     operands = [around[name].shape for name in instruction.operands if name in around]
     if opcode in SLICES or opcode == "slice-start":

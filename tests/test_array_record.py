@@ -4,6 +4,7 @@ import tempfile
 
 import numpy as np
 import pytest
+from tensorflow_datasets.core import shuffle
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage.array_record import lengths_of, open_examples, write_examples
@@ -76,6 +77,14 @@ def test_the_hash_depends_on_the_rows_alone(written, tmp_path):
     for i, change in enumerate([example("b", [4, 5], 1, "B"), example("b", [4, 5], 2, "A")]):
         other = write_examples(tmp_path / f"other{i}", "mcq", {"train": [TRAIN[0], change, *TRAIN[2:]]})
         assert other["train"].sha256 != sha256
+
+
+def test_a_split_that_is_sorted_on_disk_has_the_same_bytes(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 100)
+    assert write_examples(tmp_path, "mcq", {"train": TRAIN})["train"] == written[1]["train"]
+    name = "examples/mcq/1.0.0/examples-train.array_record-00000-of-00001"
+    assert (tmp_path / name).read_bytes() == (written[0] / name).read_bytes()
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_row_without_a_supervised_token_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """tests/bench: the short form of the benchmark runs, sides work in turn and alone, and its arithmetic is right."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests.bench.comparisons import COMPARISONS
 from tests.bench.speed import run
 from tests.bench.wanted import BEST, DEFAULT, Row, ratio
 from tests.bench.work import FLOAT32, PRECISIONS, SEED, TOLERANCE
+from tests.conftest import TINY
 
 MACHINE = {"name": "2-core CPU", "platform": "cpu", "processor": "AMD EPYC, model 17", "flags": ["avx512_bf16"]}
 MACHINE |= {"default": "bfloat16", "peak_flops": None}
@@ -44,6 +46,18 @@ def test_the_short_form_of_every_comparison_runs(ghost, tmp_path):
     assert measured["decoding"]["largest_difference"]["ghost_jax streamed, float32"] == 0
     assert measured["loader"]["sides"]["ghost_jax"]["per_s"] > 0
     assert measured["start"]["median_s"] > 0
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_is_resumed_and_each_save_is_timed(ghost, tmp_path):
+    keys = [f"--config.model.{key}={TINY[f'model.{key}']}" for key in ("layers", "width", "heads", "mlp_dim")]
+    recipe = "--config=configs/pretrain_v05.py:nano"
+    ghost("tests.bench.interrupt", recipe, "--rounds=2", f"--out={tmp_path / 'record.json'}", *keys)
+    record = json.loads((tmp_path / "record.json").read_text())
+    first, second = record["interruptions"]
+    assert (first["read_back"], second["read_back"]) == (True, False)
+    assert 0 < second["saved_s"] <= second["ended_s"]
+    assert record["computed"]["bytes"] == 12 * 341_099_520
 
 
 def record_of(default: str = "bfloat16", **rates: tuple[float, float]) -> dict:

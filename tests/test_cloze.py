@@ -6,14 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from evals.answering import cloze
 from evals.answering.prefix_tree import Predict
 from evals.items.answers import orders_of
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.parallel.mesh import AXES
+from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import ask, with_context
@@ -34,7 +33,7 @@ class Tiny:
     """The tiny run's model, and a plain forward of it."""
 
     def __init__(self, workdir: Path):
-        mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+        mesh = make_mesh(devices=jax.devices()[:1])
         self.config, params, _ = load_model(workdir, mesh)
         self.tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
         self.predict = functools.partial(make_predict(self.config, params, mesh), params)

@@ -66,6 +66,39 @@ def test_groups_are_read_in_each_of_their_forms(written, size):
     assert hlo.group_size(written, 16) == size
 
 
+CROSSING = """
+ENTRY %main (p: f32[64,32]) -> f32[64,32] {
+  %p = f32[64,32]{1,0} parameter(0)
+  %sum = f32[64,32]{1,0} all-reduce(%p), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+  %order = token[] after-all()
+  %send = (f32[64,32]{1,0}, u32[], token[]) send(%sum, %order), is_host_transfer=true, frontend_attributes={KIND}
+  %recv = (f32[64,32]{1,0}, u32[], token[]) recv(%order), is_host_transfer=true, frontend_attributes={KIND}
+  %sent = token[] send-done(%send), is_host_transfer=true
+  %received = (f32[64,32]{1,0}, token[]) recv-done(%recv), is_host_transfer=true
+  ROOT %result = f32[64,32]{1,0} get-tuple-element(%received), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "slices", "array", "sent"),
+    [
+        ("ALL_REDUCE", 2, ARRAY, ARRAY),
+        ("ALL_REDUCE", 4, ARRAY, 1.5 * ARRAY),
+        ("ALL_GATHER", 4, 4 * ARRAY, 3 * ARRAY),  # the array sent is a chip's part
+        ("REDUCE_SCATTER", 4, ARRAY, 0.75 * ARRAY),
+        ("ONE_TO_ONE", 4, ARRAY, ARRAY),
+    ],
+)
+def test_what_crosses_slices_is_counted_apart(kind, slices, array, sent):
+    text = CROSSING.replace("KIND", f'_xla_megascale_transfer_type="{kind}"')
+    found = hlo.traffic(text, 4, slices)
+    assert (found.collectives, found.sent_bytes) == ({"all-reduce": (1, ARRAY)}, 2 * ARRAY * 1 / 2)
+    assert (found.across, found.dcn_bytes) == ({kind.lower().replace("_", "-"): (1, array)}, sent)
+    assert found.hbm_bytes == pytest.approx(4 * ARRAY, rel=0.01)  # the sum's both ends, what is sent and what comes
+    assert hlo.traffic(CROSSING, 4, slices).across == {}  # a transfer to the host is none to other slices
+
+
 def test_only_what_leaves_the_chip_is_memory_traffic():
     shape = "(f32[8,128]{1,0:T(8,128)S(1)}, bf16[8,128]{1,0}, u32[]{:S(2)})"
     assert hlo.size("f32[8,128]{1,0:T(8,128)}") == 4096
@@ -103,6 +136,11 @@ def test_a_slice_that_does_not_exist_is_bad_usage(topology):
         describe(topology)
 
 
+def test_less_than_one_slice_is_bad_usage():
+    with pytest.raises(UsageError, match="--slices=0"):
+        describe("v5e:4x4", 0)
+
+
 @pytest.mark.skipif(bool(LIBTPU), reason="the TPU compiler is installed")
 def test_without_the_compiler_its_package_is_named(ghost):
     assert "pip install libtpu==" in ghost.refused_here(*check("--topology=v5e:4x4"))
@@ -117,7 +155,8 @@ def test_a_step_is_compiled_for_a_slice_or_refused_with_what_it_needs(ghost, tmp
     split = set_all(shape | {"mesh.data": 1, "mesh.fsdp": -1})
     ghost(*check("--topology=v5e:2x2", f"--out={out}", *split), env=compiler)
     report = json.loads(out.read_text())
-    assert (report["chips"], report["mesh"]) == (4, {"data": 1, "fsdp": 4, "tensor": 1})
+    assert (report["chips"], report["mesh"]) == (4, {"replica": 1, "data": 1, "fsdp": 4, "tensor": 1})
+    assert (report["across"], report["dcn_bytes"]) == ({}, 0)
     assert report["fits"]
     assert report["memory_limit"] == CHIPS["v5e"].hbm_bytes
     # Parameters and both moments in float32, split over four chips; tiles are padded.
@@ -129,3 +168,24 @@ def test_a_step_is_compiled_for_a_slice_or_refused_with_what_it_needs(ghost, tmp
 
     large = set_all(shape | {"batch_size": 2**18, "micro_batch_size": 2**18})
     assert "exceeds available HBM" in ghost.refused(*check("--topology=v5e:2x2", *large), env=compiler)
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_step_on_two_slices_shards_inside_each_and_sums_gradients_across(ghost, tmp_path):
+    compiler = {"PYTHONPATH": str(Path(LIBTPU.origin).parents[1])}
+    split = set_all({f"model.{key}": value for key, value in SMALL.items()} | {"mesh.data": 1, "mesh.fsdp": -1})
+    reports = {}
+    for slices in (1, 2):
+        ghost(*check("--topology=v5e:2x2", f"--slices={slices}", f"--out={tmp_path / 'report'}", *split), env=compiler)
+        reports[slices] = json.loads((tmp_path / "report").read_text())
+    one, two = reports[1], reports[2]
+    assert (two["chips"], two["mesh"]) == (8, {"replica": 2, "data": 1, "fsdp": 4, "tensor": 1})
+    # Parameters and moments are a slice's; the rows of the batch are split over both.
+    assert two["arguments"] == pytest.approx(one["arguments"], rel=0.05)
+    assert (one["across"], set(two["across"])) == ({}, {"all-reduce"})
+    parameters = 512 * 128 + 4 * 128 * 128 + 4 * 128 + 3 * 128 * 128 + 3 * 128
+    assert 4 * parameters / 4 < two["dcn_bytes"] < 4 * 4 * parameters / 4  # float32 gradients; some are not split
+    assert two["seconds"]["network"] == pytest.approx(two["dcn_bytes"] / CHIPS["v5e"].dcn_bytes_per_s)
+    asked = ghost.refused(*check("--topology=v5e:2x2", "--slices=2", "--config.mesh.replica=1", *split), env=compiler)
+    assert "--config.mesh.replica=2" in asked

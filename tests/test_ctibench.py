@@ -8,13 +8,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType
 
 from evals.answering.evaluate import evaluate
 from evals.answering.letters import prompt_of
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items, cyclic_orders, permute
-from ghost_jax.parallel.mesh import AXES
+from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.training.loading import load_model
@@ -114,7 +113,7 @@ def test_what_cannot_be_scored_is_refused(ghost, tiny_run, tmp_path, flags, code
 @pytest.fixture(scope="module")
 def tiny(tiny_run):
     """The tiny run's own predict function on one device, its tokenizer, and its context."""
-    mesh = jax.make_mesh((1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     model, params, _ = load_model(tiny_run.workdir, mesh)
     tokenizer = tokenizer_lib.load(tiny_run.workdir / "tokenizer.json")
     return functools.partial(make_predict(model, params, mesh), params), tokenizer, model.context

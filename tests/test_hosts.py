@@ -1,5 +1,6 @@
 """ghost_jax/parallel/distributed.py: processes start, compute what one does, stop together, and end with a lost one."""
 
+import functools
 import json
 import os
 import signal
@@ -11,17 +12,25 @@ import jax
 import numpy as np
 import pytest
 
+from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel import distributed
-from ghost_jax.parallel.mesh import batch_sharding, make_mesh, micro_batch_rows
+from ghost_jax.parallel.mesh import AXES, batch_sharding, make_mesh, micro_batch_rows
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.optimizer import adamw
-from ghost_jax.training.step import abstract_state, make_train_step
+from ghost_jax.training.step import abstract_state, make_predict, make_train_step
 
-TINY = ModelConfig(layers=1, width=32, heads=4, mlp_dim=64, vocab_size=256, context=32)
+TINY = ModelConfig(layers=1, width=32, heads=8, mlp_dim=64, vocab_size=256, context=32)
 ROWS, LENGTH, UPDATES = 16, 16, 20
-MESHES = {"mixed": (2, 2, 2), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (2, 1, 4)}
+MESHES = {
+    "mixed": (2, 2, 2),
+    "data": (8, 1, 1),
+    "fsdp": (1, 8, 1),
+    "tensor": (2, 1, 4),
+    "whole": (1, 1, 8),
+    "replica": (1, 4, 1, 2),
+}
 
 
 def losses_on(mesh: jax.sharding.Mesh) -> list[float]:
@@ -41,10 +50,23 @@ def losses_on(mesh: jax.sharding.Mesh) -> list[float]:
     for t in range(UPDATES):
         tokens = np.random.default_rng(t).integers(0, TINY.vocab_size, (ROWS, LENGTH + 1)).astype(np.int32)
         batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
-        rows = distributed.to_global(distributed.local_rows(batch), batch_sharding(mesh))
-        state, metrics = step(state, rows, 1e-3)
+        part, parts = distributed.part_of_batch(batch_sharding(mesh))
+        rows = {name: np.split(values, parts)[part] for name, values in batch.items()}
+        state, metrics = step(state, distributed.to_global(rows, batch_sharding(mesh)), 1e-3)
         losses.append(float(metrics["loss"]))
     return losses
+
+
+def predictions_on(mesh: jax.sharding.Mesh) -> list[float]:
+    """The tiny model's log-probability of one token after each row."""
+    init = functools.partial(transformer.init, TINY)
+    placed = shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
+    params = jax.jit(init, out_shardings=placed)(jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+    zeros = np.zeros_like(tokens)
+    batch = {"tokens": tokens, "positions": zeros + np.arange(LENGTH), "segments": zeros, "branches": zeros}
+    last, target = np.full((ROWS, 1), LENGTH - 1), np.full((ROWS, 1, 1), 7)
+    return np.asarray(make_predict(TINY, params, mesh)(params, batch, last, target)[0]).ravel().tolist()
 
 
 def several(ghost, *task: str, devices: int = 4):
@@ -72,6 +94,16 @@ def test_two_processes_of_four_devices_compute_the_losses_of_one(ghost, tmp_path
     for each in found:
         assert each["devices"] == 8
         assert each["losses"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_predictions_are_in_the_order_of_their_rows_where_the_mesh_is_not_in_process_order(ghost, tmp_path):
+    ghost.finish(several(ghost, "predict", str(tmp_path)))
+    expected = predictions_on(make_mesh(devices=jax.devices()[:1]))
+    assert np.abs(np.diff(expected)).min() > 1e-3  # else an order could not be told from another
+    for process in range(2):
+        found = json.loads((tmp_path / f"{process}.json").read_text())
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_all_processes_stop_after_the_same_update_when_one_is_asked(ghost, tmp_path):
@@ -135,6 +167,12 @@ def _losses(folder: Path, name: str) -> None:
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(found))
 
 
+def _predict(folder: Path) -> None:
+    by_process = np.array(jax.devices()).reshape(2, 4)
+    mesh = jax.sharding.Mesh(by_process.T.reshape(1, 8, 1, 1), AXES)  # devices of the two in turn
+    (folder / f"{jax.process_index()}.json").write_text(json.dumps(predictions_on(mesh)))
+
+
 def _vote(folder: Path) -> None:
     vote, update = distributed.StopVote(), 0
     while not vote(update == 4 and jax.process_index() == 1):
@@ -155,4 +193,4 @@ def _forever(folder: Path) -> None:
 if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
     distributed.start()
-    {"losses": _losses, "vote": _vote, "forever": _forever}[task](folder, *sys.argv[3:])
+    {"losses": _losses, "predict": _predict, "vote": _vote, "forever": _forever}[task](folder, *sys.argv[3:])

@@ -32,6 +32,7 @@ TOP_LEVEL = {
     *PACKAGES,
     *("tests", "README.md", "WORKSPACE.md", "RESULTS.md", "CHANGELOG.md", "SECURITY.md"),
     *("Makefile", "pyproject.toml", "LICENSE", ".ci", ".gitignore", "docs", "mkdocs.yml"),
+    *("Dockerfile", ".dockerignore"),
 }
 DATASETS = "ghost_jax.data.builders"  # its __init__.py: the table of datasets, which configs are checked against
 LONGEST = 400  # lines

@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import random
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,6 @@ CONTENTS = Path(__file__).with_name("store_contents.json")  # name of a store ->
 
 def stores(cache: Path) -> Path:
     return cache / "ghost_jax" / "stores"
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    """Returns the content of every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def manifests(cache: Path) -> dict[str, dict]:
@@ -109,44 +103,3 @@ def test_real_publishers_files_are_prepared_with_hashes_and_licences(ghost, ghos
         assert (each["sha256"], each["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
     assert {"attack", "capec", "cwe", "embedded"} <= corpus["licenses"].keys() == corpus["documents"].keys()
     assert all(corpus["licenses"].values())
-
-
-SOURCES = ("cti", "cve", "kev", "embedded")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A data folder with three sources of some size, which share a few documents."""
-    folder = tmp_path_factory.mktemp("data")
-    words = [f"{a}{b}" for a in ("scan", "load", "drop", "send", "read", "hide") for b in range(40)]
-    rng = random.Random(0)
-    for name in ("cti", "cve"):
-        texts = [" ".join(rng.choices(words, k=60)) + "." for _ in range(300)]
-        texts[7] = "The same report in both. " * 9
-        lines = [{"id": f"{name}-{i}", "source": name, "title": f"{name} {i}", "text": texts[i]} for i in range(300)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    entry = {"vendorProject": "Acme", "product": "Gate", "shortDescription": "Acme Gate lets anyone in."}
-    entry |= {"vulnerabilityName": "Acme Gate Bypass", "dateAdded": "2024-01-01", "cwes": ["CWE-287"]}
-    catalogue = {"vulnerabilities": [entry | {"cveID": f"CVE-2024-{1000 + i}"} for i in range(20)]}
-    (folder / "known_exploited_vulnerabilities.json").write_text(json.dumps(catalogue))
-    return folder
-
-
-def test_several_hosts_prepare_what_one_would(ghost, data, tmp_path):
-    command = ["ghost_jax.data.prepare", "--config=configs/pretrain_v05.py:nano", f"--data_dir={data}"]
-    command += set_all(TINY | {"data.sources": ",".join(SOURCES)})
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    hosts = [ghost.here(*command, f"--shard={i}/3", env={"XDG_CACHE_HOME": str(together)}).stdout for i in (1, 2, 3)]
-    assert [any("reading cti" in line for line in text.splitlines()) for text in hosts] == [True, False, False]
-    assert set(manifests(together)) == {"part"}
-    assert "reading cti" in ghost.here(*command, env={"XDG_CACHE_HOME": str(alone)}).stdout
-    assert "reading" not in ghost.here(*command, env={"XDG_CACHE_HOME": str(together)}).stdout
-    there, here = bytes_of(stores(alone)), bytes_of(stores(together))
-    assert there.keys() == here.keys()
-    assert [name for name in there if there[name] != here[name]] == []
-    assert manifests(alone)["corpus"]["duplicates_dropped"]["cve"]["text"] == 1
-
-
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0"])
-def test_an_invalid_share_is_refused(ghost, shard):
-    assert f"--shard={shard}" in ghost.refused_here(*PREPARE, f"--shard={shard}", code=2)

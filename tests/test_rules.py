@@ -20,7 +20,7 @@ from ghost_jax.training.step import new_state
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 SHARED = ModelConfig(layers=2, width=64, heads=8, mlp_dim=96, vocab_size=200, kv_heads=2, tied=False)
-MESHES = [(1, 1, 1), (8, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (1, 8, 1), (1, 2, 4)]
+MESHES = [(1, 1, 1), (8, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (1, 8, 1), (1, 2, 4)]  # data, fsdp, tensor
 
 
 def abstract_state(config: ModelConfig, name: str = "adamw"):
@@ -48,7 +48,7 @@ def test_every_leaf_has_a_rule_as_long_as_its_shape(state):
 
 def test_every_size_divides_on_every_mesh(state):
     for sizes in MESHES:
-        axes = dict(zip(AXES, sizes, strict=True))
+        axes = dict(zip(AXES[1:], sizes, strict=True))
         for path, leaf in leaves(state):
             for length, axis in zip(leaf.shape, spec_of(path, leaf), strict=False):
                 assert axis is None or length % axes[axis] == 0, f"{path} {leaf.shape}: {length} by {axes[axis]}"
@@ -117,17 +117,24 @@ def test_a_mesh_with_more_parts_than_an_axis_is_refused_with_the_parameter():
 
 
 @pytest.mark.parametrize(
-    ("asked", "made"), [((), (8, 1, 1)), ((-1, 2, 2), (2, 2, 2)), ((2, -1, 1), (2, 4, 1)), ((8, 1, -1), (8, 1, 1))]
+    ("asked", "made"),
+    [
+        ((), (1, 8, 1, 1)),
+        ((-1, 2, 2), (1, 2, 2, 2)),
+        ((2, -1, 1), (1, 2, 4, 1)),
+        ((8, 1, -1), (1, 8, 1, 1)),
+        ((-1, 2, 1, 2), (2, 2, 2, 1)),
+    ],
 )
 def test_minus_one_takes_the_devices_that_are_left(asked, made):
     mesh = make_mesh(*asked)
     assert tuple(mesh.shape.values()) == made
     assert mesh.axis_names == AXES
-    assert batch_shards(mesh) == made[0] * made[1]
+    assert batch_shards(mesh) == made[0] * made[1] * made[2]
 
 
 @pytest.mark.parametrize("asked", [(3, 1, 1), (4, 1, 1), (2, 2, 4), (0, 1, 1), (-1, 3, 1), (-1, -1, 1), (-1, 0, 1)])
 def test_a_mesh_that_does_not_cover_the_devices_is_refused_with_its_numbers(asked):
     data, fsdp, tensor = asked
-    with pytest.raises(UserError, match=f"data={data}, fsdp={fsdp}, tensor={tensor}.* 8 "):
+    with pytest.raises(UserError, match=f"replica=1, data={data}, fsdp={fsdp}, tensor={tensor}.* 8 "):
         make_mesh(*asked)

@@ -27,6 +27,7 @@ ROWS, LENGTH = 32, 16
 # updates of rounding at this rate stay below the tolerances.
 RATE = 1e-4
 MESHES = {"data": ((8, 1, 1), ROWS), "fsdp": ((1, 8, 1), ROWS), "tensor": ((1, 1, 8), ROWS), "mixed": ((2, 2, 2), 8)}
+MESHES["replica"] = ((2, 2, 1, 2), 16)
 ADAMW, MUON = adamw(0.9, 0.95, 0.1, 1.0), muon(0.9, 0.95, 0.1, 1.0)
 
 
@@ -97,7 +98,7 @@ def test_the_update_does_not_depend_on_how_the_batch_is_cut(rows):
 
 
 @needs_eight
-@pytest.mark.parametrize("name", ["mixed", "muon", "fsdp", slow("data"), slow("tensor")])
+@pytest.mark.parametrize("name", ["mixed", "muon", "fsdp", "replica", slow("data"), slow("tensor")])
 def test_the_update_does_not_depend_on_the_mesh(name):
     sizes, rows = MESHES.get(name, MESHES["mixed"])
     config, optimizer = (STACKED, MUON) if name == "muon" else (TINY, ADAMW)

@@ -79,9 +79,7 @@ def test_repeating_a_finished_run_trains_nothing_and_reports_the_score_again(gho
 
 def test_a_plan_trains_nothing(ghost, tmp_path):
     result = ghost.here(*tiny_chat(tmp_path / "runs" / "chat", "--plan"))
-    assert all(
-        part in result.stdout for part in ("parameters", f"mesh data={DEVICES}", "Mixture", "8 updates", "adamw")
-    )
+    assert all(part in result.stdout for part in ("parameters", f"data={DEVICES}", "Mixture", "8 updates", "adamw"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -185,7 +183,7 @@ def variant(ghost, tiny_run, tmp_path_factory):
 @pytest.mark.slow
 def test_eight_devices_and_a_scanned_model_learn_what_one_device_learns(variant, tiny_run):
     result, workdir = variant("eight devices")
-    assert "mesh data=2, fsdp=2, tensor=2" in result.stdout
+    assert "data=2, fsdp=2, tensor=2" in result.stdout
     assert "8 simulated devices" in json.loads((workdir / "environment.json").read_text())["machine"]
     for here, there in zip(losses_of(workdir), losses_of(tiny_run.workdir), strict=True):
         assert here == pytest.approx(there, rel=1e-4, abs=1e-4)

@@ -144,17 +144,17 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
     return config, flags
 
 
-def overrides_in(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+def overrides_in(argv: Sequence[str], prefix: str = "--config.") -> tuple[list[tuple[str, str]], list[str]]:
     """Returns the key and the text of each `--config.KEY=VALUE` and `--config.KEY VALUE`, and all other words.
 
     Raises UsageError for a key without a value. A value that begins with a dash and is not a number needs the `=`.
     """
     overrides, others, words = [], [], iter(argv)
     for word in words:
-        if not word.startswith("--config."):
+        if not word.startswith(prefix):
             others.append(word)
             continue
-        key, equals, text = word.removeprefix("--config.").partition("=")
+        key, equals, text = word.removeprefix(prefix).partition("=")
         if not equals:
             text = next(words, "--")
             if re.match(r"-[^0-9.]", text):  # another flag
@@ -213,7 +213,7 @@ def _sizes(config: ConfigDict) -> str | None:
         return f"model.heads ({heads}) must divide model.width ({width}) into parts of an even size."
     if heads % (model.get("kv_heads") or heads):
         return f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
-    if list(config.mesh.values()).count(-1) > 1:
+    if [config.mesh[axis] for axis in ("data", "fsdp", "tensor")].count(-1) > 1:
         return f"mesh has -1, the devices that are left, more than once: {dict(config.mesh)}. Set one size."
     return None
 

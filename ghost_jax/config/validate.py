@@ -198,6 +198,7 @@ BOTH: dict[str, Domain] = {
     "data.truncation": one_of("crop", "drop"),
     "data.validation_records": COUNT_OR_NONE,
     "data.seed": SEED,
+    "mesh.replica": AXIS,
     "mesh.data": AXIS,
     "mesh.fsdp": AXIS,
     "mesh.tensor": AXIS,

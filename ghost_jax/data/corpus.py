@@ -1,8 +1,7 @@
 """The documents of a config's sources: one part an input file, then all parts together without duplicates.
 
-Parts are built on all cores, and several hosts can each build a share of them in a common cache
-(`python -m ghost_jax.data.prepare --shard=2/4`). They are joined in one order, so the corpus is the same byte for byte
-on any number of hosts.
+Parts are built on all cores, or by the workers of Apache Beam (`beam.py`). They are joined in one order, so the corpus
+is the same byte for byte on any number of workers.
 """
 
 import dataclasses
@@ -35,6 +34,7 @@ from ghost_jax.data.storage.files import listed, stem
 from ghost_jax.data.storage.schema import Fact, Record
 
 Say = Callable[[str], None]
+Judged = tuple[list[Path], Iterable[str]]  # the parts, and for each document in them why it is dropped, or ""
 PUBLISHED_BOOK = ("attack", "capec", "cwe")  # the sources of the open book
 DOCUMENTS, FINGERPRINTS = "documents.jsonl", "fingerprints.npy"
 PARALLEL_BYTES = 4 << 20  # of input; below it, starting processes takes longer than reading
@@ -216,16 +216,21 @@ def part_stores(inputs: Sequence[Input], say: Say) -> list[Path]:
     """Returns the store of each input's documents, built on all cores where there is enough to do."""
     processes = min(os.cpu_count() or 1, len(inputs))
     if processes < 2 or sum(each.size for each in inputs) < PARALLEL_BYTES:
-        return [_part_store(say, each) for each in inputs]
+        return [part_store(say, each) for each in inputs]
     # Spawned, not forked: JAX has threads, and a lock that one of them holds at a fork would never be released.
     with multiprocessing.get_context("spawn").Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         longest_first = sorted(inputs, key=lambda each: -each.size)
-        places = pool.map(functools.partial(_part_store, say), longest_first, chunksize=1)
+        places = pool.map(functools.partial(part_store, say), longest_first, chunksize=1)
     store_of = dict(zip(longest_first, places, strict=True))
     return [store_of[each] for each in inputs]
 
 
-def _part_store(say: Say, given: Input) -> Path:
+def part_store(say: Say, given: Input) -> Path:
+    """Returns the store of an input's documents and their fingerprints.
+
+    Raises UserError for an input that is damaged or holds no document.
+    """
+
     def records() -> Iterator[Record]:
         if given.own:
             return text.read(given.source, given.path, given.own, given.key)
@@ -270,7 +275,14 @@ def _made_by(inputs: Iterable[Input]) -> list[ModuleType]:
 # ---- Together ----
 
 
-def corpus_store(inputs: Inputs, say: Say) -> Path:
+def judged_parts(inputs: Sequence[Input], say: Say) -> Judged:
+    """Makes the parts on this machine, and finds the duplicates in them."""
+    parts = part_stores(inputs, say)
+    say("dropping duplicates")
+    return parts, dedup.judge(np.concatenate([np.load(part / FINGERPRINTS, mmap_mode="r") for part in parts]))
+
+
+def corpus_store(inputs: Inputs, say: Say, judged: Callable[[Sequence[Input], Say], Judged] = judged_parts) -> Path:
     """Returns the store of all inputs' documents without the duplicates of earlier ones, which are counted.
 
     Raises UserError for an input that is damaged or holds no document.
@@ -279,9 +291,7 @@ def corpus_store(inputs: Inputs, say: Say) -> Path:
     made_from = {"inputs": [each.identity() for each in inputs.files], "sources": names}
 
     def write(folder: Path) -> dict:
-        parts = part_stores(inputs.files, say)
-        say("dropping duplicates")
-        reasons = dedup.judge(np.concatenate([np.load(part / FINGERPRINTS) for part in parts]))
+        parts, reasons = judged(inputs.files, say)
         documents: Counter[str] = Counter()
         dropped: dict[str, dict[str, int]] = {}
         licenses: dict[str, dict[str, None]] = defaultdict(dict)
@@ -311,12 +321,13 @@ def _lines(part: Path) -> Iterator[bytes]:
 def documents_of(corpus: Path) -> Documents:
     """Returns a function that streams a corpus store's documents, from the start at each call."""
 
-    def read() -> Iterator[Record]:
-        for line in _lines(corpus):
-            fields = json.loads(line)
-            yield Record(**{**fields, "facts": tuple(Fact(**fact) for fact in fields["facts"])})
+    return lambda: map(record_of, _lines(corpus))
 
-    return read
+
+def record_of(line: bytes) -> Record:
+    """Returns the document of a line of a corpus store."""
+    fields = json.loads(line)
+    return Record(**{**fields, "facts": tuple(Fact(**fact) for fact in fields["facts"])})
 
 
 def index_store(corpus: Path, pages_of: Iterable[str], say: Say, words: int = bm25.LINE) -> Path:

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
+from ghost_jax.data.beam import Beam
 from ghost_jax.data.builders import DATASETS, Dataset, pretrain
 from ghost_jax.data.corpus import documents_of
 from ghost_jax.data.examples import BuildInputs
@@ -52,8 +53,10 @@ def row_of(name: str, config: ConfigDict) -> Dataset:
     return Dataset("chat", name, about, made_by=made_by, options=("seed", "layout", "question_group"), lettered=True)
 
 
-def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Say) -> Path:
-    """Returns the store of a dataset, see `row_of`, building it where it is missing."""
+def dataset_store(
+    name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, say: Say, beam: Beam | None = None
+) -> Path:
+    """Returns the store of a dataset, see `row_of`, building it where it is missing; windows of documents by `beam`."""
     dataset = row_of(name, config)
     module, function = (dataset.builder or f"{name}.dataset").split(".")
     path = None
@@ -81,6 +84,8 @@ def dataset_store(name: str, config: ConfigDict, corpus: Path, vocabulary: Token
     def write(folder: Path) -> dict:
         say(f"building {name}: {dataset.about.format_map(config.data)}")
         vocabulary.save(folder / "tokenizer.json")
+        if beam and builder is pretrain:
+            return {"datasets": {name: beam.write_windows(folder, name, corpus, config.data.seq_len)}}
         inputs = BuildInputs(corpus, documents, config.data, vocabulary, folder, say)
         rows = getattr(builder, function)(inputs, *([name, path] if path else []))
         counts = array_record.write_examples(folder, name, rows)

@@ -14,7 +14,7 @@ product.
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import rensa
@@ -91,8 +91,11 @@ def _digest(key: str) -> int:
 def judge(rows: np.ndarray) -> list[str]:
     """Returns for each row why it is dropped, one of `REASONS`, or "" where it is kept.
 
+    A row is compared only with the kept rows before it. One that has no key with another in common (`keys`) is kept and
+    drops no other, so the reasons of the others are the same without it.
+
     Args:
-      rows: [N] of `FINGERPRINT`, all parts in their order. A row is compared only with the kept rows before it.
+      rows: [N] of `FINGERPRINT`, all parts in their order.
     """
     buckets = _buckets(rows["signature"])
     shares = (buckets >= 0).any(axis=1)  # few rows; nothing is near the others
@@ -117,6 +120,20 @@ def judge(rows: np.ndarray) -> list[str]:
     return reasons
 
 
+def keys(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the numbers of the rows that have a key, and their keys [M] uint64: of the id, the text and each band."""
+    numbers = np.arange(len(rows))
+    yield numbers, rows["id"]
+    yield numbers, rows["text"]
+    yield from _band_keys(rows["signature"])
+
+
+def repeated(keys: np.ndarray) -> np.ndarray:
+    """Returns which keys [M] come more than once."""
+    _, numbers, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return counts[numbers] > 1
+
+
 def _is_near(signature: np.ndarray, row: int, others: set[int]) -> bool:
     return bool(others) and (signature[list(others)] == signature[row]).mean(axis=1).max() >= NEAR
 
@@ -124,12 +141,17 @@ def _is_near(signature: np.ndarray, row: int, others: set[int]) -> bool:
 def _buckets(signature: np.ndarray) -> np.ndarray:
     """Returns the bucket that each row shares with other rows in each band, -1 for none: [N, BANDS] int32."""
     result = np.full((len(signature), BANDS), -1, np.int32)
-    signed = np.flatnonzero(signature.any(axis=1))
-    for band in range(BANDS):
-        values = np.ascontiguousarray(signature[signed, band * BAND : (band + 1) * BAND])
-        # A collision of keys costs a comparison and decides nothing.
-        keys = (values.view(np.uint64) * _MIX).sum(axis=1, dtype=np.uint64)
+    for band, (signed, keys) in enumerate(_band_keys(signature)):
         _, numbers, rows = np.unique(keys, return_inverse=True, return_counts=True)
         shared = rows[numbers] > 1
         result[signed[shared], band] = band * len(signature) + numbers[shared]
     return result
+
+
+def _band_keys(signature: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields for each band the numbers of the rows that have a signature, and their keys."""
+    signed = np.flatnonzero(signature.any(axis=1))
+    for band in range(BANDS):
+        values = np.ascontiguousarray(signature[signed, band * BAND : (band + 1) * BAND])
+        # A collision of keys costs a comparison and decides nothing.
+        yield signed, (values.view(np.uint64) * _MIX).sum(axis=1, dtype=np.uint64)

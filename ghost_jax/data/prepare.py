@@ -1,6 +1,6 @@
 """From publishers' files to stores, each built once and found again while its inputs are unchanged.
 
-    parts       the clean documents of one input file, with their facts; all cores, or several hosts
+    parts       the clean documents of one input file, with their facts; all cores, or the workers of Apache Beam
     corpus      the parts together, duplicates dropped
     vocabulary  the base's byte-level BPE
     datasets    token ids and masks, one store each: windows of text for a base, conversations for a chat model
@@ -10,7 +10,6 @@
 
 import argparse
 import dataclasses
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from ghost_jax.config import load as config_lib
 from ghost_jax.config.validate import FILES
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.object_store import path_of
-from ghost_jax.data import corpus, datasets
+from ghost_jax.data import beam, corpus, datasets
 from ghost_jax.data.builders import names_of
 from ghost_jax.data.mixture import Mix, Phase
 from ghost_jax.data.own import rows
@@ -44,8 +43,8 @@ class Prepared:
     notes: tuple[str, ...]  # sentences on missing sources, for the first lines of the run and its report
 
 
-def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
-    """Returns the stores of a config, building those that are missing.
+def prepare(config: ConfigDict, data_dir: Path | None, workers: beam.Beam | None = None) -> Prepared:
+    """Returns the stores of a config, building those that are missing, on this machine or by `workers`.
 
     Raises UserError for a missing or damaged input, and for a dataset that is mixed in and has no training record.
     """
@@ -55,7 +54,8 @@ def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
         if not rows.located(path).is_file():
             raise UserError(f"data.{group}.{name} names {path}, which is no file. Name a file of {group}.")
     inputs = _located(config, config.data.sources, data_dir)
-    documents = corpus.corpus_store(inputs, _say)
+    judged = workers.judged_parts if workers else corpus.judged_parts
+    documents = corpus.corpus_store(inputs, _say, judged)
     mixed = {name for multipliers in config_lib.mixtures(config).values() for name in multipliers if multipliers[name]}
     if config.stage == "pretrain":
         base = vocabulary = _vocabulary(config, documents)
@@ -66,7 +66,7 @@ def prepare(config: ConfigDict, data_dir: Path | None) -> Prepared:
         asked = {"fact_mcq"} if "facts" in config.evals else set()  # its questions, also where it is not trained on
         needed = mixed | set(config_lib.SHARED) | asked
     stores = {
-        name: datasets.dataset_store(name, config, documents, vocabulary, _say)
+        name: datasets.dataset_store(name, config, documents, vocabulary, _say, workers)
         for name in (*names_of(config.stage), *(name for _, name in own))
         if name in needed
     }
@@ -132,14 +132,6 @@ def _say(line: str) -> None:
     print(f"[data] {line}", flush=True)
 
 
-def _shard(text: str) -> tuple[int, int]:
-    """Returns (1, 4), the index from 0 and the count, of "2/4"."""
-    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
-    if not found or int(found[1]) > int(found[2]):
-        raise UsageError(f'--shard={text} is invalid. Write the number of this host and that of all hosts: "2/4".')
-    return int(found[1]) - 1, int(found[2])
-
-
 def _summary(prepared: Prepared) -> Iterator[str]:
     yield from prepared.notes
     documents = artifact_cache.manifest(prepared.corpus).documents
@@ -155,20 +147,16 @@ def _summary(prepared: Prepared) -> Iterator[str]:
 def main(argv: Sequence[str]) -> int:
     """Prepares the data of a config and prints the counts of each store."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.prepare", description=main.__doc__)
-    shard_help = "prepare only this host's share of the input files, into the cache all share"
-    parser.add_argument("--shard", metavar="I/N", help=shard_help)
-    config, flags = config_lib.parse(parser, argv)
+    runner_help = "prepare by Apache Beam; --beam.KEY=VALUE sets one of its pipeline options"
+    parser.add_argument("--runner", choices=beam.RUNNERS, help=runner_help)
+    options, words = config_lib.overrides_in(argv, "--beam.")
+    config, flags = config_lib.parse(parser, words)
+    if options and not flags.runner:
+        raise UsageError(f"--beam.{options[0][0]} is an option of a runner. Add --runner={'|'.join(beam.RUNNERS)}.")
     started = time.monotonic()
-    if flags.shard:
-        index, count = _shard(flags.shard)
-        of_base = config.base.data.sources if config.stage == "chat" and "vocabulary" not in config.base else ()
-        sources = config.data.sources + of_base
-        inputs = _located(config, tuple(dict.fromkeys(sources)), flags.data_dir)
-        parts = corpus.part_stores(inputs.files[index::count], _say)
-        _say(f"{len(parts)} of {len(inputs.files)} parts in {time.monotonic() - started:.1f} s")
-        return 0
+    workers = beam.connect(flags.runner, options) if flags.runner else None
     made_here = [config.base] if "base" in config and "vocabulary" not in config.base else []
-    stages = [prepare(stage, flags.data_dir) for stage in [*made_here, config]]
+    stages = [prepare(stage, flags.data_dir, workers) for stage in [*made_here, config]]
     for line in dict.fromkeys(line for prepared in stages for line in _summary(prepared)):
         _say(line)
     _say(f"done in {time.monotonic() - started:.1f} s")

@@ -5,6 +5,7 @@ paragraph.
 """
 
 import atexit
+import collections
 import contextlib
 import ctypes
 import os
@@ -22,7 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ghost_jax.core.errors import FAILED, UserError, say_error
 
-COORDINATOR, PROCESSES, PROCESS = "GHOST_COORDINATOR", "GHOST_PROCESSES", "GHOST_PROCESS"  # set by launch/local.py
+# Variables that launch/local.py and launch/jobset.yaml set.
+COORDINATOR, PROCESSES, PROCESS = "GHOST_COORDINATOR", "GHOST_PROCESSES", "GHOST_PROCESS"
 
 START_SECONDS = 300  # for all processes to appear: the nodes of a cluster do not start at once
 HEARTBEAT_SECONDS = 30  # of silence, after which a process counts as lost
@@ -40,8 +42,8 @@ _PEER_LOST = re.compile(
 def start() -> None:
     """Joins this process to the others of its run, if there are any; call it before any JAX computation.
 
-    There are others where launch/local.py sets variables, or where JAX recognises a job of several processes: Slurm,
-    Open MPI, Kubernetes, a Cloud TPU pod.
+    There are others where these variables are set, or where JAX recognises a job of several processes: Slurm, Open MPI,
+    a Cloud TPU pod.
 
     Raises UserError where the others do not appear.
     """
@@ -66,7 +68,7 @@ def start() -> None:
 
 
 def _local_arguments() -> dict[str, Any] | None:
-    """Returns the arguments of `jax.distributed.initialize` that launch/local.py set; None for one process."""
+    """Returns the arguments of `jax.distributed.initialize` of those variables; None for one process."""
     address, processes, process = (os.environ[name] for name in (COORDINATOR, PROCESSES, PROCESS))
     if processes == "1":
         return None
@@ -92,14 +94,29 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def part_of_batch(sharding: NamedSharding) -> tuple[int, int]:
+    """Returns which part of each batch this process reads, and of how many parts.
+
+    Processes whose devices hold the same rows, because a tensor axis goes over all of them, read the same part.
+    """
+    rows = collections.defaultdict(set)
+    for device, (index,) in sharding.devices_indices_map((sharding.num_devices,)).items():
+        rows[device.process_index].add(index.start or 0)
+    parts = sorted({tuple(sorted(starts)) for starts in rows.values()})
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
 def to_global(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, Any]:
-    """Returns the global batch on the devices; each process passes its own rows, in process order."""
+    """Returns the global batch on the devices; each process passes its `part_of_batch`.
+
+    The order of all rows is that of the mesh, whose devices need not go by process: sums do not depend on it.
+    """
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
-def local_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns this process's rows of a global batch that every process holds."""
-    return {name: np.split(rows, jax.process_count())[jax.process_index()] for name, rows in batch.items()}
+def place(batch: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Returns a global batch that every process holds on the devices, its rows in their order."""
+    return {name: jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for name, x in batch.items()}
 
 
 def barrier(name: str) -> None:

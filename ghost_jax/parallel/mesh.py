@@ -1,4 +1,8 @@
-"""The device mesh: axes `data`, `fsdp` and `tensor`, on one CPU, simulated devices or a pod alike."""
+"""The device mesh: axes `replica`, `data`, `fsdp` and `tensor`, on one CPU, simulated devices or TPU slices alike.
+
+Only `replica` crosses from one slice to another, over the data-centre network (DCN): parameters are sharded inside a
+slice, and what slices exchange are sums of gradients.
+"""
 
 from collections.abc import Sequence
 
@@ -9,28 +13,51 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ghost_jax.core.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))  # the batch axis is split over both; FSDP devices hold different examples
+AXES = ("replica", "data", "fsdp", "tensor")
+BATCH = PartitionSpec(("replica", "data", "fsdp"))  # the batch axis is split over these; the rest share its rows
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of these axis sizes over `devices`, by default all; one size may be -1, for the rest of them.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, replica: int = -1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Returns the mesh of these axis sizes over `devices`, by default all.
 
-    Raises UserError where the sizes do not multiply to the number of devices.
+    A `replica` of -1 is the number of slices; one of the other sizes may be -1, for the rest of the devices.
+
+    Raises UserError where the sizes do not multiply to the number of devices, or `replica` is not that of the slices.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
+    count, slices = len(devices), len({_slice_of(device) for device in devices})
+    replica = slices if replica == -1 else replica
+    if slices > 1 and replica != slices:
+        raise UserError(
+            f"A mesh of replica={replica} does not fit devices of {slices} slices. Set --config.mesh.replica={slices}, "
+            "or -1, which is the number of slices."
+        )
     try:
-        sizes = np.empty(count).reshape(data, fsdp, tensor).shape
+        sizes = np.empty(count).reshape(replica, data, fsdp, tensor).shape
     except ValueError:
         raise UserError(
-            f"A mesh of data={data}, fsdp={fsdp}, tensor={tensor} does not cover the {count} device(s) here. Set "
-            f"--config.mesh.data, .fsdp and .tensor so that they multiply to {count}; one may be -1."
+            f"A mesh of replica={replica}, data={data}, fsdp={fsdp}, tensor={tensor} does not cover the {count} "
+            "device(s) here. Set --config.mesh.replica, .data, .fsdp and .tensor so that they multiply to "
+            f"{count}; one may be -1."
         ) from None
     # jax.make_mesh refuses, on every TPU but v5e, an axis that is no product of the torus's: tensor=2 on 4x4x4.
-    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if slices > 1:
+        inside, across = (1, *sizes[1:]), (slices, 1, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto axes: the compiler propagates shardings from the inputs'; Explicit ones would have to be spelled at each op.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice_of(device: jax.Device) -> int:
+    """Returns the number of the TPU slice that a device is in; 0 on other platforms.
+
+    On a GPU the attribute tells hosts apart, and there parameters may well be sharded over hosts.
+    """
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -45,7 +72,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_shards(mesh: Mesh) -> int:
     """Returns the number of parts of a batch."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return mesh.shape["replica"] * mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def micro_batch_rows(batch_size: int, micro_batch_size: int, mesh: Mesh) -> int:
@@ -56,8 +83,8 @@ def micro_batch_rows(batch_size: int, micro_batch_size: int, mesh: Mesh) -> int:
     shards = batch_shards(mesh)
     if batch_size % shards:
         raise UserError(
-            f"batch_size is {batch_size}, which does not divide over the {shards} devices of the mesh's axes data and "
-            f"fsdp. Set --config.batch_size to a multiple of {shards}, use fewer devices, or raise "
+            f"batch_size is {batch_size}, which does not divide over the {shards} devices of the mesh's axes replica, "
+            f"data and fsdp. Set --config.batch_size to a multiple of {shards}, use fewer devices, or raise "
             "--config.mesh.tensor, which splits each matrix over several devices."
         )
     rows = batch_size // shards  # of a device

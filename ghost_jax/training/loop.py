@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, letters_of, mix_of
 from ghost_jax.parallel import distributed
@@ -55,7 +53,7 @@ def train(
         letters = letter_ids(prepared.tokenizer, letters_of(prepared)) if config.stage == "chat" else None
         train_step = setup.make_step(letters, frozen)
         validate = make_validation(setup, mix)
-        stream = mixture.train_batches(mix, process=jax.process_index(), processes=jax.process_count())
+        stream = mixture.train_batches(mix, *distributed.part_of_batch(batch_sharding(mesh)))
         batches = mixture.read_from(stream, start)
         stop_vote = distributed.StopVote()
         with open_journal(start) as journal, stop_requests() as asked_to_stop, distributed.end_with_peers():

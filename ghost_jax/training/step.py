@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +17,7 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.lora import Lora
 from ghost_jax.model.transformer import Transformer, tables_of
-from ghost_jax.parallel.distributed import local_rows, to_global
+from ghost_jax.parallel.distributed import place
 from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replicated
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.cross_entropy import log_probabilities
@@ -209,10 +208,10 @@ def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Call
 
     def padded(params: dict, batch: dict, at: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
         count = len(at)
-        missing = -count % math.lcm(batch_shards(mesh), jax.process_count())  # rows, until the batch divides
-        arrays = {**batch, "at": at, "targets": targets}  # every process holds all rows, and places its own
+        missing = -count % batch_shards(mesh)  # rows, until the batch divides
+        arrays = {**batch, "at": at, "targets": targets}
         arrays = {name: np.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))) for name, x in arrays.items()}
-        placed = to_global(local_rows(arrays), sharding)
+        placed = place(arrays, sharding)
         return tuple(x[:count] for x in jitted(params, placed, placed.pop("at"), placed.pop("targets")))
 
     return padded

@@ -7,7 +7,7 @@ import jax
 from ghost_jax.config.load import SHARED
 from ghost_jax.data import mixture
 from ghost_jax.data.mixture import Mix
-from ghost_jax.parallel.distributed import local_rows, to_global
+from ghost_jax.parallel.distributed import place
 from ghost_jax.parallel.mesh import batch_sharding
 from ghost_jax.training.setup import TrainSetup
 from ghost_jax.training.step import abstract_params, make_eval_step
@@ -29,7 +29,7 @@ def make_validation(setup: TrainSetup, mix: Mix) -> Callable[[dict], dict[str, f
     sharding = batch_sharding(setup.mesh)
 
     def sums_of(params: dict, batches: list[dict]) -> tuple[float, float]:
-        parts = [eval_step(params, to_global(local_rows(batch), sharding)) for batch in batches]
+        parts = [eval_step(params, place(batch, sharding)) for batch in batches]
         total, weight = jax.tree.map(lambda *xs: sum(float(x) for x in xs), *parts)
         return total, weight
 

@@ -1,7 +1,7 @@
 """Plain language modelling: documents laid end to end and cut into windows of the context's length."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -48,21 +48,34 @@ def windows(texts: Iterable[str], tokenizer: Tokenizer, split: str, window: int,
     """
     buffer: list[int] = []
     rows = 0
-
-    def row(tokens: list[int]) -> dict:
-        ids = np.asarray(tokens, np.int32)
-        named = {"id": f"{split}-{rows:08d}", "source": source, "letter": ""}
-        return named | {"tokens": ids, "mask": np.arange(len(ids)) > 0}
-
-    remaining = iter(texts)
-    while batch := list(itertools.islice(remaining, BATCH)):
-        for ids in tokenizer.encode_batch(batch):
-            buffer += [tokenizer.bos_id, *ids, tokenizer.eos_id]
+    for tokens in tokens_of(texts, tokenizer):
+        buffer += tokens
         start = 0
         while len(buffer) - start > window:
-            yield row(buffer[start : start + window + 1])
+            yield row(split, rows, buffer[start : start + window + 1], source)
             rows += 1
             start += window
         buffer = buffer[start:]
     if rows == 0 and len(buffer) > 1:
-        yield row(buffer)
+        yield row(split, rows, buffer, source)
+
+
+def tokens_of(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Yields the ids of the texts, each as BOS … EOS, of `BATCH` texts at a time."""
+    remaining = iter(texts)
+    while batch := list(itertools.islice(remaining, BATCH)):
+        yield [id for ids in tokenizer.encode_batch(batch) for id in (tokenizer.bos_id, *ids, tokenizer.eos_id)]
+
+
+def row(split: str, number: int, tokens: Sequence[int], source: str) -> dict:
+    """Returns row `number` of a split."""
+    ids = np.asarray(tokens, np.int32)
+    named = {"id": f"{split}-{number:08d}", "source": source, "letter": ""}
+    return named | {"tokens": ids, "mask": np.arange(len(ids)) > 0}
+
+
+def pieces(tokens: np.ndarray, start: int, window: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the rows of `windows` that hold some of the tokens [n] int32, and which; `start` is before them."""
+    for number in range(max(0, (start - 1) // window), (start + len(tokens) - 1) // window + 1):
+        first = number * window - start  # of the row; the first token of the next row is its last
+        yield number, tokens[max(0, first) : first + window + 1]

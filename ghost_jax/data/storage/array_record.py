@@ -1,17 +1,19 @@
 """Tokenised examples on disk: ArrayRecord, written by a TFDS builder and read by random access."""
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
@@ -24,6 +26,13 @@ TOOLS = ("tensorflow-datasets", "array_record")
 # Arrays are stored as bytes: decoding lists of integers would dominate the time of a batch.
 ARRAYS = {"tokens": np.dtype(np.int32), "mask": np.dtype(np.bool_), "branches": np.dtype(np.uint8)}
 TEXTS = ("id", "source", "letter")
+NO_BRANCHES = {"branches": np.zeros(0, np.uint8)}
+
+# TFDS sorts a split in memory, from this size on in files. It opens them by TensorFlow, which is not installed.
+shuffle.MAX_MEM_BUFFER_SIZE = 256 << 20
+shuffle.BUCKETS_NUMBER = 128  # all are open at a time
+_FILES = SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
+shuffle.tf = SimpleNamespace(io=SimpleNamespace(gfile=_FILES), errors=SimpleNamespace(ResourceExhaustedError=()))
 
 
 class LocalInfo(tfds.core.DatasetInfo):
@@ -38,8 +47,8 @@ class Examples(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, name: str, splits: dict[str, Callable[[], Iterator[dict]]], data_dir: Path):
-        self._splits = splits
+    def __init__(self, name: str, splits: Mapping[str, Any], data_dir: Path):
+        self._splits = splits  # split -> ids and rows, an iterator or a transform of Apache Beam
         config = tfds.core.BuilderConfig(name=name, version="1.0.0", description=f"tokenised {name} examples")
         super().__init__(config=config, data_dir=data_dir, file_format="array_record")
 
@@ -51,12 +60,11 @@ class Examples(tfds.core.GeneratorBasedBuilder):
             features[name] = tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
         return LocalInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
-    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        return {split: self._generate_examples(rows) for split, rows in self._splits.items()}
+    def _split_generators(self, dl_manager) -> dict[str, Any]:
+        return {split: self._generate_examples(split) for split in self._splits}
 
-    def _generate_examples(self, rows: Callable[[], Iterator[dict]]) -> Iterator[tuple[str, dict]]:
-        for row in rows():
-            yield row["id"], row
+    def _generate_examples(self, split: str) -> Any:
+        return self._splits[split]
 
 
 def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -> dict[str, SplitCounts]:
@@ -71,25 +79,47 @@ def write_examples(folder: Path, name: str, splits: dict[str, Iterable[dict]]) -
         rest = iter(rows)
         first = next(rest, None)
         if first is not None:
-            generators[split] = functools.partial(_counted, name, split, itertools.chain([first], rest), counts)
-    tfds.display_progress_bar(False)
-    logging.set_verbosity(logging.FATAL)
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), _deterministic_bytes():
-        Examples(name, generators, folder).download_and_prepare()
+            generators[split] = _counted(name, split, itertools.chain([first], rest), counts)
+    _write(folder, name, generators)
     for split in generators:
         lengths = np.array([len(row["tokens"]) for row in open_examples(folder, name, split)], np.int32)
         np.save(_lengths_file(folder, name, split), lengths)
     return counts
 
 
-def _counted(name: str, split: str, rows: Iterable[dict], counts: dict[str, SplitCounts]) -> Iterator[dict]:
-    """Yields the rows of a split; sets its counts after the last one."""
+def write_transforms(folder: Path, name: str, splits: Mapping[str, Any], options: Any) -> dict[str, SplitCounts]:
+    """Does the same by a pipeline of Apache Beam with these options.
+
+    `splits` are split -> transform of its rows and their ids, at least one. The rows are counted in the order of ids.
+    """
+    _write(folder, name, splits, tfds.download.DownloadConfig(beam_options=options))
+    counts: dict[str, SplitCounts] = {}
+    for split in splits:
+        records = open_examples(folder, name, split)
+        found = [(len(row["tokens"]), row["id"].decode()) for row in records]
+        np.save(_lengths_file(folder, name, split), np.array([length for length, _ in found], np.int32))
+        order = sorted(range(len(found)), key=lambda number: (len(found[number][1]), found[number][1]))
+        batches = (records.read(order[start : start + 1024]) for start in range(0, len(order), 1024))
+        rows = (row | {text: row[text].decode() for text in TEXTS} for batch in batches for row in batch)
+        deque(_counted(name, split, rows, counts), maxlen=0)
+    return counts
+
+
+def _write(folder: Path, name: str, splits: Mapping[str, Any], config: tfds.download.DownloadConfig | None = None):
+    tfds.display_progress_bar(False)
+    logging.set_verbosity(logging.FATAL)
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+        Examples(name, splits, folder).download_and_prepare(download_config=config)
+
+
+def _counted(name: str, split: str, rows: Iterable[dict], counts: dict[str, SplitCounts]) -> Iterator[tuple[str, dict]]:
+    """Yields the ids and rows of a split; sets its counts after the last one."""
     ranked = supervised = 0
     letters: Counter[str] = Counter()
     lengths: Counter[int] = Counter()
     digest = hashlib.sha256()
     for row in rows:
-        row = {"branches": np.zeros(0, np.uint8)} | row
+        row = NO_BRANCHES | row
         if not row["mask"].any():
             raise UserError(
                 f"The record {row['id']} of {name} ({split}) has no supervised token. Correct or remove the document "
@@ -102,24 +132,19 @@ def _counted(name: str, split: str, rows: Iterable[dict], counts: dict[str, Spli
         lengths[len(row["tokens"])] += 1
         if row["letter"]:
             letters[row["letter"]] += 1
-        yield row
+        yield row["id"], row
     tokens = sum(length * number for length, number in lengths.items())
     counts[split] = SplitCounts(
         lengths.total(), ranked, tokens, supervised, dict(letters), dict(lengths), digest.hexdigest()
     )
 
 
-@contextlib.contextmanager
-def _deterministic_bytes() -> Iterator[None]:
-    """Has TFDS write the fields of an example in one order: protobuf's default differs between processes."""
-    default = ExampleSerializer.serialize_example
-    ExampleSerializer.serialize_example = lambda self, example: self.get_tf_example(example).SerializeToString(
-        deterministic=True
-    )
-    try:
-        yield
-    finally:
-        ExampleSerializer.serialize_example = default
+def _serialized(self: ExampleSerializer, example: dict) -> bytes:
+    """Returns an example with its fields in one order: protobuf's default differs between processes."""
+    return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+
+ExampleSerializer.serialize_example = _serialized  # for good: workers of Beam import this module and write
 
 
 def _lengths_file(store: Path, name: str, split: str) -> Path:

@@ -1,0 +1,97 @@
+"""Prints a JobSet, several pods as one run, for TPU slices or GPU nodes of GKE. It asks no cluster.
+
+    python -m launch.jobset --name=base --image=IMAGE --topology=v5e:4x4 [--slices=2] [--spot] -- \\
+      python -m ghost_jax.train --config=configs/chat_v5.py --workdir=gs://BUCKET/runs/base | kubectl apply -f -
+
+Every pod runs the command. Where one is lost or preempted, all of them start again and resume.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from pydantic import ValidationError
+
+from ghost_jax.core.errors import UsageError, command
+from launch import jobset_schema
+from launch.chips import CHIPS, gke_hosts, parse
+
+TEMPLATE = Path(__file__).with_name("jobset.yaml")
+GKE = "cloud.google.com/gke-"  # how the labels of its nodes begin
+
+
+def tpu_slices(topology: str, slices: int) -> dict[str, Any]:
+    """Returns the template's values for TPU slices, e.g. "v5e:4x4". Raises UsageError for slices that GKE lacks."""
+    hosts, chips = gke_hosts(topology)
+    if slices > 1 and hosts == 1:
+        raise UsageError(f"--slices={slices} needs slices of several hosts, and {topology} has one. Name a larger one.")
+    generation, sides = parse(topology)
+    labels = {"accelerator": CHIPS[generation].gke_name, "topology": "x".join(map(str, sides))}
+    selector = {f"{GKE}tpu-{label}": value for label, value in labels.items()}
+    return {"slices": slices, "hosts": hosts, "resource": "google.com/tpu", "devices": chips, "selector": selector}
+
+
+def gpu_nodes(gpu: str, nodes: int) -> dict[str, Any]:
+    """Returns the template's values for nodes with GPUs, e.g. "nvidia-h100-80gb:8". Raises UsageError."""
+    name, _, count = gpu.rpartition(":")
+    if not name or not count.isdecimal() or not int(count):
+        raise UsageError(f"--gpu={gpu} is not GKE's name of a GPU and their count a node, as in nvidia-h100-80gb:8.")
+    selector = {f"{GKE}accelerator": name}
+    return {"slices": 1, "hosts": nodes, "resource": "nvidia.com/gpu", "devices": int(count), "selector": selector}
+
+
+def render(nodes: dict[str, Any], spot: bool, **values: Any) -> str:
+    """Returns the manifest as YAML.
+
+    Args:
+      nodes: of `tpu_slices` or `gpu_nodes`.
+      values: name, image, words (the command), service_account.
+
+    Raises UsageError for a name, an image or an account that the cluster would refuse.
+    """
+    selector = nodes["selector"] | ({f"{GKE}spot": "true"} if spot else {})
+    made = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    values |= nodes | {"selector": selector, "spot": spot, "tpu": nodes["resource"] == "google.com/tpu"}
+    text = made.from_string(TEMPLATE.read_text(encoding="utf-8")).render(values)
+    try:
+        jobset_schema.MODEL.validate_python(yaml.safe_load(text))
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "metadata.name"
+        raise UsageError(f"The cluster would refuse {place}: {first['msg']}. Correct the flag that gives it.") from None
+    return text
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    """Prints a Kubernetes JobSet that runs a command on TPU slices or GPU nodes of GKE."""
+    parser = argparse.ArgumentParser(prog="python -m launch.jobset", description=main.__doc__)
+    add = parser.add_argument
+    add("--name", required=True, help="of the JobSet")
+    add("--image", required=True, help="built by the Dockerfile, in a registry")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--topology", metavar="SLICE", help="a TPU slice: v5e:4x4, v6e:4x4, v4:2x2x4, v5p:4x4x4, …")
+    kind.add_argument("--gpu", metavar="NAME:COUNT", help="the GPUs of a node: nvidia-h100-80gb:8, nvidia-l4:1, …")
+    add("--slices", type=int, default=1, metavar="N", help="how many TPU slices (default: 1)")
+    add("--nodes", type=int, default=1, metavar="N", help="how many nodes with GPUs (default: 1)")
+    add("--spot", action="store_true", help="cheap capacity that may be preempted")
+    add("--service_account", metavar="NAME", help="of Kubernetes, that may use the bucket (default: the namespace's)")
+    add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what every pod runs")
+    flags = parser.parse_args(argv)
+    words = flags.command[1:] if flags.command[:1] == ["--"] else flags.command
+    if not words:
+        raise UsageError("There is no command to run: write it after --, e.g. -- python -m ghost_jax.train --help.")
+    if min(flags.slices, flags.nodes) < 1 or (flags.slices > 1 and flags.gpu) or (flags.nodes > 1 and flags.topology):
+        raise UsageError("--slices counts TPU slices and --nodes counts nodes with GPUs: 1 or more, of what is asked.")
+    nodes = tpu_slices(flags.topology, flags.slices) if flags.topology else gpu_nodes(flags.gpu, flags.nodes)
+    account = flags.service_account
+    print(render(nodes, flags.spot, name=flags.name, image=flags.image, words=words, service_account=account), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
