@@ -1,6 +1,7 @@
 """hub/chat_template.py: an imported vocabulary's own chat template is followed token by token, here and in exports."""
 
 import argparse
+import dataclasses
 import json
 import os
 import unicodedata
@@ -240,10 +241,13 @@ def test_a_conversation_is_searched_in_one_piece(tmp_path):
 
 
 def imported(folder: Path, there: Path, rows: int, context: int = 96) -> Path:
-    """Writes a random model beside the vocabulary in `there`, and imports both; returns the run."""
-    kind = {"model_type": "llama", "architectures": [llama.ARCHITECTURE]}
-    shape = ModelConfig(layers=2, width=32, heads=2, mlp_dim=48, vocab_size=rows, context=context)
-    write(there, llama.tensors_of(build(shape), shape), np.dtype(np.float32))
+    """Writes a random model of the kind beside the vocabulary in `there`, and imports both; returns the run."""
+    qwen = "<|im_end|>" in (there / "tokenizer_config.json").read_text()
+    shape = ModelConfig(layers=2, width=32, heads=2, mlp_dim=48, vocab_size=rows, context=context, kv_heads=1)
+    shape = dataclasses.replace(shape, attention_bias=qwen)
+    tensors = [each for each in llama.tensors_of(build(shape), shape) if not each[0].endswith("o_proj.bias")]
+    write(there, tensors, np.dtype(np.float32))
+    kind = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]} if qwen else {}
     (there / "config.json").write_text(json.dumps(llama.config_of(shape) | kind))
     folder.mkdir()
     write_run(folder, folder.name, there)
