@@ -51,9 +51,9 @@ def test_a_vocabulary_knows_its_ids_by_what_they_do(runs):
     assert not any(base.has(name) for name in ("<|pad|>", "<|unk|>", *ROLES))
     for tokenizer in (base, chat):
         assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.pad_id == ENDS
-    assert (base.has_roles, base.end_ids, base.special_ids) == (False, [ENDS], [ENDS, 1])
+    assert (base.template, base.end_ids, base.special_ids) == (None, [ENDS], [ENDS, 1])
     roles = [chat.id(role) for role in ROLES]
-    assert (chat.has_roles, chat.end_ids, chat.special_ids) == (True, [chat.id(END), ENDS], [ENDS, 1, *roles])
+    assert (chat.template is None, chat.end_ids, chat.special_ids) == (False, [chat.id(END), ENDS], [ENDS, 1, *roles])
 
 
 def test_an_imported_chat_model_answers(runs):

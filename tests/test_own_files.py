@@ -155,25 +155,28 @@ def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch, form)
 
 # ---- Conversations ----
 
+SYSTEM = ("system", "Be brief."), ("system", "In English.")
+
 
 def test_each_form_of_conversation_is_read(tmp_path):
-    share = [("system", "Be brief."), ("human", "Hi"), ("gpt", "Yes")]
+    share = [SYSTEM[0], ("human", "Hi"), ("gpt", "Yes")]
     found = [
-        turns(("system", "Be brief."), ASKED, ANSWER, ("user", "And?"), ("assistant", "No.", False), id=7),
+        turns(*SYSTEM, ASKED, ANSWER, ("user", "And?"), ("assistant", "No.", False), id=7),
         {"conversations": [{"from": role, "value": content} for role, content in share]},
         {"instruction": "Add.", "input": "1 + 1", "output": "  2"},
         {"instruction": "Greet.", "input": "", "output": "Hi"},
     ]
     read = list(chats.read("mine", lines(tmp_path / "ü b.jsonl", *found, mark=MARK, end=b"\r\n\r\n")))
     assert [[turn.content for turn in each.messages] for each in read] == [
-        ["Be brief.\n\nWhat is a port?", "A number.", "And?", "No."],
-        *(["Be brief.\n\nHi", "Yes"], ["Add.\n\n1 + 1", "  2"], ["Greet.", "Hi"]),
+        ["Be brief.\n\nIn English.", "What is a port?", "A number.", "And?", "No."],
+        *(["Be brief.", "Hi", "Yes"], ["Add.\n\n1 + 1", "  2"], ["Greet.", "Hi"]),
     ]
+    assert [each.messages[0].role for each in read] == ["system", "system", "user", "user"]
     as_list = tmp_path / "list.json"
     as_list.write_text(json.dumps(found), encoding="utf-8-sig")
     assert [each.messages for each in chats.read("mine", as_list)] == [each.messages for each in read]
     assert {tuple(turn.role for turn in each.messages[-2:]) for each in read} == {("user", "assistant")}
-    assert [turn.train for turn in read[0].messages] == [True, True, True, False]
+    assert [turn.train for turn in read[0].messages] == [True, True, True, True, False]
     assert [each.id for each in read] == ["7", "mine/3", "mine/5", "mine/7"]
     assert [each.split for each in read] == [split_of(each) for each in (ASKED[1], "Hi", "Add.\n\n1 + 1", "Greet.")]
 

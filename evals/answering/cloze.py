@@ -138,5 +138,6 @@ def _tree_of(tokenizer: Tokenizer, question: str, options: Sequence[str], passag
     """
     message = Message("user", with_context(ask(question, options, "cloze"), passages))
     prompt = render_prompt(tokenizer, [message])
-    turns = [render(tokenizer, [message, Message("assistant", answer("", text, "cloze"))])[0] for text in options]
-    return Tree(prompt[:-1], tuple(scored_text(ids[len(prompt) - 1 :]) for ids in turns))
+    turns = [render(tokenizer, [message, Message("assistant", answer("", text, "cloze"))]) for text in options]
+    pieces = [ids[len(prompt) - 1 : np.flatnonzero(learnt)[-1] + 1] for ids, learnt in turns]
+    return Tree(prompt[:-1], tuple(map(scored_text, pieces)))

@@ -9,6 +9,7 @@ import numpy as np
 
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.builders import names_of
 from ghost_jax.data.storage import artifact_cache as store
 from ghost_jax.data.storage.array_record import open_examples
 from ghost_jax.data.storage.files import parse_json
@@ -54,7 +55,8 @@ def parts_of(folder: Path) -> Iterator[Part]:
         for split in splits:
             rows = open_examples(folder, dataset, split)
             with Progress(f"reading {name} {dataset}/{split}", len(rows), unit="records", brief=True) as progress:
-                joined = join_windows(_counted(rows, progress), vocabulary.bos_id)
+                bos = vocabulary.bos_id if dataset in names_of("pretrain") else None
+                joined = join_windows(_counted(rows, progress), bos)
             texts = (Text(id, source, vocabulary.decode(np.concatenate(ids).tolist())) for id, source, ids in joined)
             yield Part(name, f"{dataset}/{split}", len(joined), texts)
 
@@ -86,20 +88,20 @@ def _counted(rows: Sequence[dict], progress: Progress) -> Iterator[dict]:
         progress.advance(1)
 
 
-def join_windows(rows: Iterable[dict], bos: int) -> list[tuple[str, str, list[np.ndarray]]]:
+def join_windows(rows: Iterable[dict], bos: int | None) -> list[tuple[str, str, list[np.ndarray]]]:
     """Returns `(id, source, pieces of ids)` of each text in the rows of a split, in the order of their ids.
 
     A pretraining row is a window cut anywhere that begins with the last token of the row before. Such rows are joined
     and split again at BOS, so that a question across a cut is found. A text has the id of the row that it begins in.
-    Conversations begin and end with different tokens, so they are not joined.
+    Conversations, whose turns may begin with such a token, are not joined or split: for them `bos` is None.
     """
     kept = [(row["id"].decode(), row["source"].decode(), row["tokens"]) for row in rows]
     texts: list[tuple[str, str, list[np.ndarray]]] = []
     last = None
     for row_id, source, tokens in sorted(kept, key=operator.itemgetter(0)):
-        continued = bool(tokens[0] == last)
+        continued = bos is not None and bool(tokens[0] == last)
         ids, last = tokens[continued:], tokens[-1]
-        first, *others = np.split(ids, np.flatnonzero(ids == bos))
+        first, *others = np.split(ids, [] if bos is None else np.flatnonzero(ids == bos))
         if continued:
             texts[-1][2].append(first)
         elif len(first):

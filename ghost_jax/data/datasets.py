@@ -16,7 +16,6 @@ from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import array_record, artifact_cache
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.text import chat_format, tokenizer
-from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
@@ -33,13 +32,6 @@ def vocabulary_store(config: ConfigDict, corpus: Path, say: Say) -> Path:
         return {"tokenizer": vocabulary.sha256, "vocab_size": vocabulary.vocab_size}
 
     return artifact_cache.build("vocabulary", (tokenizer, pretrain), {"corpus": corpus.name, "vocab_size": size}, write)
-
-
-def chat_vocabulary(base: Tokenizer) -> Tokenizer:
-    """Returns the base vocabulary grown by the role tokens and the anchor words, its letters checked."""
-    vocabulary = base.with_chat_tokens(embedded.anchors())
-    letter_ids(vocabulary)
-    return vocabulary
 
 
 def row_of(name: str, config: ConfigDict) -> Dataset:

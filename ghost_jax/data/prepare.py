@@ -25,10 +25,11 @@ from ghost_jax.data import beam, corpus, datasets
 from ghost_jax.data.builders import names_of
 from ghost_jax.data.mixture import Mix, Phase
 from ghost_jax.data.own import rows
+from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.artifact_cache import SplitCounts
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.mcq_format import LETTERS
+from ghost_jax.text.mcq_format import LETTERS, letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
 
 
@@ -62,7 +63,8 @@ def prepare(config: ConfigDict, data_dir: Path | None, workers: beam.Beam | None
         needed = mixed
     else:
         base = _base_vocabulary(config.base, data_dir)
-        vocabulary = datasets.chat_vocabulary(base)
+        vocabulary = base.with_chat_tokens(embedded.anchors())
+        letter_ids(vocabulary)  # checks them
         asked = {"fact_mcq"} if "facts" in config.evals else set()  # its questions, also where it is not trained on
         needed = mixed | set(config_lib.SHARED) | asked
     stores = {

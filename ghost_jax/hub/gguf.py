@@ -6,6 +6,7 @@ word that our vocabulary finds only between blanks (an anchor) is not found in t
 within other words: it reads its pieces, and writes it as usual.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import numpy as np
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.hub import llama
-from ghost_jax.hub.vocabulary import CHAT_TEMPLATE
+from ghost_jax.hub.vocabulary import as_imported
 from ghost_jax.model.attention import rope_frequencies
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.text.tokenizer import END, Tokenizer
+from ghost_jax.text.tokenizer import Tokenizer
 
 FILE = "model.gguf"
 DTYPES = ("float32", "float16", "bfloat16", "q8_0")
@@ -113,10 +114,12 @@ def _add_vocabulary(
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
-    writer.add_add_bos_token(not tokenizer.has_roles)  # a document begins with it, a conversation does not
-    if tokenizer.has_roles:
-        writer.add_eot_token_id(tokenizer.id(END))
-        writer.add_chat_template(CHAT_TEMPLATE)
+    # A document begins with it. Our conversations do not; of others the vocabulary's own post-processor tells.
+    begins = json.dumps(tokenizer.decode([tokenizer.bos_id])) in json.dumps(as_imported(vocabulary)["post_processor"])
+    writer.add_add_bos_token(begins or not tokenizer.template)
+    if tokenizer.template:
+        writer.add_eot_token_id(tokenizer.end_ids[0])
+        writer.add_chat_template(tokenizer.template.text)
 
 
 def split_of(vocabulary: Mapping) -> str:

@@ -1,5 +1,6 @@
 """Vocabularies in Hugging Face's format: written into an exported folder, read from a checkpoint made elsewhere."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,21 +11,10 @@ from tokenizers import pre_tokenizers, processors
 
 from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UserError
-from ghost_jax.text.chat_format import Message, render
+from ghost_jax.hub.chat_template import read_template
 from ghost_jax.text.mcq_format import LETTERS, letter_ids
-from ghost_jax.text.tokenizer import ASSISTANT, BOS, END, EOS, UNK, USER, Tokenizer
+from ghost_jax.text.tokenizer import BOS, END, EOS, PAD, TEMPLATE, UNK, Tokenizer
 
-# `chat_format.render` in Jinja.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] not in ('user', 'assistant') %}"
-    "{{ raise_exception('The roles are user and assistant.') }}"
-    "{% endif %}"
-    f"{{{{ '{USER}' if message['role'] == 'user' else '{ASSISTANT}' }}}}"
-    f"{{{{ message['content'] }}}}{{{{ '{END}' }}}}"
-    "{% endfor %}"
-    f"{{% if add_generation_prompt %}}{{{{ '{ASSISTANT}' }}}}{{% endif %}}"
-)
 PROBE = "Naïve café, 日本語 🙂\n\n\tdef f(x):  return 1234567 # don't\r\n  CVE-2021-44228\u00a0…"
 
 # The types that each part of a tokenizer.json may have, and the values of their fields under which a text has one list
@@ -61,14 +51,23 @@ def files_of(vocabulary: Mapping, tokenizer: Tokenizer, context: int) -> dict[st
     }
     if tokenizer.has(UNK):
         settings["unk_token"] = UNK
-    if tokenizer.has_roles:
-        settings["chat_template"] = CHAT_TEMPLATE
-    # Our post-processor only names the tokens around a text; transformers would add them to every text.
+    if tokenizer.template:
+        settings["chat_template"] = tokenizer.template.text
     return {
-        "tokenizer.json": {**vocabulary, "post_processor": None},
+        "tokenizer.json": as_imported(vocabulary),
         "tokenizer_config.json": settings,
         "generation_config.json": {**ids, "do_sample": False},
     }
+
+
+def as_imported(vocabulary: Mapping) -> dict:
+    """Returns a run's `tokenizer.json` without the reserved tokens and the post-processor that we add at import."""
+    *given, _ = (vocabulary["post_processor"] or {}).get("processors", [None])
+    processor = {"type": "Sequence", "processors": given} if len(given) > 1 else given[0] if given else None
+    tokens = list(vocabulary["added_tokens"])
+    while tokens and tokens[-1]["content"] == f"<|reserved_{tokens[-1]['id']}|>":
+        tokens.pop()
+    return {**vocabulary, "added_tokens": tokens, "post_processor": processor}
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int | list[int]]:
@@ -95,9 +94,9 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Tokenizer:
         settings = _settings(folder / "special_tokens_map.json") | _settings(folder / "tokenizer_config.json")
         _check(path, _problems(json.loads(text), settings))  # before the library, which panics at some of them
         backend = tokenizers.Tokenizer.from_str(text)
-        begins, ends = (_content(settings.get(key)) for key in ("bos_token", "eos_token"))
-        _check(path, _mismatches(backend, json.loads(text).get("added_tokens", ()), vocab_size, ends))
-        return _extended(backend, begins, ends, vocab_size, path)
+        names = {key: token for key, each in settings.items() if key.endswith("_token") and (token := _content(each))}
+        _check(path, _mismatches(backend, json.loads(text).get("added_tokens", ()), vocab_size, names.get("eos_token")))
+        return _extended(backend, names, vocab_size, path, settings)
     except FileNotFoundError:
         raise UserError(
             f"{folder} has no tokenizer.json. A SentencePiece tokenizer.model cannot be read. Fetch a checkpoint that "
@@ -111,28 +110,26 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Tokenizer:
         ) from None
 
 
-def _extended(backend: tokenizers.Tokenizer, begins: str | None, ends: str, rows: int, path: Path) -> Tokenizer:
-    """Returns our tokenizer with reserved tokens and BOS and EOS, after encoding a probe and the answer letters."""
-    ids, count = backend.get_vocab(), backend.get_vocab_size()
-    begins = begins if begins in ids else ends
+def _extended(backend: tokenizers.Tokenizer, names: Mapping, rows: int, path: Path, settings: Mapping) -> Tokenizer:
+    """Returns our tokenizer with reserved tokens, our names and the chat template, after encoding some texts."""
+    ids, count, ends = backend.get_vocab(), backend.get_vocab_size(), names["eos_token"]
+    begins, pads = (names[key] if names.get(key) in ids else ends for key in ("bos_token", "pad_token"))
+    named = {BOS: begins, EOS: ends} | ({PAD: pads} if pads != ends else {})
     backend.add_special_tokens([begins, ends, *(f"<|reserved_{i}|>" for i in range(count, rows))])
     backend.no_truncation()
     backend.no_padding()
-    backend.post_processor = None
-    if (begins, ends) != (BOS, EOS):
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A {EOS}",
-            special_tokens=[
-                {"id": name, "ids": [ids[token]], "tokens": [token]} for name, token in ((BOS, begins), (EOS, ends))
-            ],
-        )
+    entries = [{"id": name, "ids": [ids[token]], "tokens": [token]} for name, token in named.items()]
+    if END not in ids and (template := read_template(path.parent, settings, names, backend)):
+        entries.append({"id": TEMPLATE, "ids": [0], "tokens": [json.dumps(dataclasses.asdict(template))]})
+    given = [backend.post_processor] if backend.post_processor else []
+    if given or any(entry["tokens"] != [entry["id"]] for entry in entries):
+        last = processors.TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=entries)
+        backend.post_processor = processors.Sequence([*given, last])
     tokenizer = Tokenizer(backend)
-    chat = tokenizer.with_chat_tokens([])
-    rendered, _ = render(chat, [Message("user", PROBE)])
-    if chat.decode(rendered[1:-1]) != PROBE:
+    if tokenizer.decode(tokenizer.encode(PROBE)) != PROBE:
         _check(path, ["a text does not decode to itself"])
     try:
-        letter_ids(chat, len(LETTERS))
+        letter_ids(tokenizer.with_chat_tokens([]), len(LETTERS))
     except AssertionError as fault:
         _check(path, [f"it cannot answer multiple choice: {fault}"])
     return tokenizer
@@ -183,16 +180,14 @@ def _problems(vocabulary: Mapping, settings: Mapping) -> Iterator[str]:
                 yield f"{flag} of the added token {token['content']!r} is true"
 
 
-def _mismatches(
-    backend: tokenizers.Tokenizer, added: Iterable[Mapping], vocab_size: int, ends: str | None
-) -> Iterator[str]:
+def _mismatches(backend: tokenizers.Tokenizer, added: Iterable[Mapping], rows: int, ends: str | None) -> Iterator[str]:
     """Yields where the ids of a vocabulary differ from its file or from the rows of its model."""
     ids, count = backend.get_vocab(), backend.get_vocab_size()
     for token in added:
         if (found := backend.token_to_id(token["content"])) != token["id"]:
             yield f"the added token {token['content']!r} has the id {found}, and it should be {token['id']}"
-    if count > vocab_size:
-        yield f"it has {count:,} tokens for the {vocab_size:,} rows of the model"
+    if count > rows:
+        yield f"it has {count:,} tokens for the {rows:,} rows of the model"
     if set(ids.values()) != set(range(count)):
         yield "its ids leave gaps"
     if ends not in ids:

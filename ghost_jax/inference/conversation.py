@@ -34,12 +34,14 @@ def fit_turn(
 ) -> Turn:
     """Returns a turn whose prompt has at most `max_tokens`, if the question alone fits.
 
-    Drops the oldest questions with their answers first, then the lines that match least. The question is never cut.
+    Drops the oldest questions and answers, then the lines that match least, and never the question or a system turn.
     """
-    kept, read = tuple(earlier), tuple(lines)
+    system = [turn for turn in earlier if turn.role == "system"]
+    earlier = tuple(earlier[len(system) :])
+    kept, read = earlier, tuple(lines)
     while True:
         newest = Message("user", with_context(question, [shown(line) for line in read]))
-        prompt = render_prompt(tokenizer, [*kept, newest])
+        prompt = render_prompt(tokenizer, [*system, *kept, newest])
         if len(prompt) <= max_tokens or not (kept or read):
             return Turn(question, prompt, read, len(lines) - len(read), kept, (len(earlier) - len(kept)) // 2)
         if kept:

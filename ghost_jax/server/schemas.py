@@ -32,7 +32,7 @@ class TextPart(Strict):
 
 
 class ChatMessage(Strict):
-    """A turn. A system turn is put in front of the user's first one, because the chat format has no system role."""
+    """A turn. A system turn is put in front of the user's first one, where the chat format has no system role."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Textual | list[TextPart]

@@ -73,7 +73,7 @@ class Model:
         if jax.default_backend() == "cpu":
             config = dataclasses.replace(config, dtype="float32")  # a CPU decodes few rows slower in bfloat16
         tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
-        stops = tokenizer.special_ids if tokenizer.has_roles else tokenizer.end_ids
+        stops = tokenizer.special_ids if tokenizer.template else tokenizer.end_ids
         engine = Engine(config, params, mesh, batch_size=rows, new_tokens=config.context, stop_ids=stops)
         return cls(Scheduler(engine, waiting), tokenizer, config.context, min(most, config.context // 2), stops)
 
@@ -82,7 +82,7 @@ class Model:
 
         Raises UserError where the model has no chat format, the last turn is not the user's, or it fills the context.
         """
-        if not self.tokenizer.has_roles:
+        if not self.tokenizer.template:
             raise UserError("The model is a base without a chat format. Use /v1/completions.")
         earlier = turns_of(messages)
         newest = earlier.pop()
@@ -110,18 +110,20 @@ class Model:
 
 
 def turns_of(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Returns the turns, user and assistant in turn, a user's first and last. Raises UserError where there is no such.
+    """Returns a system turn or none, then user and assistant in turn, a user's first and last; else raises UserError.
 
-    System turns go in front of the user's first turn. Turns of one role in a row become one.
+    A later system turn is taken for a user's. Turns of one role in a row become one.
     """
     turns: list[Message] = []
     for message in messages:
-        role = "assistant" if message.role == "assistant" else "user"
+        leads = message.role in ("system", "developer") and all(turn.role == "system" for turn in turns)
+        role = "system" if leads else "assistant" if message.role == "assistant" else "user"
         if turns and turns[-1].role == role:
             turns[-1] = Message(role, f"{turns[-1].content}\n\n{message.text}")
         else:
             turns.append(Message(role, message.text))
-    if turns[-1].role != "user" or not turns[-1].content.strip() or turns[0].role != "user":
+    roles = [turn.role for turn in turns if turn.role != "system"]
+    if roles[:1] != ["user"] or roles[-1] != "user" or not turns[-1].content.strip():
         raise UserError("The first and the last message must be the user's, and the last must have text.")
     return turns
 

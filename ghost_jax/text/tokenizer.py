@@ -1,10 +1,11 @@
 """Byte-level BPE: text to ids and back, exact on any bytes.
 
 The base vocabulary is trained on the corpus and holds four special tokens. The chat stage adds three role tokens and
-the anchor words. Text is always encoded as text: `<|ghost_end|>` in a user's text becomes its letters, never the role
-token, so no text can end a turn. `ghost_jax.text.chat_format` alone places role tokens.
+the anchor words, unless the vocabulary was imported with a chat template. Text is always encoded as text:
+`<|ghost_end|>` in a user's text becomes its letters, never the role token, so no text can end a turn.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -23,6 +24,14 @@ TOOLS = ("tokenizers",)
 PAD, BOS, EOS, UNK = SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>")
 LEAST_TOKENS = 256 + len(SPECIALS)  # of a vocabulary: one for each byte, and the special tokens
 USER, ASSISTANT, END = ROLES = ("<|ghost_user|>", "<|ghost_assistant|>", "<|ghost_end|>")
+TEMPLATE = "chat_template"  # the entry of an imported vocabulary's post-processor that holds its `Template`
+# `chat_format.render` in Jinja.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] not in ('user', 'assistant') %}"
+    "{{ raise_exception('The roles are user and assistant.') }}{% endif %}"
+    f"{{{{ '{USER}' if message['role'] == 'user' else '{ASSISTANT}' }}}}{{{{ message['content'] }}}}{{{{ '{END}' }}}}"
+    f"{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '{ASSISTANT}' }}}}{{% endif %}}"
+)
 
 
 def _printable_bytes() -> dict[int, str]:
@@ -39,6 +48,17 @@ _UNDECODABLE = re.compile("([\udc80-\udcff])")
 _NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # surrogates that stand for no byte, as from a JSON escape
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Template:
+    """A chat format. The ids behind an assistant's content begin with the token that ends its turn."""
+
+    text: str  # in Jinja, for exports
+    # "user assistant" -> the ids between the contents of these roles, and text to encode with the second content; "" in
+    # place of a role is the begin or the end of a conversation
+    between: dict[str, tuple[list[int], str]]
+    strips: bool = False  # whether white space around a content is dropped
+
+
 class Tokenizer:
     """A trained vocabulary. Immutable; `with_chat_tokens` returns a larger one.
 
@@ -47,8 +67,8 @@ class Tokenizer:
       sha256: of the vocabulary's canonical JSON; equal vocabularies have equal hashes.
       bos_id, eos_id: begin and end of a text, whatever the vocabulary calls them.
       pad_id: fills rows; `eos_id` where the vocabulary has no token for it.
-      has_roles: whether it has the role tokens of the chat format.
-      end_ids: what ends an answer: the end of a turn, if there are roles, and the end of a text.
+      template: its chat format, ours or the one that it was imported with; None of a base.
+      end_ids: what ends an answer: the end of a turn, if there is a chat format, and the end of a text.
       special_ids: all tokens that are not text.
     """
 
@@ -63,13 +83,17 @@ class Tokenizer:
         for token, i in backend.get_vocab().items():
             self._bytes[i] = token.encode() if token in specials else bytes(_BYTE_OF_CHAR[char] for char in token)
         self._id_of_byte = [backend.token_to_id(_CHAR_OF_BYTE[byte]) for byte in range(256)]
-        # The template of an imported vocabulary maps our names of begin and end to its own tokens.
-        template = json.loads(backend.to_str())["post_processor"] if backend.post_processor else {}
-        self._named = {name: token["ids"][0] for name, token in template.get("special_tokens", {}).items()}
+        # The last post-processor of an imported vocabulary maps our names of begin and end to its own tokens.
+        processor = json.loads(backend.post_processor.__getstate__()) if backend.post_processor else {}
+        named = processor.get("processors", [processor])[-1].get("special_tokens", {})
+        self._named = {name: token["ids"][0] for name, token in named.items()}
         self.bos_id, self.eos_id = self.id(BOS), self.id(EOS)
         self.pad_id = self.id(PAD) if self.has(PAD) else self.eos_id
-        self.has_roles = self.has(END)
-        self.end_ids = [self.id(END), self.eos_id] if self.has_roles else [self.eos_id]
+        self.template = self._ours() if self.has(END) else None
+        if TEMPLATE in named:
+            self.template = Template(**json.loads(named[TEMPLATE]["tokens"][0]))
+        stops = self.template.between["assistant "][0][:1] if self.template else []
+        self.end_ids = list(dict.fromkeys([*stops, self.eos_id]))
         self.special_ids = [i for i, token in sorted(added.items()) if token.special]
 
     def id(self, token: str) -> int:
@@ -111,10 +135,17 @@ class Tokenizer:
 
     def with_chat_tokens(self, anchors: Iterable[str]) -> "Tokenizer":
         """Returns a copy with the role tokens and each anchor word as one token; old ids do not change."""
+        if self.template and not self.has(END):  # imported with a chat template
+            return self
         backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
         backend.add_special_tokens(list(ROLES))
         backend.add_tokens([tokenizers.AddedToken(word, single_word=True, normalized=False) for word in anchors])
         return Tokenizer(backend)
+
+    def _ours(self) -> Template:
+        opens = {"user": [self.id(USER)], "assistant": [self.id(ASSISTANT)], "": []}
+        ends = {role: [self.id(END)] if role else [] for role in opens}
+        return Template(CHAT_TEMPLATE, {f"{one} {two}": (ends[one] + opens[two], "") for one in ends for two in opens})
 
     def save(self, path: Path) -> None:
         """Writes `tokenizer.json` atomically."""

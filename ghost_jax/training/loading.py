@@ -107,7 +107,7 @@ def load_chat_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int, 
     """Returns what `load_model` does, and the vocabulary. Raises UserError for a base, which has no chat format."""
     found = load_model(workdir, mesh)
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
-    if not tokenizer.has_roles:
+    if not tokenizer.template:
         raise UserError(
             f"{workdir} is a base model without a chat format. Name a chat run, or train one: python -m "
             "ghost_jax.train --config=configs/chat_v5.py:nano."

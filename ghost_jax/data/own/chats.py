@@ -28,18 +28,17 @@ def dataset(inputs: BuildInputs, name: str, path: Path) -> Rows:
 def read(name: str, path: Path) -> Iterator[Conversation]:
     """Yields the conversations of a file. Raises UserError, which names the place, for one that is invalid.
 
-    System turns are put in front of the first user turn, a blank line between, because our conversations have no
-    system role. The split is drawn from the user's first turn.
+    Several system turns become one, a blank line between. The split is drawn from the user's first turn.
     """
     seen: dict[str, str] = {}
     for place, row in rows.read(path):
         where = f"{path}, {place}"
         turns = _checked(_turns(row, where), where)
         system = [turn.content for turn in turns if turn.role == "system"]
-        first, *others = (turn for turn in turns if turn.role != "system")
-        messages = (Message("user", "\n\n".join([*system, first.content])), *others)
+        others = turns[len(system) :]
+        messages = (*([Message("system", "\n\n".join(system))] if system else []), *others)
         key = rows.id_of(row, where, f"{name}/{place.partition(' ')[2]}", seen)
-        yield Conversation(key, name, messages, split_of(first.content))
+        yield Conversation(key, name, messages, split_of(others[0].content))
     if not seen:
         raise UserError(f"{path} holds no conversation. Write one a line, or leave out data.chats.{name}.")
 
