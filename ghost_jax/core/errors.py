@@ -59,16 +59,14 @@ def _is_disk_full(fault: BaseException) -> bool:
     return any(getattr(each, "errno", None) in numbers or _NO_SPACE.search(str(each)) for each in chain_of(fault))
 
 
-def _is_of_store(fault: BaseException) -> bool:
-    """Returns whether a fault comes from an object store: from its package, or from TensorStore's drivers."""
-    return any(
-        re.search(r'"driver":"(s3|gcs)"', str(each).replace("\\", ""))
-        or any(
-            frame.f_globals.get("__name__", "").startswith(("s3fs", "gcsfs"))
-            for frame, _ in traceback.walk_tb(each.__traceback__)
-        )
-        for each in chain_of(fault)
-    )
+def _of_store(fault: BaseException) -> BaseException | None:
+    """Returns the fault in a chain that comes from an object store: from its package, or from TensorStore's drivers."""
+    for each in chain_of(fault):
+        modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(each.__traceback__)}
+        of_package = any(name.startswith(("s3fs", "gcsfs")) for name in modules)
+        if of_package or re.search(r'"driver":"(s3|gcs)"', str(each).replace("\\", "")):
+            return each
+    return None
 
 
 def _paragraph_of(fault: BaseException) -> str | None:
@@ -82,8 +80,7 @@ def _paragraph_of(fault: BaseException) -> str | None:
             "The disk is full. Free some space, or point --workdir and XDG_CACHE_HOME at a larger disk, and repeat the "
             "command: it resumes from the last complete checkpoint."
         )
-    if _is_of_store(fault):
-        *_, cause = chain_of(fault)
+    if cause := _of_store(fault):
         reason = " ".join(str(cause).partition("[tensorstore_spec")[0].split())[:300]
         return (
             f"The object store cannot be used ({type(cause).__name__}: {reason}). Check the bucket's name, its "

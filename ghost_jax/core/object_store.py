@@ -40,7 +40,9 @@ class StorePath(epath.gpath.PosixGPath):
     """
 
     def open(self, mode: str = "r", *, encoding: str | None = None) -> IO:
-        """Opens an object for reading."""
+        """Opens an object."""
+        if "r" not in mode:
+            return super().open(mode, encoding=encoding)
         stream = io.BytesIO(self.read_bytes())
         return stream if "b" in mode else io.TextIOWrapper(stream, encoding or "utf-8")
 
