@@ -20,7 +20,7 @@ quickstart: .venv/ready  ## train chat_v5 at nano size, score it, and set it bes
 test: .venv/ready-dev lint  ## what CI runs: everything that is quick
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-all: .venv/ready-dev lint  ## before a release: the long tests as well
+test-all: .venv/ready-all lint  ## before a release: the long tests as well
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/ready-dev
@@ -57,9 +57,9 @@ results: .venv/ready  ## RESULTS.md from the run records in the repository
 image-lock: launch/image/cpu.lock launch/image/cuda.lock launch/image/tpu.lock  ## the packages of the image, by hash
 
 # On Linux x86-64 and the Python of the Dockerfile (3.11), whose packages they name.
-launch/image/cpu.lock: requirements.txt
-launch/image/cuda.lock: requirements-cuda.txt requirements.txt
-launch/image/tpu.lock: requirements-tpu.txt requirements.txt
+launch/image/cpu.lock: requirements-stores.txt requirements.txt
+launch/image/cuda.lock: requirements-cuda.txt requirements-stores.txt requirements.txt
+launch/image/tpu.lock: requirements-tpu.txt requirements-stores.txt requirements.txt
 launch/image/%.lock: | .venv/ready
 	$(BIN)/python -m pip install --dry-run --ignore-installed --quiet --report=$@.json -r $<
 	$(BIN)/python -c "$$LOCK" < $@.json > $@ && rm $@.json
@@ -88,6 +88,10 @@ clean:  ## remove what commands made here, runs included
 
 .venv/ready-dev: .venv/ready requirements-dev.txt
 	$(INSTALL) -r requirements-dev.txt
+	touch $@
+
+.venv/ready-all: .venv/ready-dev requirements-all.txt requirements-stores.txt
+	$(INSTALL) -r requirements-all.txt
 	touch $@
 
 .venv/docs/ready: requirements-docs.txt

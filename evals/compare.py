@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     """Compares runs that were scored on the same items with the first of them."""
     parser = argparse.ArgumentParser(prog="python -m evals.compare", description=main.__doc__)
     option = parser.add_argument
-    option("--runs", required=True, type=local_path, metavar="A,B", help="run directories or reports; first: reference")
+    option("--runs", required=True, metavar="A,B", help="run directories or reports; first: reference")
     option("--items", type=local_path, metavar="FILE", help="the items, and so evals/<its name>.json of each run")
     option("--out", type=local_path, metavar="FILE", help="the comparison as JSON, with a picture (.png) beside")
     flags = parser.parse_args(argv)

@@ -32,6 +32,7 @@ from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UsageError, command
+from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.inference.generate import Generator
@@ -50,9 +51,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the flags. Raises UsageError where they contradict each other."""
     parser = argparse.ArgumentParser(prog="python -m evals.ctibench", description=main.__doc__)
     option = parser.add_argument
-    option("--workdir", type=local_path, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
+    option("--workdir", type=path_of, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     option("--items", type=local_path, metavar="FILE", help="items (.tsv, .jsonl, …) instead of CTIBench")
-    option("--data_dir", type=local_path, metavar="DIR", help="folder with ctibench/ (default: $GHOST_DATA)")
+    option("--data_dir", type=path_of, metavar="DIR", help="folder with ctibench/ (default: $GHOST_DATA)")
     option("--batch_size", type=int, default=16, help="rows a forward pass (default: 16)")
     option("--orders", choices=ORDERS, default="cyclic", help="default: cyclic")
     option("--book", default="closed", metavar="BOOK", help="closed (default), open, or your files: FOLDER,cwe,…")
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--split", choices=SPLITS, default="all", help="of CTIBench, docs/scoring.md (default: all)")
     option("--evidence", action="store_true", help="print the lines that each lexical answer rests on")
     option("--controls", action="store_true", help="the lexical reader on other lines as well: minutes")
-    option("--options_only", type=local_path, metavar="DIR", help="the recipe trained with data.layout=options_only")
+    option("--options_only", type=path_of, metavar="DIR", help="the recipe trained with data.layout=options_only")
     option("--task", choices=("mcq", *TASKS, "taa"), default="mcq", help="of CTIBench (default: mcq)")
     option("--predictions", type=local_path, metavar="FILE", help="answers to --task=rcm, vsp or ate; else baselines")
     option("--column", metavar="NAME", help="the column of --predictions with the answers")

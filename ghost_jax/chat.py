@@ -27,7 +27,7 @@ from rich.console import Console
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import without_bom
 from ghost_jax.core.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, say_error
-from ghost_jax.core.paths import local_path
+from ghost_jax.core.object_store import path_of
 from ghost_jax.data.corpus import book_corpus, index_store
 from ghost_jax.data.retrieval.bm25 import Index
 from ghost_jax.data.storage import artifact_cache
@@ -187,9 +187,9 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed command line. Raises UsageError for a number out of range."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.chat", description=main.__doc__)
     add = parser.add_argument
-    add("--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
+    add("--workdir", type=path_of, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     add("--book", default="closed", metavar="BOOK", help="closed (default), open, or your files: FOLDER,cwe,…")
-    add("--data_dir", type=local_path, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
+    add("--data_dir", type=path_of, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
     add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     add("--top_k", type=int, default=0, help="draw from so many tokens (default: 0, all)")
     add("--top_p", type=float, default=1.0, help="draw from so much probability (default: 1)")

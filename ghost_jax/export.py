@@ -18,6 +18,7 @@ import ghost_jax
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import new_folder, read_json, write_json, write_text
 from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.hub import card, gguf, gpt2, llama, peft, vocabulary, weights
 from ghost_jax.parallel.mesh import make_mesh
@@ -96,7 +97,7 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed command line. Raises UsageError for a type that the format has not."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.export", description=main.__doc__)
     add = parser.add_argument
-    add("--workdir", type=local_path, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
+    add("--workdir", type=path_of, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     add("--out", type=local_path, required=True, metavar="DIR", help="the new folder")
     formats = "hf for transformers (default), gguf for llama.cpp, peft for the adapters alone"
     add("--format", choices=DTYPES, default="hf", help=formats)

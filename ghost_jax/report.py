@@ -14,7 +14,7 @@ import jinja2
 
 from ghost_jax.core.atomic_io import write_bytes, write_text
 from ghost_jax.core.errors import UserError, command
-from ghost_jax.core.paths import local_path
+from ghost_jax.core.object_store import path_of
 from ghost_jax.reporting import plots, tables
 from ghost_jax.reporting.records import SweepReport, find_runs, read_beside, read_runs
 from ghost_jax.reporting.summary import SIGNATURE, SIGNED, Part, parts_of, results_of, story
@@ -32,7 +32,7 @@ def write(workdirs: Sequence[Path], out: Path, beside: Sequence[Path] = ()) -> P
     Raises UserError where no run can be read, or `out` holds a page that is not a report.
     """
     for path in (out / "index.html", out / "RESULTS.md"):
-        if path.is_file() and SIGNATURE not in path.read_text(encoding="utf-8", errors="replace"):
+        if path.is_file() and SIGNATURE.encode() not in path.read_bytes():
             raise UserError(f"{path} is not a report of ghost_jax, and would be replaced. Choose another --out.")
     runs, broken = read_runs(workdirs)
     reports, broken_beside = read_beside(beside)
@@ -89,8 +89,8 @@ def main(argv: Sequence[str]) -> int:
     """Writes RESULTS.md, pictures and one page from the records of runs."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.report", description=main.__doc__)
     add = parser.add_argument
-    add("--runs", type=local_path, default="runs", metavar="DIR", help="a run or a folder of runs (default: runs)")
-    add("--out", type=local_path, default="report", metavar="DIR", help="where to write (default: report)")
+    add("--runs", type=path_of, default="runs", metavar="DIR", help="a run or a folder of runs (default: runs)")
+    add("--out", type=path_of, default="report", metavar="DIR", help="where to write (default: report)")
     flags = parser.parse_args(argv)
     beside = sorted([*flags.runs.glob("*.json"), *flags.runs.glob("sweeps/*/sweep.json")])
     workdirs = find_runs(flags.runs)

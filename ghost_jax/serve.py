@@ -19,7 +19,7 @@ import uvicorn
 from evals.open_book.scoring import Book
 from ghost_jax.core import jax_setup
 from ghost_jax.core.errors import UsageError, UserError, command
-from ghost_jax.core.paths import local_path
+from ghost_jax.core.object_store import path_of
 from ghost_jax.runs import evaluation, run_dir
 from ghost_jax.server.app import build
 from ghost_jax.server.served import READER, Model, Served
@@ -31,14 +31,14 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed command line. Raises UsageError for one that cannot be served."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.serve", description=main.__doc__)
     add = parser.add_argument
-    add("--workdir", type=local_path, metavar="DIR", help="the run; without it the reader alone answers")
+    add("--workdir", type=path_of, metavar="DIR", help="the run; without it the reader alone answers")
     add(
         "--book",
         default="closed",
         metavar="closed|open|PATH",
         help="the text that answers read and cite (default: closed)",
     )
-    add("--data_dir", type=local_path, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
+    add("--data_dir", type=path_of, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=8000, help="0 for any free one (default: 8000)")
     add("--batch_size", type=int, default=16, metavar="N", help="texts generated at once (default: 16)")

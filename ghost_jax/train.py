@@ -19,7 +19,8 @@ from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UserError, command
-from ghost_jax.core.paths import data_folders, local_path
+from ghost_jax.core.object_store import path_of
+from ghost_jax.core.paths import data_folders
 from ghost_jax.data.prepare import prepare
 from ghost_jax.parallel import distributed
 from ghost_jax.runs import evaluation, plan, run_dir, run_record
@@ -127,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains a config and scores it; repeated, it resumes what is unfinished."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.train", description=main.__doc__)
     add = parser.add_argument
-    add("--workdir", type=local_path, metavar="DIR", help="run directory (default: runs/<config>-<preset>)")
+    add("--workdir", type=path_of, metavar="DIR", help="run directory (default: runs/<config>-<preset>)")
     add("--plan", action="store_true", help="print parameters, mesh, mixture, steps, ETA; train nothing")
     config, flags = config_lib.parse(parser, argv)
     data_folders(flags.data_dir)  # refused where it is wrong, also when all stages are finished

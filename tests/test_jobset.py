@@ -200,7 +200,8 @@ def test_a_manifest_needs_a_command(capsys):
 def test_the_image_has_the_required_packages_each_by_its_hash(variant):
     lines = (ROOT / "launch" / "image" / f"{variant}.lock").read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==\S+ --hash=sha256:[0-9a-f]{64}", line)] == []
-    names = ["requirements.txt"] + ([f"requirements-{variant}.txt"] if variant != "cpu" else [])
+    names = ["requirements.txt", "requirements-stores.txt"]
+    names += [f"requirements-{variant}.txt"] if variant != "cpu" else []
 
     def pins(lines: list[str]) -> set[tuple[str, str]]:  # with one spelling of each name, without extras
         found = (re.match(r"([\w.-]+)(?:\[.*\])?==(\S+)", line) for line in lines)

@@ -272,7 +272,7 @@ REFUSALS = {  # words behind the command's, or a maker of the command; exit code
     ),
     "another tokenizer": (another_tokenizer, 1, ["another tokenizer", "pretrain_v05-nano"]),
     "no data folder": ("--data_dir=/nowhere/at/all", 1, ["/nowhere/at/all"]),
-    "a URL as the run directory": (lambda *_: tiny_chat("s3://bucket/run"), 2, ["s3://bucket/run"]),
+    "a URL as the run directory": (lambda *_: tiny_chat("ftp://host/run"), 2, ["ftp://host/run"]),
     "a file as the run directory": (lambda folder, _: tiny_base(shutil.copy(__file__, folder)), 1, ["test_train.py"]),
 }
 

@@ -14,6 +14,7 @@ from evals.items.splits import part_of
 from ghost_jax.config.load import recipe_of
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import data_folders
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import LETTERS, Items, parse_order
@@ -53,7 +54,7 @@ def read_reports(places: Sequence[str], stem: str) -> list[Report]:
       UsageError: there are fewer than two, or one is named twice.
       UserError: one is absent or broken.
     """
-    reports = [read_report(Path(place), stem) for place in places]
+    reports = [read_report(path_of(place), stem) for place in places]
     if len(reports) < 2:
         raise UsageError("There is nothing to compare. Name at least two runs with a comma between: --runs=A,B.")
     paths = [report.path.resolve() for report in reports]

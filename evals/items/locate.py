@@ -40,7 +40,7 @@ def find_items(data_dir: Path | None, workdir: Path) -> tuple[Items, str]:
 def held_out_of(workdir: Path) -> Items:
     """Returns the questions that a run's own data held out. Raises UserError where there are none."""
     path = workdir / HELD_OUT
-    if path.is_file() and not path.stat().st_size:
+    if path.is_file() and not path.read_bytes():
         raise UserError(
             f"{path} is empty: the sources of the run give no multiple-choice question of the test split. Add embedded "
             "to --config.data.sources, or set GHOST_DATA to the folder that holds ctibench/ and leave "

@@ -51,7 +51,7 @@ def show_run(workdir: Path, console: Console) -> None:
 
 def _items_of(workdir: Path) -> Path:
     path = workdir / ITEMS
-    if not path.is_file() or not path.stat().st_size:
+    if not path.is_file() or not path.read_bytes():
         raise UserError(
             f"{path} holds no question: the sources of the run state too few facts. Add capec, cwe or attack to "
             "--config.data.sources, or take facts out of the config's evals."

@@ -21,7 +21,7 @@ from ghost_jax.config import files as config_files
 from ghost_jax.config.validate import DOMAINS, FILES, check, host_of_teacher, leaves, shown
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, did_you_mean
-from ghost_jax.core.paths import local_path
+from ghost_jax.core.object_store import path_of
 from ghost_jax.data.builders import DATASETS
 
 # Keys that do not decide what a run computes. They may change when it is resumed.
@@ -131,8 +131,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
     """Returns the config and the other flags of a command line; adds the flags of a config to `parser`."""
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:PRESET]", help="config file, e.g. configs/chat_v5.py:nano")
-    add("--base", type=local_path, metavar="DIR", help="the finished base run, ours or imported, of a chat config")
-    add("--data_dir", type=local_path, metavar="DIR", help="folder of raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
+    add("--base", type=path_of, metavar="DIR", help="the finished base run, ours or imported, of a chat config")
+    add("--data_dir", type=path_of, metavar="DIR", help="folder of raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
     parser.epilog = "Any value of the config can be set by --config.KEY=VALUE or --config.KEY VALUE."
     overrides, words = overrides_in(argv)
     flags = parser.parse_args(words)

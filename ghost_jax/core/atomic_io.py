@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ghost_jax.core.errors import UserError
+from ghost_jax.core.object_store import is_remote
 
 # Keys that only configs of versions before 0.5 have.
 OF_EARLIER_VERSIONS = ("model.hidden", "optim.floor_lr", "data.later", "data.overlong", "look", "watch")
@@ -17,6 +18,9 @@ OF_EARLIER_VERSIONS = ("model.hidden", "optim.floor_lr", "data.later", "data.ove
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file and the folders above it."""
+    if is_remote(path):
+        path.write_bytes(content)  # atomic: a store shows an object when all of it has arrived
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 DONE, FAILED, BAD_USAGE, STOPPED_BY_WATCH = 0, 1, 2, 3
@@ -58,6 +59,16 @@ def _is_disk_full(fault: BaseException) -> bool:
     return any(getattr(each, "errno", None) in numbers or _NO_SPACE.search(str(each)) for each in chain_of(fault))
 
 
+def _of_store(fault: BaseException) -> BaseException | None:
+    """Returns the fault in a chain that comes from an object store: from its package, or from TensorStore's drivers."""
+    for each in chain_of(fault):
+        modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(each.__traceback__)}
+        of_package = any(name.startswith(("s3fs", "gcsfs")) for name in modules)
+        if of_package or re.search(r'"driver":"(s3|gcs)"', str(each).replace("\\", "")):
+            return each
+    return None
+
+
 def _paragraph_of(fault: BaseException) -> str | None:
     """Returns the paragraph for a fault that the user can fix, None for a defect."""
     if isinstance(fault, UserError):
@@ -68,6 +79,13 @@ def _paragraph_of(fault: BaseException) -> str | None:
         return (
             "The disk is full. Free some space, or point --workdir and XDG_CACHE_HOME at a larger disk, and repeat the "
             "command: it resumes from the last complete checkpoint."
+        )
+    if cause := _of_store(fault):
+        reason = " ".join(str(cause).partition("[tensorstore_spec")[0].split())[:300]
+        return (
+            f"The object store cannot be used ({type(cause).__name__}: {reason}). Check the bucket's name, its "
+            "permissions, the credentials and the network. Then repeat the command: it resumes from its newest "
+            "complete checkpoint."
         )
     if isinstance(fault, OSError) and fault.errno in _PATH_ERRORS:
         place = f" ({str(fault.filename)[:200]})" if fault.filename else ""

@@ -1,9 +1,12 @@
 """Paths on this machine: typed ones, the user's cache, and the folders with data."""
 
+import functools
+import hashlib
 import os
 from pathlib import Path
 
 from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.object_store import is_remote, mirror, path_of
 
 
 def local_path(text: str) -> Path:
@@ -21,9 +24,10 @@ def cache_dir() -> Path:
 def data_folders(data_dir: Path | None) -> list[Path]:
     """Returns the folders with data, in order: `--data_dir`, `$GHOST_DATA`, the user's cache.
 
-    Raises UserError where one of the first two was given and does not exist.
+    One in an object store is copied to the cache first, once a process. Raises UserError where one of the first two was
+    given and does not exist.
     """
-    folders = [local_path(str(folder)) for folder in (data_dir, os.environ.get("GHOST_DATA")) if folder]
+    folders = [_local(str(folder)) for folder in (data_dir, os.environ.get("GHOST_DATA")) if folder]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(
@@ -31,3 +35,11 @@ def data_folders(data_dir: Path | None) -> list[Path]:
                 "corpus/ and ctibench/, or leave both unset to use the embedded pack."
             )
     return [*folders, cache_dir() / "data"]
+
+
+@functools.cache
+def _local(folder: str) -> Path:
+    path = path_of(folder)
+    if not is_remote(path):
+        return path
+    return mirror(path, cache_dir() / "mirrors" / hashlib.sha256(folder.encode()).hexdigest()[:16])

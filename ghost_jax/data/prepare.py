@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from ghost_jax.config import load as config_lib
 from ghost_jax.config.validate import FILES
 from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.object_store import path_of
 from ghost_jax.data import beam, corpus, datasets
 from ghost_jax.data.builders import names_of
 from ghost_jax.data.mixture import Mix, Phase
@@ -125,7 +126,7 @@ def _vocabulary(config: ConfigDict, documents: Path) -> Tokenizer:
 def _base_vocabulary(config: ConfigDict, data_dir: Path | None) -> Tokenizer:
     """Returns the vocabulary of a base: its run's own where that is named, else one trained on the base's corpus."""
     if "vocabulary" in config:
-        return tokenizer_lib.load(Path(config.vocabulary))
+        return tokenizer_lib.load(path_of(config.vocabulary))
     return _vocabulary(config, corpus.corpus_store(_located(config, config.data.sources, data_dir), _say))
 
 

@@ -48,8 +48,8 @@ def find_runs(folder: Path) -> list[Path]:
 
 def _is_exported(path: Path) -> bool:
     """Returns whether a config.json is that of a model exported into the same folder."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return '"architectures"' in text and '"stage"' not in text
+    content = path.read_bytes()
+    return b'"architectures"' in content and b'"stage"' not in content
 
 
 def read_runs(workdirs: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:

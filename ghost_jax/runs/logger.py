@@ -86,7 +86,10 @@ class Journal:
         Raises Diverged where its loss is not finite, or where losses rise and `divergence.stop` is on.
         """
         pending, self._pending = self._pending, None
-        return self._report(*pending, validate=validate)
+        losses = self._report(*pending, validate=validate)
+        if self._log:
+            self._log.flush()  # before a checkpoint from which a resumed run would not write them again
+        return losses
 
     def _report(self, update: int, lr: float, metrics: dict, validate: Callable | None) -> dict[str, float]:
         config = self._config

@@ -1,9 +1,16 @@
-"""What a run measures, and where it is written: metrics.jsonl and TensorBoard always, Weights & Biases on request."""
+"""What a run measures, and where it is written: metrics.jsonl and TensorBoard always, Weights & Biases on request.
 
+An object store cannot append: there the lines are in numbered parts, `metrics/000000001.jsonl` and so on, each named by
+the first update in it.
+"""
+
+import contextlib
 import functools
 import json
 import resource
+import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,10 +23,12 @@ from tensorboardX import SummaryWriter
 
 from ghost_jax.core.atomic_io import read_text, write_text
 from ghost_jax.core.errors import UserError
+from ghost_jax.core.object_store import is_remote, local_folder, upload
 from ghost_jax.parallel.distributed import is_main
 from ghost_jax.runs.device_specs import PEAK_FLOPS
 
-FILE = "metrics.jsonl"
+FILE, PARTS = "metrics.jsonl", "metrics"
+PART_SECONDS = 60.0  # from one part to the next, at most
 # What depends on the clock or the machine; the rest of a line is equal whenever and wherever the run is repeated.
 MEASURED = ("tokens_per_s", "supervised_tokens_per_s", "mfu", "memory_bytes", "data_wait_s")
 
@@ -37,27 +46,78 @@ class MetricsLog:
     def __init__(self, workdir: Path, start_step: int, *, project: str = "", config: Mapping | None = None):
         self._wandb = _wandb_run(workdir, project, config or {}) if project else None  # before lines are dropped
         kept = [line for line in read(workdir) if line["step"] <= start_step]
-        write_text(workdir / FILE, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = (workdir / FILE).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1, flush_secs=10)
+        self._lines = (_Parts if is_remote(workdir) else _File)(workdir, kept)
+        self._folder = workdir / "tensorboard"
+        self._local = Path(tempfile.mkdtemp()) if is_remote(workdir) else self._folder
+        self._board = SummaryWriter(str(self._local), purge_step=start_step + 1, flush_secs=10)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, fault: type[BaseException] | None, *_) -> None:
-        self._file.close()
-        self._board.close()
+        try:
+            self.flush()
+        finally:
+            self._board.close()
+            if self._local != self._folder:
+                shutil.rmtree(self._local)
         if self._wandb:
             self._wandb.finish(exit_code=int(fault is not None))
 
+    def flush(self) -> None:
+        """Writes what is held back; call it before a checkpoint is saved."""
+        self._lines.flush()
+        if self._local != self._folder:
+            self._board.flush()
+            upload(self._local, self._folder)
+
     def write(self, step: int, **values: float) -> None:
         """Writes one line: `step` is the number of updates done."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        self._lines.write({"step": step, **values})
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log({"step": step, **values})
+
+
+class _File:
+    """The lines of a run in a local folder."""
+
+    def __init__(self, workdir: Path, kept: list[dict]):
+        self._path = workdir / FILE
+        write_text(self._path, _jsonl(kept))
+
+    def write(self, line: dict) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_jsonl([line]))
+
+    def flush(self) -> None:
+        pass
+
+
+class _Parts:
+    """The lines of a run in an object store."""
+
+    def __init__(self, workdir: Path, kept: list[dict]):
+        self._folder, self._held = workdir / PARTS, kept
+        older = sorted(self._folder.glob("*.jsonl"))
+        self.flush()  # as one part, before the others go; `read` drops a line that stands in two
+        for path in older[1 if kept else 0 :]:
+            path.unlink()
+
+    def write(self, line: dict) -> None:
+        self._held.append(line)
+        if time.monotonic() - self._written > PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._held:
+            write_text(self._folder / f"{self._held[0]['step']:09}.jsonl", _jsonl(self._held))
+        self._held, self._written = [], time.monotonic()
+
+
+def _jsonl(lines: list[dict]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _wandb_run(workdir: Path, project: str, config: Mapping) -> Any:
@@ -79,7 +139,7 @@ def _wandb_run(workdir: Path, project: str, config: Mapping) -> Any:
             name=workdir.name,
             id=known.read_text(encoding="utf-8"),
             config=dict(config),
-            dir=workdir,
+            dir=tempfile.gettempdir() if is_remote(workdir) else workdir,
             resume="allow",
             settings=wandb.Settings(console="off"),  # it would read the terminal that the progress bar draws on
         )
@@ -94,14 +154,16 @@ def _wandb_run(workdir: Path, project: str, config: Mapping) -> Any:
 
 
 def read(workdir: Path) -> list[dict]:
-    """Returns the lines of a run's metrics.jsonl, without an incomplete last one."""
-    path = workdir / FILE
+    """Returns the lines of a run's metrics, without an incomplete last one."""
+    paths = sorted((workdir / PARTS).glob("*.jsonl")) or [workdir / FILE]
     lines = []
-    for text in read_text(path).splitlines() if path.is_file() else []:
+    for text in "".join(read_text(path) for path in paths if path.is_file()).splitlines():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
+        if not lines or line["step"] > lines[-1]["step"]:
+            lines.append(line)
     return lines
 
 
@@ -189,6 +251,7 @@ class Trace:
 
     def __init__(self, workdir: Path, at: int, updates: int = 3):
         self._folder, self._first, self._after = workdir / "trace", at, at + updates
+        self._written = contextlib.ExitStack()
         self._on = False
 
     def __enter__(self) -> "Trace":
@@ -198,6 +261,7 @@ class Trace:
         if self._on:
             self._on = False
             jax.profiler.stop_trace()
+            self._written.close()
 
     def before(self, update: int, arrays: Any) -> None:
         """Starts or stops the trace, in one process, where it is due before `update` is dispatched.
@@ -207,7 +271,7 @@ class Trace:
         """
         if is_main() and update == self._first > 0:
             jax.block_until_ready(arrays)
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(self._written.enter_context(local_folder(self._folder)))
             self._on = True
         elif self._on and update == self._after:
             jax.block_until_ready(arrays)

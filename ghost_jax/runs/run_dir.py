@@ -12,12 +12,14 @@ stopped.json       the divergence watch stopped it, and why
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,8 @@ from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import read_config, write_json, write_text
 from ghost_jax.core.errors import UserError
+from ghost_jax.core.object_store import is_remote, leased
+from ghost_jax.core.paths import cache_dir
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, mix_of
 from ghost_jax.data.storage import artifact_cache
@@ -71,8 +75,16 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
         return
     refusal = f"Another process is training in {workdir}. Wait until it is done, or give this run another --workdir."
-    with held(workdir, refusal):
-        yield
+    if not is_remote(workdir):
+        with held(workdir, refusal):
+            yield
+        return
+    # The local lock keeps other processes of this machine away: its lock in the store, if any, is of a dead process.
+    with held(cache_dir() / "locks" / hashlib.sha256(str(workdir).encode()).hexdigest()[:16], refusal) as lock:
+        boot, of_lock = Path("/proc/sys/kernel/random/boot_id"), os.fstat(lock)
+        start = boot.read_text(encoding="ascii").strip() if boot.is_file() else uuid.uuid4().hex
+        with leased(workdir, f"{start} {of_lock.st_dev} {of_lock.st_ino}", refusal):
+            yield
 
 
 def open_run(workdir: Path, config: ConfigDict) -> None:

@@ -12,8 +12,7 @@ import logging
 import math
 import operator
 import os
-import shutil
-import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +23,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
+from orbax.checkpoint._src.path import gcs_utils  # S3, which Orbax does not offer, see `_store_of`
+from orbax.checkpoint._src.serialization import tensorstore_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ghost_jax.core.errors import UserError, chain_of
+from ghost_jax.core.object_store import is_remote, move
 from ghost_jax.data.storage.artifact_cache import fingerprint
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel import distributed
@@ -39,9 +41,30 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 FOLDER = "checkpoints"
 CORRUPT_FOLDER = "corrupt"
 REST = ("step", "opt_state", "key", "skipped")  # of a state, beside its parameters
+_IN_PLACE = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
 # Orbax's and TensorStore's errors for bytes that they cannot decode. Too little memory, for example, is another one.
 _UNDECODED = (ValueError, LookupError, AttributeError, AssertionError, FileNotFoundError)
 T = TypeVar("T")
+
+
+def _store_of(path: str) -> dict[str, Any]:
+    """Returns TensorStore's spec of a path in S3 or GCS; `path` may have lost a slash, as Orbax normalises it."""
+    scheme, _, rest = path.partition(":")
+    bucket, _, below = rest.lstrip("/").partition("/")
+    if scheme == "gs":
+        return {"driver": "gcs", "bucket": bucket, "path": below}
+    spec = {"driver": "s3", "bucket": bucket, "path": below}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")):
+        region = os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
+        spec |= {"endpoint": endpoint, "aws_region": region}
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        spec["aws_credentials"] = {"type": "environment"}
+    return spec
+
+
+# Orbax 0.12.8 takes the path of every store but GCS for a local one.
+tensorstore_utils._use_gcs_driver = lambda path: path.startswith(("gs:", "s3:"))
+gcs_utils.get_kvstore_for_gcs = _store_of
 
 
 class Corrupt(UserError):
@@ -95,8 +118,8 @@ def _read_files(folder: Path) -> None:
     def refuse(fault: OSError) -> None:
         raise fault
 
-    for place, _, names in os.walk(folder, onerror=refuse):
-        for path in (Path(place, name) for name in names):
+    for place, _, names in epath.Path(folder).walk(on_error=refuse):
+        for path in (place / name for name in names):
             try:
                 with path.open("rb") as file:
                     while file.read(1 << 24):
@@ -107,8 +130,10 @@ def _read_files(folder: Path) -> None:
 
 def check_place(workdir: Path, read_only: bool = False) -> None:
     """Raises UserError for the path of a run directory in which Orbax cannot write, or read, a checkpoint."""
-    if workdir.exists() and not workdir.is_dir():
+    if workdir.is_file():
         raise UserError(f"{workdir} is a file. Name a folder, or one that does not exist yet, with --workdir.")
+    if is_remote(workdir):
+        return
     # Orbax merges its parts by a glob of the full path. TensorStore reads a backslash as a slash, and only UTF-8.
     refused = "\\" if read_only else "\\*?["
     place = str(workdir.resolve())
@@ -135,6 +160,8 @@ class Checkpoints:
             preservation_policy=None if read_only else preservation_policy.AnyPreservationPolicy(kept),
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            # A store cannot rename a folder: there a checkpoint is complete when its commit_success.txt is written.
+            atomicity_options=_IN_PLACE if is_remote(workdir) else None,
         )
         self._manager = ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
         self._reader = ocp.CompositeCheckpointHandler()
@@ -165,6 +192,11 @@ class Checkpoints:
             sums = checksums(list(leaves.values()))  # name -> [dtype, shape, checksum]
             record[item] = {name: [*_kind(leaves[name]), number] for name, number in zip(leaves, sums, strict=True)}
         saved = {item: ocp.args.StandardSave(leaves) for item, leaves in items.items()}
+        if is_remote(self._workdir) and not (self._workdir / "config.json").is_file():
+            raise UserError(
+                f"{self._workdir} is gone, and a checkpoint alone would be no run. Restore the bucket, and repeat the "
+                "command."
+            )
         saved["identity"] = ocp.args.JsonSave(record | {"sha256": fingerprint(record)})
         metrics = {self._keep_best: losses[self._keep_best]} if self._keep_best in losses else None
         self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics)
@@ -216,10 +248,9 @@ class Checkpoints:
     def _quarantine(self, steps: list[int]) -> None:
         """Moves corrupt checkpoints away, so that new ones can be written in their place."""
         if distributed.is_main():
-            folder = self._workdir / CORRUPT_FOLDER
-            folder.mkdir(exist_ok=True)
             for step in steps:
-                shutil.move(self._workdir / FOLDER / str(step), tempfile.mkdtemp(prefix=f"{step}-", dir=folder))
+                kept = self._workdir / CORRUPT_FOLDER / f"{step}-{time.time_ns()}" / str(step)
+                move(self._workdir / FOLDER / str(step), kept)
         distributed.barrier(f"corrupt checkpoints of {self._workdir.name}")
         self._manager.reload()
 

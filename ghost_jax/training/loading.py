@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from ghost_jax.core.atomic_io import read_json, write_json
 from ghost_jax.core.errors import UserError
+from ghost_jax.core.object_store import is_remote, path_of
 from ghost_jax.data.storage.artifact_cache import fingerprint
 from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
@@ -30,7 +31,8 @@ def write_adapted(workdir: Path, lora: Lora, base: Path) -> None:
     """
     with Checkpoints(base, keep=0, read_only=True) as checkpoints:
         params = fingerprint(checkpoints.record(checkpoints.latest)["params"])
-    where = os.path.relpath(base.resolve(), workdir.resolve())
+    base = base.resolve()
+    where = str(base) if is_remote(base) or is_remote(workdir) else os.path.relpath(base, workdir.resolve())
     if distributed.is_main():
         write_json(workdir / ADAPTED, dataclasses.asdict(lora) | {"base": where, "params": params})
 
@@ -43,7 +45,8 @@ def read_adapted(workdir: Path) -> tuple[Lora, Path] | None:
     if not (workdir / ADAPTED).is_file():
         return None
     record = read_json(workdir / ADAPTED)
-    base, params = workdir / record.pop("base"), record.pop("params")
+    where, params = record.pop("base"), record.pop("params")
+    base = path_of(where) if "://" in where else workdir / where
     if (base / FOLDER).is_dir():
         with Checkpoints(base, keep=0, read_only=True) as checkpoints:
             if fingerprint(checkpoints.record(checkpoints.latest)["params"]) == params:

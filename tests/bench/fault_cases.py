@@ -241,7 +241,7 @@ def another_data_folder_for_a_finished_run(at: Place) -> str:
 
 def a_url_as_the_run_directory(at: Place) -> str:
     before = sorted(ROOT.iterdir())
-    said = at.ghost.refused(*tiny_base("s3://bucket/run"), code=BAD_USAGE)
+    said = at.ghost.refused(*tiny_base("ftp://host/run"), code=BAD_USAGE)
     assert sorted(ROOT.iterdir()) == before
     return said
 

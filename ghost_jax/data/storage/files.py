@@ -59,7 +59,8 @@ def open_bytes(path: Path, suffix: str | None = None) -> Iterator[BinaryIO]:
     where the path's own does not. Raises UserError where the file is missing or its compressed data is damaged, even if
     a read in the `with` block finds it.
     """
-    opener = {".xz": lzma.open, ".gz": gzip.open, ".zip": _open_zip}.get(suffix or path.suffix, open)
+    plain = type(path).open  # of an object store as well
+    opener = {".xz": lzma.open, ".gz": gzip.open, ".zip": _open_zip}.get(suffix or path.suffix, plain)
     try:
         with opener(path, "rb") as stream:
             yield stream

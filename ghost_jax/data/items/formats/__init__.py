@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ghost_jax.core.errors import UserError
+from ghost_jax.core.object_store import path_of
 from ghost_jax.data.items.formats import raw
 from ghost_jax.data.items.formats.published import FORMATS
 from ghost_jax.data.items.formats.row import Format, gold_index, quirks_of, quoted
@@ -33,7 +34,7 @@ def read_items(path: str | Path, page: str = "") -> Items:
       UserError: the file is absent, empty, too large, not UTF-8 or of no known format, an id is there twice, or a row
         can neither be scored nor left out with good reason.
     """
-    path = Path(path)
+    path = path_of(str(path))
     container = raw.CONTAINERS.get(path.suffix.lower())
     if container is None:
         raise _unknown(path, f'"{path.suffix}" is not a suffix of test items')

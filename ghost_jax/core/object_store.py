@@ -1,0 +1,246 @@
+"""Paths of object stores, `gs://BUCKET/…` and `s3://BUCKET/…`, and what a store lacks: folders, appending, locks.
+
+The packages gcsfs and s3fs (requirements-stores.txt) read and write the objects; each write is atomic.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import posixpath
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from etils import epath
+
+from ghost_jax.core.errors import FAILED, UsageError, UserError, say_error
+
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+LEASE_SECONDS = 30.0  # without a renewal, after which the holder of a lock counts as lost
+RENEWAL_SECONDS = 5.0
+
+os.environ.setdefault("EPATH_USE_TF", "false")  # etils would prefer TensorFlow's file system where it is installed
+for _scheme in ("gs", "gcs", "s3"):  # else a listing is remembered, and objects of other processes are not seen
+    fsspec.config.conf.setdefault(_scheme, {}).setdefault("use_listings_cache", False)
+
+
+class StorePath(epath.gpath.PosixGPath):
+    """A path in an object store, with the methods of `pathlib.Path` that run directories need.
+
+    A store has no folders: `mkdir` does nothing, and `is_dir` returns whether any object is below the path. Objects are
+    read and written whole, which takes one request each; gcsfs's files block one another in several threads.
+    """
+
+    def open(self, mode: str = "r", *, encoding: str | None = None) -> IO:
+        """Opens an object."""
+        if "r" not in mode:
+            return super().open(mode, encoding=encoding)
+        stream = io.BytesIO(self.read_bytes())
+        return stream if "b" in mode else io.TextIOWrapper(stream, encoding or "utf-8")
+
+    def read_bytes(self) -> bytes:
+        """Returns the content of an object."""
+        return file_system(self).cat_file(str(self))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Returns the text of an object."""
+        return self.read_bytes().decode(encoding)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Creates or replaces an object."""
+        file_system(self).pipe_file(str(self), data)
+
+    def resolve(self, strict: bool = False) -> "StorePath":
+        """Returns the path without `..`."""
+        scheme, _, rest = str(self).partition("://")
+        return type(self)(f"{scheme}://{posixpath.normpath(rest)}")
+
+    def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
+        """Does nothing; s3fs would create a bucket that is missing."""
+
+
+def is_remote(path: Path) -> bool:
+    """Returns whether a path is in an object store."""
+    return isinstance(path, epath.Path)
+
+
+def path_of(text: str) -> Path:
+    """Returns a typed path, local or in an object store; the `type=` of flags that may name either.
+
+    Raises UsageError for a URL of another kind, UserError where the package that reads the store is not installed.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if scheme not in PACKAGES or not rest.strip("/"):
+        raise UsageError(f"{text} is neither a local path nor gs://BUCKET/… or s3://BUCKET/…. Name one of these.")
+    if importlib.util.find_spec(PACKAGES[scheme]) is None:
+        raise UserError(
+            f"{text} is in an object store, and the package {PACKAGES[scheme]} is not installed. Install it with "
+            "`python -m pip install -r requirements-stores.txt`."
+        )
+    return StorePath(text)
+
+
+def file_system(path: Path) -> fsspec.AbstractFileSystem:
+    """Returns the file system of a path in a store."""
+    return fsspec.filesystem(str(path).partition("://")[0])
+
+
+def move(source: Path, target: Path) -> None:
+    """Moves a folder."""
+    if is_remote(source):
+        file_system(source).mv(str(source), str(target), recursive=True)
+    else:
+        target.parent.mkdir(parents=True)
+        source.rename(target)
+
+
+def upload(folder: Path, target: Path) -> None:
+    """Copies the files below a local folder into a store."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            (target / path.relative_to(folder).as_posix()).write_bytes(path.read_bytes())
+
+
+@contextlib.contextmanager
+def local_folder(folder: Path) -> Iterator[Path]:
+    """Yields a local folder for a library that writes only to such: `folder`, or one that is uploaded at the end."""
+    if not is_remote(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(scratch)
+        upload(Path(scratch), folder)
+
+
+def mirror(source: Path, target: Path) -> Path:
+    """Copies what is new or changed below a path of a store to the local folder `target`, which it returns.
+
+    Raises UserError where nothing is there.
+    """
+    fs, known = file_system(source), target / ".mirrored.json"
+    found = {path: info for path, info in fs.find(str(source), detail=True).items() if info["size"]}
+    if not found:
+        raise UserError(f"There is no object below {source}. Upload the data there, or name another --data_dir.")
+    before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
+    root = str(source).partition("://")[2].rstrip("/") + "/"
+    versions = {path.removeprefix(root): str(info.get("etag") or info["ETag"]) for path, info in found.items()}
+    changed = [name for name in versions if versions[name] != before.get(name) or not (target / name).is_file()]
+    if changed:
+        size = sum(found[root + name]["size"] for name in changed)
+        print(f"[data] copying {len(changed)} files, {size / 1e6:,.1f} MB, of {source} to {target}", flush=True)
+    for name in before.keys() - versions:
+        (target / name).unlink(missing_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target) as scratch:  # several processes of a host may copy at once
+        partial = Path(scratch, "partial")
+        for name in changed:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(root + name, str(partial))
+            partial.replace(target / name)
+        partial.write_text(json.dumps(versions), encoding="utf-8")
+        partial.replace(known)
+    return target
+
+
+@contextlib.contextmanager
+def leased(folder: Path, machine: str, refusal: str) -> Iterator[None]:
+    """Locks a folder of a store until the block ends.
+
+    The lock is an object with a number, made by a conditional create and renewed by its holder. The next number may
+    be made where the newest was released or was not renewed for LEASE_SECONDS by this machine's clock. A holder that
+    finds a newer one ends its process at once, because the other one writes now.
+
+    Args:
+      machine: of this process. The caller ensures that no other process of it has the lock, so its lock is a dead one.
+
+    Raises UserError with the message `refusal` where another process holds the lock.
+    """
+    lock = _Lock(folder / "lock", {"owner": f"{socket.gethostname()} {uuid.uuid4().hex}", "machine": machine})
+    lock.acquire(refusal)
+    ended = threading.Event()
+    renewal = threading.Thread(target=lock.renew_until, args=(ended,), daemon=True)
+    renewal.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewal.join()
+        lock.release()
+
+
+class _Lock:
+    """One process's part in the lock of a folder: `folder/000001.json` and so on, of which the newest counts."""
+
+    def __init__(self, folder: Path, owner: dict[str, str]):
+        self._folder, self._owner, self._number, self._renewals = folder, owner, 0, 0
+
+    def acquire(self, refusal: str) -> None:
+        while True:
+            newest = self._newest()
+            try:
+                if newest:
+                    self._wait_for(newest, refusal)
+            except FileNotFoundError:  # a newer one took its place
+                continue
+            self._number = newest + 1
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                file_system(self._folder).pipe_file(str(self._path()), self._content(), mode="create")
+                if self._newest() == self._number:
+                    break
+                self._path().unlink()  # others locked and released the folder since it was listed
+        for path in self._folder.glob("*.json"):  # the newest is kept for ever, so that numbers only grow
+            if int(path.stem) < self._number:
+                path.unlink(missing_ok=True)
+
+    def renew_until(self, ended: threading.Event) -> None:
+        while not ended.wait(RENEWAL_SECONDS):
+            with contextlib.suppress(OSError):  # of the network: the next renewal may succeed
+                if self._newest() > self._number:
+                    say_error(
+                        f"This process did not renew its lock on {self._folder.parent} for {LEASE_SECONDS:.0f} s, and "
+                        "another one has it now. This one ends and writes nothing more."
+                    )
+                    os._exit(FAILED)
+                self._renewals += 1
+                self._path().write_bytes(self._content())
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):  # it expires by itself
+            self._path().write_bytes(self._content(released=True))
+
+    def _wait_for(self, number: int, refusal: str) -> None:
+        """Returns when the lock `number` is free. Raises UserError where its holder renews it."""
+        held = self._read(number)
+        if held["machine"] == self._owner["machine"] or held["released"]:
+            return
+        print(f"waiting {LEASE_SECONDS:.0f} s for the lock of {held['owner']} on {self._folder.parent}", flush=True)
+        end = time.monotonic() + LEASE_SECONDS
+        while time.monotonic() < end:
+            time.sleep(1.0)
+            content = self._read(number)
+            if content["released"]:
+                return
+            if content != held:
+                raise UserError(refusal)
+
+    def _newest(self) -> int:
+        return max((int(path.stem) for path in self._folder.glob("*.json")), default=0)
+
+    def _path(self, number: int | None = None) -> Path:
+        return self._folder / f"{number or self._number:06}.json"
+
+    def _read(self, number: int) -> dict[str, Any]:
+        return json.loads(self._path(number).read_bytes())
+
+    def _content(self, released: bool = False) -> bytes:
+        return json.dumps(self._owner | {"renewals": self._renewals, "released": released}).encode()

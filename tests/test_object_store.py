@@ -1,0 +1,341 @@
+"""ghost_jax/core/object_store.py: runs and data in S3 and GCS, over real sockets, with kills and failing stores."""
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ghost_jax.core import object_store
+from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.object_store import leased, mirror, path_of
+from ghost_jax.runs import metrics
+from ghost_jax.training.checkpoint import Checkpoints
+from tests.conftest import ROOT, Ghost, paragraph_of, set_all, tiny_base, tiny_chat
+
+needs_servers = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("s3fs", "gcsfs", "moto", "gcp_storage_emulator")),
+    reason="needs requirements-stores.txt, moto[server] and gcp-storage-emulator",
+)
+slow = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bucket of a server that runs here, and the folder that tells the server to fail."""
+
+    root: str  # "s3://bucket"
+    faults: Path
+
+    def path(self, name: str) -> object_store.StorePath:
+        return path_of(f"{self.root}/{name}")
+
+    def fail(self, kind: str, text: str = "") -> None:
+        (self.faults / kind).write_text(text)
+
+    def recover(self) -> None:
+        for path in self.faults.iterdir():
+            path.unlink()
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def store(request, tmp_path_factory):
+    faults = tmp_path_factory.mktemp("faults")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, "-m", "tests.store_servers", request.param, str(port), str(faults)]
+    url = f"http://127.0.0.1:{port}"
+    variables = {
+        "s3": {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        },
+        "gs": {
+            "STORAGE_EMULATOR_HOST": url,
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # a look-up by gRPC, which the emulator has not
+            "GOOGLE_CLOUD_PROJECT": "test",
+        },
+    }[request.param]
+    with pytest.MonkeyPatch.context() as patch, open(os.devnull, "w") as quiet:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        server = subprocess.Popen(words, cwd=ROOT, stdout=quiet, stderr=quiet)
+        try:
+            wait_for(lambda: answers(url), 60)
+            if request.param == "s3":
+                urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT"))
+            yield Store(f"{request.param}://bucket", faults)
+        finally:
+            server.kill()
+            server.wait()
+
+
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url)
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def wait_for(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def one_paragraph(result: subprocess.CompletedProcess) -> None:
+    """Checks the error of a command, below what TensorStore logs where there are no credentials."""
+    result.stderr = re.sub(r"^[EIW]\d{4} .*\n", "", result.stderr, flags=re.MULTILINE)
+    paragraph_of(result, 1)
+
+
+def computed(workdir) -> tuple[list[dict], dict]:
+    """Returns what a run computed: its metrics without times, and the checksums of its last checkpoint's leaves."""
+    lines = [{k: v for k, v in line.items() if k not in metrics.MEASURED} for line in metrics.read(workdir)]
+    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
+        record = checkpoints.record(checkpoints.latest)
+    return lines, {item: record[item] for item in ("params", "rest")}
+
+
+def resume_until_done(ghost: Ghost, command: list[str], workdir, log: Path, kills: int, seed: int) -> int:
+    """Repeats a command, killing it and its children at random moments; returns how many kills were survived."""
+    rng, survived = random.Random(seed), 0
+    while not (workdir / "status.json").is_file():
+        before = len(metrics.read(workdir))
+        with log.open("w") as out:
+            words = [sys.executable, "-m", *command]
+            process = subprocess.Popen(
+                words, cwd=ROOT, env=ghost.environment(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        if survived < kills:
+            if rng.random() < 0.8:  # else while it starts
+                wait_for(lambda process=process: process.poll() is not None or "training" in log.read_text(), 180)
+            time.sleep(rng.uniform(0.0, 2.0))
+            os.killpg(process.pid, 9)
+            process.wait()
+            survived += 1
+        else:
+            assert process.wait(300) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+        assert len(metrics.read(workdir)) >= min(before, 1)
+    return survived
+
+
+# ---- Without a server ----
+
+
+def test_a_typed_path_is_local_or_in_a_known_store():
+    assert path_of("runs/x") == Path("runs/x")
+    for text in ("http://host/x", "s3://", "file:///x"):
+        with pytest.raises(UsageError, match=text.partition(":")[0]):
+            path_of(text)
+
+
+@needs_servers
+def test_a_store_path_resolves_without_a_folder_of_this_machine():
+    path = path_of("s3://bucket/runs/a") / "../b"
+    assert str(path.resolve()) == "s3://bucket/runs/b"
+    assert path_of(str(path_of("gs://bucket/x"))) == path_of("gs://bucket/x")
+
+
+# ---- Runs ----
+
+
+@slow
+@needs_servers
+def test_a_chat_run_in_a_store_is_that_of_a_disk(store, ghost, tiny_run, tmp_path):
+    workdir = store.path("runs/chat")
+    ghost(*tiny_chat(workdir))
+    assert computed(workdir) == computed(tiny_run.workdir)
+    assert len(list((workdir / "metrics").glob("*.jsonl"))) > 1
+    assert not (workdir / "metrics.jsonl").is_file()
+    assert json.loads((workdir / "evals/ctibench.json").read_bytes())["n"]
+    ghost.here("ghost_jax.report", f"--runs={store.root}/runs", f"--out={tmp_path / 'report'}")
+    assert (tmp_path / "report/index.html").is_file()
+    ghost.here("ghost_jax.export", f"--workdir={workdir}", f"--out={tmp_path / 'exported'}")
+    ghost.here("ghost_jax.export", f"--workdir={tiny_run.workdir}", f"--out={tmp_path / 'local'}")
+    ours, local = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("exported", "local"))
+    assert ours == local
+    items = tiny_run.workdir / "heldout.jsonl"
+    ghost.here("evals.ctibench", f"--workdir={workdir}", f"--items={items}")
+    assert (workdir / "evals/heldout.json").is_file()
+    ghost(*tiny_chat(workdir))  # finished: it only reports
+
+
+@slow
+@needs_servers
+def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(store, ghost, tmp_path):
+    longer = set_all({"steps": 300, "eval_every": 100, "save_every": 10})
+    undisturbed, workdir = tmp_path / "base", store.path("killed/base")
+    ghost(*tiny_base(undisturbed, *longer))
+    kills = int(os.environ.get("GHOST_KILLS", "6"))
+    survived = resume_until_done(ghost, tiny_base(workdir, *longer), workdir, tmp_path / "log", kills, seed=0)
+    assert survived == kills
+    assert computed(workdir) == computed(undisturbed)
+
+
+@slow
+@needs_servers
+def test_a_refused_write_ends_with_a_paragraph_and_the_run_resumes(store, ghost, tmp_path):
+    workdir = store.path("denied/base")
+    store.fail("deny", "checkpoints/6")
+    try:
+        refused = ghost(*tiny_base(workdir), check=False)
+    finally:
+        store.recover()
+    one_paragraph(refused)
+    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
+        assert checkpoints.latest == 4
+    ghost(*tiny_base(workdir))
+    ghost(*tiny_base(tmp_path / "base"))
+    assert computed(workdir) == computed(tmp_path / "base")
+
+
+@slow
+@needs_servers
+def test_a_bucket_that_vanishes_ends_a_run_with_a_paragraph(store, ghost):
+    workdir = store.path("gone/base")
+    process = ghost.start(*tiny_base(workdir, "--config.steps=2000", "--config.save_every=20"))
+    try:
+        wait_for(lambda: (workdir / "checkpoints/20/commit_success.txt").is_file(), 180)
+        store.fail("gone")
+        result = ghost.finish(process, check=False)
+    finally:
+        store.recover()
+        process.kill()
+    one_paragraph(result)
+    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
+        assert checkpoints.record(checkpoints.latest)  # complete and with its checksum
+
+
+@slow
+@needs_servers
+def test_a_slow_store_changes_nothing(store, ghost, tmp_path):
+    workdir = store.path("slow/base")
+    store.fail("slow", "0.05")
+    try:
+        ghost(*tiny_base(workdir))
+    finally:
+        store.recover()
+    ghost(*tiny_base(tmp_path / "base"))
+    assert computed(workdir) == computed(tmp_path / "base")
+
+
+@slow
+@needs_servers
+def test_data_in_a_store_are_copied_once_and_again_where_they_changed(store, tmp_path):
+    source, target = store.path("data"), tmp_path / "mirror"
+    (source / "raw/a.jsonl").write_bytes(b"1")
+    (source / "raw/b.jsonl").write_bytes(b"2")
+    mirror(source, target)
+    assert {path.name: path.read_text() for path in (target / "raw").iterdir()} == {"a.jsonl": "1", "b.jsonl": "2"}
+    before = (target / "raw/a.jsonl").stat().st_mtime_ns
+    (source / "raw/b.jsonl").write_bytes(b"3")
+    (source / "raw/c.jsonl").write_bytes(b"4")
+    (source / "raw/d.jsonl").write_bytes(b"5")
+    mirror(source, target)
+    (source / "raw/d.jsonl").unlink()
+    mirror(source, target)
+    found = {path.name: path.read_text() for path in (target / "raw").iterdir()}
+    assert found == {"a.jsonl": "1", "b.jsonl": "3", "c.jsonl": "4"}
+    assert (target / "raw/a.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="nothing-here"):
+        mirror(store.path("nothing-here"), tmp_path / "empty")
+
+
+# ---- The lock ----
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """Leases of two seconds."""
+    monkeypatch.setattr(object_store, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(object_store, "RENEWAL_SECONDS", 0.3)
+
+
+@slow
+@needs_servers
+def test_a_lock_is_held_by_one_process(store, brief):
+    folder = store.path("lock/held")
+    refused = pytest.raises(UserError, match="taken")
+    with leased(folder, "this machine", "taken"), refused, leased(folder, "another machine", "taken"):
+        pass
+    with leased(folder, "another machine", "taken"):  # at once: it was released
+        numbers = sorted(path.stem for path in (folder / "lock").glob("*.json"))
+    assert numbers == ["000002"]
+
+
+@slow
+@needs_servers
+def test_the_lock_of_a_dead_process_is_free_after_its_lease_and_at_once_on_its_own_machine(store, brief):
+    folder = store.path("lock/dead")
+    content = {"owner": "dead", "machine": "its machine", "renewals": 3, "released": False}
+    (folder / "lock/000007.json").write_bytes(json.dumps(content).encode())
+    started = time.monotonic()
+    with leased(folder, "its machine", "taken"):
+        assert time.monotonic() - started < 1.5
+    (folder / "lock/000008.json").write_bytes(json.dumps(content).encode())
+    started = time.monotonic()
+    with leased(folder, "another machine", "taken"):
+        assert time.monotonic() - started >= 2.0
+
+
+@slow
+@needs_servers
+def test_of_many_that_ask_at_once_one_has_the_lock_at_a_time(store, brief):
+    folder, holders, most = store.path("lock/many"), [], []
+
+    def ask(name: int) -> None:
+        for _ in range(3):
+            try:
+                with leased(folder, f"machine {name}", "taken"):
+                    holders.append(name)
+                    most.append(len(holders))
+                    time.sleep(0.05)
+                    holders.remove(name)
+            except UserError:
+                pass
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+
+
+def lose(url: str) -> None:
+    object_store.LEASE_SECONDS, object_store.RENEWAL_SECONDS = 2.0, 0.3
+    with leased(path_of(url), "this machine", "taken"):
+        time.sleep(60)
+
+
+@slow
+@needs_servers
+def test_a_process_that_lost_its_lock_ends_at_once(store):
+    folder = store.path("lock/lost")
+    holder = multiprocessing.get_context("spawn").Process(target=lose, args=(str(folder),))
+    holder.start()
+    wait_for(lambda: (folder / "lock/000001.json").is_file(), 60)
+    (folder / "lock/000002.json").write_bytes(b"{}")
+    holder.join(30)
+    assert holder.exitcode == 1
