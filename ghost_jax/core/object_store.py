@@ -204,7 +204,7 @@ class _Lock:
 
     def renew_until(self, ended: threading.Event) -> None:
         while not ended.wait(RENEWAL_SECONDS):
-            with contextlib.suppress(OSError):  # of the network: the next renewal may succeed
+            with contextlib.suppress(Exception):  # of each package its own: the next renewal may succeed
                 if self._newest() > self._number:
                     say_error(
                         f"This process did not renew its lock on {self._folder.parent} for {LEASE_SECONDS:.0f} s, and "
@@ -215,7 +215,7 @@ class _Lock:
                 self._path().write_bytes(self._content())
 
     def release(self) -> None:
-        with contextlib.suppress(OSError):  # it expires by itself
+        with contextlib.suppress(Exception):  # it expires by itself
             self._path().write_bytes(self._content(released=True))
 
     def _wait_for(self, number: int, refusal: str) -> None:
