@@ -70,7 +70,7 @@ def evaluate_run(
     run_dir.say(f"asking {len(items):,} questions, orders {orders}{several}{unseen}")
     answers = None
     if book and reader == "both":
-        report = both_report(putting(predict, tokenizer, **how), orders, items, book, run_dir.say)
+        report = both_report(putting(predict, tokenizer, **how), orders, items, book)
         report = replace(report, layout=layout)
     else:
         passages = book.passages if book else None

@@ -216,7 +216,6 @@ class Evaluation:
     retrieval: Retrieval | None = None
     fits: tuple[Fit, ...] | None = None
     book_controls: dict[str, Accuracy] | None = None
-    weights: dict[str, float] | None = None
     model_alone: Accuracy | None = None
     gain_over_lexical: float | None = None
     gain_over_lexical_ci95: Interval | None = None
