@@ -19,7 +19,8 @@ from ghost_jax.core.atomic_io import write_bytes, write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
-from ghost_jax.reporting.tables import NONE, interval_of, percent
+from ghost_jax.reporting.tables import NONE
+from ghost_jax.runs.evaluation import interval, percent, points
 
 
 def show(comparison: dict, console: Console) -> None:
@@ -49,7 +50,7 @@ def _against(against: dict | None) -> tuple[str, ...]:
     if against is None:
         return ("reference", *[NONE] * 3)
     return (
-        f"{100 * against['mean']:+.1f} ({interval_of(*against['ci95'], '+.1f')})",
+        points(against["mean"], against["ci95"], 1),
         p_shown(against["p"]),
         p_shown(against["p_holm"]),
         NONE if against["detectable"] is None else f"{100 * against['detectable']:.1f}",
@@ -57,7 +58,7 @@ def _against(against: dict | None) -> tuple[str, ...]:
 
 
 def _spread(seeds: dict) -> str:
-    return f"{interval_of(seeds['min'], seeds['max'])}, sd {100 * seeds['sd']:.1f}" if seeds["n"] > 1 else NONE
+    return f"{interval(seeds['min'], seeds['max'])}, sd {100 * seeds['sd']:.1f}" if seeds["n"] > 1 else NONE
 
 
 def picture(comparison: dict) -> bytes:

@@ -14,7 +14,7 @@ from rich.table import Table
 from scipy.special import log_softmax
 
 from evals.analysis import conditional_logit, stats
-from evals.analysis.report import gain_shown, interval_of, percent, print_line, report_of
+from evals.analysis.report import print_line, report_of, right
 from evals.analysis.verdict import judged
 from evals.answering.controls import TRAINED, controls_of, with_controls
 from evals.answering.evaluate import Put
@@ -28,9 +28,9 @@ from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.data.retrieval.bm25 import LINE, PARAGRAPH, Index, shown
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit
+from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit, percent, points
 
-FIGURES = ("accuracy, %", "95% interval")
+FIGURE = "accuracy, % (95% interval)"
 RIDGE = 30.0  # of the squared weights of standardised features; 10 and 100 were no different on the development split
 ALL_OF_THEM = "nothing, all of the above where it stands"  # a rule of format, and not of the headline
 SOURCE_NAMES = {"attack": "ATT&CK", "capec": "CAPEC", "cwe": "CWE"}
@@ -257,17 +257,16 @@ def show_open(report: Evaluation, console: Console) -> None:
     if report.fallbacks:
         say(f"questions of which the book has no word: {report.fallbacks:,}; their options tie", "yellow")
     if report.fits:
-        table = _table(
-            "open book, the weights fitted on", ["fitted on", "scored on"], ["n", *FIGURES, "gain over nothing"]
-        )
+        columns = right("n", FIGURE, "gain over nothing")
+        table = Table("fitted on", "scored on", *columns, title="open book, the weights fitted on")
         for fit in report.fits:
-            gained = "" if fit.fitted_on == "nothing" else gain_shown(fit.gain, fit.gain_ci95)
-            table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", *_figures(fit), gained)
+            gained = "" if fit.fitted_on == "nothing" else points(fit.gain, fit.gain_ci95)
+            table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", percent(fit.accuracy, fit.ci95, 2), gained)
         console.print(table)
     if report.book_controls:
-        table = _table("open book, the lines that are read", ["lines"], FIGURES)
+        table = Table("lines", *right(FIGURE), title="open book, the lines that are read")
         for name, found in report.book_controls.items():
-            table.add_row(name, *_figures(found))
+            table.add_row(name, percent(found.accuracy, found.ci95, 2))
         console.print(table)
     if report.retrieval:
         found = report.retrieval
@@ -276,22 +275,11 @@ def show_open(report: Evaluation, console: Console) -> None:
             f"retrieval of the source page: {at} of {found.n:,} questions whose page is in the book "
             f"({found.absent:,} are not); {1000 * found.seconds_per_query:.1f} ms a query"
         )
-    if report.model_alone:
-        say(f"the model alone, reading the same lines: {percent(report.model_alone)}")
+    if alone := report.model_alone:
+        say(f"the model alone, reading the same lines, %: {percent(alone.accuracy, alone.ci95, 2)}")
     if report.gain_over_lexical is not None:
-        gained = gain_shown(report.gain_over_lexical, report.gain_over_lexical_ci95)
+        gained = points(report.gain_over_lexical, report.gain_over_lexical_ci95)
         say(f"gain over the lexical reader alone: {gained} points")
-
-
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(*left, title=title)
-    for column in right:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _figures(found: Accuracy) -> tuple[str, str]:
-    return f"{100 * found.accuracy:.2f}", interval_of(found)
 
 
 def show_evidence(items: Items, reads: Sequence[Read], book: Book, console: Console) -> None:

@@ -20,7 +20,7 @@ from evals.answering.prefix_tree import Branch, Predict, Tree, read
 from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs import evaluation
-from ghost_jax.runs.evaluation import Accuracy, ExposureRecall, Recall
+from ghost_jax.runs.evaluation import Accuracy, ExposureRecall, Recall, percent
 from ghost_jax.text.tokenizer import Tokenizer
 
 ITEMS = "exposure.jsonl"
@@ -80,7 +80,8 @@ def show_run(workdir: Path, console: Console) -> None:
     columns = right("exposures", "facts", "statement in a new wording", "question")
     table = Table(*columns, title="recall, % (95% interval), by how often a fact was stated; 25 is chance")
     for count, found in [*report.by_exposures.items(), ("all", report)]:
-        table.add_row(count, f"{found.n:,}", _shown(found.statement), _shown(found.question))
+        ways = [percent(each.accuracy, each.ci95) for each in (found.statement, found.question)]
+        table.add_row(count, f"{found.n:,}", *ways)
     console.print(table)
 
 
@@ -113,8 +114,3 @@ def _tree(tokenizer: Tokenizer, text: str, options: Sequence[str]) -> Tree:
 def _credit(scores: np.ndarray, answer: int) -> float:
     best = scores == scores.max()
     return float(best[answer] / best.sum())
-
-
-def _shown(found: Accuracy) -> str:
-    low, high = found.ci95
-    return f"{100 * found.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"

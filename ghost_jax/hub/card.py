@@ -13,7 +13,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.reporting import tables
 from ghost_jax.reporting.tables import NONE, Row
 from ghost_jax.runs import run_record
-from ghost_jax.runs.evaluation import Evaluation
+from ghost_jax.runs.evaluation import Evaluation, interval, percent
 from ghost_jax.runs.run_record import RunRecord
 
 FILE = "README.md"
@@ -56,7 +56,7 @@ def card_of(run: RunRecord, exported: dict) -> str:
         studied=any(tables.published_of(each).get("run") for each in compared),
         study_steps=tables.published_of(run).get("steps"),
         tables=tables,
-        **{each.__name__: each for each in (loss_table, without_folders)},
+        **{each.__name__: each for each in (loss_table, without_folders, percent, interval)},
     )
     return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
 
@@ -88,8 +88,8 @@ def _eval_results(score: Evaluation) -> Iterator[EvalResult]:
         "metric_type": "accuracy",
     }
 
-    def result(over: str, accuracy: float, interval: Sequence[float]) -> EvalResult:
-        value, *ends = (round(100 * each, 2) for each in (accuracy, *interval))
+    def result(over: str, accuracy: float, ci95: Sequence[float]) -> EvalResult:
+        value, *ends = (round(100 * each, 2) for each in (accuracy, *ci95))
         name = f"accuracy {over}, verdict {score.verdict}"
         return EvalResult(**common, metric_name=name, metric_value=value, metric_args={"ci95": ends})
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ghost_jax.data.builders import DATASETS
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.runs.evaluation import COLLAPSED, Evaluation
+from ghost_jax.runs.evaluation import COLLAPSED, Evaluation, interval, percent, points
 from ghost_jax.runs.run_record import RunRecord
 
 NONE = "—"
@@ -147,16 +147,6 @@ def _rate(value: float) -> str:
 # ---- A score ----
 
 
-def percent(accuracy: float, interval: Sequence[float] | None = None) -> str:
-    """Returns a fraction in percent, with its interval where there is one: "25.0 (24.1 to 25.9)"."""
-    return f"{100 * accuracy:.1f}" + (f" ({interval_of(*interval)})" if interval else "")
-
-
-def interval_of(low: float, high: float, form: str = ".1f") -> str:
-    """Returns the ends of an interval in percent: "24.1 to 25.9"."""
-    return f"{100 * low:{form}} to {100 * high:{form}}"
-
-
 def score_cells(score: Evaluation | None) -> Row:
     """Returns a score as cells: items, headline with interval, single order, most frequent letter, verdict.
 
@@ -182,11 +172,10 @@ def said_of(score: Evaluation) -> str:
     """Returns a score in sentences: its verdict, cloze, changes between orders, cropped prompts."""
     sentences = [f"Verdict: {score.verdict_text or score.verdict}"]
     if cloze := score.cloze:
-        accuracy = f"{percent(cloze.found.accuracy)}% ({interval_of(*cloze.found.ci95)})"
-        sentences.append(f"With the options not shown (cloze, {cloze.primary}): {accuracy}.")
+        accuracy = percent(cloze.found.accuracy, cloze.found.ci95)
+        sentences.append(f"With the options not shown (cloze, {cloze.primary}), %: {accuracy}.")
         for name, control in (cloze.controls or {}).items():
-            gain = f"{100 * control.gain:+.1f} points ({interval_of(*control.gain_ci95, '+.1f')})"
-            sentences.append(f"Over {name} it gains {gain} there.")
+            sentences.append(f"Over {name} it gains there, in points: {points(control.gain, control.gain_ci95, 1)}.")
     if score.flip_rate is not None:
         sentences.append(f"Between two orders of a question another option is chosen in {score.flip_rate:.0%}.")
     if gain := gain_of(score):
@@ -215,8 +204,8 @@ def gain_of(score: Evaluation) -> str:
     """Returns how much a model adds to the lexical reader; empty for any other score."""
     if score.gain_over_lexical is None:
         return ""
-    interval = interval_of(*score.gain_over_lexical_ci95, "+.2f")
-    return f"{100 * score.gain_over_lexical:+.2f} points ({interval}) over the lexical reader alone"
+    ends = interval(*score.gain_over_lexical_ci95, "+.2f")
+    return f"{points(score.gain_over_lexical)} points ({ends}) over the lexical reader alone"
 
 
 def benchmark_scores(runs: Sequence[RunRecord]) -> dict[str, Evaluation]:

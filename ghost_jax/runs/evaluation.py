@@ -323,6 +323,21 @@ class TaskEvaluation:
     step: int | None = None
 
 
+def percent(accuracy: float, ci95: Interval | None = None, digits: int = 1) -> str:
+    """Returns a fraction in percent, with its interval where there is one: "25.0 (24.1 to 25.9)"."""
+    return f"{100 * accuracy:.{digits}f}" + (f" ({interval(*ci95, f'.{digits}f')})" if ci95 else "")
+
+
+def interval(low: float, high: float, form: str = ".1f") -> str:
+    """Returns the ends of an interval in percent: "24.1 to 25.9"."""
+    return f"{100 * low:{form}} to {100 * high:{form}}"
+
+
+def points(difference: float, ci95: Interval | None = None, digits: int = 2) -> str:
+    """Returns a difference of fractions in points, with its interval where there is one: "+1.20 (+0.10 to +2.30)"."""
+    return f"{100 * difference:+.{digits}f}" + (f" ({interval(*ci95, f'+.{digits}f')})" if ci95 else "")
+
+
 @functools.cache
 def _adapter(kind: type) -> TypeAdapter:
     return TypeAdapter(kind)

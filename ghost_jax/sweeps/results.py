@@ -16,9 +16,9 @@ import ghost_jax
 from evals.analysis.stats import ENOUGH_SEEDS, pool
 from ghost_jax.core.atomic_io import write_bytes, write_json, write_text
 from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, WIDTH, new_figure, png
-from ghost_jax.reporting.tables import NONE, interval_of, markdown, percent
+from ghost_jax.reporting.tables import NONE, markdown
 from ghost_jax.runs import run_record
-from ghost_jax.runs.evaluation import Evaluation
+from ghost_jax.runs.evaluation import Evaluation, interval, percent
 from ghost_jax.sweeps import curves
 from ghost_jax.sweeps.curves import curve_of
 from ghost_jax.sweeps.grid import Run, Setting, Sweep
@@ -152,8 +152,8 @@ def _accuracy_cells(row: Row) -> tuple[str, ...]:
     over = " (items)" if accuracy["over"] == "items" else ""
     return (
         percent(accuracy["mean"]) + (" (one order)" if one_order else ""),
-        f"{interval_of(*accuracy['ci95'])}{over}" if accuracy["ci95"] else NONE,
-        interval_of(accuracy["min"], accuracy["max"]) if accuracy["n"] > 1 else NONE,
+        f"{interval(*accuracy['ci95'])}{over}" if accuracy["ci95"] else NONE,
+        interval(accuracy["min"], accuracy["max"]) if accuracy["n"] > 1 else NONE,
     )
 
 
