@@ -11,21 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from evals.analysis.predictions import Predictions, read_predictions
+from evals.analysis.predictions import read_predictions
 from evals.analysis.report import asked_in, print_line, report_of, right, show
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.items.formats import read_items
-from ghost_jax.data.items.items import Items
 from ghost_jax.runs.evaluation import Evaluation, PredictionsFile, percent, to_json
-
-
-def audit(predictions: Predictions, items: Items, file: str) -> Evaluation:
-    """Returns the evaluation of predictions, as closed-book answers."""
-    read = PredictionsFile(file=file, name=predictions.name, lower_case=predictions.lower_case)
-    return report_of(predictions.answers, items, reader="predictions", predictions_file=read)
 
 
 def show_several(reports: list[Evaluation], console: Console) -> None:
@@ -78,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
 
     items = read_items(flags.items)
     read = read_predictions(flags.predictions, items, column=flags.column, order=flags.order)
-    reports = [audit(predictions, items, flags.predictions.name) for predictions in read]
+    reports = []
+    for each in read:
+        file = PredictionsFile(file=flags.predictions.name, name=each.name, lower_case=each.lower_case)
+        reports.append(report_of(each.answers, items, reader="predictions", predictions_file=file))
     console = make_console()
     if len(reports) == 1:
         show(reports[0], console)

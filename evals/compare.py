@@ -33,10 +33,12 @@ def show(comparison: dict, console: Console) -> None:
     numbers = ("accuracy, %", *["over seeds"] * several, "difference", "p", "Holm's p", "detectable")
     table = Table("", *right(*numbers))
     for row in rows:
+        seeds = row["seeds"]
+        spread = f"{interval(seeds['min'], seeds['max'])}, sd {100 * seeds['sd']:.1f}" if seeds["n"] > 1 else NONE
         table.add_row(
             f"{escape(row['name'])} [bold]{row['collapsed']}[/bold]",
             percent(row["accuracy"], row["ci95"]),
-            *[_spread(row["seeds"])] * several,
+            *[spread] * several,
             *_against(row["against_reference"]),
         )
     console.print(table)
@@ -55,10 +57,6 @@ def _against(against: dict | None) -> tuple[str, ...]:
         p_shown(against["p_holm"]),
         NONE if against["detectable"] is None else f"{100 * against['detectable']:.1f}",
     )
-
-
-def _spread(seeds: dict) -> str:
-    return f"{interval(seeds['min'], seeds['max'])}, sd {100 * seeds['sd']:.1f}" if seeds["n"] > 1 else NONE
 
 
 def picture(comparison: dict) -> bytes:

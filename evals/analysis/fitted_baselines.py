@@ -19,19 +19,15 @@ RIDGE = 1.0  # of standardised weights: far below the evidence of a hundred item
 TIED = 1e-6  # scores this close are equal: rounding must not decide a tie
 
 
-def position_length(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> list[np.ndarray]:
-    """Returns the share of the answer [O, K] of each item's options, by position and length."""
-    options = _Options(items)
-    return _cross_validated(options, orders, [options.length()] * FOLDS)
+def shares(items: Sequence[Item], orders: Sequence[Sequence[Order]], *, popularity: bool) -> list[np.ndarray]:
+    """Returns the share of the answer [O, K] of each item's options, by position and length.
 
-
-def position_length_popularity(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> list[np.ndarray]:
-    """Returns the shares of `position_length` with how often a text is offered, and is gold in the training folds.
-
-    Both are counted outside the component of the item: of four questions with the same four options, three would give
-    away the fourth.
+    With `popularity` also by how often a text is offered, and is gold in the training folds. Both are counted outside
+    the component of the item: of four questions with the same four options, three would give away the fourth.
     """
     options = _Options(items)
+    if not popularity:
+        return _cross_validated(options, orders, [options.length()] * FOLDS)
     known = [options.length(), options.times_offered()]
     return _cross_validated(
         options, orders, [np.concatenate([*known, options.times_gold(fold)], axis=-1) for fold in range(FOLDS)]

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from evals.analysis.report import right
 from evals.analysis.stats import accuracy_of
-from evals.answering.prefix_tree import Branch, Predict, Tree, read
+from evals.answering.prefix_tree import Predict, Tree, read, scored_text
 from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs import evaluation
@@ -47,13 +47,15 @@ def evaluate_run(
             "--config=configs/pretrain_exposure.py."
         )
     items = [json.loads(line) for line in read_text(path).splitlines()]
+    answers = [item["answer"] for item in items]
     credits = {}
     for way, blank in WAYS.items():
         with_fact, without = (
             _log_probs(predict, tokenizer, items, key, context=context, batch_size=batch_size) for key in (way, blank)
         )
-        pmi = [a - b for a, b in zip(with_fact, without, strict=True)]
-        credits[way] = np.array([_credit(scores, item["answer"]) for scores, item in zip(pmi, items, strict=True)])
+        pmi = with_fact - without
+        best = pmi == pmi.max(axis=1, keepdims=True)
+        credits[way] = best[np.arange(len(items)), answers] / best.sum(axis=1)  # those that tie share one
     counts = np.array([item["exposures"] for item in items])
     sets = np.array([str(item["set"]) for item in items])
 
@@ -87,8 +89,8 @@ def show_run(workdir: Path, console: Console) -> None:
 
 def _log_probs(
     predict: Predict, tokenizer: Tokenizer, items: Sequence[dict], key: str, *, context: int, batch_size: int
-) -> list[np.ndarray]:
-    """Returns of each item [4] the log-probability of its options behind the text at `key`."""
+) -> np.ndarray:
+    """Returns the log-probability [N, 4] of each item's options behind the text at `key`."""
     texts = sorted({item[key] for item in items})
     options = {text: sorted({o for item in items if item[key] == text for o in item["options"]}) for text in texts}
     trees = [_tree(tokenizer, text, options[text]) for text in texts]
@@ -98,19 +100,11 @@ def _log_probs(
         for text, of_tree in zip(texts, readings, strict=True)
         for option, reading in zip(options[text], of_tree, strict=True)
     }
-    return [np.array([score[item[key], option] for option in item["options"]]) for item in items]
+    return np.array([[score[item[key], option] for option in item["options"]] for item in items])
 
 
 def _tree(tokenizer: Tokenizer, text: str, options: Sequence[str]) -> Tree:
     """Returns a text as a trunk with an option a branch, all of whose tokens are read."""
     trunk = np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.int32)
-    branches = []
-    for option in options:
-        ids = np.array([trunk[-1], *tokenizer.encode(f" {option}")], np.int32)
-        branches.append(Branch(ids[:-1], np.arange(len(ids) - 1), ids[1:, None]))
-    return Tree(trunk[:-1], tuple(branches))
-
-
-def _credit(scores: np.ndarray, answer: int) -> float:
-    best = scores == scores.max()
-    return float(best[answer] / best.sum())
+    ends = [np.array([trunk[-1], *tokenizer.encode(f" {option}")], np.int32) for option in options]
+    return Tree(trunk[:-1], tuple(map(scored_text, ends)))
