@@ -221,4 +221,3 @@ def test_attack_shares_sentences_with_ctibench_and_no_question(ghost_data, tmp_p
     contamination.refuse(result)
     assert (result["counts"]["stem"], result["counts"]["contaminated"]) == (0, 0)
     assert 150 < result["counts"]["ngram"] < 300
-    assert len(result["examples"]) == contamination.EXAMPLES

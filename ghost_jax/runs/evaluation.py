@@ -119,11 +119,8 @@ class Contamination:
     n: int
     ngram_words: int
     counts: dict[str, int]
-    shares: dict[str, float]
     parts: tuple[dict[str, Any], ...]
-    sources: dict[str, dict[str, float]]
     contaminated: tuple[dict[str, str], ...]
-    examples: tuple[dict[str, str], ...]
     verdict: str
     not_searched: tuple[str, ...]
 
