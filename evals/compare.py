@@ -1,6 +1,6 @@
 """Compares runs item by item: `python -m evals.compare --runs=A,B[,C…] [--items=FILE]`.
 
-`evals/analysis/comparison.py` computes the comparison; here it is shown, drawn and written.
+`evals/analysis/comparison.py` computes the comparison; here it is shown and written.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import ghost_jax
 from evals.analysis.comparison import compare, orders_per_item, p_shown, rows_of
 from evals.analysis.recorded import check_alike, items_of, read_reports
 from evals.analysis.report import print_line, right
-from ghost_jax.core.atomic_io import write_bytes, write_json
+from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
@@ -59,24 +59,6 @@ def _against(against: dict | None) -> tuple[str, ...]:
     )
 
 
-def picture(comparison: dict) -> bytes:
-    """Returns a PNG of the differences from the reference with their intervals."""
-    from ghost_jax.reporting.plots import new_figure, png  # not above: a comparison without --out needs none of it
-
-    rows = comparison["rows"][1:]
-    means = [100 * row["against_reference"]["mean"] for row in rows]
-    lows, highs = ([100 * row["against_reference"]["ci95"][end] for row in rows] for end in (0, 1))
-    figure, (axes,) = new_figure(1.6 + 0.35 * len(rows), 7)
-    axes.axvline(0, color="0.6", linewidth=1, linestyle="--")
-    axes.hlines(range(len(rows)), lows, highs)
-    axes.plot(means, range(len(rows)), "o")
-    axes.set_yticks(range(len(rows)), [f"{row['name']} {row['collapsed']}" for row in rows])
-    axes.invert_yaxis()
-    axes.margins(y=0.5 / len(rows))
-    axes.set_xlabel(f"points better than {comparison['reference']}, 95% interval over items")
-    return png(figure)
-
-
 @command
 def main(argv: Sequence[str]) -> int:
     """Compares runs that were scored on the same items with the first of them."""
@@ -84,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     option = parser.add_argument
     option("--runs", required=True, metavar="A,B", help="run directories or reports; first: reference")
     option("--items", type=local_path, metavar="FILE", help="the items, and so evals/<its name>.json of each run")
-    option("--out", type=local_path, metavar="FILE", help="the comparison as JSON, with a picture (.png) beside")
+    option("--out", type=local_path, metavar="FILE", help="the comparison as JSON")
     flags = parser.parse_args(argv)
 
     places = [place for place in str(flags.runs).split(",") if place]
@@ -95,8 +77,6 @@ def main(argv: Sequence[str]) -> int:
     show(comparison, make_console())
     if flags.out:
         write_json(flags.out, {"ghost_jax": ghost_jax.__version__} | comparison)
-        if len(comparison["rows"]) > 1:
-            write_bytes(flags.out.with_suffix(".png"), picture(comparison))
         print(f"written to {flags.out}")
     return 0
 

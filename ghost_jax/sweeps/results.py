@@ -30,7 +30,6 @@ class SweepRun:
 
     run: Run
     state: str  # "finished", "stopped" (by the divergence watch), "failed" or "not started"
-    config: dict
     score: Evaluation | None  # on the benchmark
     curve: list[dict[str, float]]  # validation losses by tokens and time
     # steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss; what the run
@@ -48,17 +47,7 @@ class SweepRun:
             figures["rate"] = config["optim"]["peak_lr"]
         if score:
             figures |= {"accuracy": score.headline.accuracy, "letter_share": score.top_letter[1]}
-        return cls(run, state, config, score, curve_of(config, lines), figures)
-
-    def to_json(self) -> dict:
-        """Returns the run as `sweep.json` has it."""
-        content = {"run": self.run.name, "seed": self.run.seed, "state": self.state, **self.figures}
-        content |= {"curve": self.curve, **({"published": self.config.get("published", {})} if self.config else {})}
-        if score := self.score:
-            content |= {"ci95": score.headline.ci95, "orders": score.orders_per_item}
-            content |= {"letters": len(score.letter_share), "verdict": score.verdict}
-            content |= {"note": score.note or "", "cropping": score.cropping}
-        return content
+        return cls(run, state, score, curve_of(config, lines), figures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,17 +86,6 @@ class Row:
         """How many of the runs that are counted have each verdict."""
         return Counter(run.score.verdict for run in self.counted if run.score)
 
-    @property
-    def published(self) -> dict:
-        """The study's own figures of the setting, as its recipe has them."""
-        return next((run.config.get("published", {}) for run in self.runs if run.config), {})
-
-    def to_json(self) -> dict:
-        """Returns the row as `sweep.json` has it."""
-        content = {"setting": self.setting.name, "config": self.setting.spec, "overrides": dict(self.setting.overrides)}
-        content |= {"states": self.states, "verdicts": self.verdicts, **self.pooled}
-        return content | {"runs": [run.to_json() for run in self.runs]}
-
 
 def pooled(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
     """Returns the settings of a sweep, with their seeds pooled; `states` are those of its runs by their names."""
@@ -120,11 +98,9 @@ def pooled(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
 
 
 def table_of(sweep: Sweep, rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Returns the table, the header first, with the study's own figures where a recipe has any."""
-    studied = any(row.published.get("run") for row in rows)
+    """Returns the table, the header first."""
     header = ("setting", "steps", "rate", *(name.replace("_", " ") for name in sweep.metrics))
-    header += ("accuracy, %", "95% interval", "min to max", "top letter, %", "verdict", "runs")
-    table = [header + (("study's val loss", "study's accuracy, %") if studied else ())]
+    table = [(*header, "accuracy, %", "95% interval", "min to max", "top letter, %", "verdict", "runs")]
     for row in rows:
         cells = (
             row.setting.name,
@@ -136,9 +112,6 @@ def table_of(sweep: Sweep, rows: Sequence[Row]) -> list[tuple[str, ...]]:
             _counts(row.verdicts),
             _counts(row.states, usual="finished"),
         )
-        if studied:
-            loss, accuracy = row.published.get("val_loss"), row.published.get("accuracy")
-            cells += (f"{loss:.3f}" if loss else NONE, percent(accuracy) if accuracy else NONE)
         table.append(cells)
     return table
 
@@ -249,7 +222,9 @@ def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[t
     rows = pooled(sweep, folder, states)
     table, notes = table_of(sweep, rows), notes_of(rows)
     signed = {"ghost_jax": ghost_jax.__version__, "name": sweep.name, "axis": sweep.axis}
-    settings = [row.to_json() for row in rows]
+    settings = [
+        {"setting": row.setting.name, "states": row.states, "verdicts": row.verdicts, **row.pooled} for row in rows
+    ]
     write_json(folder / "sweep.json", signed | {"settings": settings, "notes": notes, "table": table})
     write_bytes(folder / "sweep.png", png(picture(sweep, rows)))
     blocks = [f"# {sweep.name}", markdown(table), *notes, "![accuracy and loss](sweep.png)"]
