@@ -15,7 +15,7 @@ from ghost_jax.core.errors import STOPPED_BY_WATCH, UserError
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.distributed import is_main
 from ghost_jax.runs import metrics as metrics_lib
-from ghost_jax.runs.metrics import Meter, MetricsLog, Trace
+from ghost_jax.runs.metrics import Meter, MetricsLog
 from ghost_jax.training import divergence
 
 ENDED = (
@@ -44,7 +44,6 @@ class Journal:
         self._config, self._workdir, self._start = config, workdir, start
         self._history = [line for line in metrics_lib.read(workdir) if line["step"] <= start]
         self._meter = Meter(model.flops_per_token(config.data.seq_len), list(mesh.devices.flat), model.dtype)
-        self._trace = Trace(workdir, config.log.trace_at)
         self._progress = Progress("training", config.steps, unit="updates", done=start, shown=is_main())
         self._log: MetricsLog | None = None
         self._resources = contextlib.ExitStack()
@@ -56,16 +55,14 @@ class Journal:
             log = MetricsLog(self._workdir, self._start, project=self._config.log.wandb, config=self._config.to_dict())
             self._log = self._resources.enter_context(log)
         self._resources.enter_context(self._progress)
-        self._resources.enter_context(self._trace)
         self._clock = time.perf_counter()
         return self
 
     def __exit__(self, *reason) -> None:
         self._resources.__exit__(*reason)
 
-    def next_batch(self, batches: Iterator[dict[str, np.ndarray]], update: int) -> dict[str, np.ndarray]:
+    def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Returns the batch of an update and measures the wait for it."""
-        self._trace.before(update, self._pending[2] if self._pending else ())
         asked = time.perf_counter()
         batch = next(batches)
         self._meter.batch_waited(time.perf_counter() - asked)
