@@ -43,7 +43,6 @@ def parts_of(runs: Sequence[RunRecord], beside: Beside) -> list[Part]:
         Part(f"At a glance, {CTIBENCH}, %", glance_table(runs, beside), []),
         Part("What we learned", [], learned(runs, beside.comparisons)),
         Part("Runs", tables.result_table(runs), tables.notes_of(runs)),
-        Part("Machines", tables.machine_table(runs), []),
     ]
     return [part for part in parts if part.rows or part.notes]
 

@@ -1,11 +1,9 @@
-"""Run records as tables: the study's result table with our columns beside it, and where each run was made."""
+"""Run records as tables: the study's result table with our columns beside it."""
 
 import shlex
-import statistics
 from collections.abc import Sequence
 
 from ghost_jax.data.builders import DATASETS
-from ghost_jax.model.config import ModelConfig
 from ghost_jax.runs.evaluation import COLLAPSED, Evaluation, interval, percent, points
 from ghost_jax.runs.run_record import RunRecord
 
@@ -16,7 +14,6 @@ OURS = (
     *("steps", "LR", "val", "val shared", "state"),
     *("items", "accuracy over orders (95%)", "published order", "most frequent letter", "verdict"),
 )
-MACHINES = ("run", "parameters", "machine", "tokens/s")
 # Titles of datasets in the study's table, in the order in which a recipe names them: small talk last.
 WORDS = {name: DATASETS[name].title for name in sorted(DATASETS, key=lambda name: name == "small_talk")}
 Row = tuple[str, ...]
@@ -52,17 +49,6 @@ def notes_of(runs: Sequence[RunRecord]) -> list[str]:
         baselines = ", ".join(f"{name.replace('_', ' ')} {100 * each:.1f}" for name, each in score.baselines.items())
         notes.append(f"Without reading a question, {score.items.name} in the published order, %: {baselines}.")
     return notes
-
-
-def machine_table(runs: Sequence[RunRecord]) -> list[Row]:
-    """Returns size, machine and speed of each run, the header first; tokens/s is the median over logged updates."""
-    rows = [MACHINES]
-    for run in runs:
-        speeds = [line["tokens_per_s"] for line in run.metrics]
-        parameters = ModelConfig(**run.config["model"]).parameters()
-        speed = f"{statistics.median(speeds):,.0f}" if speeds else NONE
-        rows.append((run.name, f"{parameters:,}", run.environment.machine or NONE, speed))
-    return rows
 
 
 def markdown(rows: Sequence[Row]) -> str:
