@@ -1,13 +1,8 @@
-"""The open-book reader without a neural model: it chooses the option that the best passages of the book support.
+"""The open-book reader without a neural model; docs/scoring.md#open-book says how it chooses an option.
 
-A passage (`ghost_jax.data.retrieval.bm25`) is weighted by how well it matches the question, by BM25, and by how much of
-the option it holds: in terms, each weighted by idf, and in character trigrams, which see through inflections and keep
-the signs that terms lose ("C++", "-Indexes"). An option scores as its best passage so weighted, plus its best passage
-in a search for question and option together, and where a question asks what does NOT hold, the order is reversed. The
-book is read twice, in lines and in paragraphs, and the scores are summed. Nothing of that is fitted;
-`scoring.fitted` fits weights of more features.
-
-No feature depends on the order of the options: the reader scores the same in every order.
+What a passage holds of an option is measured in terms, each weighted by idf, and in character trigrams, which see
+through inflections and keep the signs that terms lose ("C++", "-Indexes"). No feature depends on the order of the
+options: the reader scores the same in every order.
 """
 
 import functools

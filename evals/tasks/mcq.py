@@ -1,8 +1,4 @@
-"""Multiple choice, closed or open book: CTIBench MCQ, or any items, asked of a run.
-
-The model is asked every question in the cyclic shifts of its options, once more without the question and with
-another's, and once with the options not shown. `evals/analysis/report.py` computes the evaluation.
-"""
+"""Multiple choice, closed or open book: CTIBench MCQ, or any items, asked of a run; see docs/scoring.md."""
 
 import contextlib
 from collections.abc import Sequence

@@ -1,9 +1,8 @@
 """Recall by exposure: how often a base finds the object of a fact, against how often the fact was stated to it.
 
-Each fact of the dataset `exposure` is put twice as the beginning of a text, as a statement in a wording that training
-had for no fact and as a question, and the model compares four objects as its end. All four were stated equally often,
-each is right in one fact of its set, and a score is the difference to what the same object has behind the same wording
-about "it" (PMI), so that whoever has not read the fact is right in one of four.
+Each fact is put as the beginning of a text, in a wording that training had for no fact, and the model compares four
+objects as its end by PMI, the difference to the same wording about "it". All four were stated equally often, and each
+is right in one fact of its set: whoever has not read the fact is right in one of four.
 """
 
 import json
