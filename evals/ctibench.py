@@ -15,8 +15,8 @@ from rich.console import Console
 
 from evals.analysis.report import show
 from evals.items.answers import ORDERS
+from evals.items.ctibench import SPLITS, part_of
 from evals.items.locate import find_items
-from evals.items.splits import SPLITS, part_of
 from evals.open_book.scoring import Book, lexical_report, show_evidence, show_open
 from evals.tasks import TASKS, open_answers
 from evals.tasks.mcq import contamination_of, evaluate_run, stem_of

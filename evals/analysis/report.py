@@ -17,7 +17,7 @@ from evals.analysis.baselines import baselines
 from evals.analysis.stats import accuracy_of
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
-from evals.items.gold_flags import doubtful
+from evals.items.ctibench import doubtful
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import LETTERS, Item, Items, order_name
 from ghost_jax.runs.evaluation import (

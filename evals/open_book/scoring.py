@@ -19,7 +19,7 @@ from evals.analysis.verdict import judged
 from evals.answering.controls import TRAINED, controls_of, with_controls
 from evals.answering.evaluate import Put
 from evals.items.answers import Answers, orders_of
-from evals.items.splits import development_split, part_of
+from evals.items.ctibench import development_split, part_of
 from evals.open_book import retrieval
 from evals.open_book.lexical import FEATURES, NOTHING_FITTED, WITH_ALL_OF_THEM, LexicalReader, Read, Weights, answers_of
 from ghost_jax.data.corpus import book_corpus, index_store

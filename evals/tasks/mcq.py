@@ -12,8 +12,8 @@ from evals.answering.controls import TRAINED, check_trained_without_questions, t
 from evals.answering.evaluate import evaluate, putting
 from evals.answering.letters import lettered
 from evals.answering.prefix_tree import Predict
+from evals.items.ctibench import part_of
 from evals.items.locate import NoItems, find_items
-from evals.items.splits import part_of
 from evals.open_book.scoring import Book, both_report
 from evals.overlap.contamination import HELD_OUT, check, refuse
 from ghost_jax.core.atomic_io import read_config
