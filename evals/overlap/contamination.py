@@ -1,18 +1,20 @@
 """A search of prepared stores for the items of a benchmark; docs/data.md#contamination has its rules.
 
-Items and records are compared as words. A record is contaminated, and refused, where it holds an item's question and,
-outside the question's own words, an answer to it: all options or the gold one.
+A word of the items is spelled as one character, every other word as NUL: a phrase is then a short string, "the record
+holds it" is a substring test, and eight words in a row are eight characters.
 """
 
 import dataclasses
+import html
+import itertools
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick
 
-from evals.overlap.ngrams import UNKNOWN, Alphabet, ngrams_of, words_of
 from evals.overlap.store_text import Part, manifest, parts_of
 from ghost_jax.core.atomic_io import read_json, write_json
 from ghost_jax.core.console import Progress
@@ -25,6 +27,42 @@ VERSION = 2  # raise it when the same items and stores give another result
 HELD_OUT = ("test",)  # the split that no run is trained or chosen on
 NGRAM = 8  # words in a row that are no coincidence
 BESIDE = 20  # words between a stem and its answer, such as "The correct answer to this question is option B)"
+
+# An attribute must have a value: "x <b or y and c>" is a comparison of words that must not vanish.
+_ATTRIBUTE = r"""\s+[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
+_TAG = re.compile(rf"</?[a-z][a-z0-9:]*(?:{_ATTRIBUTE})*\s*/?>", re.IGNORECASE)
+_WORD = re.compile(r"[^\W_]+")
+_INVISIBLE = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff]+")  # may be inside a word
+UNKNOWN = "\0"
+_FIRST = 0x10000  # above all surrogates; enough characters follow for a million words
+
+
+def words_of(text: str) -> list[str]:
+    """Returns the words of a text without markup, punctuation, blanks and case."""
+    if "&" in text:
+        text = html.unescape(text)
+    if "<" in text:
+        text = _TAG.sub(" ", text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
+    return _WORD.findall(text.casefold())
+
+
+class Alphabet:
+    """A character for each known word."""
+
+    def __init__(self):
+        self._character: dict[str, str] = {}
+
+    def learn(self, words: Iterable[str]) -> str:
+        """Returns the words as one character each, and adds those that are new."""
+        for word in words:
+            self._character.setdefault(word, chr(_FIRST + len(self._character)))
+        return self.spell(words)
+
+    def spell(self, words: Iterable[str]) -> str:
+        """Returns the words as one character each, NUL for an unknown one."""
+        return "".join(map(self._character.get, words, itertools.repeat(UNKNOWN)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +82,8 @@ class Asked:
 
     @property
     def ngrams(self) -> set[str]:
-        return {ngram for phrase in (self.stem, *self.options) for ngram in ngrams_of(phrase, NGRAM)}
+        phrases = (self.stem, *self.options)
+        return {phrase[start : start + NGRAM] for phrase in phrases for start in range(len(phrase) - NGRAM + 1)}
 
     def answer_in(self, record: str) -> str:
         """Returns how a spelled record that holds the stem answers it, or "" where it does not."""
