@@ -61,7 +61,7 @@ def defaults(stage: str, size: str) -> ConfigDict:
     c.keep_best = ""  # a metric of the validation, e.g. "val_loss", whose best checkpoint is kept beside them
     # After so many evaluations in a row, each with a higher loss, the run stops or warns.
     c.divergence = ConfigDict({"evaluations": 3, "stop": False})
-    c.log = ConfigDict({"wandb": "", "norms": False, "trace_at": 0})  # project; norms by layer; update to profile
+    c.log = ConfigDict({"wandb": "", "trace_at": 0})  # project; update to profile
     c.evals = ConfigDict()  # evaluation of evals/tasks -> its options, run at the end
 
     if stage == "chat":

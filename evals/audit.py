@@ -11,21 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from evals.analysis.predictions import Predictions, read_predictions
+from evals.analysis.predictions import read_predictions
 from evals.analysis.report import asked_in, print_line, report_of, right, show
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.items.formats import read_items
-from ghost_jax.data.items.items import Items
-from ghost_jax.runs.evaluation import Evaluation, PredictionsFile, to_json
-
-
-def audit(predictions: Predictions, items: Items, file: str) -> Evaluation:
-    """Returns the evaluation of predictions, as closed-book answers."""
-    read = PredictionsFile(file=file, name=predictions.name, lower_case=predictions.lower_case)
-    return report_of(predictions.answers, items, reader="predictions", predictions_file=read)
+from ghost_jax.runs.evaluation import Evaluation, PredictionsFile, percent, to_json
 
 
 def show_several(reports: list[Evaluation], console: Console) -> None:
@@ -39,18 +32,17 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
     numbers = right(*asked, "accuracy, %", "balanced", "top letter", "no letter", "longest/not", *doubts, no_wrap=True)
     table = Table(Column("predictions", overflow="fold", min_width=16), *numbers, Column("verdict"))
     for report in reports:
-        low, high = report.headline.ci95
         letter, share = report.top_letter
         by_length = [report.gold_longest.get(group) for group in ("longest", "not longest")]
         table.add_row(
             escape(report.predictions_file.name),
             *[asked_in(report) for _ in asked],
-            f"{100 * report.headline.accuracy:.2f} ({100 * low:.1f} to {100 * high:.1f})",
-            f"{100 * report.balanced_accuracy:.2f}",
+            percent(report.headline.accuracy, report.headline.ci95, 2),
+            percent(report.balanced_accuracy, digits=2),
             f"{letter} {100 * share:.1f}%",
             f"{100 * report.no_letter:.1f}%",
-            "/".join(f"{100 * group.accuracy:.1f}" if group else "—" for group in by_length),
-            *[f"{100 * report.without_doubtful_gold.accuracy:.2f}" for _ in doubts],
+            "/".join(percent(group.accuracy) if group else "—" for group in by_length),
+            *[percent(report.without_doubtful_gold.accuracy, digits=2) for _ in doubts],
             report.verdict_text.partition(":")[0],
         )
     console.print(table)
@@ -79,7 +71,10 @@ def main(argv: Sequence[str]) -> int:
 
     items = read_items(flags.items)
     read = read_predictions(flags.predictions, items, column=flags.column, order=flags.order)
-    reports = [audit(predictions, items, flags.predictions.name) for predictions in read]
+    reports = []
+    for each in read:
+        file = PredictionsFile(file=flags.predictions.name, name=each.name, lower_case=each.lower_case)
+        reports.append(report_of(each.answers, items, reader="predictions", predictions_file=file))
     console = make_console()
     if len(reports) == 1:
         show(reports[0], console)

@@ -1,6 +1,6 @@
 """Compares runs item by item: `python -m evals.compare --runs=A,B[,C…] [--items=FILE]`.
 
-`evals/analysis/comparison.py` computes the comparison; here it is shown, drawn and written.
+`evals/analysis/comparison.py` computes the comparison; here it is shown and written.
 """
 
 import argparse
@@ -15,11 +15,12 @@ import ghost_jax
 from evals.analysis.comparison import compare, orders_per_item, p_shown, rows_of
 from evals.analysis.recorded import check_alike, items_of, read_reports
 from evals.analysis.report import print_line, right
-from ghost_jax.core.atomic_io import write_bytes, write_json
+from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
 from ghost_jax.core.paths import local_path
-from ghost_jax.reporting.tables import NONE, interval_of, percent
+from ghost_jax.reporting.tables import NONE
+from ghost_jax.runs.evaluation import interval, percent, points
 
 
 def show(comparison: dict, console: Console) -> None:
@@ -32,10 +33,12 @@ def show(comparison: dict, console: Console) -> None:
     numbers = ("accuracy, %", *["over seeds"] * several, "difference", "p", "Holm's p", "detectable")
     table = Table("", *right(*numbers))
     for row in rows:
+        seeds = row["seeds"]
+        spread = f"{interval(seeds['min'], seeds['max'])}, sd {100 * seeds['sd']:.1f}" if seeds["n"] > 1 else NONE
         table.add_row(
             f"{escape(row['name'])} [bold]{row['collapsed']}[/bold]",
             percent(row["accuracy"], row["ci95"]),
-            *[_spread(row["seeds"])] * several,
+            *[spread] * several,
             *_against(row["against_reference"]),
         )
     console.print(table)
@@ -49,33 +52,11 @@ def _against(against: dict | None) -> tuple[str, ...]:
     if against is None:
         return ("reference", *[NONE] * 3)
     return (
-        f"{100 * against['mean']:+.1f} ({interval_of(*against['ci95'], '+.1f')})",
+        points(against["mean"], against["ci95"], 1),
         p_shown(against["p"]),
         p_shown(against["p_holm"]),
         NONE if against["detectable"] is None else f"{100 * against['detectable']:.1f}",
     )
-
-
-def _spread(seeds: dict) -> str:
-    return f"{interval_of(seeds['min'], seeds['max'])}, sd {100 * seeds['sd']:.1f}" if seeds["n"] > 1 else NONE
-
-
-def picture(comparison: dict) -> bytes:
-    """Returns a PNG of the differences from the reference with their intervals."""
-    from ghost_jax.reporting.plots import new_figure, png  # not above: a comparison without --out needs none of it
-
-    rows = comparison["rows"][1:]
-    means = [100 * row["against_reference"]["mean"] for row in rows]
-    lows, highs = ([100 * row["against_reference"]["ci95"][end] for row in rows] for end in (0, 1))
-    figure, (axes,) = new_figure(1.6 + 0.35 * len(rows), 7)
-    axes.axvline(0, color="0.6", linewidth=1, linestyle="--")
-    axes.hlines(range(len(rows)), lows, highs)
-    axes.plot(means, range(len(rows)), "o")
-    axes.set_yticks(range(len(rows)), [f"{row['name']} {row['collapsed']}" for row in rows])
-    axes.invert_yaxis()
-    axes.margins(y=0.5 / len(rows))
-    axes.set_xlabel(f"points better than {comparison['reference']}, 95% interval over items")
-    return png(figure)
 
 
 @command
@@ -85,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     option = parser.add_argument
     option("--runs", required=True, metavar="A,B", help="run directories or reports; first: reference")
     option("--items", type=local_path, metavar="FILE", help="the items, and so evals/<its name>.json of each run")
-    option("--out", type=local_path, metavar="FILE", help="the comparison as JSON, with a picture (.png) beside")
+    option("--out", type=local_path, metavar="FILE", help="the comparison as JSON")
     flags = parser.parse_args(argv)
 
     places = [place for place in str(flags.runs).split(",") if place]
@@ -96,8 +77,6 @@ def main(argv: Sequence[str]) -> int:
     show(comparison, make_console())
     if flags.out:
         write_json(flags.out, {"ghost_jax": ghost_jax.__version__} | comparison)
-        if len(comparison["rows"]) > 1:
-            write_bytes(flags.out.with_suffix(".png"), picture(comparison))
         print(f"written to {flags.out}")
     return 0
 

@@ -1,14 +1,6 @@
-"""Scores a run on CTIBench MCQ, or on any items: `python -m evals.ctibench --workdir=runs/NAME`.
+"""Scores a run on CTIBench MCQ, or on any items: `python -m evals.ctibench --workdir=runs/NAME`; see docs/scoring.md.
 
-The model is asked every question in the cyclic shifts of its options, once more without the question and with
-another's, and with the options not shown. `evals/analysis/report.py` computes the evaluation.
-
-With `--book=open` it reads what a search finds in front of each question, in ATT&CK, CAPEC and CWE; `--book=FOLDER`
-searches your own files. The lexical reader needs no model: `python -m evals.ctibench --book=open --reader=lexical`.
-
-With `--endpoint=http://HOST/v1 --model=NAME --out=FILE` the model is behind an OpenAI-compatible API.
-`--task=rcm`, `vsp` or `ate` scores the free text of a run, an endpoint or a sheet in another task of CTIBench, or its
-baselines alone.
+It also scores the open-book reader without a model, models behind an API, and answers to CTIBench's other tasks.
 """
 
 import argparse
@@ -23,8 +15,8 @@ from rich.console import Console
 
 from evals.analysis.report import show
 from evals.items.answers import ORDERS
+from evals.items.ctibench import SPLITS, part_of
 from evals.items.locate import find_items
-from evals.items.splits import SPLITS, part_of
 from evals.open_book.scoring import Book, lexical_report, show_evidence, show_open
 from evals.tasks import TASKS, open_answers
 from evals.tasks.mcq import contamination_of, evaluate_run, stem_of
@@ -46,9 +38,25 @@ from ghost_jax.training.step import make_predict
 READERS = ("model", "lexical", "both")
 LETTER_TOKENS, TASK_TOKENS = 64, 1024  # of a reply
 
+# What is scored, and the flags that it has beside the common ones: for answers by letter, and for free text.
+RUN, READING_RUN, LEXICAL = "a run (--workdir)", "a run with a book (--book)", "the lexical reader (--reader=lexical)"
+ENDPOINT, SHEET, BASELINES = "an endpoint (--endpoint)", "a sheet (--predictions)", "the baselines"
+COMMON = {"task", "items", "data_dir", "out"}
+OF_LETTERS = {
+    RUN: {"workdir", "batch_size", "orders", "split", "options_only"},
+    READING_RUN: {"workdir", "batch_size", "orders", "split", "book", "reader"},
+    LEXICAL: {"split", "book", "reader", "evidence", "controls"},
+    ENDPOINT: {"endpoint", "model", "concurrency", "max_tokens", "orders", "split"},
+}
+OF_TEXTS = {
+    RUN: {"workdir", "max_tokens"},
+    ENDPOINT: {"endpoint", "model", "concurrency", "max_tokens"},
+    SHEET: {"predictions", "column"},
+}
+
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Returns the flags. Raises UsageError where they contradict each other."""
+    """Returns the flags. Raises UsageError where they do not go together."""
     parser = argparse.ArgumentParser(prog="python -m evals.ctibench", description=main.__doc__)
     option = parser.add_argument
     option("--workdir", type=path_of, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
@@ -71,57 +79,39 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--concurrency", type=int, default=8, metavar="N", help="requests to it at once (default: 8)")
     option("--max_tokens", type=int, metavar="N", help="of a reply (default: 64, of a --task 1,024)")
     flags = parser.parse_args(argv)
-    if flags.model is not None and flags.endpoint is None:
-        raise UsageError("--model names the model of an endpoint: add --endpoint=URL.")
-    if flags.task != "mcq":
-        return check_task(flags, parser)
-    if flags.predictions or flags.column:
-        raise UsageError("--predictions and --column belong to --task=rcm, vsp and ate. Use evals.audit for letters.")
-
-    if flags.batch_size < 1:
-        raise UsageError(f"--batch_size is {flags.batch_size}; it must be at least 1.")
-    if flags.endpoint is not None:
-        return _of_endpoint(flags)
-    lexical, is_open = flags.reader == "lexical", flags.book != "closed"
-    if flags.reader != "model" and not is_open:
-        raise UsageError(f"The reader {flags.reader} reads a book: add --book=open.")
-    if not flags.workdir and not lexical:
-        raise UsageError("Name the run to score with --workdir; only --book=open --reader=lexical needs none.")
-    if lexical and (flags.workdir or flags.options_only or flags.orders != "cyclic"):
-        raise UsageError("The lexical reader has no model: omit --workdir, --options_only and --orders.")
-    if not lexical and (flags.evidence or flags.controls):
-        raise UsageError("--evidence and --controls are the lexical reader's: add --book=open --reader=lexical.")
-    if is_open and flags.options_only:
-        raise UsageError("--options_only is asked with the book closed: leave --book=open out.")
-    return flags
-
-
-def _of_endpoint(flags: argparse.Namespace) -> argparse.Namespace:
-    """Returns the flags. Raises UsageError where they are not those of an endpoint."""
-    others = ("workdir", "options_only", "evidence", "controls")
-    if any(getattr(flags, name) for name in others) or flags.book != "closed" or flags.reader != "model":
-        raise UsageError(f"--endpoint is asked with the book closed: omit --{', --'.join(others)}, --book, --reader.")
-    if not flags.out or flags.out.is_dir() or not flags.model:
-        raise UsageError("--endpoint needs --model=NAME and --out=FILE; its raw answers are kept beside that report.")
-    if flags.concurrency < 1 or (flags.max_tokens is not None and flags.max_tokens < 1):
-        raise UsageError("--concurrency and --max_tokens must be at least 1.")
-    return flags
-
-
-def check_task(flags: argparse.Namespace, defaults: argparse.ArgumentParser) -> argparse.Namespace:
-    """Returns the flags of a task with answers in free text. Raises UsageError for those of another task."""
     if flags.task == "taa":
         raise UsageError("TAA cannot be scored: its published file has no gold column (URL, Text, Prompt).")
-    used = ("task", "predictions", "column", "items", "data_dir", "out")
-    used += ("workdir", "endpoint", "model", "concurrency", "max_tokens")
-    others = [key for key, value in vars(flags).items() if key not in used and value != defaults.get_default(key)]
-    if others or (flags.column and not flags.predictions):
-        raise UsageError(f"--task={flags.task} has no --{', --'.join(others)}; --column belongs to --predictions.")
-    if sum(each is not None for each in (flags.predictions, flags.workdir, flags.endpoint)) > 1:
-        raise UsageError(
-            f"--task={flags.task} scores one of --predictions, --workdir and --endpoint. Name one of them."
-        )
-    return _of_endpoint(flags) if flags.endpoint is not None else flags
+    if flags.task == "mcq" and flags.predictions:
+        raise UsageError("--predictions belongs to --task=rcm, vsp and ate. Use evals.audit for letters.")
+    kind, known = kind_of(flags), OF_LETTERS if flags.task == "mcq" else OF_TEXTS
+    given = {name for name, value in vars(flags).items() if value != parser.get_default(name)}
+    if others := sorted(given - COMMON - known.get(kind, set())):
+        owners = [owner for owner, its in known.items() if others[0] in its]
+        where = f"it belongs to {', '.join(owners)}" if owners else "another --task has it"
+        raise UsageError(f"--{others[0]} does not go with --task={flags.task} of {kind}: {where}.")
+    if flags.reader != "model" and flags.book == "closed":
+        raise UsageError(f"The reader {flags.reader} reads a book: add --book=open.")
+    if kind in (RUN, READING_RUN) and not flags.workdir:
+        raise UsageError("Name the run to score with --workdir; only --book=open --reader=lexical needs none.")
+    if kind == ENDPOINT and (not flags.out or flags.out.is_dir() or not flags.model):
+        raise UsageError("--endpoint needs --model=NAME and --out=FILE; its raw answers are kept beside that report.")
+    for name in ("batch_size", "concurrency", "max_tokens"):
+        if (count := getattr(flags, name)) is not None and count < 1:
+            raise UsageError(f"--{name} is {count}; it must be at least 1.")
+    return flags
+
+
+def kind_of(flags: argparse.Namespace) -> str:
+    """Returns what the flags ask to score."""
+    if flags.predictions:
+        return SHEET
+    if flags.endpoint is not None:
+        return ENDPOINT
+    if flags.reader == "lexical":
+        return LEXICAL
+    if flags.reader != "model" or flags.book != "closed":
+        return READING_RUN
+    return RUN if flags.workdir or flags.task == "mcq" else BASELINES
 
 
 def score_task(flags: argparse.Namespace, console: Console) -> None:

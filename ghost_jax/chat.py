@@ -1,11 +1,7 @@
 """Talks to a run: `python -m ghost_jax.chat --workdir=runs/NAME [--book=open|FOLDER,…]`.
 
-With a book, an answer cites the lines that the model read. Where every evaluation of the run is at chance or collapsed,
-the lines themselves are the answer.
-
 On a terminal it is a conversation. Where standard input is a file or a pipe, each line of it is a turn; with `--jsonl`
-each is a conversation of its own and gets a JSON object. Questions and answers stay text: the renderer alone places
-role tokens, and control characters are escaped before they reach a terminal.
+each is a conversation of its own and gets a JSON object.
 """
 
 import argparse

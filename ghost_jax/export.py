@@ -1,13 +1,10 @@
 """Exports a run for Hugging Face transformers or llama.cpp: `python -m ghost_jax.export --workdir=runs/NAME --out=DIR`.
 
 A v0.5 model becomes a `LlamaForCausalLM`, a v0.4 one a `GPT2LMHeadModel`, without the padding rows of the embedding. In
-transformers a text that spells a role token becomes that token; our own commands read it as text. The model card is
-written from the run's records; `hf upload OWNER/NAME DIR` sends the folder to a hub. `--format=gguf` writes a v0.5
-model for llama.cpp.
+transformers a text that spells a role token becomes that token; our own commands read it as text.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +25,6 @@ from ghost_jax.training.loading import load_adapted, load_model
 
 FORMATS = {"v05": llama, "v04": gpt2}
 DTYPES = {"hf": ("float32", "bfloat16"), "gguf": gguf.DTYPES, "peft": ("float32", "bfloat16")}
-# Names of files and folders.
-EXPORTED = re.compile(
-    r".*\.safetensors(\.index\.json)?|model\.gguf|base|(\w+_)?config\.json|tokenizer\.json|README\.md"
-)
 
 
 def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> str:
@@ -81,28 +74,15 @@ def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> st
     return f"{form.ARCHITECTURE}, {model.parameters():,} parameters, {dtype}, {size:,} bytes, {chat} a chat template"
 
 
-def check_out(out: Path, force: bool) -> None:
-    """Raises UserError unless `out` is free, or with `force` an export and nothing else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / "config.json").is_file() or "ghost_jax" not in read_json(out / "config.json"):
-        raise UserError(f"{out} holds something that is not an export. Choose another --out.")
-    if others := sorted(path.name for path in out.iterdir() if not EXPORTED.fullmatch(path.name)):
-        raise UserError(f"{out} holds {', '.join(others)} beside an export. Choose another --out, or move them.")
-    if not force:
-        raise UserError(f"{out} holds an export already. Give --force to replace it, or choose another --out.")
-
-
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed command line. Raises UsageError for a type that the format has not."""
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.export", description=main.__doc__)
     add = parser.add_argument
     add("--workdir", type=path_of, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
-    add("--out", type=local_path, required=True, metavar="DIR", help="the new folder")
+    add("--out", type=local_path, required=True, metavar="DIR", help="the folder, new or empty")
     formats = "hf for transformers (default), gguf for llama.cpp, peft for the adapters alone"
     add("--format", choices=DTYPES, default="hf", help=formats)
     add("--dtype", default="float32", help="float32 (default) or bfloat16; with gguf also float16 or q8_0")
-    add("--force", action="store_true", help="replace an earlier export")
     flags = parser.parse_args(argv)
     if flags.dtype not in DTYPES[flags.format]:
         raise UsageError(
@@ -117,7 +97,8 @@ def main(argv: Sequence[str]) -> int:
     """Exports a finished run as a folder that Hugging Face transformers loads, with its model card."""
     flags = parse_flags(argv)
     out = flags.out.resolve()
-    check_out(out, flags.force)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder, and no file is replaced. Remove it, or choose another --out.")
     run = card.read_records(flags.workdir)
     jax_setup.set_up()
     with new_folder(out) as folder:

@@ -1,10 +1,4 @@
-"""Serves a run, or the reader of the book alone: `python -m ghost_jax.serve [--workdir=runs/NAME] [--book=open]`.
-
-The API is OpenAI's: /v1/models, /v1/chat/completions, /v1/completions; /v1/read answers a question by the reader, with
-the evidence of every option. / is a page to ask in a browser, /health and /metrics are for operators. Answers with a
-book have `citations`. The server listens on this machine alone unless --host says otherwise, and then needs the key
-GHOST_API_KEY, which clients send as a bearer token.
-"""
+"""Serves a run, or the reader of the book alone, over the OpenAI API; docs/serving.md describes it."""
 
 import argparse
 import contextlib

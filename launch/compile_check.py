@@ -14,13 +14,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
@@ -32,6 +30,7 @@ from ghost_jax.core.console import duration, make_console
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.sources import embedded
+from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import ROLES
@@ -60,7 +59,7 @@ class Report:
     program: int
     memory: int
     memory_limit: int
-    flops: float  # of all matrix products of a step, on all chips, recomputed ones included
+    flops: float  # of the matrix products of a step on all chips, by the size of the model; masked attention counts
     # kind -> (count, bytes of the complete arrays): inside a slice; and across, of a chip with those in its place there
     collectives: dict[str, tuple[int, float]]
     across: dict[str, tuple[int, float]]
@@ -84,7 +83,7 @@ def check(config: ConfigDict, topology: str, slices: int = 1) -> Report:
     mesh = make_mesh(**config.mesh, devices=devices)
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16"  # of any accelerator; `jax_setup.fast_dtype` is this machine's
-    traced = trace_step(config, mesh)
+    traced, model = trace_step(config, mesh)
     started = time.monotonic()
     try:
         compiled = traced.lower().compile()
@@ -95,7 +94,9 @@ def check(config: ConfigDict, topology: str, slices: int = 1) -> Report:
         raise UserError(_does_not_fit(config.spec, topology, dict(mesh.shape), why)) from None
     compile_s = time.monotonic() - started
     memory, moved = compiled.memory_analysis(), hlo.traffic(compiled.as_text(), len(devices) // slices, slices)
-    flops = matrix_flops(traced.jaxpr.jaxpr)
+    tokens = config.batch_size * config.data.seq_len
+    # With remat the forward pass, a third of the work, is computed twice.
+    flops = tokens * model.flops_per_token(config.data.seq_len) * (4 / 3 if model.remat else 1)
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -109,7 +110,6 @@ def check(config: ConfigDict, topology: str, slices: int = 1) -> Report:
     }
     if moved.across and chip.dcn_bytes_per_s:
         seconds["network"] = moved.dcn_bytes / chip.dcn_bytes_per_s
-    tokens = config.batch_size * config.data.seq_len
     return Report(
         config=config.spec,
         topology=topology,
@@ -163,8 +163,8 @@ def describe(topology: str, slices: int = 1) -> tuple[Chip, Sequence[jax.Device]
     return known, devices
 
 
-def trace_step(config: ConfigDict, mesh: Mesh) -> "jax.stages.Traced":
-    """Returns the traced training step of a config: its model, optimizer, objective and batch, without data."""
+def trace_step(config: ConfigDict, mesh: Mesh) -> tuple["jax.stages.Traced", ModelConfig]:
+    """Returns the traced training step of a config: its optimizer, objective and batch, without data; and its model."""
     chat = config.stage == "chat"
     grown = len(ROLES) + len(embedded.anchors()) if chat else 0
     setup = TrainSetup.from_config(config, config.model.vocab_size + grown, mesh)
@@ -175,46 +175,7 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> "jax.stages.Traced":
     fields += ["branches", "ranked"] if setup.objective.get("ranking") else []
     shape = (config.batch_size, config.data.seq_len)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "weights" else jnp.int32) for name in fields}
-    return step.trace(setup.abstract, batch, config.optim.peak_lr)
-
-
-def matrix_flops(jaxpr: Jaxpr) -> float:
-    """Returns the floating-point operations of all matrix products in a traced function; loops count as they run.
-
-    A Pallas kernel counts with every tile of its grid, those skipped by its mask included. What has no result is not
-    counted, because the compiler removes it: what remat would compute again but keeps.
-    """
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if not equation.outvars and not equation.effects:
-            continue
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2.0 * depth * equation.outvars[0].aval.size
-        total += _times(equation) * sum(map(_flops_within, equation.params.values()))
-    return total
-
-
-def _flops_within(value: Any) -> float:
-    """Returns the operations of a function in an equation's parameter; of a conditional's branches, the most."""
-    if isinstance(value, tuple):
-        return max(map(_flops_within, value), default=0)
-    inner = value.jaxpr if isinstance(value, ClosedJaxpr) else value
-    return matrix_flops(inner) if isinstance(inner, Jaxpr) else 0
-
-
-def _times(equation: JaxprEqn) -> int:
-    """Returns how often the functions in an equation run, over all devices."""
-    match equation.primitive.name:
-        case "scan":
-            return equation.params["length"]
-        case "pallas_call":
-            return math.prod(equation.params["grid_mapping"].grid)
-        case "shard_map":
-            mesh = equation.params["mesh"]
-            return math.prod(mesh.shape[axis] for axis in equation.params["newly_manual_axes"])
-    return 1
+    return step.trace(setup.abstract, batch, config.optim.peak_lr), setup.model.config
 
 
 def _does_not_fit(spec: str, topology: str, mesh: dict[str, int], why: str) -> str:

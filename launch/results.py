@@ -27,8 +27,9 @@ from ghost_jax.core.errors import UserError, command
 from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, new_figure
 from ghost_jax.reporting.records import find_runs, read_beside
 from ghost_jax.reporting.summary import parts_of, results_of
-from ghost_jax.reporting.tables import Row, markdown, percent
+from ghost_jax.reporting.tables import Row, markdown
 from ghost_jax.runs import run_record
+from ghost_jax.runs.evaluation import percent
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "evals" / "records"

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from evals.analysis.predictions import read_predictions
-from evals.audit import audit
+from evals.analysis.report import report_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import LETTERS, cyclic_orders, order_name
@@ -108,7 +108,7 @@ def test_scores_that_are_no_probabilities_stay_and_the_highest_is_the_answer(
     (predictions,) = reading(header, [row or header] * (6 if row else 5), suffix).values()
     np.testing.assert_array_equal(predictions.answers.log_probs[0], [scores])
     np.testing.assert_array_equal(predictions.answers.said[0], [shares])
-    report = audit(predictions, benchmark, "")
+    report = report_of(predictions.answers, benchmark)
     assert sum(report.letter_log_probs.counts["B"]) == len(benchmark)
 
 
@@ -121,7 +121,7 @@ def test_columns_named_after_orders_give_a_headline_over_them(benchmark, reading
         gold = [(LETTERS[order[item.answer]], letter) for order, letter in asked]
         rows.append(",".join(str(int(right == letter)) if letter else right for right, letter in gold))
     (predictions,) = reading(header, rows).values()
-    report = audit(predictions, benchmark, "")
+    report = report_of(predictions.answers, benchmark)
     assert (report.headline.accuracy, report.flip_rate) == (1, 0)
     assert report.headline.orders == ("ABCD", "DABC", "CDAB", "BCDA"), "the published one first"
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from evals.analysis.baselines import FITTED, baseline_answers, baselines
-from evals.analysis.fitted_baselines import RIDGE, conditional_logit
+from evals.analysis.conditional_logit import fit
+from evals.analysis.fitted_baselines import RIDGE
 from evals.items.answers import orders_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
@@ -161,16 +161,17 @@ def test_without_a_clue_the_fit_is_at_chance(name):
     assert in_one_order(items, name) == pytest.approx(0.25, abs=3 * (0.25 * 0.75 / 1000) ** 0.5)
 
 
-def test_the_weights_are_those_that_a_general_optimizer_finds():
+def test_the_fitted_weights_are_the_best_and_a_ridge_shrinks_them():
     rng = np.random.default_rng(0)
     features, answer = rng.normal(size=(60, 5, 3)), rng.integers(2, size=60)
     real, counts_as = np.arange(5) < rng.integers(2, 6, size=60)[:, None], rng.choice([1, 1 / 4], size=60)
 
     def loss(weights):
         log_shares = log_softmax(np.where(real, features @ weights, -np.inf), axis=1)
-        return -counts_as @ log_shares[np.arange(60), answer] + RIDGE / 2 * weights @ weights
+        return RIDGE / 2 * weights @ weights - counts_as @ log_shares[np.arange(60), answer]
 
-    expected = minimize(loss, np.zeros(3), tol=1e-10).x
-    np.testing.assert_allclose(conditional_logit(features, real, answer, counts_as), expected, atol=1e-4)
-    far = conditional_logit(100 * features, real, answer, counts_as)  # plain Newton steps overshoot here
-    assert np.isfinite(far).all()
+    best = fit(features, real, answer, counts_as, RIDGE)
+    for step in (*np.eye(3), *-np.eye(3)):
+        assert loss(best) < loss(best + 0.01 * step)
+    assert abs(fit(features, real, answer, counts_as, 1e6)).max() < 0.01
+    assert np.isfinite(fit(1000 * features, real, answer, counts_as, RIDGE)).all()

@@ -81,7 +81,7 @@ def test_metadata_are_read_back_by_the_library_of_the_hub(name):
     assert data.model_name == name
     found = [(result.dataset_config.partition(" ")[0], result.metric_value) for result in data.eval_results]
     for score in run.evals.values():
-        assert (score.book, round(100 * score.single_order, 2)) in found
+        assert (score.book, round(100 * score.headline.accuracy, 2)) in found
         assert all(result.dataset_name == score.items.name for result in data.eval_results)
         assert all(f"verdict {score.verdict}" in result.metric_name for result in data.eval_results)
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import matplotlib.image
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
@@ -100,9 +99,6 @@ def test_every_run_is_paired_with_the_first(ghost, items, tmp_path):
     assert (strong["p_holm"], near["p_holm"]) == pytest.approx((2 * differences[0].p, differences[1].p))
     assert "strong COLLAPSED is better than weak COLLAPSED by 18.8 points (12.2 to 25.3)" in strong["text"]
     assert "-0.8 points (-2.8 to +1.3)" in near["text"]
-    picture = matplotlib.image.imread(out.with_suffix(".png"))
-    assert picture.shape[0] > 200
-    assert np.ptp(picture) > 0
 
 
 def test_the_command_refuses_one_run_and_other_orders(ghost, items, tmp_path):

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-import ghost_jax
 from evals.overlap import contamination
 from evals.overlap.store_text import parts_of
 from ghost_jax.core.errors import UserError
@@ -202,18 +201,16 @@ def test_documents_include_the_facts_that_their_text_does_not_state(tmp_path):
     assert [text.text for text in part.texts] == ["Phishing\n\nMessages.\nInitial Access\nIt serves access."]
 
 
-def test_the_command_refuses_and_writes_what_it_found(ghost, tmp_path):
+def test_several_stores_are_named_and_a_folder_that_is_none_is_refused(tmp_path):
     leaking = write_corpus(tmp_path / "leaking", {"leak": f"{LONG} {OPTIONS[0]}"}, fingerprint="leaking")
     clean = write_corpus(tmp_path / "clean", {"stem": LONG}, fingerprint="clean")
-    command = ["evals.contamination", f"--items={write_items(tmp_path)}", f"--data={clean}"]
-    out = tmp_path / "new" / "result.json"
-    assert "not contaminated" in ghost.here(*command).stdout
-    assert "record leak" in ghost.refused_here(*command, f"--data={leaking}", f"--out={out}")
-    result = json.loads(out.read_text())
-    assert result["ghost_jax"] == ghost_jax.__version__
+    items = read_items(write_items(tmp_path))
+    contamination.refuse(contamination.check(items, [clean]))
+    result = contamination.check(items, [clean, leaking])
     assert result["stores"] == [{"name": name, "fingerprint": name} for name in ("clean", "leaking")]
     assert found_in(result) == {"leak": {"long": BY_GOLD}}
-    assert "nowhere" in ghost.refused_here(*command, f"--data={tmp_path / 'nowhere'}")
+    with pytest.raises(UserError, match="nowhere"):
+        contamination.check(items, [tmp_path / "nowhere"])
 
 
 @pytest.mark.slow  # reads and searches all of ATT&CK
@@ -224,4 +221,3 @@ def test_attack_shares_sentences_with_ctibench_and_no_question(ghost_data, tmp_p
     contamination.refuse(result)
     assert (result["counts"]["stem"], result["counts"]["contaminated"]) == (0, 0)
     assert 150 < result["counts"]["ngram"] < 300
-    assert len(result["examples"]) == contamination.EXAMPLES

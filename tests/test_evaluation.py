@@ -11,6 +11,15 @@ from tests.conftest import ROOT
 RECORDS = ROOT / "evals" / "records"
 RECORDED = [*sorted(RECORDS.glob("**/evals/*.json")), RECORDS / "open_book.json"]
 CHAT = RECORDS / "chat_v5-seed0"
+REMOVED, REMOVED_OF_SEARCH = {"weights"}, {"shares", "sources", "examples"}  # fields of older versions
+
+
+def kept(content: dict) -> dict:
+    """Returns the JSON of a record without the fields that no version reads any more."""
+    found = {key: value for key, value in content.items() if key not in REMOVED}
+    if search := found.get("contamination"):
+        found["contamination"] = {key: value for key, value in search.items() if key not in REMOVED_OF_SEARCH}
+    return found
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: str(path.relative_to(RECORDS)))
@@ -18,7 +27,7 @@ def test_a_recorded_evaluation_keeps_every_key_and_value(path, tmp_path):
     content = json.loads(path.read_text())
     record = read(path, Evaluation if is_evaluation(content) else Recall)
     write(tmp_path / "again.json", record)
-    assert json.loads((tmp_path / "again.json").read_text()) == content
+    assert json.loads((tmp_path / "again.json").read_text()) == kept(content)
 
 
 def test_the_recorded_audit_keeps_every_key_and_value():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.items.splits import development_split, part_of
+from evals.items.ctibench import development_split, part_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.clusters import clusters_of, components
 from ghost_jax.data.items.formats import read_items

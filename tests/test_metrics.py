@@ -3,7 +3,6 @@
 import gzip
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +11,8 @@ import pytest
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs import metrics
-from ghost_jax.runs.metrics import MEASURED, Meter, MetricsLog, Trace, measured_flops
+from ghost_jax.runs.metrics import MEASURED, Meter, MetricsLog, measured_flops
+from ghost_jax.training.loop import profiled
 
 close = pytest.approx
 
@@ -80,29 +80,15 @@ def test_utilisation_is_measured_against_all_chips_together():
     assert set(MEASURED) - set(unknown.line()) == {"mfu"}
 
 
-def traced(workdir: Path, at: int, updates: int, last: int = 8) -> int:
-    """Runs `last` updates with a trace; returns how many events of the trace name the update's function."""
-
+def test_the_trace_holds_the_update_asked_for(tmp_path):
     @jax.jit
     def one_update(x: jax.Array) -> jax.Array:
         return jnp.tanh(x @ x)
 
-    x = one_update(jnp.ones((64, 64)))
-    with Trace(workdir, at, updates) as trace:
-        for update in range(1, last + 1):
-            trace.before(update, x)
-            x = one_update(x)
-    files = list((workdir / "trace").rglob("*.trace.json.gz"))
-    assert len(files) <= 1
-    events = [event for file in files for event in json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]]
-    return sum("one_update" in event.get("name", "") for event in events)
-
-
-def test_the_trace_holds_the_updates_asked_for(tmp_path):
-    of_one = traced(tmp_path / "one", at=4, updates=1)
-    assert of_one > 0
-    assert list((tmp_path / "one" / "trace").rglob("*.xplane.pb"))
-    assert traced(tmp_path / "end", at=7, updates=3) == 2 * of_one, "the run ended inside"
-    for at in (0, 9):
-        assert traced(tmp_path / "none", at, updates=3) == 0
-        assert not (tmp_path / "none" / "trace").exists()
+    before = one_update(one_update(jnp.ones((64, 64))))
+    found = profiled(one_update, tmp_path / "trace")(before)
+    assert (found == one_update(before)).all()
+    (file,) = (tmp_path / "trace").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    assert any("one_update" in event.get("name", "") for event in events)
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))

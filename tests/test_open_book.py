@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from evals.items.answers import Answers
-from evals.open_book.lexical import EVIDENCE
 from evals.open_book.scoring import ALL_OF_THEM, Book, both_report
 from ghost_jax.data.items.formats import read_items
 from tests.test_ctibench import write_items
-from tests.test_reader import corpus_of_facts
 from tests.test_sources_formats import bundle, link, thing
 
 ASKED = {  # weakness or technique -> what its page alone states
@@ -110,7 +108,6 @@ def test_the_lexical_reader_finds_the_answers_in_the_book_and_not_in_other_lines
     assert read["oracle page"] == read["without CAPEC"] == read["without CWE"] == 1
     assert max(read["options only"], read["without ATT&CK"], read["passages of another question"]) < 0.5
     assert [row["fitted_on"] for row in report["fits"]] == ["nothing", ALL_OF_THEM]
-    assert "too few facts" in result.stdout
     for number, (name, text) in enumerate(ASKED.items()):
         answer, line, url = result.stdout[result.stdout.index(f"{name}: What does {name} do?") :].splitlines()[1:4]
         assert ANSWERS[number] in answer
@@ -177,11 +174,10 @@ def test_a_model_reads_the_lines_in_its_prompts_in_the_layout_that_it_was_traine
 
 
 @pytest.fixture(scope="module")
-def facts_book(tmp_path_factory) -> Book:
-    """A book of enough facts to generate questions from."""
+def book(data, tmp_path_factory) -> Book:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield Book.of("open", corpus_of_facts(), lambda line: None)
+        yield Book.open("open", data, lambda line: None)
 
 
 def knows(asked, orders, passages, doing) -> tuple[Answers, int]:
@@ -190,35 +186,34 @@ def knows(asked, orders, passages, doing) -> tuple[Answers, int]:
     return Answers.from_options(orders, scores), 1
 
 
-def test_a_model_that_knows_is_a_gain_over_lines_that_do_not_help(data, facts_book):
+def test_a_model_that_knows_is_a_gain_over_lines_that_do_not_help(data, book):
     items = read_items(data / "items.jsonl")
     unknown = tuple(dataclasses.replace(item, question="Which of these?") for item in items)
-    report = both_report(knows, "cyclic", dataclasses.replace(items, items=unknown), facts_book, lambda line: None)
+    report = both_report(knows, "cyclic", dataclasses.replace(items, items=unknown), book)
     assert report.reader == "both"
-    assert list(report.weights) == [*EVIDENCE, "model"]
-    assert report.weights["model"] > 0
     assert report.headline.accuracy == report.model_alone.accuracy == 1
     assert report.gain_over_lexical == pytest.approx(0.75)
     assert {name: control.accuracy for name, control in report.controls.items()}["options only"] == 0.25
     assert report.prompts_cropped == 1, "of the items alone"
     assert report.fallbacks == 6
-    assert report.book_index.lines == len(facts_book.reader.index)
+    assert report.book_index.lines == len(book.reader.index)
 
 
-def test_with_a_model_an_empty_option_is_never_chosen_and_one_order_has_no_controls(data, facts_book):
+def test_with_a_model_an_empty_option_is_never_chosen_and_one_order_has_no_controls(data, book):
     items = read_items(data / "items.jsonl")
     item = dataclasses.replace(items.items[0], question="Which of these is NOT one?", options=("a", "", "c", "d"))
     part = dataclasses.replace(items, items=(dataclasses.replace(item, answer=1),))
-    report = both_report(knows, "published", part, facts_book, lambda line: None)
+    report = both_report(knows, "published", part, book)
     assert report.model_alone.accuracy == 1
     assert report.headline.accuracy == 0
     assert report.headline.orders_per_item == 1
     assert not report.controls
 
 
-def test_both_needs_facts_and_a_prompt_of_a_blank_question_has_no_lines(score, ghost, tiny_run, facts_book):
-    paragraph, _ = score(f"--workdir={tiny_run.workdir}", "--reader=both", run=ghost.refused_here)
-    assert "too few facts" in paragraph
-    found, blank = facts_book.passages(["What is Technique 7?", ""])
-    assert any("Technique 7" in line for line in found)
+def test_reader_and_model_are_scored_together_and_a_prompt_of_a_blank_question_has_no_lines(score, tiny_run, book):
+    _, report = score(f"--workdir={tiny_run.workdir}", "--reader=both")
+    assert (report["book"], report["reader"], report["n"]) == ("open", "both", 6)
+    assert report["gain_over_lexical"] == pytest.approx(report["headline"]["accuracy"] - 1)
+    found, blank = book.passages(["What does Glass Kite do?", ""])
+    assert any("Glass Kite" in line for line in found)
     assert blank == []

@@ -12,7 +12,7 @@ import pytest
 from ghost_jax.config import load as config_lib
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import stack_blocks, unstack_blocks
-from ghost_jax.training.optimizer import MUON_AXES, MUON_MOMENTUM, MUON_RMS, adamw, muon, norms_by_layer, schedule
+from ghost_jax.training.optimizer import MUON_AXES, MUON_MOMENTUM, MUON_RMS, adamw, muon, schedule
 from ghost_jax.training.setup import TrainSetup
 from tests.conftest import ROOT
 from tests.models import abstract, drawn, named, slow
@@ -99,15 +99,6 @@ def test_the_direction_of_adamw_is_adams():
     trees = [{"kernel": np.full(3, value, np.float32)} for value in grads]
     direction, _ = updated(adamw(0.9, 0.95, **UNDECAYED), trees[0], *trees)
     np.testing.assert_allclose(direction["kernel"], expected, rtol=1e-4)
-
-
-def test_norms_are_by_layer():
-    params, grads = (drawn(V05, 1.0, seed) for seed in range(2))
-    norms = jax.jit(norms_by_layer)(stack_blocks(params), stack_blocks(grads))
-    assert len(norms) == 2 * len(params)
-    for layer in params:
-        assert float(norms[f"param_norm/{layer}"]) == close(float(optax.global_norm(params[layer])), rel=1e-5)
-        assert float(norms[f"grad_norm/{layer}"]) == close(float(optax.global_norm(grads[layer])), rel=1e-5)
 
 
 def matrices_of(kernels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

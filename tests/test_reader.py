@@ -1,27 +1,24 @@
-"""evals/open_book: the lexical reader, its fitted weights, retrieval and controls, and the book that it reads."""
+"""evals/open_book: the lexical reader, its fit, retrieval and controls, and the book that it reads."""
 
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evals.items.answers import orders_of
 from evals.open_book import retrieval
-from evals.open_book.lexical import EVIDENCE, FEATURES, LexicalReader, answers_of
-from evals.open_book.rescorer import ASKED, fit, generated, generated_weights
-from evals.open_book.scoring import Book
+from evals.open_book.lexical import FEATURES, LexicalReader, answers_of
+from evals.open_book.scoring import Book, fitted
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.corpus import book_corpus, index_store
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Item, cyclic_orders, permute
 from ghost_jax.data.retrieval.bm25 import Index, Passage
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.data.storage.schema import Fact, Record, split_of
 from tests.conftest import ROOT
 
 ATTACK = "https://attack.mitre.org/techniques"
@@ -146,71 +143,12 @@ def test_another_hash_seed_gives_the_same_evidence_to_the_last_bit(reader):
     assert json.loads(done.stdout) == reader.read(HASH).evidence.tolist()
 
 
-# ---- Fitted weights ----
-
-
-def test_the_weights_of_the_logit_maximise_its_likelihood(reader):
-    twice = asked("Do messages of Phishing have links?", "Restart", "malicious links")
-    reads = [reader.read(item) for item in (HASH, HASH, HASH, twice, twice)]
-    answers = [1, 1, 0, 1, 0]  # some against the lines, so that no weight is infinite
-    names = ("line", "length")
-    blocks = [read.features(names) for read in reads]
-
-    def loss(weights: dict) -> float:
-        scores = [read.scores(weights) for read in reads]
-        return sum(np.log(np.exp(each).sum()) - each[answer] for each, answer in zip(scores, answers, strict=True))
-
-    best = fit(blocks, answers, names, ridge=1e-6)
-    for name in names:
-        for step in (-0.05, 0.05):
-            assert loss(best) < loss(best | {name: best[name] + step * max(1, abs(best[name]))})
-    assert max(map(abs, fit(blocks, answers, names, ridge=1e6).values())) < 0.01
-
-
-def pages(count: int) -> list[Record]:
-    """Returns pages with a fact of each relation that questions are generated from."""
-    made = []
-    for i in range(count):
-        name = f"Technique {i} (T{1000 + i})"
-        facts = [Fact(name, asks, f"Answer {asks} {i}", f"Words number {i} tell of {asks}") for asks in ASKED]
-        made.append(Record(f"p/{i}", "attack", f"Technique {i}", "Text.", f"https://x.org/{i}", "", tuple(facts)))
-    return made
-
-
-def corpus_of_facts() -> Path:
-    """Builds the corpus store of pages with enough facts to generate questions from."""
-
-    def write(folder: Path) -> dict:
-        with (folder / "documents.jsonl").open("w") as file:
-            for page in pages(60):
-                facts = [{k: getattr(f, k) for k in ("subject", "relation", "object", "evidence")} for f in page.facts]
-                text = "\n\n".join(f"{fact.object}: {fact.evidence}" for fact in page.facts)
-                fields = {"id": page.id, "source": "attack", "title": page.title, "text": text, "url": page.url}
-                file.write(json.dumps(fields | {"license": "", "facts": facts}) + "\n")
-        return {"documents": {"attack": 60}}
-
-    return artifact_cache.build("corpus", (), {"inputs": []}, write)
-
-
-def test_generated_questions_are_a_fixed_draw_from_train_subjects():
-    items = generated(pages(80))
-    assert items == generated(pages(80))
-    assert len(items) > 100
-    allowed = {f"https://x.org/{i}" for i in range(80) if split_of(f"Technique {i} (T{1000 + i})") == "train"}
-    assert {item.url for item in items} <= allowed < {f"https://x.org/{i}" for i in range(80)}
-    assert {item.answer for item in items} == {0, 1, 2, 3}
-
-
-def test_the_weights_of_generated_questions_are_cached(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    corpus = corpus_of_facts()
-    indexes = [index_store(corpus, ["attack"], print, words) for words in (40, 200)]
-    messages: list[str] = []
-    weights = generated_weights(corpus, indexes, messages.append)
-    assert set(weights) == set(EVIDENCE)
-    assert weights["line"] > 0
-    assert generated_weights(corpus, indexes, messages.append) == weights
-    assert len(messages) == 1
+def test_a_fit_learns_which_features_the_answers_have(reader):
+    read = reader.read(asked("xyzzy?", "short", "a much longer option"))  # no line knows it: its form alone is left
+    weights = fitted([read] * 100, [1] * 90 + [0] * 10)
+    assert weights["longest"] > 0
+    assert weights["line"] == 0
+    assert read.scores(weights).argmax() == 1
 
 
 # ---- Retrieval and controls ----

@@ -3,7 +3,6 @@
 The tables below have the stores that each version decides. Names are computed here and nothing is built.
 """
 
-import contextlib
 import functools
 import importlib
 import importlib.metadata
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from evals.open_book import rescorer
 from ghost_jax.data import corpus, datasets
 from ghost_jax.data.builders import DATASETS, names_of
 from ghost_jax.data.corpus import Input, Inputs
@@ -25,7 +23,7 @@ from tests.conftest import ROOT
 PARTS = {f"part of {name}" for name in (*SOURCES, "own_text")}
 BASE, CHAT = set(names_of("pretrain")), {*names_of("chat"), "own_chats", "own_questions"}
 ALONE = {"small_talk", "own_chats", "own_questions"}  # datasets of no corpus
-OF_CORPUS = {"corpus", "vocabulary", "index", "reader", *BASE, *CHAT} - ALONE
+OF_CORPUS = {"corpus", "vocabulary", "index", *BASE, *CHAT} - ALONE
 EVERY = PARTS | OF_CORPUS | ALONE
 
 
@@ -62,15 +60,13 @@ MODULES = {
     "ghost_jax.data.builders.cot": {"cot"},
     "ghost_jax.data.builders.small_talk": {"small_talk"},
     "ghost_jax.data.builders.fact_mcq": {"fact_mcq", "fact_rank", "read", "exposure"},
-    "ghost_jax.data.wordings.question_forms": {"fact_mcq", "fact_rank", "read", "reader", "exposure"},
+    "ghost_jax.data.wordings.question_forms": {"fact_mcq", "fact_rank", "read", "exposure"},
     "ghost_jax.data.builders.raft": {"raft", "read"},
     "ghost_jax.data.builders.rank": {"rank", "fact_rank", "read"},
     "ghost_jax.text.tokenizer": {"vocabulary"} | BASE | CHAT,
     "ghost_jax.text.chat_format": CHAT,
     "ghost_jax.text.mcq_format": CHAT - {"qa", "small_talk", "own_chats"},
-    "ghost_jax.data.retrieval.bm25": {"index", "raft", "read", "reader"},
-    "evals.open_book.lexical": {"reader"},
-    "evals.open_book.rescorer": {"reader"},
+    "ghost_jax.data.retrieval.bm25": {"index", "raft", "read"},
 }
 # distribution -> the stores whose name changes with its version
 TOOLS = {
@@ -78,15 +74,10 @@ TOOLS = {
     "tokenizers": {"vocabulary"} | BASE | CHAT,
     "tensorflow-datasets": BASE | CHAT,
     "array_record": BASE | CHAT,
-    "bm25s": {"index", "raft", "read", "reader"},
-    "PyStemmer": {"index", "raft", "read", "reader"},
-    "scipy": {"reader"},
-    **{name: set() for name in ("numpy", "ijson", "defusedxml", "jax", "grain", "rich", "requests")},
+    "bm25s": {"index", "raft", "read"},
+    "PyStemmer": {"index", "raft", "read"},
+    **{name: set() for name in ("numpy", "scipy", "ijson", "defusedxml", "jax", "grain", "rich", "requests")},
 }
-
-
-class _Named(Exception):
-    """Ends a function that would read the store."""
 
 
 @functools.cache
@@ -100,8 +91,6 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
 
     def placed(kind: str, *made: object) -> Path:
         found[kind] = f"{kind}-{artifact_cache.fingerprint(artifact_cache.identity_of(kind, *made[:2]))[:16]}"
-        if kind == "reader":
-            raise _Named
         return folder / found[kind]
 
     inputs = []
@@ -131,12 +120,10 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
             corpus.part_stores([each], print)
             found[f"part of {each.source}"] = found.pop("part")
         documents = corpus.corpus_store(Inputs(tuple(inputs), ()), print)
-        index = corpus.index_store(documents, ("attack",), print)
+        corpus.index_store(documents, ("attack",), print)
         datasets.vocabulary_store(config, documents, print)
         for name in (*DATASETS, "own_chats", "own_questions"):
             datasets.dataset_store(name, config, documents, vocabulary(), print)
-        with contextlib.suppress(_Named):
-            rescorer.generated_weights(documents, [index], print)
     return found
 
 

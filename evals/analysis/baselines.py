@@ -11,13 +11,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from evals.analysis.fitted_baselines import position_length, position_length_popularity
+from evals.analysis import fitted_baselines
 from evals.items.answers import Answers
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.items import LETTERS, Item, Order
 from ghost_jax.data.retrieval import mcq_baselines
 
-FITTED = {"position_length": position_length, "position_length_popularity": position_length_popularity}
+FITTED = {"position_length": False, "position_length_popularity": True}  # whether the fit knows how popular texts are
 
 
 def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> dict[str, Answers]:
@@ -46,8 +46,8 @@ def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -
     for name, baseline in reading_options.items():
         shares = [_shares(baseline, item, len(asked)) for item, asked in zip(items, orders, strict=True)]
         answers[name] = _by_letter(shares, orders)
-    for name, shares_of in FITTED.items():
-        answers[name] = _by_letter(shares_of(items, orders), orders)
+    for name, popularity in FITTED.items():
+        answers[name] = _by_letter(fitted_baselines.shares(items, orders, popularity=popularity), orders)
     return answers
 
 

@@ -14,7 +14,7 @@ from evals.analysis import stats
 from evals.analysis.recorded import Report, credits_of
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import Items
-from ghost_jax.runs.evaluation import COLLAPSED
+from ghost_jax.runs.evaluation import COLLAPSED, interval, percent, points
 
 SIGNIFICANT = 0.05
 HOW = (
@@ -74,10 +74,8 @@ def compare(rows: Sequence[Row], items: Items) -> dict:
     table = [_row(reference, clusters) | {"against_reference": None}]
     for row, difference, p_holm in zip(others, differences, corrected, strict=True):
         labels = (f"{each.name} {each.collapsed}".strip() for each in (row, reference))
-        against = dataclasses.asdict(difference) | {
-            "p_holm": p_holm,
-            "text": sentence(*labels, difference, p_holm, len(others)),
-        }
+        text = sentence(*labels, difference, p_holm)
+        against = dataclasses.asdict(difference) | {"p_holm": p_holm, "text": text}
         table.append(_row(row, clusters) | {"against_reference": against})
     first = reference.reports[0].evaluation
     return {
@@ -107,25 +105,22 @@ def _row(row: Row, clusters: stats.Clusters) -> dict:
     }
 
 
-def sentence(name: str, reference: str, difference: stats.Difference, p_holm: float, comparisons: int) -> str:
-    """Returns in words whether a run differs from its reference, one of so many comparisons with it."""
+def sentence(name: str, reference: str, difference: stats.Difference, p_holm: float) -> str:
+    """Returns in words whether a run differs from its reference."""
     low, high = difference.ci95
     if difference.p == 1 and low == high:
         return f"{name} earns the same as {reference}, page by page."
-    if difference.detectable is None and low < high:
-        return f"{name} is not told apart from {reference}: all items come from one page, which says nothing of others."
     if p_holm < SIGNIFICANT:
         if difference.mean < 0:
             low, high = -high, -low
         better = "better" if difference.mean > 0 else "worse"
-        by = f"{100 * abs(difference.mean):.1f} points ({100 * low:.1f} to {100 * high:.1f})"
+        by = f"{percent(abs(difference.mean))} points ({interval(low, high)})"
         return f"{name} is {better} than {reference} by {by}, Holm's p {p_shown(p_holm)}."
-    by = f"{100 * difference.mean:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-    luck = f", no more than the luck of {comparisons} comparisons" if difference.p < SIGNIFICANT else ""
+    by = f"{points(difference.mean, digits=1)} points ({interval(low, high, '+.1f')})"
     seen = "too few pages to say more"
     if difference.detectable is not None:
-        seen = f"only differences above {100 * difference.detectable:.1f} points would be seen"
-    return f"{name} is not told apart from {reference}: {by}{luck}; {seen}."
+        seen = f"only differences above {percent(difference.detectable)} points would be seen"
+    return f"{name} is not told apart from {reference}: {by}; {seen}."
 
 
 def orders_per_item(orders: Sequence[str]) -> int:

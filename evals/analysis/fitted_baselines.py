@@ -1,9 +1,8 @@
 """Baselines fitted to the position of the gold option, how long it is and how popular, without the question.
 
-Each is a conditional logit over the options of an item (McFadden, 1974): score = w · features, softmax over the
-options. It is scored in 5-fold cross-validation: the weights that answer an item were fitted on items of other
-components (`ghost_jax/data/items/clusters.py`). Where all items are one component, nothing is fitted and the options
-tie.
+Each is a conditional logit (`conditional_logit.py`), scored in 5-fold cross-validation: the weights that answer an item
+were fitted on items of other components (`ghost_jax/data/items/clusters.py`). Where all items are one component,
+nothing is fitted and the options tie.
 """
 
 import hashlib
@@ -11,28 +10,24 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
+from evals.analysis.conditional_logit import fit
 from ghost_jax.data.items.clusters import components
 from ghost_jax.data.items.items import Item, Order
 
 FOLDS = 5
 RIDGE = 1.0  # of standardised weights: far below the evidence of a hundred items, enough to bound those of ten
-CONVERGED = 1e-9  # nats over all cases
 TIED = 1e-6  # scores this close are equal: rounding must not decide a tie
 
 
-def position_length(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> list[np.ndarray]:
-    """Returns the share of the answer [O, K] of each item's options, by position and length."""
-    options = _Options(items)
-    return _cross_validated(options, orders, [options.length()] * FOLDS)
+def shares(items: Sequence[Item], orders: Sequence[Sequence[Order]], *, popularity: bool) -> list[np.ndarray]:
+    """Returns the share of the answer [O, K] of each item's options, by position and length.
 
-
-def position_length_popularity(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> list[np.ndarray]:
-    """Returns the shares of `position_length` with how often a text is offered, and is gold in the training folds.
-
-    Both are counted outside the component of the item: of four questions with the same four options, three would give
-    away the fourth.
+    With `popularity` also by how often a text is offered, and is gold in the training folds. Both are counted outside
+    the component of the item: of four questions with the same four options, three would give away the fourth.
     """
     options = _Options(items)
+    if not popularity:
+        return _cross_validated(options, orders, [options.length()] * FOLDS)
     known = [options.length(), options.times_offered()]
     return _cross_validated(
         options, orders, [np.concatenate([*known, options.times_gold(fold)], axis=-1) for fold in range(FOLDS)]
@@ -114,45 +109,10 @@ def _cross_validated(
         spread = features[options.real].std(axis=0)
         cases = np.concatenate([letters, (features / np.where(spread > 0, spread, 1))[item]], axis=-1)
         train = item[~held_out]
-        weights = conditional_logit(cases[~held_out], options.real[train], options.answer[train], 1 / asked[train])
+        weights = fit(cases[~held_out], options.real[train], options.answer[train], 1 / asked[train], RIDGE)
         shares[held_out] = _shares(cases[held_out] @ weights, options.real[item[held_out]])
     in_items = np.split(shares, np.cumsum(asked)[:-1])
     return [rows[:, :count] for rows, count in zip(in_items, options.counts, strict=True)]
-
-
-def conditional_logit(features: np.ndarray, real: np.ndarray, answer: np.ndarray, counts_as: np.ndarray) -> np.ndarray:
-    """The weights [F] that maximise Σ counts_as · log p(answer) - RIDGE/2 · |w|², by Newton's method.
-
-    Args:
-      features: [C, K, F]; real: [C, K], which options there are; answer: [C] the gold one; counts_as: [C].
-    """
-    weights = np.zeros(features.shape[-1])
-    gold = features[np.arange(len(answer)), answer]
-    best = -np.inf
-    step = np.zeros_like(weights)
-    for _ in range(50):
-        scores = np.where(real, features @ weights, -np.inf)
-        scores -= scores.max(axis=1, keepdims=True)
-        odds = np.exp(scores)
-        total = odds.sum(axis=1, keepdims=True)
-        log_gold = scores[np.arange(len(answer)), answer] - np.log(total[:, 0])
-        value = counts_as @ log_gold - RIDGE / 2 * weights @ weights
-        if value < best - CONVERGED:  # Newton overshoots where the curvature changes, but its direction is uphill
-            step /= 2
-            weights = weights - step
-            continue
-        if value < best + CONVERGED:
-            break
-        best = value
-        shares = odds / total
-        expected = np.einsum("ck,ckf->cf", shares, features)
-        spread = (features - expected[:, None]) * np.sqrt(shares * counts_as[:, None])[..., None]
-        spread = spread.reshape(-1, len(weights))
-        step = np.linalg.solve(
-            spread.T @ spread + RIDGE * np.eye(len(weights)), counts_as @ (gold - expected) - RIDGE * weights
-        )
-        weights = weights + step
-    return weights
 
 
 def _shares(scores: np.ndarray, real: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ column `id` matches rows to items, and a column `GT`, `gold` or `answer` must ag
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,9 +86,8 @@ def read_predictions(
             raise UserError(f'{path}: there is no column "{column}".{did_you_mean(column, header)}')
 
     rows = matched(path, rows, items, header)
-    for name in header:
-        if name.lower() in GOLD_COLUMNS and name != column:
-            _check_gold(path, rows, items, name, default)
+    golds = [LETTERS[default[item.answer]] for item in items]
+    check_gold(path, rows, items, golds, lambda cell: cell.strip().upper(), column)
     sources = [each for each in sources if _holds_answers(each, rows, k)]
     if not sources:
         where = f"the column {quoted(column)} does not hold" if column else "no column holds"
@@ -190,15 +189,16 @@ def matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) ->
     return [row_of[name] for name in ids]
 
 
-def _check_gold(path: Path, rows: Sequence[Row], items: Items, column: str, order: Order) -> None:
-    for (place, cells), item in zip(rows, items, strict=True):
-        gold = LETTERS[order[item.answer]]
-        if cells[column].strip().upper() != gold:
-            fault = f"{column} is {quoted(cells[column])}, but the gold letter of {quoted(item.id)} is {gold}"
-            wanted = (
-                f"predictions for {items.path} in its order of rows, and name another order of options with --order"
-            )
-            raise refusal(path, place, fault, wanted)
+def check_gold(
+    path: Path, rows: Sequence[Row], items: Items, golds: Sequence[str], spell: Callable[[str], str], column: str | None
+) -> None:
+    """Raises UserError where a gold column, but `column`, differs from the items' golds [N], spelled as those are."""
+    for name in (name for name in rows[0][1] if name.lower() in GOLD_COLUMNS and name != column):
+        for (place, cells), item, gold in zip(rows, items, golds, strict=True):
+            if spell(cells[name]) != gold:
+                fault = f"{name} is {quoted(cells[name])}, but the gold answer of {quoted(item.id)} is {gold}"
+                wanted = f"rows in the order of {items.path} or a column {ID_COLUMN}, letters in that of --order"
+                raise refusal(path, place, fault, wanted)
 
 
 def _holds_answers(source: _Source, rows: Sequence[Row], k: int) -> bool:

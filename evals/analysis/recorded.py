@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from evals.items.answers import Answers
+from evals.items.ctibench import part_of
 from evals.items.locate import FILE, HELD_OUT
-from evals.items.splits import part_of
 from ghost_jax.config.load import recipe_of
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, UserError

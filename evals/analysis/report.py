@@ -17,10 +17,21 @@ from evals.analysis.baselines import baselines
 from evals.analysis.stats import accuracy_of
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
-from evals.items.gold_flags import doubtful
+from evals.items.ctibench import doubtful
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import LETTERS, Item, Items, order_name
-from ghost_jax.runs.evaluation import Accuracy, Bin, Calibration, Evaluation, Headline, ItemsFile, LetterLogProbs
+from ghost_jax.runs.evaluation import (
+    Accuracy,
+    Bin,
+    Calibration,
+    Evaluation,
+    Headline,
+    ItemsFile,
+    LetterLogProbs,
+    interval,
+    percent,
+    points,
+)
 
 SOURCE_OF_HOST = {"attack.mitre.org": "ATT&CK", "cwe.mitre.org": "CWE", "capec.mitre.org": "CAPEC"}
 DOCUMENTS = "documents"
@@ -233,16 +244,18 @@ def _lines(report: Evaluation) -> list[str]:
     if len(report.by_source) > 1:
         lines.append(f"by source: {_per_group(report.by_source)}")
     if sure := report.without_doubtful_gold:
-        lines.append(f"without the {report.n - sure.n:,} questions whose gold is in doubt: {percent(sure)}")
-    if report.contextual_calibration:
-        lines.append(f"letters with contextual calibration: {percent(report.contextual_calibration)}")
+        accuracy = percent(sure.accuracy, sure.ci95, 2)
+        lines.append(f"without the {report.n - sure.n:,} questions whose gold is in doubt, %: {accuracy}")
+    if found := report.contextual_calibration:
+        lines.append(f"letters with contextual calibration, %: {percent(found.accuracy, found.ci95, 2)}")
     if cloze := report.cloze:
         ways = {name: getattr(cloze, name) for name in ("sum", "per_token", "pmi", "ranked") if name != cloze.primary}
-        rest = [f"{name.replace('_', ' ')} {100 * each.accuracy:.2f}%" for name, each in ways.items() if each]
-        lines.append(f"options not shown (cloze, {cloze.primary}): {percent(cloze.found)}  {'  '.join(rest)}")
+        rest = [f"{name.replace('_', ' ')} {percent(each.accuracy, digits=2)}" for name, each in ways.items() if each]
+        accuracy = percent(cloze.found.accuracy, cloze.found.ci95, 2)
+        lines.append(f"options not shown (cloze, {cloze.primary}), %: {accuracy}  {'  '.join(rest)}")
         for name, control in (cloze.controls or {}).items():
-            gained = gain_shown(control.gain, control.gain_ci95)
-            lines.append(f"the same, {name}: {percent(control)}  gain over it {gained}")
+            accuracy, gained = percent(control.accuracy, control.ci95, 2), points(control.gain, control.gain_ci95)
+            lines.append(f"the same, {name}, %: {accuracy}  gain over it {gained}")
     if report.calibration:
         lines.append(f"expected calibration error: {report.calibration.ece:.3f}")
     if behind := report.endpoint:
@@ -274,40 +287,24 @@ def _accuracies(report: Evaluation) -> Table:
     first = [_name_of(headline.orders[0])] * several
     table = Table("accuracy, %", *right(*first, asked_in(report), "95% interval", "gain over it"))
 
-    def add(name: str, single: float | None, accuracy: float, interval: str = "", gained: str = "") -> None:
-        first = ["" if single is None else f"{100 * single:.2f}"] * several
-        table.add_row(name, *first, f"{100 * accuracy:.2f}", interval, gained)
+    def add(name: str, single: float | None, accuracy: float, ends: str = "", gained: str = "") -> None:
+        first = ["" if single is None else percent(single, digits=2)] * several
+        table.add_row(name, *first, percent(accuracy, digits=2), ends, gained)
 
     who = {"lexical": "the lexical reader", "both": "reader and model"}.get(report.reader, "this model")
-    add(f"[bold]{who}[/bold]", report.single_order, headline.accuracy, interval_of(headline))
+    add(f"[bold]{who}[/bold]", report.single_order, headline.accuracy, interval(*headline.ci95, ".2f"))
     for name, single in report.baselines.items():
         accuracy = report.baselines_over_orders[name]
-        add(name.replace("_", " "), single, accuracy, gained=gain_shown(headline.accuracy - accuracy))
+        add(name.replace("_", " "), single, accuracy, gained=points(headline.accuracy - accuracy))
     for name, control in report.controls.items():
-        gained = gain_shown(headline.accuracy - control.accuracy, control.gain_ci95)
-        add(name, control.single_order, control.accuracy, interval_of(control), gained)
+        gained = points(headline.accuracy - control.accuracy, control.gain_ci95)
+        add(name, control.single_order, control.accuracy, interval(*control.ci95, ".2f"), gained)
     return table
 
 
 def right(*headers: str, no_wrap: bool = False) -> list[Column]:
     """Returns columns that are aligned to the right."""
     return [Column(header, justify="right", no_wrap=no_wrap) for header in headers]
-
-
-def interval_of(found: Accuracy) -> str:
-    """Returns the interval in percent, "24.12 to 25.96"."""
-    return f"{100 * found.ci95[0]:.2f} to {100 * found.ci95[1]:.2f}"
-
-
-def percent(found: Accuracy) -> str:
-    """Returns an accuracy with its interval, "25.04% (24.12 to 25.96)"."""
-    return f"{100 * found.accuracy:.2f}% ({interval_of(found)})"
-
-
-def gain_shown(difference: float, interval: Sequence[float] = ()) -> str:
-    """Returns a difference in points, "+1.20 (+0.10 to +2.30)"."""
-    points, *ends = (f"{100 * value:+.2f}" for value in (difference, *interval))
-    return f"{points} ({' to '.join(ends)})" if ends else points
 
 
 def _per_letter(values: dict[str, float | None]) -> str:

@@ -1,13 +1,8 @@
-"""The open-book reader without a neural model: it chooses the option that the best passages of the book support.
+"""The open-book reader without a neural model; docs/scoring.md#open-book says how it chooses an option.
 
-A passage (`ghost_jax.data.retrieval.bm25`) is weighted by how well it matches the question, by BM25, and by how much of
-the option it holds: in terms, each weighted by idf, and in character trigrams, which see through inflections and keep
-the signs that terms lose ("C++", "-Indexes"). An option scores as its best passage so weighted, plus its best passage
-in a search for question and option together, and where a question asks what does NOT hold, the order is reversed. The
-book is read twice, in lines and in paragraphs, and the scores are summed. Nothing of that is fitted;
-`evals.open_book.rescorer` fits weights of more features.
-
-No feature depends on the order of the options: the reader scores the same in every order.
+What a passage holds of an option is measured in terms, each weighted by idf, and in character trigrams, which see
+through inflections and keep the signs that terms lose ("C++", "-Indexes"). No feature depends on the order of the
+options: the reader scores the same in every order.
 """
 
 import functools
@@ -24,8 +19,6 @@ from ghost_jax.core.console import Progress
 from ghost_jax.data.items.items import Item, Order
 from ghost_jax.data.retrieval.bm25 import Index, Passage, terms
 from ghost_jax.data.retrieval.mcq_baselines import is_all_of_the_above, is_negated
-
-VERSION = 2  # raise it when the same question gives other features
 
 # The weight of a passage that holds nothing of the option. On the development split it hardly matters: with terms alone
 # 80.6, 80.9, 81.1 and 80.8% for 0.1, 0.3, 0.5 and 1. Trigrams beside the terms raise 80.9 to 82.2%.

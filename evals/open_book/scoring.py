@@ -13,34 +13,25 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import log_softmax
 
-from evals.analysis import stats
-from evals.analysis.report import gain_shown, interval_of, percent, print_line, report_of
+from evals.analysis import conditional_logit, stats
+from evals.analysis.report import print_line, report_of, right
 from evals.analysis.verdict import judged
 from evals.answering.controls import TRAINED, controls_of, with_controls
 from evals.answering.evaluate import Put
 from evals.items.answers import Answers, orders_of
-from evals.items.splits import development_split, part_of
+from evals.items.ctibench import development_split, part_of
 from evals.open_book import retrieval
-from evals.open_book.lexical import (
-    EVIDENCE,
-    FEATURES,
-    NOTHING_FITTED,
-    WITH_ALL_OF_THEM,
-    LexicalReader,
-    Read,
-    Weights,
-    answers_of,
-)
-from evals.open_book.rescorer import TooFewFacts, enough, fit, generated, generated_weights
-from ghost_jax.data.corpus import book_corpus, documents_of, index_store
+from evals.open_book.lexical import FEATURES, NOTHING_FITTED, WITH_ALL_OF_THEM, LexicalReader, Read, Weights, answers_of
+from ghost_jax.data.corpus import book_corpus, index_store
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.data.retrieval.bm25 import LINE, PARAGRAPH, Index, shown
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit
+from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit, percent, points
 
-FIGURES = ("accuracy, %", "95% interval")
+FIGURE = "accuracy, % (95% interval)"
+RIDGE = 30.0  # of the squared weights of standardised features; 10 and 100 were no different on the development split
 ALL_OF_THEM = "nothing, all of the above where it stands"  # a rule of format, and not of the headline
 SOURCE_NAMES = {"attack": "ATT&CK", "capec": "CAPEC", "cwe": "CWE"}
 
@@ -49,7 +40,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Book:
-    """The pages that questions are answered from: the stores of their text and indexes, and their reader.
+    """The pages that questions are answered from: the store of their text, and their reader.
 
     `name` is "open" for ATT&CK, CAPEC and CWE, "own" for any other.
     """
@@ -57,7 +48,6 @@ class Book:
     name: str
     corpus: Path
     sources: tuple[str, ...]  # as documents name them
-    indexes: tuple[Path, ...]
     reader: LexicalReader
 
     @classmethod
@@ -69,9 +59,9 @@ class Book:
     def of(cls, named: str, corpus: Path, say: Say, leave_out: str = "") -> "Book":
         """Returns the book of a corpus, without one of its sources where that is named."""
         sources = tuple(name for name in artifact_cache.manifest(corpus).documents if name != leave_out)
-        indexes = tuple(index_store(corpus, sources, say, words) for words in (LINE, PARAGRAPH))
+        indexes = [Index.load(index_store(corpus, sources, say, words)) for words in (LINE, PARAGRAPH)]
         name = "open" if named == "open" else "own"
-        return cls(name, corpus, sources, indexes, LexicalReader(*map(Index.load, indexes)))
+        return cls(name, corpus, sources, LexicalReader(*indexes))
 
     def described(self) -> BookIndex:
         """Returns the identity of the book: the number of its lines and the files they are from."""
@@ -110,7 +100,7 @@ def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: 
         split=split,
         fallbacks=sum(not read.known for read in reads),
         retrieval=retrieval.recall(book.reader.index, part.items),
-        fits=tuple(fits_of(part, reads, book, say)) if split == "all" else None,
+        fits=tuple(fits_of(part, reads)) if split == "all" else None,
         book_controls=_book_controls(part, book, say) if controls else None,
     )
     # Scores of BM25 are not log-probabilities, so they have no calibration.
@@ -126,7 +116,7 @@ def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: 
     return judged(replace(report, controls_missing=missing)), reads
 
 
-def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[Fit]:
+def fits_of(items: Items, reads: Sequence[Read]) -> list[Fit]:
     """Returns accuracies by what the weights were fitted on, always of questions that the fit has not seen."""
     unfitted = _credits(reads, items)
     with_rule = _credits(reads, items, WITH_ALL_OF_THEM)
@@ -147,17 +137,10 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[F
 
     every = np.arange(len(items))
     fits = [fit_of("nothing", "all", every, unfitted), fit_of(ALL_OF_THEM, "all", every, with_rule)]
-    try:
-        by_generated = _credits(reads, items, generated_weights(book.corpus, book.indexes, say))
-    except TooFewFacts as fault:
-        say(str(fault))
-        return fits
-    fits.append(fit_of("generated questions", "all", every, by_generated))
     if items.sha256 != CTIBENCH_MCQ_SHA256:
         return fits
     dev, test = development_split(items)
-    learnt = [reads[row].features(FEATURES) for row in dev], [items.items[row].answer for row in dev]
-    by_dev = _credits(reads, items, fit(*learnt, FEATURES))
+    by_dev = _credits(reads, items, fitted([reads[row] for row in dev], [items.items[row].answer for row in dev]))
     pages = {items.items[row].url for row in dev} - {""}
     apart = np.array([row for row in test if items.items[row].url not in pages])
     # The features were chosen with the development split in view: the other questions are the stricter test.
@@ -166,10 +149,19 @@ def fits_of(items: Items, reads: Sequence[Read], book: Book, say: Say) -> list[F
         *fits,
         fit_of("nothing", others, test, unfitted),
         fit_of(ALL_OF_THEM, others, test, with_rule),
-        fit_of("generated questions", others, test, by_generated),
         fit_of("development split", others, test, by_dev),
         fit_of("development split", f"the {len(apart):,} of other pages", apart, by_dev),
     ]
+
+
+def fitted(reads: Sequence[Read], answers: Sequence[int]) -> Weights:
+    """Returns the weights of `FEATURES` under which the answers to questions [N] with K options are most likely."""
+    features = np.stack([read.features(FEATURES) for read in reads])  # [N, K, FEATURES]
+    spread = (features - features.mean(axis=1, keepdims=True)).std(axis=(0, 1))  # within a question
+    spread[spread == 0] = 1
+    real, counts_as = np.ones(features.shape[:2], bool), np.ones(len(answers))
+    weights = conditional_logit.fit(features / spread, real, np.array(answers), counts_as, RIDGE) / spread
+    return dict(zip(FEATURES, weights.tolist(), strict=True))
 
 
 def _credits(reads: Sequence[Read], items: Items, weights: Weights = NOTHING_FITTED) -> np.ndarray:
@@ -201,41 +193,32 @@ def _book_controls(items: Items, book: Book, say: Say) -> dict[str, Accuracy]:
 # ---- A model beside the lexical reader ----
 
 
-def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> Evaluation:
+def both_report(put: Put, orders: str, part: Items, book: Book) -> Evaluation:
     """Returns the report of a model and the lexical reader together.
 
-    The model's mean log-probability of each option over the orders is one more feature. All weights are fitted on
-    generated questions, and the gain is over the same fit without the model. Controls are those of both together.
+    The score of an option is the sum of the reader's and of the model's mean log-probability over the orders; nothing
+    is fitted. The gain is over the reader alone. Controls are those of both together.
 
     Args:
       put: asks the model, see `evals.answering.evaluate.putting`.
       orders: a name in `evals.items.answers.ORDERS`; "published" asks in one order, without controls.
     """
 
-    def ask(those: Sequence[Item], doing: str) -> tuple[Answers, list[Read], int]:
+    def ask(those: Sequence[Item], doing: str) -> tuple[Answers, int]:
         passages = book.passages([item.question for item in those])
-        answers, cropped = put(those, orders_of(those, orders), passages=passages, doing=doing)
-        return answers, book.reader.read_all(those), cropped
+        return put(those, orders_of(those, orders), passages=passages, doing=doing)
 
-    questions = enough(generated(documents_of(book.corpus)()))
-    say(f"fitting reader and model to {len(questions):,} generated questions")
-    answers, reads, _ = ask(questions, "scoring generated questions")
-    gold = [item.answer for item in questions]
-    without_model = fit([read.features(EVIDENCE) for read in reads], gold, EVIDENCE)
-    weights = fit(_with_model(reads, answers), gold, (*EVIDENCE, "model"))
-
-    def together(answers: Answers, reads: Sequence[Read], cropped: int) -> Answers:
-        blocks = zip(reads, _with_model(reads, answers), strict=True)
-        scores = [read.without_empty(block @ list(weights.values())) for read, block in blocks]
-        return Answers.from_options(answers.orders, scores)
+    def ask_both(those: Sequence[Item], doing: str) -> Answers:
+        return _together(book.reader.read_all(those), ask(those, doing)[0])
 
     def mean_credits(answers: Answers) -> np.ndarray:
         return np.array([each.mean() for each in answers.credits(part.items)])
 
-    answers, reads, cropped = ask(part.items, "scoring")
-    both = together(answers, reads, cropped)
+    answers, cropped = ask(part.items, "scoring")
+    reads = book.reader.read_all(part.items)
+    both = _together(reads, answers)
     clusters = clusters_of(part.items)
-    gain = stats.paired_difference(mean_credits(both), _credits(reads, part, without_model), clusters)
+    gain = stats.paired_difference(mean_credits(both), _credits(reads, part), clusters)
     report = report_of(
         both,
         part,
@@ -244,23 +227,22 @@ def both_report(put: Put, orders: str, part: Items, book: Book, say: Say) -> Eva
         book_index=book.described(),
         fallbacks=sum(not read.known for read in reads),
         prompts_cropped=cropped,
-        weights=weights,
         model_alone=stats.accuracy_of(mean_credits(answers), clusters),
         gain_over_lexical=gain.mean,
         gain_over_lexical_ci95=gain.ci95,
     )
     if orders == "published":
         return report
-    return with_controls(report, controls_of(lambda those, doing: together(*ask(those, doing)), both, part))
+    return with_controls(report, controls_of(ask_both, both, part))
 
 
-def _with_model(reads: Sequence[Read], answers: Answers) -> list[np.ndarray]:
-    """Returns the features [K, EVIDENCE + 1] of each item's options, the model's log-probability last."""
-    blocks = []
-    for read, scores, asked in zip(reads, answers.log_probs, answers.orders, strict=True):
-        of_option = np.take_along_axis(log_softmax(scores, axis=1), np.array(asked), axis=1).mean(axis=0)
-        blocks.append(np.column_stack([read.features(EVIDENCE), of_option]))
-    return blocks
+def _together(reads: Sequence[Read], answers: Answers) -> Answers:
+    """Returns the answers by the sum of the reader's score and the model's mean log-probability of each option."""
+    scores = []
+    for read, log_probs, asked in zip(reads, answers.log_probs, answers.orders, strict=True):
+        of_options = np.take_along_axis(log_softmax(log_probs, axis=1), np.array(asked), axis=1)  # [O, K]
+        scores.append(read.without_empty(read.scores() + of_options.mean(axis=0)))
+    return Answers.from_options(answers.orders, scores)
 
 
 # ---- On screen ----
@@ -275,17 +257,16 @@ def show_open(report: Evaluation, console: Console) -> None:
     if report.fallbacks:
         say(f"questions of which the book has no word: {report.fallbacks:,}; their options tie", "yellow")
     if report.fits:
-        table = _table(
-            "open book, the weights fitted on", ["fitted on", "scored on"], ["n", *FIGURES, "gain over nothing"]
-        )
+        columns = right("n", FIGURE, "gain over nothing")
+        table = Table("fitted on", "scored on", *columns, title="open book, the weights fitted on")
         for fit in report.fits:
-            gained = "" if fit.fitted_on == "nothing" else gain_shown(fit.gain, fit.gain_ci95)
-            table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", *_figures(fit), gained)
+            gained = "" if fit.fitted_on == "nothing" else points(fit.gain, fit.gain_ci95)
+            table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", percent(fit.accuracy, fit.ci95, 2), gained)
         console.print(table)
     if report.book_controls:
-        table = _table("open book, the lines that are read", ["lines"], FIGURES)
+        table = Table("lines", *right(FIGURE), title="open book, the lines that are read")
         for name, found in report.book_controls.items():
-            table.add_row(name, *_figures(found))
+            table.add_row(name, percent(found.accuracy, found.ci95, 2))
         console.print(table)
     if report.retrieval:
         found = report.retrieval
@@ -294,22 +275,11 @@ def show_open(report: Evaluation, console: Console) -> None:
             f"retrieval of the source page: {at} of {found.n:,} questions whose page is in the book "
             f"({found.absent:,} are not); {1000 * found.seconds_per_query:.1f} ms a query"
         )
-    if report.model_alone:
-        say(f"the model alone, reading the same lines: {percent(report.model_alone)}")
+    if alone := report.model_alone:
+        say(f"the model alone, reading the same lines, %: {percent(alone.accuracy, alone.ci95, 2)}")
     if report.gain_over_lexical is not None:
-        gained = gain_shown(report.gain_over_lexical, report.gain_over_lexical_ci95)
-        say(f"gain of the model over the lexical reader, both fitted on generated questions: {gained} points")
-
-
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(*left, title=title)
-    for column in right:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _figures(found: Accuracy) -> tuple[str, str]:
-    return f"{100 * found.accuracy:.2f}", interval_of(found)
+        gained = points(report.gain_over_lexical, report.gain_over_lexical_ci95)
+        say(f"gain over the lexical reader alone: {gained} points")
 
 
 def show_evidence(items: Items, reads: Sequence[Read], book: Book, console: Console) -> None:

@@ -1,36 +1,20 @@
-"""A search of prepared stores for the items of a benchmark.
+"""A search of prepared stores for the items of a benchmark; docs/data.md#contamination has its rules.
 
-Items and records are compared as words: HTML undone, Unicode and case folded, punctuation and blanks left out. Three
-kinds of match are counted in every record:
-
-- **n-gram**: 8 words in a row of an item's question or of one of its options. Sentences of a shared source match too.
-- **stem**: the complete question.
-- **options**: all options in one record, in any order, if they have 8 words between them.
-
-A record is **contaminated**, and refused, where it holds the stem and, outside the stem's own words, an answer to it:
-all options or the gold one.
-
-- Stem and options, or stem and gold, must have 8 words between them: "Is it? Yes." is in every conversation.
-- With a stem of 8 words or more, all options, or a gold of 2 words or more, count anywhere in the record. A gold of one
-  word must be beside the stem.
-- With a shorter stem, which anyone may write, all options, or the gold, must be beside it.
-
-*Beside* is within 20 words, and as many more as the options have. The test split of a dataset is counted apart and not
-refused: no run is trained or chosen on it, and the project's held-out questions are there by construction.
-
-A question in other words is not found.
+A word of the items is spelled as one character, every other word as NUL: a phrase is then a short string, "the record
+holds it" is a substring test, and eight words in a row are eight characters.
 """
 
 import dataclasses
+import html
 import itertools
 import re
-from collections import Counter, defaultdict
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick
 
-from evals.overlap.ngrams import UNKNOWN, Alphabet, ngrams_of, words_of
 from evals.overlap.store_text import Part, manifest, parts_of
 from ghost_jax.core.atomic_io import read_json, write_json
 from ghost_jax.core.console import Progress
@@ -39,11 +23,46 @@ from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.data.storage import artifact_cache
 
-VERSION = 1  # raise it when the same items and stores give another result
+VERSION = 2  # raise it when the same items and stores give another result
 HELD_OUT = ("test",)  # the split that no run is trained or chosen on
 NGRAM = 8  # words in a row that are no coincidence
 BESIDE = 20  # words between a stem and its answer, such as "The correct answer to this question is option B)"
-EXAMPLES = 20
+
+# An attribute must have a value: "x <b or y and c>" is a comparison of words that must not vanish.
+_ATTRIBUTE = r"""\s+[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
+_TAG = re.compile(rf"</?[a-z][a-z0-9:]*(?:{_ATTRIBUTE})*\s*/?>", re.IGNORECASE)
+_WORD = re.compile(r"[^\W_]+")
+_INVISIBLE = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff]+")  # may be inside a word
+UNKNOWN = "\0"
+_FIRST = 0x10000  # above all surrogates; enough characters follow for a million words
+
+
+def words_of(text: str) -> list[str]:
+    """Returns the words of a text without markup, punctuation, blanks and case."""
+    if "&" in text:
+        text = html.unescape(text)
+    if "<" in text:
+        text = _TAG.sub(" ", text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
+    return _WORD.findall(text.casefold())
+
+
+class Alphabet:
+    """A character for each known word."""
+
+    def __init__(self):
+        self._character: dict[str, str] = {}
+
+    def learn(self, words: Iterable[str]) -> str:
+        """Returns the words as one character each, and adds those that are new."""
+        for word in words:
+            self._character.setdefault(word, chr(_FIRST + len(self._character)))
+        return self.spell(words)
+
+    def spell(self, words: Iterable[str]) -> str:
+        """Returns the words as one character each, NUL for an unknown one."""
+        return "".join(map(self._character.get, words, itertools.repeat(UNKNOWN)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +82,8 @@ class Asked:
 
     @property
     def ngrams(self) -> set[str]:
-        return {ngram for phrase in (self.stem, *self.options) for ngram in ngrams_of(phrase, NGRAM)}
+        phrases = (self.stem, *self.options)
+        return {phrase[start : start + NGRAM] for phrase in phrases for start in range(len(phrase) - NGRAM + 1)}
 
     def answer_in(self, record: str) -> str:
         """Returns how a spelled record that holds the stem answers it, or "" where it does not."""
@@ -89,17 +109,15 @@ class Asked:
 
 @dataclasses.dataclass
 class Found:
-    """The matches in some records: n-grams, sets of options, and by the id of an asked item how it is answered."""
+    """The matches in some records: n-grams, and by the id of an asked item how it is answered."""
 
     records: int = 0
     ngrams: set[str] = dataclasses.field(default_factory=set)
-    sets: set[frozenset[str]] = dataclasses.field(default_factory=set)
     stems: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Found") -> None:
         self.records += other.records
         self.ngrams |= other.ngrams
-        self.sets |= other.sets
         for item, answer in other.stems.items():
             self.stems[item] = self.stems.get(item) or answer
 
@@ -109,7 +127,6 @@ class Found:
             "records": self.records,
             "ngram": sum(not self.ngrams.isdisjoint(each.ngrams) for each in asked),
             "stem": len(self.stems),
-            "options": sum(each.options in self.sets for each in asked),
             "contaminated": sum(map(bool, self.stems.values())),
         }
 
@@ -129,11 +146,7 @@ class Wanted:
         self._by_stem: dict[str, list[Asked]] = defaultdict(list)
         for asked in self.asked:
             self._by_stem[asked.stem].append(asked)
-        self._sets: dict[str, list[frozenset[str]]] = defaultdict(list)  # by their longest option
-        for options in {asked.options for asked in self.asked if asked.option_words >= NGRAM}:
-            self._sets[max(options, key=lambda option: (len(option), option))].append(options)
-        phrases = {phrase for asked in self.asked for phrase in (asked.stem, *asked.options)} - {""}
-        self._automaton = AhoCorasick(phrases | self._ngrams, store_patterns=True)
+        self._automaton = AhoCorasick((self._by_stem.keys() - {""}) | self._ngrams, store_patterns=True)
 
     def _asked(self, item: Item) -> Asked:
         stem, *options = (self.alphabet.learn(words_of(text)) for text in (item.question, *item.options))
@@ -143,14 +156,8 @@ class Wanted:
         """Returns the matches in one record."""
         record = self.alphabet.spell(words_of(text))
         phrases = set(self._automaton.find_matches_as_strings(record, overlapping=True))
-        sets = {options for longest in phrases & self._sets.keys() for options in self._sets[longest]}
         stems = [asked for stem in phrases & self._by_stem.keys() for asked in self._by_stem[stem]]
-        return Found(
-            1,
-            phrases & self._ngrams,
-            {options for options in sets if options <= phrases},
-            {asked.item.id: asked.answer_in(record) for asked in stems},
-        )
+        return Found(1, phrases & self._ngrams, {asked.item.id: asked.answer_in(record) for asked in stems})
 
 
 def check(items: Items, stores: Sequence[Path], held_out: Sequence[str] = HELD_OUT) -> dict:
@@ -173,8 +180,6 @@ def _searched(items: Items, parts: Iterable[Part], held_out: Sequence[str]) -> d
     wanted, total = Wanted(items), Found()
     rows: list[dict] = []
     contaminated: list[dict] = []
-    sources: Counter[str] = Counter()
-    first_with: dict[str, dict] = {}  # n-gram -> the first record that has it
     for part in parts:
         of_part = Found()
         with Progress(f"searching {part.store} {part.name}", part.size, unit="records", brief=True) as progress:
@@ -182,51 +187,23 @@ def _searched(items: Items, parts: Iterable[Part], held_out: Sequence[str]) -> d
                 progress.advance(1)
                 found = wanted.found_in(text.text)
                 of_part.add(found)
-                if part.split in held_out:
-                    continue
-                total.add(found)
-                where = {"store": part.store, "part": part.name, "record": text.id, "source": text.source}
-                answered = sorted((item, reason) for item, reason in found.stems.items() if reason)
-                contaminated += [{"item": item, **where, "reason": reason} for item, reason in answered]
-                sources.update([text.source] if found.ngrams else [])
-                for ngram in found.ngrams:
-                    first_with.setdefault(ngram, where)
-        counts = of_part.counts(wanted.asked)
-        rows.append({"store": part.store, "part": part.name, "held_out": part.split in held_out, **counts})
+                if part.split not in held_out:
+                    where = {"store": part.store, "part": part.name, "record": text.id, "source": text.source}
+                    answered = sorted((item, reason) for item, reason in found.stems.items() if reason)
+                    contaminated += [{"item": item, **where, "reason": reason} for item, reason in answered]
+        held = part.split in held_out
+        if not held:
+            total.add(of_part)
+        rows.append({"store": part.store, "part": part.name, "held_out": held, **of_part.counts(wanted.asked)})
     counts = total.counts(wanted.asked)
     return {
         "n": len(items),
         "ngram_words": NGRAM,
         "counts": counts,
-        "shares": {kind: count / len(items) for kind, count in counts.items() if kind != "records"},
         "parts": rows,
-        "sources": {
-            source: {"records": records, "share": records / sources.total()}
-            for source, records in sources.most_common()
-        },
         "contaminated": contaminated,
-        "examples": _examples(wanted, first_with),
         "verdict": _verdict(counts, len(items)),
     }
-
-
-def _examples(wanted: Wanted, first_with: dict[str, dict]) -> list[dict]:
-    """Returns the longest runs of words that an item shares with one record, at most one an item."""
-    runs = []
-    for asked in wanted.asked:
-        for text in (asked.item.question, *asked.item.options):
-            words = words_of(text)
-            start = 0
-            ngrams = ngrams_of(wanted.alphabet.spell(words), NGRAM)
-            for where, run in itertools.groupby(ngrams, first_with.get):
-                length = sum(1 for _ in run)
-                if where:
-                    runs.append({"item": asked.item.id, "words": words[start : start + length + NGRAM - 1], **where})
-                start += length
-    longest: dict[str, dict] = {}
-    for run in sorted(runs, key=lambda run: -len(run["words"])):
-        longest.setdefault(run["item"], run | {"words": " ".join(run["words"])})
-    return list(longest.values())[:EXAMPLES]
 
 
 def _verdict(counts: dict[str, int], n: int) -> str:

@@ -49,7 +49,7 @@ def parts_of(folder: Path) -> Iterator[Part]:
             lines = sum(1 for _ in file)
         yield Part(name, "documents", lines, _documents(documents))
     elif not datasets:
-        raise UserError(f"{folder} holds neither documents nor examples. Give --data the store of a corpus or dataset.")
+        raise UserError(f"{folder} holds neither documents nor examples. Give the store of a corpus or dataset.")
     for dataset, splits in datasets.items():
         vocabulary = tokenizer_lib.load(folder / "tokenizer.json")
         for split in splits:
@@ -65,7 +65,7 @@ def manifest(folder: Path) -> store.Manifest:
     """Reads a store's manifest. Raises UserError where the folder is not a store."""
     if not (folder / "manifest.json").is_file():
         raise UserError(
-            f"{folder} is not a prepared store: it has no manifest.json. Give --data a folder that "
+            f"{folder} is not a prepared store: it has no manifest.json. Give a folder that "
             "`python -m ghost_jax.data.prepare` names."
         )
     return store.manifest(folder)

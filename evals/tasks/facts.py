@@ -1,8 +1,6 @@
 """Scores a chat run on facts of subjects that it was not tuned on, as `mcq.py` scores it on CTIBench.
 
-The questions are those of the dataset `fact_mcq` whose subject is in the validation or the test split: no record of
-the chat stage is about it, no wording of theirs is in the train split, and nothing that chooses by the options alone
-does better than one in four. The base has read the facts in other wordings.
+docs/scoring.md#held-out-facts describes the questions: those of the dataset `fact_mcq` in the splits below.
 """
 
 from pathlib import Path

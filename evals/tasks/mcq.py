@@ -1,8 +1,4 @@
-"""Multiple choice, closed or open book: CTIBench MCQ, or any items, asked of a run.
-
-The model is asked every question in the cyclic shifts of its options, once more without the question and with
-another's, and once with the options not shown. `evals/analysis/report.py` computes the evaluation.
-"""
+"""Multiple choice, closed or open book: CTIBench MCQ, or any items, asked of a run; see docs/scoring.md."""
 
 import contextlib
 from collections.abc import Sequence
@@ -16,8 +12,8 @@ from evals.answering.controls import TRAINED, check_trained_without_questions, t
 from evals.answering.evaluate import evaluate, putting
 from evals.answering.letters import lettered
 from evals.answering.prefix_tree import Predict
+from evals.items.ctibench import part_of
 from evals.items.locate import NoItems, find_items
-from evals.items.splits import part_of
 from evals.open_book.scoring import Book, both_report
 from evals.overlap.contamination import HELD_OUT, check, refuse
 from ghost_jax.core.atomic_io import read_config
@@ -70,7 +66,7 @@ def evaluate_run(
     run_dir.say(f"asking {len(items):,} questions, orders {orders}{several}{unseen}")
     answers = None
     if book and reader == "both":
-        report = both_report(putting(predict, tokenizer, **how), orders, items, book, run_dir.say)
+        report = both_report(putting(predict, tokenizer, **how), orders, items, book)
         report = replace(report, layout=layout)
     else:
         passages = book.passages if book else None

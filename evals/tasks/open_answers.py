@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ghost_jax
-from evals.analysis.predictions import GOLD_COLUMNS, ID_COLUMN, matched, read_rows, refusal
+from evals.analysis.predictions import GOLD_COLUMNS, ID_COLUMN, check_gold, matched, read_rows
 from evals.analysis.report import print_line, right
 from evals.analysis.stats import clustered_interval, paired_difference
 from evals.analysis.verdict import COLLAPSED_SHARE, ROUNDING
@@ -94,11 +94,7 @@ def read_answers(task: Task, items: TaskItems, path: Path, column: str | None) -
     rows = read_rows(path, lists_by_letter=False)
     header = list(rows[0][1])
     rows = matched(path, rows, items, header)
-    for name in (name for name in header if name.lower() in GOLD_COLUMNS and name != column):
-        for (place, cells), item in zip(rows, items, strict=True):
-            if task.parse(cells[name]) != item.gold:
-                fault = f"{name} is {quoted(cells[name])}, but the gold answer of {quoted(item.id)} is {item.gold}"
-                raise refusal(path, place, fault, f"the rows in the order of {items.path}, or a column {ID_COLUMN}")
+    check_gold(path, rows, items, [item.gold for item in items], task.parse, column)
     if column and column not in header:
         raise UserError(f'{path}: there is no column "{column}".{did_you_mean(column, header)}')
     found = [column] if column else [name for name in header if name.lower() not in NOT_ANSWERS]

@@ -1,9 +1,8 @@
 """Recall by exposure: how often a base finds the object of a fact, against how often the fact was stated to it.
 
-Each fact of the dataset `exposure` is put twice as the beginning of a text, as a statement in a wording that training
-had for no fact and as a question, and the model compares four objects as its end. All four were stated equally often,
-each is right in one fact of its set, and a score is the difference to what the same object has behind the same wording
-about "it" (PMI), so that whoever has not read the fact is right in one of four.
+Each fact is put as the beginning of a text, in a wording that training had for no fact, and the model compares four
+objects as its end by PMI, the difference to the same wording about "it". All four were stated equally often, and each
+is right in one fact of its set: whoever has not read the fact is right in one of four.
 """
 
 import json
@@ -16,11 +15,11 @@ from rich.table import Table
 
 from evals.analysis.report import right
 from evals.analysis.stats import accuracy_of
-from evals.answering.prefix_tree import Branch, Predict, Tree, read
+from evals.answering.prefix_tree import Predict, Tree, read, scored_text
 from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs import evaluation
-from ghost_jax.runs.evaluation import Accuracy, ExposureRecall, Recall
+from ghost_jax.runs.evaluation import Accuracy, ExposureRecall, Recall, percent
 from ghost_jax.text.tokenizer import Tokenizer
 
 ITEMS = "exposure.jsonl"
@@ -47,13 +46,15 @@ def evaluate_run(
             "--config=configs/pretrain_exposure.py."
         )
     items = [json.loads(line) for line in read_text(path).splitlines()]
+    answers = [item["answer"] for item in items]
     credits = {}
     for way, blank in WAYS.items():
         with_fact, without = (
             _log_probs(predict, tokenizer, items, key, context=context, batch_size=batch_size) for key in (way, blank)
         )
-        pmi = [a - b for a, b in zip(with_fact, without, strict=True)]
-        credits[way] = np.array([_credit(scores, item["answer"]) for scores, item in zip(pmi, items, strict=True)])
+        pmi = with_fact - without
+        best = pmi == pmi.max(axis=1, keepdims=True)
+        credits[way] = best[np.arange(len(items)), answers] / best.sum(axis=1)  # those that tie share one
     counts = np.array([item["exposures"] for item in items])
     sets = np.array([str(item["set"]) for item in items])
 
@@ -80,14 +81,15 @@ def show_run(workdir: Path, console: Console) -> None:
     columns = right("exposures", "facts", "statement in a new wording", "question")
     table = Table(*columns, title="recall, % (95% interval), by how often a fact was stated; 25 is chance")
     for count, found in [*report.by_exposures.items(), ("all", report)]:
-        table.add_row(count, f"{found.n:,}", _shown(found.statement), _shown(found.question))
+        ways = [percent(each.accuracy, each.ci95) for each in (found.statement, found.question)]
+        table.add_row(count, f"{found.n:,}", *ways)
     console.print(table)
 
 
 def _log_probs(
     predict: Predict, tokenizer: Tokenizer, items: Sequence[dict], key: str, *, context: int, batch_size: int
-) -> list[np.ndarray]:
-    """Returns of each item [4] the log-probability of its options behind the text at `key`."""
+) -> np.ndarray:
+    """Returns the log-probability [N, 4] of each item's options behind the text at `key`."""
     texts = sorted({item[key] for item in items})
     options = {text: sorted({o for item in items if item[key] == text for o in item["options"]}) for text in texts}
     trees = [_tree(tokenizer, text, options[text]) for text in texts]
@@ -97,24 +99,11 @@ def _log_probs(
         for text, of_tree in zip(texts, readings, strict=True)
         for option, reading in zip(options[text], of_tree, strict=True)
     }
-    return [np.array([score[item[key], option] for option in item["options"]]) for item in items]
+    return np.array([[score[item[key], option] for option in item["options"]] for item in items])
 
 
 def _tree(tokenizer: Tokenizer, text: str, options: Sequence[str]) -> Tree:
     """Returns a text as a trunk with an option a branch, all of whose tokens are read."""
     trunk = np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.int32)
-    branches = []
-    for option in options:
-        ids = np.array([trunk[-1], *tokenizer.encode(f" {option}")], np.int32)
-        branches.append(Branch(ids[:-1], np.arange(len(ids) - 1), ids[1:, None]))
-    return Tree(trunk[:-1], tuple(branches))
-
-
-def _credit(scores: np.ndarray, answer: int) -> float:
-    best = scores == scores.max()
-    return float(best[answer] / best.sum())
-
-
-def _shown(found: Accuracy) -> str:
-    low, high = found.ci95
-    return f"{100 * found.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    ends = [np.array([trunk[-1], *tokenizer.encode(f" {option}")], np.int32) for option in options]
+    return Tree(trunk[:-1], tuple(map(scored_text, ends)))

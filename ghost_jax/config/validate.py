@@ -210,7 +210,6 @@ BOTH: dict[str, Domain] = {
     "divergence.evaluations": integer(2, MOST),
     "divergence.stop": FLAG,
     "log.wandb": text(r"[^/\\#?%:]{0,128}", "nothing or a project: at most 128 characters and none of / \\ # ? % :"),
-    "log.norms": FLAG,
     "log.trace_at": COUNT_OR_NONE,
 }
 PRETRAIN: dict[str, Domain] = {f"data.mixture.{name}": MULTIPLIER for name in BASE_DATASETS}

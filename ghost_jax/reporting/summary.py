@@ -12,8 +12,8 @@ from typing import NamedTuple
 import ghost_jax
 from ghost_jax.reporting import tables
 from ghost_jax.reporting.records import Beside
-from ghost_jax.reporting.tables import CTIBENCH, NONE, Row, percent
-from ghost_jax.runs.evaluation import Evaluation
+from ghost_jax.reporting.tables import CTIBENCH, NONE, Row
+from ghost_jax.runs.evaluation import Evaluation, percent
 from ghost_jax.runs.run_record import RunRecord
 
 SIGNATURE = "Written by ghost_jax"  # in reports of every version: marks a file that a report may replace
@@ -43,7 +43,6 @@ def parts_of(runs: Sequence[RunRecord], beside: Beside) -> list[Part]:
         Part(f"At a glance, {CTIBENCH}, %", glance_table(runs, beside), []),
         Part("What we learned", [], learned(runs, beside.comparisons)),
         Part("Runs", tables.result_table(runs), tables.notes_of(runs)),
-        Part("Machines", tables.machine_table(runs), []),
     ]
     return [part for part in parts if part.rows or part.notes]
 

@@ -1,12 +1,10 @@
-"""Run records as tables: the study's result table with our columns beside it, and where each run was made."""
+"""Run records as tables: the study's result table with our columns beside it."""
 
 import shlex
-import statistics
 from collections.abc import Sequence
 
 from ghost_jax.data.builders import DATASETS
-from ghost_jax.model.config import ModelConfig
-from ghost_jax.runs.evaluation import COLLAPSED, Evaluation
+from ghost_jax.runs.evaluation import COLLAPSED, Evaluation, interval, percent, points
 from ghost_jax.runs.run_record import RunRecord
 
 NONE = "—"
@@ -16,7 +14,6 @@ OURS = (
     *("steps", "LR", "val", "val shared", "state"),
     *("items", "accuracy over orders (95%)", "published order", "most frequent letter", "verdict"),
 )
-MACHINES = ("run", "parameters", "machine", "tokens/s")
 # Titles of datasets in the study's table, in the order in which a recipe names them: small talk last.
 WORDS = {name: DATASETS[name].title for name in sorted(DATASETS, key=lambda name: name == "small_talk")}
 Row = tuple[str, ...]
@@ -52,17 +49,6 @@ def notes_of(runs: Sequence[RunRecord]) -> list[str]:
         baselines = ", ".join(f"{name.replace('_', ' ')} {100 * each:.1f}" for name, each in score.baselines.items())
         notes.append(f"Without reading a question, {score.items.name} in the published order, %: {baselines}.")
     return notes
-
-
-def machine_table(runs: Sequence[RunRecord]) -> list[Row]:
-    """Returns size, machine and speed of each run, the header first; tokens/s is the median over logged updates."""
-    rows = [MACHINES]
-    for run in runs:
-        speeds = [line["tokens_per_s"] for line in run.metrics]
-        parameters = ModelConfig(**run.config["model"]).parameters()
-        speed = f"{statistics.median(speeds):,.0f}" if speeds else NONE
-        rows.append((run.name, f"{parameters:,}", run.environment.machine or NONE, speed))
-    return rows
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -147,16 +133,6 @@ def _rate(value: float) -> str:
 # ---- A score ----
 
 
-def percent(accuracy: float, interval: Sequence[float] | None = None) -> str:
-    """Returns a fraction in percent, with its interval where there is one: "25.0 (24.1 to 25.9)"."""
-    return f"{100 * accuracy:.1f}" + (f" ({interval_of(*interval)})" if interval else "")
-
-
-def interval_of(low: float, high: float, form: str = ".1f") -> str:
-    """Returns the ends of an interval in percent: "24.1 to 25.9"."""
-    return f"{100 * low:{form}} to {100 * high:{form}}"
-
-
 def score_cells(score: Evaluation | None) -> Row:
     """Returns a score as cells: items, headline with interval, single order, most frequent letter, verdict.
 
@@ -182,11 +158,10 @@ def said_of(score: Evaluation) -> str:
     """Returns a score in sentences: its verdict, cloze, changes between orders, cropped prompts."""
     sentences = [f"Verdict: {score.verdict_text or score.verdict}"]
     if cloze := score.cloze:
-        accuracy = f"{percent(cloze.found.accuracy)}% ({interval_of(*cloze.found.ci95)})"
-        sentences.append(f"With the options not shown (cloze, {cloze.primary}): {accuracy}.")
+        accuracy = percent(cloze.found.accuracy, cloze.found.ci95)
+        sentences.append(f"With the options not shown (cloze, {cloze.primary}), %: {accuracy}.")
         for name, control in (cloze.controls or {}).items():
-            gain = f"{100 * control.gain:+.1f} points ({interval_of(*control.gain_ci95, '+.1f')})"
-            sentences.append(f"Over {name} it gains {gain} there.")
+            sentences.append(f"Over {name} it gains there, in points: {points(control.gain, control.gain_ci95, 1)}.")
     if score.flip_rate is not None:
         sentences.append(f"Between two orders of a question another option is chosen in {score.flip_rate:.0%}.")
     if gain := gain_of(score):
@@ -215,8 +190,8 @@ def gain_of(score: Evaluation) -> str:
     """Returns how much a model adds to the lexical reader; empty for any other score."""
     if score.gain_over_lexical is None:
         return ""
-    interval = interval_of(*score.gain_over_lexical_ci95, "+.2f")
-    return f"{100 * score.gain_over_lexical:+.2f} points ({interval}) over the lexical reader alone"
+    ends = interval(*score.gain_over_lexical_ci95, "+.2f")
+    return f"{points(score.gain_over_lexical)} points ({ends}) over the lexical reader alone"
 
 
 def benchmark_scores(runs: Sequence[RunRecord]) -> dict[str, Evaluation]:

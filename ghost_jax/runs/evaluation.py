@@ -119,11 +119,8 @@ class Contamination:
     n: int
     ngram_words: int
     counts: dict[str, int]
-    shares: dict[str, float]
     parts: tuple[dict[str, Any], ...]
-    sources: dict[str, dict[str, float]]
     contaminated: tuple[dict[str, str], ...]
-    examples: tuple[dict[str, str], ...]
     verdict: str
     not_searched: tuple[str, ...]
 
@@ -216,7 +213,6 @@ class Evaluation:
     retrieval: Retrieval | None = None
     fits: tuple[Fit, ...] | None = None
     book_controls: dict[str, Accuracy] | None = None
-    weights: dict[str, float] | None = None
     model_alone: Accuracy | None = None
     gain_over_lexical: float | None = None
     gain_over_lexical_ci95: Interval | None = None
@@ -322,6 +318,21 @@ class TaskEvaluation:
     contamination: Contamination | None = None
     prompts_cropped: int | None = None  # of a run, at their beginning
     step: int | None = None
+
+
+def percent(accuracy: float, ci95: Interval | None = None, digits: int = 1) -> str:
+    """Returns a fraction in percent, with its interval where there is one: "25.0 (24.1 to 25.9)"."""
+    return f"{100 * accuracy:.{digits}f}" + (f" ({interval(*ci95, f'.{digits}f')})" if ci95 else "")
+
+
+def interval(low: float, high: float, form: str = ".1f") -> str:
+    """Returns the ends of an interval in percent: "24.1 to 25.9"."""
+    return f"{100 * low:{form}} to {100 * high:{form}}"
+
+
+def points(difference: float, ci95: Interval | None = None, digits: int = 2) -> str:
+    """Returns a difference of fractions in points, with its interval where there is one: "+1.20 (+0.10 to +2.30)"."""
+    return f"{100 * difference:+.{digits}f}" + (f" ({interval(*ci95, f'+.{digits}f')})" if ci95 else "")
 
 
 @functools.cache

@@ -1,9 +1,10 @@
 """What a run reports while it trains: progress, metrics.jsonl, and the divergence watch."""
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,7 @@ from ghost_jax.core.errors import STOPPED_BY_WATCH, UserError
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.distributed import is_main
 from ghost_jax.runs import metrics as metrics_lib
-from ghost_jax.runs.metrics import Meter, MetricsLog, Trace
-from ghost_jax.training import divergence
+from ghost_jax.runs.metrics import Meter, MetricsLog
 
 ENDED = (
     "the run is stopped, and its last checkpoint is from before. Lower --config.optim.peak_lr, and give the new run "
@@ -44,7 +44,6 @@ class Journal:
         self._config, self._workdir, self._start = config, workdir, start
         self._history = [line for line in metrics_lib.read(workdir) if line["step"] <= start]
         self._meter = Meter(model.flops_per_token(config.data.seq_len), list(mesh.devices.flat), model.dtype)
-        self._trace = Trace(workdir, config.log.trace_at)
         self._progress = Progress("training", config.steps, unit="updates", done=start, shown=is_main())
         self._log: MetricsLog | None = None
         self._resources = contextlib.ExitStack()
@@ -56,16 +55,14 @@ class Journal:
             log = MetricsLog(self._workdir, self._start, project=self._config.log.wandb, config=self._config.to_dict())
             self._log = self._resources.enter_context(log)
         self._resources.enter_context(self._progress)
-        self._resources.enter_context(self._trace)
         self._clock = time.perf_counter()
         return self
 
     def __exit__(self, *reason) -> None:
         self._resources.__exit__(*reason)
 
-    def next_batch(self, batches: Iterator[dict[str, np.ndarray]], update: int) -> dict[str, np.ndarray]:
+    def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Returns the batch of an update and measures the wait for it."""
-        self._trace.before(update, self._pending[2] if self._pending else ())
         asked = time.perf_counter()
         batch = next(batches)
         self._meter.batch_waited(time.perf_counter() - asked)
@@ -111,8 +108,37 @@ class Journal:
         return losses
 
     def _check_divergence(self, update: int) -> None:
-        wrong = divergence.verdict(self._history, self._config.divergence.evaluations)
+        wrong = divergence(self._history, self._config.divergence.evaluations)
         if wrong and self._config.divergence.stop:
             raise Diverged(update, f"{wrong} As its config asks (divergence.stop): {ENDED}")
         if wrong and is_main():
             print(f"WARNING: {wrong} The run continues (divergence.stop is off).", flush=True)
+
+
+# ---- The divergence watch ----
+
+
+def rises(losses: Sequence[float]) -> int:
+    """Returns the number of consecutive rises up to the newest loss; a loss that is not finite is a rise."""
+    risen = [not math.isfinite(after) or after > before for before, after in itertools.pairwise(losses)]
+    return len(list(itertools.takewhile(bool, reversed(risen))))
+
+
+def divergence(history: Sequence[Mapping[str, float]], evaluations: int) -> str | None:
+    """Returns what is wrong with the newest validation loss in a sentence with updates and losses, or None.
+
+    A loss that is not finite is wrong at once; others are after `evaluations` (2 or more) losses, each above the last.
+
+    Args:
+      history: the lines of metrics.jsonl. Only those over all validation records count (`val_share` is 1): a sample's
+        loss may rise by its size alone.
+    """
+    evaluated = [line for line in history if "val_loss" in line]
+    if evaluated and not math.isfinite(evaluated[-1]["val_loss"]):
+        return f"The validation loss after update {evaluated[-1]['step']:,} is {evaluated[-1]['val_loss']}."
+    full = [line for line in evaluated if line.get("val_share") == 1]
+    if not full or full[-1] is not evaluated[-1] or rises([line["val_loss"] for line in full]) < evaluations - 1:
+        return None
+    losses = " → ".join(f"{line['val_loss']:.6g}" for line in full[-evaluations:])
+    updates = ", ".join(f"{line['step']:,}" for line in full[-evaluations:])
+    return f"The validation loss rose over {evaluations} evaluations in a row: {losses} (updates {updates})."

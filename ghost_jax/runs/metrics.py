@@ -4,7 +4,6 @@ An object store cannot append: there the lines are in numbered parts, `metrics/0
 the first update in it.
 """
 
-import contextlib
 import functools
 import json
 import resource
@@ -23,8 +22,7 @@ from tensorboardX import SummaryWriter
 
 from ghost_jax.core.atomic_io import read_text, write_text
 from ghost_jax.core.errors import UserError
-from ghost_jax.core.object_store import is_remote, local_folder, upload
-from ghost_jax.parallel.distributed import is_main
+from ghost_jax.core.object_store import is_remote, upload
 from ghost_jax.runs.device_specs import PEAK_FLOPS
 
 FILE, PARTS = "metrics.jsonl", "metrics"
@@ -238,41 +236,3 @@ def measured_flops(dtype: str) -> float:
         multiply(x).block_until_ready()
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
-
-
-class Trace:
-    """A profiler trace of a few updates under `workdir/trace`, for TensorBoard, XProf or Perfetto.
-
-    Use as a context manager: a run that ends or fails during the trace still writes it.
-
-    Args:
-      at: number of the first traced update, from 1; 0 for no trace.
-    """
-
-    def __init__(self, workdir: Path, at: int, updates: int = 3):
-        self._folder, self._first, self._after = workdir / "trace", at, at + updates
-        self._written = contextlib.ExitStack()
-        self._on = False
-
-    def __enter__(self) -> "Trace":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._on:
-            self._on = False
-            jax.profiler.stop_trace()
-            self._written.close()
-
-    def before(self, update: int, arrays: Any) -> None:
-        """Starts or stops the trace, in one process, where it is due before `update` is dispatched.
-
-        Args:
-          arrays: results of the update before, which are waited for: its work belongs to its own side of the trace.
-        """
-        if is_main() and update == self._first > 0:
-            jax.block_until_ready(arrays)
-            jax.profiler.start_trace(self._written.enter_context(local_folder(self._folder)))
-            self._on = True
-        elif self._on and update == self._after:
-            jax.block_until_ready(arrays)
-            self.__exit__()

@@ -6,6 +6,7 @@ The seeds of a setting are pooled: mean, range, and from three seeds on Student'
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,10 @@ from matplotlib.figure import Figure
 import ghost_jax
 from evals.analysis.stats import ENOUGH_SEEDS, pool
 from ghost_jax.core.atomic_io import write_bytes, write_json, write_text
-from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, WIDTH, new_figure, png
-from ghost_jax.reporting.tables import NONE, interval_of, markdown, percent
+from ghost_jax.reporting.plots import ACCENT, INK, LETTER_COLORS, MUTED, WARM, WIDTH, new_figure, png
+from ghost_jax.reporting.tables import NONE, markdown
 from ghost_jax.runs import run_record
-from ghost_jax.runs.evaluation import Evaluation
-from ghost_jax.sweeps import curves
-from ghost_jax.sweeps.curves import curve_of
+from ghost_jax.runs.evaluation import Evaluation, interval, percent
 from ghost_jax.sweeps.grid import Run, Setting, Sweep
 
 
@@ -30,7 +29,6 @@ class SweepRun:
 
     run: Run
     state: str  # "finished", "stopped" (by the divergence watch), "failed" or "not started"
-    config: dict
     score: Evaluation | None  # on the benchmark
     curve: list[dict[str, float]]  # validation losses by tokens and time
     # steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss; what the run
@@ -48,17 +46,7 @@ class SweepRun:
             figures["rate"] = config["optim"]["peak_lr"]
         if score:
             figures |= {"accuracy": score.headline.accuracy, "letter_share": score.top_letter[1]}
-        return cls(run, state, config, score, curve_of(config, lines), figures)
-
-    def to_json(self) -> dict:
-        """Returns the run as `sweep.json` has it."""
-        content = {"run": self.run.name, "seed": self.run.seed, "state": self.state, **self.figures}
-        content |= {"curve": self.curve, **({"published": self.config.get("published", {})} if self.config else {})}
-        if score := self.score:
-            content |= {"ci95": score.headline.ci95, "orders": score.orders_per_item}
-            content |= {"letters": len(score.letter_share), "verdict": score.verdict}
-            content |= {"note": score.note or "", "cropping": score.cropping}
-        return content
+        return cls(run, state, score, curve_of(config, lines), figures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,17 +85,6 @@ class Row:
         """How many of the runs that are counted have each verdict."""
         return Counter(run.score.verdict for run in self.counted if run.score)
 
-    @property
-    def published(self) -> dict:
-        """The study's own figures of the setting, as its recipe has them."""
-        return next((run.config.get("published", {}) for run in self.runs if run.config), {})
-
-    def to_json(self) -> dict:
-        """Returns the row as `sweep.json` has it."""
-        content = {"setting": self.setting.name, "config": self.setting.spec, "overrides": dict(self.setting.overrides)}
-        content |= {"states": self.states, "verdicts": self.verdicts, **self.pooled}
-        return content | {"runs": [run.to_json() for run in self.runs]}
-
 
 def pooled(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
     """Returns the settings of a sweep, with their seeds pooled; `states` are those of its runs by their names."""
@@ -120,11 +97,9 @@ def pooled(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
 
 
 def table_of(sweep: Sweep, rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """Returns the table, the header first, with the study's own figures where a recipe has any."""
-    studied = any(row.published.get("run") for row in rows)
+    """Returns the table, the header first."""
     header = ("setting", "steps", "rate", *(name.replace("_", " ") for name in sweep.metrics))
-    header += ("accuracy, %", "95% interval", "min to max", "top letter, %", "verdict", "runs")
-    table = [header + (("study's val loss", "study's accuracy, %") if studied else ())]
+    table = [(*header, "accuracy, %", "95% interval", "min to max", "top letter, %", "verdict", "runs")]
     for row in rows:
         cells = (
             row.setting.name,
@@ -136,9 +111,6 @@ def table_of(sweep: Sweep, rows: Sequence[Row]) -> list[tuple[str, ...]]:
             _counts(row.verdicts),
             _counts(row.states, usual="finished"),
         )
-        if studied:
-            loss, accuracy = row.published.get("val_loss"), row.published.get("accuracy")
-            cells += (f"{loss:.3f}" if loss else NONE, percent(accuracy) if accuracy else NONE)
         table.append(cells)
     return table
 
@@ -152,8 +124,8 @@ def _accuracy_cells(row: Row) -> tuple[str, ...]:
     over = " (items)" if accuracy["over"] == "items" else ""
     return (
         percent(accuracy["mean"]) + (" (one order)" if one_order else ""),
-        f"{interval_of(*accuracy['ci95'])}{over}" if accuracy["ci95"] else NONE,
-        interval_of(accuracy["min"], accuracy["max"]) if accuracy["n"] > 1 else NONE,
+        f"{interval(*accuracy['ci95'])}{over}" if accuracy["ci95"] else NONE,
+        interval(accuracy["min"], accuracy["max"]) if accuracy["n"] > 1 else NONE,
     )
 
 
@@ -241,6 +213,56 @@ def _draw(axes: Axes, places: Sequence[float], rows: Sequence[Row], key: str, co
         axes.errorbar(at, means, bars, fmt=line, color=color, capsize=4, label=key.replace("_", " "))
 
 
+# ---- Validation loss against tokens and training time ----
+
+
+def curve_of(config: Mapping, lines: Sequence[Mapping]) -> list[dict[str, float]]:
+    """Returns `step`, `tokens`, `seconds` and `val_loss` of each evaluation of a run, [] where records lack speeds.
+
+    Tokens include padding. Seconds are those of updates after the first one, which compiles; evaluations, checkpoints
+    and interruptions are not counted.
+    """
+    if not all("tokens_per_s" in line for line in lines) or "batch_size" not in config:
+        return []
+    tokens, seconds, curve = config["batch_size"] * config["data"]["seq_len"], 0.0, []  # tokens of an update
+    for before, line in pairwise(lines):
+        seconds += (line["step"] - before["step"]) * tokens / line["tokens_per_s"]
+        if "val_loss" in line:
+            point = {"step": line["step"], "tokens": line["step"] * tokens, "seconds": seconds}
+            curve.append(point | {"val_loss": line["val_loss"]})
+    return curve
+
+
+def curves(rows: Sequence[Row]) -> Figure | None:
+    """Draws the curves of a sweep: two panels for each config, a color for each setting, a curve for each seed.
+
+    Configs share no panel: losses over different vocabularies do not compare. None where no run has two evaluations.
+    """
+    drawn = [row for row in rows if any(len(run.curve) > 1 for run in row.runs)]
+    configs = list(dict.fromkeys(row.setting.spec for row in drawn))
+    if not configs:
+        return None
+    figure = Figure(figsize=(10, 3.6 * len(configs)), layout="constrained")
+    panels = figure.subplots(len(configs), 2, sharey="row", squeeze=False)
+    for config, (by_tokens, by_time) in zip(configs, panels, strict=True):
+        for number, row in enumerate(row for row in drawn if row.setting.spec == config):
+            for seed, run in enumerate(row.runs):
+                style = {"color": LETTER_COLORS[number % len(LETTER_COLORS)], "linewidth": 1}
+                style["label"] = None if seed else row.setting.name
+                losses = [point["val_loss"] for point in run.curve]
+                by_tokens.plot([point["tokens"] / 1e6 for point in run.curve], losses, **style)
+                by_time.plot([point["seconds"] / 60 for point in run.curve], losses, **style)
+        by_tokens.set(xlabel="tokens, millions", ylabel="validation loss, nats a token")
+        by_time.set(xlabel="training time without evaluations, minutes")
+        by_tokens.legend(frameon=False)
+        for axes in (by_tokens, by_time):
+            axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+# ---- The record ----
+
+
 def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[tuple[str, ...]], list[str]]:
     """Writes `sweep.json`, `sweep.md`, `sweep.png` and `curves.png` into `folder`; returns the table and its notes.
 
@@ -249,11 +271,13 @@ def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[t
     rows = pooled(sweep, folder, states)
     table, notes = table_of(sweep, rows), notes_of(rows)
     signed = {"ghost_jax": ghost_jax.__version__, "name": sweep.name, "axis": sweep.axis}
-    settings = [row.to_json() for row in rows]
+    settings = [
+        {"setting": row.setting.name, "states": row.states, "verdicts": row.verdicts, **row.pooled} for row in rows
+    ]
     write_json(folder / "sweep.json", signed | {"settings": settings, "notes": notes, "table": table})
     write_bytes(folder / "sweep.png", png(picture(sweep, rows)))
     blocks = [f"# {sweep.name}", markdown(table), *notes, "![accuracy and loss](sweep.png)"]
-    if drawn := curves.picture(rows):
+    if drawn := curves(rows):
         write_bytes(folder / "curves.png", png(drawn))
         blocks.append("![validation loss against tokens and time](curves.png)")
     write_text(folder / "sweep.md", "\n\n".join(blocks) + "\n")

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from ghost_jax.core.object_store import local_folder
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import Prepared, letters_of, mix_of
 from ghost_jax.parallel import distributed
@@ -58,9 +61,11 @@ def train(
         stop_vote = distributed.StopVote()
         with open_journal(start) as journal, stop_requests() as asked_to_stop, distributed.end_with_peers():
             for update in range(start + 1, config.steps + 1):
-                batch = journal.next_batch(batches, update)
+                batch = journal.next_batch(batches)
                 lr = setup.rate(update - 1)
-                state, metrics = train_step(state, distributed.to_global(batch, batch_sharding(mesh)), lr)
+                traces = update == config.log.trace_at and distributed.is_main()
+                step = profiled(train_step, workdir / "trace") if traces else train_step
+                state, metrics = step(state, distributed.to_global(batch, batch_sharding(mesh)), lr)
                 journal.dispatched(update, lr, metrics)
                 last, stopping = update == config.steps, stop_vote(asked_to_stop())
                 due = [validate] if last or update % config.eval_every == 0 else []
@@ -81,6 +86,17 @@ def train(
 
 def _measured(measures: list[Measure], params: dict) -> Callable[[], dict[str, float]]:
     return lambda: {name: value for measure in measures for name, value in measure(params).items()}
+
+
+def profiled(step: Callable, folder: Path) -> Callable:
+    """Returns a training step that writes a profiler trace, for TensorBoard, XProf or Perfetto."""
+
+    def traced(*arguments: Any) -> Any:
+        jax.block_until_ready(arguments)  # the update before is not part of the trace
+        with local_folder(folder) as local, jax.profiler.trace(local):
+            return jax.block_until_ready(step(*arguments))
+
+    return traced
 
 
 @contextlib.contextmanager

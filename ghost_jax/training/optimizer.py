@@ -1,4 +1,4 @@
-"""Learning-rate schedules; AdamW and Muon without the rate, which is an argument of the step; norms by layer."""
+"""Learning-rate schedules; AdamW and Muon without the rate, which is an argument of the step."""
 
 import math
 from collections.abc import Callable
@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
-
-from ghost_jax.model.transformer import unstack_blocks
 
 
 def _wsd(peak: float, least: float, updates: int, decay: int) -> optax.Schedule:
@@ -143,11 +141,3 @@ def skip_nonfinite(old: Any, new: Any, finite: jax.Array) -> Any:
     Selected leaf by leaf and not multiplied by zero, because zero times NaN is NaN.
     """
     return jax.tree.map(lambda before, after: jnp.where(finite, after, before), old, new)
-
-
-def norms_by_layer(params: dict, grads: dict) -> dict[str, jax.Array]:
-    """Returns `param_norm/<layer>` and `grad_norm/<layer>`, Euclidean, for each block and other top-level name."""
-    trees = {"param_norm": params, "grad_norm": grads}
-    if "blocks" in params:
-        trees = {kind: unstack_blocks(tree) for kind, tree in trees.items()}
-    return {f"{kind}/{layer}": optax.global_norm(tree[layer]) for kind, tree in trees.items() for layer in tree}

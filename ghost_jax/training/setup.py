@@ -78,7 +78,7 @@ class TrainSetup:
         """Returns the jitted training step, see `make_train_step`; `frozen` are the base's parameters with `lora`."""
         built = (self.model, self.optimizer, self.abstract, self.mesh, self.rows)
         rest = (self.lora.merge, abstract_params(self.model.config)) if self.lora else None
-        step = make_train_step(*built, self.objective, letter_ids, with_norms=self.config.log.norms, frozen=rest)
+        step = make_train_step(*built, self.objective, letter_ids, frozen=rest)
         return (lambda state, batch, lr: step(state, batch, lr, frozen)) if frozen else step
 
     def whole(self, params: dict, frozen: dict | None) -> dict:

@@ -22,7 +22,7 @@ from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replica
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.cross_entropy import log_probabilities
 from ghost_jax.training.loss import denominators, loss, loss_sum
-from ghost_jax.training.optimizer import norms_by_layer, skip_nonfinite
+from ghost_jax.training.optimizer import skip_nonfinite
 
 LM = MappingProxyType({"lm": 1.0})
 
@@ -81,7 +81,6 @@ def make_train_step(
     micro_batch_rows: int,
     objective: Mapping[str, float] = LM,
     letter_ids: np.ndarray | None = None,
-    with_norms: bool = False,
     frozen: tuple[Callable[[dict, dict], dict], dict] | None = None,
 ) -> Callable[..., tuple[TrainState, dict]]:
     """Returns the jitted `(state, batch, learning_rate) -> (state, metrics)`; the old state's memory is donated.
@@ -91,7 +90,7 @@ def make_train_step(
     finite changes nothing but `skipped`.
 
     Metrics: `loss` (minimised, in nats), `loss_<objective>` for each where there are several, `grad_norm` (before
-    clipping), `supervised` (tokens of the loss), `skipped` (updates so far), and norms by layer `with_norms`.
+    clipping), `supervised` (tokens of the loss), `skipped` (updates so far).
 
     Args:
       objective: mixing weight of each of `loss.OBJECTIVES`.
@@ -124,7 +123,7 @@ def make_train_step(
         new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped)
         metrics = losses if len(losses) > 2 else {"loss": losses["loss"]}
         metrics |= {"grad_norm": grad_norm, "supervised": jnp.sum(batch["weights"] > 0), "skipped": skipped}
-        return new, metrics | (norms_by_layer(params, grads) if with_norms else {})
+        return new, metrics
 
     return jax.jit(
         step,

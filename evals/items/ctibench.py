@@ -1,6 +1,9 @@
-"""The named splits of CTIBench: one that may be fitted to, and the one that such a fit is scored on."""
+"""What is particular to CTIBench MCQ: its named splits, and the questions whose gold answer is in doubt."""
 
 import dataclasses
+import functools
+import json
+from importlib import resources
 from random import Random
 
 import numpy as np
@@ -34,3 +37,18 @@ def part_of(items: Items, split: str) -> Items:
     rows = development_split(items)[split == "test"]
     kept = tuple(items.items[row] for row in rows)
     return dataclasses.replace(items, name=f"{items.name}, {split} split", items=kept)
+
+
+# ---- Gold answers in doubt, from an audit of all 2,500: docs/gold_audit.md ----
+
+
+@functools.cache
+def flags() -> dict[str, dict]:
+    """Returns the flags by the id of the item, "line 3": kind, right (letters) and reason."""
+    text = resources.files(__package__).joinpath("gold_flags.jsonl").read_text(encoding="utf-8")
+    return {flag["id"]: flag for flag in map(json.loads, text.splitlines())}
+
+
+def doubtful(items: Items) -> set[str]:
+    """Returns the ids of the items whose gold answer is in doubt; none of another benchmark than CTIBench MCQ."""
+    return {item.id for item in items} & flags().keys() if items.sha256 == CTIBENCH_MCQ_SHA256 else set()
