@@ -57,7 +57,7 @@ TEXTS: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
 
 
 def test_every_reader_of_a_source_is_tried():
-    assert {read for _, _, read in SOUND.values()} == {source.read for source in SOURCES.values() if source.stems}
+    assert {SOURCES[name].reader for name in SOUND} == {source.reader for source in SOURCES.values() if source.stems}
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -217,7 +217,7 @@ def test_a_cloze_has_no_order_and_is_written_once(asked):
 @pytest.mark.slow
 def test_the_real_corpus_gives_ten_to_fifty_thousand_questions_at_chance_for_every_baseline(ghost_data):
     paths = ((name, path) for name in ("attack", "capec", "cwe", "cve") for path in sources.locate(name, [ghost_data]))
-    real = questions([document for name, path in paths for document in sources.SOURCES[name].read(path)])
+    real = questions([document for name, path in paths for document in sources.read(name, path)])
     assert 10_000 <= len(real) <= 50_000
     check(real)
     by_relation = defaultdict(list)

@@ -234,8 +234,7 @@ def part_store(say: Say, given: Input) -> Path:
     def records() -> Iterator[Record]:
         if given.own:
             return text.read(given.source, given.path, given.own, given.key)
-        read = sources.SOURCES[given.source].read
-        return read(given.path) if given.path else read()
+        return sources.read(given.source, given.path)
 
     def write(folder: Path) -> dict:
         say(f"reading {given.source}: {given}")

@@ -1,24 +1,29 @@
 """The sources of documents. `SOURCES` is the one table to extend.
 
-To add a source, write a module here with a `VERSION` and a `read(path)` that yields `Record`s and raises `UserError`
-for an invalid file, and give it a row in `SOURCES` under the name that configs use. `files.open_text` opens every
-compression; `forms.read` checks a publisher's JSON; `ghost_jax.data.storage.text_cleaning.clean` turns markup into
-prose.
+To add a source, write a module here with a `VERSION` and a `read(path)` that yields `Record`s, and give it a row in
+`SOURCES` under the name that configs use. `files.open_text` opens every compression;
+`ghost_jax.data.storage.text_cleaning.clean` turns markup into prose. A reader need not check the form of a published
+file: what an object of another form raises becomes a refusal of the file.
 """
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import ijson
+
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.downloads.published import PUBLISHED
-from ghost_jax.data.sources import attack, capec, cwe, embedded, exploitdb, forms, jsonl, kev, nvd, stix, vulnerability
+from ghost_jax.data.sources import attack, capec, cwe, embedded, exploitdb, jsonl, kev, nvd, stix, vulnerability
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Record
 
 # Files of a data folder that are expected and no data: papers, notes of feeds, unfinished downloads
 _IGNORED = ("README*", "LICEN[CS]E*", "COPYING*", "NOTICE*", ".*", "*.META", "*.PARTIAL", "*.ETAG", "*.PART")
+# What a reader raises for a file of another form; ElementTree's errors are SyntaxErrors, defusedxml's ValueErrors
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, SyntaxError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,26 +36,33 @@ class Source:
     reader: ModuleType  # the module that reads them
     shared: tuple[ModuleType, ...] = ()  # other modules that decide its records
 
-    @property
-    def read(self) -> Callable[..., Iterator[Record]]:
-        """Yields the records of one file, given its path; takes no argument where there are no stems."""
-        return self.reader.read
-
 
 SOURCES = {
     "attack": Source(
-        ("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json"), attack, (stix, forms)
+        ("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json"),
+        attack,
+        (stix, vulnerability),
     ),
-    "attack18": Source(("enterprise-attack-18.1.json",), attack, (stix, forms)),
-    "capec": Source(("stix-capec-3.9.json",), capec, (stix, forms, vulnerability)),
-    "cwe": Source(("cwec_v4.14.xml",), cwe, (forms,)),
-    "nvd": Source(("nvdcve-2.0-*.json",), nvd, (vulnerability, forms)),
-    "kev": Source(("known_exploited_vulnerabilities.json",), kev, (vulnerability, forms)),
+    "attack18": Source(("enterprise-attack-18.1.json",), attack, (stix, vulnerability)),
+    "capec": Source(("stix-capec-3.9.json",), capec, (stix, vulnerability)),
+    "cwe": Source(("cwec_v4.14.xml",), cwe, (vulnerability,)),
+    "nvd": Source(("nvdcve-2.0-*.json",), nvd, (vulnerability,)),
+    "kev": Source(("known_exploited_vulnerabilities.json",), kev, (vulnerability,)),
     "exploitdb": Source(("files_exploits.csv",), exploitdb, (vulnerability,)),
     "cti": Source(("cti.jsonl",), jsonl, (vulnerability,)),
     "cve": Source(("cve.jsonl",), jsonl, (vulnerability,)),
     "embedded": Source((), embedded),
 }
+
+
+def read(name: str, path: Path | None) -> Iterator[Record]:
+    """Yields the records of one file of a source, None for the package's. Raises UserError for another file."""
+    reader = SOURCES[name].reader
+    try:
+        yield from reader.read(path) if path else reader.read()
+    except (*_MALFORMED, ijson.JSONError) as fault:
+        found = f"{type(fault).__name__}: {str(fault)[:200]}"
+        raise UserError(f"{path} has not the form of its publisher ({found}). Fetch it again.") from fault
 
 
 def locate(name: str, folders: Sequence[Path]) -> list[Path]:

@@ -162,3 +162,10 @@ def parse_json(data: bytes, path: Path, first_line: int = 1) -> Any:
             "or fetch the file again."
         ) from fault
     return value
+
+
+def without_nulls(value: Any) -> Any:
+    """Returns a JSON value in which keys that hold null are absent, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
