@@ -84,8 +84,8 @@ def test_a_zip_holds_one_file_and_no_link(tmp_path, names):
 
 
 def test_a_decompression_bomb_is_not_held_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_JSON", 1 << 20)
-    path = write(tmp_path / "bundle.json.xz", b" " * (files.MAX_JSON + 1))
+    monkeypatch.setattr(files, "MAX_TEXT", 1 << 20)
+    path = write(tmp_path / "bundle.json.xz", b" " * (files.MAX_TEXT + 1))
     with pytest.raises(UserError, match=r"bundle\.json\.xz .* 1 MiB"):
         files.read_json(path)
 

@@ -25,13 +25,14 @@ from ghost_jax.core.paths import cache_dir, data_folders
 from ghost_jax.data import dedup, fetch, sources
 from ghost_jax.data.downloads.published import PUBLISHED
 from ghost_jax.data.examples import Documents
-from ghost_jax.data.own import rows, text
+from ghost_jax.data.own import text
 from ghost_jax.data.retrieval import bm25
 from ghost_jax.data.retrieval.bm25 import Index, passages_of
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import artifact_cache, schema, text_cleaning
 from ghost_jax.data.storage.files import listed, stem
 from ghost_jax.data.storage.schema import Fact, Record
+from ghost_jax.data.storage.tables import suffix_of
 
 Say = Callable[[str], None]
 Judged = tuple[list[Path], Iterable[str]]  # the parts, and for each document in them why it is dropped, or ""
@@ -144,7 +145,7 @@ def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
                 "one entry."
             )
         entries[name] = entry
-        pages = tuple(path for path in paths if rows.suffix_of(path) in text.PAGES)
+        pages = tuple(path for path in paths if suffix_of(path) in text.PAGES)
         tables = [(path,) for path in paths if path not in pages]
         inputs[entry] = tuple(Input(name, folder, files, key) for files in (*tables, pages) if files)
     return inputs

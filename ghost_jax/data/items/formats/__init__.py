@@ -9,16 +9,19 @@ its publisher answers with several letters, or none, is *left out*, named and co
 parsed" is an accuracy over another benchmark.
 """
 
-import hashlib
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import path_of
-from ghost_jax.data.items.formats import raw
 from ghost_jax.data.items.formats.published import FORMATS
-from ghost_jax.data.items.formats.row import Format, gold_index, quirks_of, quoted
+from ghost_jax.data.items.formats.row import Format, gold_index, quirks_of
 from ghost_jax.data.items.items import Item, Items
+from ghost_jax.data.storage import tables
+from ghost_jax.data.storage.artifact_cache import sha256_of
+from ghost_jax.data.storage.files import quoted, refusal
 
 # The name "CTIBench MCQ" belongs to these bytes alone (xashru/cti-bench): an edited copy goes by its file name.
 CTIBENCH_MCQ_SHA256 = "11e0af8db2dae9706c6e79901d2390bcdf9746e8feccbd9ba10682df649bcc6a"
@@ -31,15 +34,11 @@ def read_items(path: str | Path, page: str = "") -> Items:
       page: the key or column whose value is the page of an item, in place of its url.
 
     Raises:
-      UserError: the file is absent, empty, too large, not UTF-8 or of no known format, an id is there twice, or a row
-        can neither be scored nor left out with good reason.
+      UserError: the file is absent, empty, not UTF-8 or of no known format, an id is there twice, or a row can neither
+        be scored nor left out with good reason.
     """
     path = path_of(str(path))
-    container = raw.CONTAINERS.get(path.suffix.lower())
-    if container is None:
-        raise _unknown(path, f'"{path.suffix}" is not a suffix of test items')
-    data = raw.read(path)
-    form, records = _recognised(path, container(path, data))
+    form, records = _recognised(path)
     items: list[Item] = []
     quirks: list[str] = []
     left_out: list[str] = []
@@ -56,13 +55,13 @@ def read_items(path: str | Path, page: str = "") -> Items:
             answer = gold_index(row)
             url = _page(record, page) if page else row.url
         except ValueError as fault:
-            raise UserError(f"{path}, {place}: {fault}. Give {form.shape}.") from None
+            raise refusal(path, place, str(fault), f"Give {form.shape}.") from None
         items.append(Item(row.id, row.question, row.options, answer, url))
         quirks += [f"{place}: {quirk}" for quirk in quirks_of(row, answer)]
     if not items:
         why = f" that can be scored ({left_out[0]})" if left_out else ""
         raise UserError(f"{path}: the file holds no questions{why}. Give the complete benchmark file.")
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256 = sha256_of(path)
     name = "CTIBench MCQ" if sha256 == CTIBENCH_MCQ_SHA256 else path.name
     return Items(name, str(path), sha256, tuple(items), tuple(quirks), tuple(left_out))
 
@@ -74,18 +73,21 @@ def _page(record: Any, key: str) -> str:
     return str(record[key])
 
 
-def _recognised(path: Path, rows: list[raw.Placed]) -> tuple[Format, list[raw.Placed]]:
+def _recognised(path: Path) -> tuple[Format, Iterable[tables.Placed]]:
     """Returns the format of a file, and its records with their places."""
-    first = rows[0][1]
-    form = next((each for each in FORMATS if each.suffix == path.suffix.lower() and each.recognises(first)), None)
+    suffix, rows = tables.suffix_of(path), tables.rows(path)
+    forms = [each for each in FORMATS if each.suffix == suffix]
+    if not forms:
+        raise _unknown(path, f'"{suffix}" is not a suffix of test items')
+    first = next(rows, None)
+    form = next((each for each in forms if first and each.recognises(first[1])), None)
     if form is None:
-        raise _unknown(path, "the file holds test items in no known format")
+        raise _unknown(path, "the file holds no test items in a known format")
     if form.columns:
-        return form, raw.under_header(path, rows, form.columns, form.shape)
-    if form.suffix == ".json":
-        records = first["questions"] if isinstance(first, dict) else first
-        return form, [(f"item {number}", record) for number, record in enumerate(records, start=1)]
-    return form, rows
+        return form, tables.read(path, form.columns)
+    if suffix == ".json" and isinstance(first[1], dict) and "questions" in first[1]:
+        return form, [(f"item {number}", record) for number, record in enumerate(first[1]["questions"], start=1)]
+    return form, itertools.chain([first], rows)
 
 
 def _unknown(path: Path, fault: str) -> UserError:

@@ -6,7 +6,8 @@ Where a format is recognised by its keys or columns, any of them is enough, so t
 from collections.abc import Callable
 from typing import Any
 
-from ghost_jax.data.items.formats.row import Format, Row, by_letter, fields, quoted
+from ghost_jax.data.items.formats.row import Format, Row, by_letter, fields
+from ghost_jax.data.storage.files import quoted
 from ghost_jax.text.mcq_format import LETTERS
 
 CTIBENCH_OPTIONS = ("Option A", "Option B", "Option C", "Option D")
@@ -105,7 +106,7 @@ FORMATS = (
         "SecEval",
         ".json",
         'a list [{"id": "…", "question": "…", "choices": ["A: …", "B: …"], "answer": "B"}, …] with 2 to 10 choices',
-        lambda value: isinstance(value, list) and bool(value) and names_any(*SECEVAL_KEYS)(value[0]),
+        lambda value: isinstance(value, dict) and names_any(*SECEVAL_KEYS)(value),
         seceval,
     ),
     Format(

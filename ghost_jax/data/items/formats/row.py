@@ -3,11 +3,11 @@
 What the functions here find wrong is a ValueError; `read_items` adds the file, the place and the shape of the format.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ghost_jax.data.storage.files import quoted
 from ghost_jax.text.mcq_format import LETTERS
 
 KINDS = {str: "text", dict: "an object", list: "a list"}
@@ -31,17 +31,12 @@ class Format:
     """A row of `FORMATS`."""
 
     name: str  # what the format is called
-    suffix: str  # the suffix of its files, a key of `raw.CONTAINERS`
+    suffix: str  # the suffix of its files, as `tables` reads it
     shape: str  # what a file of it holds, in words
     # whether a file is of this format, by its first row of cells or its first JSON value
     recognises: Callable[[Any], bool]
     row: Callable[[str, Any], Row]  # `(place, record) -> Row`, from cells by column, plain cells or a JSON value
     columns: Sequence[str] = ()  # the columns that the header of a table must name; empty for a file without a header
-
-
-def quoted(text: str, most: int = 40) -> str:
-    """Returns the beginning of a text for a message: in quotation marks, line breaks escaped."""
-    return json.dumps(text[:most], ensure_ascii=False)
 
 
 def fields(record: Any, kinds: Mapping[str, type]) -> list:
