@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import FORMATS, read_items
-from ghost_jax.data.items.formats.published import CTIBENCH_COLUMNS
 from ghost_jax.data.items.items import LETTERS, Item
 
-HEADER = [*CTIBENCH_COLUMNS[:-1], "Prompt", "GT"]
+COLUMNS = FORMATS[0].parts  # of CTIBench
+HEADER = [*COLUMNS[:-1], "Prompt", "GT"]
 ROW = ["https://x.org/1", "Which?", "one", "two", "three", "four", "Pick: Which?", "B"]
 SECQA_HEADER = ["Question", "A", "B", "C", "D", "Answer", "Explanation"]
 SECQA = ["Which?", "one", "two", "three", "four", "B", "Because."]
@@ -144,7 +144,7 @@ def test_seceval_leaves_out_and_names_what_is_not_answered_with_one_letter(file)
 
 
 QUOTED = ['Is "a", b\n\nor\tc?', 'one, "1"', "two", "three;", '"four"', "B"]
-PUBLISHED = [list(CTIBENCH_COLUMNS), ["https://x.org/1", *QUOTED]]
+PUBLISHED = [list(COLUMNS), ["https://x.org/1", *QUOTED]]
 
 
 def export(path, rows, **dialect):
@@ -189,7 +189,7 @@ def test_quotation_marks_that_no_spreadsheet_writes_are_characters(file, cells):
 REFUSED = {
     ".tsv": [
         ([HEADER], "no questions"),
-        *(([[name for name in HEADER if name != gone], ROW], "line 1", f'"{gone}"') for gone in CTIBENCH_COLUMNS),
+        *(([[name for name in HEADER if name != gone], ROW], "line 1", f'"{gone}"') for gone in COLUMNS),
         ([HEADER, ROW, ROW[:-1]], "line 3", "8", "7"),
         ([HEADER, ROW, [*ROW, "x"]], "line 3", "8", "9"),
         ([HEADER, ROW, changed_row(ROW, **{"Which?": " "})], "line 3", "question"),
@@ -264,7 +264,7 @@ def test_bytes_that_are_no_text_are_refused_by_their_line(tmp_path, suffix):
 )
 def test_an_unknown_format_is_refused_with_the_shape_of_every_known_one(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
-    refusal(tmp_path / name, *(f"{known.name} ({known.suffix}): {known.shape}" for known in FORMATS))
+    refusal(tmp_path / name, *(f"{known.name}: {known.shape}" for known in FORMATS))
 
 
 def test_an_absent_file_is_refused_by_its_name(tmp_path):
