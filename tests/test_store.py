@@ -50,7 +50,7 @@ def test_a_manifest_is_read_as_it_was_written():
     built = build({"seed": 0}, write=lambda folder: content)
     manifest = artifact_cache.manifest(built)
     assert manifest.datasets == content["datasets"]
-    assert (manifest.documents, manifest.details) == ({"b": 1}, {"teacher": content["teacher"]})
+    assert (manifest.documents, manifest.model_extra) == ({"b": 1}, {"teacher": content["teacher"]})
     assert manifest.licenses is manifest.duplicates_dropped is None
     text = (built / "manifest.json").read_text()
     assert text == json.dumps(manifest.to_json(), indent=1, sort_keys=True)

@@ -104,7 +104,7 @@ def generated_weights(corpus: Path, indexes: Sequence[Path], say: Callable[[str]
         }
 
     made_from = {"corpus": corpus.name, "indexes": [index.name for index in indexes]}
-    return artifact_cache.manifest(artifact_cache.build("reader", _MADE_BY, made_from, write)).details["weights"]
+    return artifact_cache.manifest(artifact_cache.build("reader", _MADE_BY, made_from, write)).model_extra["weights"]
 
 
 def enough(items: list[Item]) -> list[Item]:

@@ -8,7 +8,7 @@ and in a question of `question_forms` (`evals/tasks/recall.py`).
 """
 
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 
 from ghost_jax.data.builders import fact_mcq
@@ -31,9 +31,7 @@ HELD_OUT = 4  # the index of the wording that no statement has; of every relatio
 def dataset(inputs: BuildInputs) -> Rows:
     """Writes `exposure.jsonl`, the items that recall is measured on, and returns the rows of `build` in both splits."""
     seed, window = inputs.options.seed, inputs.options.seq_len
-    asked = list(items(inputs.documents, seed))
-    inputs.write_lines("exposure.jsonl", asked)
-    inputs.recorded["exposures"] = Counter(str(item["exposures"]) for item in asked)
+    inputs.write_lines("exposure.jsonl", items(inputs.documents, seed))
     return {split: build(inputs.documents, inputs.vocabulary, split, window, seed) for split in SPLITS}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
 from ghost_jax.core.atomic_io import new_folder
 from ghost_jax.core.errors import UserError
@@ -49,40 +49,29 @@ class SplitCounts:
     sha256: str  # hash of the rows' content
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Manifest:
-    """The record of a store, kept in its `manifest.json`. A field that is None is not in the file."""
+class Manifest(BaseModel, extra="allow", frozen=True):
+    """The record of a store, kept in its `manifest.json`; what else the builder reports is in `model_extra`."""
 
     # kind, versions, tools, made_from: the identity of the store, as `identity_of` returns it
     kind: str = ""
-    versions: dict[str, int] = dataclasses.field(default_factory=dict)
-    tools: dict[str, str] = dataclasses.field(default_factory=dict)
-    made_from: dict = dataclasses.field(default_factory=dict)
+    versions: dict[str, int] = {}
+    tools: dict[str, str] = {}
+    made_from: dict = {}
     fingerprint: str = ""  # the hash of that identity; the store's name has its first 16 digits
-    files: dict[str, str] = dataclasses.field(default_factory=dict)  # path in the store -> SHA-256
+    files: dict[str, str] = {}  # path in the store -> SHA-256
     sha256: str | None = None  # the hash of the other fields
     documents: dict[str, int] | None = None  # source -> documents of a part or corpus
     licenses: dict[str, str] | None = None  # source -> licence
     duplicates_dropped: dict[str, dict[str, int]] | None = None  # source -> reason -> documents
     datasets: dict[str, dict[str, SplitCounts]] | None = None  # dataset -> split -> counts
-    # what else the builder reports. Its keys are beside the others in the file.
-    details: dict = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, record: dict) -> "Manifest":
-        """Returns the manifest that a JSON object holds. Raises an exception where it has another form."""
-        own = {field.name for field in dataclasses.fields(cls)} - {"details"}
-        details = {key: value for key, value in record.items() if key not in own}
-        return _ADAPTER.validate_python(record | {"details": details})
 
     def to_json(self) -> dict:
-        """Returns the JSON object of the manifest."""
-        record = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-        return json.loads(json.dumps(record.pop("details") | record))  # all keys become text
+        """Returns the JSON object of the manifest, without the fields that are None."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     def digest(self) -> str:
         """Returns the hash that `sha256` must be."""
-        return fingerprint(dataclasses.replace(self, sha256=None).to_json())
+        return fingerprint(self.model_copy(update={"sha256": None}).to_json())
 
     def write(self, store: Path) -> None:
         """Writes `manifest.json`."""
@@ -90,14 +79,11 @@ class Manifest:
         (store / MANIFEST).write_text(text, encoding="utf-8")
 
 
-_ADAPTER = TypeAdapter(Manifest)
-
-
 def manifest(store: Path) -> Manifest:
     """Reads a store's manifest. Raises UserError where it is absent or damaged."""
     try:
-        return Manifest.from_json(json.loads((store / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as fault:
+        return Manifest.model_validate_json((store / MANIFEST).read_bytes())
+    except (OSError, ValueError) as fault:
         raise UserError(
             f"{store} is not a complete store ({fault}). Delete the folder and repeat the command."
         ) from None
@@ -140,10 +126,9 @@ def build(kind: str, made_by: Sequence[ModuleType], made_from: dict, write: Call
         if place.exists():
             print(f"the store {place} is corrupt: rebuilding it", flush=True)
         with new_folder(place) as partial:
-            content = json.loads(json.dumps(write(partial), default=dataclasses.asdict))
-            record = {**identity, "fingerprint": fingerprint(identity), **content, "files": _hashes(partial)}
-            unsigned = Manifest.from_json(record)
-            dataclasses.replace(unsigned, sha256=unsigned.digest()).write(partial)
+            content = write(partial)
+            unsigned = Manifest(**identity, **content, fingerprint=fingerprint(identity), files=_hashes(partial))
+            unsigned.model_copy(update={"sha256": unsigned.digest()}).write(partial)
     return place
 
 
