@@ -8,9 +8,8 @@ from ml_collections import ConfigDict
 
 from evals.items.answers import ORDERS
 from ghost_jax.config import load as config_lib
-from ghost_jax.config.validate import DOMAINS, OPTIONS, SOURCES, check, integer, leaves, real, several_of
+from ghost_jax.config.validate import DOMAINS, OPTIONS, check, integer, leaves, real, several_of
 from ghost_jax.core.errors import UsageError
-from ghost_jax.data import sources
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.training.loss import OBJECTIVES
 from ghost_jax.training.optimizer import OPTIMIZERS, SCHEDULES
@@ -64,7 +63,6 @@ def test_every_key_of_every_config_has_a_domain_and_every_domain_a_key():
 
 
 def test_the_table_names_what_there_is():
-    assert tuple(sources.SOURCES) == SOURCES
     assert set(DOMAINS["evals.ctibench.orders"].names) == ORDERS.keys()
     assert set(DOMAINS["optim.schedule"].names) == SCHEDULES.keys()
     assert set(DOMAINS["optim.name"].names) == OPTIMIZERS.keys()

@@ -189,7 +189,7 @@ def corpus_of_facts() -> Path:
                 file.write(json.dumps(fields | {"license": "", "facts": facts}) + "\n")
         return {"documents": {"attack": 60}}
 
-    return artifact_cache.build("corpus", (), {"inputs": []}, write)
+    return artifact_cache.build("corpus", {}, {"inputs": []}, write)
 
 
 def test_generated_questions_are_a_fixed_draw_from_train_subjects():

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data import sources
+from ghost_jax.data.sources import data_files
 from ghost_jax.data.storage import files
 from tests.test_sources import check_facts, write
 
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).with_name("samples")
 FILES = {"attack": "attack.json", "capec": "capec.json", "cwe": "cwe.xml", "nvd": "nvd.json", "kev": "kev.json"}
 FILES |= {"exploitdb": "exploitdb.csv", "cti": "corpus.jsonl"}
 # source -> a valid file, its reader
-SAMPLES = {name: (FOLDER / file, functools.partial(sources.read, name)) for name, file in FILES.items()}
+SAMPLES = {name: (FOLDER / file, functools.partial(data_files.read, name)) for name, file in FILES.items()}
 EXPECTED = json.loads((FOLDER / "records.json").read_text(encoding="utf-8"))
 BOMB = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>\n'
 
@@ -143,7 +143,7 @@ def test_a_line_of_100_mb_is_refused_and_not_held_in_memory(tmp_path):
 
     def refused(path: Path) -> list:
         with pytest.raises(UserError, match=r"c\.jsonl, line 2: .*32 MiB"):
-            list(sources.read("cti", path))
+            list(data_files.read("cti", path))
         return []
 
     assert peak_of(path, refused) < 3 * files.MAX_LINE  # the line's pieces, and the line that they are joined to

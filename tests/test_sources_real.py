@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ghost_jax.data.sources import SOURCES, locate, read
+from ghost_jax.data.sources import SOURCES
+from ghost_jax.data.sources.data_files import locate, read
 from ghost_jax.data.storage.files import open_bytes
 from ghost_jax.data.storage.schema import Record
 from tests.test_sources import check_facts

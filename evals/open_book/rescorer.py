@@ -11,7 +11,6 @@ The model is McFadden's (1974, "Conditional logit analysis of qualitative choice
 """
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,11 +27,9 @@ from ghost_jax.data.items.items import Item
 from ghost_jax.data.retrieval.bm25 import Index
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.schema import Fact, Record, split_of
-from ghost_jax.data.wordings import question_forms
 from ghost_jax.data.wordings.question_forms import QUESTIONS
 
 VERSION = 2  # raise it when the same book gives other questions or weights
-TOOLS = ("scipy",)
 
 # Relations whose facts have the source's own sentence, and not one that restates a field.
 ASKED = ("mitigation", "detection", "group_technique", "software_technique", "campaign_technique")
@@ -45,7 +42,6 @@ LONGEST = 40  # words of a sentence as an option
 RIDGE = 30.0  # of the squared weights of standardised features; 10 and 100 were no different on the development split
 SEED = 0
 
-_MADE_BY = (sys.modules[__name__], lexical, question_forms)
 _ID = re.compile(r" \([A-Z]+-?\d[\d.]*\)$")
 
 
@@ -104,7 +100,8 @@ def generated_weights(corpus: Path, indexes: Sequence[Path], say: Callable[[str]
         }
 
     made_from = {"corpus": corpus.name, "indexes": [index.name for index in indexes]}
-    return artifact_cache.manifest(artifact_cache.build("reader", _MADE_BY, made_from, write)).model_extra["weights"]
+    versions = {"rescorer": VERSION, "lexical": lexical.VERSION}
+    return artifact_cache.manifest(artifact_cache.build("reader", versions, made_from, write)).model_extra["weights"]
 
 
 def enough(items: list[Item]) -> list[Item]:

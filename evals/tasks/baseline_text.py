@@ -12,8 +12,9 @@ from scipy.sparse import hstack
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import data_folders
-from ghost_jax.data import corpus, sources
+from ghost_jax.data import corpus
 from ghost_jax.data.items.items import Items
+from ghost_jax.data.sources import data_files
 from ghost_jax.data.storage import tables
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.runs import run_dir
@@ -62,7 +63,7 @@ def records_of(source: str, data_dir: Path | None) -> tuple[list[Record], tuple[
     """Returns the records of a source and the identity of its files. Raises UserError where no data folder has them."""
     inputs = corpus.locate([source], data_dir, run_dir.say, stand_in=False).files
     run_dir.say(f"reading {', '.join(each.path.name for each in inputs)} for the baselines")
-    records = [record for each in inputs for record in sources.read(source, each.path)]
+    records = [record for each in inputs for record in data_files.read(source, each.path)]
     return records, tuple(each.identity() for each in inputs)
 
 

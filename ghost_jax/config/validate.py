@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from ghost_jax.core.errors import UsageError
 from ghost_jax.data.builders import DATASETS, names_of
+from ghost_jax.data.sources import SOURCES
 from ghost_jax.text.mcq_format import LAYOUTS
 from ghost_jax.text.tokenizer import LEAST_TOKENS
 
@@ -141,8 +142,6 @@ FOLDER = text("[^/]{1,200}", "what can be a folder's name: 1 to 200 characters a
 FILES = ("data.chats", "data.questions")  # groups of a user's files, which are datasets under the names given there
 KEY_VARIABLE = "GHOST_TEACHER_KEY"  # the environment variable with the key of `data.cot.teacher`
 
-# The table of `ghost_jax.data.sources` holds the same names; a test compares them.
-SOURCES = ("attack", "attack18", "capec", "cwe", "nvd", "kev", "exploitdb", "cti", "cve", "embedded")
 TEXT_FILES = (".jsonl", ".csv", ".parquet", ".md", ".txt")  # of a user's own text, in front of a compression's suffix
 BASE_DATASETS, CHAT_DATASETS = names_of("pretrain"), names_of("chat")
 # Sources that documents may name; a user's own files may have others.

@@ -15,21 +15,20 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from ghost_jax.config.validate import is_path
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.core.paths import cache_dir, data_folders
-from ghost_jax.data import dedup, fetch, sources
+from ghost_jax.data import dedup, fetch
 from ghost_jax.data.downloads.published import PUBLISHED
 from ghost_jax.data.examples import Documents
 from ghost_jax.data.own import text
 from ghost_jax.data.retrieval import bm25
 from ghost_jax.data.retrieval.bm25 import Index, passages_of
-from ghost_jax.data.sources import embedded
-from ghost_jax.data.storage import artifact_cache, schema, text_cleaning
+from ghost_jax.data.sources import SOURCES, data_files, embedded
+from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.files import listed, stem
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.storage.tables import suffix_of
@@ -101,7 +100,7 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
         outcome = "the embedded pack stands in for them" if missing else "the run uses that part"
         notes.append(f"{what}: {outcome}. Missing: {_names(absent)}. {help_text}")
     read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
-    if strays := [path for path in sources.unclaimed(data_folders(data_dir)) if path.resolve() not in read]:
+    if strays := [path for path in data_files.unclaimed(data_folders(data_dir)) if path.resolve() not in read]:
         notes.append(f"Not read, because no source has a file of that name: {few(strays)}.")
     return Inputs(_inputs(names, found, own), tuple(notes))
 
@@ -115,9 +114,9 @@ def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
     """
     names = PUBLISHED_BOOK if named == "open" else named.split(",")
     for name in names:
-        if not (name in sources.SOURCES or is_path(name) or Path(name).exists()):
-            raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(sources.SOURCES)}).")
-    names = [name if name in sources.SOURCES or is_path(name) else f"./{name}" for name in names]
+        if not (name in SOURCES or is_path(name) or Path(name).exists()):
+            raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(SOURCES)}).")
+    names = [name if name in SOURCES or is_path(name) else f"./{name}" for name in names]
     own = _own_inputs(names)
     found, absent, help_text = _search([name for name in names if name not in own], data_dir, say, accept_parts=False)
     if absent:
@@ -126,7 +125,7 @@ def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
 
 
 def _inputs(names: Sequence[str], found: dict[str, list[Path]], own: dict[str, tuple[Input, ...]]) -> tuple[Input, ...]:
-    paths = {name: paths if sources.SOURCES[name].stems else [None] for name, paths in found.items()}
+    paths = {name: paths if SOURCES[name].stems else [None] for name, paths in found.items()}
     return tuple(each for name in names for each in own.get(name) or [Input(name, path) for path in paths[name]])
 
 
@@ -166,8 +165,8 @@ def _search(
     folders = data_folders(data_dir)
 
     def search() -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
-        found = {name: sources.locate(name, folders) for name in names}
-        return found, {name: absent for name in names if (absent := sources.absent(name, found[name]))}
+        found = {name: data_files.locate(name, folders) for name in names}
+        return found, {name: absent for name in names if (absent := data_files.absent(name, found[name]))}
 
     found, absent = search()
     reasons: dict[str, str] = {}
@@ -235,7 +234,7 @@ def part_store(say: Say, given: Input) -> Path:
     def records() -> Iterator[Record]:
         if given.own:
             return text.read(given.source, given.path, given.own, given.key)
-        return sources.read(given.source, given.path)
+        return data_files.read(given.source, given.path)
 
     def write(folder: Path) -> dict:
         say(f"reading {given.source}: {given}")
@@ -257,7 +256,7 @@ def part_store(say: Say, given: Input) -> Path:
             )
         return {"licenses": _named(licenses), "documents": documents}
 
-    return artifact_cache.build("part", _made_by([given]), given.identity(), write)
+    return artifact_cache.build("part", _versions([given]), given.identity(), write)
 
 
 def _named(licenses: dict[str, dict[str, None]]) -> dict[str, str]:
@@ -265,11 +264,9 @@ def _named(licenses: dict[str, dict[str, None]]) -> dict[str, str]:
     return {source: few(list(found)) for source, found in licenses.items()}
 
 
-def _made_by(inputs: Iterable[Input]) -> list[ModuleType]:
-    """Returns the modules that decide the documents of inputs, and which of them are duplicates."""
-    read_by = [sources.Source((), text) if each.own else sources.SOURCES[each.source] for each in inputs]
-    own = [module for row in read_by for module in (row.reader, *row.shared)]
-    return list(dict.fromkeys([*own, text_cleaning, schema, dedup]))
+def _versions(inputs: Iterable[Input]) -> dict[str, int]:
+    """Returns the version of the module that reads each source."""
+    return {each.source: text.VERSION if each.own else data_files.reader_of(each.source).VERSION for each in inputs}
 
 
 # ---- Together ----
@@ -310,7 +307,7 @@ def corpus_store(inputs: Inputs, say: Say, judged: Callable[[Sequence[Input], Sa
                 dropped.setdefault(source, dict.fromkeys(dedup.REASONS, 0))[reason] += 1
         return {"documents": documents, "duplicates_dropped": dropped, "licenses": _named(licenses)}
 
-    return artifact_cache.build("corpus", _made_by(inputs.files), made_from, write)
+    return artifact_cache.build("corpus", _versions(inputs.files), made_from, write)
 
 
 def _lines(part: Path) -> Iterator[bytes]:
@@ -347,4 +344,4 @@ def index_store(corpus: Path, pages_of: Iterable[str], say: Say, words: int = bm
         index.save(folder)
         return {"passages": len(index), "inputs": artifact_cache.manifest(corpus).made_from["inputs"]}
 
-    return artifact_cache.build("index", (bm25,), {"corpus": corpus.name, "sources": indexed, "words": words}, write)
+    return artifact_cache.build("index", {}, {"corpus": corpus.name, "sources": indexed, "words": words}, write)

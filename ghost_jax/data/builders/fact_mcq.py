@@ -22,7 +22,7 @@ from ghost_jax.data.storage.schema import SPLITS, Fact, split_of
 from ghost_jax.data.wordings.question_forms import QUESTIONS
 from ghost_jax.text.mcq_format import LETTERS
 
-VERSION = 2  # raise it when the same documents give other questions or conversations, also by a change of `shortcuts`
+VERSION = 2  # raise it, with exposure and rank, when the same documents give other questions
 
 MOST = 4000  # facts asked a relation, so that none dominates
 CONSIDERED = 3 * MOST  # facts drawn a relation, of which the ones asked remain

@@ -17,7 +17,7 @@ from ghost_jax.data.storage.schema import Fact
 from ghost_jax.data.wordings.surface_forms import FORMS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
-VERSION = 1  # raise it when the same facts give other statements, also by a change of `surface_forms`
+VERSION = 1  # raise it, with exposure, when the same facts give other statements
 
 LONGEST_NAME = 300  # characters; twice the longest name of a weakness
 STATEMENTS = 8  # a document

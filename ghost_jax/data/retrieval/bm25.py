@@ -35,8 +35,6 @@ SHOWN_CHARACTERS = 350  # of the longest passage in a prompt, as in the study
 # Of generated questions' own pages, 66, 98, 99 and 99% are found first with weights 0, 1, 3 and 5; sentences that do
 # not name their page are found a little worse with each step (59, 58, 58 and 56%).
 TITLE_WEIGHT = 3
-VERSION = 3  # raise it when the same pages give other passages, terms or files
-TOOLS = ("bm25s", "PyStemmer")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ from ghost_jax.data.sources.vulnerability import is_retired
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.text_cleaning import clean
 
-VERSION = 1  # raise it when the same bundle gives other objects or links
-
 
 @dataclasses.dataclass(frozen=True)
 class Edge:

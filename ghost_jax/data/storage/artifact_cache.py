@@ -11,9 +11,8 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel
@@ -21,8 +20,11 @@ from pydantic import BaseModel
 from ghost_jax.core.atomic_io import new_folder
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
+from ghost_jax.data.storage import schema
 
 MANIFEST = "manifest.json"
+# The packages whose output stores hold: another version of any of them gives other stores.
+TOOLS = ("array_record", "bm25s", "PyStemmer", "rensa", "tensorflow-datasets", "tokenizers")
 
 
 def fingerprint(facts: Any) -> str:
@@ -89,30 +91,28 @@ def manifest(store: Path) -> Manifest:
         ) from None
 
 
-def identity_of(kind: str, made_by: Sequence[ModuleType], made_from: dict) -> dict:
+def identity_of(kind: str, versions: dict[str, int], made_from: dict) -> dict:
     """Returns what decides the content of a store, as its manifest holds it; see `build`."""
-    tools = {tool for module in made_by for tool in getattr(module, "TOOLS", ())}
     return {
         "kind": kind,
-        "versions": {module.__name__.rpartition(".")[2]: module.VERSION for module in made_by},
-        "tools": {tool: importlib.metadata.version(tool) for tool in tools},
+        "versions": {"shared": schema.VERSION, **versions},
+        "tools": {tool: importlib.metadata.version(tool) for tool in TOOLS},
         "made_from": made_from,
     }
 
 
-def build(kind: str, made_by: Sequence[ModuleType], made_from: dict, write: Callable[[Path], dict]) -> Path:
+def build(kind: str, versions: dict[str, int], made_from: dict, write: Callable[[Path], dict]) -> Path:
     """Returns the store of this kind and inputs, built with `write` where it is missing or damaged.
 
     Of several processes that need it, one builds and the others wait.
 
     Args:
       kind: the first part of the folder's name.
-      made_by: the modules whose code decides the content. Each has a `VERSION`, raised when the same inputs give
-        other content, and may have `TOOLS`, the distributions whose output the content holds.
-      made_from: every other input of the content, as JSON.
+      versions: name -> `VERSION` of each reader or builder that decides the content, beside `schema.VERSION`.
+      made_from: every other input of the content, as JSON. Another store is in it by its name.
       write: fills an empty folder and returns the manifest's other fields.
     """
-    identity = identity_of(kind, made_by, made_from)
+    identity = identity_of(kind, versions, made_from)
     stores = cache_dir() / "stores"
     place = stores / f"{kind}-{fingerprint(identity)[:16]}"
     if is_complete(place):

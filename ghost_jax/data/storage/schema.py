@@ -5,7 +5,9 @@ import hashlib
 
 from ghost_jax.data.storage.text_cleaning import first_sentences
 
-VERSION = 1  # raise it when a record is written otherwise or a subject gets another split
+# Of all that several readers or builders share: records and splits, cleaning, duplicates, the vocabulary, renderers,
+# passages and their index, wordings, STIX, the rows on disk. Raise it when one of them gives other content.
+VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,6 +2,4 @@
 
 from ghost_jax.data import wordings
 
-VERSION = 1  # raise it when a question changes
-
 QUESTIONS: dict[str, list[str]] = wordings.read("questions")
