@@ -117,7 +117,7 @@ print(artifact_cache.build("corpus", {}, {}, write).name)
 def test_of_several_processes_one_builds_and_the_others_wait(tmp_path, stores):
     command = [sys.executable, "-c", BUILDER, str(tmp_path / "log")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    (name,) = {process.communicate(timeout=60)[0].strip() for process in processes}
+    (name,) = {process.communicate(timeout=60)[0].split()[-1] for process in processes}
     assert (stores / name / "manifest.json").is_file()
     assert (tmp_path / "log").read_text() == "built\n"
 

@@ -6,7 +6,6 @@ of the inputs, the options, a `VERSION` or a tool's version gives another store,
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -17,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ghost_jax.core.atomic_io import new_folder
+from ghost_jax.core.atomic_io import locked, new_folder
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.storage import schema
@@ -117,10 +116,7 @@ def build(kind: str, versions: dict[str, int], made_from: dict, write: Callable[
     place = stores / f"{kind}-{fingerprint(identity)[:16]}"
     if is_complete(place):
         return place
-    locks = stores / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / place.name).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when the process dies
+    with locked(stores / ".locks" / place.name, place.name):
         if is_complete(place):
             return place
         if place.exists():
