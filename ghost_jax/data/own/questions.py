@@ -75,8 +75,7 @@ def _splits(groups: Sequence[str]) -> dict[str, str]:
 def _question(name: str, item: Item, split: str, seed: int) -> Question:
     if split != "test":
         item = permute(item, rng_of(seed, "shift", name, item.id).choice(cyclic_orders(len(item.options))))
-    named = {"id": f"{name}/{item.id}", "source": name, "split": split, "evidence": "", "url": item.url}
-    return Question(**named, question=item.question, options=item.options, answer=item.answer)
+    return Question(**vars(item) | {"id": f"{name}/{item.id}"}, source=name, split=split, evidence="")
 
 
 def fingerprint(item: Item) -> str:
