@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ghost_jax.config.validate import is_path
+from ghost_jax.config.keys import is_path
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.core.paths import cache_dir, data_folders
 from ghost_jax.data import dedup, fetch

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ghost_jax.config.validate import TEXT_FILES
+from ghost_jax.config.keys import TEXT_FILES
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.own import rows
 from ghost_jax.data.storage import files, tables
