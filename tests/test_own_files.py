@@ -251,23 +251,14 @@ def test_a_bad_question_is_refused_with_its_file_and_line(tmp_path, fault):
     assert f"{path}, line 2" in refusal(questions.read, "quiz", path, "topic", 0)
 
 
-def test_questions_that_cannot_be_split_and_those_of_ctibench_are_refused(tmp_path, monkeypatch):
+def test_questions_that_cannot_be_split_are_refused(tmp_path):
     one_topic = lines(tmp_path / "one.jsonl", *quiz(topic="same"))
     assert "data.question_group" in refusal(questions.read, "quiz", one_topic, "topic", 0)
     assert "absent" in refusal(questions.read, "quiz", one_topic, "absent", 0)
-    item = read_items(lines(tmp_path / "item.jsonl", quiz()[3])).items[0]
-    monkeypatch.setattr(questions, "published", lambda: {questions.fingerprint(item)})
-    edited = quiz()[3] | {"question": "what is 3", "options": {"A": "X of 3!", "B": "other"}}
-    path = lines(tmp_path / "c.jsonl", edited, edited | {"options": {"A": "no", "B": "yes"}}, *quiz(3))
-    assert "1 questions of CTIBench with their answers, the first of them line 1" in refusal(
-        questions.read, "quiz", path, "", 0
-    )
 
 
-def test_ctibench_is_known_by_its_file_and_by_its_questions(ghost_data, tmp_path):
-    path = ghost_data / "ctibench" / "cti-mcq.tsv"
-    assert {questions.fingerprint(item) for item in read_items(path)} == questions.published()
-    assert "CTIBench" in refusal(questions.read, "quiz", path, "", 0)
+def test_ctibench_is_refused_as_training_data(ghost_data):
+    assert "CTIBench" in refusal(questions.read, "quiz", ghost_data / "ctibench" / "cti-mcq.tsv", "", 0)
 
 
 # ---- Names ----
