@@ -85,13 +85,13 @@ def test_a_table_gives_its_documents_with_what_they_state(tmp_path, name):
 
 def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
     folder = tmp_path / "my notes"
-    pages = {"a.md": f"# C# #\n\n# A{' ' * 10**6}port.", "c.md": "```\n# code\n```\nTitle\n===\nx", "empty.md": " \n"}
+    pages = {"a.md": f"# C#\n\n# A{' ' * 10**6}port.", "c.md": "```\n# code\n```\n## Title\nx", "empty.md": " \n"}
     for name, content in (pages | {".git/d.md": "hidden", "e.pdf": "not read"}).items():
         lines(folder / name, content.encode(), mark=MARK)
     lines(folder / "sub" / "b.txt.gz", gzip.compress(b"# not a heading"), end=b"")
     found = {each.id: (each.title, each.text) for each in documents(folder)}
     assert found == {
-        "my_notes/a.md": ("C#", pages["a.md"][8:]),
+        "my_notes/a.md": ("C#", pages["a.md"][6:]),
         "my_notes/c.md": ("Title", pages["c.md"]),
         "my_notes/sub/b.txt": ("b", "# not a heading"),
     }
@@ -128,24 +128,19 @@ def test_the_key_of_the_text_is_named_behind_the_path(tmp_path):
     assert entry.identity()["key"] == "body"
 
 
-@pytest.mark.parametrize("form", ["saved", "splits", "repository"])
-def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch, form):
-    datasets = pytest.importorskip("datasets")
+def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder, table = tmp_path / "ü own", datasets.Dataset.from_list(ROWS)
-    if form == "repository":
-        lines(folder / "dev.jsonl", *ROWS)
-        (folder / "README.md").write_text(
-            "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: dev, path: dev.jsonl}\n---\n"
-        )
-    else:
-        (table if form == "saved" else datasets.DatasetDict(dev=table)).save_to_disk(folder)
-    entry = f"hf:{folder}" if form == "saved" else f"hf:{folder}:dev"
+    folder = tmp_path / "ü own"
+    lines(folder / "dev.jsonl", *ROWS)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: dev, path: dev.jsonl}\n---\n"
+    )
+    entry = f"hf:{folder}:dev"
     full, bare = documents(entry)
     assert (full.id, full.title, full.url, full.license, bare.text) == ("u-1", "Ü", URL, "CC0", ROWS[1]["text"])
     assert bare.source == "own"
-    if form != "saved":
-        assert "dev" in refusal(documents, f"hf:{folder}")
+    assert "dev" in refusal(documents, f"hf:{folder}")
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install datasets" in refusal(documents, entry)
 

@@ -16,8 +16,8 @@ HUB = "hf:"  # begins the entry of a dataset that the library `datasets` loads
 def located(entry: str) -> Path:
     """Returns the file or folder of an entry: a path, or `hf:NAME[:SPLIT]` for a dataset of Hugging Face's library.
 
-    NAME is a repository, OWNER/NAME, or a folder on disk, also one of `Dataset.save_to_disk`; the split is "train"
-    unless named. Its rows become a Parquet file in the cache. Raises UserError where it cannot be loaded.
+    NAME is a repository, OWNER/NAME, or a folder on disk in its form; the split is "train" unless named. Its rows
+    become a Parquet file in the cache. Raises UserError where it cannot be loaded.
     """
     if not entry.startswith(HUB):
         return Path(entry).expanduser()
@@ -33,13 +33,7 @@ def located(entry: str) -> Path:
         ) from None
     datasets.disable_progress_bars()
     try:
-        if any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json")):
-            found = datasets.load_from_disk(name)
-            if isinstance(found, dict) and (split or "train") not in found:
-                raise ValueError(f"its splits are {', '.join(found)}")
-            rows = found[split or "train"] if isinstance(found, dict) else found
-        else:
-            rows = datasets.load_dataset(name, split=split or "train")
+        rows = datasets.load_dataset(name, split=split or "train")
     except Exception as fault:  # the library raises errors of many others
         said = " ".join(str(fault).split())[:300]
         raise UserError(

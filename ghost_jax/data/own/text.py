@@ -17,8 +17,7 @@ VERSION = 2  # raise it when the same files give other records
 
 PAGES = (".md", ".txt")  # a file is a document
 _HIDDEN = re.compile(r"(^|/)\.")
-_FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
-_HEADING = re.compile(r"^(?:#{1,6}[ \t]+(\S.*)|(\S.*)\n=+[ \t]*)$", re.MULTILINE)
+_HEADING = re.compile(r"^(?:(```|~~~).*?^\1|#{1,6}[ \t]+(\S[^\n]*))", re.MULTILINE | re.DOTALL)  # or a block of code
 
 
 def find(entry: str) -> tuple[str, Path, list[Path], str]:
@@ -87,10 +86,9 @@ def _page(name: str, folder: Path, path: Path) -> Iterator[Record]:
         raise UserError(f"{path} is longer than {files.MAX_LINE >> 20} MiB. Split the document.")
     text = rows.string({"text": files.decode(data, path)}, "text", str(path)).strip()
     title = Path(files.stem(path.name)).stem
-    heading = _HEADING.search(_FENCED.sub("", text)) if tables.suffix_of(path) == ".md" else None
-    if heading:
-        title = (heading[1] or heading[2]).strip()
-        title = title.rstrip("#").rstrip() if title.rstrip("#").endswith((" ", "\t")) else title  # "# Ports #", "# C#"
+    headings = _HEADING.finditer(text) if tables.suffix_of(path) == ".md" else ()
+    if heading := next((found for found in headings if found[2]), None):
+        title = heading[2].strip()
         text = text.removeprefix(heading[0]).strip() or title  # the title stands in front of the text already
     if text:
         yield Record(f"{name}/{place_of(path, folder)}", name, title, text, url="", license="")
