@@ -6,7 +6,6 @@ import itertools
 import json
 import lzma
 import re
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -91,10 +90,9 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
 def _open_zip(path: Path, mode: str) -> BinaryIO:
     with zipfile.ZipFile(path) as archive:
         files = [member for member in archive.infolist() if not member.is_dir()]
-        if len(files) != 1 or files[0].flag_bits & 0x1 or stat.S_ISLNK(files[0].external_attr >> 16):
+        if len(files) != 1 or files[0].flag_bits & 0x1:
             raise UserError(
-                f"{path} must hold exactly one file, not encrypted and no link. Fetch it again from its publisher, or "
-                "give the file inside."
+                f"{path} must hold exactly one file, not encrypted. Fetch it again, or give the file inside."
             )
         return archive.open(files[0])  # the open member keeps the archive's file open
 
