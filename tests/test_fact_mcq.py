@@ -15,8 +15,7 @@ from ghost_jax.data.items.items import Item, cyclic_orders, order_name, permute
 from ghost_jax.data.retrieval.mcq_baselines import content_words
 from ghost_jax.data.sources.data_files import locate, read
 from ghost_jax.data.storage.schema import RELATIONS, SPLITS, Fact, Record, split_of
-from ghost_jax.data.wordings.question_forms import QUESTIONS
-from ghost_jax.data.wordings.surface_forms import FORMS
+from ghost_jax.data.wordings import FORMS, QUESTIONS
 from ghost_jax.text.mcq_format import LETTERS, ask
 
 WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in ("rn", "st", "mp", "nd")]

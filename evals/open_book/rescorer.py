@@ -27,7 +27,7 @@ from ghost_jax.data.items.items import Item
 from ghost_jax.data.retrieval.bm25 import Index
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.schema import Fact, Record, split_of
-from ghost_jax.data.wordings.question_forms import QUESTIONS
+from ghost_jax.data.wordings import QUESTIONS
 
 VERSION = 2  # raise it when the same book gives other questions or weights
 

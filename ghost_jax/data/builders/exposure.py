@@ -4,7 +4,7 @@ The facts come in sets of four with the same four options (`fact_mcq`), and all 
 so that no option is more frequent than the other three. `data.seed` rotates which sets get which number: over five
 seeds every fact is stated every number of times. All other rows are documents, each once, without the pages that state
 one of the facts or name both of its ends. One wording of each relation is in no statement; recall is measured in it
-and in a question of `question_forms` (`evals/tasks/recall.py`).
+and in a question of `QUESTIONS` (`evals/tasks/recall.py`).
 """
 
 import itertools
@@ -16,8 +16,7 @@ from ghost_jax.data.builders.pretrain import SPLITS, is_in, text_of, windows
 from ghost_jax.data.builders.rewrite import STATEMENTS, can_be_rewritten
 from ghost_jax.data.examples import BuildInputs, Documents, Rows, rng_of
 from ghost_jax.data.storage.schema import Fact, Record
-from ghost_jax.data.wordings.question_forms import QUESTIONS
-from ghost_jax.data.wordings.surface_forms import FORMS, fill
+from ghost_jax.data.wordings import FORMS, QUESTIONS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same facts give other statements, documents or items

@@ -21,7 +21,7 @@ from ghost_jax.data.items.items import cyclic_orders, order_name, permute
 from ghost_jax.data.retrieval import mcq_baselines
 from ghost_jax.data.retrieval.mcq_baselines import credits_of
 from ghost_jax.data.storage.schema import SPLITS, Fact, split_of
-from ghost_jax.data.wordings.question_forms import QUESTIONS
+from ghost_jax.data.wordings import QUESTIONS
 from ghost_jax.text.mcq_format import LETTERS
 
 VERSION = 2  # raise it, with exposure and rank, when the same documents give other questions

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from ghost_jax.data.builders import pretrain
 from ghost_jax.data.examples import BuildInputs, Documents, Rows, rng_of
 from ghost_jax.data.storage.schema import Fact
-from ghost_jax.data.wordings.surface_forms import FORMS, fill
+from ghost_jax.data.wordings import FORMS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it, with exposure, when the same facts give other statements
