@@ -4,8 +4,7 @@
     python -m ghost_jax.train --config=configs/chat_long.py:saved    # or :mini,saved, :nano,saved
 
 The table's row: chat-v3 mix, 4,000 steps, 5e-5, CTIBench 17.1%.
-The run as it was recorded, :saved, differs: an update is 4 unpacked rows, and the loss a mean over records
-(`unaccumulated` in configs/common.py).
+`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
 """
 
 from configs import common, pretrain_v05

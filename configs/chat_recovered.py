@@ -6,8 +6,7 @@
 The table's row: CoT MCQ x1 + small talk x30, 1,500 steps, 3e-5, validation loss 2.808, CTIBench 30.8%.
 The study's reasons were written by a 14B model; here they are the facts' own evidence sentences unless
 --config.data.cot.teacher names an endpoint. `--plan` prints the task share, which fell below 5% in the study.
-The run as it was recorded, :saved, differs: an update is 4 unpacked rows, and the loss a mean over records
-(`unaccumulated` in configs/common.py).
+`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
 """
 
 from configs import common, pretrain_v05

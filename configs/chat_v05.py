@@ -4,8 +4,7 @@
     python -m ghost_jax.train --config=configs/chat_v05.py:saved    # or :mini,saved, :nano,saved
 
 The table's row: chat-v3 recipe on v0.5 base, 1,500 steps, 5e-5, CTIBench 32.5%. Always answering B scores the same.
-The run as it was recorded, :saved, differs: an update is 4 unpacked rows, and the loss a mean over records
-(`unaccumulated` in configs/common.py).
+`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
 """
 
 from configs import common, pretrain_v05

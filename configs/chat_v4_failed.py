@@ -6,8 +6,7 @@
 The table's row: hybrid, 2e-4, killed at step 300 of 2,000 after validation losses of 3.175, 3.285 and 3.403.
 The divergence watch stops this run where three losses in a row rise. In the study the rate was set after the step, so
 that the first update ran at the full 2e-4; here it is the schedule's, :saved included.
-The run as it was recorded, :saved, differs: an update is 4 unpacked rows, and the loss a mean over records
-(`unaccumulated` in configs/common.py).
+`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
 """
 
 from configs import common, pretrain_v05

@@ -10,8 +10,7 @@ The table's row: hybrid raw x5 + CoT x2 + small talk x8, 2,000 steps, 5e-5, vali
 The base is `configs/pretrain_v05.py` of the same size, trained first where its run is missing. The CoT reasons are the
 facts' own evidence sentences; in the study a 14B teacher wrote them. --config.data.cot.teacher and .model name an
 OpenAI-compatible endpoint that writes them.
-The run as it was recorded, :saved, differs: an update is 4 unpacked rows, and the loss a mean over records
-(`unaccumulated` in configs/common.py).
+`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
 """
 
 from configs import common, pretrain_v05

@@ -1,95 +1,15 @@
-"""Every key of a config, with its default and its meaning. A recipe changes only what it is about."""
+"""What recipes share: presets, and the study's recipes. `ghost_jax/config/keys.py` has every key and its default."""
 
 from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from ghost_jax.config.validate import BASE_DATASETS, CHAT_DATASETS, QA_SOURCES
+from ghost_jax.config.keys import defaults
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.model.config import SIZES
 
 PRESETS = ("nano", "mini")  # sizes for minutes and for hours on a laptop
 SAVED = "saved"  # beside a size, where a recipe has it: the run as it was recorded, not as in the study's table
-
-
-def defaults(stage: str, size: str) -> ConfigDict:
-    """Returns a complete config of stage "pretrain" or "chat" for a named model size."""
-    c = ConfigDict()
-    c.name = c.preset = c.spec = ""  # filled in from the command line
-    c.stage = stage
-    c.seed = 0  # parameters, order of the data, dropout
-    c.steps = 1000  # updates
-    c.batch_size = 32  # global: sequences an update, over all devices and micro-batches
-    c.micro_batch_size = 8  # most sequences a device computes at once; must divide its share of batch_size
-    c.model = ConfigDict(SIZES[size].record())
-    c.model.dtype = "auto"  # or "float32", "bfloat16": of activations and of products' factors; auto is the faster here
-    c.model.attention = "auto"  # the platform's kernel where it can be used; or "blocks", "cudnn", "splash"
-    c.loss_norm = "token_mean"  # what a batch's loss is a mean over: supervised tokens, or records ("record_mean")
-    # The row of the study's table that the config rebuilds; 0 where it gives no figure
-    c.published = ConfigDict({"run": "", "steps": 0, "rate": 0.0, "val_loss": 0.0, "accuracy": 0.0, "outcome": ""})
-
-    c.optim = ConfigDict()
-    c.optim.name = "adamw"  # or "muon": Muon for matrices of blocks, AdamW for the rest; both take the same rates
-    c.optim.schedule = "cosine"  # or "wsd", "constant", "linear"; all after a linear warm-up
-    c.optim.decay_share = 0.2  # of all updates, in which "wsd" decays
-    c.optim.peak_lr = 3e-4
-    c.optim.min_lr = 1e-5  # absolute, reached at the last update
-    c.optim.warmup_steps = 100
-    c.optim.b1 = 0.9
-    c.optim.b2 = 0.95
-    c.optim.weight_decay = 0.1  # on matrices only
-    c.optim.clip_norm = 1.0  # 0: gradients are not clipped
-
-    c.data = ConfigDict()
-    c.data.sources = ("attack", "capec", "cwe", "embedded")  # names in ghost_jax/data/sources, or paths
-    c.data.seq_len = 512  # tokens a row
-    # dataset -> multiplier = record repetition
-    c.data.mixture = ConfigDict(dict.fromkeys(BASE_DATASETS, 0.0) | {"pretrain": 1.0})
-    c.data.mixture_schedule = ConfigDict()  # "1500": {"qa": 0.0}: multipliers that change with update 1500
-    c.data.packing = False  # several conversations in a row, none seeing another
-    c.data.truncation = "crop"  # a conversation longer than a row loses its beginning; "drop" leaves it out
-    c.data.validation_records = 100_000  # most records of a dataset in its validation loss
-    c.data.seed = 0  # which facts are asked; apart from `seed`, so that seeds share their data
-
-    # -1: the devices that are left; as `replica`, copies of the model over the network, the number of TPU slices
-    c.mesh = ConfigDict({"replica": -1, "data": -1, "fsdp": 1, "tensor": 1})
-
-    c.log_every = 10  # updates between lines of metrics.jsonl
-    c.eval_every = 100  # updates between validation losses
-    c.save_every = 100  # updates between checkpoints
-    c.keep = 2  # checkpoints kept
-    c.keep_best = ""  # a metric of the validation, e.g. "val_loss", whose best checkpoint is kept beside them
-    # After so many evaluations in a row, each with a higher loss, the run stops or warns.
-    c.divergence = ConfigDict({"evaluations": 3, "stop": False})
-    c.log = ConfigDict({"wandb": "", "trace_at": 0})  # project; update to profile
-    c.evals = ConfigDict()  # evaluation of evals/tasks -> its options, run at the end
-
-    if stage == "chat":
-        _add_chat_keys(c)
-    return c
-
-
-def _add_chat_keys(c: ConfigDict) -> None:
-    """Adds the keys that the chat stage alone has."""
-    c.data.mixture = ConfigDict(dict.fromkeys(CHAT_DATASETS, 0.0))
-    c.data.chats = ConfigDict()  # name -> path: files of conversations, datasets of the mixture under these names
-    c.data.questions = ConfigDict()  # name -> path: files of multiple-choice questions, a part of which is held out
-    c.data.question_group = ""  # the column or key of those whose values are never on both sides; "": url, options
-    # With rank 0 every parameter is trained. Else only adapters to the kernels in whose names `targets` is found, and
-    # the rows of the new tokens.
-    c.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": "kernel"})
-    c.init_tokens = "mean"  # how the new rows of the embedding start: "mean" of the old ones or "random"
-    # Weights of the objectives: masked language-model loss, cross-entropy over the option letters, softmax over
-    # the log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read").
-    c.objective = ConfigDict({"lm": 1.0, "letter": 0.0, "ranking": 0.0})
-    c.data.packing = True
-    c.data.layout = "classic"  # of multiple choice; names in ghost_jax/text/mcq_format.py
-    c.data.cot = ConfigDict({"teacher": "offline", "model": ""})  # or an OpenAI-compatible URL and its model
-    c.data.qa_sources = QA_SOURCES  # as documents name them; absent ones are skipped
-    c.data.qa_per_source = 3500  # about how many documents, and how many facts, of a source become questions
-    c.evals.ctibench = ConfigDict({"batch_size": 16, "orders": "cyclic"})
-    # Letters of some of the run's held-out questions while it trains, every so many updates; 0: never.
-    c.online_probe = ConfigDict({"every": 0, "questions": 64})
 
 
 def scale_of(preset: str) -> str:

@@ -1,31 +1,17 @@
 """A byte order mark at the start of a text: of UTF-8 it is skipped in every format, of UTF-16 it is refused."""
 
 import codecs
-import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from evals.analysis.predictions import read_predictions
 from ghost_jax.chat import piped_lines
 from ghost_jax.core import atomic_io
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.sources import SOURCES
+from ghost_jax.data.storage import tables
 from tests.test_fuzz import SOUND
-
-OPTIONS = {"A": "1", "B": "2", "C": "3", "D": "4"}
-ITEM = json.dumps({"id": "q", "question": "Which?", "options": OPTIONS, "answer": "B"}).encode()
-SECQA = b"Question,A,B,C,D,Answer,Explanation\nWhich?,1,2,3,4,B,So.\n"
-CYBERMETRIC = {"questions": [{"question": "Which?", "answers": OPTIONS, "solution": "B"}]}
-CTIBENCH = b"URL\tQuestion\tOption A\tOption B\tOption C\tOption D\tPrompt\tGT\nu\tWhich?\t1\t2\t3\t4\tp\tB\n"
-
-
-def predictions_of(path: Path) -> list:
-    (items := path.with_name("items.jsonl")).write_bytes(ITEM)
-    return [each.answers.said[0].tolist() for each in read_predictions(path, read_items(items))]
 
 
 def lines_of(path: Path) -> list[str]:
@@ -33,31 +19,17 @@ def lines_of(path: Path) -> list[str]:
         return list(piped_lines(stream))
 
 
-def questions_of(path: Path) -> list:
-    return [(item.question, item.options, item.answer) for item in read_items(path)]
-
-
-def records_of(read: Callable, path: Path) -> list:
-    return list(read(path))
-
-
 # What is read -> the suffix of its file, a valid file, its reader
 TEXTS: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
-    **{name: (suffix, data, functools.partial(records_of, read)) for name, (suffix, data, read) in SOUND.items()},
-    "items a line": (".jsonl", ITEM, questions_of),
-    "items of commas": (".csv", SECQA, questions_of),
-    "items of tabs": (".tsv", CTIBENCH, questions_of),
-    "items in an object": (".json", json.dumps(CYBERMETRIC).encode(), questions_of),
-    "predictions of commas": (".csv", b"id,mine\nq,B\n", predictions_of),
-    "predictions of tabs": (".tsv", b"id\tmine\nq\tB\n", predictions_of),
-    "predictions a line": (".jsonl", b'{"id": "q", "mine": "B"}', predictions_of),
+    **{name: (suffix, data, lambda path, read=read: list(read(path))) for name, (suffix, data, read) in SOUND.items()},
+    "a table of tabs": (".tsv", b"id\tmine\nq\tB\n", lambda path: list(tables.read(path))),
     "a record of a run": (".json", b'{"a": 1}', atomic_io.read_json),
     "standard input": ("", b'{"prompt": "one"}\ntwo\n', lines_of),
 }
 
 
 def test_every_reader_of_a_source_is_tried():
-    assert {read for _, _, read in SOUND.values()} == {source.read for source in SOURCES.values() if source.stems}
+    assert {SOURCES[name].reader for name in SOUND} == {source.reader for source in SOURCES.values() if source.stems}
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -208,7 +208,6 @@ def test_a_file_that_is_no_config_is_named(written, content, part):
 @pytest.mark.parametrize("reader", ["resume", "--base", "report", "compare"])
 def test_a_run_of_an_earlier_version_is_refused(tmp_path, reader):
     config, _ = parse(f"--config={CHAT}:nano")
-    renamed = {"model": ("mlp_dim", "hidden"), "optim": ("min_lr", "floor_lr"), "data": ("truncation", "overlong")}
     (tmp_path / "evals").mkdir()
     (tmp_path / "evals" / "ctibench.json").write_text("{}")
     read = {
@@ -217,15 +216,11 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path, reader):
         "report": lambda: run_record.read(tmp_path),
         "compare": lambda: recorded.read_report(tmp_path, "ctibench"),
     }
-    for group, now, before in (*((group, *names) for group, names in renamed.items()), ("", "divergence", "watch")):
-        old = json.loads(config_lib.to_json(config))
-        keys = old[group] if group else old
-        keys[before] = keys.pop(now)
-        (tmp_path / "config.json").write_text(json.dumps(old))
-        with pytest.raises(UserError) as caught:
-            read[reader]()
-        assert f"{tmp_path}/config.json" in str(caught.value)
-        assert f"{group and group + '.'}{before}" in str(caught.value)
+    old = json.loads(config_lib.to_json(config))
+    old["watch"] = old.pop("divergence")
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(UserError, match=rf"{tmp_path}/config\.json .*watch"):
+        read[reader]()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.download import Unavailable
-from ghost_jax.data.downloads.published import Proof
+from ghost_jax.data.downloads.published import File
 from tests.bench.place import dripping_server
 from tests.test_sources import COMPRESSIONS, write
 from tests.web_server import PATH, Publisher, endless, publishing
@@ -34,13 +34,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def proof_of(content: bytes) -> Proof:
-    return Proof(hashlib.sha256(content).hexdigest(), len(content))
+def proof_of(content: bytes) -> File:
+    return File("", "", hashlib.sha256(content).hexdigest(), len(content))
 
 
 def download_thing(url: str, place: Path) -> None:
     with download.session() as session:
-        download.download(session, url + PATH, place, proof_of(CONTENT), print)
+        download.download(session, url + PATH, place, proof_of(CONTENT))
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
@@ -54,7 +54,7 @@ def test_a_git_id_is_the_one_that_git_computes(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(CONTENT)
     git = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True)
-    assert download.is_verified(path, Proof(git.stdout.strip()))
+    assert download.is_verified(path, File("", "", git.stdout.strip()))
 
 
 def test_a_file_is_downloaded_once(publisher, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghost_jax.data import dedup
-from ghost_jax.data.sources import SOURCES, locate
+from ghost_jax.data.sources.data_files import locate, read
 from ghost_jax.data.storage.schema import Record
 
 WORDS = [f"{stem}{number}" for stem in ("alpha", "beta", "gamma", "delta") for number in range(500)]
@@ -128,7 +128,7 @@ def test_signatures_are_those_of_every_process_and_version():
 
 def test_real_vulnerabilities_are_distinguished_by_their_products_and_not_by_their_numbers(ghost_data):
     path = locate("cve", [ghost_data])[0]
-    records = {record.id: record for record in itertools.islice(SOURCES["cve"].read(path), 9000)}
+    records = {record.id: record for record in itertools.islice(read("cve", path), 9000)}
     reasons = dict(zip(records, judged(*records.values()), strict=True))
     # The same vulnerability of an archive scanner in 26 products; of a cookie store in four browsers.
     assert not any(reasons.get(f"cve/CVE-2005-{number}") for number in range(3210, 3236))

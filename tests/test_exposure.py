@@ -12,7 +12,7 @@ from evals.tasks import recall
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import exposure
 from ghost_jax.data.storage.schema import Fact, Record
-from ghost_jax.data.wordings.surface_forms import FORMS, fill
+from ghost_jax.data.wordings import FORMS, fill
 from ghost_jax.runs.evaluation import to_json
 from ghost_jax.text import tokenizer as tokenizer_lib
 from tests.conftest import set_all

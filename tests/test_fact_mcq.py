@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghost_jax.data import sources
 from ghost_jax.data.builders import fact_mcq
 from ghost_jax.data.examples import Question
 from ghost_jax.data.items.items import Item, cyclic_orders, order_name, permute
 from ghost_jax.data.retrieval.mcq_baselines import content_words
+from ghost_jax.data.sources.data_files import locate, read
 from ghost_jax.data.storage.schema import RELATIONS, SPLITS, Fact, Record, split_of
-from ghost_jax.data.wordings.question_forms import QUESTIONS
-from ghost_jax.data.wordings.surface_forms import FORMS
+from ghost_jax.data.wordings import FORMS, QUESTIONS
 from ghost_jax.text.mcq_format import LETTERS, ask
 
 WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in ("rn", "st", "mp", "nd")]
@@ -216,8 +215,8 @@ def test_a_cloze_has_no_order_and_is_written_once(asked):
 
 @pytest.mark.slow
 def test_the_real_corpus_gives_ten_to_fifty_thousand_questions_at_chance_for_every_baseline(ghost_data):
-    paths = ((name, path) for name in ("attack", "capec", "cwe", "cve") for path in sources.locate(name, [ghost_data]))
-    real = questions([document for name, path in paths for document in sources.SOURCES[name].read(path)])
+    paths = ((name, path) for name in ("attack", "capec", "cwe", "cve") for path in locate(name, [ghost_data]))
+    real = questions([document for name, path in paths for document in read(name, path)])
     assert 10_000 <= len(real) <= 50_000
     check(real)
     by_relation = defaultdict(list)

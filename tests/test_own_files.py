@@ -85,13 +85,13 @@ def test_a_table_gives_its_documents_with_what_they_state(tmp_path, name):
 
 def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
     folder = tmp_path / "my notes"
-    pages = {"a.md": f"# C# #\n\n# A{' ' * 10**6}port.", "c.md": "```\n# code\n```\nTitle\n===\nx", "empty.md": " \n"}
+    pages = {"a.md": f"# C#\n\n# A{' ' * 10**6}port.", "c.md": "```\n# code\n```\n## Title\nx", "empty.md": " \n"}
     for name, content in (pages | {".git/d.md": "hidden", "e.pdf": "not read"}).items():
         lines(folder / name, content.encode(), mark=MARK)
     lines(folder / "sub" / "b.txt.gz", gzip.compress(b"# not a heading"), end=b"")
     found = {each.id: (each.title, each.text) for each in documents(folder)}
     assert found == {
-        "my_notes/a.md": ("C#", pages["a.md"][8:]),
+        "my_notes/a.md": ("C#", pages["a.md"][6:]),
         "my_notes/c.md": ("Title", pages["c.md"]),
         "my_notes/sub/b.txt": ("b", "# not a heading"),
     }
@@ -109,15 +109,12 @@ def test_a_bad_row_of_text_is_refused_with_its_file_and_line(tmp_path, monkeypat
     assert f"{path}, line 2" in refusal(documents, path)
 
 
-def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path, monkeypatch):
+def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path):
     content = {"a.csv": b'text,id\n"one",1\ntwo\n', "b.csv": b'text\n"one\n', "c.parquet": b"none", "d.pdf": b"x"}
     for name, each in (content | {"e.txt": "ü".encode("utf-16"), "f.csv": b"body\nx\n", "none/.x": b""}).items():
         lines(tmp_path / name, each, end=b"")
     for name in (*content, "e.txt", "f.csv", "none", "absent.md", "*.jsonl"):
         assert name in refusal(documents, tmp_path / name)
-    path = table(tmp_path / "g.parquet")
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "pip install pyarrow" in refusal(documents, path)
 
 
 def test_the_key_of_the_text_is_named_behind_the_path(tmp_path):
@@ -131,24 +128,19 @@ def test_the_key_of_the_text_is_named_behind_the_path(tmp_path):
     assert entry.identity()["key"] == "body"
 
 
-@pytest.mark.parametrize("form", ["saved", "splits", "repository"])
-def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch, form):
-    datasets = pytest.importorskip("datasets")
+def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    folder, table = tmp_path / "ü own", datasets.Dataset.from_list(ROWS)
-    if form == "repository":
-        lines(folder / "dev.jsonl", *ROWS)
-        (folder / "README.md").write_text(
-            "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: dev, path: dev.jsonl}\n---\n"
-        )
-    else:
-        (table if form == "saved" else datasets.DatasetDict(dev=table)).save_to_disk(folder)
-    entry = f"hf:{folder}" if form == "saved" else f"hf:{folder}:dev"
+    folder = tmp_path / "ü own"
+    lines(folder / "dev.jsonl", *ROWS)
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: dev, path: dev.jsonl}\n---\n"
+    )
+    entry = f"hf:{folder}:dev"
     full, bare = documents(entry)
     assert (full.id, full.title, full.url, full.license, bare.text) == ("u-1", "Ü", URL, "CC0", ROWS[1]["text"])
     assert bare.source == "own"
-    if form != "saved":
-        assert "dev" in refusal(documents, f"hf:{folder}")
+    assert "dev" in refusal(documents, f"hf:{folder}")
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install datasets" in refusal(documents, entry)
 
@@ -197,7 +189,7 @@ def test_a_bad_conversation_is_refused_with_its_file_and_line(tmp_path, fault):
 def test_a_bad_list_of_conversations_is_refused_with_its_place(tmp_path):
     path = lines(tmp_path / "c.json", [turns(ASKED, ANSWER), 3])
     assert f"{path}, item 2" in refusal(chats.read, "mine", path)
-    assert str(path) in refusal(chats.read, "mine", lines(path, turns(ASKED, ANSWER)))
+    assert str(path) in refusal(chats.read, "mine", lines(path, "one"))
 
 
 # ---- Questions ----
@@ -254,23 +246,14 @@ def test_a_bad_question_is_refused_with_its_file_and_line(tmp_path, fault):
     assert f"{path}, line 2" in refusal(questions.read, "quiz", path, "topic", 0)
 
 
-def test_questions_that_cannot_be_split_and_those_of_ctibench_are_refused(tmp_path, monkeypatch):
+def test_questions_that_cannot_be_split_are_refused(tmp_path):
     one_topic = lines(tmp_path / "one.jsonl", *quiz(topic="same"))
     assert "data.question_group" in refusal(questions.read, "quiz", one_topic, "topic", 0)
     assert "absent" in refusal(questions.read, "quiz", one_topic, "absent", 0)
-    item = read_items(lines(tmp_path / "item.jsonl", quiz()[3])).items[0]
-    monkeypatch.setattr(questions, "published", lambda: {questions.fingerprint(item)})
-    edited = quiz()[3] | {"question": "what is 3", "options": {"A": "X of 3!", "B": "other"}}
-    path = lines(tmp_path / "c.jsonl", edited, edited | {"options": {"A": "no", "B": "yes"}}, *quiz(3))
-    assert "1 questions of CTIBench with their answers, the first of them line 1" in refusal(
-        questions.read, "quiz", path, "", 0
-    )
 
 
-def test_ctibench_is_known_by_its_file_and_by_its_questions(ghost_data, tmp_path):
-    path = ghost_data / "ctibench" / "cti-mcq.tsv"
-    assert {questions.fingerprint(item) for item in read_items(path)} == questions.published()
-    assert "CTIBench" in refusal(questions.read, "quiz", path, "", 0)
+def test_ctibench_is_refused_as_training_data(ghost_data):
+    assert "CTIBench" in refusal(questions.read, "quiz", ghost_data / "ctibench" / "cti-mcq.tsv", "", 0)
 
 
 # ---- Names ----

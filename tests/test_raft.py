@@ -10,6 +10,7 @@ from ghost_jax.data.builders import mcq, raft, rank
 from ghost_jax.data.examples import Conversation, Question
 from ghost_jax.data.retrieval.bm25 import CONTEXT, SHOWN_CHARACTERS, Index, passages_of, shown
 from ghost_jax.data.storage.schema import SPLITS, Record
+from ghost_jax.text import tokenizer
 from ghost_jax.text.mcq_format import LAYOUTS, ask, with_context
 
 COUNT = 600
@@ -163,7 +164,11 @@ def test_pages_without_an_address_are_found_by_the_evidence_and_a_small_index_gi
 
 
 def test_a_ranked_question_has_the_passages_of_its_conversation(index, built):
-    for ranking, conversation in zip(rank.build(raft.with_passages(ASKED, index, 0)), built, strict=True):
-        assert ranking.id == conversation.id
-        user = conversation.messages[0].content
-        assert ranking.prompt.content.partition("Question:")[0] == user.partition("Pick the best")[0]
+    vocabulary = tokenizer.train(["Context and question"], 300).with_chat_tokens([])
+    for (q, passages), conversation in zip(raft.with_passages(ASKED, index, 0), built, strict=True):
+        row = rank.row(vocabulary, q, passages)
+        prompt = vocabulary.decode(row["tokens"][row["branches"] == 0].tolist()).partition("Question:")[0]
+        context = conversation.messages[0].content.partition("Pick the best")[0]
+        assert row["id"] == conversation.id
+        assert prompt.endswith(context)
+        assert ("Context:" in prompt) == bool(context)

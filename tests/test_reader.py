@@ -205,7 +205,7 @@ def test_the_embedded_book_is_built_once(tmp_path, monkeypatch):
     assert built[0] == built[1]
     assert sum("indexing" in line for line in messages) == 1
     manifest = artifact_cache.manifest(built[0])
-    assert manifest.details["passages"] == len(Index.load(built[0])) > 0
+    assert manifest.model_extra["passages"] == len(Index.load(built[0])) > 0
     assert manifest.made_from["sources"] == ["embedded"]
     with pytest.raises(UserError, match="embedded"):
         index_store(corpus, ("attack",), messages.append)

@@ -1,4 +1,4 @@
-"""ghost_jax/data/builders/rewrite.py and wordings/surface_forms.py: facts in many wordings, far apart, and counted."""
+"""ghost_jax/data/builders/rewrite.py and its wordings: facts in many wordings, far apart, and counted."""
 
 import itertools
 import re
@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from ghost_jax.data.builders import mcq, rewrite
 from ghost_jax.data.storage.schema import RELATIONS, Fact, Record
-from ghost_jax.data.wordings import question_forms
-from ghost_jax.data.wordings.surface_forms import FORMS, fill
+from ghost_jax.data.wordings import FORMS, QUESTIONS, fill
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import BOS
 
@@ -80,7 +79,7 @@ def test_a_relation_has_twenty_forms_half_of_them_from_either_end_that_read_like
     told = " ".join(forms)
     assert all(re.search(rf"{end} \[[^\]]+\]", told) for end in (r"\{subject\}", r"\{object\}"))
     assert re.search(r'\{subject\}"? (is|That|This) ', told)
-    asked = (*mcq.PHRASINGS.get(relation, ()), *question_forms.QUESTIONS[relation])
+    asked = (*mcq.PHRASINGS.get(relation, ()), *QUESTIONS[relation])
     assert not [(form, question) for form in forms for question in asked if question in form]
 
 

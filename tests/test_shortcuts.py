@@ -4,13 +4,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghost_jax.data.retrieval.mcq_baselines import all_of_the_above, always, longest, overlapping, popular, shortest
+from ghost_jax.data.items.items import Item
+from ghost_jax.data.retrieval.mcq_baselines import (
+    all_of_the_above,
+    always,
+    credits_of,
+    longest,
+    overlapping,
+    popular,
+    shortest,
+)
 
 OPTIONS = [("aa", "b", "cc", "d"), ("x", "yyy", "zz"), ("one", "two")]
 
 
-def credits(baseline, answers, options=OPTIONS, questions=("?", "?", "?")) -> list[float]:
-    return baseline(questions, options, answers).tolist()
+def credits(baseline, answers, options=OPTIONS, question="?") -> list[float]:
+    items = [Item("", question, offered, gold) for offered, gold in zip(options, answers, strict=True)]
+    return credits_of(baseline, items).tolist()
 
 
 @pytest.mark.parametrize(
@@ -27,20 +37,20 @@ def credits(baseline, answers, options=OPTIONS, questions=("?", "?", "?")) -> li
 )
 def test_ties_share_a_credit(baseline, answers, expected):
     assert credits(baseline, answers) == expected
-    assert credits(baseline, [], [], []) == []
+    assert credits(baseline, [], []) == []
 
 
 def test_overlap_counts_each_content_word_once_and_no_function_word():
     question = "Which flaw of the kernel is a use of freed memory?"
     options = ("the of is a which", "memory memory memory", "Use of MEMORY", "kernel")
-    assert [credits(overlapping, [gold], [options], [question])[0] for gold in range(4)] == [0, 0, 1, 0]
+    assert [credits(overlapping, [gold], [options], question)[0] for gold in range(4)] == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize(("question", "credit"), [("Which follows?", 1), ("Which does NOT follow?", 1 / 3)])
 def test_all_of_the_above_is_chosen_where_it_stands_unless_the_question_is_negated(question, credit):
     options = ("Crash", "Exit", "All of the above")
-    assert credits(all_of_the_above, [2], [options], [question]) == [credit]
-    assert credits(all_of_the_above, [0], [("None of the above", "Exit")], [question]) == [1 / 2]
+    assert credits(all_of_the_above, [2], [options], question) == [credit]
+    assert credits(all_of_the_above, [0], [("None of the above", "Exit")], question) == [1 / 2]
 
 
 words = st.text("ab c", max_size=6)
@@ -48,10 +58,9 @@ asked = st.lists(st.tuples(words, st.lists(words, min_size=2, max_size=6)), max_
 
 
 @given(asked, st.dictionaries(words, st.integers(0, 3)))
-def test_a_baseline_has_one_credit_for_the_options_of_a_question_in_any_order(drawn, popularity):
+def test_a_baseline_has_one_answer_for_the_options_of_a_question_in_any_order(drawn, popularity):
     for baseline in (longest, shortest, overlapping, popular(popularity)):
         for question, options in drawn:
-            given_to = [baseline([question], [options], [gold]).item() for gold in range(len(options))]
-            assert sum(given_to) == pytest.approx(1)
-            turned = [baseline([question], [options[::-1]], [gold]).item() for gold in range(len(options))]
-            assert turned == given_to[::-1]
+            share = baseline(Item("", question, tuple(options), 0))
+            assert share.sum() == pytest.approx(1)
+            assert baseline(Item("", question, tuple(options[::-1]), 0)).tolist() == share[::-1].tolist()

@@ -69,12 +69,8 @@ def test_a_missing_file_names_itself(tmp_path):
         pass
 
 
-LINK = zipfile.ZipInfo("bundle.json")
-LINK.external_attr = 0o120777 << 16
-
-
-@pytest.mark.parametrize("names", [[], ["one.json", "two.json"], ["folder/"], [LINK]])
-def test_a_zip_holds_one_file_and_no_link(tmp_path, names):
+@pytest.mark.parametrize("names", [[], ["one.json", "two.json"], ["folder/"]])
+def test_a_zip_holds_one_file(tmp_path, names):
     path = tmp_path / "bundle.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
@@ -84,8 +80,8 @@ def test_a_zip_holds_one_file_and_no_link(tmp_path, names):
 
 
 def test_a_decompression_bomb_is_not_held_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_JSON", 1 << 20)
-    path = write(tmp_path / "bundle.json.xz", b" " * (files.MAX_JSON + 1))
+    monkeypatch.setattr(files, "MAX_TEXT", 1 << 20)
+    path = write(tmp_path / "bundle.json.xz", b" " * (files.MAX_TEXT + 1))
     with pytest.raises(UserError, match=r"bundle\.json\.xz .* 1 MiB"):
         files.read_json(path)
 

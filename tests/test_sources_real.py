@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ghost_jax.data.sources import SOURCES, jsonl, locate
+from ghost_jax.data.sources import SOURCES
+from ghost_jax.data.sources.data_files import locate, read
 from ghost_jax.data.storage.files import open_bytes
 from ghost_jax.data.storage.schema import Record
 from tests.test_sources import check_facts
@@ -44,7 +45,7 @@ def records_of(folder: Path, name: str) -> list[Record]:
     paths = locate(name, [folder])
     if len(paths) < len(SOURCES[name].stems):
         pytest.skip(f"GHOST_DATA has not all files of {name}")
-    return [record for path in paths for record in SOURCES[name].read(path)]
+    return [record for path in paths for record in read(name, path)]
 
 
 def ids_in_force(path: Path, publisher: str) -> set[str]:
@@ -100,4 +101,4 @@ def test_real_corpora_are_read_to_the_end(ghost_data, name, count):
     paths = locate(name, [ghost_data])
     if not paths:
         pytest.skip(f"GHOST_DATA has no {name}.jsonl")
-    assert sum(1 for _ in jsonl.read(paths[0])) == count
+    assert sum(1 for _ in read(name, paths[0])) == count

@@ -4,13 +4,12 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-import types
 
 import pytest
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
-from ghost_jax.data.storage import artifact_cache
+from ghost_jax.data.storage import artifact_cache, schema
 from ghost_jax.data.storage.artifact_cache import Manifest, SplitCounts
 
 
@@ -25,8 +24,8 @@ def write_rows(folder):
     return {"rows": 3}
 
 
-def build(made_from: dict, kind: str = "corpus", write=write_rows, made_by=()):
-    return artifact_cache.build(kind, made_by, made_from, write)
+def build(made_from: dict, kind: str = "corpus", write=write_rows, versions=None):
+    return artifact_cache.build(kind, versions or {}, made_from, write)
 
 
 def names(folder) -> list[str]:
@@ -50,25 +49,23 @@ def test_a_manifest_is_read_as_it_was_written():
     built = build({"seed": 0}, write=lambda folder: content)
     manifest = artifact_cache.manifest(built)
     assert manifest.datasets == content["datasets"]
-    assert (manifest.documents, manifest.details) == ({"b": 1}, {"teacher": content["teacher"]})
+    assert (manifest.documents, manifest.model_extra) == ({"b": 1}, {"teacher": content["teacher"]})
     assert manifest.licenses is manifest.duplicates_dropped is None
     text = (built / "manifest.json").read_text()
     assert text == json.dumps(manifest.to_json(), indent=1, sort_keys=True)
     assert json.loads(text)["datasets"]["mcq"]["train"]["lengths"] == {"3": 1, "4": 1}
 
 
-def test_an_identity_holds_the_versions_of_modules_and_of_their_tools():
-    module = types.ModuleType("ghost_jax.data.builders.qa")
-    module.VERSION, module.TOOLS = 3, ("numpy",)
-    built = build({"seed": 0}, "qa", made_by=(module,))
-    tools = {"numpy": importlib.metadata.version("numpy")}
-    identity = {"kind": "qa", "versions": {"qa": 3}, "tools": tools, "made_from": {"seed": 0}}
+def test_an_identity_holds_versions_and_tools():
+    built = build({"seed": 0}, "qa", versions={"qa": 3})
+    tools = {name: importlib.metadata.version(name) for name in artifact_cache.TOOLS}
+    versions = {"shared": schema.VERSION, "qa": 3}
+    identity = {"kind": "qa", "versions": versions, "tools": tools, "made_from": {"seed": 0}}
     manifest = artifact_cache.manifest(built)
     assert identity.items() <= manifest.to_json().items()
     assert manifest.fingerprint == artifact_cache.fingerprint(dict(reversed(identity.items())))
     assert built.name == f"qa-{manifest.fingerprint[:16]}"
-    module.VERSION = 4
-    assert build({"seed": 0}, "qa", made_by=(module,)) != built
+    assert build({"seed": 0}, "qa", versions={"qa": 4}) != built
 
 
 @pytest.mark.parametrize("fault", [ValueError("half way"), KeyboardInterrupt()])
@@ -105,7 +102,7 @@ def test_a_damaged_store_is_rebuilt(name):
 
 BUILDER = """
 import sys, time
-from ghost_jax.data.storage import artifact_cache
+from ghost_jax.data.storage import artifact_cache, schema
 
 def write(folder):
     with open(sys.argv[1], "a") as file:
@@ -113,14 +110,14 @@ def write(folder):
     time.sleep(0.5)
     return {}
 
-print(artifact_cache.build("corpus", (), {}, write).name)
+print(artifact_cache.build("corpus", {}, {}, write).name)
 """
 
 
 def test_of_several_processes_one_builds_and_the_others_wait(tmp_path, stores):
     command = [sys.executable, "-c", BUILDER, str(tmp_path / "log")]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    (name,) = {process.communicate(timeout=60)[0].strip() for process in processes}
+    (name,) = {process.communicate(timeout=60)[0].split()[-1] for process in processes}
     assert (stores / name / "manifest.json").is_file()
     assert (tmp_path / "log").read_text() == "built\n"
 

@@ -26,7 +26,8 @@ Answer = tuple[int, dict[str, str], bytes] | bytes
 
 def question(i: int) -> Question:
     evidence = f"Evidence {i} says so. It says it twice. And thrice."
-    return Question(f"q/{i}", "test", "train", f"What is number {i}?", OPTIONS, i % 4, evidence, "")
+    of_source = {"source": "test", "split": "train", "evidence": evidence}
+    return Question(f"q/{i}", f"What is number {i}?", OPTIONS, i % 4, **of_source)
 
 
 def questions(count: int) -> list[Question]:

@@ -30,21 +30,19 @@ def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -
     """
     if not items:
         raise UserError("There are no items to score. Give a file with at least one question.")
-    # Items, not options: of two equal options of one item, both are offered by that one item.
-    offered = mcq_baselines.times_offered([tuple(set(item.options)) for item in items])
     reading_options = {
         "longest": mcq_baselines.longest,
         "shortest": mcq_baselines.shortest,
         "all_of_the_above": mcq_baselines.all_of_the_above,
         "question_overlap": mcq_baselines.overlapping,
-        "option_popularity": mcq_baselines.popular(offered),
+        "option_popularity": mcq_baselines.popular(mcq_baselines.times_offered(items)),
     }
     answers = {
         f"always_{LETTERS[letter]}": Answers.from_letters(orders, [[letter] * len(asked) for asked in orders])
         for letter in range(max(len(item.options) for item in items))
     }
     for name, baseline in reading_options.items():
-        shares = [_shares(baseline, item, len(asked)) for item, asked in zip(items, orders, strict=True)]
+        shares = [np.tile(baseline(item), (len(asked), 1)) for item, asked in zip(items, orders, strict=True)]
         answers[name] = _by_letter(shares, orders)
     for name, popularity in FITTED.items():
         answers[name] = _by_letter(fitted_baselines.shares(items, orders, popularity=popularity), orders)
@@ -77,13 +75,6 @@ def _accuracy(answers: Answers, items: Sequence[Item]) -> float:
     for credits in answers.credits(items):
         earned[len(credits)] += float(credits.sum())
     return float(sum(Fraction(credit) / orders for orders, credit in earned.items()) / len(items))
-
-
-def _shares(baseline: mcq_baselines.Baseline, item: Item, orders: int) -> np.ndarray:
-    """The share [O, K] of each option: the credit of the baseline if that option were gold, in every order."""
-    k = len(item.options)
-    share = baseline([item.question] * k, [item.options] * k, range(k))
-    return np.tile(share, (orders, 1))
 
 
 def _by_letter(shares: Sequence[np.ndarray], orders: Sequence[Sequence[Order]]) -> Answers:

@@ -16,22 +16,16 @@ import numpy as np
 
 from evals.items.answers import Answers
 from ghost_jax.core.errors import UserError, did_you_mean
-from ghost_jax.data.items.formats import raw
-from ghost_jax.data.items.formats.row import quoted
 from ghost_jax.data.items.items import LETTERS, Item, Items, Order, parse_order
+from ghost_jax.data.storage import tables
+from ghost_jax.data.storage.files import quoted, refusal
 
-READERS = {".tsv": raw.tsv, ".csv": raw.comma_separated, ".jsonl": raw.json_lines}
-SHAPE = "a .tsv, .csv or .jsonl file with a header, or keys, and one row an item"
+SHAPE = "Give a .tsv, .csv or .jsonl file with a header, or keys, and one row an item."
 ID_COLUMN = "id"
 GOLD_COLUMNS = ("gt", "gold", "answer")
 SUM_OF_PROBABILITIES = 0.01  # how far from 1 rounded probabilities may add up
 
 Row = tuple[str, dict[str, str]]  # "line 58", and its cells by column
-
-
-def refusal(path: Path, place: str, fault: str, wanted: str) -> UserError:
-    """Returns the error of a file of predictions at one place."""
-    return UserError(f"{path}, {place}: {fault}. Give {wanted}.")
 
 
 @dataclass(frozen=True)
@@ -105,29 +99,17 @@ def read_predictions(
 
 def read_rows(path: Path, *, lists_by_letter: bool = True) -> list[Row]:
     """Returns the rows of a file. A list in JSON is a cell for each letter, or one cell. Raises UserError."""
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f'{path}: "{path.suffix}" is no suffix of predictions. Give {SHAPE}.')
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file of predictions. Check the path given to --predictions.")
-    placed = reader(path, raw.read(path))
-    if path.suffix.lower() == ".jsonl":
-        rows = [(place, _flat(path, place, record, lists_by_letter)) for place, record in placed]
-        for place, cells in rows:
-            if cells.keys() != rows[0][1].keys():
-                raise refusal(path, place, "its keys are not those of the first line", SHAPE)
-    else:
-        columns = [name.strip() for name in placed[0][1]]
-        rows = raw.under_header(path, placed, columns, SHAPE)
+    rows = [(place, _flat(path, place, record, lists_by_letter)) for place, record in tables.read(path)]
+    for place, cells in rows:
+        if cells.keys() != rows[0][1].keys():
+            raise refusal(path, place, "its keys are not those of the first line", SHAPE)
     if not rows:
-        raise UserError(f"{path}: the file has a header but no predictions. Give {SHAPE}.")
+        raise UserError(f"{path}: the file holds no predictions. {SHAPE}")
     return rows
 
 
-def _flat(path: Path, place: str, record: object, lists_by_letter: bool) -> dict[str, str]:
+def _flat(path: Path, place: str, record: dict, lists_by_letter: bool) -> dict[str, str]:
     """A JSON object as cells; an object by letter, or a list in the order of letters, as a column for each letter."""
-    if not isinstance(record, dict):
-        raise refusal(path, place, "this is no JSON object", SHAPE)
     cells: list[tuple[str, str]] = []
     for key, value in record.items():
         if isinstance(value, list):
@@ -136,7 +118,7 @@ def _flat(path: Path, place: str, record: object, lists_by_letter: bool) -> dict
         cells.extend((name, "" if each is None else str(each)) for name, each in parts.items())
     flat = dict(cells)
     if len(flat) < len(cells):
-        raise UserError(f"{path}, {place}: two keys give the same column of {', '.join(flat)}. Rename one of them.")
+        raise refusal(path, place, f"two keys give the same column of {', '.join(flat)}", "Rename one of them.")
     return flat
 
 
@@ -175,10 +157,11 @@ def matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) ->
     for place, cells in rows:
         name = cells[of_id].strip()
         if name in row_of:
-            raise refusal(path, place, f"the id {quoted(name)} is also on {row_of[name][0]}", "each item one row")
+            raise refusal(path, place, f"the id {quoted(name)} is also on {row_of[name][0]}", "Give each item one row.")
         if name not in known:
             fault = f"{quoted(name)} is the id of no item; the first item is {quoted(ids[0])}"
-            raise refusal(path, place, fault, f'ids of items, or no column "{of_id}" if the rows are in their order')
+            fix = f'Give ids of items, or no column "{of_id}" if the rows are in their order.'
+            raise refusal(path, place, fault, fix)
         row_of[name] = (place, cells)
     missing = [name for name in ids if name not in row_of]
     if missing:
@@ -197,8 +180,8 @@ def check_gold(
         for (place, cells), item, gold in zip(rows, items, golds, strict=True):
             if spell(cells[name]) != gold:
                 fault = f"{name} is {quoted(cells[name])}, but the gold answer of {quoted(item.id)} is {gold}"
-                wanted = f"rows in the order of {items.path} or a column {ID_COLUMN}, letters in that of --order"
-                raise refusal(path, place, fault, wanted)
+                fix = f"Give rows in the order of {items.path} or a column {ID_COLUMN}, letters in that of --order."
+                raise refusal(path, place, fault, fix)
 
 
 def _holds_answers(source: _Source, rows: Sequence[Row], k: int) -> bool:
@@ -256,7 +239,7 @@ def _scores(path: Path, row: Row, source: _Source, item: Item) -> list[float]:
     for column in columns:
         if not _number(cells[column]) < math.inf:  # -inf is the score of probability 0
             fault = f"{quoted(cells[column])} under {column} is no finite number, nor -inf"
-            raise refusal(path, place, fault, "a score for each letter of the item, the highest for the answer")
+            raise refusal(path, place, fault, "Give a score for each letter of the item, the highest for the answer.")
     return [_number(cells[column]) for column in columns]
 
 

@@ -13,9 +13,9 @@ from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import data_folders
 from ghost_jax.data import corpus
-from ghost_jax.data.items.formats import raw
 from ghost_jax.data.items.items import Items
-from ghost_jax.data.sources import SOURCES
+from ghost_jax.data.sources import data_files
+from ghost_jax.data.storage import tables
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.runs import run_dir
 from ghost_jax.runs.evaluation import BaselineText
@@ -63,7 +63,7 @@ def records_of(source: str, data_dir: Path | None) -> tuple[list[Record], tuple[
     """Returns the records of a source and the identity of its files. Raises UserError where no data folder has them."""
     inputs = corpus.locate([source], data_dir, run_dir.say, stand_in=False).files
     run_dir.say(f"reading {', '.join(each.path.name for each in inputs)} for the baselines")
-    records = [record for each in inputs for record in SOURCES[source].read(each.path)]
+    records = [record for each in inputs for record in data_files.read(source, each.path)]
     return records, tuple(each.identity() for each in inputs)
 
 
@@ -88,7 +88,7 @@ def _test_items(items: Items, data_dir: Path | None) -> tuple[set[str], set[str]
     """The CVE ids in the files of all tasks of CTIBench and in `items`, and the keys of their texts."""
     ids, keys = {item.id.upper() for item in items}, {copy_key(item.text) for item in items}
     for path in (task_file(name, data_dir) for name in TASK_FILES):
-        for _, cells in raw.under_header(path, raw.tsv(path, raw.read(path)), (), ""):
+        for _, cells in tables.read(path):
             ids.update(each.upper() for cell in cells.values() for each in _CVE.findall(cell))
             keys.update(copy_key(cells[column]) for column in ("Description", "Text") if column in cells)
     return ids, keys - {""}

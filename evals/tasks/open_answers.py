@@ -3,7 +3,6 @@
 An answer is a text, a cell of a sheet or what a model wrote. `Task.parse` finds the answer in it by a fixed rule.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +19,13 @@ from evals.analysis.stats import clustered_interval, paired_difference
 from evals.analysis.verdict import COLLAPSED_SHARE, ROUNDING
 from evals.tasks.baseline_text import Rivals, copy_key, task_file
 from ghost_jax.core.errors import UserError, did_you_mean
-from ghost_jax.data.items.formats import raw
-from ghost_jax.data.items.formats.row import quoted
 from ghost_jax.data.items.items import Item, Items
+from ghost_jax.data.storage import tables
+from ghost_jax.data.storage.artifact_cache import sha256_of
+from ghost_jax.data.storage.files import quoted, refusal
 from ghost_jax.runs.evaluation import COLLAPSED, ItemsFile, PredictionsFile, TaskEvaluation, TaskFigure
 
 COLUMNS = ("URL", "Description", "Prompt", "GT")
-SHAPE = f"the columns {', '.join(COLUMNS)}, tab-separated"
 NOT_ANSWERS = (ID_COLUMN, *GOLD_COLUMNS, "url", "platform", "description", "prompt")  # columns of a sheet, lower case
 CONSTANT, LOOK_UP = "best constant", "look-up"
 
@@ -67,17 +66,18 @@ class Task:
 def read_task(task: Task, path: Path | None, data_dir: Path | None) -> TaskItems:
     """Reads the items of a task, by default those of a data folder. Raises UserError for an invalid file."""
     path = path or task_file(task.name, data_dir)
-    data = raw.read(path)
     items: dict[str, TaskItem] = {}
-    for place, cells in raw.under_header(path, raw.tsv(path, data), COLUMNS, SHAPE):
+    for place, cells in tables.read(path, COLUMNS):
         name, gold = cells["URL"].strip().rstrip("/").rpartition("/")[2], task.parse(cells["GT"])
         if not name or name in items or not gold:
-            fault = f"the id {quoted(name)} is empty or repeated, or GT {quoted(cells['GT'])} is no answer"
-            raise UserError(f"{path}, {place}: {fault} of {task.name}. Give {SHAPE}.")
+            fault = (
+                f"the id {quoted(name)} is empty or repeated, or GT {quoted(cells['GT'])} is no answer of {task.name}"
+            )
+            raise refusal(path, place, fault)
         items[name] = TaskItem(name, cells["Description"], cells["Prompt"], gold, cells.get("Platform", ""))
     if not items:
         raise UserError(f"{path}: the file has a header but no items. Give the complete benchmark file.")
-    return TaskItems(path.name, str(path), hashlib.sha256(data).hexdigest(), tuple(items.values()))
+    return TaskItems(path.name, str(path), sha256_of(path), tuple(items.values()))
 
 
 def as_questions(items: TaskItems) -> Items:

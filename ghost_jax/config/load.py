@@ -18,7 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ghost_jax.config import files as config_files
-from ghost_jax.config.validate import DOMAINS, FILES, check, host_of_teacher, leaves, shown
+from ghost_jax.config.keys import DOMAINS, FILES
+from ghost_jax.config.validate import check, host_of_teacher, leaves
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.core.object_store import path_of
@@ -30,9 +31,6 @@ FREE_KEYS = {
     *("mesh", "base"),
     "model.attention",
 }
-# Keys that were added later -> the value that runs of earlier versions had.
-ADDED = {"optim.name": "adamw", "data.chats": {}, "data.questions": {}, "data.question_group": ""}
-ADDED |= {"lora.rank": 0, "lora.alpha": 16.0, "lora.targets": "kernel"}
 # Keys that a chat model shares with its base, and keys that a chat config sets itself when --base is given.
 SHAPE = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
 OWN = ("dropout", "dtype", "remat", "scan", "attention")
@@ -235,8 +233,8 @@ def _updates(config: ConfigDict) -> str | None:
 
 def _mixture(config: ConfigDict) -> str | None:
     for start, changes in config.data.mixture_schedule.items():
-        if not re.fullmatch(r"[0-9]{1,10}", shown(start)) or not 0 < int(start) < config.steps:
-            return f"data.mixture_schedule has the key {shown(start)}; it must be an update between 1 and steps."
+        if not re.fullmatch(r"[0-9]{1,10}", str(start)) or not 0 < int(start) < config.steps:
+            return f"data.mixture_schedule has the key {start}; it must be an update between 1 and steps."
         for name in changes:
             if name not in config.data.mixture:
                 return f"data.mixture_schedule.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}"
@@ -296,18 +294,9 @@ def decisive(config: Mapping, prefix: str = "") -> dict:
 
 def recipe_of(config: Mapping) -> dict:
     """Returns what decides what a run and its base compute, except for the seeds, from the JSON of its config."""
-    kept = decisive(completed(config))
+    kept = decisive(config)
     kept.pop("seed", None)
     return kept | ({"base": recipe_of(config["base"])} if "base" in config else {})
-
-
-def completed(config: Mapping) -> dict:
-    """Returns the JSON of a run's config with the keys that its version lacked, and so for its base."""
-    full = dict(config)
-    for key, value in ADDED.items():
-        group, _, name = key.rpartition(".")
-        full[group] = {name: value, **full.get(group, {})}
-    return full | ({"base": completed(config["base"])} if "base" in config else {})
 
 
 def to_json(config: ConfigDict) -> str:

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -11,9 +12,6 @@ from typing import Any
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import is_remote
-
-# Keys that only configs of versions before 0.5 have.
-OF_EARLIER_VERSIONS = ("model.hidden", "optim.floor_lr", "data.later", "data.overlong", "look", "watch")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -63,13 +61,10 @@ def read_json(path: Path) -> Any:
 def read_config(path: Path) -> dict:
     """Reads the config.json of a run. Raises UserError where it is missing, invalid, or of an earlier version."""
     config = read_json(path)
-    groups = config if isinstance(config, dict) else {}
-    keys = {f"{group}.{name}" for group, names in groups.items() if isinstance(names, dict) for name in names}
-    found = [key for key in OF_EARLIER_VERSIONS if key in keys | groups.keys()]
-    if found:
+    if "watch" in config:  # as `divergence` was called before version 0.5, which renamed other keys too
         raise UserError(
-            f"{path} is the config of a run of an earlier version: it has {', '.join(found)}, which this version of "
-            "ghost_jax does not read. Train the run again, or use the version that environment.json beside it names."
+            f"{path} is the config of a run of an earlier version of ghost_jax: it has the key watch. Train the run "
+            "again, or use the version that environment.json beside it names."
         )
     return config
 
@@ -89,3 +84,16 @@ def new_folder(place: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(lock: Path, what: str) -> Iterator[None]:
+    """Waits until no other process holds a lock file, and says so; the system releases it when a process dies."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process makes {what}: waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -5,7 +5,6 @@ is the same byte for byte on any number of workers.
 """
 
 import dataclasses
-import difflib
 import functools
 import itertools
 import json
@@ -15,23 +14,22 @@ import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from ghost_jax.config.validate import is_path
+from ghost_jax.config.keys import is_path
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.core.paths import cache_dir, data_folders
-from ghost_jax.data import dedup, fetch, sources
+from ghost_jax.data import dedup, fetch
 from ghost_jax.data.downloads.published import PUBLISHED
 from ghost_jax.data.examples import Documents
-from ghost_jax.data.own import rows, text
+from ghost_jax.data.own import text
 from ghost_jax.data.retrieval import bm25
 from ghost_jax.data.retrieval.bm25 import Index, passages_of
-from ghost_jax.data.sources import embedded
-from ghost_jax.data.storage import artifact_cache, schema, text_cleaning
-from ghost_jax.data.storage.files import listed, stem
+from ghost_jax.data.sources import SOURCES, data_files, embedded
+from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.schema import Fact, Record
+from ghost_jax.data.storage.tables import suffix_of
 
 Say = Callable[[str], None]
 Judged = tuple[list[Path], Iterable[str]]  # the parts, and for each document in them why it is dropped, or ""
@@ -85,24 +83,32 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
 
     Raises UserError where a source is missing or incomplete and nothing replaces it.
     """
-    own = _own_inputs(names)
-    found, absent, help_text = _search([n for n in names if n not in own], data_dir, say, accept_parts=stand_in)
-    missing = [name for name in absent if not found[name]]
+    own, folders = _own_inputs(names), data_folders(data_dir)
+    published = [name for name in names if name not in own]
+    found, absent = _found(published, folders)
+    reasons: dict[str, str] = {}
+    if wanted := [name for name in absent if not (stand_in and found[name])]:
+        reasons = fetch.bring(wanted, cache_dir() / "data", say)
+        found, absent = _found(published, folders)
+    read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
+    strays = [path for path in data_files.unclaimed(folders) if path.resolve() not in read]
     notes = []
     if absent:
+        missing = [name for name in absent if not found[name]]
         what = f"No files of {', '.join(missing)}" if missing else f"Only a part of {', '.join(absent)}"
+        where = _where(found, absent, folders, strays, reasons)
         if not stand_in or (missing and "embedded" not in names):
             raise UserError(
-                f"{what} on this machine. Missing: {_names(absent)}. {help_text} Or leave the source out of "
-                "--config.data.sources, for the base of a chat recipe --config.base.data.sources. Only a preset named "
-                "nano trains without a source that it names, and only where it names embedded too."
+                f"{what} on this machine. {where} Or leave the source out of --config.data.sources, for the base of a "
+                "chat recipe --config.base.data.sources, or --book. Only a preset named nano trains without a source "
+                "that it names, and only where it names embedded too."
             )
-        outcome = "the embedded pack stands in for them" if missing else "the run uses that part"
-        notes.append(f"{what}: {outcome}. Missing: {_names(absent)}. {help_text}")
-    read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
-    if strays := [path for path in sources.unclaimed(data_folders(data_dir)) if path.resolve() not in read]:
-        notes.append(f"Not read, because no source has a file of that name: {few(strays)}.")
-    return Inputs(_inputs(names, found, own), tuple(notes))
+        notes = [f"{what}: {'the embedded pack stands in for them' if missing else 'the run uses that part'}. {where}"]
+    elif strays:
+        notes = [f"Not read, because no source has a file of that name: {few(strays)}."]
+    paths = {name: found[name] if SOURCES[name].stems else [None] for name in published}
+    inputs = (each for name in names for each in own.get(name) or [Input(name, path) for path in paths[name]])
+    return Inputs(tuple(inputs), tuple(notes))
 
 
 def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
@@ -114,19 +120,37 @@ def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
     """
     names = PUBLISHED_BOOK if named == "open" else named.split(",")
     for name in names:
-        if not (name in sources.SOURCES or is_path(name) or Path(name).exists()):
-            raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(sources.SOURCES)}).")
-    names = [name if name in sources.SOURCES or is_path(name) else f"./{name}" for name in names]
-    own = _own_inputs(names)
-    found, absent, help_text = _search([name for name in names if name not in own], data_dir, say, accept_parts=False)
-    if absent:
-        raise UserError(f"The open book lacks {_names(absent)}. {help_text}")
-    return corpus_store(Inputs(_inputs(names, found, own), ()), say)
+        if not (name in SOURCES or is_path(name) or Path(name).exists()):
+            raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(SOURCES)}).")
+    names = [name if name in SOURCES or is_path(name) else f"./{name}" for name in names]
+    return corpus_store(locate(names, data_dir, say, stand_in=False), say)
 
 
-def _inputs(names: Sequence[str], found: dict[str, list[Path]], own: dict[str, tuple[Input, ...]]) -> tuple[Input, ...]:
-    paths = {name: paths if sources.SOURCES[name].stems else [None] for name, paths in found.items()}
-    return tuple(each for name in names for each in own.get(name) or [Input(name, path) for path in paths[name]])
+def _found(names: Sequence[str], folders: Sequence[Path]) -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
+    """Returns the files of each source, and the names of the files that an incomplete one lacks."""
+    found = {name: data_files.locate(name, folders) for name in names}
+    return found, {name: absent for name in names if (absent := data_files.absent(name, found[name]))}
+
+
+def _where(
+    found: dict[str, list[Path]],
+    absent: dict[str, list[str]],
+    folders: Sequence[Path],
+    strays: Sequence[Path],
+    reasons: dict[str, str],
+) -> str:
+    """Returns in sentences what is missing, where was searched, what was found there, and what to do."""
+    there = [f"{path} (a part of {name})" for name in absent for path in found[name]] + [*map(str, strays)]
+    published = ",".join(name for name in absent if name in PUBLISHED)
+    sentences = [
+        f"Missing: {', '.join(map(few, absent.values()))}.",
+        f"Searched, plain and as .xz, .gz or .zip: {', '.join(map(str, folders))}, and raw/ and corpus/ in each.",
+        f"Found there: {few(there)}." if there else "",
+        f"Not fetched: {'; '.join(dict.fromkeys(reasons.values()))}." if reasons else "",
+        "Set GHOST_DATA or --data_dir to the folder that holds raw/ and corpus/"
+        + (f", or run python -m ghost_jax.data.fetch --sources={published}." if published else "."),
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
@@ -144,63 +168,10 @@ def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
                 "one entry."
             )
         entries[name] = entry
-        pages = tuple(path for path in paths if rows.suffix_of(path) in text.PAGES)
+        pages = tuple(path for path in paths if suffix_of(path) in text.PAGES)
         tables = [(path,) for path in paths if path not in pages]
         inputs[entry] = tuple(Input(name, folder, files, key) for files in (*tables, pages) if files)
     return inputs
-
-
-def _search(
-    names: Sequence[str], data_dir: Path | None, say: Say, *, accept_parts: bool
-) -> tuple[dict[str, list[Path]], dict[str, list[str]], str]:
-    """Searches the data folders for sources, and fetches what they lack.
-
-    Args:
-      accept_parts: whether a source of which a part was found is not fetched.
-
-    Returns:
-      source -> its files; incomplete source -> the names of its files that were not found; and in sentences where was
-      searched and what to do.
-    """
-    folders = data_folders(data_dir)
-
-    def search() -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
-        found = {name: sources.locate(name, folders) for name in names}
-        return found, {name: absent for name in names if (absent := sources.absent(name, found[name]))}
-
-    found, absent = search()
-    reasons: dict[str, str] = {}
-    if wanted := [name for name in absent if not (accept_parts and found[name])]:
-        reasons = fetch.bring(wanted, cache_dir() / "data", say)
-        found, absent = search()
-    near = _near(found, absent, folders)
-    published = ",".join(name for name in absent if name in PUBLISHED)
-    help_text = [
-        f"Searched, plain and as .xz, .gz or .zip: {', '.join(map(str, folders))}, and raw/ and corpus/ in each.",
-        f"Found there: {few(near)}." if near else "",
-        f"Not fetched: {'; '.join(dict.fromkeys(reasons.values()))}." if reasons else "",
-        "Set GHOST_DATA or --data_dir to the folder that holds raw/ and corpus/"
-        + (f", or run python -m ghost_jax.data.fetch --sources={published}." if published else "."),
-    ]
-    return found, absent, " ".join(filter(None, help_text))
-
-
-def _names(absent: dict[str, list[str]]) -> str:
-    return ", ".join(map(few, absent.values()))
-
-
-def _near(found: dict[str, list[Path]], absent: dict[str, list[str]], folders: Sequence[Path]) -> list[str]:
-    """Returns the parts of incomplete sources, and the files whose names are similar to an absent one."""
-    parts = [f"{path} (a part of {name})" for name in absent for path in found[name]]
-    used = {path for paths in found.values() for path in paths}
-    others = {path: stem(path.name).lower() for folder in folders for path in listed(folder) if path not in used}
-    similar = {
-        match
-        for names in absent.values()
-        for name in names
-        for match in difflib.get_close_matches(name, others.values())
-    }
-    return parts + [str(path) for path, name in others.items() if name in similar]
 
 
 def few(things: Sequence[object]) -> str:
@@ -234,8 +205,7 @@ def part_store(say: Say, given: Input) -> Path:
     def records() -> Iterator[Record]:
         if given.own:
             return text.read(given.source, given.path, given.own, given.key)
-        read = sources.SOURCES[given.source].read
-        return read(given.path) if given.path else read()
+        return data_files.read(given.source, given.path)
 
     def write(folder: Path) -> dict:
         say(f"reading {given.source}: {given}")
@@ -257,7 +227,7 @@ def part_store(say: Say, given: Input) -> Path:
             )
         return {"licenses": _named(licenses), "documents": documents}
 
-    return artifact_cache.build("part", _made_by([given]), given.identity(), write)
+    return artifact_cache.build("part", _versions([given]), given.identity(), write)
 
 
 def _named(licenses: dict[str, dict[str, None]]) -> dict[str, str]:
@@ -265,11 +235,9 @@ def _named(licenses: dict[str, dict[str, None]]) -> dict[str, str]:
     return {source: few(list(found)) for source, found in licenses.items()}
 
 
-def _made_by(inputs: Iterable[Input]) -> list[ModuleType]:
-    """Returns the modules that decide the documents of inputs, and which of them are duplicates."""
-    read_by = [sources.Source((), text) if each.own else sources.SOURCES[each.source] for each in inputs]
-    own = [module for row in read_by for module in (row.reader, *row.shared)]
-    return list(dict.fromkeys([*own, text_cleaning, schema, dedup]))
+def _versions(inputs: Iterable[Input]) -> dict[str, int]:
+    """Returns the version of the module that reads each source."""
+    return {each.source: text.VERSION if each.own else data_files.reader_of(each.source).VERSION for each in inputs}
 
 
 # ---- Together ----
@@ -310,7 +278,7 @@ def corpus_store(inputs: Inputs, say: Say, judged: Callable[[Sequence[Input], Sa
                 dropped.setdefault(source, dict.fromkeys(dedup.REASONS, 0))[reason] += 1
         return {"documents": documents, "duplicates_dropped": dropped, "licenses": _named(licenses)}
 
-    return artifact_cache.build("corpus", _made_by(inputs.files), made_from, write)
+    return artifact_cache.build("corpus", _versions(inputs.files), made_from, write)
 
 
 def _lines(part: Path) -> Iterator[bytes]:
@@ -347,4 +315,4 @@ def index_store(corpus: Path, pages_of: Iterable[str], say: Say, words: int = bm
         index.save(folder)
         return {"passages": len(index), "inputs": artifact_cache.manifest(corpus).made_from["inputs"]}
 
-    return artifact_cache.build("index", (bm25,), {"corpus": corpus.name, "sources": indexed, "words": words}, write)
+    return artifact_cache.build("index", {}, {"corpus": corpus.name, "sources": indexed, "words": words}, write)

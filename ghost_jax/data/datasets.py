@@ -3,19 +3,17 @@
 import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 from ml_collections import ConfigDict
 
 from ghost_jax.data.beam import Beam
-from ghost_jax.data.builders import DATASETS, Dataset, pretrain
+from ghost_jax.data.builders import DATASETS, OPTIONS, Dataset, pretrain
 from ghost_jax.data.corpus import documents_of
 from ghost_jax.data.examples import BuildInputs
 from ghost_jax.data.own import chats, questions, rows
-from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import array_record, artifact_cache
 from ghost_jax.data.storage.schema import Record
-from ghost_jax.text import chat_format, tokenizer
+from ghost_jax.text import tokenizer
 from ghost_jax.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
@@ -24,6 +22,7 @@ Say = Callable[[str], None]
 def vocabulary_store(config: ConfigDict, corpus: Path, say: Say) -> Path:
     """Returns the store of the byte-level BPE of a config's base, trained on the corpus."""
     size = config.model.vocab_size
+    made_from = {"corpus": corpus.name, "vocab_size": size}
 
     def write(folder: Path) -> dict:
         say(f"training a byte-level BPE of {size:,} ids")
@@ -31,7 +30,7 @@ def vocabulary_store(config: ConfigDict, corpus: Path, say: Say) -> Path:
         vocabulary.save(folder / "tokenizer.json")
         return {"tokenizer": vocabulary.sha256, "vocab_size": vocabulary.vocab_size}
 
-    return artifact_cache.build("vocabulary", (tokenizer, pretrain), {"corpus": corpus.name, "vocab_size": size}, write)
+    return artifact_cache.build("vocabulary", {"pretrain": pretrain.VERSION}, made_from, write)
 
 
 def row_of(name: str, config: ConfigDict) -> Dataset:
@@ -39,10 +38,8 @@ def row_of(name: str, config: ConfigDict) -> Dataset:
     if name in DATASETS:
         return DATASETS[name]
     if name in config.data.chats:
-        cleaning = ("data.storage.schema", "data.storage.text_cleaning")  # they decide the splits
-        return Dataset("chat", name, f"conversations of {{chats[{name}]}}", made_by=cleaning)
-    about, made_by = f"questions of {{questions[{name}]}}", ("data.builders.mcq", "text.mcq_format")
-    return Dataset("chat", name, about, made_by=made_by, options=("seed", "layout", "question_group"), lettered=True)
+        return Dataset("chat", name, f"conversations of {{chats[{name}]}}")
+    return Dataset("chat", name, f"questions of {{questions[{name}]}}", options=("question_group",), lettered=True)
 
 
 def dataset_store(
@@ -53,22 +50,15 @@ def dataset_store(
     module, function = (dataset.builder or f"{name}.dataset").split(".")
     path = None
     if name in DATASETS:
-        builder = _module(f"data.builders.{module}")
+        builder = importlib.import_module(f"ghost_jax.data.builders.{module}")
+        made_from: dict = {"corpus": corpus.name}
     else:
         builder, group = (chats, "chats") if name in config.data.chats else (questions, "questions")
         path, function = rows.located(config.data[group][name]), "dataset"
-    made_by = [builder, *map(_module, dataset.made_by), tokenizer, array_record]
-    options = {key: config.data[key] for key in dataset.options}
-    options = {key: value.to_dict() if isinstance(value, ConfigDict) else value for key, value in options.items()}
-    made_from = {"tokenizer": vocabulary.sha256, **options}
-    if path:
-        made_from |= {"file": path.name, "sha256": artifact_cache.sha256_of(path), "bytes": path.stat().st_size}
-    else:
-        made_from |= {"corpus": corpus.name} if dataset.reads_corpus else {"pack": embedded.sha256()}
-    if dataset.stage == "pretrain":
-        made_from["window"] = config.data.seq_len
-    else:
-        made_by.append(chat_format)
+        made_from = {"file": path.name, "sha256": artifact_cache.sha256_of(path), "bytes": path.stat().st_size}
+    data = config.data.to_dict()
+    made_from |= {key: data[key] for key in (*OPTIONS[dataset.stage], *dataset.options)}
+    made_from["tokenizer"] = vocabulary.sha256
 
     def documents() -> Iterator[Record]:
         return (each for each in documents_of(corpus)() if dataset.sources is None or each.source in dataset.sources)
@@ -83,8 +73,4 @@ def dataset_store(
         counts = array_record.write_examples(folder, name, rows)
         return {"datasets": {name: counts}} | inputs.recorded
 
-    return artifact_cache.build(name, made_by, made_from, write)
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"ghost_jax.{name}")
+    return artifact_cache.build(name, {name: builder.VERSION}, made_from, write)

@@ -21,9 +21,6 @@ import rensa
 
 from ghost_jax.data.storage.schema import Record
 
-VERSION = 1  # raise it when other documents are dropped, or a fingerprint holds something else
-TOOLS = ("rensa",)
-
 RUN = 7  # words; also the length of the shortest text that can be a near duplicate
 NEAR = 0.9  # estimated Jaccard similarity of two sets of runs at which the later text is dropped
 SEED = 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from ghost_jax.data.items.items import Item
 from ghost_jax.data.storage.schema import SPLITS, Record
 from ghost_jax.text import chat_format, mcq_format
 from ghost_jax.text.chat_format import Message
@@ -29,20 +30,17 @@ class Conversation:
     letter: str = ""  # the gold letter of a multiple-choice question, else empty
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Question:
-    """A multiple-choice question with its evidence; every layout is rendered from it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question(Item):
+    """A multiple-choice question with its evidence; every layout is rendered from it.
 
-    id: str  # unique within its builder; begins with the relation it asks about ("tactic/attack/…")
-    # source, split, url: of the document that states the fact, as in `Conversation` and `Record`
+    Its id begins with the relation it asks about ("tactic/attack/…"), its url is that of the document.
+    """
+
+    # source, split: of the document that states the fact, as in `Conversation`
     source: str
     split: str
-    # question, options: as a person reads them
-    question: str
-    options: tuple[str, ...]
-    answer: int  # the index of the gold option
     evidence: str  # the fact's evidence sentence
-    url: str
 
     @property
     def letter(self) -> str:

@@ -6,11 +6,9 @@ GHOST_OFFLINE=1 in the environment, the command lists which file to put where.
 """
 
 import argparse
+import dataclasses
 import os
-import queue
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,9 +21,9 @@ from ghost_jax.core.errors import UsageError, UserError, command, did_you_mean
 from ghost_jax.core.paths import cache_dir, local_path
 from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.download import Unavailable
-from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED, Feed, File, Proof
+from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED, File
 
-OFFLINE_SECONDS = 4.0  # one of the publishers must answer within this time
+OFFLINE_SECONDS = 4.0  # in all, for one of the publishers to answer
 MAX_NOTE = 1 << 16  # bytes
 MAX_FEED = 2 << 30  # bytes that a note may state; a year is a quarter of a gigabyte
 
@@ -33,7 +31,7 @@ MAX_FEED = 2 << 30  # bytes that a note may state; a year is a quarter of a giga
 def bring(
     names: Sequence[str], folder: Path, say: Callable[[str], None], *, mirror: str | None = None
 ) -> dict[str, str]:
-    """Downloads what is missing of some sources. Being offline is detected once, within 5 s, and raises nothing.
+    """Downloads what is missing of some sources. Being offline is detected once, in about 4 s, and raises nothing.
 
     Args:
       folder: the data folder, created if needed. Its files are read to verify them.
@@ -63,29 +61,30 @@ def missing(name: str, folder: Path) -> list[File]:
     return [
         file
         for file in PUBLISHED[name].files
-        if (proof := _known_proof(file, folder)) is None or not download.is_verified(folder / file.path, proof)
+        if (known := _known(file, folder)) is None or not download.is_verified(folder / file.path, known)
     ]
 
 
-def _known_proof(file: File, folder: Path) -> Proof | None:
-    if isinstance(file.proof, Proof):
-        return file.proof
+def _known(file: File, folder: Path) -> File | None:
+    """Returns a file with its digest, of a feed that of its note in the data folder; None where there is no note."""
+    if file.digest:
+        return file
     try:
-        return read_note((folder / file.proof.path).read_bytes())
+        return read_note(file, (folder / file.note.path).read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def read_note(note: bytes) -> Proof:
-    """Returns the hash and size that a feed's note states in lines of `key:value`. Raises ValueError for another note.
+def read_note(feed: File, note: bytes) -> File:
+    """Returns a feed with the hash and size that its note states in lines of `key:value`.
 
-    A size over `MAX_FEED` is refused: it would let a server send as much.
+    Raises ValueError for another note. A size over `MAX_FEED` is refused: it would let a server send as much.
     """
     fields = dict(line.split(":", 1) for line in note.decode("utf-8-sig").splitlines() if ":" in line)
     digest, size = fields.get("sha256", "").strip().lower(), int(fields.get("size", -1))
     if len(digest) != 64 or not 0 <= size <= MAX_FEED:
         raise ValueError("it states no SHA-256 or no possible size")
-    return Proof(digest, size)
+    return dataclasses.replace(feed, digest=digest, size=size)
 
 
 def _bring_file(
@@ -94,51 +93,35 @@ def _bring_file(
     place, url = folder / file.path, _address(file.url, mirror)
     if place.exists():
         say(f"{place} is not the publisher's file: replacing it when the download is verified")
-    if isinstance(file.proof, Proof):
-        download.download(http, url, place, file.proof, say)
+    if file.digest:
+        download.download(http, url, place, file)
         return
-    note_url, note_place = _address(file.proof.url, mirror), folder / file.proof.path
+    note_url = _address(file.note.url, mirror)
     note = download.read(http, note_url, MAX_NOTE)
     try:
-        proof = read_note(note)
+        known = read_note(file, note)
     except ValueError as fault:
         raise Unavailable(f"{download.shown(note_url)} is not the note of a feed ({fault})") from fault
-    download.download(http, url, place, proof, say, lambda: write_bytes(note_place, note))
+    download.download(http, url, place, known, lambda: write_bytes(folder / file.note.path, note))
 
 
 def _address(url: str, mirror: str | None) -> str:
     return url if mirror is None else mirror.rstrip("/") + urlsplit(url).path
 
 
-def _why_offline(addresses: Iterable[str]) -> str | None:
-    """Returns why no host can be reached, or None as soon as one of them answers."""
+def _why_offline(addresses: Iterable[str]) -> str:
+    """Returns why no host can be reached, "" as soon as one of them answers."""
     hosts = {download.host_of(address): address for address in addresses}
     if hosts and os.environ.get("GHOST_OFFLINE") == "1":
         return "GHOST_OFFLINE=1 forbids connections"
-    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    deadline = time.monotonic() + OFFLINE_SECONDS
-    for address in hosts.values():
-        # Daemons, because the look-up of a name has no time limit and must not delay the end of the process.
-        threading.Thread(target=lambda address=address: answers.put(_why_silent(address)), daemon=True).start()
     reasons = []
-    for _ in hosts:
+    for host, address in hosts.items():
         try:
-            reason = answers.get(timeout=max(deadline - time.monotonic(), 0.001))
-        except queue.Empty:
-            reasons.append(f"no answer within {OFFLINE_SECONDS:.0f} s")
-            break
-        if reason is None:
-            return None
-        reasons.append(reason)
-    return "; ".join(reasons) or None
-
-
-def _why_silent(address: str) -> str | None:
-    try:
-        requests.head(address, timeout=OFFLINE_SECONDS, allow_redirects=False)
-    except requests.RequestException as fault:
-        return f"{download.host_of(address)}: {download.reason_of(fault)}"
-    return None
+            requests.head(address, timeout=OFFLINE_SECONDS / len(hosts), allow_redirects=False)
+            return ""
+        except requests.RequestException as fault:
+            reasons.append(f"{host}: {download.reason_of(fault)}")
+    return "; ".join(reasons)
 
 
 def _check_flags(names: Sequence[str], mirror: str | None) -> None:
@@ -176,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
     _say("put these in their places, and repeat the command to verify them:")
     for name in reasons:
         for file in missing(name, folder):
-            for thing in (file.proof, file) if isinstance(file.proof, Feed) else (file,):
+            for thing in (file,) if file.digest else (file.note, file):
                 _say(f"  {thing.url} as {folder / thing.path}")
     why = " ".join(f"{name}: {reason}." for name, reason in reasons.items())
     raise UserError(

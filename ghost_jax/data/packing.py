@@ -27,16 +27,14 @@ class Example:
 def pack(lengths: Sequence[int], row_len: int) -> list[list[int]]:
     """Returns rows of record numbers whose lengths sum to at most `row_len`; every record is in exactly one row.
 
-    Best fit, longest first: each record goes where it leaves the fewest free places. Raises ValueError for a record
-    that is empty or longer than a row.
+    Best fit, longest first: each record goes where it leaves the fewest free places. None is empty or longer than a
+    row.
     """
     rows: list[list[int]] = []
     by_free: list[list[int]] = [[] for _ in range(row_len + 1)]  # free places -> rows that have so many
     sizes = 0  # bit n is set where some row has n free places: the tightest fit is then one shift away
     for record in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[record]
-        if not 0 < length <= row_len:
-            raise ValueError(f"a record of {length} tokens does not fit a row of {row_len}")
         fitting = sizes >> length
         if fitting:
             free = length + (fitting & -fitting).bit_length() - 1

@@ -18,7 +18,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ghost_jax.config import load as config_lib
-from ghost_jax.config.validate import FILES
+from ghost_jax.config.keys import FILES
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.object_store import path_of
 from ghost_jax.data import beam, corpus, datasets

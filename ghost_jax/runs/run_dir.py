@@ -108,9 +108,7 @@ def check_same(workdir: Path, config: ConfigDict) -> None:
     if not (workdir / run_record.CONFIG).is_file():
         return
     asked = json.loads(config_lib.to_json(config))
-    differences = list(
-        _differences(config_lib.completed(read_config(workdir / run_record.CONFIG)), config_lib.completed(asked))
-    )
+    differences = list(_differences(read_config(workdir / run_record.CONFIG), asked))
     if differences:
         raise UserError(
             f"{workdir} holds a run of another config: {'; '.join(differences)}. Repeat the command that made it to "

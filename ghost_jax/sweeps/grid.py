@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from ghost_jax.config import files as config_files
-from ghost_jax.config.validate import FOLDER, LOSSES
+from ghost_jax.config.keys import FOLDER, LOSSES
 from ghost_jax.core.errors import UsageError
 
 Value = bool | int | float | str

@@ -11,8 +11,6 @@ import numpy as np
 
 from ghost_jax.text.tokenizer import Tokenizer
 
-VERSION = 1  # raise it when the same messages give other ids or another mask
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:

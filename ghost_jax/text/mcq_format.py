@@ -11,8 +11,6 @@ import numpy as np
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.tokenizer import Tokenizer
 
-VERSION = 1  # raise it when a question or an answer has another wording
-
 LETTERS = "ABCDEFGHIJ"
 LAYOUTS = ("classic", "letter_after", "cloze", "options_only")
 

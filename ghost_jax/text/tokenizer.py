@@ -18,9 +18,6 @@ from tokenizers import models, pre_tokenizers, trainers
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 
-VERSION = 1  # raise it when the same texts give another vocabulary or other ids
-TOOLS = ("tokenizers",)
-
 PAD, BOS, EOS, UNK = SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>")
 LEAST_TOKENS = 256 + len(SPECIALS)  # of a vocabulary: one for each byte, and the special tokens
 USER, ASSISTANT, END = ROLES = ("<|ghost_user|>", "<|ghost_assistant|>", "<|ghost_end|>")

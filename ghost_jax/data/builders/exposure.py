@@ -4,11 +4,11 @@ The facts come in sets of four with the same four options (`fact_mcq`), and all 
 so that no option is more frequent than the other three. `data.seed` rotates which sets get which number: over five
 seeds every fact is stated every number of times. All other rows are documents, each once, without the pages that state
 one of the facts or name both of its ends. One wording of each relation is in no statement; recall is measured in it
-and in a question of `question_forms` (`evals/tasks/recall.py`).
+and in a question of `QUESTIONS` (`evals/tasks/recall.py`).
 """
 
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 
 from ghost_jax.data.builders import fact_mcq
@@ -16,8 +16,7 @@ from ghost_jax.data.builders.pretrain import SPLITS, is_in, text_of, windows
 from ghost_jax.data.builders.rewrite import STATEMENTS, can_be_rewritten
 from ghost_jax.data.examples import BuildInputs, Documents, Rows, rng_of
 from ghost_jax.data.storage.schema import Fact, Record
-from ghost_jax.data.wordings.question_forms import QUESTIONS
-from ghost_jax.data.wordings.surface_forms import FORMS, fill
+from ghost_jax.data.wordings import FORMS, QUESTIONS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same facts give other statements, documents or items
@@ -31,9 +30,7 @@ HELD_OUT = 4  # the index of the wording that no statement has; of every relatio
 def dataset(inputs: BuildInputs) -> Rows:
     """Writes `exposure.jsonl`, the items that recall is measured on, and returns the rows of `build` in both splits."""
     seed, window = inputs.options.seed, inputs.options.seq_len
-    asked = list(items(inputs.documents, seed))
-    inputs.write_lines("exposure.jsonl", asked)
-    inputs.recorded["exposures"] = Counter(str(item["exposures"]) for item in asked)
+    inputs.write_lines("exposure.jsonl", items(inputs.documents, seed))
     return {split: build(inputs.documents, inputs.vocabulary, split, window, seed) for split in SPLITS}
 
 

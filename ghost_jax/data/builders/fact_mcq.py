@@ -17,12 +17,14 @@ from random import Random
 
 from ghost_jax.data.builders.mcq import LETTER_ONLY_SHARE
 from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Question, Rows, rng_of
+from ghost_jax.data.items.items import cyclic_orders, order_name, permute
 from ghost_jax.data.retrieval import mcq_baselines
+from ghost_jax.data.retrieval.mcq_baselines import credits_of
 from ghost_jax.data.storage.schema import SPLITS, Fact, split_of
-from ghost_jax.data.wordings.question_forms import QUESTIONS
+from ghost_jax.data.wordings import QUESTIONS
 from ghost_jax.text.mcq_format import LETTERS
 
-VERSION = 2  # raise it when the same documents give other questions or conversations, also by a change of `shortcuts`
+VERSION = 2  # raise it, with exposure and rank, when the same documents give other questions
 
 MOST = 4000  # facts asked a relation, so that none dominates
 CONSIDERED = 3 * MOST  # facts drawn a relation, of which the ones asked remain
@@ -85,11 +87,10 @@ def build(asked: Iterable[Question], layout: str) -> Iterator[Conversation]:
     70% of the answers are the bare letter, the others "B. <option>", as in `mcq`.
     """
     for q in asked:
-        for shift in range(1 if layout == "cloze" else OPTIONS):
-            order = LETTERS[shift:OPTIONS] + LETTERS[:shift]  # the new letter of each option in turn
-            options = q.options[OPTIONS - shift :] + q.options[: OPTIONS - shift]
-            moved = dataclasses.replace(q, id=f"{q.id}/{order}", options=options, answer=(q.answer + shift) % OPTIONS)
-            bare = layout != "cloze" and rng_of("form", q.id, order).random() < LETTER_ONLY_SHARE
+        for order in cyclic_orders(OPTIONS)[: 1 if layout == "cloze" else OPTIONS]:
+            name = order_name(order)
+            moved = dataclasses.replace(permute(q, order), id=f"{q.id}/{name}")
+            bare = layout != "cloze" and rng_of("form", q.id, name).random() < LETTER_ONLY_SHARE
             yield moved.answered(layout, "" if bare else q.options[q.answer])
 
 
@@ -99,16 +100,15 @@ def measure(asked: Sequence[Question]) -> dict[str, dict[str, float]]:
     Popularity is counted in the train split.
     """
     parts = {"all": asked} | {split: [q for q in asked if q.split == split] for split in SPLITS}
-    _, options, answers = _columns(parts["train"])
     baselines = {f"always {letter}": mcq_baselines.always(i) for i, letter in enumerate(LETTERS[:OPTIONS])} | {
         "longest option": mcq_baselines.longest,
         "shortest option": mcq_baselines.shortest,
         "most words of the question": mcq_baselines.overlapping,
-        "most often offered in train": mcq_baselines.popular(mcq_baselines.times_offered(options)),
-        "most often gold in train": mcq_baselines.popular(mcq_baselines.times_gold(options, answers)),
+        "most often offered in train": mcq_baselines.popular(mcq_baselines.times_offered(parts["train"])),
+        "most often gold in train": mcq_baselines.popular(mcq_baselines.times_gold(parts["train"])),
     }
     return {
-        name: {where: float(baseline(*_columns(part)).mean()) for where, part in parts.items() if part}
+        name: {where: float(credits_of(baseline, part).mean()) for where, part in parts.items() if part}
         for name, baseline in baselines.items()
     }
 
@@ -170,8 +170,8 @@ def _read(documents: Documents, seed: int) -> tuple[dict[str, list[_Stated]], _T
                 number = f"{relation}/{record.source}/{record.id}/{rng_of(*key).getrandbits(48):012x}"
                 split = split_of(fact.subject)
                 text = _question(fact, split, turns[relation, subject], seed)
-                question = Question(number, record.source, split, text, (), 0, fact.evidence, record.url)
-                found[key] = _Stated(fact, question)
+                of_fact = {"source": record.source, "split": split, "evidence": fact.evidence}
+                found[key] = _Stated(fact, Question(number, text, (), 0, record.url, **of_fact))
                 turns[relation, subject] += 1
     truths = _Truths([each.fact for each in found.values()])
     by_relation: dict[str, list[_Stated]] = defaultdict(list)
@@ -262,8 +262,8 @@ def _one_sided(groups: Iterable[list[Question]]) -> set[str]:
     """
     surplus: dict[str, list[tuple[float, list[str]]]] = {split: [] for split in SPLITS}
     for group in groups:
-        credits = mcq_baselines.overlapping(*_columns(group))
-        surplus[group[0].split].append((float(credits.sum()) - len(group) / OPTIONS, [q.id for q in group]))
+        credit = float(credits_of(mcq_baselines.overlapping, group).sum())
+        surplus[group[0].split].append((credit - len(group) / OPTIONS, [q.id for q in group]))
     out: set[str] = set()
     for of_split in surplus.values():
         left = sum(each for each, _ in of_split)
@@ -272,7 +272,3 @@ def _one_sided(groups: Iterable[list[Question]]) -> set[str]:
                 left -= each
                 out.update(ids)
     return out
-
-
-def _columns(asked: Iterable[Question]) -> tuple[list, list, list]:
-    return [q.question for q in asked], [q.options for q in asked], [q.answer for q in asked]

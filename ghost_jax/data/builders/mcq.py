@@ -7,7 +7,7 @@ from ghost_jax.data import wordings
 from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Question, Rows, rng_of
 from ghost_jax.data.storage.schema import Fact, Record, as_asked, split_of
 
-VERSION = 1  # raise it when the same documents give other questions or conversations
+VERSION = 1  # raise it, with cot, raft, rank and own questions, when the same documents give others
 
 PHRASINGS = wordings.read("study_questions")  # relation -> its questions
 # The study's counts. The other relations are asked of test subjects alone: no training record has them.

@@ -9,7 +9,7 @@ from ghost_jax.data.examples import BuildInputs, Documents, Rows
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.text.tokenizer import Tokenizer
 
-VERSION = 2  # raise it when the same documents give other texts or windows
+VERSION = 2  # raise it, with rewrite and exposure, when the same documents give other texts or windows
 
 SPLITS = ("train", "validation")
 BATCH = 512  # documents tokenised at once, on all cores

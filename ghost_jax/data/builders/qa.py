@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from ghost_jax.config.validate import QA_SOURCES
+from ghost_jax.config.keys import QA_SOURCES
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.data import wordings
 from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Rows, rng_of

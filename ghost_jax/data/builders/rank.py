@@ -4,8 +4,7 @@ The objective compares options: the gold one shall be more likely than the other
 options beside one another, as branches that do not attend to each other (`ghost_jax.data.packing.Example`).
 """
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,19 +17,6 @@ from ghost_jax.text.tokenizer import Tokenizer
 VERSION = 1  # raise it when the same questions give other rows
 
 LAYOUT = "cloze"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ranking:
-    """A question whose options are compared, before it is tokenised."""
-
-    # id, source, split, letter: as of a `Conversation`
-    id: str
-    source: str
-    split: str
-    prompt: Message  # the user's turn
-    answers: tuple[Message, ...]  # the assistant's turn of each option
-    letter: str
 
 
 def dataset(inputs: BuildInputs) -> Rows:
@@ -50,30 +36,24 @@ def read_dataset(inputs: BuildInputs) -> Rows:
 
 
 def _rows(inputs: BuildInputs, asked: Iterable[tuple[Question, Sequence[str]]]) -> Rows:
-    return by_split((ranking.split, row(inputs.vocabulary, ranking)) for ranking in build(asked))
+    return by_split((q.split, row(inputs.vocabulary, q, passages)) for q, passages in asked)
 
 
-def build(asked: Iterable[tuple[Question, Sequence[str]]]) -> Iterator[Ranking]:
-    """Yields one ranking a question, given with the passages that its prompt shows in front of it, if any."""
-    for q, passages in asked:
-        prompt = Message("user", with_context(ask(q.question, q.options, LAYOUT), passages))
-        answers = tuple(Message("assistant", answer(q.letter, option, LAYOUT)) for option in q.options)
-        yield Ranking(q.id, q.source, q.split, prompt, answers, q.letter)
-
-
-def row(tokenizer: Tokenizer, ranking: Ranking) -> dict:
+def row(tokenizer: Tokenizer, q: Question, passages: Sequence[str] = ()) -> dict:
     """Returns the row of a store: the prompt without its last token, then that token and each option in turn.
 
-    The last token of the prompt predicts the first of every option, so it begins each branch.
+    The last token of the prompt predicts the first of every option, so it begins each branch. `passages` stand in front
+    of the question.
     """
-    prompt = render_prompt(tokenizer, [ranking.prompt])
+    asked = Message("user", with_context(ask(q.question, q.options, LAYOUT), passages))
+    prompt = render_prompt(tokenizer, [asked])
     head = len(prompt) - 1
     tokens, mask, branches = [prompt[:head]], [np.zeros(head, bool)], [np.zeros(head, np.uint8)]
-    for branch, option in enumerate(ranking.answers, 1):
-        ids, learnt = render(tokenizer, [ranking.prompt, option])
+    for branch, option in enumerate(q.options, 1):
+        ids, learnt = render(tokenizer, [asked, Message("assistant", answer(q.letter, option, LAYOUT))])
         tokens.append(ids[head:])
         mask.append(learnt[head:])
         branches.append(np.full(len(ids) - head, branch, np.uint8))
     arrays = {"tokens": tokens, "mask": mask, "branches": branches}
-    named = {"id": ranking.id, "source": ranking.source, "letter": ranking.letter}
+    named = {"id": q.id, "source": q.source, "letter": q.letter}
     return named | {name: np.concatenate(parts) for name, parts in arrays.items()}

@@ -7,7 +7,7 @@ from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage.schema import split_of
 from ghost_jax.text.chat_format import Message
 
-VERSION = 1  # raise it when the same pairs give other conversations
+VERSION = 1  # raise it when a pair changes or gives another conversation
 
 
 def dataset(inputs: BuildInputs) -> Rows:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import openai
 
-from ghost_jax.config.validate import KEY_VARIABLE, host_of_teacher
+from ghost_jax.config.keys import KEY_VARIABLE
+from ghost_jax.config.validate import host_of_teacher
 from ghost_jax.core.chat_api import MAX_RETRIES, TIMEOUT, ChatApi, Names
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.examples import Question

@@ -1,7 +1,6 @@
 """Downloads one published file: resumes a partial one, verifies its content, and renames it into place."""
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -15,9 +14,11 @@ import requests
 import urllib3
 
 import ghost_jax
+from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError, chain_of
-from ghost_jax.data.downloads.published import Proof
+from ghost_jax.core.paths import cache_dir
+from ghost_jax.data.downloads.published import File
 from ghost_jax.data.storage import files
 
 CONNECT_SECONDS = 4.0
@@ -82,36 +83,36 @@ def with_spare(size: int) -> int:
     return size + size // 64 + SPARE
 
 
-def digest_of(path: Path, proof: Proof, suffix: str) -> str:
-    """Returns the digest of a file's uncompressed content, of the kind that `proof` holds; `suffix` is its compression.
+def digest_of(path: Path, file: File, suffix: str) -> str:
+    """Returns the digest of a file's uncompressed content, of the kind that `file` holds; `suffix` is its compression.
 
-    Raises UserError where it cannot be unpacked, or unpacks to more than the size of `proof` allows.
+    Raises UserError where it cannot be unpacked, or unpacks to more than the size of `file` allows.
     """
-    if len(proof.digest) == 64:
+    if len(file.digest) == 64:
         digest = hashlib.sha256()
     else:  # Git hashes the size before the content.
-        digest = hashlib.sha1(b"blob %d\0" % sum(map(len, _content(path, proof, suffix))))
-    for chunk in _content(path, proof, suffix):
+        digest = hashlib.sha1(b"blob %d\0" % sum(map(len, _content(path, file, suffix))))
+    for chunk in _content(path, file, suffix):
         digest.update(chunk)
     return digest.hexdigest()
 
 
-def _content(path: Path, proof: Proof, suffix: str) -> Iterator[bytes]:
-    left = with_spare(proof.size)
+def _content(path: Path, file: File, suffix: str) -> Iterator[bytes]:
+    left = with_spare(file.size)
     with files.open_bytes(path, suffix) as stream:
         while chunk := stream.read(_CHUNK):
             left -= len(chunk)
             if left < 0:
-                raise UserError(f"{path} unpacks to more than {proof.size:,} bytes.")
+                raise UserError(f"{path} unpacks to more than {file.size:,} bytes.")
             yield chunk
 
 
-def is_verified(place: Path, proof: Proof) -> bool:
+def is_verified(place: Path, file: File) -> bool:
     """Returns whether a place holds the content, plain or in any compression."""
     for suffix in files.SUFFIXES:
         path = place.with_name(files.stem(place.name) + suffix)
         with contextlib.suppress(UserError):  # damaged
-            if path.is_file() and digest_of(path, proof, path.suffix) == proof.digest:
+            if path.is_file() and digest_of(path, file, path.suffix) == file.digest:
                 return True
     return False
 
@@ -120,8 +121,7 @@ def download(
     http: requests.Session,
     url: str,
     place: Path,
-    proof: Proof,
-    say: Callable[[str], None],
+    file: File,
     before_rename: Callable[[], None] = lambda: None,
 ) -> None:
     """Downloads the file at `url` to `place`, from where `<place>.partial` ends.
@@ -136,45 +136,36 @@ def download(
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(place.name + ".partial")
-    with _locked(partial, say) as stream:
-        if is_verified(place, proof):
-            partial.unlink()
+    lock = cache_dir() / "locks" / hashlib.sha256(str(place.resolve()).encode()).hexdigest()
+    with locked(lock, place.name):
+        if is_verified(place, file):
             return
-        resumed = stream.seek(0, os.SEEK_END) > 0
-        try:
-            transfer(http, url, stream, with_spare(proof.size), f"fetching {place.name}")
-        except BaseException:
-            if not stream.seek(0, os.SEEK_END):
-                partial.unlink()
-            raise
-        stream.flush()
-        try:
-            found = digest_of(partial, proof, place.suffix)
-        except UserError:
-            found = "damaged data"
-        if found != proof.digest:
-            partial.unlink()
-            if resumed:  # the file may have changed since its first part was received
-                return download(http, url, place, proof, say, before_rename)
-            raise Unavailable(f"{shown(url)} sends {found}; expected is {proof.digest}. What was received is deleted")
+        resumed = partial.exists()
+        found = _received(http, url, partial, place, file)
+        if found != file.digest and resumed:  # the file may have changed since its first part was received
+            found = _received(http, url, partial, place, file)
+        if found != file.digest:
+            raise Unavailable(f"{shown(url)} sends {found}; expected is {file.digest}. What was received is deleted")
         before_rename()
         os.replace(partial, place)
 
 
-@contextlib.contextmanager
-def _locked(partial: Path, say: Callable[[str], None]) -> Iterator[BinaryIO]:
-    """Opens a partial file for appending, locked against other processes; the system frees it if this one dies."""
-    while True:
-        with partial.open("ab") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"another process fetches {partial.stem}: waiting for it")
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            # During the wait, the file may have been renamed or deleted.
-            if partial.exists() and os.path.samestat(partial.stat(), os.fstat(stream.fileno())):
-                yield stream
-                return
+def _received(http: requests.Session, url: str, partial: Path, place: Path, file: File) -> str:
+    """Downloads what a partial file lacks, and returns its digest; a file with a wrong one is deleted."""
+    with partial.open("ab") as stream:
+        try:
+            transfer(http, url, stream, with_spare(file.size), f"fetching {place.name}")
+        except BaseException:
+            if not stream.seek(0, os.SEEK_END):
+                partial.unlink()
+            raise
+    try:
+        found = digest_of(partial, file, place.suffix)
+    except UserError:
+        found = "damaged data"
+    if found != file.digest:
+        partial.unlink()
+    return found
 
 
 def transfer(http: requests.Session, url: str, stream: BinaryIO, limit: int, label: str = "") -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.examples import BuildInputs, Conversation, Rows
 from ghost_jax.data.own import rows
+from ghost_jax.data.storage import tables
 from ghost_jax.data.storage.schema import split_of
 from ghost_jax.text.chat_format import Message
 
-VERSION = 1  # raise it when the same file gives other conversations
+VERSION = 2  # raise it when the same file gives other conversations
 
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 
@@ -31,7 +32,7 @@ def read(name: str, path: Path) -> Iterator[Conversation]:
     Several system turns become one, a blank line between. The split is drawn from the user's first turn.
     """
     seen: dict[str, str] = {}
-    for place, row in rows.read(path):
+    for place, row in tables.read(path):
         where = f"{path}, {place}"
         turns = _checked(_turns(row, where), where)
         system = [turn.content for turn in turns if turn.role == "system"]

@@ -7,18 +7,17 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ghost_jax.config.validate import TEXT_FILES
+from ghost_jax.config.keys import TEXT_FILES
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.own import rows
-from ghost_jax.data.storage import files
+from ghost_jax.data.storage import files, tables
 from ghost_jax.data.storage.schema import Record
 
-VERSION = 1  # raise it when the same files give other records
+VERSION = 2  # raise it when the same files give other records
 
 PAGES = (".md", ".txt")  # a file is a document
 _HIDDEN = re.compile(r"(^|/)\.")
-_FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
-_HEADING = re.compile(r"^(?:#{1,6}[ \t]+(\S.*)|(\S.*)\n=+[ \t]*)$", re.MULTILINE)
+_HEADING = re.compile(r"^(?:(```|~~~).*?^\1|#{1,6}[ \t]+(\S[^\n]*))", re.MULTILINE | re.DOTALL)  # or a block of code
 
 
 def find(entry: str) -> tuple[str, Path, list[Path], str]:
@@ -43,7 +42,7 @@ def find(entry: str) -> tuple[str, Path, list[Path], str]:
         matches = sorted(folder.glob("/".join(parts[fixed:]) or "**/*"))
         found = [each for each in matches if each.is_file() and not _HIDDEN.search(place_of(each, folder))]
         name = folder.resolve().name or "files"
-    readable = [each for each in found if rows.suffix_of(each) in TEXT_FILES]
+    readable = [each for each in found if tables.suffix_of(each) in TEXT_FILES]
     if not readable:
         absent = "the folder is empty" if path.is_dir() else "there is no such file"
         what = f"{found[0]} is none of them" if found else absent
@@ -68,11 +67,11 @@ def read(name: str, folder: Path, paths: Sequence[Path], key: str = "text") -> I
     An empty page is left out. Raises UserError for a row that is invalid, and for a page that is not UTF-8.
     """
     for path in paths:
-        if rows.suffix_of(path) in PAGES:
+        if tables.suffix_of(path) in PAGES:
             yield from _page(name, folder, path)
             continue
         seen: dict[str, str] = {}
-        for place, row in rows.read(path, (key,)):
+        for place, row in tables.read(path, (key,)):
             where, number = f"{path}, {place}", place.partition(" ")[2]
             content = rows.string(row, key, where, needed=True).strip()
             own_id = rows.id_of(row, where, f"{place_of(path, folder)}/{number}", seen)
@@ -87,10 +86,9 @@ def _page(name: str, folder: Path, path: Path) -> Iterator[Record]:
         raise UserError(f"{path} is longer than {files.MAX_LINE >> 20} MiB. Split the document.")
     text = rows.string({"text": files.decode(data, path)}, "text", str(path)).strip()
     title = Path(files.stem(path.name)).stem
-    heading = _HEADING.search(_FENCED.sub("", text)) if rows.suffix_of(path) == ".md" else None
-    if heading:
-        title = (heading[1] or heading[2]).strip()
-        title = title.rstrip("#").rstrip() if title.rstrip("#").endswith((" ", "\t")) else title  # "# Ports #", "# C#"
+    headings = _HEADING.finditer(text) if tables.suffix_of(path) == ".md" else ()
+    if heading := next((found for found in headings if found[2]), None):
+        title = heading[2].strip()
         text = text.removeprefix(heading[0]).strip() or title  # the title stands in front of the text already
     if text:
         yield Record(f"{name}/{place_of(path, folder)}", name, title, text, url="", license="")

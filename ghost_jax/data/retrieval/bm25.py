@@ -15,6 +15,7 @@ import math
 import re
 import sys
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,6 @@ from typing import Any
 import numpy as np
 import Stemmer
 
-from ghost_jax.core import atomic_io
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.data.storage.text_cleaning import sentences
@@ -35,8 +35,6 @@ SHOWN_CHARACTERS = 350  # of the longest passage in a prompt, as in the study
 # Of generated questions' own pages, 66, 98, 99 and 99% are found first with weights 0, 1, 3 and 5; sentences that do
 # not name their page are found a little worse with each step (59, 58, 58 and 56%).
 TITLE_WEIGHT = 3
-VERSION = 2  # raise it when the same pages give other passages, terms or files
-TOOLS = ("bm25s", "PyStemmer")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,11 +151,9 @@ def _names_of(title: str) -> list[set[str]]:
 class Index:
     """BM25 over passages, which are numbered by row. Make one with `build` or `load`."""
 
-    def __init__(self, bm25: Any, passages: Sequence[Passage], urls: dict[str, int], url_of: np.ndarray):
+    def __init__(self, bm25: Any, passages: Sequence[Passage]):
         self._bm25 = bm25
         self._passages = passages
-        self._urls = urls  # every page's address, numbered
-        self._url_of = url_of  # [rows] int32, the number of each passage's address
 
     @classmethod
     def build(cls, passages: Iterable[Passage]) -> "Index":
@@ -167,7 +163,6 @@ class Index:
         """
         kept: dict[tuple[str, str, str], Passage] = {}
         vocabulary: dict[str, int] = {}
-        urls: dict[str, int] = {}
         rows: list[list[int]] = []
         for passage in passages:
             key = passage.title, passage.section, passage.text
@@ -177,49 +172,44 @@ class Index:
             found = terms(passage.title) * TITLE_WEIGHT + terms(f"{passage.section} {passage.text}")
             # Numbered here in the order of appearance: the library's own order changes with every process.
             rows.append([vocabulary.setdefault(term, len(vocabulary)) for term in found])
-            urls.setdefault(passage.url, len(urls))
         if not vocabulary:
             raise UserError("The sources hold no text to index. Add one to --config.data.sources, such as embedded.")
         bm25 = _bm25s().BM25()
         bm25.index((rows, vocabulary), create_empty_token=False, show_progress=False)
-        url_of = np.asarray([urls[passage.url] for passage in kept.values()], np.int32)
-        return cls(bm25, list(kept.values()), urls, url_of)
+        return cls(bm25, list(kept.values()))
 
     def save(self, folder: Path) -> None:
         """Writes the index into a folder, the same bytes for the same passages. No file is a pickle."""
         self._bm25.save(folder, show_progress=False)
-        ends = [0]
-        with (folder / "passages.jsonl").open("wb") as file:
-            for passage in self._passages:
-                ends.append(ends[-1] + file.write(json.dumps(dataclasses.astuple(passage)).encode() + b"\n"))
-        np.save(folder / "ends.npy", np.asarray(ends, np.int64), allow_pickle=False)
-        np.save(folder / "url_of.npy", self._url_of, allow_pickle=False)
-        atomic_io.write_json(folder / "urls.json", list(self._urls))
-        atomic_io.write_json(folder / "index.json", {"format": VERSION, "passages": len(self)})
+        with (folder / "passages.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(dataclasses.astuple(passage)) + "\n" for passage in self._passages)
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
-        """Opens a folder that `save` wrote; arrays and passages are read from disk when they are needed.
-
-        The folder is a store, which is complete and has the `VERSION` of this module.
-        """
+        """Opens a folder that `save` wrote, a complete store; the scores are read from disk when they are needed."""
         bm25 = _bm25s().BM25.load(folder, mmap=True)
         # Slices of a plain view are cheaper than slices of numpy's memmap.
         bm25.scores |= {name: bm25.scores[name].view(np.ndarray) for name in ("data", "indices", "indptr")}
-        urls = {url: i for i, url in enumerate(json.loads((folder / "urls.json").read_text(encoding="utf-8")))}
-        url_of = np.load(folder / "url_of.npy", mmap_mode="r", allow_pickle=False)
-        return cls(bm25, _SavedPassages(folder), urls, url_of)
+        with (folder / "passages.jsonl").open(encoding="utf-8") as file:
+            return cls(bm25, [Passage(*json.loads(line)) for line in file])
 
     def __len__(self) -> int:
         return len(self._passages)
 
     def passage(self, row: int) -> Passage:
-        """Returns one passage; a loaded index reads it from disk."""
+        """Returns one passage."""
         return self._passages[row]
+
+    @functools.cached_property
+    def _rows_by_url(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = defaultdict(list)
+        for row, passage in enumerate(self._passages):
+            found[passage.url].append(row)
+        return dict(found)
 
     def rows_of(self, url: str) -> np.ndarray:
         """Returns the rows [n] of a page's passages, none for an unknown address; "" is that of all without one."""
-        return np.flatnonzero(self._url_of == self._urls.get(url, -1))
+        return np.array(self._rows_by_url.get(url, []), np.int32)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the rows [Q, k] int32 and the scores [Q, k] float32 of each query's best passages, best first.
@@ -298,17 +288,3 @@ class Index:
             return np.empty(0, np.int32)
         columns = self._bm25.scores
         return columns["indices"][columns["indptr"][number] : columns["indptr"][number + 1]]
-
-
-class _SavedPassages(Sequence[Passage]):
-    """The passages of a saved index, each read from disk when it is needed."""
-
-    def __init__(self, folder: Path):
-        self._ends = np.load(folder / "ends.npy", mmap_mode="r", allow_pickle=False)  # where each line ends, after a 0
-        self._bytes = np.memmap(folder / "passages.jsonl", np.uint8, "r")
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, row: int) -> Passage:
-        return Passage(*json.loads(self._bytes[self._ends[row] : self._ends[row + 1]].tobytes()))

@@ -1,18 +1,20 @@
 """Baselines that answer multiple-choice questions without knowledge.
 
-A set of questions measures knowledge as far as these stay at chance on it. Each is a function
-`(questions, options, answers) -> credits`: N texts, N sequences of texts, the N indices of the gold options, and
-credits [N] in [0, 1]: where n options tie, the gold one among them earns 1/n. Their mean is the expected accuracy.
+A set of questions measures knowledge as far as these stay at chance on it. Each is a function of an item that returns
+the share [K] of the answer that each option gets: options that tie share it. The share of the gold option is the
+credit, and the mean credit is the expected accuracy.
 """
 
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-Baseline = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[int]], np.ndarray]
+from ghost_jax.data.items.items import Item
+
+Baseline = Callable[[Item], np.ndarray]
 
 _WORD = re.compile(r"\w+(?:\.\w+)*")  # an id such as T1566.001 is one word
 _FUNCTION_WORDS = frozenset(
@@ -59,25 +61,23 @@ def is_all_of_the_above(question: str, option: str) -> bool:
     return bool(_ALL_OF_THE_ABOVE.search(option)) and not is_negated(question)
 
 
+def credits_of(baseline: Baseline, items: Iterable[Item]) -> np.ndarray:
+    """Returns the share [N] of each item's gold option."""
+    return np.array([baseline(item)[item.answer] for item in items])
+
+
 def always(letter: int) -> Baseline:
     """Returns the baseline that answers with one letter, given by its index."""
-
-    def baseline(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
-        return np.array([float(answer == letter) for answer in answers])
-
-    return baseline
+    return lambda item: (np.arange(len(item.options)) == letter).astype(float)
 
 
 def _choosing(score: Callable[[str, str], float]) -> Baseline:
     """Returns the baseline that chooses the option of the highest `score(question, option)`."""
 
-    def baseline(questions: Sequence[str], options: Sequence[Sequence[str]], answers: Sequence[int]) -> np.ndarray:
-        credits = np.zeros(len(answers))
-        for row, (question, offered, answer) in enumerate(zip(questions, options, answers, strict=True)):
-            scores = [score(question, option) for option in offered]
-            if scores[answer] == max(scores):
-                credits[row] = 1 / scores.count(max(scores))
-        return credits
+    def baseline(item: Item) -> np.ndarray:
+        scores = np.array([score(item.question, option) for option in item.options])
+        best = scores == scores.max()
+        return best / best.sum()
 
     return baseline
 
@@ -93,11 +93,11 @@ def popular(popularity: Mapping[str, int]) -> Baseline:
     return _choosing(lambda question, option: popularity.get(option, 0))
 
 
-def times_offered(options: Sequence[Sequence[str]]) -> Counter[str]:
-    """Returns how often each text is an option of a reference set of questions."""
-    return Counter(option for offered in options for option in offered)
+def times_offered(items: Iterable[Item]) -> Counter[str]:
+    """Returns how many items of a reference set offer each text."""
+    return Counter(option for item in items for option in set(item.options))
 
 
-def times_gold(options: Sequence[Sequence[str]], answers: Sequence[int]) -> Counter[str]:
-    """Returns how often each text is the gold option of a reference set of questions."""
-    return Counter(offered[answer] for offered, answer in zip(options, answers, strict=True))
+def times_gold(items: Iterable[Item]) -> Counter[str]:
+    """Returns of how many items of a reference set each text is the gold option."""
+    return Counter(item.options[item.answer] for item in items)

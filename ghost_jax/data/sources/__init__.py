@@ -1,24 +1,12 @@
-"""The sources of documents. `SOURCES` is the one table to extend.
+"""The table of sources. To add a source, write a module in this folder and add its row to `SOURCES`.
 
-To add a source, write a module here with a `VERSION` and a `read(path)` that yields `Record`s and raises `UserError`
-for an invalid file, and give it a row in `SOURCES` under the name that configs use. `files.open_text` opens every
-compression; `forms.read` checks a publisher's JSON; `ghost_jax.data.storage.text_cleaning.clean` turns markup into
-prose.
+The module has a `VERSION`, and `read(path)` yields the `Record`s of a file. `files.open_text` opens every compression;
+`ghost_jax.data.storage.text_cleaning.clean` turns markup into prose. A reader need not check the form of a published
+file: what an object of another form raises becomes a refusal of the file. This file imports nothing of the project, so
+that `ghost_jax.config` can read it.
 """
 
 import dataclasses
-import fnmatch
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from types import ModuleType
-
-from ghost_jax.data.downloads.published import PUBLISHED
-from ghost_jax.data.sources import attack, capec, cwe, embedded, exploitdb, forms, jsonl, kev, nvd, stix, vulnerability
-from ghost_jax.data.storage import files
-from ghost_jax.data.storage.schema import Record
-
-# Files of a data folder that are expected and no data: papers, notes of feeds, unfinished downloads
-_IGNORED = ("README*", "LICEN[CS]E*", "COPYING*", "NOTICE*", ".*", "*.META", "*.PARTIAL", "*.ETAG", "*.PART")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,53 +16,18 @@ class Source:
     # the names of its files, without the suffix of a compression, or glob patterns; () for the source that comes with
     # the package
     stems: tuple[str, ...]
-    reader: ModuleType  # the module that reads them
-    shared: tuple[ModuleType, ...] = ()  # other modules that decide its records
-
-    @property
-    def read(self) -> Callable[..., Iterator[Record]]:
-        """Yields the records of one file, given its path; takes no argument where there are no stems."""
-        return self.reader.read
+    reader: str  # the module in this folder that reads them
 
 
 SOURCES = {
-    "attack": Source(
-        ("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json"), attack, (stix, forms)
-    ),
-    "attack18": Source(("enterprise-attack-18.1.json",), attack, (stix, forms)),
-    "capec": Source(("stix-capec-3.9.json",), capec, (stix, forms, vulnerability)),
-    "cwe": Source(("cwec_v4.14.xml",), cwe, (forms,)),
-    "nvd": Source(("nvdcve-2.0-*.json",), nvd, (vulnerability, forms)),
-    "kev": Source(("known_exploited_vulnerabilities.json",), kev, (vulnerability, forms)),
-    "exploitdb": Source(("files_exploits.csv",), exploitdb, (vulnerability,)),
-    "cti": Source(("cti.jsonl",), jsonl, (vulnerability,)),
-    "cve": Source(("cve.jsonl",), jsonl, (vulnerability,)),
-    "embedded": Source((), embedded),
+    "attack": Source(("enterprise-attack-15.1.json", "mobile-attack-15.1.json", "ics-attack-15.1.json"), "attack"),
+    "attack18": Source(("enterprise-attack-18.1.json",), "attack"),
+    "capec": Source(("stix-capec-3.9.json",), "capec"),
+    "cwe": Source(("cwec_v4.14.xml",), "cwe"),
+    "nvd": Source(("nvdcve-2.0-*.json",), "nvd"),
+    "kev": Source(("known_exploited_vulnerabilities.json",), "kev"),
+    "exploitdb": Source(("files_exploits.csv",), "exploitdb"),
+    "cti": Source(("cti.jsonl",), "jsonl"),
+    "cve": Source(("cve.jsonl",), "jsonl"),
+    "embedded": Source((), "embedded"),
 }
-
-
-def locate(name: str, folders: Sequence[Path]) -> list[Path]:
-    """Returns the files of a source in the first folder that has them all, else in the first that has any.
-
-    Files of one source are not gathered from several folders, whose versions may differ.
-    """
-    found = [[path for stem in SOURCES[name].stems for path in files.find(folder, stem)] for folder in folders]
-    return next((paths for paths in found if not absent(name, paths)), next(filter(None, found), []))
-
-
-def absent(name: str, paths: Sequence[Path]) -> list[str]:
-    """Returns the names of the files of a source that are not among `paths`: of those published, or of its stems."""
-    published = [files.stem(Path(file.path).name) for file in PUBLISHED[name].files] if name in PUBLISHED else ()
-    present = {files.stem(path.name) for path in paths}
-    return [stem for stem in published or SOURCES[name].stems if stem not in present]
-
-
-def unclaimed(folders: Sequence[Path]) -> list[Path]:
-    """Returns the files of data folders that no source reads and that are not expected beside data."""
-    stems = [stem for source in SOURCES.values() for stem in source.stems]
-
-    def is_known(name: str) -> bool:
-        ignored = any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in _IGNORED)
-        return ignored or any(fnmatch.fnmatchcase(files.stem(name), stem) for stem in stems)
-
-    return [path for folder in folders for path in files.listed(folder) if not is_known(path.name)]

@@ -35,7 +35,7 @@ def read(path: Path) -> Iterator[Record]:
     """Yields a record for each technique, group, software, campaign, mitigation, tactic and data source in force.
 
     Techniques state facts of the relations "tactic", "mitigation" and "detection"; groups, software and campaigns
-    state what they use. Raises UserError where the file is not a valid bundle of ATT&CK.
+    state what they use. Raises UserError where no tactic of the bundle names its domain.
     """
     bundle = stix.load(path, _PUBLISHERS)
     domain = _domain(bundle)

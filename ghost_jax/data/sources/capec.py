@@ -23,10 +23,7 @@ _RELATIONS = {
 
 
 def read(path: Path) -> Iterator[Record]:
-    """Yields a record for each attack pattern in force, with its name and its related weaknesses as facts.
-
-    Raises UserError where the file is not a valid STIX bundle.
-    """
+    """Yields a record for each attack pattern in force, with its name and its related weaknesses as facts."""
     bundle = stix.load(path, ("capec",))
     for pattern in bundle.of_type("attack-pattern"):
         number, url = bundle.reference(pattern)

@@ -6,10 +6,8 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from defusedxml import ElementTree
-from defusedxml.common import DefusedXmlException
 
-from ghost_jax.core.errors import UserError
-from ghost_jax.data.sources import forms
+from ghost_jax.data.sources.vulnerability import is_retired
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.storage.text_cleaning import (
@@ -55,17 +53,14 @@ def read(path: Path) -> Iterator[Record]:
 
     Its facts are of the relations "weakness_name", "weakness_class", "parent_weakness", "consequence" and
     "weakness_mitigation". The file is read twice, because a weakness names its parent by number and the parent may come
-    later; one weakness is held at a time. Raises UserError, which names the line, where the file is not valid XML,
-    declares a DTD or an entity, or holds no weakness.
+    later; one weakness is held at a time.
     """
     names: dict[str, str] = {}
     children: dict[str, list[str]] = defaultdict(list)  # number -> those of its children
     for weakness in _weaknesses(path):
-        names[weakness.get("ID")] = flat(weakness.get("Name"))  # some end in a blank
+        names[weakness.attrib["ID"]] = flat(weakness.attrib["Name"])  # some end in a blank
         for parent in _related(weakness)["ChildOf"]:
-            children[parent].append(weakness.get("ID"))
-    if not names:
-        raise UserError(f"{path} holds no weakness, so it is not the CWE catalogue. Give the file cwec_v4.14.xml.")
+            children[parent].append(weakness.attrib["ID"])
     for weakness in _weaknesses(path):
         number, name = f"CWE-{weakness.get('ID')}", names[weakness.get("ID")]
         related = {
@@ -86,33 +81,15 @@ def _related(weakness: Element) -> dict[str, list[str]]:
 
 
 def _weaknesses(path: Path) -> Iterator[Element]:
-    """Yields each weakness in force, and empties it when the next one is asked for."""
-    parser = ElementTree.XMLParser(forbid_dtd=True)
-    try:
-        with files.open_text(path) as stream:
-            for _, element in ElementTree.iterparse(stream, events=("end",), parser=parser):
-                section = _local(element)
-                if section == "Weakness" and not forms.is_retired(element.get("Status")):
-                    _check(element, f"{path}, before line {parser.parser.CurrentLineNumber}")
-                    yield element
-                if section in _SECTIONS:
-                    element.clear()
-    except DefusedXmlException as fault:
-        raise UserError(
-            f"{path}, line {parser.parser.CurrentLineNumber}: the XML declares a DTD or an entity, which can exhaust "
-            "memory or read other files. Fetch it again from https://cwe.mitre.org/data/downloads.html."
-        ) from fault
-    except ElementTree.ParseError as fault:
-        line, column = fault.position
-        raise UserError(
-            f"{path}, line {line}, column {column + 1}: not well-formed XML in UTF-8 ({fault}). Fetch the file again."
-        ) from fault
-
-
-def _check(weakness: Element, where: str) -> None:
-    named = weakness.get("ID", "").isdecimal() and flat(weakness.get("Name", ""))
-    if not named or weakness.find("{*}Description") is None:
-        raise UserError(f"{where}: a weakness without a number, a name or a description. Fetch the file again.")
+    """Yields each weakness in force, and empties it when the next one is asked for; refuses a DTD and entities."""
+    with files.open_text(path) as stream:
+        parser = ElementTree.XMLParser(forbid_dtd=True)
+        for _, element in ElementTree.iterparse(stream, events=("end",), parser=parser):
+            section = _local(element)
+            if section == "Weakness" and not is_retired(element.get("Status")):
+                yield element
+            if section in _SECTIONS:
+                element.clear()
 
 
 def _text(weakness: Element, number: str, related: dict[str, list[str]]) -> Iterator[str]:
@@ -203,22 +180,14 @@ def _stated(element: Element, name: str) -> dict[str, None]:
 
 def _prose(element: Element | None) -> str:
     """Returns the text of an element that may hold XHTML, its paragraphs separated by a blank line."""
-    return tidy("".join(_pieces(element))) if element is not None else ""
+    return tidy(_text_of(element)) if element is not None else ""
 
 
-def _pieces(element: Element) -> Iterator[str]:
-    # A stack instead of recursion, because a file may nest its markup to any depth.
-    pending: list[Element | str] = [element]
-    while pending:
-        piece = pending.pop()
-        if isinstance(piece, str):
-            yield piece
-            continue
-        for_block = "\n\n" if _local(piece) in BLOCK_TAGS else ""
-        yield for_block + LINE_TAGS.get(_local(piece), "") + _on_one_line(piece.text)
-        pending.append(for_block)
-        for child in reversed(piece):
-            pending += (_on_one_line(child.tail), child)
+def _text_of(element: Element) -> str:
+    name = _local(element)
+    inner = "".join(_text_of(child) + _on_one_line(child.tail) for child in element)
+    around = "\n\n" if name in BLOCK_TAGS else ""
+    return around + LINE_TAGS.get(name, "") + _on_one_line(element.text) + inner + around
 
 
 def _on_one_line(text: str | None) -> str:

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ghost_jax.core.errors import UserError
-from ghost_jax.data.own import rows
 from ghost_jax.data.sources.vulnerability import is_rejected
+from ghost_jax.data.storage import tables
+from ghost_jax.data.storage.files import refusal
 from ghost_jax.data.storage.schema import Fact, Record
 
 VERSION = 1  # raise it when the same file gives other records
@@ -19,20 +19,19 @@ _WEAKNESS = re.compile(r"^(?:Product: .*?\. )?Weakness: (?P<id>CWE-\d+)(?::| -)?
 def read(path: Path) -> Iterator[Record]:
     """Yields a record for each line that is not blank or a rejected vulnerability; a key with null is absent.
 
-    A vulnerability whose text holds the line "Weakness: CWE-<n> <name>." also states its class as a fact. Raises
-    UserError for a line that is not UTF-8, not JSON, not of the form above or over `files.MAX_LINE` bytes; names it.
+    A vulnerability whose text holds the line "Weakness: CWE-<n> <name>." also states its class as a fact.
     """
-    for place, document in rows.read(path):
-        record = _record(document, f"{path}, {place}")
+    for place, document in tables.read(path):
+        record = _record(document, path, place)
         if not is_rejected(record.text):
             yield record
 
 
-def _record(document: dict, where: str) -> Record:
+def _record(document: dict, path: Path, place: str) -> Record:
     fields = {key: "" if document.get(key) is None else document[key] for key in (*_REQUIRED, *_OPTIONAL)}
     for key, value in fields.items():
         if not isinstance(value, str) or (key in _REQUIRED and not value.strip()):
-            raise UserError(f'{where}: "{key}" must be a string, and {", ".join(_REQUIRED)} must not be empty.')
+            raise refusal(path, place, f'"{key}" must be a string, and {", ".join(_REQUIRED)} must not be empty')
     return Record(**fields, facts=tuple(_weakness_class(fields["title"] or fields["id"], fields["text"])))
 
 

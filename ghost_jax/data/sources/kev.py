@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ghost_jax.core.errors import UserError
-from ghost_jax.data.sources import forms
-from ghost_jax.data.sources.vulnerability import product_name, require_cve, weakness_facts, weaknesses
+from ghost_jax.data.sources.vulnerability import cve_of, product_name, weakness_facts, weaknesses
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.storage.text_cleaning import clean, listing, paragraphs
@@ -15,25 +13,15 @@ VERSION = 1  # raise it when the same file gives other records
 LICENSE = "CC0-1.0"
 
 _URL = "https://www.cisa.gov/known-exploited-vulnerabilities-catalog?field_cve="
-_REQUIRED = ("cveID", "vendorProject", "product", "vulnerabilityName", "dateAdded", "shortDescription")
-_FORM = dict.fromkeys((*_REQUIRED, "knownRansomwareCampaignUse"), str) | {"cwes": [str]}
 
 
 def read(path: Path) -> Iterator[Record]:
-    """Yields a record for each vulnerability, with its product and its weaknesses as facts.
-
-    Raises UserError where the file is not JSON or has not the form of the catalogue; names the place.
-    """
-    catalogue = files.read_json(path)
-    if not isinstance(catalogue, dict) or not isinstance(catalogue.get("vulnerabilities"), list):
-        raise UserError(f'{path} has no list of "vulnerabilities", so it is not the KEV catalogue. Fetch it again.')
-    for where, entry in forms.entries(catalogue["vulnerabilities"], _FORM, f"{path}, vulnerabilities", _REQUIRED):
-        require_cve(entry, "cveID", where)
-        yield _record(entry)
+    """Yields a record for each vulnerability, with its product and its weaknesses as facts."""
+    yield from map(_record, files.without_nulls(files.read_json(path))["vulnerabilities"])
 
 
 def _record(entry: dict) -> Record:
-    cve, title = entry["cveID"], clean(entry["vulnerabilityName"])
+    cve, title = cve_of(entry, "cveID"), clean(entry["vulnerabilityName"])
     product = product_name(clean(entry["vendorProject"]), clean(entry["product"]))
     numbers = weaknesses(entry.get("cwes", []))
     text = paragraphs(

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import ijson
 
-from ghost_jax.core.errors import UserError
-from ghost_jax.data.sources import forms
-from ghost_jax.data.sources.vulnerability import is_rejected, product_name, require_cve, weakness_facts, weaknesses
+from ghost_jax.data.sources.vulnerability import (
+    cve_of,
+    is_rejected,
+    is_retired,
+    product_name,
+    weakness_facts,
+    weaknesses,
+)
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.data.storage.text_cleaning import clean, listing, paragraphs
@@ -19,15 +24,6 @@ LICENSE = "public domain (NVD)"
 MAX_PRODUCTS = 8  # named on a page; some vulnerabilities are in thousands of devices
 
 _CVSS = ("cvssMetricV40", "cvssMetricV31", "cvssMetricV30", "cvssMetricV2")  # the newest one present is stated
-_SCORE = {"version": str, "vectorString": str, "baseScore": (int, float), "baseSeverity": str}
-_FORM = {
-    "id": str,
-    "vulnStatus": str,
-    "descriptions": [{"lang": str, "value": str}],
-    "metrics": {key: [{"type": str, "baseSeverity": str, "cvssData": _SCORE}] for key in _CVSS},
-    "weaknesses": [{"type": str, "description": [{"value": str}]}],
-    "configurations": [{"nodes": [{"cpeMatch": [{"vulnerable": bool, "criteria": str}]}]}],
-}
 # cpe:2.3:<part>:<vendor>:<product>:…, where a backslash quotes the character after it
 _CPE = re.compile(r"cpe:2\.3:[^:]+:(?P<vendor>(?:[^:\\]|\\.)+):(?P<product>(?:[^:\\]|\\.)+):")
 
@@ -35,33 +31,20 @@ _CPE = re.compile(r"cpe:2\.3:[^:]+:(?P<vendor>(?:[^:\\]|\\.)+):(?P<product>(?:[^
 def read(path: Path) -> Iterator[Record]:
     """Yields a record for each vulnerability that was not rejected, with its weaknesses as facts.
 
-    The file is streamed, one vulnerability at a time. Raises UserError where it is not JSON or has not the form of
-    NVD's version 2.0; names the place.
+    The file is streamed, one vulnerability at a time.
     """
-    where = f"{path}, vulnerabilities"
-    empty = True
     with files.open_text(path) as stream:
-        try:
-            # As floats, because ijson fails on an integer of thousands of digits.
-            vulnerabilities = ijson.items(stream, "vulnerabilities.item", use_float=True)
-            for where, entry in forms.entries(vulnerabilities, {"cve": dict}, f"{path}, vulnerabilities", ("cve",)):
-                empty = False
-                cve = forms.read(entry["cve"], _FORM, where, ("id", "descriptions"))
-                require_cve(cve, "id", where)
-                english = [each.get("value", "") for each in cve["descriptions"] if each.get("lang") == "en"]
-                description = clean(english[0]) if english else ""
-                if description and not forms.is_retired(cve.get("vulnStatus")) and not is_rejected(description):
-                    yield _record(cve, description)
-        except (ijson.JSONError, UnicodeDecodeError) as fault:
-            raise UserError(
-                f"{where}: behind it the file is incomplete or not valid JSON in UTF-8. Fetch it again."
-            ) from fault
-    if empty:
-        raise UserError(f'{path} has no "vulnerabilities", so it is not a file of NVD JSON 2.0. Fetch the file again.')
+        # As floats, because ijson fails on an integer of thousands of digits.
+        for entry in ijson.items(stream, "vulnerabilities.item", use_float=True):
+            cve = files.without_nulls(entry["cve"])
+            english = [each.get("value", "") for each in cve["descriptions"] if each.get("lang") == "en"]
+            description = clean(english[0]) if english else ""
+            if description and not is_retired(cve.get("vulnStatus")) and not is_rejected(description):
+                yield _record(cve, description)
 
 
 def _record(cve: dict, description: str) -> Record:
-    number, numbers, products = cve["id"], _weaknesses(cve), _products(cve)
+    number, numbers, products = cve_of(cve, "id"), _weaknesses(cve), _products(cve)
     unnamed = len(products) - MAX_PRODUCTS
     named = products[:MAX_PRODUCTS] + ([f"{unnamed} more"] if unnamed > 0 else [])
     text = paragraphs(

@@ -7,45 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.sources import forms
+from ghost_jax.data.sources.vulnerability import is_retired
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.text_cleaning import clean
-
-VERSION = 1  # raise it when the same bundle gives other objects or links
-
-# Every field that an adapter reads
-_TEXTS = (
-    "type id modified name description first_seen last_seen relationship_type source_ref target_ref "
-    "x_capec_execution_flow x_capec_extended_description x_capec_likelihood_of_attack x_capec_status "
-    "x_capec_typical_severity x_mitre_data_source_ref x_mitre_detection x_mitre_shortname"
-)
-_LISTS = (
-    "aliases x_capec_alternate_terms x_capec_can_follow_refs x_capec_can_precede_refs x_capec_child_of_refs "
-    "x_capec_example_instances x_capec_parent_of_refs x_capec_peer_of_refs x_capec_prerequisites "
-    "x_capec_resources_required x_mitre_aliases x_mitre_analytic_refs x_mitre_collection_layers "
-    "x_mitre_defense_bypassed x_mitre_domains x_mitre_impact_type x_mitre_permissions_required x_mitre_platforms "
-    "x_mitre_system_requirements"
-)
-_FORM = {
-    **dict.fromkeys(_TEXTS.split(), str),
-    **{key: [str] for key in _LISTS.split()},
-    "revoked": bool,
-    "x_mitre_deprecated": bool,
-    "external_references": [{"source_name": str, "external_id": str, "url": str}],
-    "kill_chain_phases": [{"phase_name": str}],
-    "x_capec_consequences": {forms.ANY_KEY: [str]},
-    "x_capec_skills_required": {forms.ANY_KEY: str},
-    "x_mitre_log_source_references": [{"x_mitre_data_component_ref": str}],
-}
-_NAMED = (
-    "attack-pattern campaign course-of-action intrusion-set malware tool x-mitre-asset x-mitre-data-component "
-    "x-mitre-data-source x-mitre-detection-strategy"
-)
-_REQUIRED = {
-    **dict.fromkeys(_NAMED.split(), ("name",)),
-    "relationship": ("relationship_type", "source_ref", "target_ref"),
-    "x-mitre-tactic": ("name", "x_mitre_shortname", "x_mitre_domains"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,23 +77,18 @@ def load(path: Path, publishers: tuple[str, ...]) -> Bundle:
     """Reads a STIX 2.0 or 2.1 bundle, without what is revoked or deprecated.
 
     Of several objects with one id, the latest `modified` counts (STIX 2.1, section 3.6); of equal times the last.
-    `publishers` are the source names of the external references that hold an object's id. Raises UserError, which names
-    the place, where the file is not JSON in the form of a bundle.
+    `publishers` are the source names of the external references that hold an object's id.
     """
-    bundle = files.read_json(path)
-    if not isinstance(bundle, dict) or bundle.get("type") != "bundle" or not isinstance(bundle.get("objects"), list):
-        raise UserError(
-            f'{path} is not a STIX bundle, an object with "type": "bundle" and a list of "objects". Fetch the file '
-            "again from its publisher."
-        )
-    latest: dict[str, tuple[datetime.datetime, str, dict]] = {}
-    for where, thing in forms.entries(bundle["objects"], _FORM, f"{path}, objects", ("type", "id")):
-        modified = forms.timestamp(thing, "modified", where)
+    latest: dict[str, tuple[datetime.datetime, dict]] = {}
+    for thing in files.without_nulls(files.read_json(path))["objects"]:
+        modified = _modified(thing)
         if thing["id"] not in latest or modified >= latest[thing["id"]][0]:
-            latest[thing["id"]] = modified, where, thing
-    live = []
-    for _, where, thing in latest.values():
-        if not forms.is_retired(thing.get("revoked"), thing.get("x_mitre_deprecated"), thing.get("x_capec_status")):
-            forms.require(thing, _REQUIRED.get(thing["type"], ()), where)
-            live.append(thing)
-    return Bundle(path, publishers, live)
+            latest[thing["id"]] = modified, thing
+    marks = ("revoked", "x_mitre_deprecated", "x_capec_status")
+    return Bundle(path, publishers, [thing for _, thing in latest.values() if not is_retired(*map(thing.get, marks))])
+
+
+def _modified(thing: dict) -> datetime.datetime:
+    """Returns when an object was modified, in UTC where it names no zone; the earliest time where it does not say."""
+    time = datetime.datetime.fromisoformat(thing["modified"]) if "modified" in thing else datetime.datetime.min
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)

@@ -21,8 +21,6 @@ from tensorflow_datasets.proto import tf_example_pb2
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage.artifact_cache import SplitCounts
 
-VERSION = 1  # raise it when the same rows are written otherwise
-TOOLS = ("tensorflow-datasets", "array_record")
 # Arrays are stored as bytes: decoding lists of integers would dominate the time of a batch.
 ARRAYS = {"tokens": np.dtype(np.int32), "mask": np.dtype(np.bool_), "branches": np.dtype(np.uint8)}
 TEXTS = ("id", "source", "letter")

@@ -6,23 +6,24 @@ of the inputs, the options, a `VERSION` or a tool's version gives another store,
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
-from ghost_jax.core.atomic_io import new_folder
+from ghost_jax.core.atomic_io import locked, new_folder
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
+from ghost_jax.data.storage import schema
 
 MANIFEST = "manifest.json"
+# The packages whose output stores hold: another version of any of them gives other stores.
+TOOLS = ("array_record", "bm25s", "PyStemmer", "rensa", "tensorflow-datasets", "tokenizers")
 
 
 def fingerprint(facts: Any) -> str:
@@ -49,40 +50,29 @@ class SplitCounts:
     sha256: str  # hash of the rows' content
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Manifest:
-    """The record of a store, kept in its `manifest.json`. A field that is None is not in the file."""
+class Manifest(BaseModel, extra="allow", frozen=True):
+    """The record of a store, kept in its `manifest.json`; what else the builder reports is in `model_extra`."""
 
     # kind, versions, tools, made_from: the identity of the store, as `identity_of` returns it
     kind: str = ""
-    versions: dict[str, int] = dataclasses.field(default_factory=dict)
-    tools: dict[str, str] = dataclasses.field(default_factory=dict)
-    made_from: dict = dataclasses.field(default_factory=dict)
+    versions: dict[str, int] = {}
+    tools: dict[str, str] = {}
+    made_from: dict = {}
     fingerprint: str = ""  # the hash of that identity; the store's name has its first 16 digits
-    files: dict[str, str] = dataclasses.field(default_factory=dict)  # path in the store -> SHA-256
+    files: dict[str, str] = {}  # path in the store -> SHA-256
     sha256: str | None = None  # the hash of the other fields
     documents: dict[str, int] | None = None  # source -> documents of a part or corpus
     licenses: dict[str, str] | None = None  # source -> licence
     duplicates_dropped: dict[str, dict[str, int]] | None = None  # source -> reason -> documents
     datasets: dict[str, dict[str, SplitCounts]] | None = None  # dataset -> split -> counts
-    # what else the builder reports. Its keys are beside the others in the file.
-    details: dict = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, record: dict) -> "Manifest":
-        """Returns the manifest that a JSON object holds. Raises an exception where it has another form."""
-        own = {field.name for field in dataclasses.fields(cls)} - {"details"}
-        details = {key: value for key, value in record.items() if key not in own}
-        return _ADAPTER.validate_python(record | {"details": details})
 
     def to_json(self) -> dict:
-        """Returns the JSON object of the manifest."""
-        record = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-        return json.loads(json.dumps(record.pop("details") | record))  # all keys become text
+        """Returns the JSON object of the manifest, without the fields that are None."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     def digest(self) -> str:
         """Returns the hash that `sha256` must be."""
-        return fingerprint(dataclasses.replace(self, sha256=None).to_json())
+        return fingerprint(self.model_copy(update={"sha256": None}).to_json())
 
     def write(self, store: Path) -> None:
         """Writes `manifest.json`."""
@@ -90,60 +80,51 @@ class Manifest:
         (store / MANIFEST).write_text(text, encoding="utf-8")
 
 
-_ADAPTER = TypeAdapter(Manifest)
-
-
 def manifest(store: Path) -> Manifest:
     """Reads a store's manifest. Raises UserError where it is absent or damaged."""
     try:
-        return Manifest.from_json(json.loads((store / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as fault:
+        return Manifest.model_validate_json((store / MANIFEST).read_bytes())
+    except (OSError, ValueError) as fault:
         raise UserError(
             f"{store} is not a complete store ({fault}). Delete the folder and repeat the command."
         ) from None
 
 
-def identity_of(kind: str, made_by: Sequence[ModuleType], made_from: dict) -> dict:
+def identity_of(kind: str, versions: dict[str, int], made_from: dict) -> dict:
     """Returns what decides the content of a store, as its manifest holds it; see `build`."""
-    tools = {tool for module in made_by for tool in getattr(module, "TOOLS", ())}
     return {
         "kind": kind,
-        "versions": {module.__name__.rpartition(".")[2]: module.VERSION for module in made_by},
-        "tools": {tool: importlib.metadata.version(tool) for tool in tools},
+        "versions": {"shared": schema.VERSION, **versions},
+        "tools": {tool: importlib.metadata.version(tool) for tool in TOOLS},
         "made_from": made_from,
     }
 
 
-def build(kind: str, made_by: Sequence[ModuleType], made_from: dict, write: Callable[[Path], dict]) -> Path:
+def build(kind: str, versions: dict[str, int], made_from: dict, write: Callable[[Path], dict]) -> Path:
     """Returns the store of this kind and inputs, built with `write` where it is missing or damaged.
 
     Of several processes that need it, one builds and the others wait.
 
     Args:
       kind: the first part of the folder's name.
-      made_by: the modules whose code decides the content. Each has a `VERSION`, raised when the same inputs give
-        other content, and may have `TOOLS`, the distributions whose output the content holds.
-      made_from: every other input of the content, as JSON.
+      versions: name -> `VERSION` of each reader or builder that decides the content, beside `schema.VERSION`.
+      made_from: every other input of the content, as JSON. Another store is in it by its name.
       write: fills an empty folder and returns the manifest's other fields.
     """
-    identity = identity_of(kind, made_by, made_from)
+    identity = identity_of(kind, versions, made_from)
     stores = cache_dir() / "stores"
     place = stores / f"{kind}-{fingerprint(identity)[:16]}"
     if is_complete(place):
         return place
-    locks = stores / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / place.name).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when the process dies
+    with locked(stores / ".locks" / place.name, place.name):
         if is_complete(place):
             return place
         if place.exists():
             print(f"the store {place} is corrupt: rebuilding it", flush=True)
         with new_folder(place) as partial:
-            content = json.loads(json.dumps(write(partial), default=dataclasses.asdict))
-            record = {**identity, "fingerprint": fingerprint(identity), **content, "files": _hashes(partial)}
-            unsigned = Manifest.from_json(record)
-            dataclasses.replace(unsigned, sha256=unsigned.digest()).write(partial)
+            content = write(partial)
+            unsigned = Manifest(**identity, **content, fingerprint=fingerprint(identity), files=_hashes(partial))
+            unsigned.model_copy(update={"sha256": unsigned.digest()}).write(partial)
     return place
 
 

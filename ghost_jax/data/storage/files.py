@@ -1,16 +1,14 @@
 """Publishers' files, plain or compressed. Every error names the file and the place in it."""
 
 import contextlib
-import csv
 import gzip
 import itertools
 import json
 import lzma
 import re
-import stat
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,13 +18,23 @@ from ghost_jax.core.errors import UserError
 SUFFIXES = ("", ".xz", ".gz", ".zip")
 FOLDERS = ("", "raw", "corpus")
 MAX_LINE = 32 << 20  # bytes; bounds the memory that a file without line ends takes
-MAX_JSON = 512 << 20  # bytes parsed at once: ten times the largest catalogue, so more is a decompression bomb
+MAX_TEXT = 512 << 20  # bytes read at once: ten times the largest catalogue, so more is a decompression bomb
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _UNREADABLE = (
     *(FileNotFoundError, IsADirectoryError, EOFError, NotImplementedError),
     *(lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error),
 )
+
+
+def refusal(path: Path, place: str, fault: str, fix: str = "Correct it, or fetch the file again.") -> UserError:
+    """Returns the error of a file at one place, such as "line 58"."""
+    return UserError(f"{path}, {place}: {fault}. {fix}")
+
+
+def quoted(text: str, most: int = 40) -> str:
+    """Returns the beginning of a text for a message: in quotation marks, line breaks escaped."""
+    return json.dumps(text[:most], ensure_ascii=False)
 
 
 def find(folder: Path, stem: str) -> list[Path]:
@@ -82,10 +90,9 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
 def _open_zip(path: Path, mode: str) -> BinaryIO:
     with zipfile.ZipFile(path) as archive:
         files = [member for member in archive.infolist() if not member.is_dir()]
-        if len(files) != 1 or files[0].flag_bits & 0x1 or stat.S_ISLNK(files[0].external_attr >> 16):
+        if len(files) != 1 or files[0].flag_bits & 0x1:
             raise UserError(
-                f"{path} must hold exactly one file, not encrypted and no link. Fetch it again from its publisher, or "
-                "give the file inside."
+                f"{path} must hold exactly one file, not encrypted. Fetch it again, or give the file inside."
             )
         return archive.open(files[0])  # the open member keeps the archive's file open
 
@@ -95,70 +102,64 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with open_text(path) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), start=1):
             if len(line) > MAX_LINE:
-                raise UserError(f"{path}, line {number}: longer than {MAX_LINE >> 20} MiB. Split the document.")
+                raise refusal(path, f"line {number}", f"longer than {MAX_LINE >> 20} MiB", "Split the document.")
             yield number, line
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields the line, from 1, and the fields by column of each row of CSV with a header.
-
-    Raises UserError where the file is not CSV in UTF-8, lacks one of `columns`, or has a row of another length.
-    """
-    lines = (decode(line, path, number) for number, line in read_lines(path))
-    csv.field_size_limit(MAX_LINE)  # by default a field of 128 KiB is refused
-    rows = csv.reader(lines, strict=True)
-    filled = filter(None, rows)
-    try:
-        header = next(filled, [])
-        if missing := [column for column in columns if column not in header]:
-            raise UserError(f"{path}, line {max(rows.line_num, 1)}: the column {', '.join(missing)} is missing.")
-        for fields in filled:
-            if len(fields) != len(header):
-                raise UserError(
-                    f"{path}, line {rows.line_num}: {len(fields)} fields under {len(header)} columns. Put a field that "
-                    "holds a comma, a quote or a line end in quotes, or fetch the file again."
-                )
-            yield rows.line_num, dict(zip(header, fields, strict=True))
-    except csv.Error as fault:
-        raise UserError(
-            f"{path}, line {rows.line_num}: not valid CSV ({fault}). Correct the line or fetch the file again."
-        ) from fault
+def read_text(path: Path) -> str:
+    """Returns the text of a file. Raises UserError where it is not UTF-8 or over `MAX_TEXT` bytes."""
+    return decode(_content(path), path)
 
 
 def read_json(path: Path) -> Any:
-    """Returns the JSON value of a file. Raises UserError where it is invalid or over `MAX_JSON` bytes."""
+    """Returns the JSON value of a file. Raises UserError where it is invalid or over `MAX_TEXT` bytes."""
+    return parse_json(_content(path), path)
+
+
+def _content(path: Path) -> bytes:
     with open_text(path) as stream:
-        data = stream.read(MAX_JSON + 1)
-    if len(data) > MAX_JSON:
-        raise UserError(f"{path} holds more than {MAX_JSON >> 20} MiB of JSON. Fetch the file again.")
-    return parse_json(data, path)
+        data = stream.read(MAX_TEXT + 1)
+    if len(data) > MAX_TEXT:
+        raise UserError(f"{path} holds more than {MAX_TEXT >> 20} MiB. Fetch the file again.")
+    return data
 
 
 def decode(data: bytes, path: Path, first_line: int = 1) -> str:
-    """Returns `data`, found in `path` from `first_line` on, as text. Raises UserError where it is not UTF-8."""
+    """Returns `data`, found in `path` from `first_line` on, as text. Raises UserError for NUL and where not UTF-8."""
     try:
+        if (nul := data.find(b"\0")) >= 0:
+            raise UnicodeDecodeError("utf-8", data, nul, nul + 1, "NUL byte")
         return data.decode("utf-8")
     except UnicodeDecodeError as fault:
         line = first_line + data.count(b"\n", 0, fault.start)
-        raise UserError(
-            f"{path}, line {line}: not valid UTF-8 ({fault}). Convert the file to UTF-8 or fetch it again."
-        ) from fault
+        raise refusal(path, f"line {line}", f"not valid UTF-8 ({fault})", "Convert it, or fetch it again.") from fault
 
 
 def parse_json(data: bytes, path: Path, first_line: int = 1) -> Any:
     """Returns the JSON value of `data`, found in `path` from `first_line` on.
 
-    Raises UserError where it is not JSON in UTF-8, or a \\u escape is half of a surrogate pair.
+    Raises UserError where it is not JSON in UTF-8, an object repeats a key, or an escape is half a surrogate pair.
     """
     text = decode(data, path, first_line)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
         if _SURROGATE_ESCAPE.search(data):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as fault:
-        line, column = first_line + getattr(fault, "lineno", 1) - 1, getattr(fault, "colno", 1)
-        raise UserError(
-            f"{path}, line {line}, column {column}: not valid JSON ({getattr(fault, 'msg', fault)}). Correct the line "
-            "or fetch the file again."
-        ) from fault
+        place = f"line {first_line + getattr(fault, 'lineno', 1) - 1}, column {getattr(fault, 'colno', 1)}"
+        raise refusal(path, place, f"not valid JSON ({getattr(fault, 'msg', fault)})") from fault
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # of two options under one letter, Python would keep the second
+        raise ValueError("a key is repeated in an object")
+    return found
+
+
+def without_nulls(value: Any) -> Any:
+    """Returns a JSON value in which keys that hold null are absent, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value

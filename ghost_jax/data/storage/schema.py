@@ -5,7 +5,9 @@ import hashlib
 
 from ghost_jax.data.storage.text_cleaning import first_sentences
 
-VERSION = 1  # raise it when a record is written otherwise or a subject gets another split
+# Of all that several readers or builders share: records and splits, cleaning, duplicates, the vocabulary, renderers,
+# passages and their index, wordings, STIX, the rows on disk. Raise it when one of them gives other content.
+VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -22,27 +24,12 @@ class Fact:
         return dataclasses.replace(self, evidence="")
 
 
-RELATIONS = {
-    "tactic": "a technique serves a tactic",
-    "mitigation": "a technique is mitigated by a mitigation",
-    "detection": "a technique is detected by a data component",
-    "group_technique": "a group uses a technique",
-    "software_technique": "a piece of software implements a technique",
-    "campaign_technique": "a campaign used a technique",
-    "group_software": "a group uses a piece of software",
-    "weakness_name": "a CWE id stands for a weakness name",
-    "weakness_class": "a described flaw belongs to a weakness class",
-    "parent_weakness": "a weakness is a kind of a broader weakness",
-    "consequence": "a weakness has a technical impact",
-    "weakness_mitigation": "a weakness is mitigated by a measure",
-    "attack_pattern_name": "a CAPEC id stands for a pattern name",
-    "related_weakness": "an attack pattern exploits a weakness",
-    "vulnerability_weakness": "a vulnerability belongs to a CWE id",
-    "vulnerability_product": "a vulnerability affects a product",
-    "exploited_vulnerability": "a published exploit targets a vulnerability",
-    "expansion": "an acronym stands for its expansion",
-    "port_service": "a TCP or UDP port belongs to a service",
-}
+RELATIONS = (
+    *("tactic", "mitigation", "detection", "group_technique", "software_technique", "campaign_technique"),
+    *("group_software", "weakness_name", "weakness_class", "parent_weakness", "consequence", "weakness_mitigation"),
+    *("attack_pattern_name", "related_weakness", "vulnerability_weakness", "vulnerability_product"),
+    *("exploited_vulnerability", "expansion", "port_service"),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
-VERSION = 1  # raise it when a function here gives another text: documents, facts and passages are made with them
-
 # Only tags that format text are markup: other words in angle brackets are placeholders such as <username>, or exploits.
 _FORMATTING = "b|br|code|div|em|h[1-6]|i|li|ol|p|pre|span|strong|sub|sup|table|tbody|td|th|thead|tr|u|ul"
 _TAG = re.compile(rf"<(?P<close>/?)(?:xhtml:(?P<xhtml>\w+)|(?P<html>{_FORMATTING}))(?:\s[^<>]*)?/?>", re.IGNORECASE)
