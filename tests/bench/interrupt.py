@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
             found.append(interrupted([*words, f"--workdir={folder}/run"], Path(folder) / "run"))
             print(json.dumps(found[-1]), flush=True)
     later = [one for one in found if not one["read_back"]] or found
-    rate = statistics.median(one["bytes"] / max(one["write_s"], 1e-3) for one in later)
+    rate = min(one["bytes"] / max(one["write_s"], 1e-3) for one in later)  # the longest write: others hide in an update
     size = BYTES * SIZES[LARGER].parameters()
     computed = {"model": LARGER, "bytes": size, "write_s": size / rate}
     record = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "config": flags.config, "flags": others}
