@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import ghost_jax
-from ghost_jax.core.errors import BAD_USAGE, DONE, did_you_mean, say_error
+from ghost_jax.core.errors import BAD_USAGE, DONE, UsageError, command, did_you_mean
 
 COMMANDS = {
     "train": ("ghost_jax.train", "train a recipe, with its base where it needs one"),
@@ -24,10 +24,10 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(words: Sequence[str]) -> int:
     """Runs the command that the first word names with the words behind it; returns its exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if words[:1] == ["--version"]:
+    if list(words[:1]) == ["--version"]:
         print(ghost_jax.__version__)
         return DONE
     if not words or words[0] in ("-h", "--help"):
@@ -36,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {name:8}  {does}")
         return DONE if words else BAD_USAGE
     if words[0] not in COMMANDS:
-        say_error(f"ghost has no command {words[0]}.{did_you_mean(words[0], list(COMMANDS))}")
-        return BAD_USAGE
+        raise UsageError(f"ghost has no command {words[0]}.{did_you_mean(words[0], list(COMMANDS))}")
     return importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
 
 

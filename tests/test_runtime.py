@@ -117,3 +117,10 @@ def test_a_real_command_restarts_once_with_huge_pages(tmp_path):
     words = [sys.executable, "-m", "ghost_jax.data.show", "--help"]
     result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[:2] == ["None", ghost_jax.HUGE_PAGES]
+
+
+def test_a_reader_that_ends_early_sees_no_traceback(ghost):
+    process = ghost.start("ghost_jax", "--help")
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 1

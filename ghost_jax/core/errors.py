@@ -117,8 +117,10 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     def wrapped(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
-            return main(sys.argv[1:] if argv is None else argv) or DONE
-        except BrokenPipeError:  # the reader of `… | head` has ended
+            code = main(sys.argv[1:] if argv is None else argv) or DONE
+            sys.stdout.flush()  # fails here, and not at exit, where the reader of `… | head` has ended
+            return code
+        except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else closing it at exit fails again
             return FAILED
         except (Exception, KeyboardInterrupt) as fault:
