@@ -46,7 +46,7 @@ def parse(topology: str) -> tuple[str, list[int]]:
     known = CHIPS.get(generation)
     if known is None or len(sides) != known.dimensions or not all(side.isdecimal() and int(side) for side in sides):
         raise UsageError(
-            f"--topology={topology} is no slice. Name a generation and its shape: v5e:4x4 or v6e:4x4 in two "
+            f"--topology={topology} is not a TPU slice. Name a generation and its shape: v5e:4x4 or v6e:4x4 in two "
             "dimensions, v4:2x2x4 or v5p:4x4x4 in three."
         )
     return generation, list(map(int, sides))

@@ -136,7 +136,7 @@ def describe(topology: str, slices: int = 1) -> tuple[Chip, Sequence[jax.Device]
     generation, sides = parse(topology)
     known = CHIPS[generation]
     if slices < 1:
-        raise UsageError(f"--slices={slices} is no number of slices. Use 1 or more.")
+        raise UsageError(f"--slices={slices} is below 1. Name how many slices the run has.")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "The TPU compiler is not installed: it is in the package libtpu, which needs no TPU. Install the release "

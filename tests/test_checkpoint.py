@@ -1,6 +1,9 @@
 """ghost_jax/training/checkpoint.py: what is restored is what was saved, on any mesh, and only of the same run."""
 
+import os
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.parallel.sharding_rules import shardings
-from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, checksums, identity_of
+from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, check_place, checksums, identity_of
 from ghost_jax.training.loading import load_model
 from ghost_jax.training.optimizer import adamw, muon
 from ghost_jax.training.step import TrainState, abstract_state, new_state
@@ -252,3 +255,10 @@ def test_a_path_that_the_library_cannot_use_is_refused_before_anything_is_made(t
             Checkpoints(workdir, keep=1)
         assert str(workdir) in str(refusal.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_directory_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", Path(os.devnull)):
+        with pytest.raises(UserError, match=re.escape(str(place))):
+            check_place(place)

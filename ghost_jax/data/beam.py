@@ -136,7 +136,7 @@ def connect(runner: str, given: Sequence[tuple[str, str]]) -> Beam:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"Did you mean {near[0]}?" if near else "They are those of its class PipelineOptions."
-            raise UsageError(f"--beam.{key} is no option of Apache Beam. {hint}")
+            raise UsageError(f"Apache Beam has no option {key} (--beam.{key}). {hint}")
         values[key].append({"true": True, "false": False}.get(text.lower(), text))
     flags = {key: found if len(found) > 1 else found[0] for key, found in values.items()}
     options = PipelineOptions.from_dictionary(flags | {"runner": RUNNERS[runner]})

@@ -130,7 +130,7 @@ def _read_files(folder: Path) -> None:
 
 def check_place(workdir: Path, read_only: bool = False) -> None:
     """Raises UserError for the path of a run directory in which Orbax cannot write, or read, a checkpoint."""
-    if workdir.is_file():
+    if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file. Name a folder, or one that does not exist yet, with --workdir.")
     if is_remote(workdir):
         return
