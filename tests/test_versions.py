@@ -31,7 +31,7 @@ def of(*names: str) -> set[str]:
 
 
 # module of ghost_jax.data -> the stores whose name changes with its version
-MODULES = {"storage.schema": EVERY, "own.text": of("own_text")} | {f"own.{n[4:]}": {n} for n in OWN}
+MODULES = {"storage.schema": EVERY, "own.text": of("own_text")} | {f"own.{n[4:]}": {n} for n in sorted(OWN)}
 MODULES |= {
     f"sources.{row.reader}": of(*(each for each in SOURCES if SOURCES[each].reader == row.reader))
     for row in SOURCES.values()
@@ -104,7 +104,7 @@ def test_another_version_of_a_tool_gives_other_stores(before, tmp_path, monkeypa
     assert changed(before, names(tmp_path)) == (EVERY if tool in artifact_cache.TOOLS else set())
 
 
-@pytest.mark.parametrize("source", [*(name for name in SOURCES if SOURCES[name].stems), "own_text", *OWN])
+@pytest.mark.parametrize("source", [*(name for name in SOURCES if SOURCES[name].stems), "own_text", *sorted(OWN)])
 def test_another_content_of_a_file_gives_other_stores(before, tmp_path, source):
     assert changed(before, names(tmp_path, edited=source)) == ({source} if source in OWN else of(source))
 
