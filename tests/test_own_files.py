@@ -1,9 +1,6 @@
 """A user's own text in `data.sources` and own conversations in `data.chats`: read, named, refused."""
 
-import csv
-import gzip
 import json
-import lzma
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,11 +18,11 @@ from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import split_of
 from tests.conftest import TINY, set_all
 from tests.test_config import CHAT, parse
+from tests.test_sources import write
 
 URL = "https://a.example"
 FULL = {"text": "Ü is a letter.\r\nIt has dots.", "id": "u-1", "title": "Ü", "url": URL, "license": "CC0"}
 ROWS = [FULL, {"text": "A second document, long enough to be one."}]
-MARK = b"\xef\xbb\xbf"
 NO_TASK = dict.fromkeys((f"data.mixture.{name}" for name in ("qa", "mcq", "cot", "small_talk")), 0)
 
 
@@ -37,26 +34,10 @@ def turns(*given: tuple, **more) -> dict:
 ASKED, ANSWER = ("user", "What is a port?"), ("assistant", "A number.")
 
 
-def lines(path: Path, *found: object, mark: bytes = b"", end: bytes = b"\n") -> Path:
+def lines(path: Path, *found: object, end: bytes = b"\n") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [each if isinstance(each, bytes) else json.dumps(each, ensure_ascii=False).encode() for each in found]
-    path.write_bytes(mark + b"".join(line + end for line in written))
-    return path
-
-
-def table(path: Path) -> Path:
-    """Writes `ROWS` in the format of a path's suffixes."""
-    if ".parquet" in path.name:
-        schema = pyarrow.schema([(key, pyarrow.string()) for key in FULL])
-        parquet.write_table(pyarrow.Table.from_pylist(ROWS, schema), path)
-    elif ".csv" in path.name:
-        with path.open("w", newline="", encoding="utf-8-sig") as file:
-            writer = csv.DictWriter(file, [*FULL, "other"])
-            writer.writeheader()
-            writer.writerows(ROWS)
-    else:
-        lines(path, *ROWS, mark=MARK, end=b"\r\n")
-    path.write_bytes({".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(path.read_bytes()))
+    path.write_bytes(b"".join(line + end for line in written))
     return path
 
 
@@ -73,22 +54,26 @@ def refusal(read, *given: object) -> str:
 # ---- Text ----
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.csv.xz", "a.parquet.gz"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet.gz"])
 def test_a_table_gives_its_documents_with_what_they_state(tmp_path, name):
     (folder := tmp_path / "meine Dateien (ü)").mkdir()
-    full, bare = documents(table(folder / name))
+    plain = lines(tmp_path / "plain", *ROWS, end=b"\r\n")
+    if ".parquet" in name:
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS), plain)
+    full, bare = documents(write(folder / name, plain.read_bytes()))
     assert (full.id, full.source, full.title, full.url, full.license) == ("u-1", "a", "Ü", URL, "CC0")
     assert full.text == "Ü is a letter.\nIt has dots."
     assert (bare.source, bare.title, bare.url, bare.license) == ("a", "", "", "")
-    assert bare.id.startswith(f"{name.removesuffix('.gz').removesuffix('.xz')}/")
+    assert bare.id.startswith(f"{files.stem(name)}/")
 
 
 def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
     folder = tmp_path / "my notes"
     pages = {"a.md": f"# C#\n\n# A{' ' * 10**6}port.", "c.md": "```\n# code\n```\n## Title\nx", "empty.md": " \n"}
     for name, content in (pages | {".git/d.md": "hidden", "e.pdf": "not read"}).items():
-        lines(folder / name, content.encode(), mark=MARK)
-    lines(folder / "sub" / "b.txt.gz", gzip.compress(b"# not a heading"), end=b"")
+        lines(folder / name, f"\ufeff{content}".encode())
+    (folder / "sub").mkdir()
+    write(folder / "sub" / "b.txt.gz", b"# not a heading")
     found = {each.id: (each.title, each.text) for each in documents(folder)}
     assert found == {
         "my_notes/a.md": ("C#", pages["a.md"][6:]),
@@ -96,17 +81,6 @@ def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
         "my_notes/sub/b.txt": ("b", "# not a heading"),
     }
     assert [each.id for each in documents(f"{folder}/*.md")] == ["my_notes/a.md", "my_notes/c.md"]
-
-
-BAD_TEXT = [{"body": "two"}, {"text": 2}, {"text": " "}, '{"text": "ü"}'.encode("latin-1"), b"{", ["two"]]
-BAD_TEXT += [{"text": "two", "id": "x"}, {"text": "two", "url": ["a"]}, {"text": "x" * 300}]
-
-
-@pytest.mark.parametrize("fault", BAD_TEXT)
-def test_a_bad_row_of_text_is_refused_with_its_file_and_line(tmp_path, monkeypatch, fault):
-    monkeypatch.setattr(files, "MAX_LINE", 200)
-    path = lines(tmp_path / "ä b.jsonl", {"text": "one", "id": "x"}, fault)
-    assert f"{path}, line 2" in refusal(documents, path)
 
 
 def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path):
@@ -120,9 +94,9 @@ def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path):
 def test_the_key_of_the_text_is_named_behind_the_path(tmp_path):
     path = lines(tmp_path / "a b.jsonl", {"body": "one"}, {"text": "two"})
     assert f'{path}, line 2: there is no "body"' in refusal(documents, f"{path}#body")
-    (tmp_path / "t.csv").write_text("text,body\nx,one\n")
+    (tmp_path / "t.csv").write_text("text,title,body\nx,,one\n")
     (found,) = documents(tmp_path / "t.csv#body")
-    assert (found.text, pretrain.text_of(found)) == ("one", "one")
+    assert (found.id, found.text, pretrain.text_of(found)) == ("t.csv/2", "one", "one")
     assert [each.text for each in documents(lines(tmp_path / "c#" / "d.md", b"# Title"))] == ["Title"]
     (entry,) = corpus.locate([f"{tmp_path}/t.csv#body"], None, print, stand_in=True).files
     assert entry.identity()["key"] == "body"
@@ -158,38 +132,16 @@ def test_each_form_of_conversation_is_read(tmp_path):
         {"instruction": "Add.", "input": "1 + 1", "output": "  2"},
         {"instruction": "Greet.", "input": "", "output": "Hi"},
     ]
-    read = list(chats.read("mine", lines(tmp_path / "ü b.jsonl", *found, mark=MARK, end=b"\r\n\r\n")))
+    read = list(chats.read("mine", lines(tmp_path / "ü b.jsonl", *found, end=b"\r\n\r\n")))
     assert [[turn.content for turn in each.messages] for each in read] == [
         ["Be brief.\n\nIn English.", "What is a port?", "A number.", "And?", "No."],
         *(["Be brief.", "Hi", "Yes"], ["Add.\n\n1 + 1", "  2"], ["Greet.", "Hi"]),
     ]
     assert [each.messages[0].role for each in read] == ["system", "system", "user", "user"]
-    as_list = tmp_path / "list.json"
-    as_list.write_text(json.dumps(found), encoding="utf-8-sig")
-    assert [each.messages for each in chats.read("mine", as_list)] == [each.messages for each in read]
     assert {tuple(turn.role for turn in each.messages[-2:]) for each in read} == {("user", "assistant")}
     assert [turn.train for turn in read[0].messages] == [True, True, True, True, False]
     assert [each.id for each in read] == ["7", "mine/3", "mine/5", "mine/7"]
     assert [each.split for each in read] == [split_of(each) for each in (ASKED[1], "Hi", "Add.\n\n1 + 1", "Greet.")]
-
-
-BAD_CHATS = [{"text": "a"}, {"messages": []}, {"messages": [{"role": "user"}]}, b'{"messages": "\xff"}']
-BAD_CHATS += [{"instruction": 1, "output": "a"}, {"instruction": "a"}, turns(ASKED, ANSWER, id="x")]
-BAD_CHATS += [turns(("user", [{"type": "text"}]), ANSWER), turns(("tool", "a"), ASKED, ANSWER)]
-BAD_CHATS += [turns(ASKED), turns(ASKED, ASKED, ANSWER), turns(ASKED, ANSWER, ("system", "a")), turns(ANSWER)]
-BAD_CHATS += [turns((*ASKED, True), ANSWER), *(turns(ASKED, (*ANSWER, flag)) for flag in ("no", False))]
-
-
-@pytest.mark.parametrize("fault", BAD_CHATS)
-def test_a_bad_conversation_is_refused_with_its_file_and_line(tmp_path, fault):
-    path = lines(tmp_path / "c.jsonl", turns(ASKED, ANSWER, id="x"), fault)
-    assert f"{path}, line 2" in refusal(chats.read, "mine", path)
-
-
-def test_a_bad_list_of_conversations_is_refused_with_its_place(tmp_path):
-    path = lines(tmp_path / "c.json", [turns(ASKED, ANSWER), 3])
-    assert f"{path}, item 2" in refusal(chats.read, "mine", path)
-    assert str(path) in refusal(chats.read, "mine", lines(path, "one"))
 
 
 # ---- Questions ----
@@ -202,19 +154,8 @@ def quiz(count: int = 20, **more) -> list[dict]:
     return [row | {"answer": "ABC"[n % 3], "topic": n // 2} | more for n, row in enumerate(rows)]
 
 
-def csv_of(path: Path, rows: list[dict]) -> Path:
-    with path.open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.writer(file)
-        writer.writerow(["Question", *"ABCD", "Answer", "topic"])
-        writer.writerows(
-            [each["question"], *each["options"].values(), "none", each["answer"], each["topic"]] for each in rows
-        )
-    return path
-
-
-@pytest.mark.parametrize("name", ["my quiz ü.jsonl", "quiz.csv"])
-def test_questions_that_depend_on_each_other_are_in_one_split(tmp_path, name):
-    path = csv_of(tmp_path / name, quiz()) if name.endswith(".csv") else lines(tmp_path / name, *quiz(), mark=MARK)
+def test_questions_that_depend_on_each_other_are_in_one_split(tmp_path):
+    path = lines(tmp_path / "my quiz ü.jsonl", *quiz())
     found = questions.read("quiz", path, "", seed=0)
     of_split = Counter(each.split for each in found)
     assert of_split["test"] >= 4
@@ -223,11 +164,8 @@ def test_questions_that_depend_on_each_other_are_in_one_split(tmp_path, name):
     assert len({each.split for each in found[::5]}) == 1, "they have the same options"
     assert {each.options[each.answer] for each in found} == {f"{'xyz'[n % 3]} of {n % 5 and n}" for n in range(20)}
     assert len({each.letter for each in found if each.split == "train"}) > 1
-    assert [each.options for each in found if each.split == "test"] == [
-        tuple(quiz()[n]["options"].values()) + ("none",) * name.endswith(".csv")
-        for n in range(20)
-        if found[n].split == "test"
-    ]
+    for row, each in zip(quiz(), found, strict=True):
+        assert each.split != "test" or each.options == tuple(row["options"].values())
     by_topic = questions.read("quiz", path, "topic", seed=0)
     assert all(one.split == other.split for one, other in zip(by_topic[::2], by_topic[1::2], strict=True))
     assert by_topic[3].url == "1"
@@ -236,42 +174,54 @@ def test_questions_that_depend_on_each_other_are_in_one_split(tmp_path, name):
     assert repeated[-2].split == repeated[-1].split
 
 
-BAD_QUIZ = [{"options": {}}, {"question": "a", "options": {"A": "x"}, "answer": "A"}, {**quiz(1)[0], "answer": "D"}]
-BAD_QUIZ += [b"{", '{"question": "ü"}'.encode("latin-1"), {**quiz(1)[0], "topic": None}, {**quiz(1)[0], "question": 3}]
-
-
-@pytest.mark.parametrize("fault", BAD_QUIZ)
-def test_a_bad_question_is_refused_with_its_file_and_line(tmp_path, fault):
-    path = lines(tmp_path / "ä b.jsonl", *quiz(1), fault)
-    assert f"{path}, line 2" in refusal(questions.read, "quiz", path, "topic", 0)
-
-
 def test_questions_that_cannot_be_split_are_refused(tmp_path):
     one_topic = lines(tmp_path / "one.jsonl", *quiz(topic="same"))
-    assert "data.question_group" in refusal(questions.read, "quiz", one_topic, "topic", 0)
-    assert "absent" in refusal(questions.read, "quiz", one_topic, "absent", 0)
+    for key in ("topic", "absent"):
+        assert "data.question_group" in refusal(questions.read, "quiz", one_topic, key, 0)
 
 
 def test_ctibench_is_refused_as_training_data(ghost_data):
     assert "CTIBench" in refusal(questions.read, "quiz", ghost_data / "ctibench" / "cti-mcq.tsv", "", 0)
 
 
+# ---- Faults ----
+
+BAD_TEXT = ({"body": "two"}, {"text": 2}, {"text": " "}, {"text": "two", "id": "x"}, {"text": "x" * 300})
+BAD_CHATS = ({"text": "a"}, {"messages": []}, {"messages": [{"role": "user"}]}, turns(ASKED, ANSWER, id="x"))
+BAD_CHATS += (turns(("tool", "a"), ASKED, ANSWER), turns((*ASKED, True), ANSWER), turns(ASKED, (*ANSWER, "no")))
+BAD_CHATS += (turns(ASKED), turns(ASKED, ASKED, ANSWER), turns(ASKED, ANSWER, ("system", "a")), turns(ANSWER))
+BAD_CHATS += (turns(ASKED, (*ANSWER, False)),)
+# kind -> reader, a row, and rows that are invalid behind it
+KINDS = {
+    "text": (documents, {"text": "one", "id": "x"}, BAD_TEXT),
+    "chats": (lambda path: chats.read("mine", path), turns(ASKED, ANSWER, id="x"), BAD_CHATS),
+    "questions": (
+        lambda path: questions.read("quiz", path, "topic", 0),
+        quiz(1)[0],
+        (quiz(1)[0] | {"answer": "D"}, quiz(1)[0] | {"topic": None}),
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "fault"), [(kind, fault) for kind, (*_, bad) in KINDS.items() for fault in bad])
+def test_a_bad_row_is_refused_with_its_file_and_line(tmp_path, monkeypatch, kind, fault):
+    monkeypatch.setattr(files, "MAX_LINE", 250)
+    read, good, _ = KINDS[kind]
+    path = lines(tmp_path / "ä b.jsonl", good, fault)
+    assert f"{path}, line 2" in refusal(read, path)
+
+
 # ---- Names ----
+
+TWICE = ("chats.mine=a", "chats.mine=b"), ("chats.mine=a", "questions.mine=b")
 
 
 @pytest.mark.parametrize(
-    ("key", "values"),
-    [("chats.qa", "a"), ("chats.mine", "ab"), ("mixture.mine", "1"), ("chats.my-own", "a"), ("questions.qa", "a")],
+    "words", [("chats.qa=a",), ("questions.qa=a",), ("chats.my-own=a",), ("mixture.mine=1",), *TWICE], ids=" ".join
 )
-def test_a_name_that_is_taken_or_unknown_is_a_wrong_command_line(key, values):
-    with pytest.raises(UsageError) as caught:
-        parse(f"--config={CHAT}:nano", *(f"--config.data.{key}={value}" for value in values))
-    assert f"data.{key.partition('.')[0]}" in str(caught.value)
-
-
-def test_one_name_for_two_files_is_a_wrong_command_line():
-    with pytest.raises(UsageError, match="mine"):
-        parse(f"--config={CHAT}:nano", "--config.data.chats.mine=a", "--config.data.questions.mine=b")
+def test_a_name_that_is_taken_or_unknown_is_a_wrong_command_line(words):
+    with pytest.raises(UsageError, match=f"data.{words[-1].partition('.')[0]}"):
+        parse(f"--config={CHAT}:nano", *(f"--config.data.{word}" for word in words))
 
 
 def test_a_chats_file_enters_the_mixture_under_its_name():
@@ -283,22 +233,18 @@ def test_a_chats_file_enters_the_mixture_under_its_name():
     assert parse(f"--config={CHAT}:nano", "--config.data.mixture.cot=0", *letters)[0].data.mixture.quiz == 1.0
 
 
-def test_both_are_prepared_and_shown_and_nothing_of_a_bad_file_is_kept(ghost, tmp_path):
+def test_both_are_prepared_and_nothing_of_a_bad_file_is_kept(ghost, tmp_path):
     notes, own, env = tmp_path / "notes", tmp_path / "own.jsonl", {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     for n in range(60):
         lines(notes / f"{n}.md", f"# Port {n}\n\nThe port {n} has service {n * 7}.".encode())
     lines(notes / "t.jsonl", FULL)
-    asked = [turns(("user", f"What is port {n}?"), ("assistant", "<|ghost_end|> it"), id=f"c{n}") for n in range(40)]
-    lines(own, *asked)
-    words = ["--config=configs/chat_v5.py:nano", *set_all(TINY | {f"base.{key}": value for key, value in TINY.items()})]
-    words += set_all({f"{base}data.sources": f"{notes},embedded" for base in ("", "base.")} | NO_TASK)
-    asked_of = lines(tmp_path / "quiz.jsonl", *quiz())
-    words += set_all({"data.chats.mine": own, "data.mixture.mine": 3, "data.questions.quiz": asked_of})
-    shown = ghost.here("ghost_jax.data.show", *words, "-n", "1", env=env).stdout
-    answer = shown.partition("⟦")[2].partition("⟧")[0]
-    assert answer.replace("│", "") == "<|ghost_end|> it<|ghost_end|>"
-    assert answer.endswith("│<|ghost_end|>")
-    assert "<|ghost_end|>│ it" not in answer, "a role token in a content is text"
+    asked = [turns(("user", f"What is port {n}?"), ANSWER, id=f"c{n}") for n in range(40)]
+    prepare = ["ghost_jax.data.prepare", "--config=configs/chat_v5.py:nano"]
+    prepare += set_all(TINY | {f"base.{key}": value for key, value in TINY.items()} | NO_TASK)
+    prepare += set_all({f"{base}data.sources": f"{notes},embedded" for base in ("", "base.")})
+    quiz_file = lines(tmp_path / "quiz.jsonl", *quiz())
+    prepare += set_all({"data.chats.mine": lines(own, *asked), "data.questions.quiz": quiz_file})
+    ghost.here(*prepare, env=env)
     found = [json.loads(path.read_text()) for path in (tmp_path / "cache").rglob("stores/*/manifest.json")]
     (corpus,) = [each for each in found if each["kind"] == "corpus"]
     assert corpus["documents"]["notes"] == 61
@@ -308,10 +254,9 @@ def test_both_are_prepared_and_shown_and_nothing_of_a_bad_file_is_kept(ghost, tm
     (held_out,) = (tmp_path / "cache").rglob("stores/quiz-*/items-test.jsonl")
     assert 4 <= len(read_items(held_out)) <= 8
     lines(own, *asked, {"messages": 3})
-    assert f"{own}, line 41" in ghost.refused_here("ghost_jax.data.prepare", *words, env=env)
+    assert f"{own}, line 41" in ghost.refused_here(*prepare, env=env)
     other = lines(tmp_path / "other" / "notes.md", b"text")
-    words.append(f"--config.data.sources={notes},{other}")
-    message = ghost.refused_here("ghost_jax.data.prepare", *words, env=env)
+    message = ghost.refused_here(*prepare, f"--config.data.sources={notes},{other}", env=env)
     assert all(str(path) in message for path in (notes, other))
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
