@@ -3,8 +3,8 @@
 import gzip
 import hashlib
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -13,7 +13,7 @@ from ghost_jax.data.downloads.download import Unavailable
 from ghost_jax.data.downloads.published import File
 from tests.bench.place import dripping_server
 from tests.test_sources import COMPRESSIONS, write
-from tests.web_server import PATH, Publisher, endless, publishing
+from tests.web_server import PATH, endless
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
@@ -22,12 +22,6 @@ CONTENT = bytes(range(256)) * 4096  # 1 MiB
 def quick(monkeypatch):
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0.01)
     monkeypatch.setenv("NO_PROXY", "*")
-
-
-@pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    with publishing() as publisher:
-        yield publisher
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -85,23 +79,21 @@ def test_any_partial_file_ends_in_the_right_content(publisher, tmp_path, partial
     assert contents(tmp_path) == {"thing.json": CONTENT}
 
 
-@pytest.mark.parametrize("wrong", [CONTENT[:-1], CONTENT + b"more", b""])
-def test_wrong_content_is_deleted_and_both_hashes_are_named(publisher, tmp_path, wrong):
+@pytest.mark.parametrize(
+    ("name", "wrong", "found"),
+    [
+        *(("thing.json", wrong, proof_of(wrong).digest) for wrong in (CONTENT[:-1], CONTENT + b"more", b"")),
+        ("thing.json.gz", b"no archive", "damaged"),
+        ("thing.json.gz", gzip.compress(bytes(8 << 20)), "damaged"),
+    ],
+    ids=["short", "long", "empty", "damaged", "bomb"],
+)
+def test_wrong_content_is_deleted_and_both_hashes_are_named(publisher, tmp_path, name, wrong, found):
     publisher.files[PATH] = wrong
-    (tmp_path / "thing.json").write_bytes(b"a user's own")
-    with pytest.raises(Unavailable) as refused:
-        download_thing(publisher.url, tmp_path / "thing.json")
-    assert proof_of(CONTENT).digest in str(refused.value)
-    assert proof_of(wrong).digest in str(refused.value)
-    assert contents(tmp_path) == {"thing.json": b"a user's own"}
-
-
-@pytest.mark.parametrize("archive", [b"no archive", gzip.compress(bytes(8 << 20))], ids=["damaged", "bomb"])
-def test_an_invalid_archive_is_deleted(publisher, tmp_path, archive):
-    publisher.files[PATH] = archive
-    with pytest.raises(Unavailable, match=proof_of(CONTENT).digest):
-        download_thing(publisher.url, tmp_path / "thing.json.gz")
-    assert not contents(tmp_path)
+    (tmp_path / name).write_bytes(b"a user's own")
+    with pytest.raises(Unavailable, match=f"{found}.*{proof_of(CONTENT).digest}"):
+        download_thing(publisher.url, tmp_path / name)
+    assert contents(tmp_path) == {name: b"a user's own"}
 
 
 def test_a_slow_server_is_given_up_and_its_part_is_kept(tmp_path, monkeypatch):
@@ -123,32 +115,29 @@ def test_an_endless_file_is_refused_and_deleted(tmp_path, head, name):
     assert not contents(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("head", "message"), [(b"302 Found\r\nLocation: /again", "TooManyRedirects"), (b"503 Busy", "answers 503 Busy")]
-)
-def test_the_body_of_a_redirect_or_an_error_is_not_read(tmp_path, monkeypatch, head, message):
+@pytest.mark.parametrize("head", [b"302 Found\r\nLocation: /again", b"503 Busy"])
+def test_the_body_of_a_redirect_or_an_error_is_not_read(tmp_path, monkeypatch, head):
     monkeypatch.setattr(download, "ATTEMPTS", 2)
-    with endless(head) as (url, sent), pytest.raises(Unavailable, match=message):
+    with endless(head) as (url, sent), pytest.raises(Unavailable, match=r"TooManyRedirects|503"):
         download_thing(url, tmp_path / "thing.json")
     assert sent[0] < 12 * BUFFERED
     assert not contents(tmp_path)
 
 
-def test_a_redirect_is_followed_and_its_secrets_are_not_shown(publisher, tmp_path):
-    publisher.files["/there?token=canary"] = CONTENT
-    address = publisher.url.replace("//", "//me:canary@").encode()
-    with endless(b"302 Found\r\nLocation: " + address + b"/there?token=canary") as (url, _):
+def test_a_redirect_is_followed(publisher, tmp_path):
+    publisher.files["/there"] = CONTENT
+    with endless(f"302 Found\r\nLocation: {publisher.url}/there".encode()) as (url, _):
         download_thing(url, tmp_path / "thing.json")
     assert contents(tmp_path) == {"thing.json": CONTENT}
-    with endless(b"302 Found\r\nLocation: " + address + b"/nowhere?token=canary") as (url, _):
-        with pytest.raises(Unavailable, match=f"{publisher.url}/nowhere answers 404") as refused:
-            download_thing(url, tmp_path / "other.json")
-        assert "canary" not in str(refused.value)
 
 
-@pytest.mark.parametrize("target", ["http://[", "//", "file:///canary", "http://a..b/canary", ""])
-def test_a_redirect_to_an_invalid_address_is_refused(tmp_path, target):
-    with endless(b"302 Found\r\nLocation: " + target.encode()) as (url, _), pytest.raises(Unavailable) as refused:
+SECRET = "http://me:canary@{host}/nowhere?token=canary"  # the address of a page that is absent
+
+
+@pytest.mark.parametrize("target", [SECRET, "http://[", "//", "file:///canary", "http://a..b/canary", ""])
+def test_a_redirect_to_an_absent_page_or_an_invalid_address_is_refused(publisher, tmp_path, target):
+    target = target.format(host=urlsplit(publisher.url).netloc).encode()
+    with endless(b"302 Found\r\nLocation: " + target) as (url, _), pytest.raises(Unavailable) as refused:
         download_thing(url, tmp_path / "thing.json")
     assert "canary" not in str(refused.value)
     assert not contents(tmp_path)

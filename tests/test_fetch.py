@@ -6,7 +6,6 @@ import hashlib
 import re
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,44 +14,27 @@ import pytest
 from evals.items.locate import FILE as CTIBENCH_FILE
 from ghost_jax.data import fetch, sources
 from ghost_jax.data.downloads import download
-from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED, File
+from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.storage import files
 from tests.conftest import paragraph_of
 from tests.test_download import contents
-from tests.web_server import Publisher, publishing
 
 FEEDS = PUBLISHED["nvd"].files
 CONNECTED = {"GHOST_OFFLINE": "0", "NO_PROXY": "*"}  # the environment of a command that may open connections
 
 
-@pytest.fixture(autouse=True)
-def connected(monkeypatch):
-    for name, value in CONNECTED.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    with publishing() as publisher:
-        yield publisher
-
-
 @pytest.fixture
 def small_feeds(publisher) -> dict[str, bytes]:
-    """NVD's feeds as the publisher serves them, of a few bytes each, by their place below the data folder."""
+    """NVD's feeds and their notes as the publisher serves them, of a few bytes each, by their place in a folder."""
     served = {}
     for file in FEEDS:
-        served |= serve_feed(publisher, file, f'{{"vulnerabilities": [], "of": "{file.path}"}}'.encode())
+        content = f'{{"vulnerabilities": [], "of": "{file.path}"}}'.encode()
+        note = f"lastModifiedDate:2026-11-22T03:00:00-05:00\r\nsize:{len(content)}\r\ngzSize:1\r\n"
+        note += f"sha256:{hashlib.sha256(content).hexdigest().upper()}\r\n"
+        served |= {file.path: gzip.compress(content, mtime=0), file.note.path: note.encode()}
+        publisher.files |= {urlsplit(each.url).path: served[each.path] for each in (file, file.note)}
     return served
-
-
-def serve_feed(publisher: Publisher, file: File, content: bytes) -> dict[str, bytes]:
-    packed = gzip.compress(content, mtime=0, compresslevel=0)
-    note = f"lastModifiedDate:2026-11-22T03:00:00-05:00\r\nsize:{len(content)}\r\ngzSize:1\r\n"
-    note += f"sha256:{hashlib.sha256(content).hexdigest().upper()}\r\n"
-    publisher.files |= {urlsplit(file.url).path: packed, urlsplit(file.note.url).path: note.encode()}
-    return {file.path: packed, file.note.path: note.encode()}
 
 
 def command(names: str, folder: Path, mirror: str | None = None) -> list[str]:
@@ -60,39 +42,30 @@ def command(names: str, folder: Path, mirror: str | None = None) -> list[str]:
     return [*words, f"--mirror={mirror}"] if mirror else words
 
 
-def test_sources_and_published_files_match():
+def test_every_file_is_pinned_and_read_by_a_source():
     assert {*sources.SOURCES, "ctibench"} == PUBLISHED.keys() | UNPUBLISHED.keys()
     assert not PUBLISHED.keys() & UNPUBLISHED.keys()
-    assert PUBLISHED["ctibench"].files[0].path == CTIBENCH_FILE
-    assert PUBLISHED["ctibench"].files[0].digest == CTIBENCH_MCQ_SHA256
+    ctibench = PUBLISHED["ctibench"].files[0]
+    assert (ctibench.path, ctibench.digest) == (CTIBENCH_FILE, CTIBENCH_MCQ_SHA256)
     for name in PUBLISHED.keys() & sources.SOURCES.keys():
-        assert {Path(file.path).parent.as_posix() for file in PUBLISHED[name].files} == {"raw"}
-        published = [files.stem(Path(file.path).name) for file in PUBLISHED[name].files]
+        places = [Path(file.path) for file in PUBLISHED[name].files]
         stems = sources.SOURCES[name].stems
-        assert all(fnmatch.filter(published, stem) for stem in stems), f"{name} has a stem that is not published"
-        assert all(any(fnmatch.fnmatchcase(each, stem) for stem in stems) for each in published), name
-
-
-def test_the_table_is_well_formed():
+        assert {place.parent.as_posix() for place in places} == {"raw"}
+        assert all(any(fnmatch.fnmatchcase(files.stem(place.name), stem) for stem in stems) for place in places)
+        assert all(any(fnmatch.fnmatchcase(files.stem(place.name), stem) for place in places) for stem in stems)
     table = [file for row in PUBLISHED.values() for file in row.files]
-    for part in (lambda file: file.path, lambda file: file.url, lambda file: urlsplit(file.url).path):
-        assert len(set(map(part, table))) == len(table)
+    assert len({file.path for file in table}) == len({urlsplit(file.url).path for file in table}) == len(table)
     for file in table:
-        assert file.url.startswith("https://")
-        if file in FEEDS:
-            assert file.note.url.endswith(".meta")
-        else:
-            assert re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.digest)
+        assert file in FEEDS or re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.digest)
         if urlsplit(file.url).netloc in ("raw.githubusercontent.com", "gitlab.com"):
             assert re.search(r"/[0-9a-f]{40}/", file.url), f"{file.url} is pinned to no commit"
 
 
-HASH = b"\nsha256:" + b"0" * 64
+SIZES = (b"", b"size:one", b"size:-1", b"size:1" + b"0" * 30)
 
 
 @pytest.mark.parametrize(
-    "note",
-    [HASH, b"size:1\nsha256", b"size:one" + HASH, b"\xff", b"<html>", b"size:-1" + HASH, b"size:1" + b"0" * 30 + HASH],
+    "note", [b"size:1\nsha256", b"\xff", b"<html>", *(size + b"\nsha256:" + b"0" * 64 for size in SIZES)]
 )
 def test_a_note_without_a_hash_and_a_possible_size_is_refused(note):
     with pytest.raises(ValueError):
@@ -143,6 +116,8 @@ def test_offline_the_command_lists_what_to_put_where(ghost, tmp_path, mirror, en
 
 
 def test_a_silent_network_is_noticed_within_five_seconds(tmp_path, monkeypatch):
+    for name, value in CONNECTED.items():
+        monkeypatch.setenv(name, value)
     with socket.create_server(("127.0.0.1", 0)) as server:
         started = time.monotonic()
         mirror = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -159,7 +134,6 @@ def test_a_silent_network_is_noticed_within_five_seconds(tmp_path, monkeypatch):
         ("cti", None, UNPUBLISHED["cti"]),
         ("attack", "ftp://somewhere", "http://"),
         ("attack", "http://[", "--mirror"),
-        ("attack", "http://", "--mirror"),
         ("attack", "http://me:canary@somewhere", "--mirror"),
         ("attack", "http://somewhere?token=canary", "--mirror"),
     ],
