@@ -74,6 +74,9 @@ def test_the_first_reason_is_given_and_a_dropped_row_drops_no_other():
     assert judged(*rows) == ["", "id", "", "id"]
     rows = [record("1", long), record("2", changed(long, 9)), record("2", changed(long, 9)), record("2", first)]
     assert judged(*rows) == ["", "near", "near", ""]
+    chain = prose(3, 200)
+    chain = [chain, changed(chain, 9), changed(chain, 9, 150)]
+    assert (judged(*chain), judged(*chain[1:])) == (["", "near", ""], ["", "near"])
 
 
 BODY, ADVISORY = prose(1, 30), prose(1, 120)
