@@ -12,15 +12,9 @@ from ghost_jax.data.storage.artifact_cache import SplitCounts
 
 
 def example(name: str, tokens: list[int], supervised: int, letter: str = "", **more) -> dict:
+    texts = {"id": name, "source": "test", "letter": letter}
     mask = np.arange(len(tokens)) >= len(tokens) - supervised
-    return {
-        "id": name,
-        "source": "test",
-        "letter": letter,
-        "tokens": np.asarray(tokens, np.int32),
-        "mask": mask,
-        **more,
-    }
+    return texts | {"tokens": np.asarray(tokens, np.int32), "mask": mask} | more
 
 
 TRAIN = [
@@ -46,12 +40,9 @@ def written(tmp_path_factory):
 
 def test_the_counts_are_those_of_the_rows(written):
     _, counts = written
-    train, validation = counts["train"], counts["validation"]
-    lengths = {3: 1, 2: 1, 4: 2, 300: 1}
-    assert train == SplitCounts(5, 1, 313, 308, {"A": 1, "B": 3}, lengths, train.sha256)
-    assert validation.records == 1
-    assert validation.sha256 != train.sha256
     assert set(counts) == {"train", "validation"}, "an empty split is left out"
+    lengths, sha256 = {3: 1, 2: 1, 4: 2, 300: 1}, counts["train"].sha256
+    assert counts["train"] == SplitCounts(5, 1, 313, 308, {"A": 1, "B": 3}, lengths, sha256)
 
 
 def test_rows_are_read_as_they_were_written(written):
@@ -61,11 +52,10 @@ def test_rows_are_read_as_they_were_written(written):
     found = {row["id"].decode(): row for row in source}
     for row in TRAIN:
         again = found[row["id"]]
-        for name, array in ({"branches": np.zeros(0, np.uint8)} | row).items():
-            if isinstance(array, np.ndarray):
-                np.testing.assert_array_equal(again[name], array)
-                assert again[name].dtype == array.dtype
         assert (again["letter"].decode(), again["source"].decode()) == (row["letter"], "test")
+        for name in ("tokens", "mask", "branches"):
+            array = row.get(name, np.zeros(0, np.uint8))
+            assert (again[name].tolist(), again[name].dtype) == (array.tolist(), array.dtype)
     lengths = lengths_of(folder, "mcq", "train")
     assert lengths.dtype == np.int32
     assert lengths.tolist() == [len(source[i]["tokens"]) for i in range(len(source))]

@@ -19,9 +19,6 @@ def test_the_first_records_are_printed_with_supervised_tokens_in_brackets(ghost)
         assert supervised.endswith("<|ghost_end|>")
         assert "ghost_user" not in supervised
     assert "<|ghost_assistant|>⟦" in shown
-
-
-def test_no_record_is_refused(ghost):
     assert "-n is 0" in ghost.refused_here(*SHOW, "-n", "0", code=2)
 
 
