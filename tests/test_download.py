@@ -38,17 +38,12 @@ def download_thing(url: str, place: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", COMPRESSIONS)
-def test_the_hash_is_of_the_uncompressed_content(tmp_path, suffix):
+def test_a_hash_or_a_git_id_is_of_the_uncompressed_content(tmp_path, suffix):
     write(tmp_path / f"a.json{suffix}", CONTENT)
+    git = subprocess.run(["git", "hash-object", "--stdin"], input=CONTENT, capture_output=True, check=True)
+    assert download.is_verified(tmp_path / "a.json", File("", "", git.stdout.decode().strip()))
     assert download.is_verified(tmp_path / "a.json", proof_of(CONTENT))
     assert not download.is_verified(tmp_path / "a.json", proof_of(CONTENT[1:]))
-
-
-def test_a_git_id_is_the_one_that_git_computes(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_bytes(CONTENT)
-    git = subprocess.run(["git", "hash-object", path], capture_output=True, text=True, check=True)
-    assert download.is_verified(path, File("", "", git.stdout.strip()))
 
 
 def test_a_file_is_downloaded_once(publisher, tmp_path):
@@ -124,14 +119,14 @@ def test_the_body_of_a_redirect_or_an_error_is_not_read(tmp_path, monkeypatch, h
     assert not contents(tmp_path)
 
 
+SECRET = "http://me:canary@{host}/nowhere?token=canary"
+
+
 def test_a_redirect_is_followed(publisher, tmp_path):
-    publisher.files["/there"] = CONTENT
-    with endless(f"302 Found\r\nLocation: {publisher.url}/there".encode()) as (url, _):
+    publisher.files[PATH] = CONTENT
+    with endless(f"302 Found\r\nLocation: {publisher.url}{PATH}".encode()) as (url, _):
         download_thing(url, tmp_path / "thing.json")
     assert contents(tmp_path) == {"thing.json": CONTENT}
-
-
-SECRET = "http://me:canary@{host}/nowhere?token=canary"  # the address of a page that is absent
 
 
 @pytest.mark.parametrize("target", [SECRET, "http://[", "//", "file:///canary", "http://a..b/canary", ""])

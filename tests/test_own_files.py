@@ -9,6 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from ghost_jax.core.atomic_io import read_json
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.data import corpus
 from ghost_jax.data.builders import pretrain
@@ -70,24 +71,23 @@ def test_a_table_gives_its_documents_with_what_they_state(tmp_path, name):
 def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
     folder = tmp_path / "my notes"
     pages = {"a.md": f"# C#\n\n# A{' ' * 10**6}port.", "c.md": "```\n# code\n```\n## Title\nx", "empty.md": " \n"}
-    for name, content in (pages | {".git/d.md": "hidden", "e.pdf": "not read"}).items():
+    for name, content in (pages | {".git/d.md": "hidden", "e.pdf": "not read", "sub/b.txt": "# no heading"}).items():
         lines(folder / name, f"\ufeff{content}".encode())
-    (folder / "sub").mkdir()
-    write(folder / "sub" / "b.txt.gz", b"# not a heading")
-    found = {each.id: (each.title, each.text) for each in documents(folder)}
-    assert found == {
+    assert {each.id: (each.title, each.text) for each in documents(folder)} == {
         "my_notes/a.md": ("C#", pages["a.md"][6:]),
         "my_notes/c.md": ("Title", pages["c.md"]),
-        "my_notes/sub/b.txt": ("b", "# not a heading"),
+        "my_notes/sub/b.txt": ("b", "# no heading"),
     }
     assert [each.id for each in documents(f"{folder}/*.md")] == ["my_notes/a.md", "my_notes/c.md"]
 
 
 def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path):
     content = {"a.csv": b'text,id\n"one",1\ntwo\n', "b.csv": b'text\n"one\n', "c.parquet": b"none", "d.pdf": b"x"}
-    for name, each in (content | {"e.txt": "ü".encode("utf-16"), "f.csv": b"body\nx\n", "none/.x": b""}).items():
+    content |= {"e.txt": "ü".encode("utf-16"), "f.csv": b"body\nx\n"}
+    for name, each in content.items():
         lines(tmp_path / name, each, end=b"")
-    for name in (*content, "e.txt", "f.csv", "none", "absent.md", "*.jsonl"):
+    (tmp_path / "empty").mkdir()
+    for name in (*content, "empty", "absent.md", "*.jsonl"):
         assert name in refusal(documents, tmp_path / name)
 
 
@@ -106,15 +106,12 @@ def test_a_dataset_of_the_library_is_read_from_disk(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "ü own"
-    lines(folder / "dev.jsonl", *ROWS)
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: dev, path: dev.jsonl}\n---\n"
-    )
-    entry = f"hf:{folder}:dev"
+    lines(folder / "validation.jsonl", *ROWS)
+    entry = f"hf:{folder}:validation"
     full, bare = documents(entry)
     assert (full.id, full.title, full.url, full.license, bare.text) == ("u-1", "Ü", URL, "CC0", ROWS[1]["text"])
     assert bare.source == "own"
-    assert "dev" in refusal(documents, f"hf:{folder}")
+    assert "validation" in refusal(documents, f"hf:{folder}")
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "pip install datasets" in refusal(documents, entry)
 
@@ -234,49 +231,42 @@ def test_a_chats_file_enters_the_mixture_under_its_name():
 
 
 def test_both_are_prepared_and_nothing_of_a_bad_file_is_kept(ghost, tmp_path):
-    notes, own, env = tmp_path / "notes", tmp_path / "own.jsonl", {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    for n in range(60):
-        lines(notes / f"{n}.md", f"# Port {n}\n\nThe port {n} has service {n * 7}.".encode())
+    notes, own, cache = tmp_path / "notes", tmp_path / "own.jsonl", tmp_path / "cache"
+    lines(notes / "a.md", b"# Ports\n\nA port is a number.")
     lines(notes / "t.jsonl", FULL)
     asked = [turns(("user", f"What is port {n}?"), ANSWER, id=f"c{n}") for n in range(40)]
     prepare = ["ghost_jax.data.prepare", "--config=configs/chat_v5.py:nano"]
     prepare += set_all(TINY | {f"base.{key}": value for key, value in TINY.items()} | NO_TASK)
     prepare += set_all({f"{base}data.sources": f"{notes},embedded" for base in ("", "base.")})
-    quiz_file = lines(tmp_path / "quiz.jsonl", *quiz())
-    prepare += set_all({"data.chats.mine": lines(own, *asked), "data.questions.quiz": quiz_file})
+    prepare += set_all({"data.chats.mine": lines(own, *asked)})
+    env = {"XDG_CACHE_HOME": str(cache)}
     ghost.here(*prepare, env=env)
-    found = [json.loads(path.read_text()) for path in (tmp_path / "cache").rglob("stores/*/manifest.json")]
-    (corpus,) = [each for each in found if each["kind"] == "corpus"]
-    assert corpus["documents"]["notes"] == 61
-    assert corpus["licenses"] == {"notes": "CC0, not named", "embedded": "Apache-2.0"}
-    (counts,) = [each["datasets"]["mine"] for each in found if each["kind"] == "mine"]
-    assert sum(each["records"] for each in counts.values()) == 40
-    (held_out,) = (tmp_path / "cache").rglob("stores/quiz-*/items-test.jsonl")
-    assert 4 <= len(read_items(held_out)) <= 8
+    found = {manifest["kind"]: manifest for manifest in map(read_json, cache.rglob("stores/*/manifest.json"))}
+    assert found["corpus"]["documents"]["notes"] == 2
+    assert found["corpus"]["licenses"] == {"notes": "CC0, not named", "embedded": "Apache-2.0"}
+    assert sum(each["records"] for each in found["mine"]["datasets"]["mine"].values()) == 40
     lines(own, *asked, {"messages": 3})
     assert f"{own}, line 41" in ghost.refused_here(*prepare, env=env)
     other = lines(tmp_path / "other" / "notes.md", b"text")
     message = ghost.refused_here(*prepare, f"--config.data.sources={notes},{other}", env=env)
     assert all(str(path) in message for path in (notes, other))
-    assert not list((tmp_path / "cache").rglob("*.partial"))
+    assert not list(cache.rglob("*.partial"))
 
 
 @pytest.mark.slow
 def test_own_files_become_a_scored_and_exported_run_and_a_held_out_question_in_the_chats_stops_it(
     ghost, tiny_run, tmp_path
 ):
-    notes, own, asked = tmp_path / "my notes", tmp_path / "chats.jsonl", lines(tmp_path / "q.jsonl", *quiz(40))
+    notes, own, run = tmp_path / "my notes", tmp_path / "chats.jsonl", tmp_path / "mine"
     lines(notes / "a.md", b"# Ports", b"A port is a number.")
     conversations = [turns(("user", f"What is port {n}?"), ANSWER) for n in range(40)]
-    lines(own, *conversations)
     words = ["ghost_jax.train", "--config=configs/chat_v5.py:nano", f"--base={tiny_run.base}", *set_all(TINY)]
-    words += set_all({"data.sources": f"{notes},embedded", "data.chats.mine": own, "data.questions.quiz": asked})
-    run = tmp_path / "mine"
+    words += set_all({"data.sources": f"{notes},embedded", "data.chats.mine": lines(own, *conversations)})
+    words += set_all({"data.questions.quiz": lines(tmp_path / "q.jsonl", *quiz(40))})
     ghost(*words, f"--workdir={run}")
     held_out = run / "questions-quiz.jsonl"
     ghost.here("evals.ctibench", f"--workdir={run}", f"--items={held_out}")
-    report = json.loads((run / "evals" / "questions-quiz.json").read_text())
-    assert report["n"] == len(read_items(held_out)) >= 8
+    assert read_json(run / "evals" / "questions-quiz.json")["n"] == len(read_items(held_out)) >= 8
     ghost.here("ghost_jax.export", f"--workdir={run}", f"--out={tmp_path / 'hf'}")
     assert "| quiz | x1 |" in (tmp_path / "hf" / "README.md").read_text()
     item = read_items(held_out).items[0]

@@ -15,7 +15,7 @@ from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.training.step import make_predict
 from tests.models import one_device
-from tests.test_model import V04, V05, build, numpy_forward
+from tests.test_model import V04, V05, build
 
 TARGETS = np.array([[3, 99, 17]], np.int32)
 
@@ -124,15 +124,10 @@ def test_scores_are_those_of_a_plain_forward_pass_for_any_batch_row_and_devices(
         expected.append(jax.nn.log_softmax(logits)[TARGETS[0]])
     assert np.ptp(expected) > 0.5
     one = one_device()
-    scores = scores_of(config, one)
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_allclose(scores_of(config, one), expected, atol=1e-5)
     if config is V04:
         return
     np.testing.assert_allclose(scores_of(config, make_mesh(4, 1, 2)), expected, atol=1e-5)
     for batch_size, row in ((1, 384), (5, 16)):
         monkeypatch.setattr(trees_lib, "ROWS", (row,))
         np.testing.assert_allclose(scores_of(config, one, batch_size), expected, atol=1e-5)
-    logits = np.array([numpy_forward(V05, build(V05), ids(*prompt)[None])[0, -1, TARGETS[0]] for prompt in prompts])
-    assert len(set(logits.argmax(axis=1))) > 1
-    # A log-probability is a logit up to a term that all letters of a prompt share.
-    np.testing.assert_allclose(np.diff(scores), np.diff(logits), atol=1e-4)

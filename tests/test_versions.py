@@ -20,7 +20,7 @@ from ghost_jax.data.storage import artifact_cache
 from ghost_jax.text import tokenizer
 from tests.conftest import ROOT
 
-OWN = {"own_chats", "own_questions"}  # datasets of no corpus
+OWN = {"own_chats", "own_questions"}  # datasets of no corpus, of data.chats and data.questions
 OF_CORPUS = {"corpus", "vocabulary", "index", *DATASETS}
 EVERY = {f"part of {name}" for name in (*SOURCES, "own_text")} | OF_CORPUS | OWN
 
@@ -54,18 +54,15 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
         found[kind] = f"{kind}-{artifact_cache.fingerprint(artifact_cache.identity_of(kind, versions, made_from))[:16]}"
         return folder / found[kind]
 
-    inputs = []
-    for name, source in SOURCES.items():
-        path = folder / f"{name}.txt" if source.stems else None
-        if path:
-            path.write_text("edited" if name == edited else name)
-        inputs.append(Input(name, path))
-    (folder / "own.md").write_text("edited" if edited == "own_text" else "own")
-    for name in OWN:
-        (folder / name).write_text("edited" if edited == name else "own")
-    inputs.append(Input("own_text", folder, (folder / "own.md",)))
+    def file(name: str) -> Path:
+        path = folder / f"{name}.md"
+        path.write_text("edited" if name == edited else name)
+        return path
+
+    inputs = [Input(name, file(name) if source.stems else None) for name, source in SOURCES.items()]
+    inputs.append(Input("own_text", folder, (file("own_text"),)))
     data = {"seed": 0, "seq_len": 96, "layout": "classic", "qa_sources": ("kev",), "qa_per_source": 9, "cot": {}}
-    data |= {group: {f"own_{group}": str(folder / f"own_{group}")} for group in ("chats", "questions")}
+    data |= {name[4:]: {name: str(file(name))} for name in OWN}
     config = ConfigDict({"model": {"vocab_size": 300}, "data": data | {"question_group": ""}})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(artifact_cache, "build", placed)
