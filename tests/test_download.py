@@ -74,21 +74,19 @@ def test_any_partial_file_ends_in_the_right_content(publisher, tmp_path, partial
     assert contents(tmp_path) == {"thing.json": CONTENT}
 
 
+BOMB = gzip.compress(bytes(8 << 20))
+
+
 @pytest.mark.parametrize(
-    ("name", "wrong", "found"),
-    [
-        *(("thing.json", wrong, proof_of(wrong).digest) for wrong in (CONTENT[:-1], CONTENT + b"more", b"")),
-        ("thing.json.gz", b"no archive", "damaged"),
-        ("thing.json.gz", gzip.compress(bytes(8 << 20)), "damaged"),
-    ],
-    ids=["short", "long", "empty", "damaged", "bomb"],
+    ("suffix", "wrong"), [("", CONTENT[:-1]), ("", CONTENT + b"more"), ("", b""), (".gz", BOMB), (".gz", b"x")]
 )
-def test_wrong_content_is_deleted_and_both_hashes_are_named(publisher, tmp_path, name, wrong, found):
+def test_wrong_content_is_deleted_and_the_right_hash_is_named(publisher, tmp_path, suffix, wrong):
     publisher.files[PATH] = wrong
-    (tmp_path / name).write_bytes(b"a user's own")
-    with pytest.raises(Unavailable, match=f"{found}.*{proof_of(CONTENT).digest}"):
-        download_thing(publisher.url, tmp_path / name)
-    assert contents(tmp_path) == {name: b"a user's own"}
+    place = tmp_path / f"thing.json{suffix}"
+    place.write_bytes(b"a user's own")
+    with pytest.raises(Unavailable, match=proof_of(CONTENT).digest):
+        download_thing(publisher.url, place)
+    assert contents(tmp_path) == {place.name: b"a user's own"}
 
 
 def test_a_slow_server_is_given_up_and_its_part_is_kept(tmp_path, monkeypatch):
@@ -119,9 +117,6 @@ def test_the_body_of_a_redirect_or_an_error_is_not_read(tmp_path, monkeypatch, h
     assert not contents(tmp_path)
 
 
-SECRET = "http://me:canary@{host}/nowhere?token=canary"
-
-
 def test_a_redirect_is_followed(publisher, tmp_path):
     publisher.files[PATH] = CONTENT
     with endless(f"302 Found\r\nLocation: {publisher.url}{PATH}".encode()) as (url, _):
@@ -129,7 +124,10 @@ def test_a_redirect_is_followed(publisher, tmp_path):
     assert contents(tmp_path) == {"thing.json": CONTENT}
 
 
-@pytest.mark.parametrize("target", [SECRET, "http://[", "//", "file:///canary", "http://a..b/canary", ""])
+NOWHERE = "http://me:canary@{host}/nowhere?token=canary"
+
+
+@pytest.mark.parametrize("target", [NOWHERE, "http://[", "//", "file:///canary", "http://a..b/canary", ""])
 def test_a_redirect_to_an_absent_page_or_an_invalid_address_is_refused(publisher, tmp_path, target):
     target = target.format(host=urlsplit(publisher.url).netloc).encode()
     with endless(b"302 Found\r\nLocation: " + target) as (url, _), pytest.raises(Unavailable) as refused:

@@ -4,13 +4,14 @@
 must not be read (revoked, deprecated, rejected, older than another version of it, dangling) names its reason.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gzip
 import json
 import re
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,6 @@ def link(kind: str, source: dict, target: dict, description: str = "") -> dict:
 
 
 def bundle(*objects: dict) -> bytes:
-    """Returns a STIX bundle as a file."""
     return json.dumps({"type": "bundle", "id": "bundle--1", "objects": objects}).encode()
 
 
@@ -60,8 +60,6 @@ PRODUCT, EXPLOIT = '"product": "Craft CMS"', "9306,"
 # and CSV that are invalid for any reader are in test_formats.py.
 INVALID = [
     ("attack", None, "[]", ""),
-    ("attack", None, '{"type": "bundle", "objects": [7]}', ""),
-    ("attack", None, '{"type": "bundle", "objects": [{"type": "tool"}]}', "'id'"),
     ("attack", STIX_NAME, '"name": null', "'name'"),
     ("attack", STIX_NAME, f'{STIX_NAME}, "modified": "yesterday"', "yesterday"),
     ("attack", '"external_id": "T1055"', '"external_id": " "', "T1055 has no external reference"),
@@ -76,9 +74,7 @@ INVALID = [
     ("nvd", CVE_ID, '"id": "2000-0001"', '"id" is 2000-0001'),
     ("nvd", CVE_ID, f'{CVE_ID}, "x": {"9" * 5000}', ""),
     ("nvd", "CVSS 2 score", "\udcff", "UTF-?8"),
-    ("nvd", '"version": "2.0",\n "vulnerabilities"', '"vulnerabilities": [null], "x"', ""),
     ("nvd", '"cve": {\n    "id": "CVE-2000-0002"', '"x": {"id": "CVE-2000-0002"', "'cve'"),
-    ("kev", None, "[]", ""),
     ("kev", PRODUCT, '"product": null', "'product'"),
     ("kev", "CVE-2024-0001", "CVE-X", '"cveID" is CVE-X'),
     ("exploitdb", ",codes", "", "line 1: the column .codes"),
@@ -99,23 +95,23 @@ def test_an_invalid_file_is_refused_by_its_name(tmp_path, name, old, new, messag
         list(read(path))
 
 
-def test_a_truncated_archive_is_refused(tmp_path):
-    for sample, read in SAMPLES.values():
-        path = write(tmp_path / f"{sample.name}.gz", sample.read_bytes())
-        path.write_bytes(path.read_bytes()[:-20])
-        with pytest.raises(UserError, match=re.escape(str(path))):
-            list(read(path))
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_truncated_archive_is_refused(tmp_path, name):
+    sample, read = SAMPLES[name]
+    path = tmp_path / f"{sample.name}.gz"
+    path.write_bytes(gzip.compress(sample.read_bytes())[:-20])
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        list(read(path))
 
 
-def peak_of(path: Path, read: Callable) -> int:
-    """Returns the most bytes that reading a file held."""
+@contextlib.contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """Fails where the block holds more bytes at a time."""
     tracemalloc.start()
-    try:
-        for _ in read(path):
-            pass
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size
 
 
 def test_a_feed_is_streamed(tmp_path):
@@ -123,17 +119,15 @@ def test_a_feed_is_streamed(tmp_path):
     data = json.dumps({"vulnerabilities": [{"cve": cve}] * 500}).encode()
     path = tmp_path / "n.json.gz"
     path.write_bytes(gzip.compress(data, compresslevel=1))
-    assert peak_of(path, SAMPLES["nvd"][1]) < len(data) / 5
+    with at_most(len(data) // 5):
+        for _ in data_files.read("nvd", path):
+            pass
 
 
 def test_a_line_of_100_mb_is_refused_and_not_held_in_memory(tmp_path):
     path = write(tmp_path / "c.jsonl", b'{"id": "a", "source": "s", "text": "t"}\n{"id": "')
     with path.open("r+b") as file:
         file.truncate(100 << 20)  # zero bytes to the end, a sparse file
-
-    def refused(path: Path) -> list:
-        with pytest.raises(UserError, match=r"c\.jsonl, line 2: .*32 MiB"):
-            list(data_files.read("cti", path))
-        return []
-
-    assert peak_of(path, refused) < 3 * files.MAX_LINE  # the line's pieces, and the line that they are joined to
+    of_line = 3 * files.MAX_LINE  # its pieces, and the line that they are joined to
+    with at_most(of_line), pytest.raises(UserError, match=r"c\.jsonl, line 2: .*32 MiB"):
+        list(data_files.read("cti", path))
