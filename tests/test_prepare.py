@@ -1,4 +1,4 @@
-"""`python -m ghost_jax.data.prepare`: the same bytes each time, built once, complete or absent."""
+"""`python -m ghost_jax.data.prepare`: the same bytes each time, built once; `ghost_jax.data.show`: what is learnt."""
 
 import hashlib
 import importlib.metadata
@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from ghost_jax.data.show import drawn
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage.artifact_cache import fingerprint
+from ghost_jax.text import chat_format, tokenizer
+from ghost_jax.text.chat_format import Message
 from tests.conftest import TINY, set_all
 
-PREPARE = ["ghost_jax.data.prepare", "--config=configs/chat_v5.py:nano"]
-PREPARE += set_all(TINY) + set_all({f"base.{key}": value for key, value in TINY.items()})
+CHAT = ["--config=configs/chat_v5.py:nano", *set_all(TINY | {f"base.{key}": value for key, value in TINY.items()})]
 MORE = ("fact_mcq", "raft", "rank", "read")  # datasets that the recipe does not mix in
+PREPARE = ["ghost_jax.data.prepare", *CHAT]
 PREPARE += set_all({f"data.mixture.{name}": 1.0 for name in MORE} | {"base.data.mixture.facts": 1.0})
 CONTENTS = Path(__file__).with_name("store_contents.json")  # name of a store -> the hash of its files
 
@@ -82,3 +85,31 @@ def test_real_publishers_files_are_prepared_with_hashes_and_licences(ghost, ghos
         assert (each["sha256"], each["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
     assert {"attack", "capec", "cwe", "embedded"} <= corpus["licenses"].keys() == corpus["documents"].keys()
     assert all(corpus["licenses"].values())
+
+
+# ---- The first records ----
+
+
+def test_the_first_records_are_printed_with_supervised_tokens_in_brackets(ghost):
+    printed = ghost.here("ghost_jax.data.show", *CHAT, "-n", "4").stdout
+    shown = printed[printed.index("tokens, ") :]
+    assert shown.count("⟦") == shown.count("⟧") == 4
+    for supervised in (part.split("⟧")[0] for part in shown.split("⟦")[1:]):
+        assert supervised.endswith("<|ghost_end|>")
+        assert "ghost_user" not in supervised
+    assert "<|ghost_assistant|>⟦" in shown
+    assert "-n is 0" in ghost.refused_here("ghost_jax.data.show", *CHAT, "-n", "0", code=2)
+
+
+@pytest.mark.parametrize("seq_len", [3, 8, 512])
+def test_colours_mark_supervised_and_cropped_tokens(seq_len):
+    vocabulary = tokenizer.train(["What lies? A mail lies."], 300).with_chat_tokens([])
+    tokens, mask = chat_format.render(vocabulary, [Message("user", "What\nlies?"), Message("assistant", "A mail.")])
+    text = drawn({"tokens": tokens, "mask": mask}, vocabulary, seq_len, coloured=True)
+    cropped = sum("strike" in str(span.style) for span in text.spans)
+    assert cropped == max(0, len(tokens) - (seq_len + 1))
+    if not cropped:
+        green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
+        assert green == "A mail.<|ghost_end|>"
+        assert "⟦" not in text.plain
+        assert "⏎\n" in text.plain

@@ -1,9 +1,10 @@
-"""The readers of sources on small files in the publishers' formats, on invalid ones, and on ones that fill the memory.
+"""The readers of sources on small files in the publishers' formats, on invalid and huge ones, and on the real ones.
 
 `samples/` has a file of each format; `samples/records.json` has the records that must be read from it. An entry that
 must not be read (revoked, deprecated, rejected, older than another version of it, dangling) names its reason.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import functools
@@ -11,14 +12,20 @@ import gzip
 import json
 import re
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ghost_jax.chat import piped_lines
+from ghost_jax.core import atomic_io
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.sources import data_files
-from ghost_jax.data.storage import files
+from ghost_jax.data.sources import SOURCES, data_files
+from ghost_jax.data.sources.data_files import locate
+from ghost_jax.data.storage import files, tables
+from ghost_jax.data.storage.files import open_bytes
+from ghost_jax.data.storage.schema import Record
 from tests.test_sources import check_facts, write
 
 FOLDER = Path(__file__).with_name("samples")
@@ -44,6 +51,10 @@ def link(kind: str, source: dict, target: dict, description: str = "") -> dict:
 
 def bundle(*objects: dict) -> bytes:
     return json.dumps({"type": "bundle", "id": "bundle--1", "objects": objects}).encode()
+
+
+def test_every_reader_has_a_sample():
+    assert {SOURCES[name].reader for name in SAMPLES} == {row.reader for row in SOURCES.values() if row.stems}
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -131,3 +142,105 @@ def test_a_line_of_100_mb_is_refused_and_not_held_in_memory(tmp_path):
     of_line = 3 * files.MAX_LINE  # its pieces, and the line that they are joined to
     with at_most(of_line), pytest.raises(UserError, match=r"c\.jsonl, line 2: .*32 MiB"):
         list(data_files.read("cti", path))
+
+
+# ---- A byte order mark: of UTF-8 it is skipped, of UTF-16 it is refused ----
+
+
+def lines_of(path: Path) -> list[str]:
+    with path.open("rb") as stream:
+        return list(piped_lines(stream))
+
+
+# What is read -> the suffix of its file, a valid file, its reader
+TEXTS = {name: (path.suffix, path.read_bytes(), read) for name, (path, read) in SAMPLES.items()} | {
+    "a table of tabs": (".tsv", b"id\tmine\nq\tB\n", tables.read),
+    "a record of a run": (".json", b'{"a": 1}', atomic_io.read_json),
+    "standard input": ("", b'{"prompt": "one"}\ntwo\n', lines_of),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_mark_of_utf_8_is_skipped_and_utf_16_is_refused(tmp_path, name):
+    suffix, data, read = TEXTS[name]
+    path, found = tmp_path / f"marked{suffix}", []
+    for mark in (b"", codecs.BOM_UTF8):
+        path.write_bytes(mark + data)
+        found.append(list(read(path)))
+    assert found[0] == found[1] != []
+    for encoding in ("utf-16-le", "utf-16-be"):
+        path.write_bytes(f"\ufeff{data.decode()}".encode(encoding))
+        with pytest.raises(UserError, match=r"(marked|Standard input).* UTF-16"):
+            list(read(path))
+
+
+# ---- The real files of GHOST_DATA ----
+
+# What the files state. ATT&CK 15.1 is three domains; CWE 4.14 has 963 weaknesses, 25 of them deprecated.
+FACTS = {
+    "attack": {"tactic": 1061, "mitigation": 1786, "detection": 2389, "group_technique": 3433, "group_software": 947}
+    | {"software_technique": 10_281, "campaign_technique": 728},
+    "capec": {"attack_pattern_name": 558, "related_weakness": 1211},
+    "cwe": {"weakness_name": 938, "weakness_class": 938, "parent_weakness": 1148, "consequence": 1721}
+    | {"weakness_mitigation": 1557},
+}
+MARKUP = r"\(Citation:|</?xhtml:|</?code>|\]\(https?:|`"
+
+
+@functools.cache
+def records_of(folder: Path, name: str) -> list[Record]:
+    paths = locate(name, [folder])
+    if len(paths) < len(SOURCES[name].stems):
+        pytest.skip(f"GHOST_DATA has not all files of {name}")
+    return [record for path in paths for record in data_files.read(name, path)]
+
+
+def ids_in_force(path: Path, publisher: str) -> set[str]:
+    """Returns the ids of the attack patterns in force of a STIX bundle, read without the reader under test."""
+    with open_bytes(path) as stream:
+        objects = json.load(stream)["objects"]
+    return {
+        reference["external_id"]
+        for item in objects
+        if item["type"] == "attack-pattern"
+        and not any(item.get(mark) for mark in ("revoked", "x_mitre_deprecated"))
+        and item.get("x_capec_status") not in ("Deprecated", "Obsolete")
+        for reference in item["external_references"]
+        if reference["source_name"] == publisher
+    }
+
+
+@pytest.mark.parametrize("name", ["attack", "capec"])
+def test_every_attack_pattern_in_force_is_read(ghost_data, name):
+    records = records_of(ghost_data, name)
+    for path in locate(name, [ghost_data]):
+        prefix, publisher = ("", "capec") if name == "capec" else (f"{path.name.split('-')[0]}/", "mitre-attack")
+        read = {r.id.removeprefix(prefix) for r in records if re.match(rf"{prefix}(T\d|CAPEC)", r.id)}
+        assert read == ids_in_force(path, publisher)
+    if name == "attack":
+        kinds = Counter(re.match(r"enterprise/([A-Z]+)|", record.id)[1] for record in records)
+        assert kinds.items() >= {"T": 637, "S": 677, "G": 148, "M": 43, "C": 28, "TA": 14}.items()  # as published
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_real_records_and_facts_are_unique_and_clean(ghost_data, name):
+    records = records_of(ghost_data, name)
+    assert len({record.id for record in records}) == len(records)
+    check_facts(records)
+    assert Counter(fact.relation for record in records for fact in record.facts) == FACTS[name]
+    for record in records:
+        assert all((record.text, record.title, record.url.startswith("https://"))), record.id
+        assert not re.search(rf"{MARKUP}|\n\n\n", record.text), record.id
+        assert len({fact.bare() for fact in record.facts}) == len(record.facts), record.id
+        for part in {part for fact in record.facts for part in (fact.subject, fact.object, fact.evidence)}:
+            assert part == " ".join(part.split()), (record.id, part)
+            assert not re.search(rf"{MARKUP}|\[REF-|&(lt|gt|amp);", part), (record.id, part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("cti", 51_198), ("cve", 166_356)])
+def test_real_corpora_are_read_to_the_end(ghost_data, name, count):
+    paths = locate(name, [ghost_data])
+    if not paths:
+        pytest.skip(f"GHOST_DATA has no {name}.jsonl")
+    assert sum(1 for _ in data_files.read(name, paths[0])) == count
