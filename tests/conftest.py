@@ -12,13 +12,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-from tests.web_server import Publisher, publishing
 
 settings.load_profile("ci")  # the same examples every time, and no deadline that a busy machine misses
 # Before anything imports jax. `Ghost` gives the commands that it starts an environment of their own.
@@ -249,13 +246,6 @@ def with_libtpu(tmp_path_factory) -> dict[str, str | None]:
         "    return '/no/libtpu.so'\n"
     )
     return {"PYTHONPATH": str(folder), "JAX_PLATFORMS": None}
-
-
-@pytest.fixture
-def publisher() -> Iterator[Publisher]:
-    """A web server on this machine that the test fills."""
-    with publishing() as publisher:
-        yield publisher
 
 
 @pytest.fixture(scope="session")
