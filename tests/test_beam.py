@@ -1,5 +1,6 @@
 """ghost_jax/data/beam.py: workers in any order prepare what one machine does."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -8,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,10 @@ from ghost_jax.data.corpus import documents_of
 from ghost_jax.data.storage.artifact_cache import manifest
 from ghost_jax.text import tokenizer
 from tests.conftest import ROOT, TINY, paragraph_of, set_all
-from tests.test_duplicates import families, prose
+from tests.test_duplicates import families, prose, record
 from tests.test_sources_formats import SAMPLES
 
 PREPARE = ["ghost_jax.data.prepare", "--config=configs/pretrain_v05.py:nano", *set_all(TINY)]
-
-# ---- The rules, without Apache Beam ----
 
 
 @settings(max_examples=40)
@@ -55,9 +54,8 @@ def test_blocks_give_the_windows_of_the_whole_corpus(tmp_path, monkeypatch, coun
     monkeypatch.setattr(beam, "BLOCK", 900)
     rng = random.Random(count)
     documents, vocabulary = tmp_path / "documents.jsonl", tmp_path / "tokenizer.json"
-    about = {"source": "made", "title": "", "url": "", "license": "", "facts": []}
-    lines = [about | {"id": str(i), "text": prose(i, rng.randint(1, 60))} for i in range(count)]
-    documents.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = (dataclasses.asdict(record(str(i), prose(i, rng.randint(1, 60)))) for i in range(count))
+    documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer.train([prose(0, 500)], 400).save(vocabulary)
     blocks = list(beam._blocks(documents))
     assert sum(number for _, _, number in blocks) == count
@@ -90,60 +88,45 @@ def test_a_runner_that_is_wrong_missing_or_not_installed_is_refused(ghost, monke
     assert named in ghost.refused_here(*PREPARE, *flags, code=code)
 
 
-# ---- With Apache Beam ----
-
-
 @pytest.fixture
-def data(tmp_path) -> Path:
-    """A data folder with two sources of some size, which share a few documents, and a small one."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for name, words in (("cti", 300), ("cve", 301)):
-        texts = ["The same report in both. " * 9, prose(1, words), *(prose(words * n, 60) for n in range(2, 300))]
-        rows = [{"id": f"{name}-{i}", "source": name, "text": text} for i, text in enumerate(texts)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    shutil.copy(SAMPLES["kev"][0], folder / "known_exploited_vulnerabilities.json")
-    return folder
-
-
-@pytest.fixture
-def beamed(ghost):
-    """Runs the command by the Python that GHOST_BEAM_PYTHON names, which has requirements-beam.txt."""
+def beamed(ghost) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a command by the Python that GHOST_BEAM_PYTHON names, which has requirements-beam.txt, with a cache."""
     python = os.environ.get("GHOST_BEAM_PYTHON")
     if not python:
         pytest.skip("GHOST_BEAM_PYTHON names no Python with requirements-beam.txt")
 
-    def run(*words: str, cache: Path) -> subprocess.CompletedProcess:
+    def run(cache: Path, *words: str) -> subprocess.CompletedProcess:
         env = ghost.environment({"XDG_CACHE_HOME": str(cache)})
-        command = [python, "-m", *words]
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run([python, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
     return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_direct_runner_prepares_what_this_machine_does(ghost, beamed, data, tmp_path, workers):
-    command = [
-        *PREPARE,
-        f"--data_dir={data}",
-        *set_all({"data.sources": "cti,cve,kev,embedded", "data.mixture.facts": 1}),
-    ]
+def test_the_direct_runner_prepares_what_this_machine_does(ghost, beamed, tmp_path, workers):
+    (data := tmp_path / "data").mkdir()
+    for name, words in (("cti", 300), ("cve", 301)):  # they share a text, and one that differs in its last word
+        texts = ["The same report in both. " * 9, prose(1, words), *(prose(words * n, 60) for n in range(2, 300))]
+        rows = ({"id": f"{name}-{i}", "source": name, "text": text} for i, text in enumerate(texts))
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copy(SAMPLES["kev"][0], data / "known_exploited_vulnerabilities.json")
+    command = [*PREPARE, f"--data_dir={data}", "--config.data.sources=cti,cve,kev,embedded"]
+    command.append("--config.data.mixture.facts=1")
     alone, together = tmp_path / "alone", tmp_path / "together"
     ghost.here(*command, env={"XDG_CACHE_HOME": str(alone)})
     mode = "in_memory" if workers == 1 else "multi_processing"
     options = [f"--beam.direct_num_workers={workers}", f"--beam.direct_running_mode={mode}"]
-    done = beamed(*command, "--runner=direct", *options, cache=together)
+    done = beamed(together, *command, "--runner=direct", *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "reading" not in ghost.here(*command, env={"XDG_CACHE_HOME": str(together)}).stdout, "the stores are found"
     here, there = (
-        {path.name: path for path in (cache / "ghost_jax" / "stores").glob("[!.]*")} for cache in (alone, together)
+        {path.name: manifest(path) for path in (cache / "ghost_jax" / "stores").glob("[!.]*")}
+        for cache in (alone, together)
     )
-    assert here.keys() == there.keys()
-    for name, store in here.items():
-        assert manifest(store) == manifest(there[name]), "with the hash of every file"
-    (corpus,) = (path for name, path in here.items() if name.startswith("corpus-"))
-    assert manifest(corpus).duplicates_dropped["cve"] == {"id": 0, "text": 1, "near": 1}
+    assert here == there, "and with them the hash of every file"
+    (dropped,) = (store.duplicates_dropped for store in here.values() if store.kind == "corpus")
+    assert dropped["cve"] == {"id": 0, "text": 1, "near": 1}
 
 
 @pytest.mark.slow
@@ -157,5 +140,5 @@ def test_the_direct_runner_prepares_what_this_machine_does(ghost, beamed, data, 
 )
 def test_a_fault_of_a_pipeline_is_one_paragraph(beamed, tmp_path, flag, code, named):
     (tmp_path / "broken.jsonl").write_text('{"text": "one"}\n{"text": }\n')
-    done = beamed(*PREPARE, "--runner=direct", flag.format(tmp_path / "broken.jsonl"), cache=tmp_path)
+    done = beamed(tmp_path, *PREPARE, "--runner=direct", flag.format(tmp_path / "broken.jsonl"))
     assert named in paragraph_of(done, code)

@@ -11,11 +11,10 @@ from jax.sharding import Mesh
 
 from evals.answering import prefix_tree as trees_lib
 from evals.answering.prefix_tree import Branch, Tree, cropped, read, shared_beginning
-from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.training.step import make_predict
 from tests.models import one_device
-from tests.test_model import V04, V05, build
+from tests.test_model import V04, V05, build, logits_of
 
 TARGETS = np.array([[3, 99, 17]], np.int32)
 
@@ -46,7 +45,7 @@ class Witness:
     """A predict function that answers a read with the tokens that the place sees: their sum, and the last of them."""
 
     def __init__(self):
-        self.shapes = set()
+        self.shapes = set()  # of what it was asked
 
     def __call__(self, batch, at, targets):
         self.shapes.add(at.shape + batch["tokens"].shape)
@@ -89,9 +88,7 @@ def test_a_shared_beginning_is_in_a_row_once():
 
 def test_a_prompt_over_the_context_is_cropped_at_its_beginning():
     long = tree([1, 2, 3], [4], [5, 6])
-    assert prompts_of(cropped(long, 4)) == [[2, 3, 4], [2, 3, 5, 6]]
-    assert prompts_of(cropped(long, 1)) == [[4], [6]]
-    assert cropped(long, 5) is long
+    assert [prompts_of(cropped(long, context)) for context in (4, 1)] == [[[2, 3, 4], [2, 3, 5, 6]], [[4], [6]]]
     many = Branch(ids(4, 5, 6), np.arange(3), np.repeat(TARGETS, 3, axis=0))
     (kept,) = cropped(Tree(ids(1), (many,)), 2).branches
     assert kept.places.tolist() == [0, 1], "the read at the cropped place is dropped"
@@ -116,12 +113,10 @@ def scores_of(config, mesh: Mesh, batch_size: int = 3) -> np.ndarray:
 
 @pytest.mark.parametrize("config", [V05, V04], ids=["v05", "v04"])
 def test_scores_are_those_of_a_plain_forward_pass_for_any_batch_row_and_devices(config, monkeypatch):
-    forward, expected = jax.jit(Transformer(config).apply), []
     prompts = [prompt for each in random_trees() for prompt in prompts_of(each)]
-    for prompt in prompts:
-        padded = np.pad(ids(*prompt), (0, config.context - len(prompt)))[None]  # one shape, so one compilation
-        logits = forward({"params": build(config)}, padded)[0, len(prompt) - 1]
-        expected.append(jax.nn.log_softmax(logits)[TARGETS[0]])
+    padded = np.stack([np.pad(ids(*prompt), (0, config.context - len(prompt))) for prompt in prompts])
+    log_probs = jax.nn.log_softmax(logits_of(config, build(config), padded))
+    expected = [log_probs[row, len(prompt) - 1, TARGETS[0]] for row, prompt in enumerate(prompts)]
     assert np.ptp(expected) > 0.5
     one = one_device()
     np.testing.assert_allclose(scores_of(config, one), expected, atol=1e-5)

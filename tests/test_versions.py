@@ -1,12 +1,9 @@
-"""The name of a store depends on its inputs, the versions of what makes it, and those of the tools.
+"""The name of a store depends on its inputs, the versions of what makes it, and those of the tools; none is built."""
 
-Names are computed here and nothing is built.
-"""
-
-import functools
 import importlib
 import importlib.metadata
 import shutil
+import types
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,6 @@ from ghost_jax.data.builders import DATASETS
 from ghost_jax.data.corpus import Input, Inputs
 from ghost_jax.data.sources import SOURCES, embedded
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.text import tokenizer
 from tests.conftest import ROOT
 
 OWN = {"own_chats", "own_questions"}  # datasets of no corpus, of data.chats and data.questions
@@ -32,18 +28,12 @@ def of(*names: str) -> set[str]:
 
 # module of ghost_jax.data -> the stores whose name changes with its version
 MODULES = {"storage.schema": EVERY, "own.text": of("own_text")} | {f"own.{n[4:]}": {n} for n in sorted(OWN)}
-MODULES |= {
-    f"sources.{row.reader}": of(*(each for each in SOURCES if SOURCES[each].reader == row.reader))
-    for row in SOURCES.values()
-}
+for row in SOURCES.values():
+    MODULES[f"sources.{row.reader}"] = of(*(name for name in SOURCES if SOURCES[name].reader == row.reader))
 for name, row in DATASETS.items():
     MODULES.setdefault(f"builders.{(row.builder or name).partition('.')[0]}", set()).add(name)
 MODULES["builders.pretrain"].add("vocabulary")  # of the same texts
-
-
-@functools.cache
-def vocabulary() -> tokenizer.Tokenizer:
-    return tokenizer.train(["one two three"], 300)
+VOCABULARY = types.SimpleNamespace(sha256="0" * 64)
 
 
 def names(folder: Path, edited: str = "") -> dict[str, str]:
@@ -51,7 +41,7 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
     found = {}
 
     def placed(kind: str, versions: dict, made_from: dict, _) -> Path:
-        found[kind] = f"{kind}-{artifact_cache.fingerprint(artifact_cache.identity_of(kind, versions, made_from))[:16]}"
+        found[kind] = artifact_cache.fingerprint(artifact_cache.identity_of(kind, versions, made_from))
         return folder / found[kind]
 
     def file(name: str) -> Path:
@@ -73,7 +63,7 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
         corpus.index_store(documents, ("attack",), print)
         datasets.vocabulary_store(config, documents, print)
         for name in (*DATASETS, *OWN):
-            datasets.dataset_store(name, config, documents, vocabulary(), print)
+            datasets.dataset_store(name, config, documents, VOCABULARY, print)
     return found
 
 
