@@ -1,7 +1,4 @@
-"""ghost_jax/data/builders/teacher.py: requests, cached replies, failures, and where the key goes.
-
-test_endpoint.py has the resume after a failure and the retries, which the two share.
-"""
+"""data/builders/teacher.py: requests, replies, failures, and where the key goes; test_endpoint.py has the retries."""
 
 import collections
 import email.message
@@ -28,9 +25,8 @@ Answer = tuple[int, dict[str, str], bytes] | bytes
 
 
 def question(i: int) -> Question:
-    evidence = f"Evidence {i} says so. It says it twice. And thrice."
-    of_source = {"source": "test", "split": "train", "evidence": evidence}
-    return Question(f"q/{i}", f"What is number {i}?", OPTIONS, i % 4, **of_source)
+    stated = {"evidence": f"Evidence {i} says so. It says it twice. And thrice.", "source": "test", "split": "train"}
+    return Question(f"q/{i}", f"What is number {i}?", OPTIONS, i % 4, **stated)
 
 
 def questions(count: int) -> list[Question]:
@@ -150,14 +146,10 @@ def test_an_incomplete_last_line_is_skipped(serve, cache, left):
     server = serve()
     ask(server, 3)
     (file,) = cache.iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(whole + left)
+    file.write_bytes(file.read_bytes() + left)
     for _ in range(2):
         ask(server, 4)
         assert server.asked == {0: 1, 1: 1, 2: 1, 3: 1}
-    file.write_bytes(whole[:-9])
-    ask(server, 3)
-    assert server.asked.total() == 5
 
 
 def test_a_server_that_hangs_is_given_up(serve):
@@ -197,17 +189,17 @@ def test_a_redirect_is_named_and_takes_the_key_nowhere(serve, monkeypatch, locat
     assert there.seen == []
 
 
-ECHOES = {
-    "401": (401, {}, f"Incorrect API key: {KEY}".encode()),
-    "400": (400, {}, json.dumps({"error": {"message": f"bad {KEY}"}}).encode()),
-    "500": (500, AT_ONCE, KEY.encode()),
-    "malformed": KEY.encode(),
-    "redirect": (302, {"Location": f"http://{KEY}/{KEY}"}, b""),
-    "reply": completion(f"Your key is {KEY}. That is why."),
-}
+ECHOES = [
+    (401, {}, f"Incorrect API key: {KEY}".encode()),
+    (400, {}, json.dumps({"error": {"message": f"bad {KEY}"}}).encode()),
+    (500, AT_ONCE, KEY.encode()),
+    (302, {"Location": f"http://{KEY}/{KEY}"}, b""),
+    (200, {}, KEY.encode()),
+    (200, {}, completion(f"Your key is {KEY}. That is why.")),
+]
 
 
-@pytest.mark.parametrize("answer", ECHOES.values(), ids=ECHOES)
+@pytest.mark.parametrize("answer", ECHOES)
 def test_the_key_is_a_bearer_token_and_in_no_file_log_or_message(serve, monkeypatch, cache, caplog, capfd, answer):
     monkeypatch.setenv("GHOST_TEACHER_KEY", f" {KEY}\n")
     caplog.set_level("DEBUG")
