@@ -22,7 +22,7 @@ from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.storage import files
 from tests.bench.place import dripping_server
 from tests.conftest import paragraph_of
-from tests.test_sources import COMPRESSIONS, write
+from tests.test_sources_formats import COMPRESSIONS, write
 from tests.web_server import PATH, Publisher, endless, publishing
 
 FEEDS = PUBLISHED["nvd"].files

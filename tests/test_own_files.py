@@ -19,7 +19,7 @@ from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Record, split_of
 from tests.conftest import TINY, set_all
 from tests.test_config import CHAT, parse
-from tests.test_sources import write
+from tests.test_sources_formats import write
 
 URL = "https://a.example"
 FULL = {"text": "Ü is a letter.\r\nIt has dots.", "id": "u-1", "title": "Ü", "url": URL, "license": "CC0"}
