@@ -54,16 +54,10 @@ def test_stores_are_complete_have_the_content_recorded_for_their_names_and_are_f
     assert not list(tmp_path.rglob("*.partial"))
     assert_content_is_recorded(tmp_path)
     assert found["corpus"]["licenses"] == {"embedded": "Apache-2.0"}
-    assert found["corpus"]["documents"]["embedded"] > 500
     assert found["corpus"]["made_from"]["inputs"] == [{"source": "embedded", "sha256": embedded.sha256()}]
-    assert found["corpus"]["duplicates_dropped"] == {}
-    assert found["cot"]["teacher"] == {"teacher": "offline evidence sentence"}
     assert set(found["fact_mcq"]["baselines"]["longest option"].values()) == {0.25}
     for manifest in found.values():
         assert manifest["tools"] == {name: importlib.metadata.version(name) for name in manifest["tools"]}
-        for splits in manifest.get("datasets", {}).values():
-            assert splits["train"]["records"] > 0
-            assert 0 < splits["train"]["supervised"] <= splits["train"]["tokens"]
 
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     said = ghost.here(*PREPARE, env={"XDG_CACHE_HOME": str(tmp_path)}).stdout
@@ -85,9 +79,6 @@ def test_real_publishers_files_are_prepared_with_hashes_and_licences(ghost, ghos
         assert (each["sha256"], each["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
     assert {"attack", "capec", "cwe", "embedded"} <= corpus["licenses"].keys() == corpus["documents"].keys()
     assert all(corpus["licenses"].values())
-
-
-# ---- The first records ----
 
 
 def test_the_first_records_are_printed_with_supervised_tokens_in_brackets(ghost):
