@@ -55,12 +55,6 @@ def file(tmp_path):
     return write
 
 
-def export(path, rows, **dialect):
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, **dialect).writerows(rows)
-    return path
-
-
 def refusal(path, *parts: str) -> None:
     """Checks that a file is refused with one paragraph that holds its name and every one of `parts`."""
     with pytest.raises(UserError) as caught:
@@ -81,8 +75,10 @@ def test_ctibench_is_read_complete_and_an_edited_copy_has_another_name(ghost_dat
     quirks = [quirk.partition(":")[0] for quirk in items.quirks]
     assert quirks == [f"line {number}" for number in (58, 110, 832, 1032, 1311, 1409, 2237)]
 
-    rows = [line.split("\t") for line in published.read_text(encoding="utf-8").splitlines()]
-    copy = export(tmp_path / "cti-mcq.tsv", rows, delimiter="\t")
+    copy = tmp_path / "cti-mcq.tsv"
+    with copy.open("w", encoding="utf-8", newline="") as file:
+        lines = published.read_text(encoding="utf-8").splitlines()
+        csv.writer(file, delimiter="\t").writerows(line.split("\t") for line in lines)
     again = read_items(copy)
     assert again.items == items.items, "exported by a spreadsheet"
     assert (again.name, again.sha256) == ("cti-mcq.tsv", hashlib.sha256(copy.read_bytes()).hexdigest())
@@ -142,7 +138,10 @@ QUOTED = ['Is "a", b\n\nor\tc?', 'one, "1"', "two", "three;", '"four"', "B"]
 @pytest.mark.parametrize(("name", "separator"), [("a.tsv", "\t"), ("a.csv", ","), ("a.csv", ";"), ("a.csv", "\t")])
 def test_a_spreadsheets_export_is_read(tmp_path, name, separator, quoting, end):
     header, row = (COLUMNS, ["", *QUOTED]) if name == "a.tsv" else (SECQA_HEADER[:-1], QUOTED)
-    path = export(tmp_path / name, [header, row, row], delimiter=separator, quoting=quoting, lineterminator=end)
+    path = tmp_path / name
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, delimiter=separator, quoting=quoting, lineterminator=end)
+        rows.writerows([header, row, row])
     first, second = read_items(path)
     assert (first.question, first.options, first.answer) == (QUOTED[0], tuple(QUOTED[1:5]), 1)
     assert (first.id, second.id) == ("line 2", "line 5"), "the place of a row is its first line"

@@ -173,15 +173,12 @@ BAD_CHATS = ({"text": "a"}, {"messages": []}, {"messages": [{"role": "user"}]}, 
 BAD_CHATS += (turns(("tool", "a"), ASKED, ANSWER), turns((*ASKED, True), ANSWER), turns(ASKED, (*ANSWER, "no")))
 BAD_CHATS += (turns(ASKED), turns(ASKED, ASKED, ANSWER), turns(ASKED, ANSWER, ("system", "a")), turns(ANSWER))
 BAD_CHATS += (turns(ASKED, (*ANSWER, False)),)
+BAD_QUIZ = (quiz(1)[0] | {"answer": "D"}, quiz(1)[0] | {"topic": None})
 # kind -> reader, a row, and rows that are invalid behind it
 KINDS = {
     "text": (documents, {"text": "one", "id": "x"}, BAD_TEXT),
     "chats": (lambda path: chats.read("mine", path), turns(ASKED, ANSWER, id="x"), BAD_CHATS),
-    "questions": (
-        lambda path: questions.read("quiz", path, "topic", 0),
-        quiz(1)[0],
-        (quiz(1)[0] | {"answer": "D"}, quiz(1)[0] | {"topic": None}),
-    ),
+    "questions": (lambda path: questions.read("quiz", path, "topic", 0), quiz(1)[0], BAD_QUIZ),
 }
 
 
@@ -193,15 +190,13 @@ def test_a_bad_row_is_refused_with_its_file_and_line(tmp_path, monkeypatch, kind
     assert f"{path}, line 2" in refusal(read, path)
 
 
-TWICE = ("chats.mine=a", "chats.mine=b"), ("chats.mine=a", "questions.mine=b")
+WRONG = "chats.qa=a", "questions.qa=a", "chats.my-own=a", "mixture.mine=1", "chats.mine=a chats.mine=b"
 
 
-@pytest.mark.parametrize(
-    "words", [("chats.qa=a",), ("questions.qa=a",), ("chats.my-own=a",), ("mixture.mine=1",), *TWICE], ids=" ".join
-)
+@pytest.mark.parametrize("words", [*WRONG, "chats.mine=a questions.mine=b"])
 def test_a_name_that_is_taken_or_unknown_is_a_wrong_command_line(words):
-    with pytest.raises(UsageError, match=f"data.{words[-1].partition('.')[0]}"):
-        parse(f"--config={CHAT}:nano", *(f"--config.data.{word}" for word in words))
+    with pytest.raises(UsageError, match=f"data.{words.split()[-1].partition('.')[0]}"):
+        parse(f"--config={CHAT}:nano", *(f"--config.data.{word}" for word in words.split()))
 
 
 def test_a_chats_file_enters_the_mixture_under_its_name():

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ghost_jax.data.show import drawn
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage.artifact_cache import fingerprint
-from ghost_jax.text import chat_format, tokenizer
-from ghost_jax.text.chat_format import Message
 from tests.conftest import TINY, set_all
 
 CHAT = ["--config=configs/chat_v5.py:nano", *set_all(TINY | {f"base.{key}": value for key, value in TINY.items()})]
@@ -90,17 +87,3 @@ def test_the_first_records_are_printed_with_supervised_tokens_in_brackets(ghost)
         assert "ghost_user" not in supervised
     assert "<|ghost_assistant|>⟦" in shown
     assert "-n is 0" in ghost.refused_here("ghost_jax.data.show", *CHAT, "-n", "0", code=2)
-
-
-@pytest.mark.parametrize("seq_len", [3, 8, 512])
-def test_colours_mark_supervised_and_cropped_tokens(seq_len):
-    vocabulary = tokenizer.train(["What lies? A mail lies."], 300).with_chat_tokens([])
-    tokens, mask = chat_format.render(vocabulary, [Message("user", "What\nlies?"), Message("assistant", "A mail.")])
-    text = drawn({"tokens": tokens, "mask": mask}, vocabulary, seq_len, coloured=True)
-    cropped = sum("strike" in str(span.style) for span in text.spans)
-    assert cropped == max(0, len(tokens) - (seq_len + 1))
-    if not cropped:
-        green = "".join(text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style))
-        assert green == "A mail.<|ghost_end|>"
-        assert "⟦" not in text.plain
-        assert "⏎\n" in text.plain

@@ -59,15 +59,6 @@ def test_files_of_every_compression_are_found_and_opened(tmp_path, folder, suffi
         assert stream.read() == data[5:]
 
 
-@pytest.mark.parametrize("suffix", [".xz", ".gz", ".zip"])
-def test_a_damaged_archive_names_itself(tmp_path, suffix):
-    path = write(tmp_path / f"bundle.json{suffix}", bytes(range(256)) * 4096)
-    for content in (path.read_bytes()[: path.stat().st_size // 2], b"<html>404</html>"):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match=re.escape(str(path))), files.open_bytes(path) as stream:
-            stream.read()
-
-
 @pytest.mark.parametrize("names", [None, [], ["one.json", "two.json"], ["folder/"]])
 def test_a_file_is_there_and_a_zip_holds_one(tmp_path, names):
     path = tmp_path / "bundle.zip"
@@ -149,13 +140,12 @@ def test_a_sample_gives_the_expected_records(name):
 
 
 STIX_NAME, CWE_BODY, CVE_ID = '"name": "Process Injection"', "<Weakness_Catalog", '"id": "CVE-2000-0001"'
-PRODUCT, EXPLOIT = '"product": "Craft CMS"', "9306,"
+EXPLOIT = "9306,"
 # Source, a text of the sample or None for all of it, its replacement, a pattern of the message. The forms of JSON lines
 # and CSV that are invalid for any reader are in test_formats.py.
 INVALID = [
     ("attack", None, "[]", ""),
     ("attack", STIX_NAME, '"name": null', "'name'"),
-    ("attack", STIX_NAME, f'{STIX_NAME}, "modified": "yesterday"', "yesterday"),
     ("attack", '"external_id": "T1055"', '"external_id": " "', "T1055 has no external reference"),
     ("attack", '"type": "x-mitre-tactic"', '"type": "x-other"', "without a tactic"),
     ("attack", '"type": "bundle",', '"type": "bundle"', "line 3, .*JSON"),
@@ -169,7 +159,6 @@ INVALID = [
     ("nvd", CVE_ID, f'{CVE_ID}, "x": {"9" * 5000}', ""),
     ("nvd", "CVSS 2 score", "\udcff", "UTF-?8"),
     ("nvd", '"cve": {\n    "id": "CVE-2000-0002"', '"x": {"id": "CVE-2000-0002"', "'cve'"),
-    ("kev", PRODUCT, '"product": null', "'product'"),
     ("kev", "CVE-2024-0001", "CVE-X", '"cveID" is CVE-X'),
     ("exploitdb", ",codes", "", "line 1: the column .codes"),
     ("exploitdb", EXPLOIT, '1,"' + "x,\n" * 90_000, r"line \d+: .*CSV"),
@@ -189,13 +178,15 @@ def test_an_invalid_file_is_refused_by_its_name(tmp_path, name, old, new, messag
         list(read(path))
 
 
+@pytest.mark.parametrize("suffix", COMPRESSIONS[1:])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_truncated_archive_is_refused(tmp_path, name):
+def test_a_damaged_archive_is_refused_by_its_name(tmp_path, name, suffix):
     sample, read = SAMPLES[name]
-    path = tmp_path / f"{sample.name}.gz"
-    path.write_bytes(gzip.compress(sample.read_bytes())[:-20])
-    with pytest.raises(UserError, match=re.escape(str(path))):
-        list(read(path))
+    path = write(tmp_path / f"{sample.name}{suffix}", sample.read_bytes())
+    for content in (path.read_bytes()[:-20], b"<html>404</html>"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=re.escape(str(path))):
+            list(read(path))
 
 
 @contextlib.contextmanager

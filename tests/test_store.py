@@ -129,15 +129,11 @@ def written(tmp_path_factory):
     return folder, write_examples(folder, "mcq", splits)
 
 
-def test_the_counts_are_those_of_the_rows(written):
-    _, counts = written
+def test_rows_are_counted_and_read_as_they_were_written(written):
+    folder, counts = written
     assert set(counts) == {"train", "validation"}, "an empty split is left out"
     lengths, sha256 = {3: 1, 2: 1, 4: 2, 300: 1}, counts["train"].sha256
     assert counts["train"] == SplitCounts(5, 1, 313, 308, {"A": 1, "B": 3}, lengths, sha256)
-
-
-def test_rows_are_read_as_they_were_written(written):
-    folder, _ = written
     source = open_examples(folder, "mcq", "train")
     assert len(source) == len(TRAIN)
     found = {row["id"].decode(): row for row in source}
