@@ -62,19 +62,8 @@ def test_equal_texts_are_dropped_whatever_their_case_and_spaces_and_others_are_k
     assert judged(text, other, longer, f"\n{restyle(text)} ") == ["", "", "", "text"]
 
 
-def test_the_first_reason_is_given_and_a_dropped_row_drops_no_other():
-    first, second, long = prose(1, 50), prose(2, 50), prose(3, 400)
-    assert judged(record("1", first), record("1", second), record("1", second, "another")) == ["", "id", ""]
-    rows = [record("1", first), record("1", second), record("2", second), record("2", first)]
-    assert judged(*rows) == ["", "id", "", "id"]
-    rows = [record("1", long), record("2", changed(long, 9)), record("2", changed(long, 9)), record("2", first)]
-    assert judged(*rows) == ["", "near", "near", ""]
-    chain = prose(3, 200)
-    chain = [chain, changed(chain, 9), changed(chain, 9, 150)]
-    assert (judged(*chain), judged(*chain[1:])) == (["", "near", ""], ["", "near"])
-
-
-BODY, ADVISORY = prose(1, 30), prose(1, 120)
+FIRST, SECOND, BODY, ADVISORY = prose(1, 50), prose(2, 50), prose(1, 30), prose(1, 120)
+CHAIN = [prose(3, 200), changed(prose(3, 200), 9), changed(prose(3, 200), 9, 150)]  # each is near the one before
 VERSION = "Missing Authorization vulnerability in Reader allows Access. This issue affects Reader from n/a through {}."
 SHORT = ["", "word", "CVE-2020-1111 one two three four five six", "CVE-2020-2222 one two three four five six"]
 
@@ -89,10 +78,18 @@ SHORT = ["", "word", "CVE-2020-1111 one two three four five six", "CVE-2020-2222
         ([VERSION.format("3.1.0"), VERSION.format("3.1.3")], ["", ""]),
         ([*SHORT, "  ", "Word"], ["", "", "", "", "text", "text"]),
         ([f"{ADVISORY} \ud800 {BODY}"] * 2, ["", "text"]),
+        ([record("1", FIRST), record("1", SECOND), record("1", SECOND, "another")], ["", "id", ""]),
+        ([record("1", FIRST), record("1", SECOND), record("2", SECOND), record("2", FIRST)], ["", "id", "", "id"]),
+        (
+            [record("1", CHAIN[0]), record("2", CHAIN[1]), record("2", CHAIN[1]), record("2", FIRST)],
+            ["", "near", "near", ""],
+        ),
+        (CHAIN, ["", "near", ""]),
+        (CHAIN[1:], ["", "near"]),
         ([], []),
     ],
 )
-def test_texts_like_those_of_advisories(texts, reasons):
+def test_a_document_is_dropped_for_its_first_reason_and_drops_no_other_then(texts, reasons):
     assert judged(*texts) == reasons
 
 

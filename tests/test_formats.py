@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -45,14 +46,10 @@ def text_of(suffix: str, rows: object) -> str:
     return json.dumps(rows, indent=2)
 
 
-@pytest.fixture
-def file(tmp_path):
-    def write(suffix: str, rows: object):
-        path = tmp_path / f"mine{suffix}"
-        path.write_bytes(text_of(suffix, rows).encode())
-        return path
-
-    return write
+def written(folder: Path, suffix: str, rows: object) -> Path:
+    path = folder / f"mine{suffix}"
+    path.write_bytes(text_of(suffix, rows).encode())
+    return path
 
 
 def refusal(path, *parts: str) -> None:
@@ -103,28 +100,28 @@ each_format = pytest.mark.parametrize(("suffix", "rows"), [(suffix, rows) for su
 
 
 @pytest.mark.parametrize(("suffix", "rows", "items"), READ_AS)
-def test_each_format(file, suffix, rows, items):
-    path = file(suffix, rows)
+def test_each_format(tmp_path, suffix, rows, items):
+    path = written(tmp_path, suffix, rows)
     read = read_items(path)
     assert list(read) == items
     assert (read.quirks, read.left_out, read.name) == ((), (), path.name)
 
 
-def test_blemishes_are_kept_and_named_by_their_place(file):
+def test_blemishes_are_kept_and_named_by_their_place(tmp_path):
     other = [["three", ""], ["B", " b "], ["four", "one"]]
-    items = read_items(file(".tsv", [HEADER, ROW, *(changed_row(ROW, **dict([pair])) for pair in other)]))
+    items = read_items(written(tmp_path, ".tsv", [HEADER, ROW, *(changed_row(ROW, **dict([pair])) for pair in other)]))
     assert [item.answer for item in items] == [1, 1, 1, 1]
     assert [quirk.partition(":")[0] for quirk in items.quirks] == ["line 3", "line 4", "line 5"]
     ten = {"question": "Ten?", "options": dict.fromkeys(LETTERS, "") | {"A": "first", "J": "last"}, "answer": "j"}
-    items = read_items(file(".jsonl", [ten | {"id": 7}]))
+    items = read_items(written(tmp_path, ".jsonl", [ten | {"id": 7}]))
     assert (items.items[0].id, items.items[0].answer, len(items.items[0].options)) == ("7", 9, 10)
     assert len(items.quirks) == 8 + 1
 
 
-def test_seceval_leaves_out_and_names_what_is_not_answered_with_one_letter(file):
+def test_seceval_leaves_out_and_names_what_is_not_answered_with_one_letter(tmp_path):
     answers = ["B", "ABD", "AA", "", "d"]
     rows = [SECEVAL | {"id": f"q{number}", "answer": answer} for number, answer in enumerate(answers, 1)]
-    items = read_items(file(".json", rows))
+    items = read_items(written(tmp_path, ".json", rows))
     assert [(item.id, item.answer) for item in items] == [("q1", 1), ("q5", 3)]
     assert [left.partition(":")[0] for left in items.left_out] == ["item 2", "item 3", "item 4"]
     assert all(part in items.left_out[0] for part in ('"q2"', '"ABD"'))
@@ -157,9 +154,9 @@ def test_a_spreadsheets_export_is_read(tmp_path, name, separator, quoting, end):
         ['5" disk', '"two"', "three"],
     ],
 )
-def test_quotation_marks_that_no_spreadsheet_writes_are_characters(file, cells):
+def test_quotation_marks_that_no_spreadsheet_writes_are_characters(tmp_path, cells):
     row = [ROW[0], cells[0], ROW[2], *cells[1:], *ROW[5:]]
-    for item in read_items(file(".tsv", [HEADER, row, row])):
+    for item in read_items(written(tmp_path, ".tsv", [HEADER, row, row])):
         assert (item.question, item.options[1:3]) == (cells[0], tuple(cells[1:]))
 
 
@@ -216,8 +213,8 @@ def without_collection():
 @pytest.mark.parametrize(
     ("suffix", "rows", "parts"), [(suffix, rows, parts) for suffix, cases in REFUSED.items() for rows, *parts in cases]
 )
-def test_a_file_that_cannot_be_scored_is_refused_with_its_place(without_collection, file, suffix, rows, parts):
-    refusal(file(suffix, rows), *parts)
+def test_a_file_that_cannot_be_scored_is_refused_with_its_place(without_collection, tmp_path, suffix, rows, parts):
+    refusal(written(tmp_path, suffix, rows), *parts)
 
 
 @each_format

@@ -25,11 +25,6 @@ def manifests(cache: Path) -> dict[str, dict]:
     return {path.parent.name: json.loads(path.read_text()) for path in paths}
 
 
-def by_kind(cache: Path) -> dict[str, dict]:
-    """Returns the manifest of every store by its kind; of parts, one."""
-    return {manifest["kind"]: manifest for manifest in manifests(cache).values()}
-
-
 def assert_content_is_recorded(cache: Path) -> None:
     """Fails where a store has another content than under the same name before; with GHOST_RECORD=1, records it."""
     found = {name: fingerprint(manifest["files"]) for name, manifest in manifests(cache).items()}
@@ -45,12 +40,13 @@ def assert_content_is_recorded(cache: Path) -> None:
 
 def test_stores_are_complete_have_the_content_recorded_for_their_names_and_are_found_again(ghost, tmp_path):
     ghost.here(*PREPARE, env={"XDG_CACHE_HOME": str(tmp_path)})
-    found = by_kind(tmp_path)
+    found = {manifest["kind"]: manifest for manifest in manifests(tmp_path).values()}
     of_base = {"part", "corpus", "vocabulary", "pretrain", "facts", "index"}
     assert found.keys() == of_base | {"qa", "mcq", "cot", "small_talk"} | set(MORE)
     assert not list(tmp_path.rglob("*.partial"))
     assert_content_is_recorded(tmp_path)
     assert found["corpus"]["licenses"] == {"embedded": "Apache-2.0"}
+    assert found["corpus"]["duplicates_dropped"] == {}
     assert found["corpus"]["made_from"]["inputs"] == [{"source": "embedded", "sha256": embedded.sha256()}]
     assert set(found["fact_mcq"]["baselines"]["longest option"].values()) == {0.25}
     for manifest in found.values():
@@ -67,7 +63,7 @@ def test_real_publishers_files_are_prepared_with_hashes_and_licences(ghost, ghos
     said = ghost(*PREPARE[:2], env={"XDG_CACHE_HOME": str(tmp_path), "GHOST_DATA": str(ghost_data)}).stdout
     assert "stands in" not in said
     assert_content_is_recorded(tmp_path)
-    corpus = by_kind(tmp_path)["corpus"]
+    (corpus,) = (manifest for manifest in manifests(tmp_path).values() if manifest["kind"] == "corpus")
     *inputs, pack = corpus["made_from"]["inputs"]
     assert {each["source"] for each in inputs} == {"attack", "capec", "cwe"}
     assert pack == {"source": "embedded", "sha256": embedded.sha256()}

@@ -23,7 +23,7 @@ import pytest
 from ghost_jax.chat import piped_lines
 from ghost_jax.core import atomic_io
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.sources import SOURCES, data_files, embedded
+from ghost_jax.data.sources import SOURCES, data_files
 from ghost_jax.data.storage import files, tables, text_cleaning
 from ghost_jax.data.storage.schema import Fact, Record
 
@@ -90,17 +90,6 @@ def test_a_decompression_bomb_is_not_held_in_memory(tmp_path, monkeypatch):
 )
 def test_clean(marked_up, plain):
     assert text_cleaning.clean(marked_up) == plain
-
-
-def test_the_pack_has_records_and_facts_of_every_kind():
-    records = list(embedded.read())
-    kinds = Counter(record.id.split("/")[0] for record in records)
-    assert kinds.keys() == {"attack", "capec", "cwe", "ports", "acronyms", "explanations"}
-    assert kinds["cwe"] >= 100
-    assert len({record.id for record in records}) == len(records)
-    assert all(record.source == "embedded" and record.text and record.title for record in records)
-    relations = "tactic attack_pattern_name related_weakness weakness_name weakness_class port_service expansion"
-    assert {fact.relation for record in records for fact in record.facts} == set(relations.split())
 
 
 FOLDER = Path(__file__).with_name("samples")
