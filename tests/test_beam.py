@@ -58,7 +58,6 @@ def test_blocks_give_the_windows_of_the_whole_corpus(tmp_path, monkeypatch, coun
     documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer.train([prose(0, 500)], 400).save(vocabulary)
     blocks = list(beam._blocks(documents))
-    assert sum(number for _, _, number in blocks) == count
     assert len(blocks) > count // 10
     for split in pretrain.SPLITS:
         tokens = [beam._tokens(block, str(documents), str(vocabulary), split) for block in blocks]
@@ -76,7 +75,6 @@ def test_blocks_give_the_windows_of_the_whole_corpus(tmp_path, monkeypatch, coun
     ("flags", "code", "named"),
     [
         (["--runner=spark"], 2, "spark"),
-        (["--runner="], 2, "--runner"),
         (["--beam.num_workers=2"], 2, "--beam.num_workers"),
         (["--runner=direct", "--beam.num_workers"], 2, "--beam.num_workers"),
         (["--runner=flink"], 1, "GHOST_OFFLINE"),

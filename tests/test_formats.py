@@ -161,45 +161,36 @@ def test_quotation_marks_that_no_spreadsheet_writes_are_characters(tmp_path, cel
 
 
 KNOWN = [form.shape for form in FORMATS]
-REFUSED = {
-    ".parquet": [("PAR1", *KNOWN)],
-    ".tsv": [
-        ("name\tvalue\n1\t2\n", *KNOWN),
-        *(([[name for name in HEADER if name != gone], ROW], "line 1", f'"{gone}"') for gone in COLUMNS),
-        ([HEADER, ROW, ROW[:-1]], "line 3", "8", "7"),
-        ([HEADER, ROW, [*ROW, "x"]], "line 3", "8", "9"),
-        ([HEADER, ROW, changed_row(ROW, **{"Which?": " "})], "line 3", "question"),
-        *(([HEADER, [*ROW[:-1], gold]], "line 2", f'"{gold}"', "A, B, C, D") for gold in ("E", "AB", "")),
-        ([HEADER, changed_row(ROW, one="", two=" ", three="")], "line 2", "options"),
-        ([HEADER, ['"u', *ROW[1:]], [*ROW[:-1], 'B"']], "line 3", "gold"),  # a quotation mark joins no rows
-    ],
-    ".csv": [
-        ([MMLU, ['"a\nb"', *MMLU[1:-1], "E"]], "line 2", '"E"'),
-        ('Which?,a,b,c,d,B\n"Which?,a,b,c,d,B\nWhich?,a,b,c,d,B', "line 2"),
-        ('Which?,a,b,c,d,B\n"Which?"x,a,b,c,d,B', "line 2"),
-        ("Which?,a,b,c,d,B\nWh\rich?,a,b,c,d,B", "line 2"),
-    ],
-    ".jsonl": [
-        ('{"text": "…"}\n', *KNOWN),
-        ("\n\n",),
-        ([RECORD, '{"id": '], "line 2"),
-        ([RECORD, "[" * 100_000], "line 2"),
-        ([RECORD, "9" * 10_000], "line 2"),
-        ([RECORD, '{"question": "Which?", "options": {"A": "1", "B": "2", "B": "3"}, "answer": "B"}'], "line 2"),
-        ([RECORD, {"question": "Which?", "answer": "A"}], "line 2", '"options"', "question, answer"),
-        *(([RECORD | {"options": dict.fromkeys(of, "x")}], "line 1") for of in ("AC", "A", "ABCDEFGHIJK")),
-        ([PLAIN, RECORD, RECORD], "line 3", '"q1"', "line 2"),
-    ],
-    ".json": [
-        ({"text": "…"}, *KNOWN),
-        ({"questions": [CYBERMETRIC, {"question": "Which?"}]}, "item 2", '"answers"'),
-        ({"questions": [CYBERMETRIC | {"answers": {"A": "one", "B": None}}]}, "item 1", '"answers"'),
-        ([SECEVAL | {"answer": "AB"}, SECEVAL], "item 2", '"q1"', "item 1"),
-        ([SECEVAL | {"answer": "AE"}], "item 1", '"AE"'),
-        ([SECEVAL | {"answer": "AB"}], '"AB"'),
-        ([SECEVAL | {"choices": ["one", "two"]}], "item 1", '"choices"'),
-    ],
-}
+# suffix, rows, parts of the message
+REFUSED = [
+    (".parquet", "PAR1", *KNOWN),
+    (".tsv", "name\tvalue\n1\t2\n", *KNOWN),
+    *((".tsv", [[name for name in HEADER if name != gone], ROW], "line 1", f'"{gone}"') for gone in COLUMNS),
+    (".tsv", [HEADER, ROW, ROW[:-1]], "line 3", "8", "7"),
+    (".tsv", [HEADER, ROW, [*ROW, "x"]], "line 3", "8", "9"),
+    (".tsv", [HEADER, ROW, changed_row(ROW, **{"Which?": " "})], "line 3", "question"),
+    *((".tsv", [HEADER, [*ROW[:-1], gold]], "line 2", f'"{gold}"', "A, B, C, D") for gold in ("E", "AB", "")),
+    (".tsv", [HEADER, changed_row(ROW, one="", two=" ", three="")], "line 2", "options"),
+    (".tsv", [HEADER, ['"u', *ROW[1:]], [*ROW[:-1], 'B"']], "line 3", "gold"),  # a quotation mark joins no rows
+    (".csv", [MMLU, ['"a\nb"', *MMLU[1:-1], "E"]], "line 2", '"E"'),
+    (".csv", 'Which?,a,b,c,d,B\n"Which?,a,b,c,d,B\nWhich?,a,b,c,d,B', "line 2"),
+    (".csv", 'Which?,a,b,c,d,B\n"Which?"x,a,b,c,d,B', "line 2"),
+    (".csv", "Which?,a,b,c,d,B\nWh\rich?,a,b,c,d,B", "line 2"),
+    (".jsonl", '{"text": "…"}\n', *KNOWN),
+    (".jsonl", "\n\n"),
+    *((".jsonl", [RECORD, text], "line 2") for text in ('{"id": ', "[" * 100_000, "9" * 10_000)),
+    (".jsonl", [RECORD, '{"question": "Which?", "options": {"A": "1", "B": "2", "B": "3"}, "answer": "B"}'], "line 2"),
+    (".jsonl", [RECORD, {"question": "Which?", "answer": "A"}], "line 2", '"options"', "question, answer"),
+    *((".jsonl", [RECORD | {"options": dict.fromkeys(of, "x")}], "line 1") for of in ("AC", "A", "ABCDEFGHIJK")),
+    (".jsonl", [PLAIN, RECORD, RECORD], "line 3", '"q1"', "line 2"),
+    (".json", {"text": "…"}, *KNOWN),
+    (".json", {"questions": [CYBERMETRIC, {"question": "Which?"}]}, "item 2", '"answers"'),
+    (".json", {"questions": [CYBERMETRIC | {"answers": {"A": "one", "B": None}}]}, "item 1", '"answers"'),
+    (".json", [SECEVAL | {"answer": "AB"}, SECEVAL], "item 2", '"q1"', "item 1"),
+    (".json", [SECEVAL | {"answer": "AE"}], "item 1", '"AE"'),
+    (".json", [SECEVAL | {"answer": "AB"}], '"AB"'),
+    (".json", [SECEVAL | {"choices": ["one", "two"]}], "item 1", '"choices"'),
+]
 
 
 @pytest.fixture
@@ -210,9 +201,7 @@ def without_collection():
     gc.enable()
 
 
-@pytest.mark.parametrize(
-    ("suffix", "rows", "parts"), [(suffix, rows, parts) for suffix, cases in REFUSED.items() for rows, *parts in cases]
-)
+@pytest.mark.parametrize(("suffix", "rows", "parts"), [(suffix, rows, parts) for suffix, rows, *parts in REFUSED])
 def test_a_file_that_cannot_be_scored_is_refused_with_its_place(without_collection, tmp_path, suffix, rows, parts):
     refusal(written(tmp_path, suffix, rows), *parts)
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import io
 import json
 import lzma
 import re
@@ -130,24 +131,20 @@ def test_a_sample_gives_the_expected_records(name):
 
 STIX_NAME, CWE_BODY, CVE_ID = '"name": "Process Injection"', "<Weakness_Catalog", '"id": "CVE-2000-0001"'
 EXPLOIT = "9306,"
-# Source, a text of the sample or None for all of it, its replacement, a pattern of the message. The forms of JSON lines
-# and CSV that are invalid for any reader are in test_formats.py.
+# Source, a text of the sample or None for all of it, its replacement, a pattern of the message. What is invalid JSON or
+# CSV for any reader is in test_formats.py.
 INVALID = [
     ("attack", None, "[]", ""),
     ("attack", STIX_NAME, '"name": null', "'name'"),
     ("attack", '"external_id": "T1055"', '"external_id": " "', "T1055 has no external reference"),
     ("attack", '"type": "x-mitre-tactic"', '"type": "x-other"', "without a tactic"),
-    ("attack", '"type": "bundle",', '"type": "bundle"', "line 3, .*JSON"),
-    ("attack", "bundle--1", "\udcff", "line 3: .*UTF-8"),
     ("cwe", CWE_BODY, BOMB + CWE_BODY, "DTD"),
-    ("cwe", CWE_BODY, f'<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]>\n{CWE_BODY}', "DTD"),
     ("cwe", "</Weaknesses>", "<", "line 43, column"),
     ("cwe", "Badly", "\udcff", "line 15, column"),
     ("cwe", 'ID="74" Name', "Name", "ID"),
     ("nvd", CVE_ID, '"id": "2000-0001"', '"id" is 2000-0001'),
     ("nvd", CVE_ID, f'{CVE_ID}, "x": {"9" * 5000}', ""),
     ("nvd", "CVSS 2 score", "\udcff", "UTF-?8"),
-    ("nvd", '"cve": {\n    "id": "CVE-2000-0002"', '"x": {"id": "CVE-2000-0002"', "'cve'"),
     ("kev", "CVE-2024-0001", "CVE-X", '"cveID" is CVE-X'),
     ("exploitdb", ",codes", "", "line 1: the column .codes"),
     ("exploitdb", EXPLOIT, '1,"' + "x,\n" * 90_000, r"line \d+: .*CSV"),
@@ -207,16 +204,11 @@ def test_a_line_of_100_mb_is_refused_and_not_held_in_memory(tmp_path):
         list(data_files.read("cti", path))
 
 
-def lines_of(path: Path) -> list[str]:
-    with path.open("rb") as stream:
-        return list(piped_lines(stream))
-
-
 # What is read -> the suffix of its file, a valid file, its reader
 TEXTS = {name: (path.suffix, path.read_bytes(), read) for name, (path, read) in SAMPLES.items()}
 TEXTS["a table of tabs"] = (".tsv", b"id\tmine\nq\tB\n", tables.read)
 TEXTS["a record of a run"] = (".json", b'{"a": 1}', atomic_io.read_json)
-TEXTS["standard input"] = ("", b'{"prompt": "one"}\ntwo\n', lines_of)
+TEXTS["standard input"] = ("", b'{"prompt": "one"}\ntwo\n', lambda path: piped_lines(io.BytesIO(path.read_bytes())))
 
 
 @pytest.mark.parametrize("name", TEXTS)
