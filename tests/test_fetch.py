@@ -152,9 +152,7 @@ BUFFERED = 16 << 20  # bytes that the system takes from a server before they are
         (b"503 Busy", 2, "503"),
     ],
 )
-def test_an_endless_file_and_the_body_of_a_redirect_or_an_error_are_not_read(
-    tmp_path, monkeypatch, head, connections, reason
-):
+def test_no_body_is_read_without_end(tmp_path, monkeypatch, head, connections, reason):
     monkeypatch.setattr(download, "ATTEMPTS", 2)
     with endless(head) as (url, sent), pytest.raises(Unavailable, match=reason):
         downloaded(url, tmp_path / "thing.json")
@@ -209,11 +207,9 @@ def test_the_command_fetches_from_a_mirror_and_repairs(ghost, publisher, small_f
 def test_a_wrong_hash_fails_the_command_and_the_other_sources_are_fetched(ghost, publisher, small_feeds, tmp_path):
     (capec,) = PUBLISHED["capec"].files
     publisher.files[urlsplit(capec.url).path] = b'{"type": "bundle"}'
-    result = ghost.here(*command("capec,nvd", tmp_path, publisher.url), env=CONNECTED, check=False)
-    assert f"expected is {capec.digest}" in paragraph_of(result, 1)
+    message = ghost.refused_here(*command("capec,nvd", tmp_path, publisher.url), env=CONNECTED)
+    assert f"expected is {capec.digest}" in message
     assert contents(tmp_path) == small_feeds
-    assert f"{capec.url} as {tmp_path / capec.path}" in result.stdout
-    assert FEEDS[0].url not in result.stdout
 
 
 @pytest.mark.parametrize(

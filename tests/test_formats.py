@@ -147,11 +147,8 @@ def test_a_spreadsheets_export_is_read(tmp_path, name, separator, quoting, end):
 @pytest.mark.parametrize(
     "cells",
     [
-        ['"Which', 'tw"o\u2028\x85', "three"],
-        ['"Which"?', "two", "three"],
-        ['"Which', "two", 'three"'],
-        ['"Which ""one', "two", "three"],
-        ['5" disk', '"two"', "three"],
+        *(['"Which', 'tw"o\u2028\x85', "three"], ['"Which"?', "two", "three"], ['"Which', "two", 'three"']),
+        *(['"Which ""one', "two", "three"], ['5" disk', '"two"', "three"]),
     ],
 )
 def test_quotation_marks_that_no_spreadsheet_writes_are_characters(tmp_path, cells):

@@ -232,9 +232,7 @@ def test_text_and_chats_are_prepared_and_nothing_of_a_bad_file_is_kept(ghost, tm
 
 
 @pytest.mark.slow
-def test_own_files_become_a_scored_and_exported_run_and_a_held_out_question_in_the_chats_stops_it(
-    ghost, tiny_run, tmp_path
-):
+def test_own_files_become_a_scored_run_and_a_held_out_question_in_the_chats_stops_it(ghost, tiny_run, tmp_path):
     notes, own, run = tmp_path / "my notes", tmp_path / "chats.jsonl", tmp_path / "mine"
     lines(notes / "a.md", b"# Ports", b"A port is a number.")
     conversations = [turns(("user", f"What is port {n}?"), ANSWER) for n in range(40)]
@@ -245,8 +243,6 @@ def test_own_files_become_a_scored_and_exported_run_and_a_held_out_question_in_t
     held_out = run / "questions-quiz.jsonl"
     ghost.here("evals.ctibench", f"--workdir={run}", f"--items={held_out}")
     assert read_json(run / "evals" / "questions-quiz.json")["n"] == len(read_items(held_out)) >= 8
-    ghost.here("ghost_jax.export", f"--workdir={run}", f"--out={tmp_path / 'hf'}")
-    assert "| quiz | x1 |" in (tmp_path / "hf" / "README.md").read_text()
     item = read_items(held_out).items[0]
     question = f"{item.question} Choose one of the following services: {', '.join(item.options)}."
     lines(own, *conversations, turns(("user", question), ("assistant", item.options[item.answer])))

@@ -46,10 +46,7 @@ def right_reply(body: dict, attempt: int = 1) -> bytes:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A chat-completions API that answers with `answer(body, attempt)`.
-
-    It counts the requests of each question in `asked`, and keeps their headers and bodies in `seen`.
-    """
+    """A chat-completions API: `answer(body, attempt)`. `asked` counts the requests of each question, `seen` has all."""
 
     daemon_threads = True
     question_of = staticmethod(number_in)

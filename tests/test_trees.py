@@ -41,13 +41,10 @@ def seen_by(batch: dict, row: int, place: int) -> list[int]:
 
 
 def shapes_of(trees: list[Tree], *, context: int, batch_size: int) -> set[tuple]:
-    """Returns the shapes that a model is asked in, after checking that every prompt was seen complete and alone.
-
-    The model answers a read with the tokens that the place sees: their sum, and the last of them.
-    """
+    """Returns the shapes that a model is asked in, after checking that every prompt was seen complete and alone."""
     shapes = set()
 
-    def predict(batch, at, targets):
+    def predict(batch, at, targets):  # answers with the tokens that the place sees: their sum, and the last of them
         shapes.add(at.shape + batch["tokens"].shape)
         prompts = [[seen_by(batch, row, place) for place in places] for row, places in enumerate(at)]
         total = np.array([[sum(prompt) for prompt in of_row] for of_row in prompts], np.float32)
