@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.retrieval.bm25 import Index, Passage, shown
+from ghost_jax.data.retrieval.bm25 import Index, Passage, missing, shown
 from ghost_jax.inference.generate import Generator
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.text.chat_format import Message, render_prompt
@@ -70,10 +70,16 @@ def escape_controls(text: str) -> str:
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def quoted(lines: Sequence[Passage]) -> str:
-    """Returns lines of the book as an answer shows them: numbered, each with its address."""
+def quoted(question: str, lines: Sequence[Passage]) -> str:
+    """Returns lines of the book as an answer shows them: numbered, each with its address.
+
+    The words of the question that none of them has come last: lines that match one word in five are no answer.
+    """
+    if not lines:
+        return "No line of the book shares a word with the question."
     shown_lines = [f"[{n}] {shown(line)}\n    {line.url or line.source}" for n, line in enumerate(lines, 1)]
-    return "\n".join(shown_lines) or "No line of the book shares a word with the question."
+    absent = missing(question, lines)
+    return "\n".join([*shown_lines, *([f"Missing in these lines: {', '.join(absent)}"] if absent else [])])
 
 
 class Conversation:
@@ -142,7 +148,7 @@ class Conversation:
         prompts = [turn.prompt for turn in turns.values()]
         texts = [[]] * len(prompts) if self.quotes else self.generator(prompts, self._sampling, keys, shown=False)
         for (n, turn), ids in zip(turns.items(), texts, strict=True):
-            answer = quoted(turn.lines) if self.quotes else self.tokenizer.decode(ids)
+            answer = quoted(turn.question, turn.lines) if self.quotes else self.tokenizer.decode(ids)
             found[n] = {"prompt": turn.question, "answer": answer}
             found[n] |= {"tokens": len(ids), "cut": len(ids) == self.max_answer(turn)}
             if self.index is not None:

@@ -193,7 +193,7 @@ async def _read_chat(served: Served, request: ChatRequest, asked: str) -> Respon
         chosen = found["options"][LETTERS.index(found["answer"])]
         content, lines = f"{chosen['letter']}) {chosen['text']}", chosen["lines"]
     else:
-        content = quoted([Passage(**line) for line in lines])
+        content = quoted(question, [Passage(**line) for line in lines])
     about = {"note": served.note} if served.note else {}
     answer = Answer(request, served.name, "chat.completion", {"citations": lines}, about)
     if not request.stream:
