@@ -58,7 +58,7 @@ def prompt_of(line: str, number: int) -> str:
         return line.strip()
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = {}
     prompt = row.pop("prompt", None)
     if row or not isinstance(prompt, str) or not prompt.strip():

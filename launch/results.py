@@ -207,9 +207,8 @@ def main(argv: Sequence[str]) -> int:
     text, campaign = results(), RECORDS / "campaign"
     for name, (draw, folders) in PICTURES.items():
         if f"campaign/{name}" in text:
-            draw(*(Folder(campaign / folder) for folder in folders)).savefig(
-                campaign / name, dpi=150, metadata={"Software": None}
-            )
+            drawn = draw(*(Folder(campaign / folder) for folder in folders if (campaign / folder).is_dir()))
+            drawn.savefig(campaign / name, dpi=150, metadata={"Software": None})
     write_text(ROOT / "RESULTS.md", text)
     print(ROOT / "RESULTS.md")
     return 0

@@ -21,6 +21,7 @@ from evals.items.answers import Answers, orders_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.runs import evaluation
+from ghost_jax.runs.evaluation import ItemsFile
 
 
 def item(number: int, page: str) -> Item:
@@ -110,7 +111,7 @@ def runs(tmp_path):
 
 
 def third_control(run, control) -> evaluation.Control:
-    check_trained_without_questions(control, run, "ctibench")
+    check_trained_without_questions(control, run, "ctibench", ITEMS)
     answers = answers_by(ITEMS, knows)
     return trained_without_questions(control, run, "ctibench", report_of(answers, ITEMS), answers, ITEMS)
 
@@ -132,6 +133,12 @@ def test_a_second_run_trained_without_questions_is_the_third_control(runs):
         ("classic", {}, {}, "classic"),
         ("options_only", {}, {"steps": 20}, "recipe"),
         ("options_only", {"step": 3}, {}, "3 of 10"),
+        (
+            "options_only",
+            {"items": ItemsFile(name="", file="", sha256="another", quirks=(), left_out=())},
+            {},
+            "other items",
+        ),
     ],
 )
 def test_another_run_is_refused_as_a_control(runs, layout, change, others, named):

@@ -66,7 +66,8 @@ def scored(data):
     """A function that scores answers, or the baselines alone."""
 
     def run(name: str, answers: list[str] | None) -> TaskEvaluation:
-        return score(TASKS[name], read_task(TASKS[name], None, data), answers, data_dir=data)
+        items = read_task(TASKS[name], None, data)
+        return score(TASKS[name], items, answers, TASKS[name].baselines(items, data))
 
     return run
 
@@ -140,7 +141,7 @@ def test_better_than_every_baseline_is_a_gain(data, tmp_path):
     path = tmp_path / "hard.tsv"
     path.write_text(tsv([("CWE-22", SQL), ("CWE-89", XSS), ("CWE-79", SQL)] * 10))
     items = read_task(TASKS["rcm"], path, None)
-    report = score(TASKS["rcm"], items, [item.gold for item in items], data_dir=data)
+    report = score(TASKS["rcm"], items, [item.gold for item in items], TASKS["rcm"].baselines(items, data))
     assert (report.verdict, report.headline.value, report.items.file) == ("gain", 1, "hard.tsv")
     assert report.baselines["linear model"].gain == 1 - report.baselines["linear model"].value
 
@@ -164,7 +165,7 @@ def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, data, tmp_path):
     path = tmp_path / "own.tsv"  # no other page is left where the one software is asked
     path.write_text(tsv(GOLDS["ate"], "Enterprise").replace("CVE-2024-1000", "S0091"))
     with pytest.raises(UserError, match="Enterprise"):
-        score(TASKS["ate"], read_task(TASKS["ate"], path, None), None, data_dir=data)
+        TASKS["ate"].baselines(read_task(TASKS["ate"], path, None), data)
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
@@ -292,5 +293,6 @@ def test_the_served_export_of_a_run_writes_what_the_run_writes(ghost, tiny_run, 
 @pytest.mark.slow
 def test_baselines_on_the_published_files(ghost_data):
     for name, baseline, low, high in (("vsp", "best constant", 1.5, 1.6), ("ate", "nearest lines", 0.45, 0.6)):
-        report = score(TASKS[name], read_task(TASKS[name], None, ghost_data), None, data_dir=ghost_data)
+        items = read_task(TASKS[name], None, ghost_data)
+        report = score(TASKS[name], items, None, TASKS[name].baselines(items, ghost_data))
         assert low < report.baselines[baseline].value < high

@@ -1,7 +1,9 @@
 """A conversation with a model: which messages and lines of the book fit the context, and the answers."""
 
+import bisect
 import codecs
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -37,17 +39,22 @@ def fit_turn(
     Drops the oldest questions and answers, then the lines that match least, and never the question or a system turn.
     """
     system = [turn for turn in earlier if turn.role == "system"]
-    earlier = tuple(earlier[len(system) :])
-    kept, read = earlier, tuple(lines)
-    while True:
+    earlier, lines = tuple(earlier[len(system) :]), tuple(lines)
+    # What may be dropped, in this order; a conversation of n turns is read log n times.
+    kept = [(earlier[start:], lines) for start in range(0, len(earlier) + 1, 2)]
+    kept += [((), lines[:count]) for count in range(len(lines) - 1, -1, -1)]
+
+    @functools.cache
+    def prompt_of(number: int) -> np.ndarray:
+        messages, read = kept[number]
         newest = Message("user", with_context(question, [shown(line) for line in read]))
-        prompt = render_prompt(tokenizer, [*system, *kept, newest])
-        if len(prompt) <= max_tokens or not (kept or read):
-            return Turn(question, prompt, read, len(lines) - len(read), kept, (len(earlier) - len(kept)) // 2)
-        if kept:
-            kept = kept[2:]
-        else:
-            read = read[:-1]
+        return render_prompt(tokenizer, [*system, *messages, newest])
+
+    fits = bisect.bisect_left(range(len(kept)), True, key=lambda number: len(prompt_of(number)) <= max_tokens)
+    number = min(fits, len(kept) - 1)
+    messages, read = kept[number]
+    forgotten = (len(earlier) - len(messages)) // 2
+    return Turn(question, prompt_of(number), read, len(lines) - len(read), messages, forgotten)
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
