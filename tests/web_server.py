@@ -5,7 +5,6 @@ import http.server
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 PATH = "/thing.json"
@@ -35,14 +34,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        content = content[start:]
+        body = content[start:]
         if publisher.cuts:
             publisher.cuts -= 1
-            content, self.close_connection = content[: publisher.cut], True
+            body, self.close_connection = body[: publisher.cut], True
         with contextlib.suppress(ConnectionError):
-            for start in range(0, len(content), 1 << 16):
-                self.wfile.write(content[start : start + (1 << 16)])
-                time.sleep(publisher.pause)
+            self.wfile.write(body)
 
     do_HEAD = do_GET
 
@@ -57,7 +54,6 @@ class Publisher(http.server.ThreadingHTTPServer):
       files: path -> what is served.
       ranges: whether parts are sent on request.
       cut: so many bytes are sent before the connection is closed, in the first `cuts` answers.
-      pause: seconds of silence after each 64 KiB.
       asked: (method, path, headers) of every request.
     """
 
@@ -65,7 +61,7 @@ class Publisher(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.files: dict[str, bytes] = {}
-        self.ranges, self.cut, self.cuts, self.pause = True, 0, 0, 0.0
+        self.ranges, self.cut, self.cuts = True, 0, 0
         self.asked: list[tuple[str, str, dict[str, str]]] = []
 
     def gets(self, path: str = PATH) -> list[str | None]:
