@@ -2,27 +2,24 @@
 
 import jax
 import numpy as np
-import pytest
 
-from ghost_jax.core.errors import UserError
 from ghost_jax.inference.engine import TOP, Engine, Text
 from ghost_jax.inference.generate import CHUNK
 from ghost_jax.inference.sampling import GREEDY, Sampling
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.parallel.mesh import make_mesh
-from tests.test_generate import LONG, SMALL, WARM, build, generator
+from tests.models import one_device
+from tests.test_generate import LONG, SMALL, WARM, build, generator, prompt_of
 
 STOP = 99
 
 
 def engine_of(config, rows: int) -> Engine:
     size = {"batch_size": rows, "new_tokens": config.context, "stop_ids": (STOP,)}
-    return Engine(config, build(config), make_mesh(devices=jax.devices()[:1]), **size)
+    return Engine(config, build(config), one_device(), **size)
 
 
 def text_of(number: int, length: int, most: int, sampling: Sampling) -> Text:
-    prompt = np.random.default_rng(number).integers(0, STOP, length).astype(np.int32)
-    return Text(prompt, sampling, np.asarray(jax.random.key_data(jax.random.key(number))), most)
+    return Text(prompt_of(length, number), sampling, np.asarray(jax.random.key_data(jax.random.key(number))), most)
 
 
 def test_texts_are_those_of_a_stream_whatever_joins_leaves_or_is_dropped():
@@ -46,9 +43,8 @@ def test_texts_are_those_of_a_stream_whatever_joins_leaves_or_is_dropped():
     for text in texts:
         expected = list(alone.stream(text.prompt, text.sampling, jax.random.wrap_key_data(text.key_data)))
         assert text.ids == expected[: text.most]
-        assert text.ended == (
-            "length" if len(expected) >= text.most or len(expected) + len(text.prompt) == 320 else "stop"
-        )
+        full = len(expected) >= text.most or len(expected) + len(text.prompt) == LONG.context
+        assert text.ended == ("length" if full else "stop")
     assert {text.ended for text in texts} == {"stop", "length"}
     for _ in engine.admit(text_of(1, 5, 3, GREEDY)):
         pass
@@ -56,17 +52,10 @@ def test_texts_are_those_of_a_stream_whatever_joins_leaves_or_is_dropped():
 
 
 def test_scores_are_log_probabilities_of_a_forward_pass():
-    engine, ids = engine_of(SMALL, 1), np.random.default_rng(0).integers(0, STOP, 50).astype(np.int32)
+    engine, ids = engine_of(SMALL, 1), prompt_of(50)
     logits = Transformer(SMALL).apply({"params": build(SMALL)}, ids[None])[0]
     expected = np.asarray(jax.nn.log_softmax(logits))
     found = engine.score(ids)
     np.testing.assert_allclose(found.log_probs, expected[np.arange(49), ids[1:]], atol=1e-4)
     np.testing.assert_allclose(found.top_log_probs, -np.sort(-expected)[:, :TOP], atol=1e-4)
     assert (found.top_ids[:, 0] == expected.argmax(-1)).all()
-
-
-def test_a_prompt_that_fills_the_context_is_refused():
-    engine = engine_of(SMALL, 1)
-    with pytest.raises(UserError, match="64"):
-        next(engine.admit(text_of(0, 64, 1, GREEDY)))
-    assert not engine.texts
