@@ -26,39 +26,28 @@ from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.tokenizer import END, EOS, Tokenizer
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
 from ghost_jax.training.step import new_state
+from tests.models import drawn
 
 CORPUS = ("A buffer overflow lets an attacker run code.", "hello, phishing is T1566 in ATT&CK.", "Äpfel 日本語 🙂")
 CHAT = tokenizer_lib.train(CORPUS * 5, 400).with_chat_tokens(["hello", "goodbye"])
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=CHAT.vocab_size, context=64)
+WIDE = dataclasses.replace(V05, kv_heads=2, head_dim=12, tied=False, rope_base=50_000.0, norm_eps=1e-5)
+STRETCHED = {"rope_factor": 8.0, "rope_context": 16, "rope_low": 0.5, "rope_high": 2.0}
 MODELS = {
     "v05": V05,
     "v05 without attention bias, scanned": dataclasses.replace(V05, attention_bias=False, scan=True),
-    "v05 with shared keys, wide heads and its own head": dataclasses.replace(
-        V05, kv_heads=2, head_dim=12, tied=False, rope_base=50_000.0, norm_eps=1e-5
-    ),
-    "v05 with stretched positions": dataclasses.replace(
-        V05, rope_base=100.0, rope_factor=8.0, rope_context=16, rope_low=0.5, rope_high=2.0
-    ),
+    "v05 with shared keys, wide heads and its own head": WIDE,
+    "v05 with stretched positions": dataclasses.replace(V05, rope_base=100.0, **STRETCHED),
     "v04": dataclasses.replace(V05, generation="v04"),
 }
 PROMPT = "  hello,\tCVE-2021-44228 in 日本語 🙂\n\n"
-MESSAGES = [
-    Message("user", " Which\nis it? {{ x }} <b>'\"</b>\n"),
-    Message("assistant", "B. 日本語 🙂 "),
-    Message("user", ""),
-]
+USER = Message("user", " Which\nis it? {{ x }} <b>'\"</b>\n")
+MESSAGES = [USER, Message("assistant", "B. 日本語 🙂 "), Message("user", "")]
 
 
 def build(model: ModelConfig) -> dict:
-    """Weights so large that a wrong one shows, and random where training starts from zeros or ones."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        return np.float32(path[-1].key == "scale") + 0.2 * rng.standard_normal(leaf.shape, np.float32)
-
-    params = jax.tree_util.tree_map_with_path(
-        draw, jax.eval_shape(lambda: transformer.init(dataclasses.replace(model, scan=False), jax.random.key(0)))
-    )
+    """Weights so large that a wrong one shows; rows of no token are zero."""
+    params = drawn(dataclasses.replace(model, scan=False), 0.2)
     for table in transformer.tables_of(model):
         params[table][model.vocab_size :] = 0.0
     return params
@@ -76,11 +65,11 @@ def make_run(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> dict:
     return params
 
 
-def export(folder: Path, model: ModelConfig, dtype: str = "float32") -> tuple[dict, Path]:
+def export(folder: Path, model: ModelConfig) -> tuple[dict, Path]:
     """Returns the parameters of a new run in `folder` and the folder that it is exported to."""
     params, out = make_run(folder / "run", model, CHAT), folder / "out"
     out.mkdir()
-    write_model(out, folder / "run", dtype)
+    write_model(out, folder / "run", "float32")
     return params, out
 
 
@@ -144,25 +133,31 @@ def test_transformers_reads_the_vocabulary_as_we_do_and_renders_chats_byte_by_by
         tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
 
 
+LLAMA_LAYER = {
+    "input_layernorm.weight": (32,), "post_attention_layernorm.weight": (32,),
+    "mlp.gate_proj.weight": (48, 32), "mlp.up_proj.weight": (48, 32), "mlp.down_proj.weight": (32, 48),
+    "self_attn.q_proj.weight": (48, 32), "self_attn.k_proj.weight": (24, 32), "self_attn.v_proj.weight": (24, 32),
+    "self_attn.q_proj.bias": (48,), "self_attn.k_proj.bias": (24,), "self_attn.v_proj.bias": (24,),
+    "self_attn.o_proj.weight": (32, 48), "self_attn.o_proj.bias": (32,),
+}  # fmt: skip
+GPT2_LAYER = {
+    "ln_1.weight": (32,), "ln_1.bias": (32,), "ln_2.weight": (32,), "ln_2.bias": (32,),
+    "attn.c_attn.weight": (32, 96), "attn.c_attn.bias": (96,), "mlp.c_fc.weight": (32, 48), "mlp.c_fc.bias": (48,),
+    "attn.c_proj.weight": (32, 32), "attn.c_proj.bias": (32,), "mlp.c_proj.weight": (48, 32), "mlp.c_proj.bias": (32,),
+}  # fmt: skip
+
+
+def check_tensors(folder: Path, top: dict, layers: str, layer: dict) -> None:
+    """Asserts the names and shapes of an export: those at the top, and those of each of two layers."""
+    of_layers = {f"{layers}.{i}.{name}": shape for i in range(2) for name, shape in layer.items()}
+    assert {name: values.shape for name, values in load_file(folder / FILE).items()} == top | of_layers
+
+
 def test_names_shapes_and_config_of_a_llama(tmp_path):
-    _, out = export(tmp_path, MODELS["v05 with shared keys, wide heads and its own head"])
-    layer = {
-        "input_layernorm.weight": (32,),
-        "mlp.down_proj.weight": (32, 48),
-        "mlp.gate_proj.weight": (48, 32),
-        "mlp.up_proj.weight": (48, 32),
-        "post_attention_layernorm.weight": (32,),
-        **{f"self_attn.{one}_proj.{kind}": shape for one, rows in (("q", 48), ("k", 24), ("v", 24))
-           for kind, shape in (("weight", (rows, 32)), ("bias", (rows,)))},
-        "self_attn.o_proj.weight": (32, 48),
-        "self_attn.o_proj.bias": (32,),
-    }  # fmt: skip
-    assert {name: values.shape for name, values in load_file(out / FILE).items()} == {
-        "model.embed_tokens.weight": (CHAT.vocab_size, 32),
-        **{f"model.layers.{i}.{name}": shape for i in range(2) for name, shape in layer.items()},
-        "model.norm.weight": (32,),
-        "lm_head.weight": (CHAT.vocab_size, 32),
-    }
+    _, out = export(tmp_path, WIDE)
+    table = (CHAT.vocab_size, 32)
+    top = {"model.embed_tokens.weight": table, "model.norm.weight": (32,), "lm_head.weight": table}
+    check_tensors(out, top, "model.layers", LLAMA_LAYER)
     config = json.loads((out / "config.json").read_text())
     assert config["ghost_jax"] == {"version": ghost_jax.__version__, "run": "run", "step": 0, "format": "hf"}
     assert config["eos_token_id"] == [CHAT.id(END), CHAT.id(EOS)]
@@ -171,17 +166,9 @@ def test_names_shapes_and_config_of_a_llama(tmp_path):
 
 def test_names_shapes_and_config_of_a_gpt2(tmp_path):
     _, out = export(tmp_path, MODELS["v04"])
-    linear = {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_fc": (32, 48), "mlp.c_proj": (48, 32)}
-    layer = {f"{name}.weight": shape for name, shape in linear.items()}
-    layer |= {f"{name}.bias": shape[1:] for name, shape in linear.items()}
-    layer |= {f"{norm}.{kind}": (32,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
-    assert {name: values.shape for name, values in load_file(out / FILE).items()} == {
-        "transformer.wte.weight": (CHAT.vocab_size, 32),
-        "transformer.wpe.weight": (64, 32),
-        **{f"transformer.h.{i}.{name}": shape for i in range(2) for name, shape in layer.items()},
-        "transformer.ln_f.weight": (32,),
-        "transformer.ln_f.bias": (32,),
-    }
+    top = {"transformer.wte.weight": (CHAT.vocab_size, 32), "transformer.wpe.weight": (64, 32)}
+    top |= {"transformer.ln_f.weight": (32,), "transformer.ln_f.bias": (32,)}
+    check_tensors(out, top, "transformer.h", GPT2_LAYER)
     config = json.loads((out / "config.json").read_text())
     assert (config["activation_function"], config["layer_norm_epsilon"], config["n_inner"]) == ("gelu_new", 1e-6, 48)
 
@@ -206,15 +193,9 @@ def test_a_chat_run_and_its_base_are_exported_with_a_card_and_nothing_is_replace
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ghost, tiny_run, tmp_path):
-    out = tmp_path / "out"
-    for named, code, *flags in (
-        ("nowhere", 1, f"--workdir={tmp_path / 'nowhere'}", f"--out={out}"),
-        ("chat", 1, f"--workdir={tiny_run.workdir}", f"--out={tiny_run.workdir}"),
-    ):
-        assert named in ghost.refused_here("ghost_jax.export", *flags, code=code)
-    assert (tiny_run.workdir / "status.json").is_file()
-    assert not list(tmp_path.iterdir())
     unfinished = shutil.copytree(tiny_run.workdir, tmp_path / "unfinished")
     (unfinished / "status.json").unlink()
-    assert "not finished" in ghost.refused_here("ghost_jax.export", f"--workdir={unfinished}", f"--out={out}")
+    for workdir in (unfinished, tmp_path / "nowhere"):
+        command = ("ghost_jax.export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}")
+        assert str(workdir) in ghost.refused_here(*command)
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
