@@ -16,67 +16,56 @@ from ghost_jax.hub.vocabulary import read_vocabulary
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.server.served import Model
-from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render_prompt
-from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, SPECIALS, USER, Tokenizer
+from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, SPECIALS, USER, Tokenizer, load
 from tests.test_contamination import write_dataset
 from tests.test_export import make_run
 from tests.test_layout import MODULES
 from tests.test_vocabulary import foreign_vocabulary, save_vocabulary
 
-KINDS = ("base", "chat")
 ENDS = 0  # the id of <|endoftext|>, which begins and ends every text there
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
-    """Run directories of an imported base and of a chat model made of it."""
+def runs(tmp_path_factory) -> dict[str, tuple[Path, Tokenizer]]:
+    """Run directories of an imported base and of a chat model made of it, with their vocabularies."""
     folder = tmp_path_factory.mktemp("runs")
     vocabulary = foreign_vocabulary()
     save_vocabulary(folder / "there", vocabulary)
     base = read_vocabulary(folder / "there", vocabulary.get_vocab_size())
-    for kind, tokenizer in zip(KINDS, (base, base.with_chat_tokens(["hello"])), strict=True):
-        (folder / kind).mkdir()
+    for kind, tokenizer in (("base", base), ("chat", base.with_chat_tokens(["hello"]))):
         shape = ModelConfig(layers=1, width=32, heads=2, mlp_dim=48, vocab_size=tokenizer.vocab_size, context=64)
         make_run(folder / kind, shape, tokenizer)
-    return {kind: folder / kind for kind in KINDS}
-
-
-def vocabulary_of(workdir: Path) -> Tokenizer:
-    return tokenizer_lib.load(workdir / "tokenizer.json")
+    return {kind: (folder / kind, load(folder / kind / "tokenizer.json")) for kind in ("base", "chat")}
 
 
 def test_a_vocabulary_knows_its_ids_by_what_they_do(runs):
-    base, chat = (vocabulary_of(runs[kind]) for kind in KINDS)
+    (_, base), (_, chat) = runs.values()
     assert not any(base.has(name) for name in ("<|pad|>", "<|unk|>", *ROLES))
     for tokenizer in (base, chat):
         assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.pad_id == ENDS
     assert (base.template, base.end_ids, base.special_ids) == (None, [ENDS], [ENDS, 1])
-    roles = [chat.id(role) for role in ROLES]
-    assert (chat.template is None, chat.end_ids, chat.special_ids) == (False, [chat.id(END), ENDS], [ENDS, 1, *roles])
+    assert chat.decode(render_prompt(chat, [Message("user", "hello")])) == f"{USER}hello{END}{ASSISTANT}"
+    assert (chat.end_ids, chat.special_ids) == ([chat.id(END), ENDS], [ENDS, 1, *map(chat.id, ROLES)])
 
 
-def test_an_imported_chat_model_answers(runs):
-    flags = argparse.Namespace(workdir=runs["chat"], max_new_tokens=24, seed=0, jsonl=False)
+def test_no_special_token_is_in_an_answer_of_an_imported_chat_model(runs):
+    flags = argparse.Namespace(workdir=runs["chat"][0], max_new_tokens=24, seed=0, jsonl=False)
     conversation, _ = open_run(flags, Sampling(temperature=3.0), None)
-    answers = list(conversation.answers(["hello", "attackers?"], 0))
-    assert [answer["prompt"] for answer in answers] == ["hello", "attackers?"]
-    assert any(answer["answer"] for answer in answers)
-    for answer in answers:  # a special token ends an answer, whatever its name
-        assert not any(name in answer["answer"] for name in ("<|endoftext|>", "<|im_start|>", *ROLES))
-    vocabulary = vocabulary_of(runs["chat"])
-    assert vocabulary.decode(render_prompt(vocabulary, [Message("user", "hello")])) == f"{USER}hello{END}{ASSISTANT}"
+    answers = [each["answer"] for each in conversation.answers(["hello", "attackers?"], 0)]
+    assert any(answers)
+    assert not any(name in answer for answer in answers for name in ("<|endoftext|>", "<|im_start|>", *ROLES))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["base", "chat"])
 def test_an_imported_model_is_served_and_exported_with_its_own_names(runs, tmp_path, kind):
-    tokenizer = vocabulary_of(runs[kind])
-    model = Model.load(runs[kind], rows=1, waiting=1, most=8)
+    workdir, tokenizer = runs[kind]
+    model = Model.load(workdir, rows=1, waiting=1, most=8)
     assert model.ids("hello")[0] == ENDS
     assert model.begins([ENDS])
     assert ENDS in model.stops
 
-    write_model(tmp_path, runs[kind], "float32")
+    write_model(tmp_path, workdir, "float32")
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert {settings[f"{name}_token"] for name in ("bos", "eos", "pad")} == {"<|endoftext|>"}
     assert "unk_token" not in settings
@@ -88,10 +77,10 @@ def test_an_imported_model_is_served_and_exported_with_its_own_names(runs, tmp_p
 
 
 def test_documents_are_split_and_found_again_by_the_vocabularys_own_ends(runs, tmp_path):
-    tokenizer, texts = vocabulary_of(runs["base"]), ["the attackers", "send phishing mails", "hello world"]
+    _, tokenizer = runs["base"]
+    texts = ["the attackers", "send phishing mails", "hello world"]
     rows = list(pretrain.windows(texts, tokenizer, "train", 5, source="documents"))
     ids = np.concatenate([rows[0]["tokens"], *(row["tokens"][1:] for row in rows[1:])])
-    assert ids[0] == ENDS
     assert "<|endoftext|><|endoftext|>send phishing mails" in tokenizer.decode(ids)
     (part,) = parts_of(write_dataset(tmp_path, tokenizer, "pretrain", {"train": rows}))
     assert "<|endoftext|>send phishing mails" in [text.text for text in part.texts]
