@@ -1,4 +1,4 @@
-"""generate.py: the same text with a cache as without one, whatever rows stand beside it, on one device or eight."""
+"""generate.py and engine.py: the same text with a cache as without one, whatever stands beside it, on any devices."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ghost_jax.core.errors import UserError
+from ghost_jax.inference.engine import TOP, Engine, Text
 from ghost_jax.inference.generate import CHUNK, TAIL, Generator
 from ghost_jax.inference.sampling import GREEDY, Sampling
 from ghost_jax.model import transformer
@@ -60,11 +61,10 @@ def forward(config: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
 
 def plainly(config: ModelConfig, prompt: np.ndarray, new_tokens: int = NEW, stop_ids=(99,)) -> list[int]:
     """Greedy text by a full forward pass for each token."""
-    ids = [int(i) for i in prompt]
+    ids = prompt.tolist()
     while len(ids) < min(len(prompt) + new_tokens, config.context):
-        tokens = np.zeros((1, config.context), np.int32)
-        tokens[0, : len(ids)] = ids
-        best = int(np.asarray(forward(config, build(config), tokens))[0, len(ids) - 1].argmax())
+        tokens = np.pad(ids, (0, config.context - len(ids))).astype(np.int32)
+        best = int(forward(config, build(config), tokens[None])[0, len(ids) - 1].argmax())
         if best in stop_ids:
             break
         ids.append(best)
@@ -92,13 +92,15 @@ def test_greedy_text_is_that_of_full_forward_passes_up_to_a_stop_or_the_end_of_t
 
 
 @pytest.mark.parametrize("sampling", [WARM, slow(GREEDY)], ids=["drawn", "greedy"])
-def test_a_text_depends_neither_on_the_rows_beside_it_nor_on_being_streamed(sampling):
+def test_a_text_depends_on_its_key_and_neither_on_the_rows_beside_it_nor_on_being_streamed(sampling):
     prompts, keys = prompts_of((*LENGTHS, 7, 8)), keys_of(6)
     together = as_lists(generator()(prompts, sampling, keys))
     assert as_lists(generator()(prompts[::-1], sampling, keys[::-1]))[::-1] == together
     for row in (0, 3, 5):
         assert as_lists(generator()([prompts[row]], sampling, keys[row : row + 1])) == [together[row]]
         assert list(generator().stream(prompts[row], sampling, keys[row])) == together[row]
+    of_one_prompt = as_lists(generator()(prompts[1:2] * 6, sampling, keys))
+    assert len(set(map(tuple, of_one_prompt))) == (6 if sampling is WARM else 1)
 
 
 @needs_eight
@@ -167,11 +169,6 @@ def test_batches_are_padded_to_few_shapes_and_other_sampling_compiles_nothing(ca
     assert not compiled_of(caplog)
 
 
-def test_another_key_draws_another_text():
-    texts = as_lists(generator()([prompt_of(5)] * 6, WARM, keys_of(6)))
-    assert len(set(map(tuple, texts))) == 6
-
-
 def test_a_repetition_penalty_counts_prompt_and_text_and_spares_the_stops():
     candidates = (np.random.default_rng(seed).permutation(99)[:32].astype(np.int32) for seed in range(99))
     prompt = next(prompt for prompt in candidates if plainly(SMALL, prompt, 1)[0] in prompt)
@@ -180,3 +177,48 @@ def test_a_repetition_penalty_counts_prompt_and_text_and_spares_the_stops():
     assert list(generator().stream(prompt, ONCE)) == text
     stop = plainly(SMALL, prompt, 1)[0]
     assert not len(generator(stop_ids=(stop,))([prompt], ONCE)[0])
+
+
+# ---- The engine ----
+
+
+def engine_of(config: ModelConfig, rows: int) -> Engine:
+    return Engine(config, build(config), one_device(), batch_size=rows, new_tokens=config.context, stop_ids=(99,))
+
+
+def text_of(number: int, length: int, most: int, sampling: Sampling) -> Text:
+    return Text(prompt_of(length, number), sampling, np.asarray(jax.random.key_data(jax.random.key(number))), most)
+
+
+def test_texts_are_those_of_a_stream_whatever_joins_leaves_or_is_dropped():
+    engine, rng = engine_of(LONG, 3), np.random.default_rng(0)
+    # The cache of the batch is short, grows, and is moved together.
+    sizes = [(5, 300), (200, 60), (90, 200), (1, 40), (300, 19), (30, 280), (64, 9), (250, 50), (2, 200), (7, 1)]
+    texts = [text_of(n, *size, (GREEDY, WARM)[n % 2]) for n, size in enumerate(sizes)]
+    dropped = text_of(99, 20, 250, WARM)
+    waiting = [*texts[:4], dropped, *texts[4:]]
+    while waiting or engine.texts:
+        if waiting and not engine.is_full:
+            for _ in engine.admit(waiting.pop(0)):
+                if engine.texts and rng.random() < 0.5:  # the others go on while a prompt is read
+                    engine.step()
+        if engine.texts:
+            engine.step()
+        if len(dropped.ids) > 9:
+            engine.drop(dropped)
+    alone = generator(LONG, new_tokens=LONG.context)
+    for text in texts:
+        expected = list(alone.stream(text.prompt, text.sampling, jax.random.wrap_key_data(text.key_data)))
+        assert text.ids == expected[: text.most]
+        full = len(expected) >= text.most or len(expected) + len(text.prompt) == LONG.context
+        assert text.ended == ("length" if full else "stop")
+    assert {text.ended for text in texts} == {"stop", "length"}
+
+
+def test_scores_are_log_probabilities_of_a_forward_pass():
+    engine, ids = engine_of(SMALL, 1), prompt_of(50)
+    expected = np.asarray(jax.nn.log_softmax(forward(SMALL, build(SMALL), ids[None])[0]))
+    found = engine.score(ids)
+    np.testing.assert_allclose(found.log_probs, expected[np.arange(49), ids[1:]], atol=1e-4)
+    np.testing.assert_allclose(found.top_log_probs, -np.sort(-expected)[:, :TOP], atol=1e-4)
+    assert (found.top_ids[:, 0] == expected.argmax(-1)).all()
