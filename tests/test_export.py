@@ -1,10 +1,14 @@
-"""export.py and hub: transformers computes from the exported files what we compute from the run."""
+"""export.py and hub: transformers and llama.cpp compute from the exported files what we compute from the run."""
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
+from random import Random
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import ghost_jax
+from ghost_jax.core.errors import UserError
 from ghost_jax.export import write_model
+from ghost_jax.hub import gguf as gguf_lib
 from ghost_jax.hub.weights import FILE
 from ghost_jax.inference.generate import Generator
 from ghost_jax.model import transformer
@@ -25,8 +31,9 @@ from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.tokenizer import END, EOS, Tokenizer
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.step import new_state
-from tests.models import drawn
+from tests.models import drawn, one_device
 
 CORPUS = ("A buffer overflow lets an attacker run code.", "hello, phishing is T1566 in ATT&CK.", "Äpfel 日本語 🙂")
 CHAT = tokenizer_lib.train(CORPUS * 5, 400).with_chat_tokens(["hello", "goodbye"])
@@ -199,3 +206,87 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ghost, tiny_r
         command = ("ghost_jax.export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}")
         assert str(workdir) in ghost.refused_here(*command)
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
+
+
+# ---- GGUF ----
+
+BLOCKS = dataclasses.replace(V05, width=64, mlp_dim=96)  # rows of whole blocks of q8_0
+SHARED = dataclasses.replace(BLOCKS, kv_heads=2, head_dim=32, attention_bias=False, tied=False, **STRETCHED)
+
+
+@pytest.fixture(params=[BLOCKS, SHARED], ids=["qkv with bias", "shared heads, stretched, untied"])
+def run(request, tmp_path) -> Path:
+    make_run(tmp_path / "run", request.param, CHAT)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "q8_0"])
+def test_a_file_has_the_models_tensors_and_vocabulary(run, tmp_path, dtype):
+    write_model(tmp_path, run, dtype, "gguf")
+    reader = gguf.GGUFReader(tmp_path / gguf_lib.FILE)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["tokenizer.ggml.tokens"][CHAT.id(END)] == END
+    assert fields["tokenizer.ggml.eot_token_id"] == CHAT.id(END)
+    types = fields["tokenizer.ggml.token_type"]
+    assert {i for i, kind in enumerate(types) if kind == gguf.TokenType.CONTROL} == set(CHAT.special_ids)
+    assert fields["tokenizer.ggml.pre"] == "gpt-2"
+
+    write_model(tmp_path, run, "float32")
+    theirs = load_file(tmp_path / FILE)
+    found = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    assert len(found) == len(theirs) + ("rope_freqs.weight" in found)
+    embedding, q = theirs["model.embed_tokens.weight"], theirs["model.layers.0.self_attn.q_proj.weight"]
+    np.testing.assert_allclose(found["token_embd.weight"], embedding, atol=np.abs(embedding).max() / 100)
+    # llama.cpp's neighbours are Hugging Face's halves.
+    neighbours = found["blk.0.attn_q.weight"].reshape(4, -1, 2, 64)
+    halves = q.reshape(4, 2, -1, 64)
+    np.testing.assert_allclose(neighbours.swapaxes(1, 2), halves, atol=np.abs(q).max() / 100)
+
+
+def test_a_split_without_a_name_there_and_a_v04_model_are_refused(tmp_path):
+    digits, last = {"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}
+    assert gguf_lib.split_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, last]}}) == "smollm"
+    for first in ({"type": "Punctuation"}, digits | {"individual_digits": False}):
+        with pytest.raises(UserError, match="--format=hf"):
+            gguf_lib.split_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [first, last]}})
+    make_run(tmp_path / "run", MODELS["v04"], CHAT)
+    with pytest.raises(UserError, match=r"v0\.4"):
+        write_model(tmp_path, tmp_path / "run", "float32", "gguf")
+
+
+ASK = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+asked = json.load(sys.stdin)
+model = Llama(asked["file"], logits_all=True, n_ctx=64, n_batch=64, verbose=False, type_k=0, type_v=0)
+ids = [model.tokenize(text.encode(), add_bos=False, special=False) for text in asked["texts"]]
+model.eval(asked["prompt"])
+logits = np.array(model.scores[: len(asked["prompt"])]).tolist()
+chat = Jinja2ChatFormatter(model.metadata["tokenizer.chat_template"], "", "")(messages=asked["messages"]).prompt
+print(json.dumps({"ids": ids, "logits": logits, "chat": chat}))
+"""
+
+
+@pytest.mark.slow
+def test_llama_cpp_computes_the_same(run, tmp_path):
+    """GHOST_LLAMA_PYTHON names a Python with llama-cpp-python, which is compiled from source."""
+    python = os.environ.get("GHOST_LLAMA_PYTHON")
+    if not python:
+        pytest.skip("GHOST_LLAMA_PYTHON names no Python with llama-cpp-python")
+    write_model(tmp_path, run, "float32", "gguf")
+    rng = Random(0)
+    alphabet = [chr(code) for code in (*range(32, 127), *range(0xC0, 0x180), 0x1F642, 0x65E5, 10, 9)]
+    texts = ["".join(rng.choices(alphabet, k=rng.randint(1, 60))) for _ in range(1000)]
+    texts.append("CVE-2021-44228  in log4j\n\n\tdef f(x): return 1234567 # don't")
+    messages = [{"role": "user", "content": "Who sent it?"}]
+    prompt = render_prompt(CHAT, [Message(**message) for message in messages]).tolist()
+    asked = {"file": str(tmp_path / gguf_lib.FILE), "texts": texts, "prompt": prompt, "messages": messages}
+    done = subprocess.run([python, "-c", ASK], input=json.dumps(asked), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["ids"] == [CHAT.encode(text) for text in texts]
+    assert found["chat"] == CHAT.decode(prompt)
+    model, params, _ = load_model(run, one_device())
+    np.testing.assert_allclose(found["logits"], ours(model, params, prompt), atol=1e-2)
