@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 import gguf
+import jax
 import jinja2
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from ghost_jax.hub import llama
 from ghost_jax.hub.gguf import FILE, SPLITS
 from ghost_jax.hub.vocabulary import read_vocabulary
 from ghost_jax.hub.weights import write
-from ghost_jax.import_model import write_run
+from ghost_jax.import_model import read_model, write_run
 from ghost_jax.inference.conversation import fit_turn
 from ghost_jax.inference.sampling import GREEDY
 from ghost_jax.model.config import ModelConfig
@@ -33,10 +34,12 @@ from ghost_jax.server.served import turns_of
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import LAYOUTS, LETTERS, letter_ids
 from ghost_jax.text.tokenizer import ROLES, Tokenizer, load
+from ghost_jax.training.loading import load_model
 from tests.conftest import TINY, set_all
-from tests.models import slow
+from tests.models import one_device, slow
 from tests.test_contamination import write_dataset
 from tests.test_export import build
+from tests.test_vocabulary import foreign_vocabulary, save_vocabulary
 
 QWEN = (
     "{%- if messages[0]['role'] != 'system' %}\n"
@@ -94,6 +97,9 @@ def save(folder: Path, name: str | Path, template: object = None) -> tokenizers.
     `template` stands in place of the family's own.
     """
     folder.mkdir(exist_ok=True, parents=True)
+    if name == "no template":
+        save_vocabulary(folder, vocabulary := foreign_vocabulary())
+        return vocabulary
     if isinstance(name, Path):
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(name / file, folder)
@@ -252,12 +258,12 @@ def imported(folder: Path, there: Path, rows: int, context: int = 96) -> Path:
     """Writes a random model of the kind beside the vocabulary in `there`, and imports both; returns the run."""
     qwen = "<|im_end|>" in (there / "tokenizer_config.json").read_text()
     shape = ModelConfig(layers=2, width=32, heads=2, mlp_dim=48, vocab_size=rows, context=context, kv_heads=1)
-    shape = dataclasses.replace(shape, attention_bias=qwen)
+    shape = dataclasses.replace(shape, attention_bias=qwen, tied=qwen)
     tensors = [each for each in llama.tensors_of(build(shape), shape) if not each[0].endswith("o_proj.bias")]
     write(there, tensors, np.dtype(np.float32))
     kind = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]} if qwen else {}
     (there / "config.json").write_text(json.dumps(llama.config_of(shape) | kind))
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_run(folder, folder.name, there)
     return folder
 
@@ -267,7 +273,7 @@ def check_export(there: Path, run: Path, out: Path) -> dict:
 
     Asserts that both exports have the vocabulary and the template of `there`.
     """
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     write_model(out, run, "float32")
     write_model(out, run, "bfloat16", "gguf")
     fields = {name: field.contents() for name, field in gguf.GGUFReader(out / FILE).fields.items()}
@@ -302,23 +308,35 @@ def test_an_imported_model_is_exported_with_its_vocabulary_and_template(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen", "llama3"])
-def test_a_tuned_model_stops_at_its_own_stop_token_and_answers_multiple_choice(ghost, tmp_path, name):
+@pytest.mark.parametrize("name", ["qwen", "llama3", "no template"])
+def test_a_tuned_model_stops_at_its_own_stop_token_and_is_scored_and_exported(ghost, tmp_path, name):
     rows = save(tmp_path / "there", name).get_vocab_size()
-    base, run = imported(tmp_path / "base", tmp_path / "there", rows, context=256), tmp_path / "run"
+    base = imported(tmp_path / "runs" / "base", tmp_path / "there", rows, context=256)
+    run, out = tmp_path / "runs" / "chat", tmp_path / "out"
+    out.mkdir()
     said = {"messages": [{"role": "user", "content": "What is a port?"}, {"role": "assistant", "content": "A number."}]}
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(said | {"id": f"{n}"}) + "\n" for n in range(16)))
     own = {"steps": 60, "eval_every": 60, "save_every": 60, "optim.peak_lr": 0.01, "data.seq_len": 255}
     own |= {f"data.mixture.{each}": 0 for each in ("qa", "mcq", "cot", "small_talk")}
     own |= {"data.chats.mine": tmp_path / "own.jsonl"}
+    tune = ("ghost_jax.train", "--config=configs/chat_v5.py:nano")
     words = [word for word in set_all(TINY | own) if "model." not in word]
-    ghost("ghost_jax.train", "--config=configs/chat_v5.py:nano", f"--base={base}", f"--workdir={run}", *words)
+    ghost(*tune, f"--base={base}", f"--workdir={run}", *words)
     flags = argparse.Namespace(workdir=run, max_new_tokens=24, seed=0, jsonl=False)
     (found,) = open_run(flags, GREEDY, None)[0].answers(["What is a port?"], 0)
     assert (found["answer"], found["cut"]) == ("A number.", False)
-    assert load(run / "tokenizer.json").vocab_size == rows
-    assert json.loads((run / "evals" / "ctibench.json").read_text())["n"] > 0
-    check_export(tmp_path / "there", run, tmp_path / "out")
+    score = json.loads((run / "evals" / "ctibench.json").read_text())
+    assert score["n"] > 0
+    assert score["contamination"]["not_searched"] == ["whatever base was trained on"]
+    ghost.here("ghost_jax.report", f"--runs={run.parent}", f"--out={tmp_path / 'report'}")
+    if name == "no template":
+        assert load(run / "tokenizer.json").vocab_size > rows
+        write_model(out, run, "float32")
+    else:
+        assert load(run / "tokenizer.json").vocab_size == rows
+        check_export(tmp_path / "there", run, out)
+    jax.tree.map(np.testing.assert_array_equal, read_model(out)[1], jax.device_get(load_model(run, one_device())[1]))
+    assert "base run" in ghost.refused(*tune, f"--base={run}", f"--workdir={run.parent / 'on a chat'}", code=2)
 
 
 @pytest.mark.slow

@@ -228,28 +228,6 @@ def test_the_command_makes_a_finished_run_and_overwrites_none(ghost, checkpoint,
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-@pytest.mark.slow
-def test_an_imported_model_is_tuned_and_scored_by_the_ordinary_commands(ghost, tmp_path):
-    _, out = export(tmp_path, dataclasses.replace(V05, kv_heads=2, tied=False, attention_bias=False, context=512))
-    save_vocabulary(out, foreign_vocabulary(CHAT.vocab_size))
-    runs, exported = tmp_path / "runs", tmp_path / "exported"
-    base, chat, again = runs / "llama", runs / "chat", runs / "again"
-    ghost.here("ghost_jax.import_model", f"--from={out}", f"--workdir={base}")
-    tune = ("ghost_jax.train", "--config=configs/chat_v5.py:nano")
-    flags = [f"--config.{key}" for key in ("steps=2", "data.seq_len=128", "eval_every=2", "save_every=2")]
-    ghost(*tune, f"--base={base}", f"--workdir={chat}", *flags)
-    model, _, step = load_model(chat, make_mesh())
-    assert (model.kv_heads, model.tied, step) == (2, False, 2)
-    score = json.loads((chat / "evals" / "ctibench.json").read_text())
-    assert score["contamination"]["not_searched"] == ["whatever llama was trained on"]
-    ghost.here("ghost_jax.export", f"--workdir={chat}", f"--out={exported}")
-    ghost.here("ghost_jax.import_model", f"--from={exported}", f"--workdir={again}")
-    both = [jax.device_get(load_model(run, make_mesh())[1]) for run in (chat, again)]
-    jax.tree.map(np.testing.assert_array_equal, *both)
-    ghost.here("ghost_jax.report", f"--runs={runs}", f"--out={tmp_path / 'report'}")
-    assert "base run" in ghost.refused(*tune, f"--base={chat}", f"--workdir={runs / 'on a chat'}", code=2)
-
-
 # ---- The vocabulary's own names for begin, end and padding of a text ----
 
 ENDS = 0  # the id of <|endoftext|>, which begins and ends every text there
