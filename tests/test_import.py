@@ -1,7 +1,6 @@
 """import_model.py and hub: a Llama made elsewhere computes here what it computes there, by its own vocabulary."""
 
 import argparse
-import ast
 import dataclasses
 import json
 import re
@@ -19,36 +18,28 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import pretrain
 from ghost_jax.export import write_model
 from ghost_jax.hub import llama
-from ghost_jax.hub.llama import model_of
 from ghost_jax.hub.vocabulary import read_vocabulary
 from ghost_jax.hub.weights import FILE, INDEX
 from ghost_jax.import_model import read_model, write_run
-from ghost_jax.inference.generate import Generator
 from ghost_jax.inference.sampling import Sampling
-from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.server.served import Model
-from ghost_jax.text.chat_format import Message, render_prompt
-from ghost_jax.text.tokenizer import ASSISTANT, END, ROLES, SPECIALS, USER, Tokenizer, load
+from ghost_jax.text.tokenizer import END, ROLES, Tokenizer
 from ghost_jax.training.loading import load_model
 from tests.models import slow
 from tests.test_contamination import write_dataset
 from tests.test_export import CHAT, MODELS, V05, export, hugging_face, make_run, ours, theirs
-from tests.test_layout import MODULES
 from tests.test_vocabulary import PROMPT, foreign_vocabulary, save_vocabulary
 
-LLAMAS = {name: model for name, model in MODELS.items() if model.generation == "v05"} | {
-    "one head of keys": dataclasses.replace(V05, kv_heads=1),
-    "shared keys, scanned": dataclasses.replace(V05, kv_heads=2, attention_bias=False, scan=True),
-}
+LLAMAS = [name for name in MODELS if name != "v04"]
 __all__ = ["hugging_face"]  # a fixture
 
 
-@pytest.mark.parametrize("name", [*list(LLAMAS)[1:3], *map(slow, [*list(LLAMAS)[:1], *list(LLAMAS)[3:]])])
+@pytest.mark.parametrize("name", [*LLAMAS[1:3], slow(LLAMAS[0]), slow(LLAMAS[3])])
 def test_an_export_is_imported_bit_for_bit_and_exported_byte_for_byte(tmp_path, name):
-    params, out = export(tmp_path, LLAMAS[name])
+    params, out = export(tmp_path, MODELS[name])
     model, found, tokenizer, _ = read_model(out)
-    assert model == dataclasses.replace(LLAMAS[name], scan=False)
+    assert model == dataclasses.replace(MODELS[name], scan=False)
     jax.tree.map(np.testing.assert_array_equal, found, params)
     assert tokenizer.sha256 == CHAT.sha256
     run, again = tmp_path / "imported", tmp_path / "again"
@@ -70,9 +61,7 @@ SHAPES = {
         "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 36, "tie_word_embeddings": True,
         "rope_theta": 100_000.0, "rms_norm_eps": 1e-5,
     },
-    "untied": {"tie_word_embeddings": False, "rope_theta": 500_000.0},
-    "attention bias": {"attention_bias": True, "tie_word_embeddings": True},
-    "one head of keys, wide heads": {"num_key_value_heads": 1, "head_dim": 24, "attention_bias": True},
+    "untied, wide heads": {"num_key_value_heads": 1, "head_dim": 24, "attention_bias": True, "rope_theta": 500_000.0},
     "as Qwen 2.5": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True, "rope_theta": 1e6},
     "as Llama 3.2": {
         "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": True, "rope_theta": 100.0,
@@ -89,7 +78,7 @@ def test_a_random_llama_computes_what_transformers_computes(hugging_face, tmp_pa
     save_vocabulary(tmp_path, foreign_vocabulary())
     torch.manual_seed(0)
     common = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    common |= {"vocab_size": 330, "max_position_embeddings": 64, "initializer_range": 0.2}
+    common |= {"vocab_size": 330, "max_position_embeddings": 64, "initializer_range": 0.2, "tie_word_embeddings": False}
     kind = "Qwen2" if "model_type" in SHAPES[shape] else "Llama"
     config = getattr(hugging_face, f"{kind}Config")(**common | SHAPES[shape])
     there = getattr(hugging_face, f"{kind}ForCausalLM")(config)
@@ -101,17 +90,10 @@ def test_a_random_llama_computes_what_transformers_computes(hugging_face, tmp_pa
     model, params, tokenizer, files = read_model(tmp_path)
     assert len(files) > 1
     assert model.vocab_size == tokenizer.vocab_size == 330
-
     ids = tokenizer.encode(PROMPT)
     expected = theirs(hugging_face, tmp_path, ids, dtype=torch.float32)
     assert np.abs(expected).max() > 2  # else a tolerance of 1e-4 says little
     np.testing.assert_allclose(ours(model, params, ids), expected, rtol=0, atol=1e-4)
-
-    there = hugging_face.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    settings = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": 0, "pad_token_id": 0}
-    text = there.generate(torch.tensor([ids]), **settings)[0].tolist()[len(ids) :]
-    generate = Generator(model, params, make_mesh(), batch_size=1, new_tokens=16, stop_ids=[0])
-    assert generate([np.array(ids)])[0].tolist() == [i for i in text if i]
 
 
 CONFIG = llama.config_of(V05)
@@ -137,14 +119,14 @@ REFUSED = [
 @pytest.mark.parametrize(("named", "change"), REFUSED)
 def test_a_config_that_our_model_does_not_compute_is_refused_by_its_field(named, change):
     with pytest.raises(UserError, match=named):
-        model_of(CONFIG | change)
+        llama.model_of(CONFIG | change)
 
 
 def test_a_null_in_an_optional_field_is_its_absence():
     optional = ("head_dim", "num_key_value_heads", "attention_bias", "rope_theta")
     for key in ("quantization_config", "rope_scaling", *optional):
-        assert model_of(CONFIG | {key: None}) == model_of({k: v for k, v in CONFIG.items() if k != key})
-    assert model_of(CONFIG | {"rope_scaling": {"rope_type": None, "factor": None}}) == model_of(CONFIG)
+        assert llama.model_of(CONFIG | {key: None}) == llama.model_of({k: v for k, v in CONFIG.items() if k != key})
+    assert llama.model_of(CONFIG | {"rope_scaling": {"rope_type": None, "factor": None}}) == llama.model_of(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -233,46 +215,31 @@ def test_the_command_makes_a_finished_run_and_overwrites_none(ghost, checkpoint,
 ENDS = 0  # the id of <|endoftext|>, which begins and ends every text there
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, tuple[Path, Tokenizer]]:
-    """Run directories of an imported base and of a chat model made of it, with their vocabularies."""
-    folder = tmp_path_factory.mktemp("runs")
+def foreign_base(folder: Path) -> Tokenizer:
+    """Returns the foreign vocabulary as a base model has it, its files in `folder`."""
     vocabulary = foreign_vocabulary()
-    save_vocabulary(folder / "there", vocabulary)
-    base = read_vocabulary(folder / "there", vocabulary.get_vocab_size())
-    for kind, tokenizer in (("base", base), ("chat", base.with_chat_tokens(["hello"]))):
-        shape = ModelConfig(layers=1, width=32, heads=2, mlp_dim=48, vocab_size=tokenizer.vocab_size, context=64)
-        make_run(folder / kind, shape, tokenizer)
-    return {kind: (folder / kind, load(folder / kind / "tokenizer.json")) for kind in ("base", "chat")}
-
-
-def test_a_vocabulary_knows_its_ids_by_what_they_do(runs):
-    (_, base), (_, chat) = runs.values()
-    assert not any(base.has(name) for name in ("<|pad|>", "<|unk|>", *ROLES))
-    for tokenizer in (base, chat):
-        assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.pad_id == ENDS
-    assert (base.template, base.end_ids, base.special_ids) == (None, [ENDS], [ENDS, 1])
-    assert chat.decode(render_prompt(chat, [Message("user", "hello")])) == f"{USER}hello{END}{ASSISTANT}"
-    assert (chat.end_ids, chat.special_ids) == ([chat.id(END), ENDS], [ENDS, 1, *map(chat.id, ROLES)])
-
-
-def test_no_special_token_is_in_an_answer_of_an_imported_chat_model(runs):
-    flags = argparse.Namespace(workdir=runs["chat"][0], max_new_tokens=24, seed=0, jsonl=False)
-    conversation, _ = open_run(flags, Sampling(temperature=3.0), None)
-    answers = [each["answer"] for each in conversation.answers(["hello", "attackers?"], 0)]
-    assert any(answers)
-    assert not any(name in answer for answer in answers for name in ("<|endoftext|>", "<|im_start|>", *ROLES))
+    save_vocabulary(folder, vocabulary)
+    return read_vocabulary(folder, vocabulary.get_vocab_size())
 
 
 @pytest.mark.parametrize("kind", ["base", "chat"])
-def test_an_imported_model_is_served_and_exported_with_its_own_names(runs, tmp_path, kind):
-    workdir, tokenizer = runs[kind]
-    model = Model.load(workdir, rows=1, waiting=1, most=8)
+def test_an_imported_model_is_served_asked_and_exported_with_its_own_names(tmp_path, kind):
+    base, run = foreign_base(tmp_path / "there"), tmp_path / "run"
+    tokenizer = base if kind == "base" else base.with_chat_tokens(["hello"])
+    make_run(run, dataclasses.replace(V05, vocab_size=tokenizer.vocab_size), tokenizer)
+    model = Model.load(run, rows=1, waiting=1, most=8)
     assert model.ids("hello")[0] == ENDS
     assert model.begins([ENDS])
     assert ENDS in model.stops
 
-    write_model(tmp_path, workdir, "float32")
+    if kind == "chat":
+        flags = argparse.Namespace(workdir=run, max_new_tokens=24, seed=0, jsonl=False)
+        conversation, _ = open_run(flags, Sampling(temperature=3.0), None)
+        answers = [each["answer"] for each in conversation.answers(["hello", "attackers?"], 0)]
+        assert any(answers)
+        assert not any(name in answer for answer in answers for name in ("<|endoftext|>", "<|im_start|>", *ROLES))
+
+    write_model(tmp_path, run, "float32")
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert {settings[f"{name}_token"] for name in ("bos", "eos", "pad")} == {"<|endoftext|>"}
     assert "unk_token" not in settings
@@ -283,22 +250,10 @@ def test_an_imported_model_is_served_and_exported_with_its_own_names(runs, tmp_p
     assert read_vocabulary(tmp_path, tokenizer.vocab_size).sha256 == tokenizer.sha256
 
 
-def test_documents_are_split_and_found_again_by_the_vocabularys_own_ends(runs, tmp_path):
-    _, tokenizer = runs["base"]
-    texts = ["the attackers", "send phishing mails", "hello world"]
+def test_documents_are_split_and_found_again_by_the_vocabularys_own_ends(tmp_path):
+    tokenizer, texts = foreign_base(tmp_path / "there"), ["the attackers", "send phishing mails", "hello world"]
     rows = list(pretrain.windows(texts, tokenizer, "train", 5, source="documents"))
     ids = np.concatenate([rows[0]["tokens"], *(row["tokens"][1:] for row in rows[1:])])
     assert "<|endoftext|><|endoftext|>send phishing mails" in tokenizer.decode(ids)
-    (part,) = parts_of(write_dataset(tmp_path, tokenizer, "pretrain", {"train": rows}))
+    (part,) = parts_of(write_dataset(tmp_path / "store", tokenizer, "pretrain", {"train": rows}))
     assert "<|endoftext|>send phishing mails" in [text.text for text in part.texts]
-
-
-def test_only_the_vocabulary_names_begin_end_and_padding():
-    """Elsewhere such a name would be looked up in a vocabulary that has another one."""
-    names = {"PAD", "BOS", "EOS", "UNK", "SPECIALS"}
-    for module, path in MODULES.items():
-        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        found = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names} & names
-        found |= {node.value for node in nodes if isinstance(node, ast.Constant) and node.value in SPECIALS}
-        allowed = module.startswith(("ghost_jax.text", "ghost_jax.hub.vocabulary"))
-        assert allowed or not found, f"{module} names {found}"
