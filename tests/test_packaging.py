@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,42 +52,31 @@ def test_the_wheel_holds_the_packages_the_recipes_and_the_requirements(wheel):
     assert re.findall(r"^Requires-Dist: (.+)$", metadata, re.MULTILINE) == [line for line in pinned if line]
 
 
-@pytest.fixture
-def installed(wheel, tmp_path) -> Callable[..., str]:
-    """Runs a module of an installation, which must print no error, from a folder that is not the checkout."""
+@pytest.mark.slow
+def test_an_installation_explains_every_command_and_finds_its_recipes_beside_others_of_their_names(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "installed")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
-    def run(folder: Path, *words: str) -> str:
+    def printed(folder: Path, *words: str) -> str:
         command = [sys.executable, "-m", *words]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=WAIT)
         assert (done.returncode, done.stderr) == (0, ""), words
         return done.stdout
 
-    return run
-
-
-@pytest.mark.slow
-def test_the_recipes_of_an_installation_are_found_from_any_folder_beside_packages_of_these_names(installed, tmp_path):
-    for name in ("configs", "evals"):
-        (tmp_path / "mine" / name).mkdir(parents=True)
-        (tmp_path / "mine" / name / "__init__.py").write_text("raise ImportError('another package')\n")
-    printed = installed(tmp_path / "mine", "ghost_jax", "sweep", "--config=lr:nano", "--dry_run")
-    assert str(tmp_path / "installed" / "configs" / "chat_v5.py") in printed
-
-
-@pytest.mark.slow
-def test_every_command_explains_itself_from_an_empty_folder(installed, tmp_path):
-    empty = tmp_path / "empty"
+    empty, mine = tmp_path / "empty", tmp_path / "mine"
     empty.mkdir()
     with ThreadPoolExecutor(2) as pool:
-        helps = list(pool.map(lambda name: installed(empty, name, "--help"), COMMANDS))
-    assert len(helps) > 12
-    for name, text in zip(COMMANDS, helps, strict=True):
-        silent = re.findall(r"^  (--\w+)(?: \S+)?$(?!\n    )", text, re.MULTILINE)
-        assert not silent, f"{name} has no help for {silent}"
+        helps = pool.map(lambda name: printed(empty, name, "--help"), COMMANDS)
+        for name, text in zip(COMMANDS, helps, strict=True):
+            silent = re.findall(r"^  (--\w+)(?: \S+)?$(?!\n    )", text, re.MULTILINE)
+            assert not silent, f"{name} has no help for {silent}"
     assert not list(empty.iterdir())
+    for name in ("configs", "evals"):
+        (mine / name).mkdir(parents=True)
+        (mine / name / "__init__.py").write_text("raise ImportError('another package')\n")
+    recipe = tmp_path / "installed" / "configs" / "chat_v5.py"
+    assert str(recipe) in printed(mine, "ghost_jax", "sweep", "--config=lr:nano", "--dry_run")
 
 
 def test_ghost_has_commands_alone_and_refuses_other_words(capsys):
