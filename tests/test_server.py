@@ -28,7 +28,7 @@ from ghost_jax.data.retrieval.bm25 import Index, Passage
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.server import guard
 from ghost_jax.server.app import build
-from ghost_jax.server.served import Model, Served, question_of
+from ghost_jax.server.served import Model, Served
 from ghost_jax.text.chat_format import Message, render_prompt
 from tests.conftest import WAIT
 
@@ -40,6 +40,7 @@ LINES = (
 WORDS = ("what", "phishing", "CVE", "hash", "tactic", "é", "<|ghost_end|>")
 CHAT = "/v1/chat/completions"
 ASKED = {"role": "user", "content": "What is phishing?"}
+OPTIONS = ["Update Software", "User Training"]
 BODY = {"model": "tiny", "messages": [ASKED]}
 
 
@@ -54,7 +55,7 @@ def running(served: Served, *, key: str = "", seconds: float = 60):
     app = build(served, key=key, seconds=seconds, hosts=("127.0.0.1",))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         while thread.is_alive() and not server.started:
             time.sleep(0.01)
@@ -75,8 +76,8 @@ def model(tiny_run):
 
 @pytest.fixture(scope="module")
 def address(model):
-    with running(Served("tiny", model, reader(), note="Untrained.")) as address:
-        yield address
+    with running(Served("tiny", model, reader(), note="Untrained.")) as found:
+        yield found
 
 
 def client(address: str, key: str = "none") -> openai.OpenAI:
@@ -194,14 +195,12 @@ def test_bodies_paths_and_hosts_that_are_not_served_are_refused(address):
 def test_slow_clients_hold_no_row(address, monkeypatch):
     monkeypatch.setattr(guard, "READ_SECONDS", 0.5)
     host, port = address.removeprefix("http://").split(":")
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"
-    slow = [socket.create_connection((host, int(port))) for _ in range(20)]
-    for connection in slow:
-        connection.sendall(head)
-    assert post(address, BODY | {"max_tokens": 1}).ok
-    assert b"408" in slow[0].recv(1000)
-    for connection in slow:
-        connection.close()
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(20)]
+        for connection in slow:
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+        assert post(address, BODY | {"max_tokens": 1}).ok
+        assert b"408" in slow[0].recv(1000)
 
 
 def test_a_full_queue_is_refused_and_a_client_that_leaves_frees_its_row(tiny_run, monkeypatch):
@@ -243,16 +242,13 @@ def test_a_request_that_takes_too_long_ends_and_a_key_is_asked_for(tiny_run):
 
 def test_the_reader_alone_answers_with_its_lines():
     with running(Served("reader", None, reader())) as address:
-        asked = {
-            "question": "Which mitigation addresses pass the hash?",
-            "options": ["Update Software", "User Training"],
-        }
+        asked = {"question": "Which mitigation addresses pass the hash?", "options": OPTIONS}
         found = post(address, asked, "/v1/read").json()
         assert found["answer"] == "A"
         assert "KB2871997" in found["options"][0]["lines"][0]["text"]
-        asked = "Question: Which mitigation addresses phishing?\nA) Update Software\nB) User Training\nAnswer:"
         chat = client(address).chat.completions
-        message = chat.create(model="reader", messages=[ASKED | {"content": asked}]).choices[0].message
+        content = f"Question: Which mitigation addresses phishing?\n(See A.)\nA) {OPTIONS[0]}\nB: {OPTIONS[1]}\nAnswer:"
+        message = chat.create(model="reader", messages=[ASKED | {"content": content}]).choices[0].message
         assert (message.content, message.citations[0]["title"]) == ("B) User Training", "Phishing (T1566)")
         chunks = chat.create(model="reader", messages=[ASKED], stream=True)
         assert "trained" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
@@ -264,11 +260,6 @@ def test_the_reader_answers_for_a_model_that_only_guesses(tiny_run):
         answer = client(address).chat.completions.create(**BODY)
     assert "User Training" in answer.choices[0].message.content
     assert answer.ghost_jax["note"] == "It guesses."
-
-
-def test_options_are_found_in_a_turn():
-    assert question_of("What is it?") == ("What is it?", [])
-    assert question_of("Which?\n(see A)\nA. one\nB. two\nC: three") == ("Which?\n(see A)", ["one", "two", "three"])
 
 
 def test_the_page_runs_its_own_script_alone(address):
