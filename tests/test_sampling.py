@@ -21,7 +21,6 @@ draw = jax.jit(choose)
         (Sampling(0.5), np.square(SHARES) / 0.285),
         (Sampling(1.0, top_k=2), [4 / 7, 3 / 7, 0, 0, 0]),
         (Sampling(1e30), [0.2] * 5),
-        (Sampling(1.0, top_p=0.69), [4 / 7, 3 / 7, 0, 0, 0]),
         (Sampling(1.0, top_p=0.71), [0.4 / 0.85, 0.3 / 0.85, 0.15 / 0.85, 0, 0]),
         (Sampling(1.0, top_k=3, top_p=0.8), [4 / 7, 3 / 7, 0, 0, 0]),  # of the three left, 0.82 are in two
         (Sampling(0.5, top_p=0.85), [0.64, 0.36, 0, 0, 0]),  # the temperature comes first
