@@ -27,23 +27,12 @@ ROOT = Path(__file__).parents[1]
 WAIT = 180  # seconds that no command of a tiny run needs, on the slowest machine
 # Both stages of a chat run, made as small as they can be; its stores and compiled programs are shared by the session.
 TINY = {
-    "model.layers": 1,
-    "model.width": 32,
-    "model.heads": 2,
-    "model.mlp_dim": 64,
-    "model.vocab_size": 1024,
-    "model.context": 128,
+    "model.layers": 1, "model.width": 32, "model.heads": 2, "model.mlp_dim": 64, "model.vocab_size": 1024,
+    "model.context": 128, "data.seq_len": 96, "data.validation_records": 8,
     "model.dtype": "float32",  # whatever the machine: what is equal bit for bit on one is not on another
-    "data.seq_len": 96,
-    "data.validation_records": 8,
-    "steps": 8,
-    "batch_size": 8,
-    "micro_batch_size": 8,
-    "optim.warmup_steps": 2,
-    "eval_every": 4,
-    "save_every": 2,
-    "log_every": 1,
-}
+    "steps": 8, "batch_size": 8, "micro_batch_size": 8, "optim.warmup_steps": 2,
+    "eval_every": 4, "save_every": 2, "log_every": 1,
+}  # fmt: skip
 
 
 def set_all(values: dict) -> list[str]:
