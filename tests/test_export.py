@@ -205,6 +205,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ghost, tiny_r
     for workdir in (unfinished, tmp_path / "nowhere"):
         command = ("ghost_jax.export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}")
         assert str(workdir) in ghost.refused_here(*command)
+    assert "q8_0" in ghost.refused_here(*command, "--dtype=q8_0", code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
 
 

@@ -268,6 +268,11 @@ def test_the_page_runs_its_own_script_alone(address):
     assert not re.search(r"""(src|href)=["']?https?:""", answer.text)
 
 
+def test_nothing_to_serve_or_a_host_for_all_without_a_key_is_bad_usage(ghost):
+    for named, *flags in (("--workdir",), ("GHOST_API_KEY", "--book=open", "--host=0.0.0.0")):
+        assert named in ghost.refused_here("ghost_jax.serve", *flags, code=2)
+
+
 # ---- Programs of others ----
 
 
