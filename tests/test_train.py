@@ -1,6 +1,5 @@
 """`python -m ghost_jax.train`: from nothing, again, interrupted, on other devices, and with wrong input."""
 
-import functools
 import json
 import shutil
 import signal
@@ -117,107 +116,69 @@ def test_two_processes_do_not_share_a_run_directory(ghost, tmp_path):
         assert str(tmp_path) in ghost.refused_here(*tiny_base(tmp_path))
 
 
-VARIANTS = {  # flags, exit code; those that stop are of the base
-    "eight devices": ({"mesh.fsdp": 2, "mesh.tensor": 2, "model.scan": True, "model.remat": True}, 0),
-    "objectives": (
-        {
-            "objective.letter": 0.5,
-            "objective.ranking": 0.5,
-            "data.mixture.rank": 3,
-            "data.seq_len": 128,
-            "data.truncation": "drop",  # a question is ranked only where all its options are in the row
-            "loss_norm": "record_mean",
-            "init_tokens": "random",
-            "optim.schedule": "wsd",
-            "keep_best": "val_loss",
-            "log.trace_at": 3,
-            "online_probe.every": 3,
-            "online_probe.questions": 10,
-        },
-        0,
-    ),
-    "watched": (
-        {
-            "steps": 40,  # enough that three losses in a row rise, whatever the order of the data
-            "optim.peak_lr": 3.0,
-            "optim.min_lr": 3.0,
-            "eval_every": 1,
-            "divergence.stop": True,
-            "data.validation_records": 100_000,
-        },
-        3,
-    ),
-    "diverges": ({"optim.peak_lr": 1e30, "optim.clip_norm": 1e30, "save_every": 1}, 3),
-}
-
-
-@pytest.fixture(scope="module")
-def variant(ghost, tiny_run, tmp_path_factory):
-    """`name -> (result, workdir)` of the tiny run in another way."""
-
-    @functools.cache
-    def run(name: str):
-        values, code = VARIANTS[name]
-        folder = tmp_path_factory.mktemp("variant")
-        workdir, command = (folder / "base", tiny_base) if code else (tiny_run.beside_base(folder), tiny_chat)
-        result = ghost.here(*command(workdir, *set_all(values)), check=False)
-        assert result.returncode == code, result.stdout + result.stderr
-        return result, workdir
-
-    return run
-
-
-@pytest.mark.slow
-def test_eight_devices_and_a_scanned_model_learn_what_one_device_learns(variant, tiny_run):
-    result, workdir = variant("eight devices")
-    assert "data=2, fsdp=2, tensor=2" in result.stdout
-    for here, there in zip(losses_of(workdir), losses_of(tiny_run.workdir), strict=True):
-        assert here == pytest.approx(there, rel=1e-4, abs=1e-4)
-
-
-def test_a_run_that_diverges_stops_with_a_finite_checkpoint(variant):
-    result, workdir = variant("diverges")
+def test_a_run_that_diverges_stops_with_a_finite_checkpoint(ghost, tmp_path):
+    values = {"optim.peak_lr": 1e30, "optim.clip_norm": 1e30, "save_every": 1}
+    result = ghost.here(*tiny_base(tmp_path, *set_all(values)), check=False)
     assert "update 2" in paragraph_of(result, 3)
-    assert not (workdir / "status.json").exists()
-    _, params, step = load_model(workdir, make_mesh())
+    assert not (tmp_path / "status.json").exists()
+    _, params, step = load_model(tmp_path, make_mesh())
     assert step == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
-def test_objectives_probe_trace_and_schedule_are_logged_and_the_best_checkpoint_is_kept(variant):
-    _, workdir = variant("objectives")
+def test_a_rising_validation_loss_stops_the_run_for_good_where_the_config_asks(ghost, tmp_path):
+    steps = 40  # enough that three losses in a row rise, whatever the order of the data
+    values = {"steps": steps, "optim.peak_lr": 3.0, "optim.min_lr": 3.0, "eval_every": 1, "divergence.stop": True}
+    command = tiny_base(tmp_path, *set_all(values | {"data.validation_records": 100_000}))
+    paragraph = paragraph_of(ghost.here(*command, check=False), 3)
+    stopped = json.loads((tmp_path / "stopped.json").read_text())
+    assert stopped["step"] < steps
+    assert stopped["reason"] in paragraph
+    assert not (tmp_path / "status.json").exists()
+    again = ghost.here(*command, check=False)
+    assert paragraph_of(again, 3) == paragraph
+    assert "training " not in again.stdout
+
+
+def test_objectives_probe_trace_and_schedule_are_logged_and_the_best_checkpoint_is_kept(ghost, tiny_run, tmp_path):
+    values = {
+        "objective.letter": 0.5,
+        "objective.ranking": 0.5,
+        "data.mixture.rank": 3,
+        "data.seq_len": 128,
+        "data.truncation": "drop",  # a question is ranked only where all its options are in the row
+        "loss_norm": "record_mean",
+        "init_tokens": "random",
+        "optim.schedule": "wsd",
+        "keep_best": "val_loss",
+        "log.trace_at": 3,
+        "online_probe.every": 3,
+        "online_probe.questions": 10,
+    }
+    workdir = tiny_run.beside_base(tmp_path)
+    ghost.here(*tiny_chat(workdir, *set_all(values)))
     lines = {line["step"]: line for line in losses_of(workdir)}
     for line in lines.values():
         parts = (line["loss_lm"], line["loss_letter"], line["loss_ranking"])
         assert line["loss"] == pytest.approx(parts[0] + 0.5 * parts[1] + 0.5 * parts[2], rel=1e-4)
         assert min(*parts[:2], line["grad_norm"]) > 0 == line["skipped"]
     assert sum(line["loss_ranking"] > 0 for line in lines.values()) > 4
-    assert [line["lr"] for line in lines.values()][1:6] == pytest.approx([1e-3] * 5), "wsd stays at the peak"
+    assert [lines[step]["lr"] for step in range(2, 7)] == pytest.approx([1e-3] * 5), "wsd stays at the peak"
     assert list((workdir / "trace").rglob("*.pb"))
-    probes = {step: line for step, line in lines.items() if "held_out_accuracy" in line}
-    assert list(probes) == [3, 6]
+    assert [step for step, line in lines.items() if "held_out_accuracy" in line] == [3, 6]
     losses = {step: line["val_loss"] for step, line in lines.items() if "val_loss" in line}
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()}
     assert kept == {6, 8, min(losses, key=losses.get)}
 
 
-def test_a_rising_validation_loss_stops_the_run_for_good_where_the_config_asks(ghost, variant):
-    result, workdir = variant("watched")
-    stopped = json.loads((workdir / "stopped.json").read_text())
-    assert stopped["step"] < VARIANTS["watched"][0]["steps"]
-    assert stopped["reason"] in paragraph_of(result, 3)
-    assert not (workdir / "status.json").exists()
-    again = ghost.here(*tiny_base(workdir, *set_all(VARIANTS["watched"][0])), check=False)
-    assert paragraph_of(again, 3) == paragraph_of(result, 3)
-    assert "training " not in again.stdout
-
-
 @pytest.mark.slow
-def test_two_processes_stop_together_probe_and_score_as_one_does(ghost, tiny_run, tmp_path):
+def test_two_processes_on_a_mesh_stop_together_probe_and_score_as_one_device_does(ghost, tiny_run, tmp_path):
     flags = set_all({"online_probe.every": 2, "online_probe.questions": 6})
+    other = set_all({"mesh.fsdp": 2, "mesh.tensor": 2, "model.scan": True, "model.remat": True})
     one, two = (tiny_run.beside_base(tmp_path / name) for name in ("one", "two"))
     ghost(*tiny_chat(one, *flags))
-    together = ["launch.local", "--processes=2", "--devices=4", "--", sys.executable, "-m", *tiny_chat(two, *flags)]
+    together = ["launch.local", "--processes=2", "--devices=4", "--", sys.executable, "-m"]
+    together += tiny_chat(two, *flags, *other)
     process = ghost.start(*together)
     while len(updates_of(two)) < 4 and process.poll() is None:
         time.sleep(0.02)
