@@ -14,9 +14,9 @@ from ghost_jax.model.config import ModelConfig
 ROWS, HEADS, WIDTH = 2, 4, 16
 
 
-def inputs(length, groups=HEADS, dtype=jnp.float32):
+def inputs(length, groups=HEADS, dtype=jnp.float32, rows=ROWS):
     rng = np.random.default_rng(0)
-    shapes = (ROWS, length, HEADS, WIDTH), (ROWS, length, groups, WIDTH), (ROWS, length, groups, WIDTH)
+    shapes = [(rows, length, heads, WIDTH) for heads in (HEADS, groups, groups)]
     return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
 
 
@@ -49,8 +49,7 @@ def test_attention_in_blocks_is_that_of_a_full_matrix(length, groups, mask):
         return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="xla")
 
     found, expected = (value_and_gradients(each, arrays) for each in (lambda *a: causal_attention(*a, mask), full))
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5)
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-5), found, expected)
 
 
 def test_bfloat16_loses_no_more_than_its_own_rounding():

@@ -1,5 +1,6 @@
 """ghost_jax/model/attention_kernels.py: which attention a run gets, and that splash computes what blocks do."""
 
+import dataclasses
 import functools
 import json
 
@@ -23,46 +24,40 @@ from ghost_jax.training.checkpoint import identity_of
 from ghost_jax.training.loss import loss_sum
 from tests.conftest import ROOT
 from tests.models import needs_eight
-from tests.test_attention import value_and_gradients
+from tests.test_attention import HEADS, inputs, value_and_gradients
 
 RUN = {"dtype": "bfloat16", "head_width": 64, "mask": "segments", "length": 512}  # every kernel can be used
-NATIVE = {"cpu": "blocks", "cuda": "cudnn", "tpu": "splash"}
-
-
-@pytest.mark.parametrize("platform", [*NATIVE, "cuda before 8.0", "rocm"])
-def test_auto_is_the_kernel_of_the_platform_and_one_of_another_platform_is_refused(platform):
-    assert choose("blocks", platform, dtype="float32", head_width=6, mask="branches", length=7) == Choice("blocks")
-    chosen = choose("auto", platform, **RUN)
-    assert chosen.name == NATIVE.get(platform, "blocks")
-    assert (platform in chosen.fallback) == (platform not in NATIVE)
-    for kernel in {"cudnn", "splash"} - {chosen.name}:
-        with pytest.raises(UsageError, match=r"model\.attention"):
-            choose(kernel, platform, **RUN)
 
 
 @pytest.mark.parametrize(
-    ("platform", "change", "usable"),
+    ("platform", "change", "kernel"),
     [
-        ("cuda", {"dtype": "float32"}, False),
-        ("cuda", {"head_width": 160}, False),
-        ("cuda", {"head_width": 36}, False),
-        ("cuda", {"length": 511}, False),
-        ("cuda", {"mask": "branches"}, True),
-        ("cuda", {"mask": "causal", "length": 511}, True),
-        ("cuda", {"head_width": 128}, True),
-        ("tpu", {"mask": "branches"}, False),
-        ("tpu", {"length": 500}, False),
-        ("tpu", {"dtype": "float32", "head_width": 32, "mask": "causal", "length": LANES}, True),
+        ("cpu", {}, "blocks"),
+        ("cuda before 8.0", {}, "blocks"),
+        ("rocm", {}, "blocks"),
+        ("cuda", {}, "cudnn"),
+        ("cuda", {"mask": "branches"}, "cudnn"),
+        ("cuda", {"mask": "causal", "length": 511}, "cudnn"),
+        ("cuda", {"head_width": 128}, "cudnn"),
+        ("cuda", {"dtype": "float32"}, "blocks"),
+        ("cuda", {"head_width": 160}, "blocks"),
+        ("cuda", {"head_width": 36}, "blocks"),
+        ("cuda", {"length": 511}, "blocks"),
+        ("tpu", {}, "splash"),
+        ("tpu", {"dtype": "float32", "head_width": 32, "mask": "causal", "length": LANES}, "splash"),
+        ("tpu", {"mask": "branches"}, "blocks"),
+        ("tpu", {"length": 500}, "blocks"),
     ],
 )
-def test_a_kernel_is_used_where_it_can_be_else_auto_reports_why_and_its_name_is_refused(platform, change, usable):
-    kernel, run = NATIVE[platform], RUN | change
+def test_auto_is_the_kernel_of_the_platform_where_it_can_be_used_and_others_are_refused(platform, change, kernel):
+    run = RUN | change
     chosen = choose("auto", platform, **run)
-    assert chosen.name == (kernel if usable else "blocks")
-    if not usable:
-        assert kernel in chosen.fallback
+    assert chosen.name == kernel
+    assert bool(chosen.fallback) == (kernel == "blocks" and platform != "cpu"), "a fallback has its reason"
+    assert choose("blocks", platform, **run) == Choice("blocks")
+    for other in {"cudnn", "splash"} - {kernel}:
         with pytest.raises(UsageError, match=r"model\.attention"):
-            choose(kernel, platform, **run)
+            choose(other, platform, **run)
 
 
 def config_of(name: str, **values: object) -> ConfigDict:
@@ -89,24 +84,17 @@ def test_a_config_determines_the_mask_of_its_rows(monkeypatch, recipe, values, m
 
 def test_the_attention_decides_neither_the_recipe_nor_the_checkpoint(tmp_path):
     config = config_of("chat_v5")
-    blocks, auto = config_of("chat_v5", model__attention="blocks").to_dict(), config.to_dict()
-    older = config.to_dict()  # of a run from before the key
+    blocks, older = config_of("chat_v5", model__attention="blocks").to_dict(), config.to_dict()
     for model in (older["model"], older["base"]["model"]):
-        del model["attention"]
-    assert config_lib.recipe_of(blocks) == config_lib.recipe_of(auto) == config_lib.recipe_of(older)
+        del model["attention"]  # as in a run from before the key
+    assert config_lib.recipe_of(blocks) == config_lib.recipe_of(config.to_dict()) == config_lib.recipe_of(older)
     (tmp_path / "config.json").write_text(json.dumps(older))
     run_dir.open_run(tmp_path, config)  # raises where it is another run
-    models = [ModelConfig(**older["model"]), ModelConfig(**older["model"], attention="splash")]
-    assert identity_of(models[0], "t", "d") == identity_of(models[1], "t", "d")
+    before, splashed = ModelConfig(**older["model"]), ModelConfig(**older["model"], attention="splash")
+    assert identity_of(before, "t", "d") == identity_of(splashed, "t", "d")
 
 
-ROWS, HEADS = 8, 4
-
-
-def arrays_of(length: int, groups: int = HEADS, width: int = 16) -> tuple[jax.Array, ...]:
-    rng = np.random.default_rng(0)
-    shapes = [(ROWS, length, heads, width) for heads in (HEADS, groups, groups)]
-    return tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+ROWS = 8
 
 
 def packed(length: int) -> jax.Array:
@@ -122,7 +110,7 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize(("length", "groups", "segments"), [(LANES, HEADS, None), (3 * LANES, 2, packed)])
 def test_splash_is_attention_in_blocks_forward_and_backward(length, groups, segments):
-    arrays, ids = arrays_of(length, groups), segments and segments(length)
+    arrays, ids = inputs(length, groups, rows=ROWS), segments and segments(length)
     assert_same(
         value_and_gradients(lambda *a: splash(*a, ids, interpret=True), arrays),
         value_and_gradients(lambda *a: causal_attention(*a, attention_mask(ids, None)), arrays),
@@ -140,7 +128,7 @@ def test_a_model_trains_with_splash_on_a_mesh_as_with_blocks_on_one_device(monke
     batch = {"tokens": tokens, "targets": targets, "weights": (segments > 0).astype(jnp.float32), "segments": segments}
 
     def gradient(attention, rows):
-        model = Transformer(ModelConfig(**{**config.record(), "attention": attention}), rows)
+        model = Transformer(dataclasses.replace(config, attention=attention), rows)
         place = rows and (None, rows)
         return jax.jit(jax.value_and_grad(lambda p, b: loss_sum(model, p, b)[0]), in_shardings=place)(params, batch)
 

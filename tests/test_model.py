@@ -201,9 +201,11 @@ def test_logits_and_gradients_are_the_same_by_scan_and_by_remat(config, remat, s
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, logits_and_gradient(config))
 
 
-@pytest.mark.parametrize(("remat", "times"), [(False, 1), (True, 2)])
-def test_a_backward_pass_computes_no_product_again_without_remat(remat, times):
-    config = dataclasses.replace(V05, layers=1, remat=remat)
+@pytest.mark.parametrize(
+    ("dtype", "remat", "times"), [("float32", False, 1), ("bfloat16", False, 1), ("float32", True, 2)]
+)
+def test_a_backward_pass_computes_no_product_again_without_remat(dtype, remat, times):
+    config = dataclasses.replace(V05, layers=1, dtype=dtype, remat=remat)
     hidden, tokens = functools.partial(Transformer(config).apply, method="hidden"), tokens_of(config)
     program = str(jax.make_jaxpr(jax.grad(lambda params: hidden({"params": params}, tokens).sum()))(abstract(config)))
     shapes = {"up and gate": f"3,12,{config.mlp_dim}", "qkv": f"3,12,3,{config.heads},{config.head_width}"}
