@@ -68,18 +68,6 @@ def test_a_state_is_restored_as_it_was_on_any_mesh(tmp_path, before, after):
     jax.tree.map(np.testing.assert_array_equal, params, state_at(7).params)
 
 
-def test_the_state_may_be_donated_while_it_is_saved_and_a_step_saved_again(tmp_path):
-    state = state_at(1)
-    spoil = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        assert checkpoints.latest is None
-        checkpoints.save(state, IDENTITY, {})
-        spoil(state)
-        checkpoints.wait()
-        checkpoints.save(state_at(1), IDENTITY, {})
-    assert_same(restore(tmp_path), state_at(1))
-
-
 def test_the_newest_and_the_best_are_kept(tmp_path):
     save(tmp_path / "newest", 1, 2, 3, 4, keep=2)
     assert saved_in(tmp_path / "newest") == ["3", "4"]

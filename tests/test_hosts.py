@@ -1,6 +1,5 @@
 """ghost_jax/parallel/distributed.py: processes start, compute what one does, stop together, and end with a lost one."""
 
-import functools
 import json
 import os
 import signal
@@ -12,50 +11,32 @@ import jax
 import numpy as np
 import pytest
 
-from ghost_jax.model import transformer
-from ghost_jax.model.config import ModelConfig
-from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel import distributed
-from ghost_jax.parallel.mesh import AXES, batch_sharding, make_mesh
-from ghost_jax.parallel.sharding_rules import shardings
-from ghost_jax.training.optimizer import adamw
-from ghost_jax.training.step import TrainState, abstract_state, make_predict, make_train_step, new_state
+from ghost_jax.parallel.mesh import AXES, make_mesh
+from ghost_jax.training.step import make_predict
 
-TINY = ModelConfig(layers=1, width=32, heads=8, mlp_dim=64, vocab_size=256, context=32)
-ROWS, LENGTH, UPDATES = 16, 16, 20
 MESHES = {"mixed": (2, 2, 2), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "replica": (1, 4, 1, 2)}
 
 
 def losses_on(mesh: jax.sharding.Mesh) -> list[float]:
-    """The losses of the first updates of the tiny model; each process feeds its own rows."""
-    optimizer = adamw(0.9, 0.95, 0.1, 1.0)
-    abstract = abstract_state(TINY, optimizer)
+    """The losses of the first updates of a tiny model; each process feeds its own rows."""
+    from tests.test_step import Run, batch_number  # it counts devices, which a process may not do before it has started
 
-    def first_state(key: jax.Array) -> TrainState:
-        return new_state(transformer.init(TINY, key), optimizer, key)
-
-    state = jax.jit(first_state, out_shardings=shardings(abstract, mesh))(jax.random.key(0))
-    step = make_train_step(Transformer(TINY), optimizer, abstract, mesh, ROWS)
-    losses = []
-    for t in range(UPDATES):
-        tokens = np.random.default_rng(t).integers(0, TINY.vocab_size, (ROWS, LENGTH + 1)).astype(np.int32)
-        batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
-        part, parts = distributed.part_of_batch(batch_sharding(mesh))
-        rows = {name: np.split(values, parts)[part] for name, values in batch.items()}
-        state, metrics = step(state, distributed.to_global(rows, batch_sharding(mesh)), 1e-3)
-        losses.append(float(metrics["loss"]))
-    return losses
+    run = Run(mesh)
+    for t in range(5):
+        run.update(batch_number(t), 1e-3)
+    return run.losses
 
 
 def predictions_on(mesh: jax.sharding.Mesh) -> list[float]:
-    """The tiny model's log-probability of one token after each row."""
-    init = functools.partial(transformer.init, TINY)
-    placed = shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-    params = jax.jit(init, out_shardings=placed)(jax.random.key(0))
-    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+    """A tiny model's log-probability of one token after each row."""
+    from tests.test_step import TINY, Run, batch_number
+
+    params, tokens = Run(mesh).state.params, batch_number(0)["tokens"]
+    rows, length = tokens.shape
     zeros = np.zeros_like(tokens)
-    batch = {"tokens": tokens, "positions": zeros + np.arange(LENGTH), "segments": zeros, "branches": zeros}
-    last, target = np.full((ROWS, 1), LENGTH - 1), np.full((ROWS, 1, 1), 7)
+    batch = {"tokens": tokens, "positions": zeros + np.arange(length), "segments": zeros, "branches": zeros}
+    last, target = np.full((rows, 1), length - 1), np.full((rows, 1, 1), 7)
     return np.asarray(make_predict(TINY, params, mesh)(params, batch, last, target)[0]).ravel().tolist()
 
 

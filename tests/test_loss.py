@@ -150,18 +150,13 @@ def program(batch: dict, **objective: float) -> str:
     return str(jax.make_jaxpr(lambda params: loss(MODEL, params, batch, over, objective, LETTER_IDS))(PARAMS))
 
 
-def test_an_objective_without_weight_costs_nothing():
-    batch = batch_of([[each] for each in CONVERSATIONS])
+def test_what_is_not_asked_for_is_not_computed_and_all_objectives_share_one_pass_of_logits():
+    batch = batch_of(TOGETHER)
     plain = {key: batch[key] for key in ("tokens", "targets", "weights", "positions", "segments")}
     assert program(plain, lm=1.0, letter=0.0, ranking=0.0) == program(plain, lm=1.0)
-    assert program(plain | {"letters": batch["letters"]}, lm=1.0) == program(plain, lm=1.0)
     for name in ("letter", "ranking"):
         with pytest.raises(KeyError):
             program(plain, lm=1.0, **{name: 1.0})
-
-
-def test_all_objectives_share_one_pass_of_logits_and_letters_alone_need_none():
-    batch = batch_of(TOGETHER)
     logits = f"f32[{TINY.padded_vocab},{6 * ROW}] = dot_general"
     assert program(batch, **MIXED).count(logits) == 1
     assert program(batch, letter=1.0).count(logits) == 0

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.parallel.distributed import to_global
+from ghost_jax.parallel.distributed import part_of_batch, to_global
 from ghost_jax.parallel.mesh import batch_sharding, make_mesh, micro_batch_rows
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
@@ -63,7 +63,9 @@ class Run:
         self.step = compiled(mesh, micro_batch_rows, config, optimizer)
 
     def update(self, batch: dict, rate: float = RATE) -> dict:
-        self.state, metrics = self.step(self.state, to_global(batch, batch_sharding(self.mesh)), rate)
+        part, parts = part_of_batch(batch_sharding(self.mesh))  # of this process
+        rows = {name: np.split(values, parts)[part] for name, values in batch.items()}
+        self.state, metrics = self.step(self.state, to_global(rows, batch_sharding(self.mesh)), rate)
         self.losses.append(float(metrics["loss"]))
         return metrics
 
