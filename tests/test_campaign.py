@@ -59,15 +59,6 @@ def test_what_has_ended_is_kept_without_weights_and_restored_on_another_machine(
     assert campaign.ended(elsewhere / "two-seed0")
 
 
-def test_the_runs_of_a_part_have_names_of_their_own():
-    folders = {}
-    for each in campaign.PARTS:
-        names = set(campaign.names_of(each))
-        others = folders.setdefault(each.folder, set())
-        assert not names & others or each.sweep.startswith("configs/sweeps/latch"), "it has the knowledge runs too"
-        others |= names
-
-
 def test_the_list_and_a_start_without_data_make_nothing(ghost, tmp_path):
     folder = tmp_path / "campaign"
     ghost.here("launch.campaign", f"--folder={folder}", "--list")

@@ -91,7 +91,6 @@ def test_every_config_at_every_preset_is_as_recorded():
         ("base.steps", "3", 3),
         ("data.sources", "attack,cwe", ("attack", "cwe")),
         ("log.wandb", "a=b", "a=b"),
-        ("evals.ctibench.orders", "published", "published"),
     ],
 )
 def test_a_value_keeps_its_type_and_follows_an_equals_sign_or_a_blank(tmp_path, key, text, value):
@@ -110,9 +109,7 @@ def test_a_value_keeps_its_type_and_follows_an_equals_sign_or_a_blank(tmp_path, 
         ("peak_lr=1", '"optim.peak_lr"'),  # the group was forgotten
         ("=1", "has no key"),
         ("steps=many", "int"),
-        (f"steps={2**63}", "steps"),
         (f"seed=1{'0' * 5000}", "seed"),
-        ("optim.peak_lr=fast", "5e-05"),
         ("model.attention_bias=maybe", "bool"),
         ("optim=1", "optim.b1, optim.b2"),
         ("data.mixture_schedule=1", "data.mixture_schedule is a group"),

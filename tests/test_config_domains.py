@@ -9,26 +9,12 @@ from ml_collections import ConfigDict
 from evals.items.answers import ORDERS
 from ghost_jax.config import load as config_lib
 from ghost_jax.config.keys import DOMAINS, OPTIONS, integer, real, several_of
-from ghost_jax.config.validate import check, leaves
-from ghost_jax.core.errors import UsageError
+from ghost_jax.config.validate import leaves
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.training.loss import OBJECTIVES
 from ghost_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 from tests.conftest import ROOT
 from tests.test_config import CHAT, refusal
-
-SPECS = [f"{ROOT}/configs/{name}.py:nano" for name in ("chat_v5", "pretrain_v05", "chat_facts", "pretrain_exposure")]
-
-
-@pytest.fixture(scope="module")
-def configs() -> list[ConfigDict]:
-    """Unlocked configs that have every key between them."""
-    found = [config_lib.load(spec) for spec in SPECS]
-    for config in found:
-        config.unlock()
-        config.model.update({key.removeprefix("model."): 1 for key in OPTIONS if key != "model.tied"} | {"tied": True})
-        config.model.update(head_dim=0, kv_heads=0)
-    return found
 
 
 def test_every_key_of_every_config_has_a_domain_and_every_domain_a_key():
@@ -48,31 +34,6 @@ def test_the_table_names_what_there_is():
     assert set(DOMAINS["optim.schedule"].names) == SCHEDULES.keys()
     assert set(DOMAINS["optim.name"].names) == OPTIMIZERS.keys()
     assert {key.removeprefix("objective.") for key in DOMAINS if key.startswith("objective.")} == set(OBJECTIVES)
-
-
-ODD = (True, 3, -5, 2.5, 10**300, 2**63, math.nan, math.inf, 1e300, 1e-40, None, "yes", "x" * 2000, "two\nlines")
-ODD += ("nul\0", "\udcff", (), ("cwe", "cwe"), ("",), (3,), ConfigDict({"1": 1.0}), ConfigDict({"1": {"mcq": -1.0}}))
-
-
-@pytest.mark.parametrize("key", DOMAINS)
-def test_a_value_outside_of_its_domain_is_refused_with_its_key(configs, key):
-    group = config = next(config for config in configs if key in dict(leaves(config)))
-    *groups, name = key.split(".")
-    for part in groups:
-        group = group[part]
-    domain, before = DOMAINS[key], group[name]
-    assert domain.holds(before)
-    for value in [value for value in ODD if not domain.holds(value)]:
-        del group[name]  # a key that is there keeps its type
-        group[name] = value
-        with pytest.raises(UsageError) as refusal:
-            check(config)
-        message = str(refusal.value)
-        assert message.startswith(f"{key} is ")
-        assert str(domain) in message
-        assert len(message) < 1000
-    del group[name]
-    group[name] = before
 
 
 @pytest.mark.parametrize(
@@ -102,6 +63,8 @@ def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["optim.peak_lr=0"], ("optim.peak_lr is 0.0", str(DOMAINS["optim.peak_lr"]))),
+        (["name=a/b"], ("name is a/b", str(DOMAINS["name"]))),
         (["data.seq_len=4096"], ("data.seq_len", "4096", "model.context", "1024")),
         (["model.heads=3", "base.model.heads=3"], ("model.heads (3)",)),
         (["optim.peak_lr=1e-3", "optim.min_lr=2e-3"], ("optim.min_lr is 0.002", "0.001")),
@@ -117,7 +80,7 @@ def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
     ],
     ids=lambda value: value[0],
 )
-def test_values_that_contradict_each_other_are_refused(words, parts):
+def test_values_outside_of_their_domain_or_that_contradict_each_other_are_refused(words, parts):
     message = refusal(f"--config={CHAT}:nano", *(f"--config.{word}" for word in words))
     assert [part for part in parts if part not in message] == []
 
@@ -144,8 +107,8 @@ def test_a_config_file_with_a_wrong_key_or_value_is_refused(tmp_path, change, pa
     assert part in refusal(f"--config={path}")
 
 
-def test_multipliers_may_change_with_an_update(configs):
-    config = config_lib.load(SPECS[0])
+def test_multipliers_may_change_with_an_update():
+    config = config_lib.load(f"{CHAT}:nano")
     with config.unlocked():
         config.data.mixture_schedule = {"25": {"qa": 2}, "10": {"mcq": 0}}
     config_lib.validate(config)

@@ -78,7 +78,7 @@ def served(kind: str, faults: Path) -> Iterator[Store]:
             patch.setenv(name, value)
         server = subprocess.Popen(words, cwd=ROOT, stdout=quiet, stderr=quiet)
         try:
-            wait_for(lambda: answers(url), 60)
+            wait_for(lambda: answers(port), 60)
             if kind == "s3":
                 urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT"))
             yield Store(f"{kind}://bucket", faults)
@@ -93,14 +93,10 @@ def store(request, tmp_path_factory):
         yield store
 
 
-def answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url)
-    except urllib.error.HTTPError:
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
         return True
-    except OSError:
-        return False
-    return True
+    return False
 
 
 def wait_for(condition, seconds: float) -> None:

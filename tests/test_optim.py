@@ -128,9 +128,8 @@ def test_every_kernel_has_axes_and_one_without_is_refused():
 
 def test_the_config_chooses_the_optimizer_and_its_numbers():
     config = config_lib.load(f"{ROOT}/configs/pretrain_v05.py:nano")
-    values = {"model.dtype": "float32", "optim.b1": "0.5", "optim.b2": "0.6"}
-    for key, value in (values | {"optim.weight_decay": "0.7", "optim.clip_norm": "0.8"}).items():
-        config_lib.override(config, key, value)
+    values = {"model.dtype": "float32", "optim.b1": "0.5", "optim.b2": "0.6", "optim.weight_decay": "0.7"}
+    config_lib.override_all(config, [*values.items(), ("optim.clip_norm", "0.8")])
     params, grads = ({"kernel": np.full((4, 4), value, np.float32)} for value in (1.0, 3.0))
     found, _ = updated(TrainSetup.from_config(config, 4096).optimizer, params, grads)
     expected, _ = updated(adamw(0.5, 0.6, 0.7, 0.8), params, grads)

@@ -63,8 +63,6 @@ REFUSALS = {
     "no such config": (sweep_text({"a": {}}).replace("chat_v5", "nope"), "configs/nope.py"),
     "an unknown key of a setting": (sweep_text({"a": {"stepz": 3}}), '"steps"'),
     "a key of the command line": (sweep_text({"a": {"keep": 2}}), "--config.keep"),
-    "a seed out of range": (sweep_text({"a": {}}, f"seeds=({2**32},)"), "seed is 4294967296"),
-    "no number": (sweep_text({"a": {"optim.peak_lr": "nan"}}), "optim.peak_lr=nan"),
     "a name with a slash": (sweep_text({"a/b": {}}), '"a/b"'),
     "an axis that is not set": (sweep_text(RATE, "axis='optim.peek_lr'"), "optim.peek_lr"),
     "an unknown metric": (sweep_text(RATE, "metrics=('val_los',)"), "val_los;"),
@@ -137,10 +135,8 @@ def test_failures_are_isolated_a_stop_is_a_result_and_what_ended_is_only_reporte
     assert states() == ended | {"fails": {"failed": 1}}
     (sound, *_) = json.loads((folder / "sweep.json").read_text())["settings"]
     last, score = json.loads(updates_of(folder / "sound-seed0")[-1]), score_of(folder / "sound-seed0")
-    assert sound["steps"]["mean"] == last["step"] == 8
     assert sound["val_loss"]["mean"] == last["val_loss"]
     assert sound["accuracy"]["mean"] == score["headline"]["accuracy"]
-    assert sound["verdicts"] == {score["verdict"]: 1}
     assert "THIS IS NOT CTIBENCH" in (folder / "sweep.md").read_text()
 
     logs = {path: path.read_text() for path in folder.glob("*.log")}
