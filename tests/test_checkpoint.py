@@ -31,10 +31,10 @@ def state_at(step: int, mesh=None) -> TrainState:
     return jax.device_put(numbered, shardings(ABSTRACT, mesh or make_mesh()))
 
 
-def save(workdir, *steps: int, keep: int = 5, mesh=None, identity=IDENTITY) -> None:
-    with Checkpoints(workdir, keep) as checkpoints:
+def save(workdir, *steps: int, mesh=None) -> None:
+    with Checkpoints(workdir, keep=5) as checkpoints:
         for step in steps:
-            checkpoints.save(state_at(step, mesh), identity, {})
+            checkpoints.save(state_at(step, mesh), IDENTITY, {})
 
 
 def restore(workdir, mesh=None, identity=IDENTITY, abstract=ABSTRACT) -> TrainState:
@@ -191,22 +191,19 @@ def test_a_save_is_read_back_where_it_was_and_a_corrupt_one_ends_the_run(tmp_pat
     assert not isinstance(refusal.value, Corrupt)
 
 
-def test_a_run_whose_checkpoints_are_all_corrupt_does_not_restart(tmp_path):
-    save(tmp_path, 2)
-    without_params(tmp_path / FOLDER / "2")
-    for read in (lambda: load_model(tmp_path, make_mesh()), lambda: restore(tmp_path)):
-        with pytest.raises(UserError, match=str(tmp_path)):
-            read()
-    assert saved_in(tmp_path) == ["2"]
-
-
-def test_a_fault_of_the_system_is_not_corruption(tmp_path):
-    save(tmp_path, 2, 4)
-    for path in files_in(tmp_path / FOLDER / "4" / "params"):
+def unreadable_for_the_system(checkpoint):
+    for path in files_in(checkpoint / "params"):
         path.unlink()
-        path.symlink_to(path.name)  # a loop: the system cannot open it
+        path.symlink_to(path.name)  # a loop
+
+
+@pytest.mark.parametrize(("damage", "fault"), [(without_params, UserError), (unreadable_for_the_system, OSError)])
+def test_a_run_of_which_no_checkpoint_can_be_read_does_not_restart(tmp_path, damage, fault):
+    save(tmp_path, 2, 4)
+    for step in ("2", "4"):
+        damage(tmp_path / FOLDER / step)
     for read in (lambda: load_model(tmp_path, make_mesh()), lambda: restore(tmp_path)):
-        with pytest.raises(OSError, match="params"):
+        with pytest.raises(fault, match=str(tmp_path)):
             read()
     assert saved_in(tmp_path) == ["2", "4"]
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -37,17 +38,10 @@ def refusal(*argv: str) -> str:
     return str(caught.value)
 
 
-@pytest.fixture
-def written(tmp_path):
-    """Writes a config file of the user's own and returns its path."""
-
-    def write(content: str) -> str:
-        path = tmp_path / "configs" / "mine.py"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-        return str(path)
-
-    return write
+def write_own(folder: Path, content: str) -> None:
+    """Writes a config file of the user's own, `configs/mine.py` in a folder."""
+    (folder / "configs").mkdir()
+    (folder / "configs" / "mine.py").write_text(content, encoding="utf-8")
 
 
 def what_is_set(config: ConfigDict) -> dict:
@@ -142,8 +136,8 @@ def test_a_missing_file_or_preset_is_named(tmp_path):
     assert "nano,mini" in refusal(f"--config={CHAT}:nano,mini")
 
 
-def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_wins(tmp_path, monkeypatch, written):
-    written("from configs import chat_v5\nget_config = chat_v5.get_config\n")
+def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_wins(tmp_path, monkeypatch):
+    write_own(tmp_path, "from configs import chat_v5\nget_config = chat_v5.get_config\n")
     monkeypatch.chdir(tmp_path)
     ours = parse("--config=configs/chat_v5.py:nano")[0]
     assert (ours.name, ours.preset, ours.spec) == ("chat_v5", "nano", "configs/chat_v5.py:nano")
@@ -165,8 +159,9 @@ def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_
         ("def get_config(:", "SyntaxError"),
     ],
 )
-def test_a_file_that_is_no_config_is_named(written, content, part):
-    message = refusal(f"--config={written(content)}")
+def test_a_file_that_is_no_config_is_named(tmp_path, content, part):
+    write_own(tmp_path, content)
+    message = refusal(f"--config={tmp_path}/configs/mine.py")
     assert "mine.py" in message
     assert part in message
 

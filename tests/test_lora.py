@@ -51,7 +51,7 @@ def test_targets_without_a_kernel_are_refused_with_the_names():
 
 @pytest.fixture(scope="module")
 def adapted(ghost, tiny_run, tmp_path_factory):
-    """A chat run of adapters on the tiny base, stopped after two updates and resumed."""
+    """A chat run of adapters on the tiny base."""
     workdir = tiny_run.beside_base(tmp_path_factory.mktemp("lora"))
     ghost(*tiny_chat(workdir, *set_all(WITH_LORA)))
     return workdir

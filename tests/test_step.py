@@ -28,6 +28,9 @@ ROWS, LENGTH = 32, 16
 RATE = 1e-4
 MESHES = {"fsdp": ((1, 8, 1), ROWS), "mixed": ((2, 2, 2), 8), "replica": ((2, 2, 1, 2), 16)}
 ADAMW, MUON = adamw(0.9, 0.95, 0.1, 1.0), muon(0.9, 0.95, 0.1, 1.0)
+both_optimizers = pytest.mark.parametrize(
+    ("config", "optimizer"), [(TINY, ADAMW), (STACKED, MUON)], ids=["adamw", "muon"]
+)
 
 
 @functools.cache
@@ -116,7 +119,7 @@ def test_in_bfloat16_the_update_depends_on_neither():
     assert {leaf.dtype for leaf in jax.tree.leaves(one.state.params)} == {np.dtype("float32")}
 
 
-@pytest.mark.parametrize(("config", "optimizer"), [(TINY, ADAMW), (STACKED, MUON)], ids=["adamw", "muon"])
+@both_optimizers
 def test_updates_move_every_parameter_by_more_than_the_tolerances(config, optimizer):
     before, after = first_state(config, optimizer).params, reference(config, optimizer).state.params
     moved = jax.tree.map(lambda a, b: float(np.abs(a - np.asarray(b)).max()), before, after)
@@ -139,7 +142,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens():
     assert "loss_lm" not in metrics
 
 
-@pytest.mark.parametrize(("config", "optimizer"), [(TINY, ADAMW), (STACKED, MUON)], ids=["adamw", "muon"])
+@both_optimizers
 def test_an_update_whose_gradient_is_not_finite_changes_nothing_and_is_counted(config, optimizer):
     run, batch = Run(one_device(), config=config, optimizer=optimizer), batch_number(0)
     old = run.state

@@ -14,7 +14,7 @@ import pytest
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.runs import run_dir
-from ghost_jax.sweep import tasks_of
+from ghost_jax.sweep import config_of, tasks_of
 from ghost_jax.sweeps.grid import Sweep, grid, load
 from ghost_jax.sweeps.jobs import start, stop
 from tests.conftest import ROOT, TINY, score_of, set_all, updates_of
@@ -29,12 +29,6 @@ def sweep_text(settings: dict[str, dict], options: str = "") -> str:
     """Returns a sweep file of the nano chat run with these overrides by name."""
     listed = ", ".join(f"Setting({name!r}, {NANO!r}, {overrides!r})" for name, overrides in settings.items())
     return f"from ghost_jax.sweeps.grid import *\nget_sweep = lambda preset: Sweep([{listed}], {options})\n"
-
-
-def run_config(command: list[str], *flags: str):
-    """Returns the config that a train command asks for."""
-    words = [word for word in command[3:] if not word.startswith("--workdir")]
-    return config_lib.parse(argparse.ArgumentParser(), [*words, *flags])[0]
 
 
 def test_a_sweep_runs_every_combination_with_every_seed_the_first_seed_first():
@@ -80,8 +74,8 @@ def test_a_mistake_is_refused_before_anything_starts(tmp_path, name):
 
 
 def test_a_folder_in_use_or_of_another_config_is_refused(ghost, tmp_path):
-    task = tasks_of(load(LR), tmp_path, [], None)[0]
-    run_dir.open_run(task.workdir, run_config(task.command, "--config.steps=9"))
+    run = load(LR).runs()[0]
+    run_dir.open_run(tmp_path / run.name, config_of(run, [("steps", "9")]))
     with pytest.raises(UserError, match=r"steps is 9 there and 40 here.*--runs"):
         tasks_of(load(LR), tmp_path, [], None)
     free = tmp_path / "free"
@@ -169,6 +163,6 @@ def test_a_dry_run_prints_commands_that_can_be_typed_and_starts_nothing(ghost, t
     assert [words[-1] for words in commands] == [
         f"--workdir={folder / name}-seed{seed}" for seed in (0, 1) for name in SETTINGS
     ]
-    config = run_config(commands[4])
+    config, _ = config_lib.parse(argparse.ArgumentParser(), commands[4][3:-1])
     assert (config.optim.peak_lr, config.seed, config.steps) == (1e30, 1, 5)
     assert not folder.exists()
