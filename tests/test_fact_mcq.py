@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import string
 from collections import Counter, defaultdict
 
 import pytest
@@ -14,7 +13,7 @@ from ghost_jax.data.examples import Question
 from ghost_jax.data.items.items import Item, cyclic_orders, order_name, permute
 from ghost_jax.data.retrieval.mcq_baselines import content_words
 from ghost_jax.data.sources.data_files import locate, read
-from ghost_jax.data.storage.schema import RELATIONS, SPLITS, Fact, Record, split_of
+from ghost_jax.data.storage.schema import SPLITS, Fact, Record, split_of
 from ghost_jax.data.wordings import FORMS, QUESTIONS
 from ghost_jax.text.mcq_format import LETTERS, ask
 
@@ -34,16 +33,14 @@ def corpus() -> list[Record]:
     rng = random.Random(0)
     names = [" ".join(rng.sample(WORDS, rng.choice([1, 1, 2, 3, 6]))).title() for _ in range(60)]
     popularity = [100 / rank for rank in range(1, len(names) + 1)]
-    records = []
+    records = [record("ids", n, fact(f"CWE-{n}", "weakness_name", f"{WORDS[n]} flaw")) for n in range(90)]
     for number in range(700):
-        subject = f"{' '.join(rng.sample(WORDS, 2)).title()} (S{number})"
         true = dict.fromkeys(rng.choices(names, popularity, k=rng.choice([1, 1, 2, 5])))
+        subject = f"{' '.join(rng.sample(WORDS, 2)).title()} (S{number})"
         if number % 3 == 0:  # a third of the subjects contain the name of their answer
             subject = f"{next(iter(true))} {subject}"
         relation = ("mitigation", "group_technique")[number % 2]
-        facts = [fact(subject, relation, name) for name in true]
-        records.append(record("big" if number % 4 else "small", number, *facts))
-    records += [record("ids", n, fact(f"CWE-{n}", "weakness_name", f"{WORDS[n]} flaw")) for n in range(90)]
+        records.append(record("big" if number % 4 else "small", number, *(fact(subject, relation, n) for n in true)))
     return records
 
 
@@ -83,14 +80,6 @@ def check(asked: list[Question], records: list[Record] | None = None) -> None:
         assert len(set(four[0].options)) == 4
         if records:
             assert all(set(q.options) & true[relation_of(q), q.question] == {gold_of(q)} for q in four)
-
-
-def test_every_relation_is_asked_in_eight_ways_about_its_subject_alone():
-    assert set(QUESTIONS) == set(RELATIONS)
-    for forms in QUESTIONS.values():
-        assert len(set(forms)) == len(forms) >= 8
-        for form in forms:
-            assert [name for _, name, _, _ in string.Formatter().parse(form) if name is not None] == ["subject"]
 
 
 def test_held_out_questions_have_wordings_that_no_train_question_and_no_statement_has(asked):
@@ -143,12 +132,15 @@ def test_no_broader_or_narrower_weakness_is_offered_beside_a_true_one():
     for n in (2, 3):
         stated = fact(f"Weakness {n} (CWE-{n})", "parent_weakness", f"Weakness {n - 1} (CWE-{n - 1})")
         entries.append(record("tree", n, stated))
-    for i, text in enumerate(train_subjects("Here is what went wrong in the product that has the number {} .", 200)):
-        entries.append(record("cve", 1000 + i, fact(text, "weakness_class", f"Weakness {i % 8 + 1} of all")))
-    for i, name in enumerate(train_subjects("Pattern {}", 200)):
-        entries.append(record("capec", 2000 + i, fact(name, "related_weakness", f"CWE-{i % 8 + 1}")))
+    kinds = {
+        "weakness_class": ("Here is what went wrong in the product that has the number {} .", "Weakness {} of all"),
+        "related_weakness": ("Pattern {}", "CWE-{}"),
+    }
+    for relation, (subject, name) in kinds.items():
+        for i, text in enumerate(train_subjects(subject, 200)):
+            entries.append(record(relation, i, fact(text, relation, name.format(i % 8 + 1))))
     asked = questions(entries)
-    for relation in ("weakness_class", "related_weakness"):
+    for relation in kinds:
         sets = [q.options for q in asked if relation_of(q) == relation]
         assert len(sets) > 50
         assert all(sum(any(f"{n}" in option for n in (1, 2, 3)) for option in options) <= 1 for options in sets)
@@ -156,17 +148,14 @@ def test_no_broader_or_narrower_weakness_is_offered_beside_a_true_one():
 
 
 def test_baselines_on_the_options_are_at_exactly_a_quarter_in_each_split(asked):
-    measured = fact_mcq.measure(asked)
-    assert len(measured) == 9
-    for name, accuracies in measured.items():
+    for name, accuracies in fact_mcq.measure(asked).items():
         assert list(accuracies) == ["all", *SPLITS]
         if "question" not in name:
             assert accuracies == pytest.approx(dict.fromkeys(accuracies, 0.25), abs=1e-12)
     liking = {option: hashlib.md5(option.encode()).digest() for q in asked for option in q.options}
     for split in SPLITS:
-        of_split = [q for q in asked if q.split == split]
-        right = [max(q.options, key=liking.get) == gold_of(q) for q in of_split]  # any other preference
-        assert sum(right) * 4 == len(right)
+        right = [max(q.options, key=liking.get) == gold_of(q) for q in asked if q.split == split]
+        assert sum(right) * 4 == len(right), "any other preference"
 
 
 def test_the_words_of_the_question_do_not_give_the_answer_away(asked):
@@ -179,9 +168,12 @@ def test_the_words_of_the_question_do_not_give_the_answer_away(asked):
     assert len(named) > 20, "else the fewest common words would be a shortcut"
 
 
-names = st.sampled_from(["a", "bb", "b a", "ccc", "A", "dd dd", "e", "f"])
-relations = st.sampled_from(["tactic", "mitigation"])
-facts = st.builds(fact, st.sampled_from([f"Thing {i} a" for i in range(12)]), relations, names)
+facts = st.builds(
+    fact,
+    st.sampled_from([f"Thing {i} a" for i in range(12)]),
+    st.sampled_from(["tactic", "mitigation"]),
+    st.sampled_from(["a", "bb", "b a", "ccc", "A", "dd dd", "e", "f"]),
+)
 
 
 @given(st.lists(st.lists(facts, max_size=4), max_size=40), st.integers(0, 3))
@@ -194,7 +186,6 @@ def test_any_corpus_gives_sound_sets(drawn, seed):
 @pytest.mark.parametrize("layout", ["classic", "letter_after", "options_only"])
 def test_each_question_is_written_in_its_four_cyclic_orders(asked, layout):
     written = list(fact_mcq.build(asked, layout))
-    assert len({Counter(c.letter for c in written)[letter] for letter in "ABCD"}) == 1
     asked_in = [(q, order) for q in asked for order in cyclic_orders(4)]
     for conversation, (q, order) in zip(written, asked_in, strict=True):
         turned = permute(Item(q.id, q.question, q.options, q.answer), order)
@@ -206,11 +197,8 @@ def test_each_question_is_written_in_its_four_cyclic_orders(asked, layout):
         assert assistant.content in (conversation.letter, f"{conversation.letter}. {gold_of(q)}")
     bare = sum(len(conversation.messages[1].content) == 1 for conversation in written)
     assert bare / len(written) == pytest.approx(0.7, abs=0.03)
-
-
-def test_a_cloze_has_no_order_and_is_written_once(asked):
-    written = list(fact_mcq.build(asked[:40], "cloze"))
-    assert [c.messages[1].content for c in written] == [gold_of(q) for q in asked[:40]]
+    cloze = fact_mcq.build(asked[:40], "cloze")  # has no order, and is written once
+    assert [conversation.messages[1].content for conversation in cloze] == [gold_of(q) for q in asked[:40]]
 
 
 @pytest.mark.slow

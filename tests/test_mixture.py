@@ -10,7 +10,6 @@ import pytest
 from ghost_jax.core.errors import UserError
 from ghost_jax.data import mixture
 from ghost_jax.data.mixture import Mix, Phase, cropped, read_from, train_batches, validation_batches
-from ghost_jax.data.packing import fill
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.array_record import write_examples
 from ghost_jax.data.storage.artifact_cache import Manifest
@@ -18,12 +17,14 @@ from ghost_jax.data.storage.artifact_cache import Manifest
 RECORDS = {"big": 20, "middle": 14, "small": 6}
 WEIGHTS = {"big": 1.0, "middle": 3.0, "small": 0.5}
 FIRST = {"big": 1000, "middle": 2000, "small": 3000}  # the token before the last says which record it is
+NUMBERS = [FIRST[name] + i for name, count in RECORDS.items() for i in range(count)]
 
 
-def example(name: str, i: int) -> dict:
+def example(number: int) -> dict:
+    name, i = list(FIRST)[number // 1000 - 1], number % 1000
     length = 4 + i % 5  # 4 to 8 tokens; a row of 6 has places for 7
     tokens = np.arange(length, dtype=np.int32) + 10
-    tokens[-2] = FIRST[name] + i
+    tokens[-2] = number
     letter = "ABCD"[i % 4] if name == "middle" else ""
     return {"id": f"{name}{i}", "source": name, "letter": letter, "tokens": tokens, "mask": np.arange(length) >= 2}
 
@@ -32,11 +33,11 @@ def example(name: str, i: int) -> dict:
 def stores(tmp_path_factory) -> dict[str, Path]:
     """One store a dataset, as they are prepared."""
     made = {}
-    for name, count in RECORDS.items():
+    for name in RECORDS:
         made[name] = tmp_path_factory.mktemp(name)
-        splits = {"train": [example(name, i) for i in range(count)]}
+        splits = {"train": [example(number) for number in own(NUMBERS, name)]}
         if name == "big":
-            splits["validation"] = [example(name, i) for i in range(100, 105)]
+            splits["validation"] = [example(number) for number in range(1100, 1105)]
         Manifest(datasets={name: write_examples(made[name], name, splits)}).write(made[name])
     return made
 
@@ -47,7 +48,7 @@ def mix(stores) -> Mix:
 
 
 def packed(mix: Mix, **changes) -> Mix:
-    return dataclasses.replace(mix, packing=True, **({"seq_len": 16} | changes))
+    return dataclasses.replace(mix, **({"packing": True, "seq_len": 16} | changes))
 
 
 def weighted(mix: Mix, **multipliers: float) -> Mix:
@@ -59,8 +60,8 @@ def drawn(batch: dict) -> list[int]:
     return [int(token) for token in batch["tokens"].flat if token >= 1000]
 
 
-def draws(stream, count: int, start: int = 0) -> list[int]:
-    return [number for t in range(start, start + count) for number in drawn(stream[t])]
+def draws(stream, count: int) -> list[int]:
+    return [number for t in range(count) for number in drawn(stream[t])]
 
 
 def own(numbers: list[int], name: str) -> list[int]:
@@ -79,15 +80,18 @@ def assert_batches_equal(batch: dict, other: dict) -> None:
         assert batch[key].tobytes() == other[key].tobytes(), key
 
 
-@pytest.mark.parametrize("kind", ["one a row", "packed", "in two phases", "long ones dropped"])
+TWO_PHASES = (Phase(0, WEIGHTS), Phase(9, WEIGHTS | {"middle": 0.0, "small": 4.0}))
+KINDS = {
+    "one a row": {"packing": False, "seq_len": 6},
+    "packed": {},
+    "in two phases": {"phases": TWO_PHASES},
+    "long ones dropped": {"truncation": "drop"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_batch_t_is_the_same_after_a_resume_on_any_number_of_hosts(mix, kind):
-    phases = (Phase(0, WEIGHTS), Phase(9, WEIGHTS | {"middle": 0.0, "small": 4.0}))
-    mix = {
-        "one a row": mix,
-        "packed": packed(mix),
-        "in two phases": packed(mix, phases=phases),
-        "long ones dropped": packed(mix, truncation="drop"),
-    }[kind]
+    mix = packed(mix, **KINDS[kind])
     from_start = read_from(train_batches(mix), 0)
     read = [next(from_start) for _ in range(40)]  # 160 rows: every source passes its end several times
     again = train_batches(mix)
@@ -137,16 +141,23 @@ def test_multipliers_of_other_datasets_do_not_change_the_order_of_one(mix, numbe
 
 # The fewest passes in which each multiplier is an integer, eight times: over 1,024 draws are packed together.
 PASSES = {"big": 2 * 8, "middle": 6 * 8, "small": 1 * 8}
-EPOCH = Counter({FIRST[name] + i: PASSES[name] for name, count in RECORDS.items() for i in range(count)})
+EPOCH = Counter({number: PASSES[name] for name in RECORDS for number in own(NUMBERS, name)})
 
 
-def test_an_epoch_of_packed_rows_holds_each_record_as_often_as_its_multiplier_says(mix):
-    one = dataclasses.replace(packed(mix), batch_size=1)
+def test_an_epoch_of_packed_rows_holds_each_record_complete_and_as_often_as_its_multiplier_says(mix):
+    one = packed(mix, batch_size=1)
     rows = round(EPOCH.total() / mixture.packing_of(one).records_per_row)
-    stream = train_batches(one)
-    epochs = [[tuple(drawn(stream[t])) for t in range(e * rows, (e + 1) * rows)] for e in range(2)]
+    stream, epochs = train_batches(one), ([], [])
+    for t in range(2 * rows):
+        (tokens,) = stream[t]["tokens"]
+        numbers = drawn({"tokens": tokens})
+        complete = np.concatenate([example(number)["tokens"][:-1] for number in numbers])
+        np.testing.assert_array_equal(tokens, np.pad(complete, (0, 16 - len(complete))))
+        epochs[t // rows].append(numbers)
     for epoch in epochs:
         assert Counter(number for row in epoch for number in row) == EPOCH
+        lengths = [len(example(row[0])["tokens"]) for row in epoch]
+        assert sorted(lengths, reverse=True) != lengths, "no batch holds the long ones alone"
     assert epochs[0] != epochs[1]
 
 
@@ -164,47 +175,22 @@ def test_an_epoch_has_the_fewest_passes_that_give_each_multiplier(multipliers, c
     assert mixture.copies_of(multipliers) == copies
 
 
-def test_packed_rows_hold_complete_records_in_no_order_of_length(mix):
-    stream, lengths = train_batches(packed(mix)), []
-    for row in (
-        dict(zip(batch, values, strict=True))
-        for batch in map(stream.__getitem__, range(10))
-        for values in zip(*batch.values(), strict=True)
-    ):
-        segments = row["segments"]
-        assert (np.diff(np.flatnonzero(segments)) == 1).all(), "padding is on the right"
-        assert not row["weights"][segments == 0].any()
-        for segment in range(1, segments.max() + 1):
-            here = segments == segment
-            number = int(row["tokens"][here].max())
-            name = next(name for name, first in FIRST.items() if first <= number < first + 1000)
-            alone = one_row(example(name, number - FIRST[name]), int(here.sum()))
-            for key in ("tokens", "targets", "weights", "positions"):
-                np.testing.assert_array_equal(row[key][here], alone[key], err_msg=key)
-        lengths.append(int((segments == 1).sum()))
-    assert sorted(lengths, reverse=True) != lengths
-
-
 def test_dropped_records_are_never_drawn_and_cropped_ones_are(mix):
-    long = {FIRST[name] + i for name in RECORDS for i in range(RECORDS[name]) if 4 + i % 5 > 7}
+    long = {number for number in NUMBERS if len(example(number)["tokens"]) > 7}
     assert long & set(draws(train_batches(packed(mix, seq_len=6)), 60))
     assert not long & set(draws(train_batches(packed(mix, seq_len=6, truncation="drop")), 60))
     with pytest.raises(UserError, match=r"big.* 2 tokens"):
         train_batches(packed(mix, seq_len=2, truncation="drop"))
 
 
-def one_row(example: dict, seq_len: int) -> dict:
-    on_disk = example | {"letter": b"", "branches": np.zeros(0, np.uint8)}
-    return {key: values[0] for key, values in fill([[cropped(on_disk, seq_len)]], seq_len, "token_mean").items()}
-
-
 @pytest.mark.parametrize(("seq_len", "kept"), [(12, 10), (9, 10), (4, 5), (5, 6)])
-def test_targets_are_shifted_and_a_long_record_loses_its_beginning(seq_len, kept):
-    made = one_row({"tokens": np.arange(10, 20, dtype=np.int32), "mask": np.arange(10) % 2 == 1}, seq_len)
-    ids, padding = np.arange(10, 20)[-kept:], (0, seq_len + 1 - kept)
-    np.testing.assert_array_equal(made["tokens"], np.pad(ids[:-1], padding))
-    np.testing.assert_array_equal(made["targets"], np.pad(ids[1:], padding))
-    np.testing.assert_array_equal(made["weights"], np.pad(ids[1:] % 2, padding))
+def test_a_long_record_loses_its_beginning(seq_len, kept):
+    ids = np.arange(10, 20)
+    record = {"tokens": ids, "mask": ids % 2 == 1, "letter": b"B", "branches": ids}
+    made = cropped(record, seq_len)
+    assert made.gold == 2
+    for values, full in ((made.ids, ids), (made.mask, ids % 2 == 1), (made.branches, ids)):
+        np.testing.assert_array_equal(values, full[-kept:])
 
 
 def test_the_table_reports_what_the_run_sees(mix):
@@ -212,13 +198,11 @@ def test_the_table_reports_what_the_run_sees(mix):
     assert list(lines) == ["big", "middle"]
     big, middle = lines["big"], lines["middle"]
     assert (big.records, middle.records) == (20, 14)
-    lengths = {name: [4 + i % 5 for i in range(count)] for name, count in RECORDS.items()}
-    assert (big.tokens, big.supervised) == (sum(lengths["big"]), sum(length - 2 for length in lengths["big"]))
-    assert (big.record_share, middle.record_share) == pytest.approx((10 / 31, 21 / 31))
-    assert big.supervised_share + middle.supervised_share == pytest.approx(1)
-    assert big.supervised_share / middle.supervised_share == pytest.approx(big.supervised / (3 * middle.supervised))
-    assert (big.epochs, middle.epochs) == pytest.approx((308 / 62, 3 * 308 / 62))
-    assert (big.truncated, middle.truncated) == (lengths["big"].count(8), lengths["middle"].count(8)) == (4, 2)
+    assert (big.tokens, big.supervised) == (120, 120 - 2 * 20)
+    assert (big.record_share, big.supervised_share, big.epochs) == pytest.approx((10 / 31, 40 / 121, 308 / 62))
+    found = (middle.record_share, middle.supervised_share, middle.epochs)
+    assert found == pytest.approx((21 / 31, 81 / 121, 3 * 308 / 62))
+    assert (big.truncated, middle.truncated) == (4, 2)
     assert (big.letters, middle.letters) == ((), (4, 4, 3, 3))
 
 
@@ -261,8 +245,8 @@ def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, store
         assert (other == mixture.fingerprint(alone)) == (name != "big"), "only rows that are mixed in decide it"
 
 
-def validation(mix: Mix, name: str = "big", records: int = 100) -> list[dict]:
-    return validation_batches(mix, name, batch_size=4, records=records)
+def validation(mix: Mix) -> list[dict]:
+    return validation_batches(mix, "big", batch_size=4, records=100)
 
 
 def test_validation_batches_have_one_shape_and_are_padded_with_rows_of_no_weight(mix):
