@@ -1,14 +1,11 @@
-"""evals/analysis/report.py: every figure of an evaluation against a hand or a slow computation, and the screen."""
-
-import itertools
+"""evals/analysis/report.py: every figure of an evaluation against a computation by hand."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
-from evals.analysis.report import flip_rate, report_of, show
+from evals.analysis.report import flip_rate, report_of
 from evals.items.answers import Answers, orders_of
 from ghost_jax.data.items.items import Item, Items, cyclic_orders
 from ghost_jax.runs.evaluation import Evaluation, from_json, to_json
@@ -34,36 +31,22 @@ def scored(items: Items, scores, orders: str = "cyclic") -> Evaluation:
     return report_of(Answers.from_log_probs(orders_of(items.items, orders), scores), items)
 
 
-def oracle(item: Item, order) -> int:
-    return order[item.answer]
-
-
-def printed(report: Evaluation) -> str:
-    console = Console(width=120)
-    with console.capture() as text:
-        show(report, console)
-    return text.get()
-
-
 def test_an_oracle_is_right_everywhere():
-    report = answered(some(48), oracle)
+    report = answered(some(48), lambda item, order: order[item.answer])
     assert (report.headline.accuracy, report.headline.orders) == (1, ("ABCD", "BCDA", "CDAB", "DABC"))
-    assert report.headline.orders_per_item == 4
     low, high = report.headline.ci95
     assert 0.9 < low < high == 1, "so many pages all right may still be luck"
     assert (report.single_order, report.single_order_ci95) == (1, (low, high))
     assert report.letter_share == dict.fromkeys("ABCD", 0.25)
     assert report.recall == dict.fromkeys("ABCD", 1.0)
     assert report.letter_spread == report.recall_spread == report.no_letter == report.flip_rate == 0
-    assert report.balanced_accuracy == 1
-    assert report.predicted[:2] == ("ABCD", "BCDA")
 
 
 def test_a_constant_letter_is_collapsed_at_exactly_a_quarter():
     report = answered(some(10), lambda item, order: 2)
     assert report.headline.accuracy == report.balanced_accuracy == 0.25
     assert report.single_order == report.baselines["always_C"]
-    assert report.recall == dict(zip("ABCD", np.eye(4)[2], strict=True))
+    assert report.recall == {"A": 0, "B": 0, "C": 1, "D": 0}
     assert (report.letter_spread, report.recall_spread, report.flip_rate) == (1, 1, 1)
     assert report.verdict == "collapsed"
 
@@ -85,13 +68,12 @@ def test_figures_of_one_order_by_hand():
 
 def test_accuracy_where_the_gold_option_is_longest_and_by_the_publisher_of_the_page():
     attack = "https://attack.mitre.org/techniques/T1566/"
+    others = ("https://notattack.mitre.org.example.com/x", "https://[broken", "Manual")
     items = items_of(
         Item("1", "Which?", ("a", "long"), 1, attack),
         Item("2", "Which?", ("long", "also"), 1, attack),
         Item("3", "Which?", ("a", "long"), 0, "http://CWE.mitre.org/data/1"),
-        Item("4", "Which?", ("a", "long"), 0, "https://notattack.mitre.org.example.com/x"),
-        Item("5", "Which?", ("a", "long"), 0, "https://[broken"),
-        Item("6", "Which?", ("a", "long"), 0, "Manual"),
+        *(Item(url, "Which?", ("a", "long"), 0, url) for url in others),
     )
     report = answered(items, lambda item, order: 1, "published")
     found = {name: (each.n, each.accuracy) for name, each in (report.gold_longest | report.by_source).items()}
@@ -108,22 +90,13 @@ def test_items_with_different_numbers_of_options_count_alike():
     assert report.letter_share == {"A": 0.5, "B": 0, "C": 0.5}
     assert report.predicted == ("AA", "CCC")
     assert sum(report.letter_log_probs.counts["C"]) == 3
-    assert "over all orders" in printed(report)
 
 
-def test_the_flip_rate_is_what_drawing_the_answers_gives():
-    rng = np.random.default_rng(0)
-    orders = [cyclic_orders(4)] * 3
-    answers = Answers.from_log_probs(orders, [rng.integers(0, 2, size=(4, 4)).astype(float) for _ in orders])
-
-    def drawn(shares) -> float:
-        options = [rng.choice(4, p=row / row.sum()) for row in shares]
-        return np.mean([first != second for first, second in itertools.combinations(options, 2)])
-
-    expected = np.mean([drawn(shares) for _ in range(400) for shares in answers.options()])
-    assert flip_rate(answers) == pytest.approx(expected, abs=0.04)
-    half = Answers.from_letters(orders, [[0, 1, 2, 3]] * 2 + [[0, 0, -1, -1]])
-    assert flip_rate(half) == pytest.approx((0 + 0 + 1) / 3), "no answer differs from every answer"
+def test_the_flip_rate_by_hand():
+    letters = [[0, 1, 2, 3], [0, 1, 3, 2], [0, 0, -1, -1]]  # the same option always, in one of six pairs, never
+    assert flip_rate(Answers.from_letters([cyclic_orders(4)] * 3, letters)) == pytest.approx((0 + 5 / 6 + 1) / 3)
+    tied = Answers.from_log_probs([cyclic_orders(2)], [np.array([[1.0, 0.0], [0.0, 0.0]])])
+    assert flip_rate(tied) == 0.5, "an option, then both"
 
 
 def test_calibration_by_hand():
@@ -132,10 +105,8 @@ def test_calibration_by_hand():
     scores = [np.log([[p, 1 - p]]) + 7 for p in (0.95, 0.95, 0.55, 0.501)]
     calibration = scored(items, scores, "published").calibration
     assert calibration.ece == pytest.approx(0.5 * abs(0.5 - 0.95) + 0.25 * 0.45 + 0.25 * 0.501)
-    filled = {round(each.high * 15): each for each in calibration.bins if each.n}
-    assert {number: each.n for number, each in filled.items()} == {15: 2, 9: 1, 8: 1}
-    assert (filled[15].confidence, filled[15].accuracy) == (pytest.approx(0.95), 0.5)
-    assert len(calibration.bins) == 15
+    assert [each.n for each in calibration.bins] == [0] * 7 + [1, 1] + [0] * 5 + [2]
+    assert (calibration.bins[-1].confidence, calibration.bins[-1].accuracy) == (pytest.approx(0.95), 0.5)
 
 
 @settings(max_examples=25)
