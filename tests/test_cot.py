@@ -32,51 +32,24 @@ def test_the_gold_letter_stays_and_a_reply_that_is_no_reason_gives_way_to_the_ev
 
 
 REASON = "It stays after a reboot. So it is kept."
+# What surrounds a reason is removed.
 BEFORE = ("", "B. ", "(B) ", "**B. Persistence**\n\n", "**Answer: B**\n\n", "Answer: B) Persistence.\nExplanation: ")
 BEFORE += ("The correct answer is B. ", "Correct answer: Persistence. ", "## Explanation:\n\n", "Sure, because:\n\n")
 BEFORE += ("<think>It could be C. The answer is C?</think>\n", "<THINK>\nHm.\n</THINK>B: ", "It is C.</think>")
 SET = ("B) It stays after a reboot. So it is kept. More is not kept.", "It stays after a *reboot*. So it is **kept**.")
 SET += ("> It stays after a `reboot`. So it is kept.", "- It stays after a reboot.\n- So it is kept.")
-
-
-@pytest.mark.parametrize("reply", [*(f"{opening}{REASON}" for opening in BEFORE), *SET])
-def test_what_surrounds_a_reason_is_removed(reply):
-    assert cot.reason_in(reply, GOLD) == (REASON, "")
-
-
+# Letters that name no answer are text.
+TEXTS = ("A technique that stays after a reboot is of this tactic.", "Unlike option C, it stays after a reboot.")
+TEXTS += ("Option B is correct because it stays, while option A is about beacons.",)
+TEXTS += ("It runs *.exe and *.dll files named __init__ from C:\\Windows at every start.",)
+TEXTS += ("C2 traffic is absent here, as nothing calls home.",)
 OTHERS = ("C. It stays.", "C) It stays after a reboot.", "**C**\n\nIt stays after a reboot.", "Answer: C\nIt stays.")
 OTHERS += ("The correct answer is C because it stays.", "The answer should be (D), since it stays.")
 OTHERS += ("The given answer is off; the right option is actually D.", "B is not correct, since it stays.")
 OTHERS += ("It stays. Hence option C is the correct one, not B.", "B is wrong here. It stays.", "I choose A here.")
 OTHERS += ("B. Execution. It runs code at once.", "The correct answer is Execution since it runs.")
 OTHERS += ("Execution is the correct answer as it runs.", "Answer: Command and Control. It beacons home.")
-
-
-@pytest.mark.parametrize("reply", [*OTHERS, "<think>B it is.</think>D. It runs after a reboot."])
-def test_a_reply_for_another_answer_gives_no_reason(reply):
-    assert cot.reason_in(reply, GOLD) == ("", "another answer")
-
-
-def test_an_option_that_begins_like_the_gold_one_is_another_option():
-    reply = "The correct answer is Command and Control because it beacons home."
-    assert cot.reason_in(reply, question(0)) == (reply, "")
-    assert cot.reason_in(reply, question(2)) == ("", "another answer")  # whose gold option is "Command"
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "A technique that stays after a reboot is of this tactic.",
-        "Unlike option C, it stays after a reboot.",
-        "Option B is correct because it stays, while option A is about beacons.",
-        "It runs *.exe and *.dll files named __init__ from C:\\Windows at every start.",
-        "C2 traffic is absent here, as nothing calls home.",
-    ],
-)
-def test_letters_that_name_no_answer_are_text(reply):
-    assert cot.reason_in(reply, GOLD) == (reply, "")
-
-
+OTHERS += ("<think>B it is.</think>D. It runs after a reboot.",)
 EMPTY = ("", "  \n", "B", "B.", "**B) Persistence**", "Answer: B", "<think>It is", "Persistence.")
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -87,10 +60,24 @@ REFUSALS = (
 
 
 @pytest.mark.parametrize(
-    ("reply", "fault"), [*((reply, "empty") for reply in EMPTY), *((reply, "refusal") for reply in REFUSALS)]
+    ("reply", "reason", "fault"),
+    [
+        *((opening + REASON, REASON, "") for opening in BEFORE),
+        *((reply, REASON, "") for reply in SET),
+        *((reply, reply, "") for reply in TEXTS),
+        *((reply, "", "another answer") for reply in OTHERS),
+        *((reply, "", "empty") for reply in EMPTY),
+        *((reply, "", "refusal") for reply in REFUSALS),
+    ],
 )
-def test_empty_replies_and_refusals_are_named(reply, fault):
-    assert cot.reason_in(reply, GOLD) == ("", fault)
+def test_a_reply_gives_a_reason_for_the_gold_answer_or_its_fault(reply, reason, fault):
+    assert cot.reason_in(reply, GOLD) == (reason, fault)
+
+
+def test_an_option_that_begins_like_the_gold_one_is_another_option():
+    reply = "The correct answer is Command and Control because it beacons home."
+    assert cot.reason_in(reply, question(0)) == (reply, "")
+    assert cot.reason_in(reply, question(2)) == ("", "another answer")  # whose gold option is "Command"
 
 
 PIECES = ("<think>", "</think>", "B", "C.", "**", "\n", "answer is", ":", "Persistence", " ", "is", "1.")
