@@ -11,7 +11,6 @@ from ghost_jax.data.examples import Conversation, Question
 from ghost_jax.data.storage.schema import RELATIONS, SPLITS, Fact, Record, split_of
 from ghost_jax.data.storage.text_cleaning import first_sentences
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import BOS, EOS
 
 TACTICS = ("Persistence", "Execution", "Discovery", "Collection", "Exfiltration", "Impact")
@@ -26,18 +25,15 @@ def fact(subject: str, relation: str, name: str) -> Fact:
     return Fact(subject, relation, name, f"{subject} has {name}. It is so. This is too much.")
 
 
-def technique(i: int, *tactics: str) -> Record:
-    return record(f"T{i:04}", *(fact(f"Technique {i}", "tactic", tactic) for tactic in tactics))
-
-
 def weakness(i: int) -> Record:
     class_of = fact(f"The product forgets check number {i}.", "weakness_class", f"Weakness {i}")
     return record(f"CWE-{i}", fact(f"CWE-{i}", "weakness_name", f"Weakness {i}"), class_of)
 
 
 RECORDS = [
-    *(technique(i, TACTICS[i % 6]) for i in range(60)),
-    technique(60, *TACTICS[:3]),  # three of six are true of it, so the three others must be its wrong options
+    *(record(f"T{i}", fact(f"Technique {i}", "tactic", TACTICS[i % 6])) for i in range(60)),
+    # Three of six are true of it, so the three others must be its wrong options.
+    record("T60", *(fact("Technique 60", "tactic", tactic) for tactic in TACTICS[:3])),
     *(record(f"ACR{i}", fact(f"ACR{i}", "expansion", f"Expansion {i}"), source="words") for i in range(300)),
     *(weakness(i) for i in range(60)),
     record("V-1", fact("A vendor's own words.", "weakness_class", "Some spelling of Weakness 1")),
@@ -77,7 +73,6 @@ def test_one_option_is_true_of_the_subject(asked):
         true_of[stated.relation, stated.subject].add(stated.object)
     for q in asked:
         assert len(q.options) == len(set(q.options)) == 4
-        assert q.letter == LETTERS[q.answer]
         assert set(q.options) & true_of[relation_of(q), subject_of(q.question)] == {q.options[q.answer]}
     (q,) = [q for q in asked if re.search(r"Technique 60\b", q.question)]
     assert set(q.options) - {q.options[q.answer]} == set(TACTICS[3:])
@@ -115,22 +110,19 @@ def test_no_placeholder_is_left_and_every_relation_is_asked(answered):
 
 def test_splits_are_about_eighty_ten_ten():
     drawn = Counter(split_of(f"subject {i}") for i in range(5000))
-    assert {split: drawn[split] / 5000 for split in SPLITS} == pytest.approx(
-        {"train": 0.8, "validation": 0.1, "test": 0.1}, abs=0.02
-    )
+    assert [drawn[split] / 5000 for split in SPLITS] == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
     assert split_of("Phishing") == split_of("PHISHING")
 
 
 def test_a_subject_is_in_one_split_and_a_document_with_a_held_out_fact_is_held_out(asked, answered):
-    splits: dict[str, set[str]] = defaultdict(set)
     about = {c.id: c.split for c in answered if c.id.endswith("/about")}
-    for q in asked:
-        splits[subject_of(q.question)].add(q.split)
-    for conversation in answered:
-        if conversation.id not in about:
-            splits[subject_of(conversation.messages[0].content)].add(conversation.split)
+    told = [(q.question, q.split) for q in asked]
+    told += [(c.messages[0].content, c.split) for c in answered if c.id not in about]
+    splits = defaultdict(set)
+    for text, split in told:
+        splits[subject_of(text)].add(split)
     assert len(splits) > 300
-    assert not {subject: found for subject, found in splits.items() if len(found) > 1}
+    assert {len(found) for found in splits.values()} == {1}
     held_out = [each for each in RECORDS if any(split_of(stated.subject) == "test" for stated in each.facts)]
     assert {about[f"{each.source}/{each.id}/about"] for each in held_out} == {"test"}
     assert "train" in about.values()
@@ -148,10 +140,10 @@ def test_windows_have_each_token_once_as_a_target(tokenizer, monkeypatch, split,
     chosen = [each for i, each in enumerate(RECORDS) if (i % 50 == 49) == (split == "validation")]
     bos, eos = tokenizer.id(BOS), tokenizer.id(EOS)
     expected = [i for each in chosen for i in (bos, *tokenizer.encode(pretrain.text_of(each)), eos)]
-    assert {len(row["tokens"]) for row in rows} == {window + 1}
-    targets = np.concatenate([row["tokens"][row["mask"]] for row in rows])
-    np.testing.assert_array_equal(targets, expected[1 : len(targets) + 1])
-    assert len(expected) - 1 - len(targets) < window, "only a tail that fills no window is dropped"
+    assert len(rows) == (len(expected) - 1) // window, "a tail that fills no window is dropped"
+    for number, row in enumerate(rows):
+        np.testing.assert_array_equal(row["tokens"], expected[number * window :][: window + 1])
+        np.testing.assert_array_equal(row["mask"], np.arange(window + 1) > 0)
     assert len({row["id"] for row in rows}) == len(rows)
 
 

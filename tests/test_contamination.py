@@ -64,11 +64,9 @@ ALLOWED = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def check(stores, items=ITEMS) -> dict:
@@ -104,20 +102,11 @@ def found_in(result) -> dict:
     return found
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory):
-    return search(tmp_path_factory.mktemp("data"), {name: text for name, (text, _) in REFUSED.items()} | ALLOWED)
-
-
-@pytest.mark.parametrize("record", [*REFUSED, *ALLOWED])
-def test_a_record_is_contaminated_where_it_asks_and_answers_an_item(searched, record):
-    _, expected = REFUSED.get(record, ("", None))
-    assert found_in(searched).get(record) == expected
-
-
-def test_a_refusal_counts_the_records_and_names_the_first(searched):
+def test_records_that_ask_and_answer_an_item_are_refused(tmp_path):
+    result = search(tmp_path, {name: text for name, (text, _) in REFUSED.items()} | ALLOWED)
+    assert found_in(result) == {name: expected for name, (_, expected) in REFUSED.items()}
     with pytest.raises(UserError, match=r"items\.jsonl.* 3 of its 6 .*long .*as published.* 10 more"):
-        contamination.refuse(searched)
+        contamination.refuse(result)
 
 
 def test_a_result_is_cached_by_items_store_and_version(tmp_path, monkeypatch):
@@ -126,12 +115,12 @@ def test_a_result_is_cached_by_items_store_and_version(tmp_path, monkeypatch):
     def contaminated(texts, **how) -> int:
         return search(tmp_path, texts, **how)["counts"]["contaminated"]
 
-    assert contaminated(leak, fingerprint="own") == 1
-    assert contaminated(clean, fingerprint="own") == 1, "read from the cache"
+    assert contaminated(leak) == 1
+    assert contaminated(clean) == 1, "read from the cache"
     assert contaminated(clean, fingerprint="2") == 0
-    assert contaminated(leak, fingerprint="own", items=ITEMS[1:]) == 0
+    assert contaminated(leak, items=ITEMS[1:]) == 0
     monkeypatch.setattr(contamination, "VERSION", contamination.VERSION + 1)
-    assert contaminated(clean, fingerprint="own") == 0
+    assert contaminated(clean) == 0
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +133,7 @@ def test_windows_are_joined_so_that_a_question_across_a_cut_is_found(tmp_path, v
     texts = [FAR, f"{LONG} {OPTIONS[0]}", *(f"naïve “users” {n}" for n in range(9)), FAR]
     records = [Record(f"D-{n}", "notes", f"Title {n}", text, "", "") for n, text in enumerate(texts)]
     rows = list(pretrain.build(lambda: records, vocabulary, "train", window))
-    store = write_dataset(tmp_path / f"pretrain-{window}", vocabulary, "pretrain", {"train": rows})
+    store = write_dataset(tmp_path / "pretrain", vocabulary, "pretrain", {"train": rows})
     (part,) = parts_of(store)
     found = list(part.texts)
     assert (part.name, part.size) == ("pretrain/train", len(found))
