@@ -72,15 +72,11 @@ def test_complete_sources_are_located_in_the_order_of_the_config_before_parts_el
     assert (inputs.files[1].path, inputs.notes) == (None, ())
 
 
-def test_the_embedded_pack_replaces_sources_and_a_part_is_used_with_a_note(data):
-    inputs = found(data, "attack", "cwe", "embedded", stand_in=True)
-    assert [each.source for each in inputs.files] == ["embedded"]
-    (note,) = inputs.notes
-    assert all(name in note for name in (*ATTACK, "cwec_v4.14.xml", str(data), "--sources=attack,cwe"))
+def test_a_part_of_a_source_is_used_with_a_note_in_place_of_a_refusal(data):
     put(data, f"raw/{ATTACK[2]}")
     inputs = found(data, "attack", "embedded", stand_in=True)
     assert [each.path.name for each in inputs.files if each.path] == [ATTACK[2]]
-    assert all(name in inputs.notes[0] for name in ATTACK)
+    assert all(name in inputs.notes[0] for name in (*ATTACK, str(data), "--sources=attack"))
 
 
 @pytest.mark.parametrize("config", ["pretrain_v05.py", "pretrain_v05.py:mini", "chat_v5.py"])
