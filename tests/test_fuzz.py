@@ -41,19 +41,6 @@ BYTES = st.binary(max_size=8) | st.sampled_from(
 )
 
 
-def with_bytes_changed(data: bytes) -> st.SearchStrategy[bytes]:
-    """Draws the file with one to three of its parts replaced or removed."""
-
-    def change(edits: list[tuple[int, int, bytes]]) -> bytes:
-        changed = data
-        for start, length, new in edits:
-            changed = changed[:start] + new + changed[start + length :]
-        return changed
-
-    edit = st.tuples(st.integers(0, len(data)), st.sampled_from([0, 1, 9, len(data)]), BYTES)
-    return st.lists(edit, min_size=1, max_size=3).map(change)
-
-
 def places_in(value: object, place: tuple = ()) -> list[tuple]:
     """Returns the path of every value of a JSON document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -70,8 +57,9 @@ def replaced(node: object, place: tuple, new: object) -> object:
 
 
 def damaged(suffix: str, data: bytes) -> st.SearchStrategy[bytes]:
-    """Draws a file with damage to its bytes or, where it is JSON, to one of its values; sometimes none."""
-    drawn = st.just(data) | with_bytes_changed(data)
+    """Draws a file with other bytes at a place or, where it is JSON, another value at a place; sometimes itself."""
+    places = st.tuples(st.integers(0, len(data)), st.sampled_from([0, 1, 9, len(data)]))
+    drawn = st.just(data) | st.builds(lambda at, new: data[: at[0]] + new + data[sum(at) :], places, BYTES)
     if suffix not in (".json", ".jsonl"):
         return drawn
     document = json.loads(data if suffix == ".json" else data.split(b"\n")[1])

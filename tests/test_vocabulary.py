@@ -38,9 +38,6 @@ def save_vocabulary(folder: Path, vocabulary: tokenizers.Tokenizer, **settings) 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 SPLIT = {"type": "Split", "pattern": {"Regex": "[^\\s\\p{L}]+"}, "behavior": "Isolated", "invert": False}
 TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-TRUNCATED = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
-PADDED = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0}
-PADDED |= {"pad_token": "<|endoftext|>"}
 
 
 def sequence(*parts: dict, of: str = "pretokenizers") -> dict:
@@ -118,7 +115,6 @@ VALID_VOCABULARIES = {
     "no normalizer, no decoder": {"normalizer": sequence(of="normalizers"), "decoder": None},
     "neutral fields": {"model": NEUTRAL},
     "merges as strings": {"model": {"merges": MERGES}},
-    "cut and padded": {"truncation": TRUNCATED, "padding": PADDED},
     "a token in texts": {"added_tokens": added("<tool>", single_word=True, normalized=True)},
     "a special token that strips": {"added_tokens": added("<tool>", special=True, lstrip=True)},
 }
@@ -133,13 +129,15 @@ def test_a_valid_vocabulary_decodes_every_text_to_itself_and_always_gives_the_sa
         assert all(tokenizer.encode(text) == ids for _ in range(20))
 
 
-def test_a_vocabulary_keeps_its_ids(tmp_path):
+def test_a_vocabulary_keeps_its_ids_and_neither_cuts_nor_pads_a_text(tmp_path):
     vocabulary = foreign_vocabulary()
+    ids, count = vocabulary.encode(PROMPT).ids, vocabulary.get_vocab_size()
+    vocabulary.enable_truncation(3)
+    vocabulary.enable_padding(length=9)
     save_vocabulary(tmp_path, vocabulary)
-    count = vocabulary.get_vocab_size()
     tokenizer = read_vocabulary(tmp_path, count + 7)
     chat = tokenizer.with_chat_tokens(["hello"])  # a token already
-    assert tokenizer.encode(PROMPT) == chat.encode(PROMPT) == vocabulary.encode(PROMPT).ids
+    assert tokenizer.encode(PROMPT) == chat.encode(PROMPT) == ids
     assert tokenizer.vocab_size == chat.id(ROLES[0]) == count + 7, "reserved tokens fill the rows"
     assert tokenizer.id(BOS) == chat.id(EOS) == vocabulary.token_to_id("<|endoftext|>")
     assert tokenizer.id(EOS) not in tokenizer.encode("<|endoftext|>"), "a text cannot end itself"
