@@ -27,9 +27,11 @@ def page(number: str, text: str, *facts: Fact, source: str = "attack") -> Record
 
 
 # Pages of one fact each, pages that name both ends of a fact without stating it, and pages without facts.
-PAGES = [page(f"T{n}", "About.", Fact(f"Act {n}!", "tactic", f"Aim {n % TACTICS}!", "")) for n in range(SUBJECTS)]
+PAGES = [page(f"T{n}", "About.", Fact(f"Act {n}!", "tactic", f"Aim {n % TACTICS}!", "It is.")) for n in range(SUBJECTS)]
 for n in range(SERVICES):
-    PAGES.append(page(f"P{n}", "A.", Fact(f"TCP port {n}", "port_service", f"Server {n}!", ""), source="embedded"))
+    PAGES.append(
+        page(f"P{n}", "A.", Fact(f"TCP port {n}", "port_service", f"Server {n}!", "It is."), source="embedded")
+    )
 PAGES += [page(f"N{n}", f"Act {n}! is meant for Aim {n % TACTICS}!") for n in range(SUBJECTS)]
 PAGES += [page(f"D{n}", f"Nothing of note, {n} times.") for n in range(60)]
 
