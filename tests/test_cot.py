@@ -5,29 +5,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghost_jax.data.builders import cot, teacher
-from tests.test_teacher import OPTIONS, question, questions
+from tests.test_teacher import question, questions
 
 GOLD = question(1)  # B) Persistence
 
 
 def test_the_gold_letter_stays_and_a_reply_that_is_no_reason_gives_way_to_the_evidence(monkeypatch):
-    replies = {0: "The correct answer is D. Execution is what it is.", 1: "It is \ufffd so. That is why.", 2: ""}
-    replies[3] = replies[0]
-    monkeypatch.setattr(
-        teacher.Endpoint, "ask", lambda self, asked: ([replies[q.answer] for q in asked], {"teacher": self.label})
-    )
-    asked = questions(8)
+    for_d = "The correct answer is D. Execution is what it is."
+    replies = [for_d, "It is \ufffd so. That is why.", "", for_d]
+    monkeypatch.setattr(teacher.Endpoint, "ask", lambda self, asked: (replies, {"teacher": self.label}))
+    asked = questions(4)  # whose gold letters are A, B, C and D
+    evidence = [f"Evidence {i} says so. It says it twice." for i in range(4)]
     reasons, report = cot.explain(asked, "http://localhost:1/v1", "m")
-    evidence = [f"Evidence {i} says so. It says it twice." for i in range(8)]
-    good = {1: replies[1], 3: "Execution is what it is.", 5: replies[1], 7: "Execution is what it is."}
-    assert reasons == [good.get(i, evidence[i]) for i in range(8)]
-    replaced = {"empty": 2, "refusal": 0, "another answer": 2}
-    assert report == {"teacher": "m at localhost", "replaced": replaced}
-    for conversation, q, reason in zip(cot.build(asked, reasons, "classic"), asked, reasons, strict=True):
-        user, assistant = conversation.messages
-        assert assistant.content == f"{q.letter}. {reason}"
-        assert (conversation.id, conversation.letter, conversation.split) == (q.id, q.letter, q.split)
-        assert all(f"{name}) {option}" in user.content for name, option in zip("ABCD", OPTIONS, strict=True))
+    assert reasons == [evidence[0], replies[1], evidence[2], "Execution is what it is."]
+    assert report == {"teacher": "m at localhost", "replaced": {"empty": 1, "refusal": 0, "another answer": 1}}
+    answered = [q.answered("classic", reason) for q, reason in zip(asked, reasons, strict=True)]
+    assert list(cot.build(asked, reasons, "classic")) == answered
     assert cot.explain(asked, "offline", "") == (evidence, {"teacher": "offline evidence sentence"})
 
 

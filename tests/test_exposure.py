@@ -22,16 +22,13 @@ from tests.test_trees import seen_by
 SUBJECTS, TACTICS, SERVICES = 240, 16, 40
 
 
-def page(number: str, text: str, *facts: Fact, source: str = "attack") -> Record:
-    return Record(number, source, "", text, f"page {number}", "", facts)
+def page(number: str, text: str, *facts: Fact) -> Record:
+    return Record(number, "attack", "", text, f"page {number}", "", facts)
 
 
 # Pages of one fact each, pages that name both ends of a fact without stating it, and pages without facts.
-PAGES = [page(f"T{n}", "About.", Fact(f"Act {n}!", "tactic", f"Aim {n % TACTICS}!", "It is.")) for n in range(SUBJECTS)]
-for n in range(SERVICES):
-    PAGES.append(
-        page(f"P{n}", "A.", Fact(f"TCP port {n}", "port_service", f"Server {n}!", "It is."), source="embedded")
-    )
+PAGES = [page(f"T{n}", "A.", Fact(f"Act {n}!", "tactic", f"Aim {n % TACTICS}!", "It is.")) for n in range(SUBJECTS)]
+PAGES += [page(f"P{n}", "A.", Fact(f"TCP port {n}", "port_service", f"Server {n}!", "It is.")) for n in range(SERVICES)]
 PAGES += [page(f"N{n}", f"Act {n}! is meant for Aim {n % TACTICS}!") for n in range(SUBJECTS)]
 PAGES += [page(f"D{n}", f"Nothing of note, {n} times.") for n in range(60)]
 

@@ -107,43 +107,35 @@ def test_most_facts_are_asked_once_in_sound_sets(asked):
         assert q.url.startswith("https://example.org/")
 
 
-def train_subjects(form: str, count: int) -> list[str]:
-    subjects = (form.format(i) for i in range(10 * count))
-    return [subject for subject in subjects if split_of(subject) == "train"][:count]
+# Two techniques of three numbers each, and four others; CWE-1 is above CWE-2, and that above CWE-3.
+TECHNIQUES = [f"Way (T{number})" for number in ("1000", "1000.001", "1000.002", "1001", "1001.001", "1001.002")]
+TECHNIQUES += [f"Way (T200{i})" for i in range(4)]
+TREE = [record("cwe", n, fact(f"CWE-{n}", "weakness_name", f"Weakness {n} of all")) for n in range(1, 9)]
+for n in (1, 2):
+    TREE.append(record("cwe", n, fact(f"Weakness {n + 1} (CWE-{n + 1})", "parent_weakness", f"Weakness {n} (CWE-{n})")))
 
 
-def test_neither_parent_nor_sub_technique_of_a_true_technique_is_offered():
-    families = [f"Way (T{1000 + i // 3}{f'.00{i % 3}' if i % 3 else ''})" for i in range(15)]  # five of three
-    groups = enumerate(train_subjects("Group {}", 150))
-    asked = questions([record("test", i, fact(group, "group_technique", families[i % 15])) for i, group in groups])
-    assert len(asked) > 100
-    siblings = 0
-    for q in asked:
-        numbers = sorted(option[5:-1] for option in q.options)
-        assert not any(a != b and b.startswith(a) for a in numbers for b in numbers), q.options
-        siblings += len({number[:5] for number in numbers}) < 4
-    assert siblings  # two sub-techniques of one technique are two techniques
-
-
-def test_no_broader_or_narrower_weakness_is_offered_beside_a_true_one():
-    # CWE-1 above CWE-2 above CWE-3; the others stand alone. A name, a number and both together mean one entry.
-    entries = [record("cwe", n, fact(f"CWE-{n}", "weakness_name", f"Weakness {n} of all")) for n in range(1, 9)]
-    for n in (2, 3):
-        stated = fact(f"Weakness {n} (CWE-{n})", "parent_weakness", f"Weakness {n - 1} (CWE-{n - 1})")
-        entries.append(record("tree", n, stated))
-    kinds = {
-        "weakness_class": ("Here is what went wrong in the product that has the number {} .", "Weakness {} of all"),
-        "related_weakness": ("Pattern {}", "CWE-{}"),
-    }
-    for relation, (subject, name) in kinds.items():
-        for i, text in enumerate(train_subjects(subject, 200)):
-            entries.append(record(relation, i, fact(text, relation, name.format(i % 8 + 1))))
-    asked = questions(entries)
-    for relation in kinds:
-        sets = [q.options for q in asked if relation_of(q) == relation]
-        assert len(sets) > 50
-        assert all(sum(any(f"{n}" in option for n in (1, 2, 3)) for option in options) <= 1 for options in sets)
-        assert any("3" in option for options in sets for option in options)
+@pytest.mark.parametrize(
+    ("relation", "subject", "objects", "related"),
+    [
+        ("group_technique", "Group {}", TECHNIQUES, [{0, 1}, {0, 2}, {3, 4}, {3, 5}]),
+        (
+            "weakness_class",
+            "Of what went wrong {} times {}",
+            [f"Weakness {n} of all" for n in range(1, 9)],
+            [{0, 1, 2}],
+        ),
+        ("related_weakness", "Pattern {}", [f"CWE-{n}" for n in range(1, 9)], [{0, 1, 2}]),
+    ],
+)
+def test_nothing_broader_or_narrower_than_a_true_object_is_offered(relation, subject, objects, related):
+    subjects = [subject.format(i, "and again " * 5) for i in range(200)]
+    stated = [record("test", i, fact(each, relation, objects[i % len(objects)])) for i, each in enumerate(subjects)]
+    asked = [q for q in questions([*TREE, *stated]) if relation_of(q) == relation]
+    offered = [{objects.index(option) for option in q.options} for q in asked]
+    assert set().union(*offered) == set(range(len(objects)))
+    assert not [(each, line) for each in offered for line in related if len(each & line) > 1]
+    assert relation != "group_technique" or any({1, 2} <= each for each in offered), "two sub-techniques are two"
 
 
 def test_every_baseline_is_at_a_quarter_in_each_split_although_questions_share_words_with_their_answers(asked):

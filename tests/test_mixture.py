@@ -1,6 +1,7 @@
 """ghost_jax/data/mixture.py: batch t is a function of the mix and t alone, and the table agrees with what is drawn."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -145,9 +146,10 @@ EPOCH = Counter({number: PASSES[name] for name in RECORDS for number in own(NUMB
 
 
 def test_an_epoch_of_packed_rows_holds_each_record_complete_and_as_often_as_its_multiplier_says(mix):
-    one = packed(mix, batch_size=1)
-    rows = round(EPOCH.total() / mixture.packing_of(one).records_per_row)
-    stream, epochs = train_batches(one), ([], [])
+    one = packed(mix, batch_size=1, phases=(Phase(0, WEIGHTS), Phase(10**6, {"small": 1.0})))
+    packing, stream = mixture.packing_of(one), train_batches(one)
+    rows = round(EPOCH.total() / packing.records_per_row)
+    epochs = [[], []]  # of the numbers in each row
     for t in range(2 * rows):
         (tokens,) = stream[t]["tokens"]
         numbers = drawn({"tokens": tokens})
@@ -155,10 +157,13 @@ def test_an_epoch_of_packed_rows_holds_each_record_complete_and_as_often_as_its_
         np.testing.assert_array_equal(tokens, np.pad(complete, (0, 16 - len(complete))))
         epochs[t // rows].append(numbers)
     for epoch in epochs:
-        assert Counter(number for row in epoch for number in row) == EPOCH
+        assert Counter(itertools.chain(*epoch)) == EPOCH
         lengths = [len(example(row[0])["tokens"]) for row in epoch]
         assert sorted(lengths, reverse=True) != lengths, "no batch holds the long ones alone"
     assert epochs[0] != epochs[1]
+    places = sum(len(example(number)["tokens"]) - 1 for number in EPOCH.elements())
+    assert packing.share == pytest.approx(places / (16 * rows))
+    assert packing.share > 0.9
 
 
 @pytest.mark.parametrize(
@@ -207,17 +212,6 @@ def test_the_table_agrees_with_the_draws_of_two_phases(mix):
     assert big.supervised_share == pytest.approx(supervised[0] / sum(supervised))
 
 
-def test_rows_are_as_full_as_reported(mix):
-    later = (Phase(0, WEIGHTS), Phase(100, {"small": 1.0}))
-    filled = mixture.packing_of(packed(mix, seq_len=64, phases=later))
-    stream = train_batches(packed(mix, seq_len=64))
-    rows = np.concatenate([stream[t]["segments"] for t in range(20)])
-    assert filled.share > 0.95
-    assert (rows > 0).mean() == pytest.approx(filled.share, abs=0.02)
-    assert rows.max(axis=1).mean() == pytest.approx(filled.records_per_row, rel=0.05)
-    assert mixture.packing_of(mix).records_per_row == 1
-
-
 def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, stores, tmp_path):
     changes = [{}, {"seed": 4}, {"batch_size": 8}, {"seq_len": 5}, {"packing": True}, {"truncation": "drop"}]
     changes += [{"loss_norm": "record_mean"}]
@@ -233,11 +227,10 @@ def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, store
         assert (other == mixture.fingerprint(alone)) == (name != "big"), "only rows that are mixed in decide it"
 
 
-def validation(mix: Mix) -> list[dict]:
-    return validation_batches(mix, "big", batch_size=4, records=100)
-
-
 def test_validation_batches_have_one_shape_and_are_padded_with_rows_of_no_weight(mix):
+    def validation(mix: Mix) -> list[dict]:
+        return validation_batches(mix, "big", batch_size=4, records=100)
+
     batches = validation(mix)
     assert [batch["tokens"].shape for batch in batches] == [(4, 6), (4, 6)]
     assert {number for batch in batches for number in drawn(batch)} == set(range(1100, 1105))
