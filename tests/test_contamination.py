@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from evals.overlap import contamination
@@ -15,7 +16,7 @@ from ghost_jax.data.sources import attack
 from ghost_jax.data.storage import array_record
 from ghost_jax.data.storage.artifact_cache import Manifest
 from ghost_jax.data.storage.schema import Fact, Record
-from ghost_jax.text import chat_format, mcq_format, tokenizer
+from ghost_jax.text import mcq_format, tokenizer
 
 LONG = "Which of these mitigations keeps users from running unsigned applications on a workstation?"
 OPTIONS = ("Execution Prevention", "User Training for Administrators", "Network Segmentation", "Audit")
@@ -90,10 +91,6 @@ def write_dataset(folder, vocabulary, name, splits):
     return folder
 
 
-def search(folder, texts, items=ITEMS, **how) -> dict:
-    return check([write_corpus(folder / "corpus", texts, **how)], items)
-
-
 def found_in(result) -> dict:
     """record -> {item: why} of a result's contaminated records."""
     found: dict[str, dict] = {}
@@ -103,24 +100,24 @@ def found_in(result) -> dict:
 
 
 def test_records_that_ask_and_answer_an_item_are_refused(tmp_path):
-    result = search(tmp_path, {name: text for name, (text, _) in REFUSED.items()} | ALLOWED)
+    texts = {name: text for name, (text, _) in REFUSED.items()}
+    result = check([write_corpus(tmp_path, texts | ALLOWED)])
     assert found_in(result) == {name: expected for name, (_, expected) in REFUSED.items()}
     with pytest.raises(UserError, match=r"items\.jsonl.* 3 of its 6 .*long .*as published.* 10 more"):
         contamination.refuse(result)
 
 
 def test_a_result_is_cached_by_items_store_and_version(tmp_path, monkeypatch):
-    leak, clean = {"leak": f"{LONG} {OPTIONS[0]}"}, {"clean": LONG}
+    def contaminated(text: str, fingerprint: str = "1", items: tuple[Item, ...] = ITEMS) -> int:
+        return check([write_corpus(tmp_path, {"text": text}, fingerprint)], items)["counts"]["contaminated"]
 
-    def contaminated(texts, **how) -> int:
-        return search(tmp_path, texts, **how)["counts"]["contaminated"]
-
+    leak = f"{LONG} {OPTIONS[0]}"
     assert contaminated(leak) == 1
-    assert contaminated(clean) == 1, "read from the cache"
-    assert contaminated(clean, fingerprint="2") == 0
+    assert contaminated(LONG) == 1, "read from the cache"
+    assert contaminated(LONG, fingerprint="2") == 0
     assert contaminated(leak, items=ITEMS[1:]) == 0
     monkeypatch.setattr(contamination, "VERSION", contamination.VERSION + 1)
-    assert contaminated(clean) == 0
+    assert contaminated(LONG) == 0
 
 
 @pytest.fixture(scope="module")
@@ -147,28 +144,23 @@ def test_windows_are_joined_so_that_a_question_across_a_cut_is_found(tmp_path, v
         assert at["record"] in starts
 
 
-def test_held_out_questions_are_refused_in_training_alone_and_conversations_stay_apart(tmp_path, vocabulary):
-    grown = vocabulary.with_chat_tokens([])
+def test_held_out_questions_are_refused_in_training_alone(tmp_path, vocabulary):
+    def row(name: str, text: str) -> dict:
+        ids = np.array(vocabulary.encode(text), np.int32)
+        return {"id": name, "source": "attack", "letter": "A", "tokens": ids, "mask": ids > 0}
 
-    def conversation(name: str, question: str, options: tuple[str, ...]) -> dict:
-        turns = [chat_format.Message("user", mcq_format.ask(question, options)), chat_format.Message("assistant", "A")]
-        tokens, mask = chat_format.render(grown, turns)
-        return {"id": name, "source": "attack", "letter": "A", "tokens": tokens, "mask": mask}
-
-    one, two = conversation("q1", LONG, OPTIONS), conversation("q2", LANGUAGE, LANGUAGES)
-    clean = write_dataset(tmp_path / "clean", grown, "mcq", {"train": [two], "test": [one]})
-    texts = {part.split: [text.id for text in part.texts] for part in parts_of(clean)}
-    assert texts == {"train": ["q2"], "test": ["q1"]}
+    one, two = row("q1", mcq_format.ask(LONG, OPTIONS)), row("q2", mcq_format.ask(LANGUAGE, LANGUAGES))
+    clean = write_dataset(tmp_path / "clean", vocabulary, "mcq", {"train": [two], "test": [one]})
     result = check([clean], ITEMS[:1])
     assert {part["part"]: part["contaminated"] for part in result["parts"]} == {"mcq/train": 0, "mcq/test": 1}
     assert (result["counts"]["records"], result["counts"]["contaminated"]) == (1, 0)
     contamination.refuse(result)
     for split in ("train", "validation"):
-        leaking = write_dataset(tmp_path / split, grown, "mcq", {split: [one, two]})
+        leaking = write_dataset(tmp_path / split, vocabulary, "mcq", {split: [one, two]})
         result = check([clean, leaking], ITEMS[:1])
         assert result["stores"] == [{"name": name, "fingerprint": name} for name in ("clean", split)]
         assert found_in(result) == {"q1": {"long": BY_OPTIONS}}
-        with pytest.raises(UserError, match=rf"item long in {split} mcq/{split}, record q1"):
+        with pytest.raises(UserError, match=rf"long in {split} mcq/{split}, record q1"):
             contamination.refuse(result)
 
 
@@ -187,8 +179,7 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
 @pytest.mark.slow  # reads and searches all of ATT&CK
 def test_attack_shares_sentences_with_ctibench_and_no_question(ghost_data, tmp_path):
     records = attack.read(next((ghost_data / "raw").glob("enterprise-attack-15.1.json*")))
-    corpus = write_corpus(tmp_path / "corpus", {record.id: f"{record.title}\n\n{record.text}" for record in records})
+    corpus = write_corpus(tmp_path, {record.id: f"{record.title}\n\n{record.text}" for record in records})
     result = contamination.check(read_items(ghost_data / "ctibench" / "cti-mcq.tsv"), [corpus])
-    contamination.refuse(result)
-    assert (result["counts"]["stem"], result["counts"]["contaminated"]) == (0, 0)
+    assert (result["counts"]["stem"], result["contaminated"]) == (0, [])
     assert 150 < result["counts"]["ngram"] < 300
