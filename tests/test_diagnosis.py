@@ -99,7 +99,7 @@ def test_calibration_by_hand():
     assert (calibration.bins[-1].confidence, calibration.bins[-1].accuracy) == (pytest.approx(0.95), 0.5)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_a_report_of_any_scores_is_in_range_and_json(n, k, seed):
     rng = np.random.default_rng(seed)
