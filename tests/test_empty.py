@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import names_of
 from ghost_jax.data.prepare import prepare
 from ghost_jax.runs import run_dir
-from tests.conftest import TINY, set_all
+from tests.conftest import set_all
 
 KEV_ENTRY = {"vendorProject": "Acme", "product": "Gate", "shortDescription": "Acme Gate lets anyone in by its door."}
 KEV_ENTRY |= {"vulnerabilityName": "Acme Gate Bypass", "dateAdded": "2024-01-01", "cwes": ["CWE-287"]}
@@ -43,46 +44,43 @@ def cache(tmp_path_factory):
 
 
 CHAT = names_of("chat")
+EMPTY_OF_TEXTS = [name for name in CHAT if name != "small_talk"]
+EMPTY_OF_ONE_WEAKNESS = [name for name in EMPTY_OF_TEXTS if name != "qa"]
 
 
-def config_of(name: str, sources: str, mixed: tuple[str, ...], **data: object):
-    """Returns a tiny config on some sources whose mixture is these datasets, each once."""
-    stages, datasets = (["", "base."], CHAT) if name == "chat_v5" else ([""], names_of("pretrain"))
-    flags = [flag for stage in stages for flag in set_all({stage + key: value for key, value in TINY.items()})]
-    flags += set_all({f"{stage}data.sources": sources for stage in stages})
-    flags += set_all({f"data.mixture.{dataset}": float(dataset in mixed) for dataset in datasets})
-    flags += set_all({f"data.{key}": value for key, value in data.items()})
-    return config_lib.parse(argparse.ArgumentParser(), [f"--config=configs/{name}.py:nano", *flags])[0]
-
-
-EMPTY_OF_TEXTS = tuple(name for name in CHAT if name != "small_talk")
-EMPTY_OF_ONE_WEAKNESS = tuple(name for name in EMPTY_OF_TEXTS if name != "qa")
+def prepared(data: Path, config: str, sources: str, mixed: Sequence[str], **options: object):
+    """Prepares a config on some sources whose mixture is these datasets; returns both."""
+    stages = ("data.", "base.data.") if config == "chat_v5" else ("data.",)
+    values = {f"{stage}sources": sources for stage in stages}
+    values |= {f"data.mixture.{name}": 0.0 for name in names_of("chat" if config == "chat_v5" else "pretrain")}
+    values |= {f"data.mixture.{name}": 1.0 for name in mixed} | {f"data.{key}": each for key, each in options.items()}
+    read, _ = config_lib.parse(argparse.ArgumentParser(), [f"--config=configs/{config}.py:nano", *set_all(values)])
+    return read, prepare(read, str(data))
 
 
 @pytest.mark.parametrize(
-    ("name", "sources", "mixed", "options", "named"),
+    ("config", "sources", "mixed", "options", "named"),
     [
         ("chat_v5", "cti", CHAT, {}, f"asks for {', '.join(EMPTY_OF_TEXTS)},"),
         ("chat_v5", "kev", CHAT, {}, f"asks for {', '.join(EMPTY_OF_ONE_WEAKNESS)},"),
-        ("pretrain_v05", "cti,kev", ("pretrain", "facts"), {}, "asks for facts,"),
-        ("chat_v5", "kev", ("qa",), {"qa_sources": "cwe"}, "data.qa_sources ('cwe',)"),
-        ("chat_v5", "kev", ("qa",), {"qa_per_source": 0}, "data.qa_per_source"),
-        ("chat_v5", "kev", ("qa",), {"qa_sources": "()"}, "data.qa_sources"),
-        ("chat_v5", "kev", ("qa",), {"qa_sources": "nobody"}, "data.qa_sources"),
-        ("chat_v5", "kev", (), {}, "config.data.mixture"),
+        ("pretrain_v05", "cti,kev", ["pretrain", "facts"], {}, "asks for facts,"),
+        ("chat_v5", "kev", ["qa"], {"qa_sources": "cwe"}, "data.qa_sources ('cwe',)"),
+        ("chat_v5", "kev", ["qa"], {"qa_per_source": 0}, "data.qa_per_source"),
+        ("chat_v5", "kev", ["qa"], {"qa_sources": "()"}, "data.qa_sources"),
+        ("chat_v5", "kev", ["qa"], {"qa_sources": "nobody"}, "data.qa_sources"),
+        ("chat_v5", "kev", [], {}, "config.data.mixture"),
     ],
 )
-def test_empty_datasets_and_options_are_named(data, name, sources, mixed, options, named):
-    with pytest.raises(UserError) as caught:
-        prepare(config_of(name, sources, mixed, **options), str(data))
-    assert named in str(caught.value)
+def test_empty_datasets_and_options_are_named(data, config, sources, mixed, options, named):
+    with pytest.raises(UserError, match=re.escape(named)):
+        prepared(data, config, sources, mixed, **options)
 
 
 def test_a_run_without_held_out_questions_is_refused_before_it_is_trained(data, tmp_path):
-    config = config_of("chat_v5", "kev", ("qa",))
+    config, stores = prepared(data, "chat_v5", "kev", ["qa"])
     write_json(tmp_path / "base" / "data.json", {"trained_on": []})
     run = tmp_path / "chat"
-    run_dir.record_data(config, run, tmp_path / "base", prepare(config, str(data)))
+    run_dir.record_data(config, run, tmp_path / "base", stores)
     empty = rf"{re.escape(str(run / HELD_OUT))} is empty"
     with pytest.raises(UserError, match=empty):
         check_data(run, None)
