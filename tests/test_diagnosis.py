@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from evals.analysis.report import flip_rate, report_of
 from evals.items.answers import Answers, orders_of
@@ -99,18 +97,11 @@ def test_calibration_by_hand():
     assert (calibration.bins[-1].confidence, calibration.bins[-1].accuracy) == (pytest.approx(0.95), 0.5)
 
 
-@settings(max_examples=10)
-@given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 2**32 - 1))
-def test_a_report_of_any_scores_is_in_range_and_json(n, k, seed):
-    rng = np.random.default_rng(seed)
-    items = some(n, k)
-    scores = [rng.choice([-np.inf, -1000.0, -1.0, 0.0, 3.0], size=(k, k)) for _ in items]
-    report = scored(items, scores)
+def test_scores_that_tie_or_are_minus_infinity_share_an_answer():
+    scores = np.array([[0.0, 0.0, -1000.0], [-np.inf, -np.inf, 3.0], [-np.inf, -np.inf, -np.inf]])
+    report = scored(some(6, 3), [scores] * 6)
+    assert report.letter_share == pytest.approx({"A": 5 / 18, "B": 5 / 18, "C": 8 / 18})
+    assert report.headline.accuracy == pytest.approx(1 / 3), "whatever is answered, each letter is gold equally often"
+    assert sum(each.n for each in report.calibration.bins) == 6 * 3
+    assert {sum(counts) for counts in report.letter_log_probs.counts.values()} == {6 * 3}
     assert from_json(to_json(report)) == report
-    assert sum(report.letter_share.values()) == pytest.approx(1)
-    low, high = report.headline.ci95
-    assert 0 <= low <= report.headline.accuracy + 1e-12 <= high + 2e-12
-    assert 0 <= report.calibration.ece <= 1 + 1e-12
-    assert sum(each.n for each in report.calibration.bins) == n * k
-    assert {sum(counts) for counts in report.letter_log_probs.counts.values()} == {n * k}
-    assert 0 <= report.flip_rate <= 1

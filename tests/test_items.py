@@ -12,8 +12,6 @@ from ghost_jax.data.items.clusters import clusters_of, components
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import LETTERS, Item, Items, cyclic_orders, order_name, parse_order, permute
 
-# ---- Orders ----
-
 
 def test_an_order_names_the_new_letter_of_each_original_option():
     assert [order_name(order) for order in cyclic_orders(4)] == ["ABCD", "BCDA", "CDAB", "DABC"]
@@ -45,9 +43,6 @@ def test_over_the_cyclic_orders_every_option_is_once_at_every_position():
         orders = cyclic_orders(k)
         assert orders[0] == tuple(range(k))
         assert [sorted(positions) for positions in zip(*orders, strict=True)] == [list(range(k))] * k
-
-
-# ---- Clusters ----
 
 
 def item(number: int, options: str, url: str = "") -> Item:
@@ -96,9 +91,6 @@ def test_components_are_those_of_a_search_in_any_order(drawn, seed):
     isolated = others(5 * len(items))  # so that no option set is a form of answers
     mixed = random.Random(seed).sample([*items, *isolated], 6 * len(items))
     assert components(mixed) == [smallest.get(each, each.id) for each in mixed]
-
-
-# ---- CTIBench ----
 
 
 def test_the_clusters_and_the_splits_of_ctibench(ghost_data):

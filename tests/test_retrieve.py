@@ -39,8 +39,6 @@ def index() -> Index:
     return Index.build(made for page in pages for made in passages_of(page))
 
 
-# ---- Passages ----
-
 ANY_WORD = st.text("abcXYZ019.,;:!?()[]'\"-", min_size=1, max_size=12)
 ANY_PARAGRAPH = st.lists(ANY_WORD | st.sampled_from(["word", "end. Next", "Label:", "\n", "\n- "]), max_size=150)
 
@@ -131,9 +129,6 @@ def test_a_passage_is_shown_with_its_heading_and_cut_between_words(text):
     assert line == complete if len(complete) <= SHOWN_CHARACTERS else kept == complete.split()[: len(kept)]
 
 
-# ---- Search ----
-
-
 def test_a_question_that_is_the_name_of_a_page_finds_its_beginning_first(index):
     for question in ("What is phishing?", "T1566", "Phishing (T1566)"):
         assert [line.text for line in index.answering(question)] == [PAGES[0][2], "Scan the mail."]
@@ -198,9 +193,6 @@ def test_terms_weigh_by_rarity_and_a_passage_covers_those_that_it_holds_anywhere
     held = [{*terms(p.title), *terms(p.section), *terms(p.text)} for p in passages]
     np.testing.assert_allclose(index.coverage(weights), [sum(weights.get(t, 0) for t in bag) / 10 for bag in held])
     assert len(Index.build(passages * 2)) == len(passages), "repeated passages are kept once"
-
-
-# ---- On disk ----
 
 
 def test_a_loaded_index_answers_as_the_built_one_did(index, tmp_path):
