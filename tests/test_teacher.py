@@ -161,14 +161,15 @@ NO_COMPLETIONS = (b"<html>Welcome</html>", b"[]", b'{"choices": []}', b"[" * 100
         (400, b'{"error": "no max_tokens"}', "no max_tokens"),
         (401, b'{"error": {"message": "Incorrect: sk-part"}}', "GHOST_TEACHER_KEY"),
         (403, b'{"error": {"message": "not in your country"}}', "not in your country"),
+        (500, b"out of memory", "out of memory"),
     ],
 )
 def test_another_answer_than_a_completion_is_reported_with_what_the_server_says(serve, status, content, named):
-    server = serve(lambda *_: (status, {}, content))
+    server = serve(lambda *_: (status, AT_ONCE, content))
     message = failure_of(server)
     assert named in message
     assert "sk-part" not in message, "services quote a part of a key that they do not know"
-    assert server.asked == {0: 1}
+    assert server.asked == {0: 6 if status == 500 else 1}
 
 
 @pytest.mark.parametrize("location", ["", "http://[", "//", "/v2/chat/completions", "http://a..b/"])
