@@ -1,12 +1,15 @@
 """ghost_jax/data/beam.py: workers in any order prepare what one machine does."""
 
+import dataclasses
 import itertools
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +22,11 @@ from ghost_jax.data.builders import pretrain
 from ghost_jax.data.corpus import documents_of
 from ghost_jax.data.storage.artifact_cache import manifest
 from ghost_jax.text import tokenizer
-from tests.bench.preparation import hash_of_rows
 from tests.conftest import ROOT, TINY, paragraph_of, set_all
-from tests.test_duplicates import changed, families, prose
+from tests.test_duplicates import families, prose, record
+from tests.test_sources_formats import SAMPLES
 
 PREPARE = ["ghost_jax.data.prepare", "--config=configs/pretrain_v05.py:nano", *set_all(TINY)]
-SOURCES = ("cti", "cve", "kev", "embedded")
-
-
-# ---- The rules, without Apache Beam ----
 
 
 @settings(max_examples=40)
@@ -46,14 +45,8 @@ def test_the_documents_that_share_a_key_are_judged_as_among_all_others(records, 
     assert [reasons.get(row, "") for row in range(len(rows))] == dedup.judge(rows)
 
 
-def test_of_a_chain_of_near_documents_the_first_and_the_third_are_kept():
-    first = prose(3, 200)
-    second = changed(first, 9)
-    third = changed(second, 150)
-    records = [pretrain.Record(str(i), "made", "", text, "", "") for i, text in enumerate((first, second, third))]
-    rows = dedup.fingerprints(records)
-    assert (rows["signature"][0] == rows["signature"][2]).mean() < dedup.NEAR, "the test needs another text"
-    assert dedup.judge(rows) == ["", "near", ""]
+def content_of(rows: Iterable[dict]) -> dict[str, tuple]:
+    return {row["id"]: (row["tokens"].tolist(), row["mask"].tolist()) for row in rows}
 
 
 @pytest.mark.parametrize(("count", "window"), [(1, 4096), (1, 4), (49, 31), (200, 31), (200, 1000)])
@@ -61,12 +54,10 @@ def test_blocks_give_the_windows_of_the_whole_corpus(tmp_path, monkeypatch, coun
     monkeypatch.setattr(beam, "BLOCK", 900)
     rng = random.Random(count)
     documents, vocabulary = tmp_path / "documents.jsonl", tmp_path / "tokenizer.json"
-    about = {"source": "made", "title": "", "url": "", "license": "", "facts": []}
-    lines = [about | {"id": str(i), "text": prose(i, rng.randint(1, 60))} for i in range(count)]
-    documents.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = (dataclasses.asdict(record(str(i), prose(i, rng.randint(1, 60)))) for i in range(count))
+    documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer.train([prose(0, 500)], 400).save(vocabulary)
     blocks = list(beam._blocks(documents))
-    assert sum(number for _, _, number in blocks) == count
     assert len(blocks) > count // 10
     for split in pretrain.SPLITS:
         tokens = [beam._tokens(block, str(documents), str(vocabulary), split) for block in blocks]
@@ -76,18 +67,14 @@ def test_blocks_give_the_windows_of_the_whole_corpus(tmp_path, monkeypatch, coun
         for number, piece in itertools.chain.from_iterable(beam._pieces(each, starts, window) for each in tokens):
             groups[number].append(piece)
         found = dict(itertools.chain.from_iterable(beam._row(group, split, window) for group in groups.items()))
-        expected = list(pretrain.build(documents_of(tmp_path), tokenizer.load(vocabulary), split, window))
-        assert found.keys() == {row["id"] for row in expected}
-        for row in expected:
-            assert found[row["id"]]["tokens"].tolist() == row["tokens"].tolist()
-            assert found[row["id"]]["mask"].tolist() == row["mask"].tolist()
+        expected = pretrain.build(documents_of(tmp_path), tokenizer.load(vocabulary), split, window)
+        assert content_of(found.values()) == content_of(expected)
 
 
 @pytest.mark.parametrize(
     ("flags", "code", "named"),
     [
         (["--runner=spark"], 2, "spark"),
-        (["--runner="], 2, "--runner"),
         (["--beam.num_workers=2"], 2, "--beam.num_workers"),
         (["--runner=direct", "--beam.num_workers"], 2, "--beam.num_workers"),
         (["--runner=flink"], 1, "GHOST_OFFLINE"),
@@ -99,65 +86,45 @@ def test_a_runner_that_is_wrong_missing_or_not_installed_is_refused(ghost, monke
     assert named in ghost.refused_here(*PREPARE, *flags, code=code)
 
 
-# ---- With Apache Beam ----
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A data folder with three sources of some size, which share a few documents."""
-    folder = tmp_path_factory.mktemp("data")
-    words = [f"{a}{b}" for a in ("scan", "load", "drop", "send", "read", "hide") for b in range(40)]
-    rng = random.Random(0)
-    for name in ("cti", "cve"):
-        texts = [" ".join(rng.choices(words, k=60)) + "." for _ in range(300)]
-        texts[7] = "The same report in both. " * 9
-        texts[9] = prose(1, 300 if name == "cti" else 301)
-        lines = [{"id": f"{name}-{i}", "source": name, "title": f"{name} {i}", "text": texts[i]} for i in range(300)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    entry = {"vendorProject": "Acme", "product": "Gate", "shortDescription": "Acme Gate lets anyone in."}
-    entry |= {"vulnerabilityName": "Acme Gate Bypass", "dateAdded": "2024-01-01", "cwes": ["CWE-287"]}
-    catalogue = {"vulnerabilities": [entry | {"cveID": f"CVE-2024-{1000 + i}"} for i in range(20)]}
-    (folder / "known_exploited_vulnerabilities.json").write_text(json.dumps(catalogue))
-    return folder
-
-
 @pytest.fixture
-def beamed(ghost):
-    """Runs the command by the Python that GHOST_BEAM_PYTHON names, which has requirements-beam.txt."""
+def beamed(ghost) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a command by the Python that GHOST_BEAM_PYTHON names, which has requirements-beam.txt, with a cache."""
     python = os.environ.get("GHOST_BEAM_PYTHON")
     if not python:
         pytest.skip("GHOST_BEAM_PYTHON names no Python with requirements-beam.txt")
 
-    def run(*words: str, cache: Path) -> subprocess.CompletedProcess:
+    def run(cache: Path, *words: str) -> subprocess.CompletedProcess:
         env = ghost.environment({"XDG_CACHE_HOME": str(cache)})
-        words = [python, "-m", *words]
-        return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run([python, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
     return run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_direct_runner_prepares_what_this_machine_does(ghost, beamed, data, tmp_path, workers):
-    command = [*PREPARE, f"--data_dir={data}", "--config.data.mixture.facts=1"]
-    command += set_all({"data.sources": ",".join(SOURCES)})
+def test_the_direct_runner_prepares_what_this_machine_does(ghost, beamed, tmp_path, workers):
+    (data := tmp_path / "data").mkdir()
+    for name, words in (("cti", 300), ("cve", 301)):  # they share a text, and one that differs in its last word
+        texts = ["The same report in both. " * 9, prose(1, words), *(prose(words * n, 60) for n in range(2, 300))]
+        rows = ({"id": f"{name}-{i}", "source": name, "text": text} for i, text in enumerate(texts))
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copy(SAMPLES["kev"][0], data / "known_exploited_vulnerabilities.json")
+    command = [*PREPARE, f"--data_dir={data}", "--config.data.sources=cti,cve,kev,embedded"]
+    command.append("--config.data.mixture.facts=1")
     alone, together = tmp_path / "alone", tmp_path / "together"
     ghost.here(*command, env={"XDG_CACHE_HOME": str(alone)})
     mode = "in_memory" if workers == 1 else "multi_processing"
     options = [f"--beam.direct_num_workers={workers}", f"--beam.direct_running_mode={mode}"]
-    done = beamed(*command, "--runner=direct", *options, cache=together)
+    done = beamed(together, *command, "--runner=direct", *options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "reading" not in ghost.here(*command, env={"XDG_CACHE_HOME": str(together)}).stdout, "the stores are found"
     here, there = (
-        {path.name: path for path in (cache / "ghost_jax" / "stores").glob("[!.]*")} for cache in (alone, together)
+        {path.name: manifest(path) for path in (cache / "ghost_jax" / "stores").glob("[!.]*")}
+        for cache in (alone, together)
     )
-    assert here.keys() == there.keys()
-    for name, store in here.items():
-        assert manifest(store) == manifest(there[name])
-        if manifest(store).datasets:
-            assert hash_of_rows(store) == hash_of_rows(there[name])
-    (corpus,) = (path for name, path in here.items() if name.startswith("corpus-"))
-    assert manifest(corpus).duplicates_dropped["cve"] == {"id": 0, "text": 1, "near": 1}
+    assert here == there, "and with them the hash of every file"
+    (dropped,) = (store.duplicates_dropped for store in here.values() if store.kind == "corpus")
+    assert dropped["cve"] == {"id": 0, "text": 1, "near": 1}
 
 
 @pytest.mark.slow
@@ -171,5 +138,5 @@ def test_the_direct_runner_prepares_what_this_machine_does(ghost, beamed, data, 
 )
 def test_a_fault_of_a_pipeline_is_one_paragraph(beamed, tmp_path, flag, code, named):
     (tmp_path / "broken.jsonl").write_text('{"text": "one"}\n{"text": }\n')
-    done = beamed(*PREPARE, "--runner=direct", flag.format(tmp_path / "broken.jsonl"), cache=tmp_path)
+    done = beamed(tmp_path, *PREPARE, "--runner=direct", flag.format(tmp_path / "broken.jsonl"))
     assert named in paragraph_of(done, code)

@@ -1,16 +1,18 @@
-"""artifact_cache.py: a store is complete or absent, and found again while nothing it is made from changed."""
+"""data/storage: a store is complete or absent, and found again while nothing it is made from changed; its rows."""
 
-import importlib.metadata
-import json
 import subprocess
 import sys
+import tempfile
 
+import numpy as np
 import pytest
+from tensorflow_datasets.core import shuffle
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.storage import artifact_cache, schema
-from ghost_jax.data.storage.artifact_cache import Manifest, SplitCounts
+from ghost_jax.data.storage.array_record import lengths_of, open_examples, write_examples
+from ghost_jax.data.storage.artifact_cache import SplitCounts
 
 
 @pytest.fixture(autouse=True)
@@ -39,37 +41,21 @@ def test_a_store_is_written_once_and_found_again(stores):
     assert artifact_cache.find("corpus-0123456789abcdef") is None
     assert names(built) == ["data.txt", "manifest.json"]
     assert names(stores) == [".locks", built.name]
-    others = [build({"inputs": [2]}), build({"inputs": [1]}, "chat"), build({})]
-    assert built not in others
+    assert built not in (build({"inputs": [2]}), build({"inputs": [1]}, "chat"))
 
 
 def test_a_manifest_is_read_as_it_was_written():
     counts = SplitCounts(2, 1, 7, 3, {"A": 1}, {3: 1, 4: 1}, "0" * 64)
     content = {"datasets": {"mcq": {"train": counts}}, "documents": {"b": 1}, "teacher": {"label": "x", "none": None}}
-    built = build({"seed": 0}, write=lambda folder: content)
-    manifest = artifact_cache.manifest(built)
-    assert manifest.datasets == content["datasets"]
-    assert (manifest.documents, manifest.model_extra) == ({"b": 1}, {"teacher": content["teacher"]})
-    assert manifest.licenses is manifest.duplicates_dropped is None
-    text = (built / "manifest.json").read_text()
-    assert text == json.dumps(manifest.to_json(), indent=1, sort_keys=True)
-    assert json.loads(text)["datasets"]["mcq"]["train"]["lengths"] == {"3": 1, "4": 1}
-
-
-def test_an_identity_holds_versions_and_tools():
-    built = build({"seed": 0}, "qa", versions={"qa": 3})
-    tools = {name: importlib.metadata.version(name) for name in artifact_cache.TOOLS}
-    versions = {"shared": schema.VERSION, "qa": 3}
-    identity = {"kind": "qa", "versions": versions, "tools": tools, "made_from": {"seed": 0}}
-    manifest = artifact_cache.manifest(built)
-    assert identity.items() <= manifest.to_json().items()
-    assert manifest.fingerprint == artifact_cache.fingerprint(dict(reversed(identity.items())))
-    assert built.name == f"qa-{manifest.fingerprint[:16]}"
-    assert build({"seed": 0}, "qa", versions={"qa": 4}) != built
+    manifest = artifact_cache.manifest(build({"seed": 0}, "qa", lambda folder: content, versions={"qa": 3}))
+    assert (manifest.kind, manifest.made_from) == ("qa", {"seed": 0})
+    assert manifest.versions == {"shared": schema.VERSION, "qa": 3}
+    assert (manifest.datasets, manifest.documents) == (content["datasets"], {"b": 1})
+    assert manifest.model_extra == {"teacher": content["teacher"]}
 
 
 @pytest.mark.parametrize("fault", [ValueError("half way"), KeyboardInterrupt()])
-def test_a_failed_write_leaves_nothing(stores, fault):
+def test_a_failed_write_leaves_nothing_and_what_a_killed_process_left_is_removed(stores, fault):
     def write(folder):
         write_rows(folder)
         raise fault
@@ -77,10 +63,6 @@ def test_a_failed_write_leaves_nothing(stores, fault):
     with pytest.raises(type(fault)):
         build({}, write=write)
     assert names(stores) == [".locks"]
-    assert build({}).is_dir()
-
-
-def test_a_partial_store_of_a_killed_process_is_removed(stores):
     built = build({})
     built.rename(built.with_name(f"{built.name}.partial"))
     assert build({}) == built
@@ -91,9 +73,7 @@ def test_a_partial_store_of_a_killed_process_is_removed(stores):
 def test_a_damaged_store_is_rebuilt(name):
     built = build({})
     before = {path.name: path.read_bytes() for path in built.iterdir()}
-    (built / name).write_text(
-        (built / name).read_text().replace("content", "contend").replace('"rows": 3', '"rows": 4')
-    )
+    (built / name).write_text(before[name].decode().replace("content", "contend").replace('"rows": 3', '"rows": 4'))
     artifact_cache._verified.cache_clear()  # as in another process
     assert artifact_cache.find(built.name) is None
     assert build({}) == built
@@ -102,30 +82,89 @@ def test_a_damaged_store_is_rebuilt(name):
 
 BUILDER = """
 import sys, time
-from ghost_jax.data.storage import artifact_cache, schema
+from ghost_jax.data.storage import artifact_cache
 
-def write(folder):
-    with open(sys.argv[1], "a") as file:
-        file.write("built\\n")
-    time.sleep(0.5)
-    return {}
-
+write = lambda folder: {"built": print("built", file=sys.stderr), "slow": time.sleep(0.5)}
 print(artifact_cache.build("corpus", {}, {}, write).name)
 """
 
 
-def test_of_several_processes_one_builds_and_the_others_wait(tmp_path, stores):
-    command = [sys.executable, "-c", BUILDER, str(tmp_path / "log")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    (name,) = {process.communicate(timeout=60)[0].split()[-1] for process in processes}
-    assert (stores / name / "manifest.json").is_file()
-    assert (tmp_path / "log").read_text() == "built\n"
+def test_of_several_processes_one_builds_and_the_others_wait(stores):
+    words = [sys.executable, "-c", BUILDER]
+    started = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = [process.communicate(timeout=60) for process in started]
+    (name,) = {out.split()[-1] for out, _ in printed}
+    assert artifact_cache.find(name)
+    assert [err for _, err in printed].count("built\n") == 1
 
 
-@pytest.mark.parametrize("content", [None, "", '{"rows": ', "\x00", "[]", '{"datasets": {"mcq": {"train": {}}}}'])
-def test_an_invalid_manifest_is_named(tmp_path, content):
-    if content is not None:
+@pytest.mark.parametrize("content", ["", "\x00", "[]", '{"datasets": {"mcq": {"train": {}}}}'])
+def test_an_absent_or_invalid_manifest_is_named(tmp_path, content):
+    if content:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=str(tmp_path)):
         artifact_cache.manifest(tmp_path)
-    assert Manifest().documents is None
+
+
+def example(name: str, tokens: list[int], supervised: int, letter: str = "", **more) -> dict:
+    texts = {"id": name, "source": "test", "letter": letter}
+    mask = np.arange(len(tokens)) >= len(tokens) - supervised
+    return texts | {"tokens": np.asarray(tokens, np.int32), "mask": mask} | more
+
+
+TRAIN = [
+    example("a", [1, 2, 3], 1, "A"),
+    example("b", [4, 5], 2, "B"),
+    example("é", [31_999, 0, 7, 8], 3, "B"),
+    example("d", list(range(300)), 300),
+    example("e", [1, 2, 3, 4], 2, "B", branches=np.array([0, 1, 1, 2], np.uint8)),
+]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    splits = {"train": iter(TRAIN), "validation": iter(TRAIN[:1]), "test": iter([])}
+    return folder, write_examples(folder, "mcq", splits)
+
+
+def test_rows_are_counted_and_read_as_they_were_written(written):
+    folder, counts = written
+    assert set(counts) == {"train", "validation"}, "an empty split is left out"
+    lengths, sha256 = {3: 1, 2: 1, 4: 2, 300: 1}, counts["train"].sha256
+    assert counts["train"] == SplitCounts(5, 1, 313, 308, {"A": 1, "B": 3}, lengths, sha256)
+    source = open_examples(folder, "mcq", "train")
+    assert len(source) == len(TRAIN)
+    found = {row["id"].decode(): row for row in source}
+    for row in TRAIN:
+        again = found[row["id"]]
+        assert (again["letter"].decode(), again["source"].decode()) == (row["letter"], "test")
+        for name in ("tokens", "mask", "branches"):
+            array = row.get(name, np.zeros(0, np.uint8))
+            assert (again[name].tolist(), again[name].dtype) == (array.tolist(), array.dtype)
+    lengths = lengths_of(folder, "mcq", "train")
+    assert lengths.dtype == np.int32
+    assert lengths.tolist() == [len(source[i]["tokens"]) for i in range(len(source))]
+
+
+def test_the_hash_depends_on_the_rows_alone(written, tmp_path):
+    sha256 = written[1]["train"].sha256
+    assert write_examples(tmp_path / "same", "other_name", {"train": TRAIN})["train"].sha256 == sha256
+    for i, change in enumerate([example("b", [4, 5], 1, "B"), example("b", [4, 5], 2, "A")]):
+        other = write_examples(tmp_path / f"other{i}", "mcq", {"train": [TRAIN[0], change, *TRAIN[2:]]})
+        assert other["train"].sha256 != sha256
+
+
+def test_a_split_that_is_sorted_on_disk_has_the_same_bytes_and_leaves_no_file(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 100)
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    assert write_examples(tmp_path, "mcq", {"train": TRAIN})["train"] == written[1]["train"]
+    name = "examples/mcq/1.0.0/examples-train.array_record-00000-of-00001"
+    assert (tmp_path / name).read_bytes() == (written[0] / name).read_bytes()
+    assert not [*temporary.iterdir(), *tmp_path.rglob("*.tmp")]
+
+
+def test_a_row_without_a_supervised_token_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"record mute of mcq \(train\)"):
+        write_examples(tmp_path, "mcq", {"train": [TRAIN[0], example("mute", [1, 2], 0)]})

@@ -1,4 +1,4 @@
-"""ghost_jax/data/builders/teacher.py: requests, cached replies, failures, and where the key goes."""
+"""data/builders/teacher.py: requests, replies, failures, and where the key goes; test_endpoint.py has the retries."""
 
 import collections
 import email.message
@@ -25,9 +25,8 @@ Answer = tuple[int, dict[str, str], bytes] | bytes
 
 
 def question(i: int) -> Question:
-    evidence = f"Evidence {i} says so. It says it twice. And thrice."
-    of_source = {"source": "test", "split": "train", "evidence": evidence}
-    return Question(f"q/{i}", f"What is number {i}?", OPTIONS, i % 4, **of_source)
+    stated = {"evidence": f"Evidence {i} says so. It says it twice. And thrice.", "source": "test", "split": "train"}
+    return Question(f"q/{i}", f"What is number {i}?", OPTIONS, i % 4, **stated)
 
 
 def questions(count: int) -> list[Question]:
@@ -38,7 +37,7 @@ def number_in(body: dict) -> int:
     return int(re.search(r"What is number (\d+)\?", body["messages"][0]["content"])[1])
 
 
-def completion(content: str | None) -> bytes:
+def completion(content: object) -> bytes:
     return json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": content}}]}).encode()
 
 
@@ -47,14 +46,7 @@ def right_reply(body: dict, attempt: int = 1) -> bytes:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A chat-completions API on a free port that answers with `answer(body, attempt)`.
-
-    Attributes:
-      url: the base URL.
-      asked: question -> requests.
-      question_of: what names the question of a request.
-      seen: the headers and the body of every request.
-    """
+    """A chat-completions API: `answer(body, attempt)`. `asked` counts the requests of each question, `seen` has all."""
 
     daemon_threads = True
     question_of = staticmethod(number_in)
@@ -72,8 +64,6 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = self.server.question_of(body)
@@ -88,7 +78,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
-        self.close_connection = int(headers.get("Content-Length", len(content))) != len(content)
 
     def log_message(self, *_):
         pass
@@ -98,12 +87,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def serve() -> Iterator[Callable[..., Server]]:
     """Starts servers that are closed after the test."""
     started = []
-
-    def start(answer: Callable[[dict, int], Answer] = right_reply) -> Server:
-        started.append(Server(answer))
-        return started[-1]
-
-    yield start
+    yield lambda answer=right_reply: started.append(Server(answer)) or started[-1]
     for server in started:
         server.shutdown()
         server.server_close()
@@ -123,15 +107,9 @@ def ask(server: Server, count: int, **options) -> tuple[list[str], dict]:
 
 
 def failure_of(server: Server, count: int = 1, **options) -> str:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=rf"^.*{server.url}/chat/completions.*$") as caught:
         ask(server, count, **options)
-    assert f"{server.url}/chat/completions" in str(caught.value)
-    assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-def kept(cache: Path) -> list[dict]:
-    return [json.loads(line) for file in cache.glob("*") for line in file.read_text().splitlines()]
 
 
 def test_replies_are_in_the_order_of_the_questions_and_several_requests_are_in_flight(serve):
@@ -142,11 +120,8 @@ def test_replies_are_in_the_order_of_the_questions_and_several_requests_are_in_f
         time.sleep(0.005 * (4 - number_in(body) % 4))
         return right_reply(body)
 
-    server = serve(late_first)
-    replies, report = ask(server, 8)
+    replies, _ = ask(serve(late_first), 8)
     assert replies == [f"Number {i} is what it is. That is why." for i in range(8)]
-    counts = {"asked": 8, "from_cache": 0, "answered_by": {"127.0.0.1": 8}}
-    assert report == {"teacher": "model:14b at 127.0.0.1", **counts}
 
 
 def test_cached_replies_are_not_asked_again_whichever_host_gave_them(serve):
@@ -155,22 +130,9 @@ def test_cached_replies_are_not_asked_again_whichever_host_gave_them(serve):
     again, report = teacher.Endpoint(second.url, "model:14b").ask([*questions(8), question(1)])
     assert again == [*replies, *again[5:8], replies[1]]
     assert second.asked == {5: 1, 6: 1, 7: 1}
-    assert (report["asked"], report["from_cache"]) == (3, 5)
+    assert report == {"teacher": "model:14b at 127.0.0.1", "asked": 3, "from_cache": 5, "answered_by": {"127.0.0.1": 8}}
     teacher.Endpoint(second.url, "another").ask(questions(5))
     assert second.asked.total() == 3 + 5
-
-
-def test_a_preparation_that_failed_resumes_with_the_questions_that_have_no_reply(serve, cache):
-    busy = serve(lambda body, _: (500, AT_ONCE, b"out of memory") if number_in(body) == 9 else right_reply(body))
-    message = failure_of(busy, 10, max_retries=2)
-    assert busy.asked[9] == 3
-    assert "HTTP 500" in message
-    assert "out of memory" in message
-    before = {int(entry["question"].removeprefix("q/")) for entry in kept(cache)}
-    assert str(cache) in message
-    server = serve()
-    assert len(ask(server, 10)[0]) == 10
-    assert set(server.asked) == set(range(10)) - before >= {9}
 
 
 @pytest.mark.parametrize("left", [b'{"key": "ab', b"\xff\xfe", b"[" * 100_000])
@@ -178,57 +140,36 @@ def test_an_incomplete_last_line_is_skipped(serve, cache, left):
     server = serve()
     ask(server, 3)
     (file,) = cache.iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(whole + left)
+    file.write_bytes(file.read_bytes() + left)
     for _ in range(2):
         ask(server, 4)
         assert server.asked == {0: 1, 1: 1, 2: 1, 3: 1}
-    file.write_bytes(whole[:-9])
-    ask(server, 3)
-    assert server.asked.total() == 5
-    assert file.read_bytes().startswith(whole[:-9])
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [(500, AT_ONCE, b"oops"), (429, AT_ONCE, b""), (200, {"Content-Length": "1000"}, b'{"choices": [')],
-    ids=["500", "429", "the connection breaks within the body"],
-)
-def test_a_fault_that_passes_is_repeated(serve, fault):
-    server = serve(lambda body, attempt: fault if attempt == 1 else right_reply(body))
-    assert len(ask(server, 3)[0]) == 3
-    assert set(server.asked.values()) == {2}
 
 
 def test_a_server_that_hangs_is_given_up(serve):
-    started = 200, {"Transfer-Encoding": "chunked"}, b"1\r\n{\r\n"  # and the next chunk never comes
-    assert "0.3 s" in failure_of(serve(lambda *_: started), timeout=openai.Timeout(0.3), max_retries=0)
+    assert "0.3 s" in failure_of(serve(lambda *_: time.sleep(1)), timeout=openai.Timeout(0.3), max_retries=0)
 
 
-NO_COMPLETIONS = (b"<html>Welcome</html>", b"{", b"[]", b'{"choices": []}', b"null", b"[" * 100_000)
-
-
-@pytest.mark.parametrize("content", [*NO_COMPLETIONS, b'{"choices": [{"message": {"content": 7}}]}'])
-def test_another_answer_than_a_chat_completion_is_reported(serve, content):
-    server = serve(lambda *_: content)
-    assert "/v1" in failure_of(server)
-    assert server.asked == {0: 1}
+NO_COMPLETIONS = (b"<html>Welcome</html>", b"[]", b'{"choices": []}', b"[" * 100_000, completion(7))
 
 
 @pytest.mark.parametrize(
-    ("status", "said", "parts"),
+    ("status", "content", "named"),
     [
-        (404, {"error": {"message": "model 'm' not found,\x1b[31m try\npulling"}}, ["'m' not found,[31m try pulling"]),
-        (404, "", ["data.cot.model", "/v1"]),
-        (400, {"error": "no max_tokens"}, ["no max_tokens"]),
-        (401, {"error": {"message": "Incorrect: sk-part"}}, ["GHOST_TEACHER_KEY"]),
-        (403, {"error": {"message": "not in your country"}}, ["GHOST_TEACHER_KEY", "not in your country"]),
+        *((200, content, "data.cot.teacher") for content in NO_COMPLETIONS),
+        (404, b'{"error": {"message": "no model,\\u001b[31m try\\npulling"}}', '404: "no model,[31m try pulling"'),
+        (400, b'{"error": "no max_tokens"}', "no max_tokens"),
+        (401, b'{"error": {"message": "Incorrect: sk-part"}}', "GHOST_TEACHER_KEY"),
+        (403, b'{"error": {"message": "not in your country"}}', "not in your country"),
+        (500, b"out of memory", "out of memory"),
     ],
 )
-def test_a_refusal_quotes_the_server_and_names_what_to_change(serve, status, said, parts):
-    message = failure_of(serve(lambda *_: (status, {}, json.dumps(said).encode())))
-    assert all(part in message for part in [f"HTTP {status}", *parts])
-    assert "sk-part" not in message
+def test_another_answer_than_a_completion_is_reported_with_what_the_server_says(serve, status, content, named):
+    server = serve(lambda *_: (status, AT_ONCE, content))
+    message = failure_of(server)
+    assert named in message
+    assert "sk-part" not in message, "services quote a part of a key that they do not know"
+    assert server.asked == {0: 6 if status == 500 else 1}
 
 
 @pytest.mark.parametrize("location", ["", "http://[", "//", "/v2/chat/completions", "http://a..b/"])
@@ -238,24 +179,22 @@ def test_a_redirect_is_named_and_takes_the_key_nowhere(serve, monkeypatch, locat
     secret = there.url.replace("http://", "http://user:password@")
     headers = {"Location": location or f"{secret}/chat/completions?token=x"}
     message = failure_of(serve(lambda *_: (307, headers, b"")), max_retries=0)
-    if not location:
-        assert there.url.split("/")[2] in message
-        assert "HTTP 307" in message
+    assert location or all(part in message for part in ("HTTP 307", there.url.split("/")[2]))
     assert "password" not in message
     assert there.seen == []
 
 
-ECHOES = {
-    "401": (401, {}, f"Incorrect API key: {KEY}".encode()),
-    "400": (400, {}, json.dumps({"error": {"message": f"bad {KEY}"}}).encode()),
-    "500": (500, AT_ONCE, KEY.encode()),
-    "malformed": KEY.encode(),
-    "redirect": (302, {"Location": f"http://{KEY}/{KEY}"}, b""),
-    "reply": completion(f"Your key is {KEY}. That is why."),
-}
+ECHOES = [
+    (401, {}, f"Incorrect API key: {KEY}".encode()),
+    (400, {}, json.dumps({"error": {"message": f"bad {KEY}"}}).encode()),
+    (500, AT_ONCE, KEY.encode()),
+    (302, {"Location": f"http://{KEY}/{KEY}"}, b""),
+    (200, {}, KEY.encode()),
+    (200, {}, completion(f"Your key is {KEY}. That is why.")),
+]
 
 
-@pytest.mark.parametrize("answer", ECHOES.values(), ids=ECHOES)
+@pytest.mark.parametrize("answer", ECHOES)
 def test_the_key_is_a_bearer_token_and_in_no_file_log_or_message(serve, monkeypatch, cache, caplog, capfd, answer):
     monkeypatch.setenv("GHOST_TEACHER_KEY", f" {KEY}\n")
     caplog.set_level("DEBUG")
@@ -272,18 +211,18 @@ def test_the_key_is_a_bearer_token_and_in_no_file_log_or_message(serve, monkeypa
     assert not [text for text in shown if KEY in text or KEY[3:20] in text]
 
 
-NO_URLS = ("", "Offline", "localhost:11434", "ftp://host/v1", "http://", "http:///v1", "http://host:x/v1")
-NO_URLS += ("http://h:99999/v1", "http://a..b/v1", "http://ho st/v1", "http://[::1/v1", "http://höst/v1")
+NO_URLS = ("Offline", "ftp://host/v1", "http:///v1", "http://h:99999/v1", "http://ho st/v1", "http://höst/v1")
 SECRETS = ("http://me:secret@host/v1", "me:secret@host", "https://host/v1?api_key=secret", "https://host/v1#secret")
+LOCAL = "http://localhost:11434/v1"
 
 
 @pytest.mark.parametrize(
     ("url", "model", "key", "named"),
     [
-        *((url, "m", "", "data.cot.teacher") for url in (*NO_URLS, f"http://{'x' * 64}/v1")),
+        *((url, "m", "", "data.cot.teacher") for url in NO_URLS),
         *((url, "m", "", "GHOST_TEACHER_KEY") for url in SECRETS),
-        ("http://localhost:11434/v1", "", "", "data.cot.model"),
-        *(("http://localhost:1/v1", "m", key, "GHOST_TEACHER_KEY") for key in ("a secret", "a\nsecret", "sécret")),
+        (LOCAL, "", "", "data.cot.model"),
+        *((LOCAL, "m", key, "GHOST_TEACHER_KEY") for key in ("a secret", "a\nsecret", "sécret")),
     ],
 )
 def test_what_cannot_be_asked_is_refused_and_no_secret_is_shown(monkeypatch, url, model, key, named):
@@ -291,6 +230,4 @@ def test_what_cannot_be_asked_is_refused_and_no_secret_is_shown(monkeypatch, url
     with pytest.raises(UserError, match=named) as caught:
         cot.explain([], url, model)
     assert isinstance(caught.value, UsageError) == (not key)
-    assert "secret" not in str(caught.value)
-    assert "sécret" not in str(caught.value)
-    assert url not in NO_URLS or f'"{url}"' in str(caught.value)
+    assert not re.search("s[eé]cret", str(caught.value))

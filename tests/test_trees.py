@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import Mesh
 
 from evals.answering import prefix_tree as trees_lib
-from evals.answering.prefix_tree import Branch, Tree, cropped, read, shared_beginning
-from ghost_jax.model.transformer import Transformer
+from evals.answering.prefix_tree import ROWS, Branch, Tree, cropped, read, shared_beginning
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.training.step import make_predict
 from tests.models import one_device
-from tests.test_model import V04, V05, build, numpy_forward
+from tests.test_model import V04, V05, build, logits_of
 
 TARGETS = np.array([[3, 99, 17]], np.int32)
 
@@ -42,29 +40,23 @@ def seen_by(batch: dict, row: int, place: int) -> list[int]:
     return part["tokens"][seen].tolist()
 
 
-class Witness:
-    """A predict function that answers a read with the tokens that the place sees: their sum, and the last of them."""
+def shapes_of(trees: list[Tree], *, context: int, batch_size: int) -> set[tuple]:
+    """Returns the shapes that a model is asked in, after checking that every prompt was seen complete and alone."""
+    shapes = set()
 
-    def __init__(self):
-        self.shapes = set()
-
-    def __call__(self, batch, at, targets):
-        self.shapes.add(at.shape + batch["tokens"].shape)
+    def predict(batch, at, targets):  # answers with the tokens that the place sees: their sum, and the last of them
+        shapes.add(at.shape + batch["tokens"].shape)
         prompts = [[seen_by(batch, row, place) for place in places] for row, places in enumerate(at)]
         total = np.array([[sum(prompt) for prompt in of_row] for of_row in prompts], np.float32)
         last = np.array([[prompt[-1] for prompt in of_row] for of_row in prompts], np.int32)
         return total[:, :, None] + targets, last[:, :, None] == targets
 
-
-def check(trees: list[Tree], *, context: int, batch_size: int) -> Witness:
-    """Asks a witness, and checks that every prompt was seen complete and alone."""
-    witness = Witness()
-    readings = read(witness, trees, context=context, batch_size=batch_size, doing="asking")
+    readings = read(predict, trees, context=context, batch_size=batch_size, doing="asking")
     for each, found in zip(trees, readings, strict=True):
         for prompt, reading in zip(prompts_of(each), found, strict=True):
             assert reading.log_probs.tolist() == (sum(prompt) + TARGETS).tolist()
             assert reading.most_probable.tolist() == (prompt[-1] == TARGETS).tolist()
-    return witness
+    return shapes
 
 
 _token = st.integers(1, 5)  # few tokens, so that prompts begin alike by chance as well
@@ -75,23 +67,22 @@ _trees = st.lists(st.tuples(st.lists(_token, max_size=8), _branches), min_size=1
 @settings(max_examples=100)
 @given(_trees, st.integers(16, 40), st.sets(st.integers(8, 40), min_size=1, max_size=3), st.integers(1, 4))
 def test_every_prompt_is_seen_complete_and_alone_whatever_the_rows(drawn, context, rows, batch_size):
+    trees = [tree(trunk, *branches) for trunk, branches in drawn]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trees_lib, "ROWS", tuple(rows))
-        witness = check([tree(trunk, *branches) for trunk, branches in drawn], context=context, batch_size=batch_size)
-    assert len(witness.shapes) <= 2, "one shape for short prompts, one for long ones"
+        shapes = shapes_of(trees, context=context, batch_size=batch_size)
+    assert len(shapes) <= 2, "one shape for short prompts, one for long ones"
 
 
 def test_a_shared_beginning_is_in_a_row_once():
     few = [tree([1, 2, 3], [4], [5, 6]), tree([1, 2, 7, 8], [9], [10], [11]), tree([1, 2], [12, 13])]
-    assert check(few, context=16, batch_size=1).shapes == {(1, 8, 1, 16)}, "2 + (1 + 1 + 2) + (2 + 3) + 2 in 16"
+    assert shapes_of(few, context=16, batch_size=1) == {(1, 8, 1, 16)}, "2 + (1 + 1 + 2) + (2 + 3) + 2 in 16"
     assert shared_beginning([each.trunk for each in few]).tolist() == [1, 2]
 
 
 def test_a_prompt_over_the_context_is_cropped_at_its_beginning():
     long = tree([1, 2, 3], [4], [5, 6])
-    assert prompts_of(cropped(long, 4)) == [[2, 3, 4], [2, 3, 5, 6]]
-    assert prompts_of(cropped(long, 1)) == [[4], [6]]
-    assert cropped(long, 5) is long
+    assert [prompts_of(cropped(long, context)) for context in (4, 1)] == [[[2, 3, 4], [2, 3, 5, 6]], [[4], [6]]]
     many = Branch(ids(4, 5, 6), np.arange(3), np.repeat(TARGETS, 3, axis=0))
     (kept,) = cropped(Tree(ids(1), (many,)), 2).branches
     assert kept.places.tolist() == [0, 1], "the read at the cropped place is dropped"
@@ -108,31 +99,19 @@ def random_trees() -> list[Tree]:
     return [tree(header + draw(n), draw(3), draw(2 + n), draw(5)) for n in (1, 3, 0, 8, 2, 5)]
 
 
-def scores_of(config, mesh: Mesh, batch_size: int = 3) -> np.ndarray:
+@pytest.mark.parametrize(
+    ("config", "devices", "batch_size", "rows"),
+    [(V05, 1, 3, ROWS), (V04, 1, 3, ROWS), (V05, 8, 3, ROWS), (V05, 1, 1, (384,)), (V05, 1, 5, (16,))],
+)
+def test_scores_are_those_of_a_plain_forward_pass(monkeypatch, config, devices, batch_size, rows):
+    prompts = [prompt for each in random_trees() for prompt in prompts_of(each)]
+    padded = np.stack([np.pad(ids(*prompt), (0, config.context - len(prompt))) for prompt in prompts])
+    log_probs = jax.nn.log_softmax(logits_of(config, build(config), padded))
+    expected = [log_probs[row, len(prompt) - 1, TARGETS[0]] for row, prompt in enumerate(prompts)]
+    assert np.ptp(expected) > 0.5
+    monkeypatch.setattr(trees_lib, "ROWS", rows)
+    mesh = make_mesh(4, 1, 2) if devices == 8 else one_device()
     predict = functools.partial(make_predict(config, build(config), mesh), build(config))
     readings = read(predict, random_trees(), context=config.context, batch_size=batch_size, doing="asking")
-    return np.concatenate([reading.log_probs for of_tree in readings for reading in of_tree])
-
-
-@pytest.mark.parametrize("config", [V05, V04], ids=["v05", "v04"])
-def test_scores_are_those_of_a_plain_forward_pass_for_any_batch_row_and_devices(config, monkeypatch):
-    forward, expected = jax.jit(Transformer(config).apply), []
-    prompts = [prompt for each in random_trees() for prompt in prompts_of(each)]
-    for prompt in prompts:
-        padded = np.pad(ids(*prompt), (0, config.context - len(prompt)))[None]  # one shape, so one compilation
-        logits = forward({"params": build(config)}, padded)[0, len(prompt) - 1]
-        expected.append(jax.nn.log_softmax(logits)[TARGETS[0]])
-    assert np.ptp(expected) > 0.5
-    one = one_device()
-    scores = scores_of(config, one)
+    scores = [reading.log_probs[0] for of_tree in readings for reading in of_tree]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    if config is V04:
-        return
-    np.testing.assert_allclose(scores_of(config, make_mesh(4, 1, 2)), expected, atol=1e-5)
-    for batch_size, row in ((1, 384), (5, 16)):
-        monkeypatch.setattr(trees_lib, "ROWS", (row,))
-        np.testing.assert_allclose(scores_of(config, one, batch_size), expected, atol=1e-5)
-    logits = np.array([numpy_forward(V05, build(V05), ids(*prompt)[None])[0, -1, TARGETS[0]] for prompt in prompts])
-    assert len(set(logits.argmax(axis=1))) > 1
-    # A log-probability is a logit up to a term that all letters of a prompt share.
-    np.testing.assert_allclose(np.diff(scores), np.diff(logits), atol=1e-4)
