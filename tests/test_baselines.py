@@ -15,7 +15,7 @@ from evals.items.answers import orders_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import LETTERS, Item
-from ghost_jax.data.retrieval.mcq_baselines import all_of_the_above, longest, overlapping, popular, shortest
+from ghost_jax.data.retrieval.mcq_baselines import all_of_the_above, overlapping
 
 
 def over_orders(items: list[Item], name: str) -> float:
@@ -74,27 +74,11 @@ def test_overlap_counts_each_content_word_once_and_no_function_word():
     assert overlapping(Item("", question, options, 0)).tolist() == [0, 0, 1, 0]
 
 
-@pytest.mark.parametrize(
-    ("question", "options", "shares"),
-    [
-        ("Which follows?", ("Crash", "Exit", "All of the above"), [0, 0, 1]),
-        ("Which does NOT follow?", ("Crash", "Exit", "All of the above"), [1 / 3] * 3),
-        ("Which follows?", ("None of the above", "Exit"), [1 / 2] * 2),
-    ],
-)
-def test_all_of_the_above_is_chosen_where_it_stands_unless_the_question_is_negated(question, options, shares):
-    assert all_of_the_above(Item("", question, options, 0)).tolist() == shares
-
-
-words = st.text("ab c", max_size=6)
-
-
-@given(words, st.lists(words, min_size=2, max_size=6), st.dictionaries(words, st.integers(0, 3)))
-def test_a_baseline_has_one_answer_for_the_options_of_a_question_in_any_order(question, options, popularity):
-    for baseline in (longest, shortest, overlapping, popular(popularity)):
-        share = baseline(Item("", question, tuple(options), 0))
-        assert share.sum() == pytest.approx(1)
-        assert baseline(Item("", question, tuple(options[::-1]), 0)).tolist() == share[::-1].tolist()
+def test_all_of_the_above_is_chosen_where_it_stands_unless_the_question_is_negated():
+    options = ("Crash", "Exit", "All of the above")
+    assert all_of_the_above(Item("", "Which follows?", options, 0)).tolist() == [0, 0, 1]
+    assert all_of_the_above(Item("", "Which does NOT follow?", options, 0)).tolist() == [1 / 3] * 3
+    assert all_of_the_above(Item("", "Which follows?", ("None of the above", "Exit"), 0)).tolist() == [1 / 2] * 2
 
 
 def test_items_of_different_sizes_are_each_asked_in_their_own_orders():
@@ -129,7 +113,7 @@ def written(answer_of, *, pages: int = 40, url: str = "page {}") -> list[Item]:
     return items
 
 
-def shortest_is_gold(page, lengths, rng):
+def shortest(page, lengths, rng):
     return lengths.argmin(), ["x" * length for length in lengths]
 
 
@@ -140,8 +124,8 @@ def gold_of_page(page, lengths, rng):
 
 
 def test_a_clue_of_length_is_found_where_there_are_several_components():
-    assert in_one_order(written(shortest_is_gold), "position_length") > 0.95
-    assert in_one_order(written(shortest_is_gold, url="manual"), "position_length") == 0.25
+    assert in_one_order(written(shortest), "position_length") > 0.95
+    assert in_one_order(written(shortest, url="manual"), "position_length") == 0.25
 
 
 def test_a_clue_of_position_is_found_in_one_order_and_not_over_the_cyclic_orders():

@@ -18,7 +18,6 @@ from ghost_jax.data.corpus import book_corpus, index_store
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Item, cyclic_orders, permute
 from ghost_jax.data.retrieval.bm25 import Index, Passage
-from ghost_jax.data.storage import artifact_cache
 from tests.conftest import ROOT
 
 ATTACK = "https://attack.mitre.org/techniques"
@@ -190,13 +189,10 @@ def test_the_embedded_book_is_built_once(tmp_path, monkeypatch):
     corpus = book_corpus(None, messages.append, "embedded")
     built = [index_store(corpus, ("embedded",), messages.append) for _ in range(2)]
     assert built[0] == built[1]
+    assert len(Index.load(built[0])) > 0
     assert sum("indexing" in line for line in messages) == 1
-    manifest = artifact_cache.manifest(built[0])
-    assert manifest.model_extra["passages"] == len(Index.load(built[0])) > 0
-    assert manifest.made_from["sources"] == ["embedded"]
     with pytest.raises(UserError, match="embedded"):
         index_store(corpus, ("attack",), messages.append)
-    assert not list((tmp_path / "ghost_jax" / "stores").glob("*.partial"))
 
 
 @pytest.mark.slow

@@ -241,27 +241,6 @@ def test_a_run_writes_the_answers_unless_it_was_trained_on_an_item(ghost, tiny_r
 
 
 @pytest.mark.slow
-def test_the_served_export_of_a_run_writes_what_the_run_writes(ghost, tiny_run, data, tmp_path):
-    for package in ("torch", "transformers", "fastapi", "uvicorn", "accelerate"):
-        pytest.importorskip(package, reason=f"{package} is not installed: no export is served by transformers")
-    from tests.bench.serving import serving
-
-    flags = ["evals.ctibench", f"--data_dir={data}", "--task=rcm", "--max_tokens=8"]
-    ghost.here("ghost_jax.export", f"--workdir={tiny_run.workdir}", f"--out={tmp_path / 'export'}")
-    ghost.here(*flags, f"--workdir={tiny_run.workdir}", f"--out={tmp_path / 'run.json'}")
-    with serving("transformers", tmp_path) as (url, model):
-        asked = [f"--endpoint={url}", f"--model={model}", f"--out={tmp_path / 'served.json'}"]
-        ghost.here(*flags, *asked, env={"NO_PROXY": "127.0.0.1"})
-    run, served = (
-        [json.loads(line) for line in (tmp_path / f"{name}.answers.jsonl").read_text().splitlines()]
-        for name in ("run", "served")
-    )
-    written = {each["id"]: each["text"] for each in run}
-    assert len(served) == 6, "one for each different prompt"
-    assert [each["reply"] for each in served] == [written[each["question"]] for each in served]
-
-
-@pytest.mark.slow
 def test_baselines_on_the_published_files(ghost_data):
     for name, baseline, low, high in (("vsp", "best constant", 1.5, 1.6), ("ate", "nearest lines", 0.45, 0.6)):
         report = score(TASKS[name], read_task(TASKS[name], None, ghost_data), None, data_dir=ghost_data)
