@@ -18,7 +18,7 @@ def test_a_damaged_record_is_refused_before_anything_is_prepared(tmp_path, conte
     damaged = tmp_path / "speed-2026-11-25-a-cpu.json"
     damaged.write_text(content)
     with pytest.raises(UserError, match=str(damaged)):
-        run(["pretrain"], short=True, changes={}, out=tmp_path)
+        run(["pretrain"], short=True, items="", out=tmp_path)
     assert damaged.read_text() == content
 
 
