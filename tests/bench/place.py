@@ -63,12 +63,7 @@ class Place:
         return self.folder / "cache" / "ghost_jax" / "stores"
 
     def kill(
-        self,
-        command: list[str],
-        made: Path,
-        when: Callable[[], bool],
-        within: float,
-        env: dict[str, str] | None = None,
+        self, command: list, made: Path, when: Callable[[], bool], within: float, env: dict[str, str] | None = None
     ) -> None:
         """Kills one process at a random moment of an operation that is visible on the disk.
 
