@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import importlib
 import io
 import json
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -210,6 +212,20 @@ def tiny_run(ghost, tmp_path_factory) -> FinishedRun:
         if not printed.is_file():
             printed.write_text(ghost(*tiny_chat(workdir)).stdout, encoding="utf-8")
     return FinishedRun(workdir, runs / "pretrain_v05-nano", printed.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_run) -> types.SimpleNamespace:
+    """The tiny run's model on one device: its `config`, `params`, `tokenizer` and `predict(batch, at, targets)`."""
+    from ghost_jax.text import tokenizer  # not above: they import jax
+    from ghost_jax.training.loading import load_model
+    from ghost_jax.training.step import make_predict
+    from tests.models import one_device
+
+    config, params, _ = load_model(tiny_run.workdir, one_device())
+    predict = functools.partial(make_predict(config, params, one_device()), params)
+    loaded = tokenizer.load(tiny_run.workdir / "tokenizer.json")
+    return types.SimpleNamespace(config=config, params=params, tokenizer=loaded, predict=predict)
 
 
 @pytest.fixture(scope="session")
