@@ -10,12 +10,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UsageError
 from ghost_jax.parallel.mesh import make_mesh
 from launch import hlo
 from launch.chips import CHIPS
-from launch.compile_check import describe
-from tests.conftest import set_all
+from launch.compile_check import describe, trace_step
+from tests.conftest import ROOT, set_all
 
 needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 LIBTPU = importlib.util.find_spec("libtpu")
@@ -179,3 +180,10 @@ def test_a_step_on_two_slices_shards_inside_each_and_sums_gradients_across(ghost
     assert two["seconds"]["network"] == pytest.approx(two["dcn_bytes"] / CHIPS["v5e"].dcn_bytes_per_s)
     asked = ghost.refused(*check("--topology=v5e:2x2", "--slices=2", "--config.mesh.replica=1", *split), env=compiler)
     assert "--config.mesh.replica=2" in asked
+
+
+def test_a_step_that_trains_adapters_is_traced():
+    config = config_lib.load(f"{ROOT}/configs/chat_v5.py:nano")
+    for key, value in {"lora.rank": "4", "model.dtype": "float32", "model.layers": "1"}.items():
+        config_lib.override(config, key, value)
+    trace_step(config, make_mesh(devices=jax.devices()[:1]))
