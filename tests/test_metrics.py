@@ -2,15 +2,19 @@
 
 import gzip
 import json
+import math
 import sys
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.runs import metrics
+from ghost_jax.model.config import SIZES
+from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.runs import logger, metrics
 from ghost_jax.runs.metrics import MEASURED, Meter, MetricsLog, measured_flops
 from ghost_jax.training.loop import profiled
 
@@ -92,3 +96,21 @@ def test_the_trace_holds_the_update_asked_for(tmp_path):
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
     assert any("one_update" in event.get("name", "") for event in events)
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_a_value_that_is_not_finite_is_null_in_the_file(tmp_path):
+    with MetricsLog(tmp_path, 0) as log:
+        log.write(1, loss=2.0, grad_norm=math.inf, val_loss=math.nan)
+    (line,) = (tmp_path / metrics.FILE).read_text().splitlines()
+    assert line == '{"step": 1, "loss": 2.0, "grad_norm": null, "val_loss": null}'
+    (read,) = metrics.read(tmp_path)
+    assert math.isnan(read["val_loss"])
+
+
+def test_the_main_process_drops_lines_after_all_have_read_them(tmp_path, monkeypatch):
+    config = ConfigDict({"steps": 2, "data": {"seq_len": 8}, "log": {"wandb": ""}})
+    (tmp_path / metrics.FILE).write_text('{"step": 1}\n{"step": 2}\n')
+    seen = []
+    monkeypatch.setattr(logger, "barrier", lambda _: seen.append(len(metrics.read(tmp_path))))
+    with logger.Journal(config, tmp_path, 1, SIZES["nano"], make_mesh()):
+        assert (seen, len(metrics.read(tmp_path))) == ([2], 1)
