@@ -96,7 +96,7 @@ def run_stage(stage: Stage, data_dir: Path | None, evals: Sequence[str], console
     Its data are first searched for the items of `evals`, by which the last stage is scored.
     """
     config, workdir = stage.config, stage.workdir
-    with run_dir.locked(workdir):
+    with run_dir.locked(workdir), distributed.end_with_peers():
         run_dir.open_run(workdir, config)
         if stage.finished:
             return

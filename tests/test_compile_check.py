@@ -10,12 +10,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UsageError
 from ghost_jax.parallel.mesh import make_mesh
 from launch import hlo
 from launch.chips import CHIPS
-from launch.compile_check import describe
-from tests.conftest import set_all
+from launch.compile_check import describe, trace_step
+from tests.conftest import ROOT, set_all
 from tests.models import needs_eight
 
 LIBTPU = importlib.util.find_spec("libtpu")
@@ -153,3 +154,10 @@ def test_a_step_is_compiled_for_slices_or_refused_with_what_it_needs(ghost, tmp_
     assert "exceeds available HBM" in ghost.refused(*check("--topology=v5e:2x2", *large), env=compiler)
     replica = ["--slices=2", "--config.mesh.replica=1", *split]
     assert "--config.mesh.replica=2" in ghost.refused(*check("--topology=v5e:2x2", *replica), env=compiler)
+
+
+def test_a_step_that_trains_adapters_is_traced():
+    config = config_lib.load(f"{ROOT}/configs/chat_v5.py:nano")
+    for key, value in {"lora.rank": "4", "model.dtype": "float32", "model.layers": "1"}.items():
+        config_lib.override(config, key, value)
+    trace_step(config, make_mesh(devices=jax.devices()[:1]))

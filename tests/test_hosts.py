@@ -10,7 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
+from evals.tasks import mcq
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.items import Items
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import AXES, make_mesh
 from ghost_jax.training.step import make_predict
@@ -113,6 +117,24 @@ def test_a_process_whose_peer_hangs_ends_within_a_minute(ghost, tmp_path):
     ghost.finish(process, check=False)
     assert waited < 60
     assert "[0] error: Another process of this run is gone" in printed
+
+
+def test_processes_with_other_data_are_refused_with_both_values(monkeypatch):
+    distributed.check_same({"data": "abc", "dtype": "float32"})
+    other = np.array(["abc", "bfloat16"], "S64").view(np.uint8)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.stack([mine, other]))
+    with pytest.raises(UserError, match="Processes 0 and 1 of this run differ: dtype is float32 and bfloat16"):
+        distributed.check_same({"data": "abc", "dtype": "float32"})
+
+
+def test_processes_with_other_items_are_refused_before_any_is_asked(monkeypatch, tmp_path):
+    def refuse(values):
+        raise UserError(values["items"])
+
+    monkeypatch.setattr(mcq, "find_items", lambda *_: (Items("", "", "abc", ()), ""))
+    monkeypatch.setattr(distributed, "check_same", refuse)
+    with pytest.raises(UserError, match="abc"):
+        mcq.evaluate_run(None, None, tmp_path, None, context=1, batch_size=1, orders="cyclic")
 
 
 def _losses(folder: Path, name: str) -> None:

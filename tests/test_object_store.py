@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -236,6 +237,19 @@ def test_data_in_a_store_are_copied_once_and_again_where_they_changed(store, tmp
     assert (target / "raw/a.jsonl").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="nothing-here"):
         mirror(store.path("nothing-here"), tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["/{outside}/x", "raw/../../x"])
+def test_an_object_whose_name_leads_out_of_the_cache_is_refused(monkeypatch, tmp_path, name):
+    found = {"bucket/data/raw/a.txt": {}, f"bucket/data/{name.format(outside=tmp_path)}": {}}
+    store = SimpleNamespace(
+        find=lambda *_, **__: {path: {"size": 1, "etag": "1"} for path in found},
+        get_file=lambda _, to: Path(to).write_text("x"),
+    )
+    monkeypatch.setattr(object_store, "file_system", lambda _: store)
+    with pytest.raises(UserError, match="/x cannot be copied"):
+        mirror(object_store.StorePath("s3://bucket/data"), tmp_path / "mirror")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- The lock ----

@@ -134,3 +134,15 @@ def test_the_config_chooses_the_optimizer_and_its_numbers():
     np.testing.assert_array_equal(found["kernel"], expected["kernel"])
     config_lib.override(config, "optim.name", "muon")
     assert "muon" in str(jax.tree.structure(TrainSetup.from_config(config, 4096).abstract.opt_state))
+
+
+def test_adapters_decay_and_the_rows_of_new_tokens_do_not():
+    adapters = {"a": np.ones((4, 2)), "b": np.ones((2, 4))}
+    params = {"block_0/up/kernel": adapters, "embedding": {"rows": np.ones((1, 4))}}
+    direction, _ = updated(adamw(0.9, 0.95, 0.25, 1.0), params, jax.tree.map(np.zeros_like, params))
+    assert [float(leaf.max()) for leaf in jax.tree.leaves(direction)] == [0.25, 0.25, 0.0]
+
+
+def test_the_rate_needs_no_device(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda **_: pytest.fail("the rate is computed on a device"))
+    assert [schedule(1.0, 0.0, 1, 3)(update) for update in range(3)] == close([1.0, 0.5, 0.0])

@@ -101,6 +101,19 @@ def test_a_run_keeps_the_type_it_began_with(tmp_path, begun_in, other):
         run_dir.open_run(tmp_path, settled(other))
 
 
+def test_an_installed_package_has_no_commit_of_the_project_around_it(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
+
+    (tmp_path / "run_dir.py").write_text("")
+    monkeypatch.setattr(run_dir, "__file__", str(tmp_path / "run_dir.py"))
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message=first")
+    assert run_dir.environment().git_commit == ""
+    git("add", "run_dir.py")
+    assert len(run_dir.environment().git_commit) == 40
+
+
 def test_a_real_command_restarts_once_with_huge_pages(tmp_path):
     if "[madvise]" not in (ghost_jax._SETTING.read_text() if ghost_jax._SETTING.is_file() else ""):
         pytest.skip("this machine gives huge pages to all processes or to none")

@@ -10,10 +10,15 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from rich.console import Console
 
+from ghost_jax import train as train_command
+from ghost_jax.config import load as config_lib
+from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import run_dir
 from ghost_jax.text import tokenizer
+from ghost_jax.training.checkpoint import Checkpoints
 from ghost_jax.training.loading import load_model
 from tests.conftest import losses_of, paragraph_of, score_of, set_all, tiny_base, tiny_chat, updates_of
 
@@ -151,6 +156,37 @@ def test_objectives_probe_trace_and_schedule_are_logged_and_the_best_checkpoint_
     losses = {step: line["val_loss"] for step, line in lines.items() if "val_loss" in line}
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()}
     assert kept == {6, 8, min(losses, key=losses.get)}
+
+
+def test_a_stop_during_the_last_save_ends_the_run_before_it_is_scored(ghost, tiny_run, tmp_path, monkeypatch):
+    workdir, compared, save = tmp_path / "base", [], Checkpoints.save
+    shutil.copytree(tiny_run.base, workdir)
+    (workdir / "status.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "8")
+
+    def asked(*arguments):
+        save(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(distributed, "check_same", compared.extend)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", asked)
+        assert "Stopped on request" in ghost.refused_here(*tiny_base(workdir))
+    assert (workdir / "checkpoints" / "8").is_dir()
+    assert not (workdir / "status.json").exists()
+    assert {"data", "tokenizer", "dtype"} <= set(compared)
+
+
+def test_a_lost_process_ends_the_others_wherever_a_stage_waits(tmp_path, monkeypatch):
+    def lost(*_):
+        raise ValueError("Gloo AllGather failed: Connection closed by peer")
+
+    config = config_lib.load("configs/pretrain_v05.py:nano")
+    monkeypatch.setattr(train_command, "prepare", lost)
+    monkeypatch.setattr(distributed, "_end", lambda: sys.exit("ended"))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(SystemExit, match="ended"):
+        train_command.run_stage(train_command.Stage(config, tmp_path, tmp_path), None, [], Console())
 
 
 @pytest.mark.slow

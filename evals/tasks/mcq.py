@@ -19,6 +19,7 @@ from ghost_jax.core.atomic_io import read_config
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items
 from ghost_jax.data.storage import artifact_cache
+from ghost_jax.parallel import distributed
 from ghost_jax.runs import evaluation, run_dir, run_record
 from ghost_jax.runs.evaluation import Contamination, Evaluation
 from ghost_jax.text.tokenizer import Tokenizer
@@ -51,6 +52,7 @@ def evaluate_run(
       options_only: the run directory of the same recipe trained without questions, the third control.
     """
     items, note = (read_items(path), "") if path else find_items(data_dir, workdir)
+    distributed.check_same({"items": items.sha256})
     if options_only:  # before hours of scoring
         control_name = stem_of(path, split, orders)
         check_trained_without_questions(options_only, workdir, control_name, items)

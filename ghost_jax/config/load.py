@@ -184,7 +184,7 @@ def validate(config: ConfigDict, prefix: str = "") -> None:
     Messages put `prefix` before a key: "base." for the base of a chat config.
     """
     check(config, prefix)
-    for rule in (_sizes, _schedule, _updates, _mixture, _metric, _objective):
+    for rule in (_sizes, _schedule, _adapters, _updates, _mixture, _metric, _objective):
         if fault := rule(config):
             raise UsageError(f"{prefix}{fault}")
     if config.stage != "chat":
@@ -220,6 +220,12 @@ def _schedule(config: ConfigDict) -> str | None:
     peak, least = config.optim.peak_lr, config.optim.min_lr
     if config.optim.schedule != "constant" and least > peak:
         return f"optim.min_lr is {least}, but the rate decays to it from optim.peak_lr ({peak}). Use at most that."
+    return None
+
+
+def _adapters(config: ConfigDict) -> str | None:
+    if config.get("lora", {}).get("rank") and config.optim.name == "muon":
+        return "optim.name is muon, which has no axes for adapters. With lora.rank use adamw."
     return None
 
 

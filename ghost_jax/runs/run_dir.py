@@ -207,8 +207,12 @@ def machine() -> str:
 
 def _git(*arguments: str) -> str:
     """Returns git's output on the code's own checkout; empty where there is none (an installed package)."""
+    here, found = Path(__file__), ""
     try:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        # The repository around an installed package is the user's project, which does not track this file.
+        for words in (("ls-files", "--error-unmatch", here.name), arguments):
+            command = ["git", "-C", str(here.parent), *words]
+            found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+    return found

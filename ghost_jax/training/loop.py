@@ -43,6 +43,7 @@ def train(
     config, mesh = setup.config, setup.mesh
     mix = mix_of(config, prepared)
     identity = identity_of(setup.model.config, prepared.tokenizer.sha256, mixture.fingerprint(mix))
+    distributed.check_same({**identity["model"], **identity, "model": ""})
     with Checkpoints(workdir, config.keep, config.keep_best) as checkpoints:
         state = checkpoints.newest(lambda step: checkpoints.restore(step, setup.abstract, mesh, identity))
         frozen = setup.base_params(base_workdir, prepared) if setup.lora else None
@@ -59,7 +60,7 @@ def train(
         stream = mixture.train_batches(mix, *distributed.part_of_batch(batch_sharding(mesh)))
         batches = mixture.read_from(stream, start)
         stop_vote = distributed.StopVote()
-        with open_journal(start) as journal, stop_requests() as asked_to_stop, distributed.end_with_peers():
+        with open_journal(start) as journal, stop_requests() as asked_to_stop:
             for update in range(start + 1, config.steps + 1):
                 batch = journal.next_batch(batches)
                 lr = setup.rate(update - 1)
@@ -80,8 +81,11 @@ def train(
                         # A run whose checkpoints cannot be read ends here, not when it is resumed: once a run it waits
                         # for a write and a read. No device holds the state twice.
                         state, first_save = checkpoints.read_back(state, mesh, identity), False
-                if stopping:  # after the last update as well: scoring takes longer than a scheduler waits
-                    raise KeyboardInterrupt
+                if stopping:
+                    break
+            checkpoints.wait()  # here, where a second SIGTERM does not interrupt the save
+            if distributed.any_process(asked_to_stop()):  # or at the end: scoring takes longer than a scheduler waits
+                raise KeyboardInterrupt
 
 
 def _measured(measures: list[Measure], params: dict) -> Callable[[], dict[str, float]]:
