@@ -245,6 +245,7 @@ def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
         (["data.seq_len=4096"], ("data.seq_len", "4096", "model.context", "1024")),
         (["model.heads=3", "base.model.heads=3"], ("model.heads (3)",)),
         (["optim.peak_lr=1e-3", "optim.min_lr=2e-3"], ("optim.min_lr is 0.002", "0.001")),
+        (["lora.rank=4", "optim.name=muon"], ("optim.name is muon", "lora.rank")),
         (["mesh.fsdp=-1"], ("mesh", "-1")),
         (["log.trace_at=41"], ("log.trace_at is 41", "40")),
         (["keep_best=val_loss_read"], ("keep_best", "val_loss_shared, val_loss_cot")),

@@ -1,5 +1,6 @@
 """launch/: the scripts work without a cluster, and the local launcher treats its processes as one."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -55,11 +56,11 @@ def test_a_dry_run_of_the_pod_prints_every_command_and_runs_none(tmp_path):
     result = shell([*POD, "--spot", "--project=p q", "--dry_run", "--", *command], tmp_path)
     assert result.returncode == 0, result.stderr
     commands = [line[2:] for line in result.stderr.splitlines() if line.startswith("+ ")]
-    steps = ("queued-resources create", "git", "scp", "requirements-tpu", "ghost_jax.train", "mkdir", "cat", "delete")
+    steps = ("git", "queued-resources create", "scp", "requirements-tpu", "ghost_jax.train", "mkdir", "cat", "delete")
     assert [step in line for line, step in zip(commands, steps, strict=True)] == [True] * len(steps)
-    assert "--spot" in commands[0]
+    assert "--spot" in commands[1]
     assert "--worker=all" in commands[4]
-    assert r"--project=p\ q" in commands[0]
+    assert r"--project=p\ q" in commands[1]
     assert r"--workdir=/mnt/a\\\ b" in commands[4]  # quoted once for the worker's shell, once for this one's
     assert not list(tmp_path.iterdir())
 
@@ -73,22 +74,65 @@ def test_bad_usage_of_the_pod_is_answered_with_the_usage(words, tmp_path):
     assert "usage: launch/tpu_pod.sh" in result.stderr
 
 
-def test_a_preempted_slice_is_requested_again(tmp_path):
-    calls = tmp_path / "calls"
-    # The first slice is preempted in training, the second is not.
-    gcloud = f"""
-echo "$*" >>{calls}
-trained=$(grep -c 'the command' {calls})
+def cloud(folder: Path, training: str) -> str:
+    """A gcloud that logs its calls and keeps the state of one slice in files of `folder`; it trains by `training`."""
+    return f"""
+cd {folder}
+echo "$*" >>calls
 case "$*" in
-  *describe*) [[ -e {tmp_path}/gone ]] && echo SUSPENDED || echo ACTIVE ;;
-  *create*) rm -f {tmp_path}/gone ;;
-  *"the\\ command"* | *"the command"*) if ((trained == 1)); then touch {tmp_path}/gone; exit 255; fi ;;
+  *describe*)
+    if [[ -e offline ]]; then rm offline; echo UNAVAILABLE >&2; exit 1; fi
+    cat state 2>/dev/null || {{ echo 'ERROR: (gcloud) NOT_FOUND: Resource' >&2; exit 1; }} ;;
+  *create*) echo ACTIVE >state ;;
+  *delete*) rm state ;;
+  *"the command"*) if (($(grep -c "the command" calls) == 1)); then {training}; fi ;;
 esac"""
-    words = [*POD, f"--logs={tmp_path}/logs", "--", "echo", "the", "command"]
-    result = shell(words, tmp_path, tools(tmp_path, gcloud=gcloud, sleep=""))
-    assert result.returncode == 0, result.stderr
-    asked = calls.read_text()
-    assert (asked.count("queued-resources create"), asked.count("queued-resources delete")) == (2, 2)
+
+
+POD_COMMAND = ["--", "echo", "the", "command"]
+
+
+def requests_of(folder: Path) -> tuple[int, int]:
+    """How often a slice was requested and deleted."""
+    asked = (folder / "calls").read_text() if (folder / "calls").exists() else ""
+    return asked.count("queued-resources create"), asked.count("queued-resources delete")
+
+
+@pytest.mark.parametrize(
+    ("before", "training", "code", "requests"),
+    [
+        ("", "echo SUSPENDED >state; exit 255", 0, (2, 2)),  # preempted
+        ("", "exit 255", 0, (1, 1)),  # the connection broke
+        ("", "touch offline; exit 255", 0, (1, 1)),
+        ("", "exit 3", 3, (1, 1)),
+        ("ACTIVE", "exit 3", 3, (0, 0)),
+        ("SUSPENDED", "true", 0, (1, 2)),
+    ],
+)
+def test_a_slice_is_used_while_it_is_active_and_deleted_where_it_was_requested_here(
+    tmp_path, before, training, code, requests
+):
+    if before:
+        (tmp_path / "state").write_text(before)
+    programs = tools(tmp_path, gcloud=cloud(tmp_path, training), sleep="")
+    result = shell([*POD, f"--logs={tmp_path}/logs", *POD_COMMAND], tmp_path, programs)
+    assert (result.returncode, requests_of(tmp_path)) == (code, requests), result.stderr
+    assert ("base stays, and is billed" in result.stderr) == (before == "ACTIVE")
+
+
+def test_a_checkout_that_cannot_be_packed_is_refused_before_a_slice_is_requested(tmp_path):
+    result = shell([*POD, *POD_COMMAND], tmp_path, tools(tmp_path, gcloud=cloud(tmp_path, "true"), tar="exit 2"))
+    assert (result.returncode, requests_of(tmp_path)) == (1, (0, 0))
+    assert "cannot be packed" in result.stderr
+
+
+def test_ctrl_c_deletes_the_slice(tmp_path):
+    env = {"PATH": f"{tools(tmp_path, gcloud=cloud(tmp_path, 'touch training; tail -f /dev/null'))}:/usr/bin:/bin"}
+    process = subprocess.Popen([*POD, *POD_COMMAND], env=env, cwd=tmp_path, start_new_session=True)
+    while not (tmp_path / "training").exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert (process.wait(30), requests_of(tmp_path)) == (130, (1, 1))
 
 
 def two_processes(ghost, script: str) -> subprocess.Popen:

@@ -9,9 +9,12 @@ import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.runs import metrics
+from ghost_jax.model.config import SIZES
+from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.runs import logger, metrics
 from ghost_jax.runs.logger import divergence
 from ghost_jax.runs.metrics import MEASURED, Meter, MetricsLog, measured_flops
 
@@ -107,3 +110,21 @@ def test_a_divergence_is_a_tail_of_strictly_rising_losses_or_one_that_is_not_fin
     rising = len(tail) == evaluations and all(b > a or not math.isfinite(b) for a, b in itertools.pairwise(tail))
     diverged = rising or bool(values and not math.isfinite(values[-1]))
     assert (divergence(lines(*values), evaluations) is not None) == diverged
+
+
+def test_a_value_that_is_not_finite_is_null_in_the_file(tmp_path):
+    with MetricsLog(tmp_path, 0) as log:
+        log.write(1, loss=2.0, grad_norm=math.inf, val_loss=math.nan)
+    (line,) = (tmp_path / metrics.FILE).read_text().splitlines()
+    assert line == '{"step": 1, "loss": 2.0, "grad_norm": null, "val_loss": null}'
+    (read,) = metrics.read(tmp_path)
+    assert math.isnan(read["val_loss"])
+
+
+def test_the_main_process_drops_lines_after_all_have_read_them(tmp_path, monkeypatch):
+    config = ConfigDict({"steps": 2, "data": {"seq_len": 8}, "log": {"wandb": ""}})
+    (tmp_path / metrics.FILE).write_text('{"step": 1}\n{"step": 2}\n')
+    seen = []
+    monkeypatch.setattr(logger, "barrier", lambda _: seen.append(len(metrics.read(tmp_path))))
+    with logger.Journal(config, tmp_path, 1, SIZES["nano"], make_mesh()):
+        assert (seen, len(metrics.read(tmp_path))) == ([2], 1)

@@ -229,3 +229,11 @@ def test_a_single_seed_has_the_interval_of_its_items_and_a_single_order_is_named
     assert cells["accuracy, %"] == "30.0 (one order)"
     assert (cells["95% interval"], cells["min to max"]) == ("28.0 to 32.0 (items)", "—")
     assert any("one seed" in note for note in notes)
+
+
+def test_a_loss_that_is_not_finite_is_not_pooled(recorded):
+    sweep, folder, states = recorded
+    path = folder / "peak_lr=0.01-seed0" / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 41, "loss": 5.0, "tokens_per_s": 320.0, "val_loss": null}\n')
+    (header, _, second), _ = sweep_table.write(sweep, folder, states)
+    assert dict(zip(header, second, strict=True))["val loss"] == "3.400"  # of the other finished seed

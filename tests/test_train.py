@@ -1,6 +1,7 @@
 """`python -m ghost_jax.train`: from nothing, again, interrupted, on other devices, and with wrong input."""
 
 import json
+import shutil
 import signal
 import sys
 import time
