@@ -249,6 +249,7 @@ def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
         (["mesh.fsdp=-1"], ("mesh", "-1")),
         (["log.trace_at=41"], ("log.trace_at is 41", "40")),
         (["keep_best=val_loss_read"], ("keep_best", "val_loss_shared, val_loss_cot")),
+        (["keep_best=val_loss", "data.validation_records=0"], ("keep_best is val_loss", "data.validation_records")),
         (["objective.lm=0"], ("objective",)),
         (["objective.letter=1", "data.layout=cloze"], ("objective.letter", "data.layout=cloze")),
         (["objective.letter=1", "data.mixture.mcq=0", "data.mixture.cot=0"], ("objective.letter", "fact_mcq")),
@@ -277,6 +278,7 @@ def test_values_outside_of_their_domain_or_that_contradict_each_other_are_refuse
         ("c.data.mixture_schedule = {'10': dict(mqc=2)}", '"mcq"'),
         ("c.data.mixture_schedule = {'10': dict(qa=0, mcq=0, cot=0, small_talk=0)}", "update 10"),
         ("c.model.kv_heads = 3", "model.kv_heads (3)"),
+        ("c.base.model.rope_base = 5e5", "model.rope_base"),
     ],
 )
 def test_a_config_file_with_a_wrong_key_or_value_is_refused(tmp_path, change, part):

@@ -68,7 +68,8 @@ def test_a_defect_raises():
 def test_an_installed_tpu_library_is_not_loaded_without_a_tpu(ghost, with_libtpu, tmp_path):
     opened = tmp_path / "peak_lr=0.02-seed2"  # opening a run that is there asks JAX which process this is
     opened.mkdir()
-    (opened / "config.json").write_text('{"seed": 7, "model": {"dtype": "float32"}}')
+    groups = '"model": {"dtype": "float32"}, "data": {}, "optim": {}'
+    (opened / "config.json").write_text(f'{{"stage": "chat", "seed": 7, "steps": 1, {groups}}}')
     sweep = ["ghost_jax.sweep", "--config=configs/sweeps/lr.py:nano", f"--runs={tmp_path}", "--dry_run"]
     started = [ghost.start(*words, env=with_libtpu) for words in (tiny_base(tmp_path / "base", "--plan"), sweep)]
     plan, refused = (ghost.finish(process, check=False) for process in started)
