@@ -13,8 +13,9 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.parallel.sharding_rules import shardings
-from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, checksums, identity_of
-from ghost_jax.training.loading import load_model
+from ghost_jax.text import tokenizer
+from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, checksums, identity_of, params_of
+from ghost_jax.training.loading import check_base, check_resumed, load_model, newest_record
 from ghost_jax.training.optimizer import adamw, muon
 from ghost_jax.training.step import TrainState, abstract_state
 from tests.models import needs_eight, one_device
@@ -31,10 +32,10 @@ def state_at(step: int, mesh=None) -> TrainState:
     return jax.device_put(numbered, shardings(ABSTRACT, mesh or make_mesh()))
 
 
-def save(workdir, *steps: int, mesh=None) -> None:
+def save(workdir, *steps: int, mesh=None, identity=IDENTITY) -> None:
     with Checkpoints(workdir, keep=5) as checkpoints:
         for step in steps:
-            checkpoints.save(state_at(step, mesh), IDENTITY, {})
+            checkpoints.save(state_at(step, mesh), identity, {})
 
 
 def restore(workdir, mesh=None, identity=IDENTITY, abstract=ABSTRACT) -> TrainState:
@@ -224,3 +225,40 @@ def test_a_run_directory_that_cannot_hold_a_checkpoint_is_refused_before_anythin
         Checkpoints(tmp_path / name, keep=1)
     assert str(tmp_path / name) in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_best_is_kept_over_a_restart_that_may_choose_another_loss(tmp_path):
+    def kept(keep_best: str, step: int, **losses: float) -> list[str]:
+        with Checkpoints(tmp_path, keep=1, keep_best=keep_best) as checkpoints:
+            checkpoints.save(state_at(step), IDENTITY, losses)
+        return saved_in(tmp_path)
+
+    assert kept("val_loss", 1, val_loss=2.0, val_loss_qa=1.0) == ["1"]
+    assert kept("val_loss", 2, val_loss=3.0, val_loss_qa=0.5) == ["1", "2"]
+    assert kept("val_loss_qa", 3, val_loss=1.0, val_loss_qa=0.7) == ["2", "3"]
+
+
+def test_a_run_is_bound_to_the_parameters_of_its_base(tmp_path):
+    base, other, chat = tmp_path / "base", tmp_path / "other", tmp_path / "chat"
+    save(base, 1, 2)
+    save(other, 3)
+    check_base(chat, base)  # not started
+    save(chat, 1, identity=IDENTITY | {"base": params_of(newest_record(base)[1])})
+    check_base(chat, shutil.copytree(base, tmp_path / "copy"))
+    for place in (other, tmp_path / "gone"):
+        with pytest.raises(UserError, match=str(place)):
+            check_base(chat, place)
+    with pytest.raises(UserError, match="base: "):
+        check_resumed(chat, IDENTITY | {"base": params_of(newest_record(other)[1])})
+
+
+def test_a_model_is_loaded_at_the_step_that_is_needed_and_with_its_own_vocabulary(tmp_path):
+    save(tmp_path, 2, 4)
+    assert load_model(tmp_path, make_mesh(), 4)[2] == 4
+    tokenizer.train(["a text " * 50], 270).save(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="another tokenizer"):
+        load_model(tmp_path, make_mesh())
+    (tmp_path / "tokenizer.json").unlink()
+    without_params(tmp_path / FOLDER / "4")
+    with pytest.raises(UserError, match="step 4"):
+        load_model(tmp_path, make_mesh(), 4)

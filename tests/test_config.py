@@ -19,6 +19,7 @@ from ghost_jax.config.validate import leaves
 from ghost_jax.core.errors import BAD_USAGE, UsageError, UserError
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.runs import run_dir, run_record
+from ghost_jax.train import stages_of
 from ghost_jax.training.loss import OBJECTIVES
 from ghost_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 from tests.conftest import ROOT
@@ -296,6 +297,74 @@ def test_multipliers_may_change_with_an_update():
     assert list(by_start) == [0, 10, 25]
     assert [by_start[start]["mcq"] for start in by_start] == [5.0, 0.0, 0.0]
     assert [by_start[start]["qa"] for start in by_start] == [1.0, 1.0, 2.0]
+
+
+def test_a_run_may_be_resumed_with_other_keys_that_decide_nothing_for_it_or_its_base(tmp_path):
+    run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano")[0])
+    for group in ("", "base."):
+        free = (f"--config.{group}{key}" for key in ("micro_batch_size=2", "save_every=3", "model.remat=true"))
+        run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano", *free)[0])
+    with pytest.raises(UserError, match=r"base\.steps is 100 there and 7 here\."):
+        run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano", "--config.base.steps=7")[0])
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The config.json of a base run alone."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(config_lib.to_json(read("pretrain_v05", "nano")))
+    return tmp_path / "base"
+
+
+def test_keys_of_a_base_that_is_given_are_refused_and_records_do_not_have_its_path(base):
+    words = (f"--config={CHAT}:nano", f"--base={base}")
+    assert "--config.base.steps" in refusal(*words, "--config.base.steps=7")
+    config = parse(*words)[0]
+    assert str(base) in config.base.vocabulary
+    assert str(base.parent) not in config_lib.to_json(config)
+
+
+def test_the_run_directory_of_a_base_is_not_that_of_the_chat_run(tmp_path):
+    with pytest.raises(UsageError, match="run directory of the base"):
+        stages_of(parse(f"--config={CHAT}:nano")[0], tmp_path / "pretrain_v05-nano", None)
+
+
+def test_a_model_that_is_no_run_is_refused_with_the_command_that_imports_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    config, _ = parse(f"--config={CHAT}:nano")
+    for use in (config_lib.stand_on, lambda config, place: run_dir.settle(config, place)):
+        with pytest.raises(UserError, match="import_model"):
+            use(config, tmp_path)
+
+
+def test_a_run_is_opened_when_its_config_is_written_and_records_its_words_and_later_starts(tmp_path, monkeypatch):
+    config, words = read("chat_v5", "nano"), ["--config.seed=3", "--workdir=mine"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "environment", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_dir.open_run(tmp_path, config, words)
+    assert not (tmp_path / "config.json").exists()
+    run_dir.open_run(tmp_path, config, words)
+    run_dir.record_resumed(tmp_path, 0)  # as it was
+    first = run_record.read_environment(tmp_path)
+    assert (first.command, first.resumed) == (["--config=configs/chat_v5.py:nano", "--config.seed=3"], None)
+    monkeypatch.setattr(run_dir, "machine", lambda: "another")
+    for update in (10, 20):
+        run_dir.record_resumed(tmp_path, update)
+    found = run_record.read_environment(tmp_path)
+    assert [(start["update"], start["machine"]) for start in found.resumed] == [(10, "another")]
+    assert dataclasses.replace(found, resumed=None) == first
+
+
+def test_a_finished_run_says_which_evaluations_it_was_not_scored_by(tmp_path, capsys):
+    config = read("chat_v5", "nano")
+    run_record.write_finished(tmp_path, 40, config.evals.to_dict())
+    assert (run_dir.evals_of(tmp_path, config), capsys.readouterr().out) == (["ctibench"], "")
+    with config.unlocked():
+        config.evals = {"ctibench": config.evals.ctibench.to_dict() | {"orders": "all"}, "facts": {"batch_size": 2}}
+    assert run_dir.evals_of(tmp_path, config) == ["ctibench"]
+    said = capsys.readouterr().out
+    assert [part for part in ("evals.ctibench.orders is cyclic", "evals.facts") if part not in said] == []
 
 
 if __name__ == "__main__":

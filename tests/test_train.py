@@ -238,3 +238,37 @@ def test_a_base_with_another_tokenizer_is_refused(ghost, tiny_run, tmp_path):
     assert "tokenizer" in paragraph
     assert tiny_run.base.name in paragraph
     assert not (workdir / "metrics.jsonl").exists()
+
+
+OTHER_BASES = {  # what became of a base after a chat run, or before it: the part that is gone, flags, and what is named
+    "of other parameters": ("checkpoints/8", "", "another base"),
+    "corrupt, of a new run": ("checkpoints/8/params", "", "step 8"),
+    "gone, and another config": (".", "--config.steps=9", "steps is 8 there and 9 here"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_BASES)
+def test_a_chat_run_is_refused_before_anything_is_trained_where_its_base_is(ghost, tiny_run, tmp_path, name):
+    gone, flags, part = OTHER_BASES[name]
+    workdir = tiny_run.beside_base(tmp_path)
+    if "new" not in name:
+        shutil.copytree(tiny_run.workdir, workdir, ignore=shutil.ignore_patterns("metrics.jsonl"))
+    shutil.rmtree(tmp_path / tiny_run.base.name / gone)
+    assert part in ghost.refused_here(*tiny_chat(workdir, *flags.split()))
+    assert not (workdir / "metrics.jsonl").exists()
+    assert (tmp_path / tiny_run.base.name).exists() == (gone != ".")
+
+
+def test_an_unfinished_run_whose_data_changed_keeps_its_records(ghost, tiny_run, tmp_path, monkeypatch):
+    workdir = shutil.copytree(tiny_run.base, tmp_path / "base", ignore=shutil.ignore_patterns("status.json"))
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*.json*")}
+    monkeypatch.setattr("ghost_jax.data.mixture.VERSION", -1)  # another order of the rows
+    assert "data: " in ghost.refused_here(*tiny_base(workdir))
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*.json*")} == before
+
+
+def test_a_finished_run_is_shown_without_its_base(ghost, tiny_run, tmp_path, monkeypatch):
+    workdir = shutil.copytree(tiny_run.workdir, tmp_path / "chat")
+    monkeypatch.setattr("ghost_jax.report.write", lambda runs, out: out)
+    assert "verdict: " in ghost.here(*tiny_chat(workdir)).stdout
+    assert list(tmp_path.iterdir()) == [workdir]
