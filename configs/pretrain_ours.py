@@ -8,7 +8,7 @@ comes in 26 forms and both directions, as often as the documents: a third of the
 close to 1,000 statements of each fact. More rewriting by entity and relation keeps helping, more paraphrase does not
 (arXiv 2409.07431). At the small presets, whose corpus is the reference pages alone, nine rows in ten are facts.
 
-The rate stays at its peak and falls in the last fifth, so that a run can be extended for more exposures.
+The rate stays at its peak and falls in the last fifth.
 Untested: that exposure and not capacity was the study's ceiling; the multiplier; this schedule against the cosine.
 """
 

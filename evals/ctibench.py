@@ -23,10 +23,12 @@ from evals.tasks.mcq import contamination_of, evaluate_run, stem_of
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import UsageError, command
+from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Items
+from ghost_jax.data.storage.artifact_cache import sha256_of
 from ghost_jax.inference.generate import Generator
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import evaluation, run_dir
@@ -93,8 +95,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"The reader {flags.reader} reads a book: add --book=open.")
     if kind in (RUN, READING_RUN) and not flags.workdir:
         raise UsageError("Name the run to score with --workdir; only --book=open --reader=lexical needs none.")
-    if kind == ENDPOINT and (not flags.out or flags.out.is_dir() or not flags.model):
+    if kind == ENDPOINT and not (flags.out and flags.model):
         raise UsageError("--endpoint needs --model=NAME and --out=FILE; its raw answers are kept beside that report.")
+    if flags.out and flags.out.is_dir():
+        raise UsageError(f"--out={flags.out} is a folder. Name the file of the report.")
     for name in ("batch_size", "concurrency", "max_tokens"):
         if (count := getattr(flags, name)) is not None and count < 1:
             raise UsageError(f"--{name} is {count}; it must be at least 1.")
@@ -119,6 +123,7 @@ def score_task(flags: argparse.Namespace, console: Console) -> None:
     task = TASKS[flags.task]
     items = open_answers.read_task(task, flags.items, flags.data_dir)
     out = flags.out or (flags.workdir and flags.workdir / "evals" / f"{items.name.removesuffix('.tsv')}.json")
+    rivals = task.baselines(items, flags.data_dir)  # first of all: their data may be missing, and answers take hours
     answers, fields = None, {}
     if flags.predictions:
         answers, fields["predictions_file"] = open_answers.read_answers(task, items, flags.predictions, flags.column)
@@ -128,7 +133,7 @@ def score_task(flags: argparse.Namespace, console: Console) -> None:
         answers, fields = ask_run(flags, items)
         lines = [json.dumps({"id": item.id, "text": text}) for item, text in zip(items, answers, strict=True)]
         write_text(out.with_suffix(".answers.jsonl"), "\n".join([*lines, ""]))
-    report = open_answers.score(task, items, answers, data_dir=flags.data_dir, **fields)
+    report = open_answers.score(task, items, answers, rivals, **fields)
     open_answers.show(report, console)
     if out:
         evaluation.write(out, report)
@@ -162,19 +167,33 @@ def ask_endpoint(flags: argparse.Namespace, items: open_answers.TaskItems) -> tu
     return [texts[item.prompt] for item in items], model
 
 
-def report_name(flags: argparse.Namespace) -> str:
-    """Returns the name of a report in a run's `evals/`: "ctibench", "ctibench-published", "ctibench-open-model"."""
-    unusual = [
-        *([flags.split] if flags.split != "all" else []),
-        *([flags.orders] if flags.orders != "cyclic" else []),
-        *([flags.book if flags.book == "open" else "own", flags.reader] if flags.book != "closed" else []),
-    ]
-    return "-".join([stem_of(flags.items), *unusual])
+def place_of(flags: argparse.Namespace) -> Path | None:
+    """Returns the file of the report; None where it is only printed.
+
+    Raises UserError where the report of a run on other items of the same name is there.
+    """
+    if flags.out or not flags.workdir:
+        return flags.out
+    name = stem_of(flags.items, flags.split, flags.orders, flags.book, flags.reader)
+    place = flags.workdir / "evals" / f"{name}.json"
+    if flags.items and place.is_file():
+        before = evaluation.read(place).items
+        if before.sha256 != sha256_of(flags.items):
+            raise UserError(
+                f"{place} is the report on other items, {before.file}. Name another file with --out=FILE, or rename "
+                f"{flags.items}."
+            )
+    return place
+
+
+def benchmark(flags: argparse.Namespace) -> Items:
+    """Returns the items that are scored without a run: those of --items, else CTIBench."""
+    return read_items(flags.items) if flags.items else find_items(flags.data_dir, None)[0]
 
 
 def score_lexical(flags: argparse.Namespace, console: Console) -> Evaluation:
     """Returns the evaluation of the lexical reader, and prints its evidence where that is asked for."""
-    items = read_items(flags.items) if flags.items else find_items(flags.data_dir, Path())[0]
+    items = benchmark(flags)
     book = Book.open(flags.book, flags.data_dir, run_dir.say)
     report, reads = lexical_report(items, book, flags.split, run_dir.say, controls=flags.controls)
     if flags.evidence:
@@ -188,7 +207,7 @@ def score_endpoint(flags: argparse.Namespace) -> Evaluation:
 
     kept = flags.out.with_suffix(".answers.jsonl")
     api = endpoint.open_api(flags.endpoint, flags.model, kept, flags.concurrency)
-    items = read_items(flags.items) if flags.items else find_items(flags.data_dir, Path())[0]
+    items = benchmark(flags)
     asked, max_tokens = part_of(items, flags.split), flags.max_tokens or LETTER_TOKENS
     report = endpoint.evaluate(asked, api, orders=flags.orders, max_tokens=max_tokens)
     print(f"raw answers are in {kept}")
@@ -224,16 +243,15 @@ def main(argv: Sequence[str]) -> int:
     if flags.task != "mcq":
         return score_task(flags, console)
     jax_setup.set_up()
+    out = place_of(flags)
     if flags.endpoint is not None:
         report = score_endpoint(flags)
     else:
         report = score_lexical(flags, console) if flags.reader == "lexical" else score_run(flags)
-    out = flags.out or (flags.workdir and flags.workdir / "evals" / f"{report_name(flags)}.json")
-    if out:
-        evaluation.write(out, replace(report, machine=run_dir.machine()))
     show(report, console)
     show_open(report, console)
     if out:
+        evaluation.write(out, replace(report, machine=run_dir.machine()))
         print(f"written to {out}")
     return 0
 

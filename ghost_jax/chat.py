@@ -58,7 +58,7 @@ def prompt_of(line: str, number: int) -> str:
         return line.strip()
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = {}
     prompt = row.pop("prompt", None)
     if row or not isinstance(prompt, str) or not prompt.strip():
@@ -116,7 +116,7 @@ def reply(conversation: Conversation, question: str, notes: Console) -> None:
         if not conversation.quotes:
             write_answer(conversation, turn, notes)
         if conversation.index is not None:
-            print(f"\n{escape_controls(quoted(turn.lines))}\n", flush=True)
+            print(f"\n{escape_controls(quoted(turn.question, turn.lines))}\n", flush=True)
 
 
 def write_answer(conversation: Conversation, turn: Turn, notes: Console) -> None:

@@ -48,8 +48,10 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if not flags.workdir and flags.book == "closed":
         raise UsageError("There is nothing to serve. Name a run with --workdir, or add --book=open.")
-    if min(flags.batch_size, flags.waiting, flags.max_new_tokens, flags.timeout) < 1:
-        raise UsageError("--batch_size, --waiting, --max_new_tokens and --timeout must be at least 1.")
+    if min(flags.batch_size, flags.waiting, flags.max_new_tokens) < 1:
+        raise UsageError("--batch_size, --waiting and --max_new_tokens must be at least 1.")
+    if not 1 <= flags.timeout <= 86_400:
+        raise UsageError(f"--timeout is {flags.timeout}; it must be 1 to 86,400 seconds.")
     if flags.host not in LOOPBACK and not os.environ.get("GHOST_API_KEY"):
         raise UsageError(
             f"--host={flags.host} can be reached from other machines. Set GHOST_API_KEY to the key that clients must "

@@ -18,7 +18,7 @@ from evals.tasks import EVALUATIONS
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import UserError, command
+from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import data_folders
 from ghost_jax.data.prepare import prepare
@@ -27,8 +27,8 @@ from ghost_jax.runs import evaluation, plan, run_dir, run_record
 from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.training.checkpoint import check_place
-from ghost_jax.training.loading import load_model
+from ghost_jax.training.checkpoint import check_place, facts_of
+from ghost_jax.training.loading import check_base, check_resumed, load_model
 from ghost_jax.training.loop import train
 from ghost_jax.training.setup import TrainSetup, attention_of, mesh_of
 from ghost_jax.training.step import abstract_params, make_predict
@@ -59,8 +59,25 @@ def stages_of(config: ConfigDict, workdir: Path | None, base: Path | None) -> li
     if config.stage != "chat":
         return [Stage(config, workdir, workdir)]
     base_workdir = base or workdir.parent / run_dir.name_of(config.base)
+    if workdir.resolve() == base_workdir.resolve():
+        raise UsageError(f"{workdir} is the run directory of the base. Give the chat run another --workdir.")
     first = [] if base else [Stage(config.base, base_workdir, base_workdir)]
     return [*first, Stage(config, workdir, base_workdir)]
+
+
+def check_bound(stages: Sequence[Stage]) -> None:
+    """Raises UserError where the run directory of a stage was started otherwise, before any stage is trained.
+
+    A started run is bound to its config and its base's but for `FREE_KEYS`, its base's parameters, its data and its
+    vocabulary. The first two are compared here; the identity that its checkpoints record has the others too, and is
+    compared in `run_stage` when the data are prepared, before anything in the directory is replaced.
+    """
+    for stage in stages:
+        check_place(stage.workdir)
+        run_dir.settle(stage.config, stage.workdir)
+        run_dir.check_same(stage.workdir, stage.config)
+        if stage.config.stage == "chat" and (run_record.is_finished(stage.base_workdir) or not stage.finished):
+            check_base(stage.workdir, stage.base_workdir)
 
 
 def probe_of(setup: TrainSetup, workdir: Path, tokenizer: Tokenizer) -> Callable[[dict], dict[str, float]] | None:
@@ -77,9 +94,9 @@ def probe_of(setup: TrainSetup, workdir: Path, tokenizer: Tokenizer) -> Callable
 
 
 def evaluate(config: ConfigDict, workdir: Path, data_dir: Path | None) -> None:
-    """Scores the newest checkpoint with each evaluation of the config; writes `evals/<name>.json`."""
+    """Scores the last checkpoint with each evaluation of the config; writes `evals/<name>.json`."""
     mesh = mesh_of(config)
-    model, params, step = load_model(workdir, mesh)
+    model, params, step = load_model(workdir, mesh, config.steps)
     predict = functools.partial(make_predict(model, params, mesh), params)
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
     for name, options in config.evals.items():
@@ -90,37 +107,44 @@ def evaluate(config: ConfigDict, workdir: Path, data_dir: Path | None) -> None:
             evaluation.write(workdir / "evals" / f"{name}.json", result)
 
 
-def run_stage(stage: Stage, data_dir: Path | None, evals: Sequence[str], console: Console) -> None:
+def run_stage(
+    stage: Stage, data_dir: Path | None, evals: Sequence[str], words: Sequence[str], console: Console
+) -> None:
     """Completes one stage: data, training, scores, and the mark that it is finished.
 
-    Its data are first searched for the items of `evals`, by which the last stage is scored.
+    Its data are first searched for the items of `evals`, by which the last stage is scored. `words` are recorded.
     """
     config, workdir = stage.config, stage.workdir
-    with run_dir.locked(workdir):
-        run_dir.open_run(workdir, config)
+    with run_dir.locked(workdir), distributed.end_with_peers():
+        run_dir.open_run(workdir, config, words)
         if stage.finished:
             return
         if stopped := run_record.stopped(workdir):
             raise Diverged(stopped.step, stopped.reason)
         prepared = prepare(config, data_dir)
+        distributed.barrier(f"the preparation of {workdir.name}")
+        setup = TrainSetup.from_config(config, prepared.tokenizer.vocab_size)
+        identity = setup.identity(prepared, stage.base_workdir)
+        distributed.check_same(facts_of(identity))
+        start = check_resumed(workdir, identity)
         if distributed.is_main():
+            run_dir.record_resumed(workdir, start)
             plan.show(config, prepared, console)
             run_dir.record_data(config, workdir, stage.base_workdir, prepared)
             for name in evals:
                 EVALUATIONS[name].check_data(workdir, data_dir)
-        distributed.barrier(f"the data of {workdir.name}")
-        setup = TrainSetup.from_config(config, prepared.tokenizer.vocab_size)
+        distributed.barrier(f"the records of {workdir.name}")
         open_journal = functools.partial(Journal, config, workdir, model=setup.model.config, mesh=setup.mesh)
         try:
             probe = probe_of(setup, workdir, prepared.tokenizer)
-            train(setup, workdir, stage.base_workdir, prepared, open_journal, probe)
+            train(setup, workdir, stage.base_workdir, prepared, identity, open_journal, probe)
         except Diverged as fault:
             if distributed.is_main():
                 run_record.write(workdir, run_record.Stopped(fault.update, str(fault)))
             raise
         evaluate(config, workdir, data_dir)
         if distributed.is_main():
-            run_record.write_finished(workdir, config.steps)
+            run_record.write_finished(workdir, config.steps, config.evals.to_dict())
 
 
 @command
@@ -136,10 +160,9 @@ def main(argv: Sequence[str]) -> int:
     jax_setup.set_up()
     console = make_console()
     stages = stages_of(config, flags.workdir, flags.base)
-    for stage in stages:
-        check_place(stage.workdir)
-        run_dir.settle(stage.config, stage.workdir)
-    unfinished = [stage for stage in stages if not stage.finished]
+    check_bound(stages)
+    # A finished chat run is shown without its base.
+    unfinished = [] if stages[-1].finished else [stage for stage in stages if not stage.finished]
     for stage in unfinished:
         # Refused before anything is written: devices that cannot form the mesh, or that lack the kernel.
         attention_of(stage.config, mesh_of(stage.config))
@@ -147,15 +170,14 @@ def main(argv: Sequence[str]) -> int:
             plan.announce(stage.config, stage.workdir, config, console)
     if flags.plan:
         for stage in stages:
-            run_dir.check_same(stage.workdir, stage.config)
             plan.show(stage.config, prepare(stage.config, flags.data_dir), console)
         return 0
     if len(unfinished) > 1:
         prepare(config, flags.data_dir)  # missing sources are reported before the base is trained for hours
-    for stage in stages:
-        run_stage(stage, flags.data_dir, list(config.evals), console)
+    for stage in unfinished:
+        run_stage(stage, flags.data_dir, list(config.evals), argv, console)
     if distributed.is_main():
-        for name in config.evals:
+        for name in run_dir.evals_of(stages[-1].workdir, config):
             EVALUATIONS[name].show_run(stages[-1].workdir, console)
         from ghost_jax import report  # not imported where the first update need not wait for the plots' library
 

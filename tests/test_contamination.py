@@ -1,7 +1,9 @@
 """evals/overlap: records that hold the test are refused in any typography, whole texts come out of cut windows."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from evals.overlap import contamination
@@ -9,28 +11,29 @@ from evals.overlap.store_text import parts_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import pretrain
 from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import Item, Items
 from ghost_jax.data.sources import attack
 from ghost_jax.data.storage import array_record
 from ghost_jax.data.storage.artifact_cache import Manifest
-from ghost_jax.data.storage.schema import Record
-from ghost_jax.text import chat_format, mcq_format, tokenizer
+from ghost_jax.data.storage.schema import Fact, Record
+from ghost_jax.text import mcq_format, tokenizer
 
 LONG = "Which of these mitigations keeps users from running unsigned applications on a workstation?"
-OPTIONS = ["Execution Prevention", "User Training for Administrators", "Network Segmentation", "Audit"]
+OPTIONS = ("Execution Prevention", "User Training for Administrators", "Network Segmentation", "Audit")
 LANGUAGE = "Which language is misused most often when the user's input reaches a database unchecked?"
-LANGUAGES = ["SQL", "None", "HTML", "Both"]
+LANGUAGES = ("SQL", "None", "HTML", "Both")
 NAMED = "Does the mitigation Execution Prevention keep unsigned applications from being run by users?"
 SHORT = "What is phishing?"
-SHORTS = ["A social engineering attack by mail", "A scan of ports", "A rule of a firewall", "A kind of malware"]
+SHORTS = ("A social engineering attack by mail", "A scan of ports", "A rule of a firewall", "A kind of malware")
 SYMBOLS = "Which operator compares two values in this language without converting them?"
-ITEMS = [
-    ("long", LONG, OPTIONS),
-    ("language", LANGUAGE, LANGUAGES),
-    ("named", NAMED, ["Execution Prevention does", "It does not", "Antivirus does", "Nothing does"]),
-    ("short", SHORT, SHORTS),
-    ("tiny", "Is it?", ["Yes", "No"]),
-    ("symbols", SYMBOLS, ["===", "=="]),
-]
+ITEMS = (
+    Item("long", LONG, OPTIONS, 0),
+    Item("language", LANGUAGE, LANGUAGES, 0),
+    Item("named", NAMED, ("Execution Prevention does", "It does not", "Antivirus does", "Nothing does"), 0),
+    Item("short", SHORT, SHORTS, 0),
+    Item("tiny", "Is it?", ("Yes", "No"), 0),
+    Item("symbols", SYMBOLS, ("===", "=="), 0),
+)
 FAR = " ".join(f"filler{n}" for n in range(200))
 
 # record -> (its text, {item: why it is contaminated})
@@ -67,23 +70,16 @@ def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def write_items(folder, items=ITEMS):
-    path = folder / "items.jsonl"
-    lines = [
-        {"id": name, "question": question, "options": dict(zip("ABCD", options, strict=False)), "answer": "A"}
-        for name, question, options in items
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
+def check(stores, items=ITEMS) -> dict:
+    return contamination.check(Items("the test", "folder/items.jsonl", "", items), stores)
 
 
 def write_corpus(folder, texts, fingerprint="1", facts=()):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").write_text(json.dumps({"kind": "corpus", "fingerprint": fingerprint}))
-    with (folder / "documents.jsonl").open("w", encoding="utf-8") as file:
-        for name, text in texts.items():
-            record = {"id": name, "source": name.split()[0], "title": "", "text": text, "url": "", "license": ""}
-            file.write(json.dumps(record | {"facts": list(facts)}) + "\n")
+    folder.mkdir(exist_ok=True)
+    Manifest(kind="corpus", fingerprint=fingerprint).write(folder)
+    records = [Record(name, name.split()[0], "", text, "", "", facts) for name, text in texts.items()]
+    lines = (json.dumps(dataclasses.asdict(record)) + "\n" for record in records)
+    (folder / "documents.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder
 
 
@@ -95,10 +91,6 @@ def write_dataset(folder, vocabulary, name, splits):
     return folder
 
 
-def search(folder, texts, items=ITEMS, **how) -> dict:
-    return contamination.check(read_items(write_items(folder, items)), [write_corpus(folder / "corpus", texts, **how)])
-
-
 def found_in(result) -> dict:
     """record -> {item: why} of a result's contaminated records."""
     found: dict[str, dict] = {}
@@ -107,40 +99,25 @@ def found_in(result) -> dict:
     return found
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return search(tmp_path_factory.mktemp("data"), {name: text for name, (text, _) in REFUSED.items()} | ALLOWED)
-
-
-@pytest.mark.parametrize("record", [*REFUSED, *ALLOWED])
-def test_a_record_is_contaminated_where_it_asks_and_answers_an_item(searched, record):
-    _, expected = REFUSED.get(record, ("", None))
-    assert found_in(searched).get(record) == expected
-
-
-def test_a_refusal_counts_the_records_and_names_the_first(searched):
-    with pytest.raises(UserError) as caught:
-        contamination.refuse(searched)
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in ("items.jsonl", "3 of its 6", "item long in corpus documents, record as published", "10 more"):
-        assert part in message
+def test_records_that_ask_and_answer_an_item_are_refused(tmp_path):
+    texts = {name: text for name, (text, _) in REFUSED.items()}
+    result = check([write_corpus(tmp_path, texts | ALLOWED)])
+    assert found_in(result) == {name: expected for name, (_, expected) in REFUSED.items()}
+    with pytest.raises(UserError, match=r"items\.jsonl.* 3 of its 6 .*long .*as published.* 10 more"):
+        contamination.refuse(result)
 
 
 def test_a_result_is_cached_by_items_store_and_version(tmp_path, monkeypatch):
-    leak, clean = {"leak": f"{LONG} {OPTIONS[0]}"}, {"clean": LONG}
+    def contaminated(text: str, fingerprint: str = "1", items: tuple[Item, ...] = ITEMS) -> int:
+        return check([write_corpus(tmp_path, {"text": text}, fingerprint)], items)["counts"]["contaminated"]
 
-    def contaminated(texts, **how) -> int:
-        return search(tmp_path, texts, **how)["counts"]["contaminated"]
-
+    leak = f"{LONG} {OPTIONS[0]}"
     assert contaminated(leak) == 1
-    assert contaminated(clean) == 1, "the same fingerprint: read from the cache"
-    assert contaminated(clean, fingerprint="2") == 0
+    assert contaminated(LONG) == 1, "read from the cache"
+    assert contaminated(LONG, fingerprint="2") == 0
     assert contaminated(leak, items=ITEMS[1:]) == 0
     monkeypatch.setattr(contamination, "VERSION", contamination.VERSION + 1)
-    assert contaminated(clean) == 0
+    assert contaminated(LONG) == 0
 
 
 @pytest.fixture(scope="module")
@@ -148,76 +125,61 @@ def vocabulary():
     return tokenizer.train([LONG, *OPTIONS, FAR], 400)
 
 
-def conversation(vocabulary, name, question, options) -> dict:
-    turns = [chat_format.Message("user", mcq_format.ask(question, options)), chat_format.Message("assistant", "A")]
-    tokens, mask = chat_format.render(vocabulary, turns)
-    return {"id": name, "source": "attack", "letter": "A", "tokens": tokens, "mask": mask}
-
-
-@pytest.mark.parametrize("window", [7, 16, 23, 5000])
+@pytest.mark.parametrize("window", [7, 23, 5000])
 def test_windows_are_joined_so_that_a_question_across_a_cut_is_found(tmp_path, vocabulary, window):
     texts = [FAR, f"{LONG} {OPTIONS[0]}", *(f"naïve “users” {n}" for n in range(9)), FAR]
     records = [Record(f"D-{n}", "notes", f"Title {n}", text, "", "") for n, text in enumerate(texts)]
-    rows = list(pretrain.build(lambda: iter(records), vocabulary, "train", window))
-    store = write_dataset(tmp_path / "pretrain-1", vocabulary, "pretrain", {"train": rows})
+    rows = list(pretrain.build(lambda: records, vocabulary, "train", window))
+    store = write_dataset(tmp_path / "pretrain", vocabulary, "pretrain", {"train": rows})
     (part,) = parts_of(store)
     found = list(part.texts)
     assert (part.name, part.size) == ("pretrain/train", len(found))
-    whole = "".join(f"<|bos|>{pretrain.text_of(record)}<|eos|>" for record in records)
-    assert whole.startswith("".join(text.text for text in found)), "a tail that filled no window was never written"
+    complete = "".join(f"<|bos|>{pretrain.text_of(record)}<|eos|>" for record in records)
+    assert complete.startswith("".join(text.text for text in found)), "a tail that filled no window was never written"
     starts = {row["id"] for row in rows if vocabulary.id(tokenizer.BOS) in row["tokens"].tolist()}
     assert {text.id for text in found} <= starts
     if window < 5000:
-        (at,) = contamination.check(read_items(write_items(tmp_path)), [store])["contaminated"]
+        (at,) = check([store])["contaminated"]
         assert (at["item"], at["part"], at["reason"]) == ("long", "pretrain/train", BY_GOLD)
         assert at["record"] in starts
 
 
-def test_held_out_questions_are_refused_in_training_alone_and_conversations_stay_apart(tmp_path, vocabulary):
-    grown = vocabulary.with_chat_tokens([])
-    one, two = conversation(grown, "q1", LONG, OPTIONS), conversation(grown, "q2", LANGUAGE, LANGUAGES)
-    items = read_items(write_items(tmp_path, ITEMS[:1]))
-    clean = write_dataset(tmp_path / "clean", grown, "mcq", {"train": [two], "test": [one]})
-    assert {part.split: [text.id for text in part.texts] for part in parts_of(clean)} == {
-        "train": ["q2"],
-        "test": ["q1"],
-    }
-    result = contamination.check(items, [clean])
+def test_held_out_questions_are_refused_in_training_alone(tmp_path, vocabulary):
+    def row(name: str, text: str) -> dict:
+        ids = np.array(vocabulary.encode(text), np.int32)
+        return {"id": name, "source": "attack", "letter": "A", "tokens": ids, "mask": ids > 0}
+
+    one, two = row("q1", mcq_format.ask(LONG, OPTIONS)), row("q2", mcq_format.ask(LANGUAGE, LANGUAGES))
+    clean = write_dataset(tmp_path / "clean", vocabulary, "mcq", {"train": [two], "test": [one]})
+    result = check([clean], ITEMS[:1])
     assert {part["part"]: part["contaminated"] for part in result["parts"]} == {"mcq/train": 0, "mcq/test": 1}
     assert (result["counts"]["records"], result["counts"]["contaminated"]) == (1, 0)
     contamination.refuse(result)
     for split in ("train", "validation"):
-        leaking = write_dataset(tmp_path / split, grown, "mcq", {split: [one, two]})
-        result = contamination.check(items, [clean, leaking])
+        leaking = write_dataset(tmp_path / split, vocabulary, "mcq", {split: [one, two]})
+        result = check([clean, leaking], ITEMS[:1])
+        assert result["stores"] == [{"name": name, "fingerprint": name} for name in ("clean", split)]
         assert found_in(result) == {"q1": {"long": BY_OPTIONS}}
-        with pytest.raises(UserError, match=rf"item long in {split} mcq/{split}, record q1"):
+        with pytest.raises(UserError, match=rf"long in {split} mcq/{split}, record q1"):
             contamination.refuse(result)
 
 
 def test_documents_include_the_facts_that_their_text_does_not_state(tmp_path):
-    fact = {"subject": "Phishing", "relation": "tactic", "object": "Initial Access", "evidence": "It serves access."}
-    (part,) = parts_of(write_corpus(tmp_path, {"Phishing": "Messages."}, facts=[fact]))
+    fact = Fact("Phishing", "tactic", "Initial Access", "It serves access.")
+    (part,) = parts_of(write_corpus(tmp_path, {"Phishing": "Messages."}, facts=(fact,)))
     assert (part.store, part.name, part.size, part.split) == (tmp_path.name, "documents", 1, "")
     assert [text.text for text in part.texts] == ["Phishing\n\nMessages.\nInitial Access\nIt serves access."]
 
 
-def test_several_stores_are_named_and_a_folder_that_is_none_is_refused(tmp_path):
-    leaking = write_corpus(tmp_path / "leaking", {"leak": f"{LONG} {OPTIONS[0]}"}, fingerprint="leaking")
-    clean = write_corpus(tmp_path / "clean", {"stem": LONG}, fingerprint="clean")
-    items = read_items(write_items(tmp_path))
-    contamination.refuse(contamination.check(items, [clean]))
-    result = contamination.check(items, [clean, leaking])
-    assert result["stores"] == [{"name": name, "fingerprint": name} for name in ("clean", "leaking")]
-    assert found_in(result) == {"leak": {"long": BY_GOLD}}
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        contamination.check(items, [tmp_path / "nowhere"])
+        check([tmp_path / "nowhere"])
 
 
 @pytest.mark.slow  # reads and searches all of ATT&CK
 def test_attack_shares_sentences_with_ctibench_and_no_question(ghost_data, tmp_path):
     records = attack.read(next((ghost_data / "raw").glob("enterprise-attack-15.1.json*")))
-    corpus = write_corpus(tmp_path / "corpus", {record.id: f"{record.title}\n\n{record.text}" for record in records})
+    corpus = write_corpus(tmp_path, {record.id: f"{record.title}\n\n{record.text}" for record in records})
     result = contamination.check(read_items(ghost_data / "ctibench" / "cti-mcq.tsv"), [corpus])
-    contamination.refuse(result)
-    assert (result["counts"]["stem"], result["counts"]["contaminated"]) == (0, 0)
+    assert (result["counts"]["stem"], result["contaminated"]) == (0, [])
     assert 150 < result["counts"]["ngram"] < 300

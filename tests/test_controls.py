@@ -25,9 +25,8 @@ from ghost_jax.runs import evaluation
 
 def item(number: int, page: str) -> Item:
     # No shortcut helps: options are of one length and the gold one moves.
-    return Item(
-        str(number), f"Question {number}?", tuple(f"{number:03} {place}" for place in range(4)), number % 4, page
-    )
+    options = tuple(f"{number:03} {place}" for place in range(4))
+    return Item(str(number), f"Question {number}?", options, number % 4, page)
 
 
 ITEMS = Items("made here", "", "sha", tuple(item(number, f"page {number // 2}") for number in range(200)))
@@ -70,15 +69,15 @@ def peeks(each: Item) -> int:
     return int(each.id) % 4
 
 
-def answers_by(items, rule) -> Answers:
+def answers_by(rule, items=ITEMS) -> Answers:
     orders = orders_of(items, "cyclic")
     letters = [[order[rule(each)] for order in asked] for each, asked in zip(items, orders, strict=True)]
     return Answers.from_letters(orders, letters)
 
 
 def report_on(rule) -> evaluation.Evaluation:
-    answers = answers_by(ITEMS, rule)
-    controls = controls_of(lambda items, doing: answers_by(items, rule), answers, ITEMS)
+    answers = answers_by(rule)
+    controls = controls_of(lambda items, doing: answers_by(rule, items), answers, ITEMS)
     return with_controls(report_of(answers, ITEMS), controls)
 
 
@@ -94,48 +93,44 @@ def test_accuracy_that_remains_without_the_question_is_a_shortcut(rule, accuracy
 
 
 @pytest.fixture
-def runs(tmp_path):
-    """A run and its control, which answers as `peeks` does; a function that changes the control."""
+def third_control(tmp_path):
+    """The control of a run that knows, by a second run that peeks, with these changes to its config and report."""
 
-    def write(name: str, layout: str, rule, change=lambda report: report, **others) -> None:
-        (tmp_path / name / "evals").mkdir(parents=True, exist_ok=True)
-        config = {"seed": 0, "steps": 10, "data": {"layout": layout}, **others}
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-        report = dataclasses.replace(report_of(answers_by(ITEMS, rule), ITEMS), step=10)
-        evaluation.write(tmp_path / name / "evals" / "ctibench.json", change(report))
+    def write(name: str, config: dict, report: evaluation.Evaluation):
+        evaluation.write(tmp_path / name / "evals" / "ctibench.json", report)
+        (tmp_path / name / "config.json").write_text(json.dumps({"seed": 0, "steps": 10} | config))
+        return tmp_path / name
 
-    write("run", "classic", knows)
-    write("control", "options_only", peeks)
-    return tmp_path / "run", tmp_path / "control", write
+    def control(step: int = 10, sha256: str = ITEMS.sha256, **config) -> evaluation.Control:
+        answers = answers_by(knows)
+        run = write("run", {"data": {"layout": "classic"}}, report_of(answers, ITEMS))
+        items = dataclasses.replace(ITEMS, sha256=sha256)
+        peeking = dataclasses.replace(report_of(answers_by(peeks), items), step=step)
+        other = write("control", {"data": {"layout": "options_only"}} | config, peeking)
+        check_trained_without_questions(other, run, "ctibench", ITEMS)
+        return trained_without_questions(other, run, "ctibench", report_of(answers, ITEMS), answers, ITEMS)
+
+    return control
 
 
-def third_control(run, control) -> evaluation.Control:
-    check_trained_without_questions(control, run, "ctibench")
-    answers = answers_by(ITEMS, knows)
-    return trained_without_questions(control, run, "ctibench", report_of(answers, ITEMS), answers, ITEMS)
-
-
-def test_a_second_run_trained_without_questions_is_the_third_control(runs):
-    run, control, write = runs
-    found = third_control(run, control)
+def test_a_second_run_trained_without_questions_is_the_third_control(third_control):
+    found = third_control()
     assert (found.accuracy, found.gain, found.run) == (1, 0, "control")
     report = with_controls(report_on(knows), {"trained options-only": found})
     assert report.verdict == "shortcut", "a model that knows is no better than one that cannot"
     assert report.controls_missing == ()
-    write("control", "options_only", peeks, seed=7)
-    assert np.isfinite(third_control(run, control).gain), "another seed of the recipe"
+    assert np.isfinite(third_control(seed=7).gain), "another seed of the recipe"
 
 
 @pytest.mark.parametrize(
-    ("layout", "change", "others", "named"),
+    ("change", "named"),
     [
-        ("classic", {}, {}, "classic"),
-        ("options_only", {}, {"steps": 20}, "recipe"),
-        ("options_only", {"step": 3}, {}, "3 of 10"),
+        ({"data": {"layout": "classic"}}, "classic"),
+        ({"steps": 20}, "recipe"),
+        ({"step": 3}, "3 of 10"),
+        ({"sha256": "another"}, "other items"),
     ],
 )
-def test_another_run_is_refused_as_a_control(runs, layout, change, others, named):
-    run, control, write = runs
-    write("control", layout, peeks, lambda report: dataclasses.replace(report, **change), **others)
+def test_another_run_is_refused_as_a_control(third_control, change, named):
     with pytest.raises(UserError, match=named):
-        third_control(run, control)
+        third_control(**change)

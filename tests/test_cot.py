@@ -5,78 +5,44 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghost_jax.data.builders import cot, teacher
-from tests.test_teacher import OPTIONS, question, questions
+from tests.test_teacher import question, questions
 
 GOLD = question(1)  # B) Persistence
 
 
 def test_the_gold_letter_stays_and_a_reply_that_is_no_reason_gives_way_to_the_evidence(monkeypatch):
-    replies = {0: "The correct answer is D. Execution is what it is.", 1: "It is \ufffd so. That is why.", 2: ""}
-    replies[3] = replies[0]
-    monkeypatch.setattr(
-        teacher.Endpoint, "ask", lambda self, asked: ([replies[q.answer] for q in asked], {"teacher": self.label})
-    )
-    asked = questions(8)
+    for_d = "The correct answer is D. Execution is what it is."
+    replies = [for_d, "It is \ufffd so. That is why.", "", for_d]
+    monkeypatch.setattr(teacher.Endpoint, "ask", lambda self, asked: (replies, {"teacher": self.label}))
+    asked = questions(4)  # whose gold letters are A, B, C and D
+    evidence = [f"Evidence {i} says so. It says it twice." for i in range(4)]
     reasons, report = cot.explain(asked, "http://localhost:1/v1", "m")
-    evidence = [f"Evidence {i} says so. It says it twice." for i in range(8)]
-    good = {1: replies[1], 3: "Execution is what it is.", 5: replies[1], 7: "Execution is what it is."}
-    assert reasons == [good.get(i, evidence[i]) for i in range(8)]
-    replaced = {"empty": 2, "refusal": 0, "another answer": 2}
-    assert report == {"teacher": "m at localhost", "replaced": replaced}
-    for conversation, q, reason in zip(cot.build(asked, reasons, "classic"), asked, reasons, strict=True):
-        user, assistant = conversation.messages
-        assert assistant.content == f"{q.letter}. {reason}"
-        assert (conversation.id, conversation.letter, conversation.split) == (q.id, q.letter, q.split)
-        assert all(f"{name}) {option}" in user.content for name, option in zip("ABCD", OPTIONS, strict=True))
+    assert reasons == [evidence[0], replies[1], evidence[2], "Execution is what it is."]
+    assert report == {"teacher": "m at localhost", "replaced": {"empty": 1, "refusal": 0, "another answer": 1}}
+    answered = [q.answered("classic", reason) for q, reason in zip(asked, reasons, strict=True)]
+    assert list(cot.build(asked, reasons, "classic")) == answered
     assert cot.explain(asked, "offline", "") == (evidence, {"teacher": "offline evidence sentence"})
 
 
 REASON = "It stays after a reboot. So it is kept."
+# What surrounds a reason is removed.
 BEFORE = ("", "B. ", "(B) ", "**B. Persistence**\n\n", "**Answer: B**\n\n", "Answer: B) Persistence.\nExplanation: ")
 BEFORE += ("The correct answer is B. ", "Correct answer: Persistence. ", "## Explanation:\n\n", "Sure, because:\n\n")
 BEFORE += ("<think>It could be C. The answer is C?</think>\n", "<THINK>\nHm.\n</THINK>B: ", "It is C.</think>")
 SET = ("B) It stays after a reboot. So it is kept. More is not kept.", "It stays after a *reboot*. So it is **kept**.")
 SET += ("> It stays after a `reboot`. So it is kept.", "- It stays after a reboot.\n- So it is kept.")
-
-
-@pytest.mark.parametrize("reply", [*(f"{opening}{REASON}" for opening in BEFORE), *SET])
-def test_what_surrounds_a_reason_is_removed(reply):
-    assert cot.reason_in(reply, GOLD) == (REASON, "")
-
-
+# Letters that name no answer are text.
+TEXTS = ("A technique that stays after a reboot is of this tactic.", "Unlike option C, it stays after a reboot.")
+TEXTS += ("Option B is correct because it stays, while option A is about beacons.",)
+TEXTS += ("It runs *.exe and *.dll files named __init__ from C:\\Windows at every start.",)
+TEXTS += ("C2 traffic is absent here, as nothing calls home.",)
 OTHERS = ("C. It stays.", "C) It stays after a reboot.", "**C**\n\nIt stays after a reboot.", "Answer: C\nIt stays.")
 OTHERS += ("The correct answer is C because it stays.", "The answer should be (D), since it stays.")
 OTHERS += ("The given answer is off; the right option is actually D.", "B is not correct, since it stays.")
 OTHERS += ("It stays. Hence option C is the correct one, not B.", "B is wrong here. It stays.", "I choose A here.")
 OTHERS += ("B. Execution. It runs code at once.", "The correct answer is Execution since it runs.")
 OTHERS += ("Execution is the correct answer as it runs.", "Answer: Command and Control. It beacons home.")
-
-
-@pytest.mark.parametrize("reply", [*OTHERS, "<think>B it is.</think>D. It runs after a reboot."])
-def test_a_reply_for_another_answer_gives_no_reason(reply):
-    assert cot.reason_in(reply, GOLD) == ("", "another answer")
-
-
-def test_an_option_that_begins_like_the_gold_one_is_another_option():
-    reply = "The correct answer is Command and Control because it beacons home."
-    assert cot.reason_in(reply, question(0)) == (reply, "")
-    assert cot.reason_in(reply, question(2)) == ("", "another answer")  # whose gold option is "Command"
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "A technique that stays after a reboot is of this tactic.",
-        "Unlike option C, it stays after a reboot.",
-        "Option B is correct because it stays, while option A is about beacons.",
-        "It runs *.exe and *.dll files named __init__ from C:\\Windows at every start.",
-        "C2 traffic is absent here, as nothing calls home.",
-    ],
-)
-def test_letters_that_name_no_answer_are_text(reply):
-    assert cot.reason_in(reply, GOLD) == (reply, "")
-
-
+OTHERS += ("<think>B it is.</think>D. It runs after a reboot.",)
 EMPTY = ("", "  \n", "B", "B.", "**B) Persistence**", "Answer: B", "<think>It is", "Persistence.")
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -87,10 +53,24 @@ REFUSALS = (
 
 
 @pytest.mark.parametrize(
-    ("reply", "fault"), [*((reply, "empty") for reply in EMPTY), *((reply, "refusal") for reply in REFUSALS)]
+    ("reply", "reason", "fault"),
+    [
+        *((opening + REASON, REASON, "") for opening in BEFORE),
+        *((reply, REASON, "") for reply in SET),
+        *((reply, reply, "") for reply in TEXTS),
+        *((reply, "", "another answer") for reply in OTHERS),
+        *((reply, "", "empty") for reply in EMPTY),
+        *((reply, "", "refusal") for reply in REFUSALS),
+    ],
 )
-def test_empty_replies_and_refusals_are_named(reply, fault):
-    assert cot.reason_in(reply, GOLD) == ("", fault)
+def test_a_reply_gives_a_reason_for_the_gold_answer_or_its_fault(reply, reason, fault):
+    assert cot.reason_in(reply, GOLD) == (reason, fault)
+
+
+def test_an_option_that_begins_like_the_gold_one_is_another_option():
+    reply = "The correct answer is Command and Control because it beacons home."
+    assert cot.reason_in(reply, question(0)) == (reply, "")
+    assert cot.reason_in(reply, question(2)) == ("", "another answer")  # whose gold option is "Command"
 
 
 PIECES = ("<think>", "</think>", "B", "C.", "**", "\n", "answer is", ":", "Persistence", " ", "is", "1.")

@@ -98,3 +98,11 @@ def test_no_logits_of_all_tokens_are_held(monkeypatch):
     logits = 4 * targets.size * len(table)
     assert held(lambda h, t: cross_entropy_sum(h, t, targets, weights, 8192)) < logits / 4
     assert held(lambda h, t: jnp.sum(cross_entropy(h, t, targets, 8192) ** 2)) < logits / 4
+
+
+def test_the_logits_of_targets_are_exact_on_an_accelerator_too():
+    hidden, targets = jnp.zeros((2, 8, WIDTH), jnp.bfloat16), np.zeros((2, 8, 4), int)
+    step = jax.jit(lambda hidden, table: log_probabilities(hidden, table, targets, VOCAB))
+    lines = step.lower(hidden, jnp.zeros((PADDED, WIDTH))).as_text().splitlines()
+    of_float32 = [line for line in lines if "dot_general" in line and "bf16" not in line]
+    assert [line.count("HIGHEST") for line in of_float32] == [2]  # both factors of one product

@@ -1,11 +1,9 @@
 """`python -m evals.ctibench` on a tiny run, and its arithmetic on models whose answers are known."""
 
 import dataclasses
-import functools
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -13,11 +11,6 @@ from evals.answering.evaluate import evaluate
 from evals.answering.letters import prompt_of
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items, cyclic_orders, permute
-from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.text.mcq_format import letter_ids
-from ghost_jax.training.loading import load_model
-from ghost_jax.training.step import make_predict
 from tests.conftest import score_of
 from tests.test_trees import seen_by
 
@@ -51,15 +44,11 @@ def test_the_report_on_held_out_questions_holds_every_control(ghost, tiny_run, t
     assert set(expected.split()) <= report.keys()
     assert (report["book"], report["reader"]) == ("closed", "model")
     assert list(report["baselines"])[:5] == [*(f"always_{letter}" for letter in "ABCD"), "longest"]
-    assert all(report["baselines_over_orders"][f"always_{letter}"] == 0.25 for letter in "ABCD")
     assert set(report["controls"]) == {"options only", "question swapped", "trained options-only"}
-    assert report["controls_missing"] == []
     found = report["controls"]["trained options-only"]
     before = score_of(tiny_run.workdir)["headline"]["accuracy"]
     assert (found["run"], found["accuracy"], found["gain"]) == ("control", pytest.approx(before), pytest.approx(0))
     assert set(report["cloze"]["controls"]) == {"question swapped"}
-    assert report["readings"]["letters"]["accuracy"] == report["headline"]["accuracy"]
-    assert sum(report["letter_share"].values()) == pytest.approx(1)
     assert len(report["predicted"]) == report["n"]
     assert "NOT CTIBENCH" in report["note"]
     assert "not CTIBench" in report["items"]["name"]
@@ -77,13 +66,11 @@ def test_own_items_are_scored_in_their_own_orders_on_any_number_of_devices(ghost
     assert (report["n"], report["items"]["name"], report["note"]) == (13, "own.jsonl", "")
     assert report["controls_missing"] == ["trained options-only"]
     gold = "".join("ABBC"[number % 4] for number in range(12)) + "A"
-    assert [report["baselines"][f"always_{letter}"] for letter in "ABCD"] == [gold.count(x) / 13 for x in "ABCD"]
     published = [letters[0] for letters in report["predicted"]]
     assert report["single_order"] == sum(map(str.__eq__, published, gold)) / 13
     assert [len(letters) for letters in report["predicted"]] == [4] * 12 + [2]
-    assert report["baselines_over_orders"]["always_A"] == pytest.approx((12 / 4 + 1 / 2) / 13)
-    predict, tokenizer, context = tiny
-    assert tuple(report["predicted"]) == evaluate(predict, tokenizer, read_items(path), context=context)[0].predicted
+    alone, _ = evaluate(tiny.predict, tiny.tokenizer, read_items(path), context=tiny.config.context)
+    assert tuple(report["predicted"]) == alone.predicted
 
 
 @pytest.mark.parametrize(
@@ -96,9 +83,7 @@ def test_own_items_are_scored_in_their_own_orders_on_any_number_of_devices(ghost
         (["--workdir={chat}", "--batch_size=0"], 2, "batch_size"),
         (["--workdir={chat}", "--reader=both"], 2, "--book=open"),
         ([], 2, "--workdir"),
-        (["--book=open", "--reader=lexical", "--workdir={chat}"], 2, "--workdir"),
         (["--workdir={chat}", "--evidence"], 2, "--evidence"),
-        (["--workdir={chat}", "--book=open", "--options_only={chat}"], 2, "--options_only"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(ghost, tiny_run, tmp_path, flags, code, named):
@@ -111,23 +96,14 @@ def test_what_cannot_be_scored_is_refused(ghost, tiny_run, tmp_path, flags, code
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_run):
-    """The tiny run's own predict function on one device, its tokenizer, and its context."""
-    mesh = make_mesh(devices=jax.devices()[:1])
-    model, params, _ = load_model(tiny_run.workdir, mesh)
-    tokenizer = tokenizer_lib.load(tiny_run.workdir / "tokenizer.json")
-    return functools.partial(make_predict(model, params, mesh), params), tokenizer, model.context
-
-
-@pytest.fixture(scope="module")
 def items(tmp_path_factory) -> Items:
     return read_items(write_items(tmp_path_factory.mktemp("items") / "own.jsonl", ITEMS))
 
 
-def knowing(tokenizer, items, choose):
-    """Returns a predict function that finds the question by what a place sees and answers `choose(permuted item)`."""
+def knowing(tokenizer, items):
+    """Returns a predict function that finds the question by what a place sees and answers it, any other with A."""
     permuted = [permute(item, order) for item in items for order in cyclic_orders(4)]
-    answers = {tuple(prompt_of(tokenizer, item)): choose(item) for item in permuted}
+    answers = {tuple(prompt_of(tokenizer, item)): item.answer for item in permuted}
 
     def predict(batch, at, targets):
         scores = np.zeros(targets.shape, np.float32)
@@ -140,27 +116,19 @@ def knowing(tokenizer, items, choose):
 
 
 def test_an_oracle_is_right_everywhere_and_knows_nothing_without_the_question(tiny, items):
-    _, tokenizer, _ = tiny
-    oracle = knowing(tokenizer, items, lambda item: item.answer)
-    report, _ = evaluate(oracle, tokenizer, items, context=2048, batch_size=5)
+    oracle = knowing(tiny.tokenizer, items)
+    report, _ = evaluate(oracle, tiny.tokenizer, items, context=2048, batch_size=5)
     assert report.headline.accuracy == report.single_order == 1
     assert report.headline.ci95 == (pytest.approx(0.025 ** (1 / 6)), 1), "all six pages right may be luck"
-    assert report.recall == dict.fromkeys("ABCD", 1.0)
     controls = {name: control.accuracy for name, control in report.controls.items()}
     assert controls == {"options only": 0.25, "question swapped": 0.25}, "unknown prompts are answered with A"
     assert report.verdict == "knowledge"
 
 
-def test_a_prompt_over_the_context_is_cropped_and_counted(tiny, items):
-    predict, tokenizer, context = tiny
+def test_a_prompt_over_the_context_is_counted(tiny, items):
+    context = tiny.config.context
     long = dataclasses.replace(items.items[0], question="A very long question. " * context)
     short = dataclasses.replace(items.items[1], question="Q?", options=("1", "2", "3", "4"))
-    report, answers = evaluate(predict, tokenizer, Items("", "", "", (long, short)), context=context)
+    report, _ = evaluate(tiny.predict, tiny.tokenizer, Items("", "", "", (long, short)), context=context)
     assert report.prompts_cropped == 4
     assert "4 of 8 prompts" in report.cropping
-    cut = prompt_of(tokenizer, long)[-context:]
-    batch = {key: np.zeros((1, context), np.int32) for key in ("segments", "branches")}
-    batch |= {"tokens": cut[None], "positions": np.arange(context, dtype=np.int32)[None]}
-    ids = np.broadcast_to(letter_ids(tokenizer), (1, 8, 4))
-    expected, _ = predict(batch, np.full((1, 8), context - 1, np.int32), ids)
-    np.testing.assert_allclose(answers.log_probs[0][0], expected[0, 0], atol=1e-5)

@@ -1,14 +1,9 @@
-"""evals/analysis/report.py: every figure of an evaluation against a hand or a slow computation, and the screen."""
-
-import itertools
+"""evals/analysis/report.py: every figure of an evaluation against a computation by hand."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from rich.console import Console
 
-from evals.analysis.report import flip_rate, report_of, show
+from evals.analysis.report import flip_rate, report_of
 from evals.items.answers import Answers, orders_of
 from ghost_jax.data.items.items import Item, Items, cyclic_orders
 from ghost_jax.runs.evaluation import Evaluation, from_json, to_json
@@ -18,13 +13,13 @@ def items_of(*rows: Item, **more) -> Items:
     return Items("the test", "folder/test.jsonl", "0" * 64, rows, **more)
 
 
-def some(n: int, k: int = 4) -> Items:
+def some(n: int, k: int) -> Items:
     """Items whose gold letters are spread evenly, and of whose options none stands out."""
     return items_of(*(Item(str(row), f"Question {row}?", tuple("abcdefghij"[:k]), row % k) for row in range(n)))
 
 
 def answered(items: Items, choose, orders: str = "cyclic") -> Evaluation:
-    """The evaluation of whoever chooses the letter `choose(item, order)`, -1 for none."""
+    """The evaluation of letters `choose(item, order)`, -1 for none."""
     asked = orders_of(items.items, orders)
     letters = [[choose(item, order) for order in of_item] for item, of_item in zip(items, asked, strict=True)]
     return report_of(Answers.from_letters(asked, letters), items)
@@ -34,36 +29,12 @@ def scored(items: Items, scores, orders: str = "cyclic") -> Evaluation:
     return report_of(Answers.from_log_probs(orders_of(items.items, orders), scores), items)
 
 
-def oracle(item: Item, order) -> int:
-    return order[item.answer]
-
-
-def printed(report: Evaluation) -> str:
-    console = Console(width=120)
-    with console.capture() as text:
-        show(report, console)
-    return text.get()
-
-
-def test_an_oracle_is_right_everywhere():
-    report = answered(some(48), oracle)
-    assert (report.headline.accuracy, report.headline.orders) == (1, ("ABCD", "BCDA", "CDAB", "DABC"))
-    assert report.headline.orders_per_item == 4
-    low, high = report.headline.ci95
-    assert 0.9 < low < high == 1, "so many pages all right may still be luck"
-    assert (report.single_order, report.single_order_ci95) == (1, (low, high))
-    assert report.letter_share == dict.fromkeys("ABCD", 0.25)
-    assert report.recall == dict.fromkeys("ABCD", 1.0)
-    assert report.letter_spread == report.recall_spread == report.no_letter == report.flip_rate == 0
-    assert report.balanced_accuracy == 1
-    assert report.predicted[:2] == ("ABCD", "BCDA")
-
-
 def test_a_constant_letter_is_collapsed_at_exactly_a_quarter():
-    report = answered(some(10), lambda item, order: 2)
+    report = answered(some(10, 4), lambda item, order: 2)
     assert report.headline.accuracy == report.balanced_accuracy == 0.25
+    assert report.headline.orders == ("ABCD", "BCDA", "CDAB", "DABC")
     assert report.single_order == report.baselines["always_C"]
-    assert report.recall == dict(zip("ABCD", np.eye(4)[2], strict=True))
+    assert report.recall == {"A": 0, "B": 0, "C": 1, "D": 0}
     assert (report.letter_spread, report.recall_spread, report.flip_rate) == (1, 1, 1)
     assert report.verdict == "collapsed"
 
@@ -85,13 +56,12 @@ def test_figures_of_one_order_by_hand():
 
 def test_accuracy_where_the_gold_option_is_longest_and_by_the_publisher_of_the_page():
     attack = "https://attack.mitre.org/techniques/T1566/"
+    others = ("https://notattack.mitre.org.example.com/x", "https://[broken", "Manual")
     items = items_of(
         Item("1", "Which?", ("a", "long"), 1, attack),
         Item("2", "Which?", ("long", "also"), 1, attack),
         Item("3", "Which?", ("a", "long"), 0, "http://CWE.mitre.org/data/1"),
-        Item("4", "Which?", ("a", "long"), 0, "https://notattack.mitre.org.example.com/x"),
-        Item("5", "Which?", ("a", "long"), 0, "https://[broken"),
-        Item("6", "Which?", ("a", "long"), 0, "Manual"),
+        *(Item(url, "Which?", ("a", "long"), 0, url) for url in others),
     )
     report = answered(items, lambda item, order: 1, "published")
     found = {name: (each.n, each.accuracy) for name, each in (report.gold_longest | report.by_source).items()}
@@ -108,22 +78,13 @@ def test_items_with_different_numbers_of_options_count_alike():
     assert report.letter_share == {"A": 0.5, "B": 0, "C": 0.5}
     assert report.predicted == ("AA", "CCC")
     assert sum(report.letter_log_probs.counts["C"]) == 3
-    assert "over all orders" in printed(report)
 
 
-def test_the_flip_rate_is_what_drawing_the_answers_gives():
-    rng = np.random.default_rng(0)
-    orders = [cyclic_orders(4)] * 3
-    answers = Answers.from_log_probs(orders, [rng.integers(0, 2, size=(4, 4)).astype(float) for _ in orders])
-
-    def drawn(shares) -> float:
-        options = [rng.choice(4, p=row / row.sum()) for row in shares]
-        return np.mean([first != second for first, second in itertools.combinations(options, 2)])
-
-    expected = np.mean([drawn(shares) for _ in range(400) for shares in answers.options()])
-    assert flip_rate(answers) == pytest.approx(expected, abs=0.04)
-    half = Answers.from_letters(orders, [[0, 1, 2, 3]] * 2 + [[0, 0, -1, -1]])
-    assert flip_rate(half) == pytest.approx((0 + 0 + 1) / 3), "no answer differs from every answer"
+def test_the_flip_rate_by_hand():
+    letters = [[0, 1, 2, 3], [0, 1, 3, 2], [0, 0, -1, -1]]  # the same option always, in one of six pairs, never
+    assert flip_rate(Answers.from_letters([cyclic_orders(4)] * 3, letters)) == pytest.approx((0 + 5 / 6 + 1) / 3)
+    tied = Answers.from_log_probs([cyclic_orders(2)], [np.array([[1.0, 0.0], [0.0, 0.0]])])
+    assert flip_rate(tied) == 0.5, "an option, then both"
 
 
 def test_calibration_by_hand():
@@ -132,24 +93,15 @@ def test_calibration_by_hand():
     scores = [np.log([[p, 1 - p]]) + 7 for p in (0.95, 0.95, 0.55, 0.501)]
     calibration = scored(items, scores, "published").calibration
     assert calibration.ece == pytest.approx(0.5 * abs(0.5 - 0.95) + 0.25 * 0.45 + 0.25 * 0.501)
-    filled = {round(each.high * 15): each for each in calibration.bins if each.n}
-    assert {number: each.n for number, each in filled.items()} == {15: 2, 9: 1, 8: 1}
-    assert (filled[15].confidence, filled[15].accuracy) == (pytest.approx(0.95), 0.5)
-    assert len(calibration.bins) == 15
+    assert [each.n for each in calibration.bins] == [0] * 7 + [1, 1] + [0] * 5 + [2]
+    assert (calibration.bins[-1].confidence, calibration.bins[-1].accuracy) == (pytest.approx(0.95), 0.5)
 
 
-@settings(max_examples=25)
-@given(st.integers(1, 30), st.integers(2, 5), st.integers(0, 2**32 - 1))
-def test_a_report_of_any_scores_is_in_range_and_json(n, k, seed):
-    rng = np.random.default_rng(seed)
-    items = some(n, k)
-    scores = [rng.choice([-np.inf, -1000.0, -1.0, 0.0, 3.0], size=(k, k)) for _ in items]
-    report = scored(items, scores)
+def test_scores_that_tie_or_are_minus_infinity_share_an_answer():
+    scores = np.array([[0.0, 0.0, -1000.0], [-np.inf, -np.inf, 3.0], [-np.inf, -np.inf, -np.inf]])
+    report = scored(some(6, 3), [scores] * 6)
+    assert report.letter_share == pytest.approx({"A": 5 / 18, "B": 5 / 18, "C": 8 / 18})
+    assert report.headline.accuracy == pytest.approx(1 / 3), "whatever is answered, each letter is gold equally often"
+    assert sum(each.n for each in report.calibration.bins) == 6 * 3
+    assert {sum(counts) for counts in report.letter_log_probs.counts.values()} == {6 * 3}
     assert from_json(to_json(report)) == report
-    assert sum(report.letter_share.values()) == pytest.approx(1)
-    low, high = report.headline.ci95
-    assert 0 <= low <= report.headline.accuracy + 1e-12 <= high + 2e-12
-    assert 0 <= report.calibration.ece <= 1 + 1e-12
-    assert sum(each.n for each in report.calibration.bins) == n * k
-    assert {sum(counts) for counts in report.letter_log_probs.counts.values()} == {n * k}
-    assert 0 <= report.flip_rate <= 1

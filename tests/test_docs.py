@@ -1,5 +1,6 @@
-"""The pages: their links, files, commands and figures exist, and the first pages stay short."""
+"""The pages: their links, files, commands and figures exist, the first ones stay short, and the notebook runs."""
 
+import json
 import re
 
 import pytest
@@ -45,10 +46,22 @@ def test_every_command_and_every_module_has_its_place_on_a_page():
 
 def test_results_in_the_readme_are_those_of_the_results():
     rows = [line for line in text_of("README.md").splitlines() if line.startswith("| ")]
-    assert len(rows) == 6  # a header and four rows
+    assert len(rows) == 8  # two tables, of two and of three rows
     assert not set(rows) - set(text_of("RESULTS.md").splitlines())
 
 
 def test_every_page_is_in_the_navigation_of_the_site():
     listed = re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text_of("mkdocs.yml"))["nav"]))
     assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in PAGES if "docs" in page.parts)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(ghost, tmp_path):
+    cells = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") for cell in cells)
+    (tmp_path / "tutorial.py").write_text("\n\n".join(code))
+    environment = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "MPLBACKEND": "agg", "TMPDIR": str(tmp_path)}
+    printed = ghost("tutorial", env=environment, cwd=tmp_path).stdout
+    assert "over all orders" in printed
+    assert "Initial Access\n" in printed

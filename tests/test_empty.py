@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import names_of
 from ghost_jax.data.prepare import prepare
 from ghost_jax.runs import run_dir
-from tests.conftest import TINY, set_all
+from tests.conftest import set_all
 
 KEV_ENTRY = {"vendorProject": "Acme", "product": "Gate", "shortDescription": "Acme Gate lets anyone in by its door."}
 KEV_ENTRY |= {"vulnerabilityName": "Acme Gate Bypass", "dateAdded": "2024-01-01", "cwes": ["CWE-287"]}
@@ -24,11 +25,10 @@ KEV_ENTRY |= {"vulnerabilityName": "Acme Gate Bypass", "dateAdded": "2024-01-01"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A data folder with texts of another source, vulnerabilities of one weakness, and a text of one line."""
+    """A data folder with texts without facts, and with vulnerabilities of one weakness."""
     folder = tmp_path_factory.mktemp("data")
     lines = [{"id": f"d{i}", "source": "mine", "text": f"Host {i * 7} sent {i * 13} packets."} for i in range(60)]
     (folder / "cti.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "cve.jsonl").write_text(json.dumps(lines[0]) + "\n")
     entries = [KEV_ENTRY | {"cveID": f"CVE-2024-{1000 + i}"} for i in range(20)]
     (folder / "known_exploited_vulnerabilities.json").write_text(json.dumps({"vulnerabilities": entries}))
     return folder
@@ -43,56 +43,46 @@ def cache(tmp_path_factory):
         yield
 
 
-def config_of(name: str, sources: str, mixed: tuple[str, ...], **data: object):
-    """Returns a tiny config on some sources whose mixture is these datasets, each once."""
-    stages = ["", "base."] if name.startswith("chat") else [""]
-    keys = TINY | {"data.sources": sources}
-    flags = [flag for stage in stages for flag in set_all({f"{stage}{key}": value for key, value in keys.items()})]
-    table = names_of("chat" if name.startswith("chat") else "pretrain")
-    flags += set_all({f"data.mixture.{dataset}": float(dataset in mixed) for dataset in table})
-    flags += set_all({f"data.{key}": value for key, value in data.items()})
-    return config_lib.parse(argparse.ArgumentParser(), [f"--config=configs/{name}.py:nano", *flags])[0]
+CHAT = names_of("chat")
+EMPTY_OF_TEXTS = [name for name in CHAT if name != "small_talk"]
+EMPTY_OF_ONE_WEAKNESS = [name for name in EMPTY_OF_TEXTS if name != "qa"]
 
 
-def refusal_of(data: Path, *asked: object, **options: object) -> str:
-    with pytest.raises(UserError) as caught:
-        prepare(config_of(*asked, **options), str(data))
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("name", [name for name in names_of("chat") if name != "small_talk"])
-def test_a_dataset_that_is_mixed_in_and_has_no_training_record_is_refused(data, name):
-    for sources, documents in [("cti", "mine"), ("kev", "kev")][: 1 if name == "qa" else 2]:
-        message = refusal_of(data, "chat_v5", sources, ("small_talk", name))
-        assert re.search(rf"asks for {name},", message)
-        assert f"--config.data.mixture.{name}=0" in message
-        assert f"sources {sources}, with documents of {documents}" in message
+def prepared(data: Path, config: str, sources: str, mixed: Sequence[str], **options: object):
+    """Prepares a config on some sources whose mixture is these datasets; returns both."""
+    stages = ("data.", "base.data.") if config == "chat_v5" else ("data.",)
+    values = {f"{stage}sources": sources for stage in stages}
+    values |= {f"data.mixture.{name}": 0.0 for name in names_of("chat" if config == "chat_v5" else "pretrain")}
+    values |= {f"data.mixture.{name}": 1.0 for name in mixed} | {f"data.{key}": each for key, each in options.items()}
+    read, _ = config_lib.parse(argparse.ArgumentParser(), [f"--config=configs/{config}.py:nano", *set_all(values)])
+    return read, prepare(read, str(data))
 
 
 @pytest.mark.parametrize(
-    ("name", "sources", "mixed", "options", "named"),
+    ("config", "sources", "mixed", "options", "named"),
     [
-        ("pretrain_v05", "cti,kev", ("pretrain", "facts"), {}, "asks for facts,"),
-        ("chat_v5", "kev", ("qa",), {"qa_sources": "cwe"}, "data.qa_sources ('cwe',)"),
-        ("chat_v5", "kev", ("qa",), {"qa_per_source": 0}, "data.qa_per_source"),
-        ("chat_v5", "kev", ("qa",), {"qa_sources": "()"}, "data.qa_sources"),
-        ("chat_v5", "kev", ("qa",), {"qa_sources": "nobody"}, "data.qa_sources"),
-        ("chat_v5", "cti", ("qa", "mcq", "cot", "small_talk"), {}, "asks for qa, mcq, cot,"),
-        ("chat_v5", "kev", (), {}, "config.data.mixture"),
+        ("chat_v5", "cti", CHAT, {}, f"asks for {', '.join(EMPTY_OF_TEXTS)},"),
+        ("chat_v5", "kev", CHAT, {}, f"asks for {', '.join(EMPTY_OF_ONE_WEAKNESS)},"),
+        ("pretrain_v05", "cti,kev", ["pretrain", "facts"], {}, "asks for facts,"),
+        ("chat_v5", "kev", ["qa"], {"qa_sources": "cwe"}, "data.qa_sources ('cwe',)"),
+        ("chat_v5", "kev", ["qa"], {"qa_per_source": 0}, "data.qa_per_source"),
+        ("chat_v5", "kev", ["qa"], {"qa_sources": "()"}, "data.qa_sources"),
+        ("chat_v5", "kev", ["qa"], {"qa_sources": "nobody"}, "data.qa_sources"),
+        ("chat_v5", "kev", [], {}, "config.data.mixture"),
     ],
 )
-def test_empty_datasets_and_options_are_named(data, name, sources, mixed, options, named):
-    assert named in refusal_of(data, name, sources, mixed, **options)
+def test_empty_datasets_and_options_are_named(data, config, sources, mixed, options, named):
+    with pytest.raises(UserError, match=re.escape(named)):
+        prepared(data, config, sources, mixed, **options)
 
 
 def test_a_run_without_held_out_questions_is_refused_before_it_is_trained(data, tmp_path):
-    config = config_of("chat_v5", "kev", ("qa",))
+    config, stores = prepared(data, "chat_v5", "kev", ["qa"])
     write_json(tmp_path / "base" / "data.json", {"trained_on": []})
     run = tmp_path / "chat"
-    run_dir.record_data(config, run, tmp_path / "base", prepare(config, str(data)))
-    assert (run / HELD_OUT).read_text() == ""
-    message = rf"{re.escape(str(run / HELD_OUT))} is empty"
-    with pytest.raises(UserError, match=message):
+    run_dir.record_data(config, run, tmp_path / "base", stores)
+    empty = rf"{re.escape(str(run / HELD_OUT))} is empty"
+    with pytest.raises(UserError, match=empty):
         check_data(run, None)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=empty):
         make_probe(run, None, "classic", questions=4, context=128)

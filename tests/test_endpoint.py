@@ -9,12 +9,10 @@ from pathlib import Path
 import pytest
 
 from evals.answering import endpoint
-from evals.answering.endpoint import letter_of
 from ghost_jax.core.chat_api import ChatApi
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.items.formats import read_items
 from tests.test_ctibench import write_items
-from tests.test_teacher import AT_ONCE, KEY, Answer, Server
+from tests.test_teacher import KEY, Answer, Server
 
 COUNT = 6  # questions; each is asked in 4 orders, as it is and in both controls
 REQUESTS = COUNT * 4 * 3
@@ -85,8 +83,8 @@ def test_letters_by_logprobs_get_the_report_of_a_run(ghost, serve, items, tmp_pa
     assert [report["controls"][name]["accuracy"] for name in ("options only", "question swapped")] == [0.25, 0.25]
     assert report["verdict_text"] in screen
     found = {"model": "m:1", "host": "127.0.0.1", "letters_by": "logprobs", "prompt_tokens": 50 * REQUESTS}
-    assert found.items() <= report["endpoint"].items()
-    assert server.asked.total() == report["endpoint"]["requests"] == REQUESTS
+    assert (found | {"requests": REQUESTS}).items() <= report["endpoint"].items()
+    assert server.asked.total() == REQUESTS
     assert {headers["Authorization"] for headers, _ in server.seen} == {f"Bearer {KEY}"}
     assert KEY not in "".join([screen, caplog.text, *(path.read_text() for path in out.parent.iterdir())])
     score(ghost, server, items, out)
@@ -124,9 +122,9 @@ NO_LETTER = "|E|Is it C?|Answer: Command|A command|Execution or Impact|A or B|An
 
 def test_the_letter_of_a_text():
     options = ("Command", "Persistence", "Execution", "Impact")
-    assert {text: letter_of(text, options) for text in READ_AS_C.split("|")} == dict.fromkeys(READ_AS_C.split("|"), 2)
-    assert {text: letter_of(text, options) for text in NO_LETTER.split("|")} == dict.fromkeys(NO_LETTER.split("|"), -1)
-    assert letter_of("same", ("same", "Same.", "other")) == -1
+    assert [text for text in READ_AS_C.split("|") if endpoint.letter_of(text, options) != 2] == []
+    assert [text for text in NO_LETTER.split("|") if endpoint.letter_of(text, options) != -1] == []
+    assert endpoint.letter_of("same", ("same", "Same.", "other")) == -1
 
 
 def test_a_fault_that_passes_is_repeated_and_a_repeated_command_asks_only_what_is_missing(
@@ -137,39 +135,35 @@ def test_a_fault_that_passes_is_repeated_and_a_repeated_command_asks_only_what_i
     lines = kept.read_bytes().splitlines(keepends=True)
     assert len({json.loads(line)["key"] for line in lines}) == len(lines) == REQUESTS
     kept.write_bytes(b"".join(lines[:10]) + lines[10][:-9])  # killed while it wrote
-    screen = score(ghost, again := serve(by_text), items, out)
+    score(ghost, again := serve(by_text), items, out)
     assert again.asked.total() == REQUESTS - 10
-    assert all(f"{count:,}" in screen for count in (REQUESTS, 10, REQUESTS - 10))
 
 
 @pytest.mark.parametrize(
-    ("fault", "attempts", "named"),
+    ("fault", "named"),
     [
-        ((401, {}, f"bad {KEY}".encode()), 1, "OPENAI_API_KEY"),
-        ((404, {}, b"no such model"), 1, "--model"),
-        ((500, AT_ONCE, b"oops"), 6, "HTTP 500"),
-        (b"<html>Welcome</html>", 1, "--endpoint"),
-        (b"", 1, "--endpoint"),
+        ((401, {}, f"bad {KEY}".encode()), "OPENAI_API_KEY"),
+        ((404, {}, b"no such model"), "--model"),
+        (b"<html>Welcome</html>", "--endpoint"),
     ],
 )
-def test_a_fault_that_stays_keeps_the_answers(ghost, serve, items, tmp_path, fault, attempts, named):
+def test_a_fault_that_stays_keeps_the_answers(ghost, serve, items, tmp_path, fault, named):
     out = tmp_path / "report.json"
     broken = serve(lambda body, _: fault if question_in(body) == "3" else by_text(body))
     message = score(ghost, broken, items, out, "--concurrency=1", refused=1, OPENAI_API_KEY=KEY)
     assert all(part in message for part in (named, "report.answers.jsonl"))
     assert KEY not in message
     assert not out.exists()
-    assert max(broken.asked.values()) == attempts
     score(ghost, server := serve(by_text), items, out)
     assert server.asked.total() == REQUESTS - 3 * 4
 
 
-def test_half_a_body_is_a_paragraph(serve, items, tmp_path, monkeypatch):
+def test_a_connection_that_breaks_is_a_paragraph(serve, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = serve(lambda *_: (200, {"Content-Length": "1000"}, b'{"choices": ['))
     api = ChatApi(server.url, "127.0.0.1", "m", endpoint.NAMES, tmp_path / "a", in_flight=2, max_retries=0)
     with pytest.raises(UserError, match=server.url):
-        endpoint.evaluate(read_items(Path(items)), api, orders="cyclic", max_tokens=1)
+        endpoint.written({"Which?": "q"}, api, max_tokens=1)
 
 
 @pytest.mark.parametrize(
@@ -177,11 +171,7 @@ def test_half_a_body_is_a_paragraph(serve, items, tmp_path, monkeypatch):
     [
         ("--endpoint=http://example.org/v1 --model=m --out={out}", 1, "GHOST_OFFLINE"),
         ("--endpoint=http://localhost:1/v1 --out={out}", 2, "--model"),
-        ("--endpoint=http://localhost:1/v1 --model=m", 2, "--out"),
-        ("--endpoint= --model=m --out={out}", 2, "--endpoint"),
         ("--endpoint=http://me:secret@host/v1 --model=m --out={out}", 2, "OPENAI_API_KEY"),
-        ("--endpoint=http://localhost:1/v1 --model=m --out={out} --workdir=runs/x", 2, "--workdir"),
-        ("--workdir=runs/x --model=m", 2, "--endpoint"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(ghost, items, tmp_path, flags, code, named):
@@ -190,11 +180,3 @@ def test_what_cannot_be_asked_is_refused(ghost, items, tmp_path, flags, code, na
     assert named in message
     assert "secret" not in message
     assert list(tmp_path.iterdir()) == [Path(items)]
-
-
-def test_two_endpoints_are_compared(ghost, serve, items, tmp_path):
-    places = [tmp_path / "reads.json", tmp_path / "guesses.json"]
-    for place, answer in zip(places, (by_text, lambda *_: completion("B")), strict=True):
-        score(ghost, serve(answer), items, place, "--max_tokens=1")
-    ghost.here("evals.compare", f"--runs={places[0]},{places[1]}", f"--items={items}", f"--out={tmp_path / 'c.json'}")
-    assert [row["accuracy"] for row in json.loads((tmp_path / "c.json").read_text())["rows"]] == [1.0, 0.25]

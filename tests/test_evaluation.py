@@ -10,7 +10,6 @@ from tests.conftest import ROOT
 
 RECORDS = ROOT / "evals" / "records"
 RECORDED = [*sorted(RECORDS.glob("**/evals/*.json")), RECORDS / "open_book.json"]
-CHAT = RECORDS / "chat_v5-seed0"
 REMOVED, REMOVED_OF_SEARCH = {"weights"}, {"shares", "sources", "examples"}  # fields of older versions
 
 
@@ -46,7 +45,6 @@ def test_the_recorded_audit_keeps_every_key_and_value():
 )
 def test_a_broken_record_is_refused_by_file_and_key(tmp_path, change, key):
     path = tmp_path / "broken.json"
-    path.write_text(json.dumps(json.loads((CHAT / "evals" / "ctibench.json").read_text()) | change))
-    with pytest.raises(UserError, match=key) as refused:
+    path.write_text(json.dumps(json.loads((RECORDS / "open_book.json").read_text()) | change))
+    with pytest.raises(UserError, match=f"{path}.*{key}"):
         read(path)
-    assert str(path) in str(refused.value)

@@ -1,10 +1,14 @@
-"""export.py and hub: transformers computes from the exported files what we compute from the run."""
+"""export.py and hub: transformers and llama.cpp compute from the exported files what we compute from the run."""
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
+from random import Random
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import ghost_jax
+from ghost_jax.core.errors import UserError
 from ghost_jax.export import write_model
+from ghost_jax.hub import gguf as gguf_lib
 from ghost_jax.hub.weights import FILE
 from ghost_jax.inference.generate import Generator
 from ghost_jax.model import transformer
@@ -25,40 +31,30 @@ from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.tokenizer import END, EOS, Tokenizer
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
+from ghost_jax.training.loading import load_model
 from ghost_jax.training.step import new_state
+from tests.models import drawn, one_device
 
 CORPUS = ("A buffer overflow lets an attacker run code.", "hello, phishing is T1566 in ATT&CK.", "Äpfel 日本語 🙂")
 CHAT = tokenizer_lib.train(CORPUS * 5, 400).with_chat_tokens(["hello", "goodbye"])
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=CHAT.vocab_size, context=64)
+WIDE = dataclasses.replace(V05, kv_heads=2, head_dim=12, tied=False, rope_base=50_000.0, norm_eps=1e-5)
+STRETCHED = {"rope_factor": 8.0, "rope_context": 16, "rope_low": 0.5, "rope_high": 2.0}
 MODELS = {
     "v05": V05,
     "v05 without attention bias, scanned": dataclasses.replace(V05, attention_bias=False, scan=True),
-    "v05 with shared keys, wide heads and its own head": dataclasses.replace(
-        V05, kv_heads=2, head_dim=12, tied=False, rope_base=50_000.0, norm_eps=1e-5
-    ),
-    "v05 with stretched positions": dataclasses.replace(
-        V05, rope_base=100.0, rope_factor=8.0, rope_context=16, rope_low=0.5, rope_high=2.0
-    ),
+    "v05 with shared keys, wide heads and its own head": WIDE,
+    "v05 with stretched positions": dataclasses.replace(V05, rope_base=100.0, **STRETCHED),
     "v04": dataclasses.replace(V05, generation="v04"),
 }
 PROMPT = "  hello,\tCVE-2021-44228 in 日本語 🙂\n\n"
-MESSAGES = [
-    Message("user", " Which\nis it? {{ x }} <b>'\"</b>\n"),
-    Message("assistant", "B. 日本語 🙂 "),
-    Message("user", ""),
-]
+USER = Message("user", " Which\nis it? {{ x }} <b>'\"</b>\n")
+MESSAGES = [USER, Message("assistant", "B. 日本語 🙂 "), Message("user", "")]
 
 
 def build(model: ModelConfig) -> dict:
-    """Weights so large that a wrong one shows, and random where training starts from zeros or ones."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        return np.float32(path[-1].key == "scale") + 0.2 * rng.standard_normal(leaf.shape, np.float32)
-
-    params = jax.tree_util.tree_map_with_path(
-        draw, jax.eval_shape(lambda: transformer.init(dataclasses.replace(model, scan=False), jax.random.key(0)))
-    )
+    """Weights so large that a wrong one shows; rows of no token are zero."""
+    params = drawn(dataclasses.replace(model, scan=False), 0.2)
     for table in transformer.tables_of(model):
         params[table][model.vocab_size :] = 0.0
     return params
@@ -76,11 +72,11 @@ def make_run(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> dict:
     return params
 
 
-def export(folder: Path, model: ModelConfig, dtype: str = "float32") -> tuple[dict, Path]:
+def export(folder: Path, model: ModelConfig) -> tuple[dict, Path]:
     """Returns the parameters of a new run in `folder` and the folder that it is exported to."""
     params, out = make_run(folder / "run", model, CHAT), folder / "out"
     out.mkdir()
-    write_model(out, folder / "run", dtype)
+    write_model(out, folder / "run", "float32")
     return params, out
 
 
@@ -144,25 +140,31 @@ def test_transformers_reads_the_vocabulary_as_we_do_and_renders_chats_byte_by_by
         tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
 
 
+LLAMA_LAYER = {
+    "input_layernorm.weight": (32,), "post_attention_layernorm.weight": (32,),
+    "mlp.gate_proj.weight": (48, 32), "mlp.up_proj.weight": (48, 32), "mlp.down_proj.weight": (32, 48),
+    "self_attn.q_proj.weight": (48, 32), "self_attn.k_proj.weight": (24, 32), "self_attn.v_proj.weight": (24, 32),
+    "self_attn.q_proj.bias": (48,), "self_attn.k_proj.bias": (24,), "self_attn.v_proj.bias": (24,),
+    "self_attn.o_proj.weight": (32, 48), "self_attn.o_proj.bias": (32,),
+}  # fmt: skip
+GPT2_LAYER = {
+    "ln_1.weight": (32,), "ln_1.bias": (32,), "ln_2.weight": (32,), "ln_2.bias": (32,),
+    "attn.c_attn.weight": (32, 96), "attn.c_attn.bias": (96,), "mlp.c_fc.weight": (32, 48), "mlp.c_fc.bias": (48,),
+    "attn.c_proj.weight": (32, 32), "attn.c_proj.bias": (32,), "mlp.c_proj.weight": (48, 32), "mlp.c_proj.bias": (32,),
+}  # fmt: skip
+
+
+def check_tensors(folder: Path, top: dict, layers: str, layer: dict) -> None:
+    """Asserts the names and shapes of an export: those at the top, and those of each of two layers."""
+    of_layers = {f"{layers}.{i}.{name}": shape for i in range(2) for name, shape in layer.items()}
+    assert {name: values.shape for name, values in load_file(folder / FILE).items()} == top | of_layers
+
+
 def test_names_shapes_and_config_of_a_llama(tmp_path):
-    _, out = export(tmp_path, MODELS["v05 with shared keys, wide heads and its own head"])
-    layer = {
-        "input_layernorm.weight": (32,),
-        "mlp.down_proj.weight": (32, 48),
-        "mlp.gate_proj.weight": (48, 32),
-        "mlp.up_proj.weight": (48, 32),
-        "post_attention_layernorm.weight": (32,),
-        **{f"self_attn.{one}_proj.{kind}": shape for one, rows in (("q", 48), ("k", 24), ("v", 24))
-           for kind, shape in (("weight", (rows, 32)), ("bias", (rows,)))},
-        "self_attn.o_proj.weight": (32, 48),
-        "self_attn.o_proj.bias": (32,),
-    }  # fmt: skip
-    assert {name: values.shape for name, values in load_file(out / FILE).items()} == {
-        "model.embed_tokens.weight": (CHAT.vocab_size, 32),
-        **{f"model.layers.{i}.{name}": shape for i in range(2) for name, shape in layer.items()},
-        "model.norm.weight": (32,),
-        "lm_head.weight": (CHAT.vocab_size, 32),
-    }
+    _, out = export(tmp_path, WIDE)
+    table = (CHAT.vocab_size, 32)
+    top = {"model.embed_tokens.weight": table, "model.norm.weight": (32,), "lm_head.weight": table}
+    check_tensors(out, top, "model.layers", LLAMA_LAYER)
     config = json.loads((out / "config.json").read_text())
     assert config["ghost_jax"] == {"version": ghost_jax.__version__, "run": "run", "step": 0, "format": "hf"}
     assert config["eos_token_id"] == [CHAT.id(END), CHAT.id(EOS)]
@@ -171,17 +173,9 @@ def test_names_shapes_and_config_of_a_llama(tmp_path):
 
 def test_names_shapes_and_config_of_a_gpt2(tmp_path):
     _, out = export(tmp_path, MODELS["v04"])
-    linear = {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_fc": (32, 48), "mlp.c_proj": (48, 32)}
-    layer = {f"{name}.weight": shape for name, shape in linear.items()}
-    layer |= {f"{name}.bias": shape[1:] for name, shape in linear.items()}
-    layer |= {f"{norm}.{kind}": (32,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
-    assert {name: values.shape for name, values in load_file(out / FILE).items()} == {
-        "transformer.wte.weight": (CHAT.vocab_size, 32),
-        "transformer.wpe.weight": (64, 32),
-        **{f"transformer.h.{i}.{name}": shape for i in range(2) for name, shape in layer.items()},
-        "transformer.ln_f.weight": (32,),
-        "transformer.ln_f.bias": (32,),
-    }
+    top = {"transformer.wte.weight": (CHAT.vocab_size, 32), "transformer.wpe.weight": (64, 32)}
+    top |= {"transformer.ln_f.weight": (32,), "transformer.ln_f.bias": (32,)}
+    check_tensors(out, top, "transformer.h", GPT2_LAYER)
     config = json.loads((out / "config.json").read_text())
     assert (config["activation_function"], config["layer_norm_epsilon"], config["n_inner"]) == ("gelu_new", 1e-6, 48)
 
@@ -206,15 +200,94 @@ def test_a_chat_run_and_its_base_are_exported_with_a_card_and_nothing_is_replace
 
 
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ghost, tiny_run, tmp_path):
-    out = tmp_path / "out"
-    for named, code, *flags in (
-        ("nowhere", 1, f"--workdir={tmp_path / 'nowhere'}", f"--out={out}"),
-        ("chat", 1, f"--workdir={tiny_run.workdir}", f"--out={tiny_run.workdir}"),
-    ):
-        assert named in ghost.refused_here("ghost_jax.export", *flags, code=code)
-    assert (tiny_run.workdir / "status.json").is_file()
-    assert not list(tmp_path.iterdir())
     unfinished = shutil.copytree(tiny_run.workdir, tmp_path / "unfinished")
     (unfinished / "status.json").unlink()
-    assert "not finished" in ghost.refused_here("ghost_jax.export", f"--workdir={unfinished}", f"--out={out}")
+    for workdir in (unfinished, tmp_path / "nowhere"):
+        command = ("ghost_jax.export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}")
+        assert str(workdir) in ghost.refused_here(*command)
+    assert "q8_0" in ghost.refused_here(*command, "--dtype=q8_0", code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
+
+
+# ---- GGUF ----
+
+BLOCKS = dataclasses.replace(V05, width=64, mlp_dim=96)  # rows of whole blocks of q8_0
+SHARED = dataclasses.replace(BLOCKS, kv_heads=2, head_dim=32, attention_bias=False, tied=False, **STRETCHED)
+
+
+@pytest.fixture(params=[BLOCKS, SHARED], ids=["qkv with bias", "shared heads, stretched, untied"])
+def run(request, tmp_path) -> Path:
+    make_run(tmp_path / "run", request.param, CHAT)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "q8_0"])
+def test_a_file_has_the_models_tensors_and_vocabulary(run, tmp_path, dtype):
+    write_model(tmp_path, run, dtype, "gguf")
+    reader = gguf.GGUFReader(tmp_path / gguf_lib.FILE)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["tokenizer.ggml.tokens"][CHAT.id(END)] == END
+    assert fields["tokenizer.ggml.eot_token_id"] == CHAT.id(END)
+    types = fields["tokenizer.ggml.token_type"]
+    assert {i for i, kind in enumerate(types) if kind == gguf.TokenType.CONTROL} == set(CHAT.special_ids)
+    assert fields["tokenizer.ggml.pre"] == "gpt-2"
+
+    write_model(tmp_path, run, "float32")
+    theirs = load_file(tmp_path / FILE)
+    found = {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+    assert len(found) == len(theirs) + ("rope_freqs.weight" in found)
+    embedding, q = theirs["model.embed_tokens.weight"], theirs["model.layers.0.self_attn.q_proj.weight"]
+    np.testing.assert_allclose(found["token_embd.weight"], embedding, atol=np.abs(embedding).max() / 100)
+    # llama.cpp's neighbours are Hugging Face's halves.
+    neighbours = found["blk.0.attn_q.weight"].reshape(4, -1, 2, 64)
+    halves = q.reshape(4, 2, -1, 64)
+    np.testing.assert_allclose(neighbours.swapaxes(1, 2), halves, atol=np.abs(q).max() / 100)
+
+
+def test_a_split_without_a_name_there_and_a_v04_model_are_refused(tmp_path):
+    digits, last = {"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}
+    assert gguf_lib.split_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, last]}}) == "smollm"
+    for first in ({"type": "Punctuation"}, digits | {"individual_digits": False}):
+        with pytest.raises(UserError, match="--format=hf"):
+            gguf_lib.split_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [first, last]}})
+    make_run(tmp_path / "run", MODELS["v04"], CHAT)
+    with pytest.raises(UserError, match=r"v0\.4"):
+        write_model(tmp_path, tmp_path / "run", "float32", "gguf")
+
+
+ASK = """
+import json, sys
+import numpy as np
+from llama_cpp import Llama
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+asked = json.load(sys.stdin)
+model = Llama(asked["file"], logits_all=True, n_ctx=64, n_batch=64, verbose=False, type_k=0, type_v=0)
+ids = [model.tokenize(text.encode(), add_bos=False, special=False) for text in asked["texts"]]
+model.eval(asked["prompt"])
+logits = np.array(model.scores[: len(asked["prompt"])]).tolist()
+chat = Jinja2ChatFormatter(model.metadata["tokenizer.chat_template"], "", "")(messages=asked["messages"]).prompt
+print(json.dumps({"ids": ids, "logits": logits, "chat": chat}))
+"""
+
+
+@pytest.mark.slow
+def test_llama_cpp_computes_the_same(run, tmp_path):
+    """GHOST_LLAMA_PYTHON names a Python with llama-cpp-python, which is compiled from source."""
+    python = os.environ.get("GHOST_LLAMA_PYTHON")
+    if not python:
+        pytest.skip("GHOST_LLAMA_PYTHON names no Python with llama-cpp-python")
+    write_model(tmp_path, run, "float32", "gguf")
+    rng = Random(0)
+    alphabet = [chr(code) for code in (*range(32, 127), *range(0xC0, 0x180), 0x1F642, 0x65E5, 10, 9)]
+    texts = ["".join(rng.choices(alphabet, k=rng.randint(1, 60))) for _ in range(1000)]
+    texts.append("CVE-2021-44228  in log4j\n\n\tdef f(x): return 1234567 # don't")
+    messages = [{"role": "user", "content": "Who sent it?"}]
+    prompt = render_prompt(CHAT, [Message(**message) for message in messages]).tolist()
+    asked = {"file": str(tmp_path / gguf_lib.FILE), "texts": texts, "prompt": prompt, "messages": messages}
+    done = subprocess.run([python, "-c", ASK], input=json.dumps(asked), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["ids"] == [CHAT.encode(text) for text in texts]
+    assert found["chat"] == CHAT.decode(prompt)
+    model, params, _ = load_model(run, one_device())
+    np.testing.assert_allclose(found["logits"], ours(model, params, prompt), atol=1e-2)

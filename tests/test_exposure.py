@@ -1,5 +1,6 @@
 """ghost_jax/data/builders/exposure.py and evals/tasks/recall.py: facts stated so many times, and their recall."""
 
+import functools
 import json
 from collections import Counter
 from io import StringIO
@@ -13,7 +14,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import exposure
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.wordings import FORMS, fill
-from ghost_jax.runs.evaluation import to_json
+from ghost_jax.runs import evaluation
 from ghost_jax.text import tokenizer as tokenizer_lib
 from tests.conftest import set_all
 from tests.test_trees import seen_by
@@ -21,21 +22,19 @@ from tests.test_trees import seen_by
 SUBJECTS, TACTICS, SERVICES = 240, 16, 40
 
 
-def page(number: str, text: str, *stated: tuple[str, str, str], source: str = "attack") -> Record:
-    facts = tuple(Fact(*names, f"{names[0]} has {names[2]}.") for names in stated)
-    return Record(number, source, "", text, f"page {number}", "", facts)
+def page(number: str, text: str, *facts: Fact) -> Record:
+    return Record(number, "attack", "", text, f"page {number}", "", facts)
 
 
 # Pages of one fact each, pages that name both ends of a fact without stating it, and pages without facts.
-PAGES = [page(f"T{n}", f"About {n}.", (f"Act {n}!", "tactic", f"Aim {n % TACTICS}!")) for n in range(SUBJECTS)]
-for n in range(SERVICES):
-    PAGES.append(page(f"P{n}", f"Of port {n}.", (f"TCP port {n}", "port_service", f"Server {n}!"), source="embedded"))
+PAGES = [page(f"T{n}", "A.", Fact(f"Act {n}!", "tactic", f"Aim {n % TACTICS}!", "It is.")) for n in range(SUBJECTS)]
+PAGES += [page(f"P{n}", "A.", Fact(f"TCP port {n}", "port_service", f"Server {n}!", "It is.")) for n in range(SERVICES)]
 PAGES += [page(f"N{n}", f"Act {n}! is meant for Aim {n % TACTICS}!") for n in range(SUBJECTS)]
 PAGES += [page(f"D{n}", f"Nothing of note, {n} times.") for n in range(60)]
 
 
-def documents():
-    return iter(PAGES)
+def documents() -> list[Record]:
+    return PAGES
 
 
 @pytest.fixture(scope="module")
@@ -86,39 +85,33 @@ def test_no_statement_and_no_page_has_the_wording_that_recall_is_measured_in(voc
     assert "Nothing of note, 7 times." in text
 
 
-class Knower:
-    """A predict function that finds a fact's object likely where the fact was stated often, and nothing else."""
+def test_recall_is_of_what_was_stated_often_and_a_quarter_of_the_rest(vocabulary, tmp_path):
+    items = list(exposure.items(documents, 0))
+    often = [item for item in items if item["exposures"] == 9]
+    known = {(item[way], item["options"][item["answer"]]) for item in often for way in recall.WAYS}
 
-    def __init__(self, vocabulary, items, from_count: int):
-        self._vocabulary = vocabulary
-        known = [item for item in items if item["exposures"] >= from_count]
-        self._known = {(item[way], item["options"][item["answer"]]) for item in known for way in recall.WAYS}
-
-    def __call__(self, batch, at, targets):
+    def predict(batch, at, targets):
+        """Finds the object of a fact that was stated often likely, and nothing else."""
         scores = np.full((*at.shape, 1), -3.0, np.float32)
         for row, read in np.argwhere(at):
             ids = [*seen_by(batch, row, at[row, read]), int(targets[row, read, 0])]
-            before = self._vocabulary.decode(ids[1:])  # without the beginning of the text
-            if any(f"{text} {name}".startswith(before) and len(before) > len(text) for text, name in self._known):
+            before = vocabulary.decode(ids[1:])  # without the beginning of the text
+            if any(f"{text} {name}".startswith(before) and len(before) > len(text) for text, name in known):
                 scores[row, read] = -0.5
         return scores, np.zeros(targets.shape, bool)
 
-
-def test_recall_is_of_what_was_stated_often_and_a_quarter_of_the_rest(vocabulary, tmp_path):
+    evaluated = functools.partial(recall.evaluate_run, predict, vocabulary, tmp_path, None, context=256, batch_size=4)
     with pytest.raises(UserError, match=recall.ITEMS):
-        recall.evaluate_run(None, vocabulary, tmp_path, None, context=64, batch_size=1)
-    items = list(exposure.items(documents, 0))
+        evaluated()
     (tmp_path / recall.ITEMS).write_text("".join(json.dumps(item) + "\n" for item in items))
-    knower = Knower(vocabulary, items, 9)
-    report = to_json(recall.evaluate_run(knower, vocabulary, tmp_path, None, context=256, batch_size=4))
-    assert {count: found["n"] for count, found in report["by_exposures"].items()} == {"1": 16, "3": 16, "9": 16}
+    report = evaluated()
+    assert {count: found.n for count, found in report.by_exposures.items()} == {"1": 16, "3": 16, "9": 16}
     for way in recall.WAYS:
-        assert [report["by_exposures"][count][way]["accuracy"] for count in "139"] == [0.25, 0.25, 1.0]
-        assert report[way]["accuracy"] == pytest.approx(0.5)
-        low, high = report[way]["ci95"]
-        assert low < 0.5 < high
-    (tmp_path / "evals").mkdir()
-    (tmp_path / "evals" / "recall.json").write_text(json.dumps(report))
+        of_counts = [getattr(report.by_exposures[count], way).accuracy for count in "139"]
+        assert of_counts == [0.25, 0.25, 1.0]
+        low, high = getattr(report, way).ci95
+        assert low < np.mean(of_counts) == getattr(report, way).accuracy < high
+    evaluation.write(tmp_path / "evals" / "recall.json", report)
     screen = StringIO()
     recall.show_run(tmp_path, Console(file=screen, width=100))
     assert "100.0" in screen.getvalue()
@@ -127,8 +120,8 @@ def test_recall_is_of_what_was_stated_often_and_a_quarter_of_the_rest(vocabulary
 @pytest.mark.slow
 def test_the_command_trains_a_base_and_measures_its_recall(ghost, tmp_path):
     tiny = {"steps": 2, "optim.warmup_steps": 1, "data.validation_records": 8, "model.layers": 1, "eval_every": 2}
-    words = ("ghost_jax.train", "--config=configs/pretrain_exposure.py:nano", f"--workdir={tmp_path / 'run'}")
-    ghost(*words, *set_all(tiny))
-    report = json.loads((tmp_path / "run" / "evals" / "recall.json").read_text())
-    assert sum(found["n"] for found in report["by_exposures"].values()) == report["n"] > 100
-    assert len({found["n"] for found in report["by_exposures"].values()}) == 1
+    ghost("ghost_jax.train", "--config=configs/pretrain_exposure.py:nano", f"--workdir={tmp_path}", *set_all(tiny))
+    report = json.loads((tmp_path / "evals" / "recall.json").read_text())
+    counts = [found["n"] for found in report["by_exposures"].values()]
+    assert sum(counts) == report["n"] > 100
+    assert len(set(counts)) == 1

@@ -1,18 +1,12 @@
 """evals/tasks/facts.py: held-out facts asked of a chat run, and what is held out of its data."""
 
-import functools
 import json
-import shutil
 
 import pytest
 
-from evals.tasks import facts
+from evals.tasks import facts, mcq
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage.array_record import open_examples
-from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.training.loading import load_model
-from ghost_jax.training.step import make_predict
 from tests.conftest import set_all, tiny_chat
 
 
@@ -27,7 +21,7 @@ def test_a_run_is_scored_on_facts_that_none_of_its_training_records_asks(ghost, 
     words[1] = f"--config={tmp_path / 'chat_known.py'}:nano"
     ghost(*words)
     report = json.loads((workdir / "evals" / "facts.json").read_text())
-    items = [json.loads(line) for line in (workdir / facts.ITEMS).read_text().splitlines()]
+    items = [json.loads(line) for line in (workdir / mcq.FACTS).read_text().splitlines()]
     assert report["n"] == len(items) > 20
     assert set(report["readings"]) == {"letters", "cloze", "differs"}
     assert {"ranked", "pmi"} <= report["cloze"].keys()
@@ -42,16 +36,10 @@ def test_a_run_is_scored_on_facts_that_none_of_its_training_records_asks(ghost, 
         assert not {item["id"] for item in items} & trained
 
 
-def test_a_run_without_questions_is_refused(tiny_run, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(tiny_run.workdir, workdir, ignore=shutil.ignore_patterns("checkpoints"))
-    facts.check_data(workdir, None)  # as of a base
-    (workdir / facts.ITEMS).write_text("")
-    with pytest.raises(UserError, match=rf"{facts.ITEMS}.*data.sources"):
-        facts.check_data(workdir, None)
-    mesh = make_mesh()
-    model, params, _ = load_model(tiny_run.workdir, mesh)
-    predict = functools.partial(make_predict(model, params, mesh), params)
-    vocabulary = tokenizer_lib.load(workdir / "tokenizer.json")
-    with pytest.raises(UserError, match=facts.ITEMS):
-        facts.evaluate_run(predict, vocabulary, workdir, None, context=model.context, batch_size=2)
+def test_a_run_without_questions_is_refused(tmp_path):
+    facts.check_data(tmp_path, None)  # as of a base, which has no file of questions
+    (tmp_path / mcq.FACTS).write_text("")
+    with pytest.raises(UserError, match=rf"{mcq.FACTS}.*data.sources"):
+        facts.check_data(tmp_path, None)
+    with pytest.raises(UserError, match=mcq.FACTS):
+        facts.evaluate_run(None, None, tmp_path, None, context=64, batch_size=2)

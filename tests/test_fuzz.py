@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ghost_jax.config import load as config_lib
+from ghost_jax.config.keys import DOMAINS
 from ghost_jax.core.errors import UserError
 from tests.test_sources_formats import BOMB, SAMPLES
 
@@ -23,7 +24,6 @@ MEMORY = 1 << 30  # bytes that reading a file of some kilobytes must not take
 
 # format -> (suffix, a valid file, its reader)
 SOUND = {name: (path.suffix, path.read_bytes(), read) for name, (path, read) in SAMPLES.items()}
-
 
 LONG = ["(" * 5000, "<p" * 5000, " " * 9999 + "x", "[a](" * 3000, "A. " * 3000, "\n" * 9999, "&" * 5000, "9" * 5000]
 SCALARS = (
@@ -41,50 +41,30 @@ BYTES = st.binary(max_size=8) | st.sampled_from(
 )
 
 
-def with_bytes_changed(data: bytes) -> st.SearchStrategy[bytes]:
-    """Draws the file with one to three of its parts replaced or removed."""
-
-    def change(edits: list[tuple[int, int, bytes]]) -> bytes:
-        changed = data
-        for start, length, new in edits:
-            changed = changed[:start] + new + changed[start + length :]
-        return changed
-
-    edit = st.tuples(st.integers(0, len(data)), st.sampled_from([0, 1, 9, len(data)]), BYTES)
-    return st.lists(edit, min_size=1, max_size=3).map(change)
-
-
 def places_in(value: object, place: tuple = ()) -> list[tuple]:
     """Returns the path of every value of a JSON document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [place, *(found for key, child in inner for found in places_in(child, (*place, key)))]
 
 
-def with_values_changed(document: object) -> st.SearchStrategy[object]:
-    """Draws the document with one or two of its values replaced by anything."""
-
-    def change(edits: list[tuple[tuple, object]]) -> object:
-        changed = {"": copy.deepcopy(document)}
-        for place, new in edits:
-            node, path = changed, ("", *place)
-            try:
-                for key in path[:-1]:
-                    node = node[key]
-                node[path[-1]] = new
-            except (LookupError, TypeError):
-                continue  # an earlier edit has replaced its parent
-        return changed[""]
-
-    return st.lists(st.tuples(st.sampled_from(places_in(document)), ANYTHING), min_size=1, max_size=2).map(change)
+def replaced(node: object, place: tuple, new: object) -> object:
+    """Returns a JSON document with another value at a place."""
+    if not place:
+        return new
+    changed = copy.copy(node)
+    changed[place[0]] = replaced(node[place[0]], place[1:], new)
+    return changed
 
 
 def damaged(suffix: str, data: bytes) -> st.SearchStrategy[bytes]:
-    """Draws a file with damage to its bytes or, where it is JSON, to its values; sometimes none."""
-    drawn = st.just(data) | with_bytes_changed(data)
+    """Draws a file with other bytes at a place or, where it is JSON, another value at a place; sometimes itself."""
+    places = st.tuples(st.integers(0, len(data)), st.sampled_from([0, 1, 9, len(data)]))
+    drawn = st.just(data) | st.builds(lambda at, new: data[: at[0]] + new + data[sum(at) :], places, BYTES)
     if suffix not in (".json", ".jsonl"):
         return drawn
     document = json.loads(data if suffix == ".json" else data.split(b"\n")[1])
-    return drawn | with_values_changed(document).map(lambda changed: json.dumps(changed).encode())
+    changed = st.builds(replaced, st.just(document), st.sampled_from(places_in(document)), ANYTHING)
+    return drawn | changed.map(lambda value: json.dumps(value).encode())
 
 
 @pytest.fixture
@@ -127,15 +107,7 @@ def test_any_file_of_a_publisher_is_read_or_refused_by_name(tmp_path, name):
 CONFIG = "configs/chat_v5.py:nano"
 
 
-def leaves(node: dict, prefix: str = "") -> list[str]:
-    return [
-        name
-        for key, value in node.items()
-        for name in (leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [prefix + key])
-    ]
-
-
-KEYS = leaves(config_lib.load(CONFIG).to_dict())
+KEYS = [*DOMAINS, *(f"base.{key}" for key in DOMAINS)]
 HOSTILE = ["1e999", "-1e999", "nan", "-" * 5000 + "1", "(" * 5000, "[" * 150 + "]" * 150, "9" * 4300, "1" + "0" * 400]
 TYPED = ["None", "", "0", "-1", "3", "1_0", "0x10", "b'a'", "True", "()", "{}", "1j", "\0", "\udcff"]
 TEXTS = st.sampled_from([*HOSTILE, *TYPED]) | st.integers().map(str) | st.floats().map(repr) | st.text(max_size=10)

@@ -1,4 +1,4 @@
-"""generate.py: the same text with a cache as without one, whatever rows stand beside it, on one device or eight."""
+"""generate.py and engine.py: the same text with a cache as without one, whatever stands beside it, on any devices."""
 
 import dataclasses
 import functools
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from ghost_jax.core.errors import UserError
+from ghost_jax.inference.engine import TOP, Engine, Text
 from ghost_jax.inference.generate import CHUNK, TAIL, Generator
 from ghost_jax.inference.sampling import GREEDY, Sampling
 from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
-from tests.models import slow
+from tests.models import drawn, needs_eight, one_device, slow
 
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=64)
 V04 = dataclasses.replace(V05, generation="v04")
@@ -31,24 +32,22 @@ ONCE = Sampling(repetition_penalty=1e4)  # no token twice
 @functools.cache
 def build(config: ModelConfig) -> dict:
     """Weights so large that texts do not repeat themselves: a token in a wrong place changes what follows."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: transformer.init(dataclasses.replace(config, scan=False), jax.random.key(0)))
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: np.float32(path[-1].key == "scale") + 0.3 * rng.standard_normal(leaf.shape, np.float32),
-        shapes,
-    )
+    params = drawn(dataclasses.replace(config, scan=False), 0.3)
     params["embedding"][config.vocab_size :] = 0.0
     return transformer.stack_blocks(params) if config.scan else params
 
 
 @functools.cache
 def generator(config: ModelConfig = SMALL, new_tokens: int = NEW, stop_ids: tuple[int, ...] = (99,)) -> Generator:
-    mesh = make_mesh(devices=jax.devices()[:1])
-    return Generator(config, build(config), mesh, batch_size=4, new_tokens=new_tokens, stop_ids=stop_ids)
+    return Generator(config, build(config), one_device(), batch_size=4, new_tokens=new_tokens, stop_ids=stop_ids)
+
+
+def prompt_of(length: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 99, length).astype(np.int32)
 
 
 def prompts_of(lengths=LENGTHS) -> list[np.ndarray]:
-    return [np.random.default_rng(n).integers(0, 99, length).astype(np.int32) for n, length in enumerate(lengths)]
+    return [prompt_of(length, n) for n, length in enumerate(lengths)]
 
 
 def keys_of(count: int) -> jax.Array:
@@ -62,11 +61,10 @@ def forward(config: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
 
 def plainly(config: ModelConfig, prompt: np.ndarray, new_tokens: int = NEW, stop_ids=(99,)) -> list[int]:
     """Greedy text by a full forward pass for each token."""
-    ids = [int(i) for i in prompt]
+    ids = prompt.tolist()
     while len(ids) < min(len(prompt) + new_tokens, config.context):
-        tokens = np.zeros((1, config.context), np.int32)
-        tokens[0, : len(ids)] = ids
-        best = int(np.asarray(forward(config, build(config), tokens))[0, len(ids) - 1].argmax())
+        tokens = np.pad(ids, (0, config.context - len(ids))).astype(np.int32)
+        best = int(forward(config, build(config), tokens[None])[0, len(ids) - 1].argmax())
         if best in stop_ids:
             break
         ids.append(best)
@@ -94,16 +92,18 @@ def test_greedy_text_is_that_of_full_forward_passes_up_to_a_stop_or_the_end_of_t
 
 
 @pytest.mark.parametrize("sampling", [WARM, slow(GREEDY)], ids=["drawn", "greedy"])
-def test_a_text_depends_neither_on_the_rows_beside_it_nor_on_being_streamed(sampling):
+def test_a_text_depends_on_its_key_and_neither_on_the_rows_beside_it_nor_on_being_streamed(sampling):
     prompts, keys = prompts_of((*LENGTHS, 7, 8)), keys_of(6)
     together = as_lists(generator()(prompts, sampling, keys))
     assert as_lists(generator()(prompts[::-1], sampling, keys[::-1]))[::-1] == together
     for row in (0, 3, 5):
         assert as_lists(generator()([prompts[row]], sampling, keys[row : row + 1])) == [together[row]]
         assert list(generator().stream(prompts[row], sampling, keys[row])) == together[row]
+    of_one_prompt = as_lists(generator()(prompts[1:2] * 6, sampling, keys))
+    assert len(set(map(tuple, of_one_prompt))) == (6 if sampling is WARM else 1)
 
 
-@pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
+@needs_eight
 def test_eight_devices_give_the_text_of_one():
     mesh = make_mesh(2, 2, 2)
     on_eight = Generator(SMALL, build(SMALL), mesh, batch_size=3, new_tokens=NEW, stop_ids=[99])  # 3 becomes 4
@@ -112,12 +112,8 @@ def test_eight_devices_give_the_text_of_one():
         assert as_lists(on_eight(prompts, sampling, keys)) == as_lists(generator()(prompts, sampling, keys))
 
 
-def long_prompt(length: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 99, length).astype(np.int32)
-
-
 def test_a_warm_stream_compiles_nothing_and_reads_only_what_the_last_one_has_not(caplog):
-    talks, longest = generator(LONG), long_prompt(310)
+    talks, longest = generator(LONG), prompt_of(310)
     talks.warm_up()
     # The newest id of a text is not in the cache, and the last token of a prompt is always read.
     streams = (
@@ -126,8 +122,8 @@ def test_a_warm_stream_compiles_nothing_and_reads_only_what_the_last_one_has_not
         (longest[: 2 * TAIL + 5], 2 * TAIL + 4),  # the same again
         (longest[: CHUNK + 2 * TAIL], 2 * TAIL + 5),
         (longest, CHUNK + 2 * TAIL),  # beyond the first 256 slots
-        (np.append(longest[:100], long_prompt(60, 1)), 100),  # differs from token 100 on
-        (long_prompt(200, 2), 0),
+        (np.append(longest[:100], prompt_of(60, 1)), 100),  # differs from token 100 on
+        (prompt_of(200, 2), 0),
     )
     expected = [plainly(LONG, prompt) for prompt, _ in streams]
     key = keys_of(1)[0]
@@ -136,58 +132,93 @@ def test_a_warm_stream_compiles_nothing_and_reads_only_what_the_last_one_has_not
             assert talks.cached(prompt) == cached
             assert list(talks.stream(prompt)) == text
         for length in (65, 254, 257, 319):
-            list(talks.stream(long_prompt(length), Sampling(0.7, 5, 0.9, 1.5), key))
+            list(talks.stream(prompt_of(length), Sampling(0.7, 5, 0.9, 1.5), key))
     assert not compiled_of(caplog)
 
 
 def test_a_conversation_continues_from_its_own_text_and_from_an_answer_left_early():
-    talks, prompt = generator(LONG), long_prompt(200, 3)
+    talks, prompt = generator(LONG), prompt_of(200, 3)
     for leave_after in (NEW, 4, 1):
         answer = list(itertools.islice(talks.stream(prompt), leave_after))
         assert answer == plainly(LONG, prompt)[:leave_after]
-        following = np.concatenate([prompt, answer, long_prompt(20, leave_after)]).astype(np.int32)
+        following = np.concatenate([prompt, answer, prompt_of(20, leave_after)]).astype(np.int32)
         assert talks.cached(following) == len(prompt) + leave_after - 1
         prompt = following
 
 
 @pytest.mark.parametrize("length", [0, 64, 100])
 def test_a_prompt_without_a_possible_answer_is_refused(length):
-    for generate in (lambda prompt: generator()([prompt]), lambda prompt: next(generator().stream(prompt))):
-        with pytest.raises(UserError, match=f"{length} tokens.*1 to 63"):
-            generate(np.zeros(length, np.int32))
+    prompt = np.zeros(length, np.int32)
+    for generate in (lambda: generator()([prompt]), lambda: next(generator().stream(prompt))):
+        with pytest.raises(UserError, match=f"{length} tokens"):
+            generate()
     assert generator()([]) == []
 
 
 def test_batches_are_padded_to_few_shapes_and_other_sampling_compiles_nothing(caplog):
     fresh = generator(new_tokens=NEW - 1)
-    every = [(lengths, keys_of(len(lengths))) for lengths in ((1,), (5, 30, 31), (2,) * 9, (30, 31, 9))]
+    batches = [(prompts_of(lengths), keys_of(len(lengths))) for lengths in ((1,), (5, 30, 31), (2,) * 9, (30, 31, 9))]
     with jax.log_compiles():
-        for lengths, keys in every[:2]:
-            fresh(prompts_of(lengths), GREEDY, keys)
-        shapes = "\n".join(compiled_of(caplog))
-        assert all(f"int32[{rows},32]" in shapes for rows in (1, 4))
+        for prompts, keys in batches[:2]:
+            fresh(prompts, GREEDY, keys)
+        assert compiled_of(caplog)
         caplog.clear()
-        for lengths, keys in every:
+        for prompts, keys in batches:
             for sampling in (WARM, Sampling(0.7, top_k=5), Sampling(2.0, 3, 0.2, 1.5)):
-                fresh(prompts_of(lengths), sampling, keys)
+                fresh(prompts, sampling, keys)
     assert not compiled_of(caplog)
 
 
-def test_another_key_draws_another_text_and_the_same_key_the_same():
-    prompts, keys = [prompts_of()[1]] * 6, keys_of(6)
-    texts = as_lists(generator()(prompts, WARM, keys))
-    assert as_lists(generator()(prompts, WARM, keys)) == texts
-    assert len(set(map(tuple, texts))) == 6
-    assert any(len(set(text)) > 1 for text in texts)
-
-
 def test_a_repetition_penalty_counts_prompt_and_text_and_spares_the_stops():
-    prompt = np.arange(30, dtype=np.int32)
+    candidates = (np.random.default_rng(seed).permutation(99)[:32].astype(np.int32) for seed in range(99))
+    prompt = next(prompt for prompt in candidates if plainly(SMALL, prompt, 1)[0] in prompt)
     text = generator()([prompt], ONCE)[0].tolist()
     assert len(set(text) - set(prompt.tolist())) == len(text) == NEW
     assert list(generator().stream(prompt, ONCE)) == text
-    candidates = (np.random.default_rng(seed).permutation(99)[:32].astype(np.int32) for seed in range(99))
-    repeating = next(prompt for prompt in candidates if plainly(SMALL, prompt, 1)[0] in prompt)
-    assert generator()([repeating], ONCE)[0][0] not in repeating
-    stop = plainly(SMALL, repeating, 1)[0]
-    assert not len(generator(stop_ids=(stop,))([repeating], ONCE)[0])
+    stop = plainly(SMALL, prompt, 1)[0]
+    assert not len(generator(stop_ids=(stop,))([prompt], ONCE)[0])
+
+
+# ---- The engine ----
+
+
+def engine_of(config: ModelConfig, rows: int) -> Engine:
+    return Engine(config, build(config), one_device(), batch_size=rows, new_tokens=config.context, stop_ids=(99,))
+
+
+def text_of(number: int, length: int, most: int, sampling: Sampling) -> Text:
+    return Text(prompt_of(length, number), sampling, np.asarray(jax.random.key_data(jax.random.key(number))), most)
+
+
+def test_texts_are_those_of_a_stream_whatever_joins_leaves_or_is_dropped():
+    engine, rng = engine_of(LONG, 3), np.random.default_rng(0)
+    # The cache of the batch is short, grows, and is moved together.
+    sizes = [(5, 300), (200, 60), (90, 200), (1, 40), (300, 19), (30, 280), (64, 9), (250, 50), (2, 200), (7, 1)]
+    texts = [text_of(n, *size, (GREEDY, WARM)[n % 2]) for n, size in enumerate(sizes)]
+    dropped = text_of(99, 20, 250, WARM)
+    waiting = [*texts[:4], dropped, *texts[4:]]
+    while waiting or engine.texts:
+        if waiting and not engine.is_full:
+            for _ in engine.admit(waiting.pop(0)):
+                if engine.texts and rng.random() < 0.5:  # the others go on while a prompt is read
+                    engine.step()
+        if engine.texts:
+            engine.step()
+        if len(dropped.ids) > 9:
+            engine.drop(dropped)
+    alone = generator(LONG, new_tokens=LONG.context)
+    for text in texts:
+        expected = list(alone.stream(text.prompt, text.sampling, jax.random.wrap_key_data(text.key_data)))
+        assert text.ids == expected[: text.most]
+        full = len(expected) >= text.most or len(expected) + len(text.prompt) == LONG.context
+        assert text.ended == ("length" if full else "stop")
+    assert {text.ended for text in texts} == {"stop", "length"}
+
+
+def test_scores_are_log_probabilities_of_a_forward_pass():
+    engine, ids = engine_of(SMALL, 1), prompt_of(50)
+    expected = np.asarray(jax.nn.log_softmax(forward(SMALL, build(SMALL), ids[None])[0]))
+    found = engine.score(ids)
+    np.testing.assert_allclose(found.log_probs, expected[np.arange(49), ids[1:]], atol=1e-4)
+    np.testing.assert_allclose(found.top_log_probs, -np.sort(-expected)[:, :TOP], atol=1e-4)
+    assert (found.top_ids[:, 0] == expected.argmax(-1)).all()

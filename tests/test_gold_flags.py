@@ -23,9 +23,8 @@ def test_every_flag_fits_its_question_and_quotes_none_of_it(ghost_data):
     for name, flag in flags().items():
         item, right = by_id[name], {LETTERS.index(letter) for letter in flag["right"]}
         assert right <= set(range(len(item.options)))
-        assert {"wrong_gold": right and item.answer not in right, "several_right": len(right) > 1}.get(
-            flag["kind"], not right
-        )
+        fits = {"wrong_gold": right and item.answer not in right, "several_right": len(right) > 1}
+        assert fits.get(flag["kind"], not right), name
         published, reason = words(" | ".join((item.question, *item.options))), words(flag["reason"]).split()
         runs = (reason[start : start + QUOTED] for start in range(len(reason) - QUOTED + 1))
         assert not [run for run in runs if f" {' '.join(run)} " in published]

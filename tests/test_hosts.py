@@ -1,6 +1,5 @@
 """ghost_jax/parallel/distributed.py: processes start, compute what one does, stop together, and end with a lost one."""
 
-import functools
 import json
 import os
 import signal
@@ -11,61 +10,37 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
-from ghost_jax.model import transformer
-from ghost_jax.model.config import ModelConfig
-from ghost_jax.model.transformer import Transformer
+from evals.tasks import mcq
+from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.items import Items
 from ghost_jax.parallel import distributed
-from ghost_jax.parallel.mesh import AXES, batch_sharding, make_mesh, micro_batch_rows
-from ghost_jax.parallel.sharding_rules import shardings
-from ghost_jax.training.optimizer import adamw
-from ghost_jax.training.step import abstract_state, make_predict, make_train_step
+from ghost_jax.parallel.mesh import AXES, make_mesh
+from ghost_jax.training.step import make_predict
 
-TINY = ModelConfig(layers=1, width=32, heads=8, mlp_dim=64, vocab_size=256, context=32)
-ROWS, LENGTH, UPDATES = 16, 16, 20
-MESHES = {
-    "mixed": (2, 2, 2),
-    "data": (8, 1, 1),
-    "fsdp": (1, 8, 1),
-    "tensor": (2, 1, 4),
-    "whole": (1, 1, 8),
-    "replica": (1, 4, 1, 2),
-}
+MESHES = {"mixed": (2, 2, 2), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "replica": (1, 4, 1, 2)}
 
 
 def losses_on(mesh: jax.sharding.Mesh) -> list[float]:
-    """The losses of the first updates of the tiny model; each process feeds its own rows."""
-    optimizer, rng = adamw(0.9, 0.95, 0.1, 1.0), np.random.default_rng(0)
-    abstract = abstract_state(TINY, optimizer)
+    """The losses of the first updates of a tiny model; each process feeds its own rows."""
+    from tests.test_step import Run, batch_number  # it counts devices, which a process may not do before it has started
 
-    def placed(path, leaf, place):  # drawn parameters, and zeros in all else
-        drawn = path[0].name == "params" and path[-1].key != "scale"
-        full = 0.02 * rng.standard_normal(leaf.shape, leaf.dtype) if drawn else np.zeros(leaf.shape, leaf.dtype)
-        full = full + (path[0].name == "params" and not drawn)
-        return jax.make_array_from_callback(leaf.shape, place, lambda index: full.astype(leaf.dtype)[index])
-
-    state = jax.tree_util.tree_map_with_path(placed, abstract, shardings(abstract, mesh))
-    step = make_train_step(Transformer(TINY), optimizer, abstract, mesh, ROWS)
-    losses = []
-    for t in range(UPDATES):
-        tokens = np.random.default_rng(t).integers(0, TINY.vocab_size, (ROWS, LENGTH + 1)).astype(np.int32)
-        batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
-        part, parts = distributed.part_of_batch(batch_sharding(mesh))
-        rows = {name: np.split(values, parts)[part] for name, values in batch.items()}
-        state, metrics = step(state, distributed.to_global(rows, batch_sharding(mesh)), 1e-3)
-        losses.append(float(metrics["loss"]))
-    return losses
+    run = Run(mesh)
+    for t in range(5):
+        run.update(batch_number(t), 1e-3)
+    return run.losses
 
 
 def predictions_on(mesh: jax.sharding.Mesh) -> list[float]:
-    """The tiny model's log-probability of one token after each row."""
-    init = functools.partial(transformer.init, TINY)
-    placed = shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-    params = jax.jit(init, out_shardings=placed)(jax.random.key(0))
-    tokens = np.random.default_rng(0).integers(0, TINY.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+    """A tiny model's log-probability of one token after each row."""
+    from tests.test_step import TINY, Run, batch_number
+
+    params, tokens = Run(mesh).state.params, batch_number(0)["tokens"]
+    rows, length = tokens.shape
     zeros = np.zeros_like(tokens)
-    batch = {"tokens": tokens, "positions": zeros + np.arange(LENGTH), "segments": zeros, "branches": zeros}
-    last, target = np.full((ROWS, 1), LENGTH - 1), np.full((ROWS, 1, 1), 7)
+    batch = {"tokens": tokens, "positions": zeros + np.arange(length), "segments": zeros, "branches": zeros}
+    last, target = np.full((rows, 1), length - 1), np.full((rows, 1, 1), 7)
     return np.asarray(make_predict(TINY, params, mesh)(params, batch, last, target)[0]).ravel().tolist()
 
 
@@ -73,12 +48,6 @@ def several(ghost, *task: str, devices: int = 4):
     """Starts a task of this file as two processes by the launcher."""
     counts = ("--processes=2", f"--devices={devices}")
     return ghost.start("launch.local", *counts, "--", "python", "-m", "tests.test_hosts", *task)
-
-
-@pytest.fixture
-def eight_devices() -> None:  # not a mark: this file's own processes import it, and may not count devices so early
-    if jax.device_count() != 8:
-        pytest.skip("needs the 8 simulated CPU devices of conftest.py")
 
 
 @pytest.mark.parametrize(
@@ -89,11 +58,10 @@ def test_two_processes_of_four_devices_compute_the_losses_of_one(ghost, tmp_path
     expected = losses_on(make_mesh(devices=jax.devices()[:1]))
     assert max(np.abs(np.diff(expected))) > 1e-3  # else any two runs would agree
     ghost.finish(process)
-    found = [json.loads((tmp_path / f"{process}.json").read_text()) for process in range(2)]
-    assert [each["main"] for each in found] == [True, False]
-    for each in found:
-        assert each["devices"] == 8
-        assert each["losses"] == pytest.approx(expected, abs=1e-5)
+    for process in range(2):
+        found = json.loads((tmp_path / f"{process}.json").read_text())
+        assert (found["main"], found["devices"]) == (process == 0, 8)
+        assert found["losses"] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -151,13 +119,22 @@ def test_a_process_whose_peer_hangs_ends_within_a_minute(ghost, tmp_path):
     assert "[0] error: Another process of this run is gone" in printed
 
 
-@pytest.mark.usefixtures("eight_devices")
-@pytest.mark.parametrize(
-    ("batch_size", "micro_batch_size", "axes", "rows"),
-    [(8, 8, (8, 1, 1), 8), (128, 8, (8, 1, 1), 64), (32, 4, (2, 2, 2), 16), (8, 8, (1, 1, 8), 8)],
-)
-def test_a_micro_batch_is_a_device_s(batch_size, micro_batch_size, axes, rows):
-    assert micro_batch_rows(batch_size, micro_batch_size, make_mesh(*axes)) == rows
+def test_processes_with_other_data_are_refused_with_both_values(monkeypatch):
+    distributed.check_same({"data": "abc", "dtype": "float32"})
+    other = np.array(["abc", "bfloat16"], "S64").view(np.uint8)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.stack([mine, other]))
+    with pytest.raises(UserError, match="Processes 0 and 1 of this run differ: dtype is float32 and bfloat16"):
+        distributed.check_same({"data": "abc", "dtype": "float32"})
+
+
+def test_processes_with_other_items_are_refused_before_any_is_asked(monkeypatch, tmp_path):
+    def refuse(values):
+        raise UserError(values["items"])
+
+    monkeypatch.setattr(mcq, "find_items", lambda *_: (Items("", "", "abc", ()), ""))
+    monkeypatch.setattr(distributed, "check_same", refuse)
+    with pytest.raises(UserError, match="abc"):
+        mcq.evaluate_run(None, None, tmp_path, None, context=1, batch_size=1, orders="cyclic")
 
 
 def _losses(folder: Path, name: str) -> None:

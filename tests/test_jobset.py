@@ -1,29 +1,23 @@
 """launch/jobset.py: manifests are those of the API, their processes find each other; the image and its packages."""
 
-import copy
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 import yaml
 from jax._src.clusters.cloud_tpu_cluster import GkeTpuCluster
-from pydantic import ValidationError
 
 from ghost_jax.core.errors import BAD_USAGE, STOPPED_BY_WATCH
 from ghost_jax.parallel import distributed
 from launch.chips import gke_hosts
 from launch.jobset import main
-from launch.jobset_schema import MODEL
 from tests.conftest import ROOT
 
 WORDS = ["python", "-m", "ghost_jax.train", "--config=configs/chat_v5.py", '--workdir=gs://b/it\'s <a> "b": {c}']
 NAMED = ["--name=base", "--image=registry.example/ghost:1"]
-TPU, GPU = (
-    ["--topology=v5e:4x4", "--slices=2", "--spot", "--service_account=trainer"],
-    ["--gpu=nvidia-l4:2", "--nodes=3"],
-)
+TPU = ["--topology=v5e:4x4", "--slices=2", "--spot", "--service_account=trainer"]
+GPU = ["--gpu=nvidia-l4:2", "--nodes=3"]
 
 
 @pytest.fixture
@@ -48,7 +42,6 @@ def job_of(manifest: dict) -> tuple[int, dict, dict]:
     ("topology", "hosts", "chips", "label"),
     [
         ("v6e:1x1", 1, 1, "tpu-v6e-slice"),
-        ("v5e:2x2", 1, 4, "tpu-v5-lite-podslice"),
         ("v5e:16x16", 64, 4, "tpu-v5-lite-podslice"),
         ("v4:2x2x4", 4, 4, "tpu-v4-podslice"),
         ("v5p:4x8x12", 96, 4, "tpu-v5p-slice"),
@@ -59,43 +52,8 @@ def test_a_slice_is_a_job_with_a_pod_a_host(manifest, topology, hosts, chips, la
     assert (jobs, job["parallelism"], job["completions"]) == (1, hosts, hosts)
     (container,) = pod["containers"]
     assert (container["resources"]["limits"], container["command"]) == ({"google.com/tpu": chips}, WORDS)
-    shape = topology.partition(":")[2]
-    assert set(pod["nodeSelector"].items()) == {
-        ("cloud.google.com/gke-tpu-accelerator", label),
-        ("cloud.google.com/gke-tpu-topology", shape),
-    }
-
-
-def test_spot_nodes_and_an_account_are_asked_for_where_they_are_named(manifest):
-    _, _, plain = job_of(manifest("--topology=v5e:4x4"))
-    _, _, pod = job_of(manifest(*TPU))
-    assert pod["nodeSelector"].items() - plain["nodeSelector"].items() == {("cloud.google.com/gke-spot", "true")}
-    assert pod["serviceAccountName"] == "trainer"
-    assert not {"tolerations", "serviceAccountName"} & set(plain)
-
-
-def paths_of(node: dict | list, free: tuple[str, ...] = ("nodeSelector", "annotations")) -> Iterator[list]:
-    """Yields the path of every field of a manifest, without the keys of mappings that may have any."""
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-        if isinstance(node, dict):
-            yield [key]
-        if isinstance(value, dict | list) and key not in free:
-            yield from ([key, *rest] for rest in paths_of(value, free))
-
-
-@pytest.mark.parametrize("flags", [TPU, GPU], ids=["tpu", "gpu"])
-def test_every_field_is_checked_by_its_name(manifest, flags):
-    whole = manifest(*flags)
-    paths = list(paths_of(whole))
-    assert len(paths) > 60
-    for *above, last in paths:
-        changed = copy.deepcopy(whole)
-        parent = changed
-        for key in above:
-            parent = parent[key]
-        parent[f"{last}s"] = parent.pop(last)
-        with pytest.raises(ValidationError):
-            MODEL.validate_python(changed)
+    gke, shape = "cloud.google.com/gke-tpu", topology.partition(":")[2]
+    assert pod["nodeSelector"] == {f"{gke}-accelerator": label, f"{gke}-topology": shape}
 
 
 @pytest.mark.parametrize("flags", [TPU, GPU, ["--topology=v5p:2x2x1"]], ids=["slices", "gpu", "one host"])
@@ -105,20 +63,25 @@ def test_the_models_generated_from_the_api_of_kubernetes_keep_every_field(manife
     assert models.JobsetV1alpha2JobSet.from_dict(whole).to_dict() == whole
 
 
+def test_spot_nodes_and_an_account_are_asked_for_where_they_are_named(manifest):
+    _, _, pod = job_of(manifest(*TPU))
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    assert pod["serviceAccountName"] == "trainer"
+
+
 def test_exit_codes_that_would_come_again_fail_the_set_and_a_disruption_does_not_count(manifest):
     whole = manifest(*TPU)
     _, job, pod = job_of(whole)
     by_code, by_condition = job["podFailurePolicy"]["rules"]
     codes = by_code["onExitCodes"]
-    assert codes["values"] == [BAD_USAGE, STOPPED_BY_WATCH]
-    assert codes["containerName"] == pod["containers"][0]["name"]
+    assert (codes["values"], codes["containerName"]) == ([BAD_USAGE, STOPPED_BY_WATCH], pod["containers"][0]["name"])
+    assert by_condition["onPodConditions"][0]["type"] == "DisruptionTarget"
     # The message of the job controller, of which JobSet sees nothing else.
-    said = "Container ghost-jax for pod default/base-0 failed with exit code {} matching FailJob rule at index 0"
+    message = "Container ghost-jax for pod default/base-0 failed with exit code {} matching FailJob rule at index 0"
     final, disrupted = whole["spec"]["failurePolicy"]["rules"]
     (pattern,) = final["onJobFailureMessagePatterns"]
-    assert [code for code in range(256) if re.search(pattern, said.format(code))] == codes["values"]
+    assert [code for code in range(256) if re.search(pattern, message.format(code))] == codes["values"]
     assert not re.search(pattern, "Pod default/base-0 has condition DisruptionTarget matching FailJob rule at index 1")
-    assert by_condition["onPodConditions"][0]["type"] == "DisruptionTarget"
     assert (final["action"], disrupted["action"]) == ("FailJobSet", "RestartJobSetAndIgnoreMaxRestarts")
 
 
@@ -141,10 +104,9 @@ def test_processes_on_nodes_with_gpus_find_the_first_one(manifest, monkeypatch):
         for name, value in environment(manifest(*GPU), 0, pod).items():
             monkeypatch.setenv(name, value)
         found.append(distributed._local_arguments())
+    first = {"num_processes": 3, "coordinator_address": "base-workers-0-0.base:8476"}
+    assert [first.items() <= each.items() for each in found] == [True] * 3
     assert [each["process_id"] for each in found] == [0, 1, 2]
-    assert {(each["num_processes"], each["coordinator_address"]) for each in found} == {
-        (3, "base-workers-0-0.base:8476")
-    }
     monkeypatch.setenv(distributed.PROCESSES, environment(manifest("--gpu=nvidia-l4:2"), 0, 0)[distributed.PROCESSES])
     assert distributed._local_arguments() is None
 
@@ -168,14 +130,10 @@ def test_processes_of_two_slices_are_counted_through(manifest, monkeypatch):
     ("flags", "named"),
     [
         (["--topology=v5e:3x4"], "v5e:3x4"),
-        (["--topology=v7:4x4"], "v7:4x4"),
-        (["--topology=v5p:8x4x4"], "v5p:8x4x4"),
+        (["--topology=v5e:4x4", "--"], "no command"),
         (["--topology=v4:16x16x20"], "v4:16x16x20"),
         (["--topology=v5e:2x2", "--slices=2"], "--slices=2"),
         (["--topology=v5e:4x4", "--nodes=2"], "--nodes"),
-        (["--topology=v5e:4x4", "--slices=0"], "--slices"),
-        (["--gpu=nvidia-l4:1", "--slices=2"], "--slices"),
-        (["--gpu=nvidia-l4"], "--gpu=nvidia-l4"),
         (["--gpu=nvidia-l4:0"], "--gpu=nvidia-l4:0"),
         (["--topology=v5e:4x4", "--name=Base"], "metadata.name"),
         (["--topology=v5e:4x4", f"--name={'a' * 46}"], "metadata.name"),
@@ -184,16 +142,11 @@ def test_processes_of_two_slices_are_counted_through(manifest, monkeypatch):
     ],
 )
 def test_what_the_cluster_lacks_or_refuses_is_bad_usage(flags, named, capsys):
-    assert main([*NAMED, *flags, "--", *WORDS]) == BAD_USAGE
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ")
-    assert named in said.err
-
-
-def test_a_manifest_needs_a_command(capsys):
-    assert main([*NAMED, "--topology=v5e:4x4"]) == BAD_USAGE
-    assert capsys.readouterr().out == ""
+    words = flags if "--" in flags else [*flags, "--", *WORDS]
+    assert main([*NAMED, *words]) == BAD_USAGE
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert named in printed.err
 
 
 @pytest.mark.parametrize("variant", ["cpu", "cuda", "tpu"])
@@ -213,7 +166,4 @@ def test_the_image_has_the_required_packages_each_by_its_hash(variant):
 
 def test_hadolint_finds_nothing_in_the_dockerfile():
     hadolint = shutil.which("hadolint") or pytest.skip("hadolint is not installed: pip install -r requirements-dev.txt")
-    done = subprocess.run(
-        [hadolint, "--failure-threshold=style", "Dockerfile"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (0, "")
+    subprocess.run([hadolint, "--failure-threshold=style", "Dockerfile"], cwd=ROOT, check=True)

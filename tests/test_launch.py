@@ -1,5 +1,6 @@
 """launch/: the scripts work without a cluster, and the local launcher treats its processes as one."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -15,25 +16,17 @@ SLURM = ["bash", str(ROOT / "launch" / "slurm.sbatch")]
 POD = ["bash", str(ROOT / "launch" / "tpu_pod.sh"), "--name=base", "--zone=us-west4-a", "--type=v5litepod-16"]
 
 
-def shell(words: list[str], cwd: Path, tools: Path | None = None, **env: str) -> subprocess.CompletedProcess:
+def shell(words: list[str], cwd: Path, tools: Path | str = "/bin") -> subprocess.CompletedProcess:
     """Runs a script with these programs before the system's and with no other variables."""
-    path = f"{tools}:/usr/bin:/bin" if tools else "/usr/bin:/bin"
-    return subprocess.run(words, cwd=cwd, env={"PATH": path, **env}, capture_output=True, text=True)
+    return subprocess.run(words, cwd=cwd, env={"PATH": f"{tools}:/usr/bin:/bin"}, capture_output=True, text=True)
 
 
-@pytest.fixture
-def tools(tmp_path):
+def tools(folder: Path, **programs: str) -> Path:
     """Writes programs in place of the cluster's, and returns their folder."""
-
-    def write(**programs: str) -> Path:
-        folder = tmp_path / "bin"
-        folder.mkdir()
-        for name, text in programs.items():
-            (folder / name).write_text(f"#!/bin/bash\n{text}\n")
-            (folder / name).chmod(0o755)
-        return folder
-
-    return write
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return folder
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -45,15 +38,13 @@ def test_a_script_parses_and_shellcheck_finds_nothing(script):
         assert result.returncode == 0, result.stdout
 
 
-def test_a_slurm_job_that_is_asked_to_stop_waits_for_its_tasks_and_is_requeued(tmp_path, tools):
+def test_a_slurm_job_that_is_asked_to_stop_waits_for_its_tasks_and_is_requeued(tmp_path):
     # The step saves for a moment when it is asked to stop, as training does.
     srun = "trap 'sleep 0.5; echo saved; exit 1' TERM\necho ready $*\nwhile true; do sleep 0.1; done"
-    path = f"{tools(srun=srun, scontrol='echo $*')}:/usr/bin:/bin"
+    path = f"{tools(tmp_path, srun=srun, scontrol='echo $*')}:/usr/bin:/bin"
     env = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
     job = subprocess.Popen([*SLURM, "--config=configs/chat_v5.py"], env=env, stdout=subprocess.PIPE, text=True)
-    first = job.stdout.readline()
-    assert first.startswith("ready ")
-    assert "ghost_jax.train --config=configs/chat_v5.py" in first
+    assert "ghost_jax.train --config=configs/chat_v5.py" in job.stdout.readline()
     job.send_signal(signal.SIGTERM)
     out, _ = job.communicate(timeout=30)
     assert out.splitlines() == ["saved", "requeue 7"]
@@ -65,21 +56,11 @@ def test_a_dry_run_of_the_pod_prints_every_command_and_runs_none(tmp_path):
     result = shell([*POD, "--spot", "--project=p q", "--dry_run", "--", *command], tmp_path)
     assert result.returncode == 0, result.stderr
     commands = [line[2:] for line in result.stderr.splitlines() if line.startswith("+ ")]
-    steps = (
-        "queued-resources create",
-        "git",
-        "scp",
-        "requirements-tpu.txt",
-        "ghost_jax.train",
-        "mkdir",
-        "cat",
-        "delete",
-    )
-    assert len(commands) == len(steps)
-    assert [step for command, step in zip(commands, steps, strict=True) if step not in command] == []
-    assert "--spot" in commands[0]
+    steps = ("git", "queued-resources create", "scp", "requirements-tpu", "ghost_jax.train", "mkdir", "cat", "delete")
+    assert [step in line for line, step in zip(commands, steps, strict=True)] == [True] * len(steps)
+    assert "--spot" in commands[1]
     assert "--worker=all" in commands[4]
-    assert r"--project=p\ q" in commands[0]
+    assert r"--project=p\ q" in commands[1]
     assert r"--workdir=/mnt/a\\\ b" in commands[4]  # quoted once for the worker's shell, once for this one's
     assert not list(tmp_path.iterdir())
 
@@ -90,30 +71,72 @@ def test_a_dry_run_of_the_pod_prints_every_command_and_runs_none(tmp_path):
 def test_bad_usage_of_the_pod_is_answered_with_the_usage(words, tmp_path):
     result = shell(words, tmp_path)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
     assert "usage: launch/tpu_pod.sh" in result.stderr
 
 
-def test_a_preempted_slice_is_requested_again(tmp_path, tools):
-    calls = tmp_path / "calls"
-    # The first slice is preempted in training, the second is not.
-    gcloud = f"""
-echo "$*" >>{calls}
-trained=$(grep -c 'the command' {calls})
+def cloud(folder: Path, training: str) -> str:
+    """A gcloud that logs its calls and keeps the state of one slice in files of `folder`; it trains by `training`."""
+    return f"""
+cd {folder}
+echo "$*" >>calls
 case "$*" in
-  *describe*) [[ -e {tmp_path}/gone ]] && echo SUSPENDED || echo ACTIVE ;;
-  *create*) rm -f {tmp_path}/gone ;;
-  *"the\\ command"* | *"the command"*) if ((trained == 1)); then touch {tmp_path}/gone; exit 255; fi ;;
+  *describe*)
+    if [[ -e offline ]]; then rm offline; echo UNAVAILABLE >&2; exit 1; fi
+    cat state 2>/dev/null || {{ echo 'ERROR: (gcloud) NOT_FOUND: Resource' >&2; exit 1; }} ;;
+  *create*) echo ACTIVE >state ;;
+  *delete*) rm state ;;
+  *"the command"*) if (($(grep -c "the command" calls) == 1)); then {training}; fi ;;
 esac"""
-    words = [*POD, f"--logs={tmp_path}/logs", "--", "echo", "the", "command"]
-    result = shell(words, tmp_path, tools(gcloud=gcloud, sleep=""))
-    assert result.returncode == 0, result.stderr
-    asked = calls.read_text()
-    assert (asked.count("queued-resources create"), asked.count("queued-resources delete")) == (2, 2)
 
 
-def local(ghost, script: str, *flags: str):
-    return ghost.start("launch.local", *flags, "--", "python", "-c", script)
+POD_COMMAND = ["--", "echo", "the", "command"]
+
+
+def requests_of(folder: Path) -> tuple[int, int]:
+    """How often a slice was requested and deleted."""
+    asked = (folder / "calls").read_text() if (folder / "calls").exists() else ""
+    return asked.count("queued-resources create"), asked.count("queued-resources delete")
+
+
+@pytest.mark.parametrize(
+    ("before", "training", "code", "requests"),
+    [
+        ("", "echo SUSPENDED >state; exit 255", 0, (2, 2)),  # preempted
+        ("", "exit 255", 0, (1, 1)),  # the connection broke
+        ("", "touch offline; exit 255", 0, (1, 1)),
+        ("", "exit 3", 3, (1, 1)),
+        ("ACTIVE", "exit 3", 3, (0, 0)),
+        ("SUSPENDED", "true", 0, (1, 2)),
+    ],
+)
+def test_a_slice_is_used_while_it_is_active_and_deleted_where_it_was_requested_here(
+    tmp_path, before, training, code, requests
+):
+    if before:
+        (tmp_path / "state").write_text(before)
+    programs = tools(tmp_path, gcloud=cloud(tmp_path, training), sleep="")
+    result = shell([*POD, f"--logs={tmp_path}/logs", *POD_COMMAND], tmp_path, programs)
+    assert (result.returncode, requests_of(tmp_path)) == (code, requests), result.stderr
+    assert ("base stays, and is billed" in result.stderr) == (before == "ACTIVE")
+
+
+def test_a_checkout_that_cannot_be_packed_is_refused_before_a_slice_is_requested(tmp_path):
+    result = shell([*POD, *POD_COMMAND], tmp_path, tools(tmp_path, gcloud=cloud(tmp_path, "true"), tar="exit 2"))
+    assert (result.returncode, requests_of(tmp_path)) == (1, (0, 0))
+    assert "cannot be packed" in result.stderr
+
+
+def test_ctrl_c_deletes_the_slice(tmp_path):
+    env = {"PATH": f"{tools(tmp_path, gcloud=cloud(tmp_path, 'touch training; tail -f /dev/null'))}:/usr/bin:/bin"}
+    process = subprocess.Popen([*POD, *POD_COMMAND], env=env, cwd=tmp_path, start_new_session=True)
+    while not (tmp_path / "training").exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert (process.wait(30), requests_of(tmp_path)) == (130, (1, 1))
+
+
+def two_processes(ghost, script: str) -> subprocess.Popen:
+    return ghost.start("launch.local", "--processes=2", "--", "python", "-c", script)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -124,22 +147,21 @@ def test_a_signal_reaches_every_process(ghost, signum):
         "print('ready', flush=True)\n"
         "while True: time.sleep(0.05)"
     )
-    process = local(ghost, script, "--processes=2")
+    process = two_processes(ghost, script)
     assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
     process.send_signal(signum)
     assert sorted(ghost.finish(process).stdout.splitlines()) == ["[0] saved", "[1] saved"]
 
 
 def test_processes_end_with_a_launcher_that_is_killed(ghost):
-    process = local(ghost, "import os, time; print(os.getpid(), flush=True); time.sleep(600)", "--processes=2")
+    process = two_processes(ghost, "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
     ids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
     process.kill()
-    process.wait()
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{one}").exists() for one in ids) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(Path(f"/proc/{one}").exists() for one in ids)
     process.communicate()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{one}").exists() for one in ids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("words", [[], ["--", "no-such-program"], ["--processes=0", "--", "true"]])

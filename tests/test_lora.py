@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -36,11 +37,8 @@ def test_a_kernel_has_the_product_of_its_adapters_added_and_only_chosen_ones_hav
     trained = jax.tree.map(lambda leaf: np.random.default_rng(1).standard_normal(leaf.shape, np.float32), trained)
     merged = LORA.merge(params, trained)
     name = "blocks/attention/out/kernel" if scan else "block_1/attention/out/kernel"
-    own, kernel, added = trained[name], params, merged
-    for key in name.split("/"):
-        kernel, added = kernel[key], added[key]
-    a, b = (own[each][1] if scan else own[each] for each in "ab")  # [H, K, r] and [r, D]
-    kernel, added = (each[1] if scan else each for each in (kernel, added))
+    parts = trained[name]["a"], trained[name]["b"], named(params)[name], named(merged)[name]
+    a, b, kernel, added = (part[1] if scan else part for part in parts)  # a [H, K, r], b [r, D]
     np.testing.assert_allclose(added, kernel + 2.0 * np.einsum("hkr,rd->hkd", a, b), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(merged["embedding"][117:120], trained["embedding"]["rows"])
     np.testing.assert_array_equal(merged["embedding"][:117], params["embedding"][:117])
@@ -53,7 +51,7 @@ def test_targets_without_a_kernel_are_refused_with_the_names():
 
 @pytest.fixture(scope="module")
 def adapted(ghost, tiny_run, tmp_path_factory):
-    """A chat run of adapters on the tiny base, stopped after two updates and resumed."""
+    """A chat run of adapters on the tiny base."""
     workdir = tiny_run.beside_base(tmp_path_factory.mktemp("lora"))
     ghost(*tiny_chat(workdir, *set_all(WITH_LORA)))
     return workdir
@@ -63,9 +61,7 @@ def test_a_run_keeps_adapters_alone_and_loads_as_one_model(adapted, tiny_run):
     with Checkpoints(adapted, keep=0, read_only=True) as checkpoints:
         names = checkpoints.record(checkpoints.latest)["params"]
     assert {name.rpartition("/")[2] for name in names} == {"a", "b", "rows"}
-    losses = [line["loss"] for line in losses_of(adapted)]
-    assert len(losses) == 4
-    assert np.isfinite(losses).all()
+    assert len(losses_of(adapted)) == 4
     model, params, _ = load_model(adapted, one_device())
     _, parts, _ = load_adapted(adapted, one_device())
     _, base, _ = load_model(tiny_run.base, one_device())
@@ -79,13 +75,10 @@ def test_a_run_keeps_adapters_alone_and_loads_as_one_model(adapted, tiny_run):
 
 
 def test_a_base_that_is_gone_is_named(adapted, tmp_path):
-    record = json.loads((adapted / ADAPTED).read_text())
-    try:
-        (adapted / ADAPTED).write_text(json.dumps(record | {"base": "../nowhere"}))
-        with pytest.raises(UserError, match="nowhere"):
-            load_model(adapted, one_device())
-    finally:
-        (adapted / ADAPTED).write_text(json.dumps(record))
+    alone = shutil.copytree(adapted, tmp_path / "alone")
+    base = (alone / json.loads((alone / ADAPTED).read_text())["base"]).resolve()
+    with pytest.raises(UserError, match=base.name):
+        load_model(alone, one_device())
 
 
 def test_peft_computes_the_same(adapted, tmp_path):

@@ -1,6 +1,7 @@
 """ghost_jax/data/mixture.py: batch t is a function of the mix and t alone, and the table agrees with what is drawn."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import pytest
 from ghost_jax.core.errors import UserError
 from ghost_jax.data import mixture
 from ghost_jax.data.mixture import Mix, Phase, cropped, read_from, train_batches, validation_batches
-from ghost_jax.data.packing import fill
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.array_record import write_examples
 from ghost_jax.data.storage.artifact_cache import Manifest
@@ -18,12 +18,14 @@ from ghost_jax.data.storage.artifact_cache import Manifest
 RECORDS = {"big": 20, "middle": 14, "small": 6}
 WEIGHTS = {"big": 1.0, "middle": 3.0, "small": 0.5}
 FIRST = {"big": 1000, "middle": 2000, "small": 3000}  # the token before the last says which record it is
+NUMBERS = [FIRST[name] + i for name, count in RECORDS.items() for i in range(count)]
 
 
-def example(name: str, i: int) -> dict:
+def example(number: int) -> dict:
+    name, i = list(FIRST)[number // 1000 - 1], number % 1000
     length = 4 + i % 5  # 4 to 8 tokens; a row of 6 has places for 7
     tokens = np.arange(length, dtype=np.int32) + 10
-    tokens[-2] = FIRST[name] + i
+    tokens[-2] = number
     letter = "ABCD"[i % 4] if name == "middle" else ""
     return {"id": f"{name}{i}", "source": name, "letter": letter, "tokens": tokens, "mask": np.arange(length) >= 2}
 
@@ -32,11 +34,11 @@ def example(name: str, i: int) -> dict:
 def stores(tmp_path_factory) -> dict[str, Path]:
     """One store a dataset, as they are prepared."""
     made = {}
-    for name, count in RECORDS.items():
+    for name in RECORDS:
         made[name] = tmp_path_factory.mktemp(name)
-        splits = {"train": [example(name, i) for i in range(count)]}
+        splits = {"train": [example(number) for number in own(NUMBERS, name)]}
         if name == "big":
-            splits["validation"] = [example(name, i) for i in range(100, 105)]
+            splits["validation"] = [example(number) for number in range(1100, 1105)]
         Manifest(datasets={name: write_examples(made[name], name, splits)}).write(made[name])
     return made
 
@@ -47,7 +49,7 @@ def mix(stores) -> Mix:
 
 
 def packed(mix: Mix, **changes) -> Mix:
-    return dataclasses.replace(mix, packing=True, **({"seq_len": 16} | changes))
+    return dataclasses.replace(mix, **({"packing": True, "seq_len": 16} | changes))
 
 
 def weighted(mix: Mix, **multipliers: float) -> Mix:
@@ -59,8 +61,8 @@ def drawn(batch: dict) -> list[int]:
     return [int(token) for token in batch["tokens"].flat if token >= 1000]
 
 
-def draws(stream, count: int, start: int = 0) -> list[int]:
-    return [number for t in range(start, start + count) for number in drawn(stream[t])]
+def draws(stream, count: int) -> list[int]:
+    return [number for t in range(count) for number in drawn(stream[t])]
 
 
 def own(numbers: list[int], name: str) -> list[int]:
@@ -79,15 +81,18 @@ def assert_batches_equal(batch: dict, other: dict) -> None:
         assert batch[key].tobytes() == other[key].tobytes(), key
 
 
-@pytest.mark.parametrize("kind", ["one a row", "packed", "in two phases", "long ones dropped"])
+TWO_PHASES = (Phase(0, WEIGHTS), Phase(9, WEIGHTS | {"middle": 0.0, "small": 4.0}))
+KINDS = {
+    "one a row": {"packing": False, "seq_len": 6},
+    "packed": {},
+    "in two phases": {"phases": TWO_PHASES},
+    "long ones dropped": {"truncation": "drop"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_batch_t_is_the_same_after_a_resume_on_any_number_of_hosts(mix, kind):
-    phases = (Phase(0, WEIGHTS), Phase(9, WEIGHTS | {"middle": 0.0, "small": 4.0}))
-    mix = {
-        "one a row": mix,
-        "packed": packed(mix),
-        "in two phases": packed(mix, phases=phases),
-        "long ones dropped": packed(mix, truncation="drop"),
-    }[kind]
+    mix = packed(mix, **KINDS[kind])
     from_start = read_from(train_batches(mix), 0)
     read = [next(from_start) for _ in range(40)]  # 160 rows: every source passes its end several times
     again = train_batches(mix)
@@ -114,15 +119,13 @@ def test_the_first_examples_are_the_first_draws_uncropped(mix, numbers):
 
 
 def test_each_record_is_drawn_once_a_pass_and_datasets_are_interleaved_by_records_times_multiplier(numbers):
-    weights = {name: WEIGHTS[name] * count for name, count in RECORDS.items()}  # 20, 42 and 3
-    for name, size in RECORDS.items():
-        mine = own(numbers, name)
-        assert len(mine) == pytest.approx(len(numbers) * weights[name] / sum(weights.values()), abs=2)
+    for name, draws_of_65 in (("big", 20), ("middle", 42), ("small", 3)):  # records times multiplier
+        mine, size = own(numbers, name), RECORDS[name]
+        for start in range(0, 260, 65):
+            assert len(own(numbers[start : start + 65], name)) == pytest.approx(draws_of_65, abs=2)
         passes = [tuple(mine[start : start + size]) for start in range(0, len(mine) - size + 1, size)]
-        assert {frozenset(each) for each in passes} == {frozenset(range(FIRST[name], FIRST[name] + size))}
+        assert {frozenset(each) for each in passes} == {frozenset(own(NUMBERS, name))}
         assert len(set(passes)) >= len(passes) - 1, "each pass is shuffled"
-    for start in range(0, 260, 65):
-        assert len(own(numbers[start : start + 65], "big")) == pytest.approx(20, abs=2)
 
 
 @pytest.mark.parametrize("others", [{"middle": 9.0}, {"middle": 0.0, "small": 0.0}])
@@ -137,113 +140,74 @@ def test_multipliers_of_other_datasets_do_not_change_the_order_of_one(mix, numbe
 
 # The fewest passes in which each multiplier is an integer, eight times: over 1,024 draws are packed together.
 PASSES = {"big": 2 * 8, "middle": 6 * 8, "small": 1 * 8}
-EPOCH = Counter({FIRST[name] + i: PASSES[name] for name, count in RECORDS.items() for i in range(count)})
+EPOCH = Counter({number: PASSES[name] for name in RECORDS for number in own(NUMBERS, name)})
 
 
-def test_an_epoch_of_packed_rows_holds_each_record_as_often_as_its_multiplier_says(mix):
-    one = dataclasses.replace(packed(mix), batch_size=1)
-    rows = round(EPOCH.total() / mixture.packing_of(one).records_per_row)
-    stream = train_batches(one)
-    epochs = [[tuple(drawn(stream[t])) for t in range(e * rows, (e + 1) * rows)] for e in range(2)]
+def test_an_epoch_of_packed_rows_holds_each_record_complete_and_as_often_as_its_multiplier_says(mix):
+    one = packed(mix, batch_size=1, phases=(Phase(0, WEIGHTS), Phase(10**6, {"small": 1.0})))
+    packing, stream = mixture.packing_of(one), train_batches(one)
+    rows = round(EPOCH.total() / packing.records_per_row)
+    epochs = [[], []]  # of the numbers in each row
+    for t in range(2 * rows):
+        (tokens,) = stream[t]["tokens"]
+        numbers = drawn({"tokens": tokens})
+        complete = np.concatenate([example(number)["tokens"][:-1] for number in numbers])
+        np.testing.assert_array_equal(tokens, np.pad(complete, (0, 16 - len(complete))))
+        epochs[t // rows].append(numbers)
     for epoch in epochs:
-        assert Counter(number for row in epoch for number in row) == EPOCH
+        assert Counter(itertools.chain(*epoch)) == EPOCH
+        lengths = [len(example(row[0])["tokens"]) for row in epoch]
+        assert sorted(lengths, reverse=True) != lengths, "no batch holds the long ones alone"
     assert epochs[0] != epochs[1]
+    places = sum(len(example(number)["tokens"]) - 1 for number in EPOCH.elements())
+    assert packing.share == pytest.approx(places / (16 * rows))
+    assert packing.share > 0.9
 
 
 @pytest.mark.parametrize(
     ("multipliers", "copies"),
     [
-        ({"a": 1.0, "b": 5.0, "c": 0.0}, {"a": 1, "b": 5}),
-        ({"a": 1.0, "b": 0.25}, {"a": 4, "b": 1}),
+        ({"a": 1.0, "b": 0.25, "c": 0.0}, {"a": 4, "b": 1}),
         ({"a": 1 / 3, "b": 2.0}, {"a": 1, "b": 6}),
         ({"a": 0.01, "b": 30.0}, {"a": 1, "b": 3000}),
-        ({"a": 0.5}, {"a": 1}),
     ],
 )
 def test_an_epoch_has_the_fewest_passes_that_give_each_multiplier(multipliers, copies):
     assert mixture.copies_of(multipliers) == copies
 
 
-def test_packed_rows_hold_complete_records_in_no_order_of_length(mix):
-    stream, lengths = train_batches(packed(mix)), []
-    for row in (
-        dict(zip(batch, values, strict=True))
-        for batch in map(stream.__getitem__, range(10))
-        for values in zip(*batch.values(), strict=True)
-    ):
-        segments = row["segments"]
-        assert (np.diff(np.flatnonzero(segments)) == 1).all(), "padding is on the right"
-        assert not row["weights"][segments == 0].any()
-        for segment in range(1, segments.max() + 1):
-            here = segments == segment
-            number = int(row["tokens"][here].max())
-            name = next(name for name, first in FIRST.items() if first <= number < first + 1000)
-            alone = one_row(example(name, number - FIRST[name]), int(here.sum()))
-            for key in ("tokens", "targets", "weights", "positions"):
-                np.testing.assert_array_equal(row[key][here], alone[key], err_msg=key)
-        lengths.append(int((segments == 1).sum()))
-    assert sorted(lengths, reverse=True) != lengths
-
-
 def test_dropped_records_are_never_drawn_and_cropped_ones_are(mix):
-    long = {FIRST[name] + i for name in RECORDS for i in range(RECORDS[name]) if 4 + i % 5 > 7}
+    long = {number for number in NUMBERS if len(example(number)["tokens"]) > 7}
     assert long & set(draws(train_batches(packed(mix, seq_len=6)), 60))
     assert not long & set(draws(train_batches(packed(mix, seq_len=6, truncation="drop")), 60))
     with pytest.raises(UserError, match=r"big.* 2 tokens"):
         train_batches(packed(mix, seq_len=2, truncation="drop"))
 
 
-def one_row(example: dict, seq_len: int) -> dict:
-    on_disk = example | {"letter": b"", "branches": np.zeros(0, np.uint8)}
-    return {key: values[0] for key, values in fill([[cropped(on_disk, seq_len)]], seq_len, "token_mean").items()}
-
-
 @pytest.mark.parametrize(("seq_len", "kept"), [(12, 10), (9, 10), (4, 5), (5, 6)])
-def test_targets_are_shifted_and_a_long_record_loses_its_beginning(seq_len, kept):
-    made = one_row({"tokens": np.arange(10, 20, dtype=np.int32), "mask": np.arange(10) % 2 == 1}, seq_len)
-    ids, padding = np.arange(10, 20)[-kept:], (0, seq_len + 1 - kept)
-    np.testing.assert_array_equal(made["tokens"], np.pad(ids[:-1], padding))
-    np.testing.assert_array_equal(made["targets"], np.pad(ids[1:], padding))
-    np.testing.assert_array_equal(made["weights"], np.pad(ids[1:] % 2, padding))
-
-
-def test_the_table_reports_what_the_run_sees(mix):
-    lines = {line.name: line for line in mixture.shares(weighted(mix, small=0.0), steps=77, records_per_row=1.0)}
-    assert list(lines) == ["big", "middle"]
-    big, middle = lines["big"], lines["middle"]
-    assert (big.records, middle.records) == (20, 14)
-    lengths = {name: [4 + i % 5 for i in range(count)] for name, count in RECORDS.items()}
-    assert (big.tokens, big.supervised) == (sum(lengths["big"]), sum(length - 2 for length in lengths["big"]))
-    assert (big.record_share, middle.record_share) == pytest.approx((10 / 31, 21 / 31))
-    assert big.supervised_share + middle.supervised_share == pytest.approx(1)
-    assert big.supervised_share / middle.supervised_share == pytest.approx(big.supervised / (3 * middle.supervised))
-    assert (big.epochs, middle.epochs) == pytest.approx((308 / 62, 3 * 308 / 62))
-    assert (big.truncated, middle.truncated) == (lengths["big"].count(8), lengths["middle"].count(8)) == (4, 2)
-    assert (big.letters, middle.letters) == ((), (4, 4, 3, 3))
+def test_a_long_record_loses_its_beginning(seq_len, kept):
+    ids = np.arange(10, 20)
+    made = cropped({"tokens": ids, "mask": ids % 2 == 1, "letter": b"B", "branches": -ids}, seq_len)
+    assert made.ids.tolist() == ids[-kept:].tolist() == (-made.branches).tolist()
+    assert (made.mask == made.ids % 2).all()
+    assert made.gold == 2
 
 
 def test_the_table_agrees_with_the_draws_of_two_phases(mix):
-    phases = (Phase(0, WEIGHTS), Phase(50, {"middle": 0.5, "small": 2.0}))
+    phases = (Phase(0, {"big": 1.0, "middle": 3.0}), Phase(50, {"middle": 0.5, "small": 0.0}))
     changing = dataclasses.replace(mix, phases=phases)
     seen = draws(train_batches(changing), 80)
-    lines = mixture.shares(changing, steps=80, records_per_row=1.0)
-    assert [line.multiplier for line in lines] == [(1.0, 0.0), (3.0, 0.5), (0.5, 2.0)]
+    big, middle = lines = mixture.shares(changing, steps=80, records_per_row=1.0)
     for line in lines:
-        assert len(own(seen, line.name)) == pytest.approx(line.epochs * line.records, abs=3)
+        assert line.epochs * line.records == pytest.approx(len(own(seen, line.name)), abs=3)
         assert line.record_share == pytest.approx(len(own(seen, line.name)) / len(seen), abs=0.01)
-
-
-def test_rows_are_as_full_as_reported(mix):
-    later = (Phase(0, WEIGHTS), Phase(100, {"small": 1.0}))
-    filled = mixture.packing_of(packed(mix, seq_len=64, phases=later))
-    stream = train_batches(packed(mix, seq_len=64))
-    rows = np.concatenate([stream[t]["segments"] for t in range(20)])
-    assert filled.share > 0.95
-    assert (rows > 0).mean() == pytest.approx(filled.share, abs=0.02)
-    assert rows.max(axis=1).mean() == pytest.approx(filled.records_per_row, rel=0.05)
-    alone = mixture.packing_of(mix)
-    assert alone.records_per_row == 1
-    assert alone.share < filled.share
+    assert (big.multiplier, middle.multiplier) == ((1.0, 0.0), (3.0, 0.5))
+    assert (big.records, big.tokens, big.supervised) == (20, 120, 120 - 2 * 20)
+    assert (middle.records, middle.tokens, middle.supervised) == (14, 82, 82 - 2 * 14)
+    assert (big.truncated, middle.truncated) == (4, 2)
+    assert (big.letters, middle.letters) == ((), (4, 4, 3, 3))
+    supervised = [line.record_share * line.supervised / line.records for line in lines]
+    assert big.supervised_share == pytest.approx(supervised[0] / sum(supervised))
 
 
 def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, stores, tmp_path):
@@ -261,11 +225,10 @@ def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, store
         assert (other == mixture.fingerprint(alone)) == (name != "big"), "only rows that are mixed in decide it"
 
 
-def validation(mix: Mix, name: str = "big", records: int = 100) -> list[dict]:
-    return validation_batches(mix, name, batch_size=4, records=records)
-
-
 def test_validation_batches_have_one_shape_and_are_padded_with_rows_of_no_weight(mix):
+    def validation(mix: Mix) -> list[dict]:
+        return validation_batches(mix, "big", batch_size=4, records=100)
+
     batches = validation(mix)
     assert [batch["tokens"].shape for batch in batches] == [(4, 6), (4, 6)]
     assert {number for batch in batches for number in drawn(batch)} == set(range(1100, 1105))

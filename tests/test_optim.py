@@ -15,37 +15,26 @@ from ghost_jax.model.transformer import stack_blocks, unstack_blocks
 from ghost_jax.training.optimizer import MUON_AXES, MUON_MOMENTUM, MUON_RMS, adamw, muon, schedule
 from ghost_jax.training.setup import TrainSetup
 from tests.conftest import ROOT
-from tests.models import abstract, drawn, named, slow
+from tests.models import abstract, drawn, named
 
 close = pytest.approx
 
 
-CURVES = {  # part of the way from the peak to the last update -> part of the way from the least rate to the peak
-    "cosine": lambda part: (1 + math.cos(math.pi * part)) / 2,
-    "linear": lambda part: 1 - part,
-    "constant": lambda part: 1.0,
-}
-
-
-@pytest.mark.parametrize("name", CURVES)
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 100), (1, 3), (10, 100), (100, 2000)])
-def test_the_rate_warms_up_to_the_peak_and_follows_its_curve(name, warmup, steps):
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 101), (1, 3), (10, 110), (100, 2000)])
+@pytest.mark.parametrize(("name", "halfway", "end"), [("cosine", 0.5, 0), ("linear", 0.5, 0), ("constant", 1, 1)])
+def test_the_rate_warms_up_to_the_peak_and_follows_its_curve(name, halfway, end, warmup, steps):
     peak, least = 1e-3, 1e-5
-    rate, top = schedule(peak, least, warmup, steps, name=name), max(warmup - 1, 0)
-    for update in {0, top // 2, top}:
-        assert rate(update) == close(peak * (update + 1) / (top + 1), rel=1e-5)
-    for update in {top, top + 1, (top + steps) // 2, steps - 2, steps - 1}:
-        part = (update - top) / (steps - 1 - top)
-        assert rate(update) == close(least + (peak - least) * CURVES[name](part), rel=1e-4)
-    assert rate(steps * 10) == close(rate(steps - 1))
+    rate, top, last = schedule(peak, least, warmup, steps, name=name), max(warmup - 1, 0), steps - 1
+    warming_up = [peak * (update + 1) / (top + 1) for update in range(top + 1)]
+    assert [rate(update) for update in range(top + 1)] == close(warming_up, rel=1e-5)
+    assert rate((top + last) // 2) == close(least + (peak - least) * halfway, rel=1e-4)
+    assert rate(last) == rate(10 * steps) == close(least + (peak - least) * end, rel=1e-4)
 
 
 def test_wsd_stays_at_the_peak_and_decays_linearly_in_the_share_of_all_updates():
     rate = schedule(1e-3, 1e-4, 10, 200, name="wsd", decay_share=0.1)
     assert [rate(update) for update in range(9, 180)] == close([1e-3] * 171)
     assert [rate(update) for update in range(180, 200)] == close([1e-3 - 9e-4 * i / 20 for i in range(1, 21)])
-    longest, linear = (schedule(1e-3, 0.0, 50, 100, name=name, decay_share=0.9) for name in ("wsd", "linear"))
-    assert [longest(update) for update in range(100)] == close([linear(update) for update in range(100)])
 
 
 LAYERS, WIDTH, HEADS, HIDDEN = 2, 32, 4, 48
@@ -73,10 +62,7 @@ def updated(optimizer: optax.GradientTransformation, params: dict, *grads: dict)
 
 @pytest.mark.parametrize("optimizer", [adamw, muon])
 def test_weight_decay_moves_kernels_alone(optimizer):
-    block = {"up": {"kernel": (4, 6), "bias": (6,)}, "norm": {"scale": (4,)}}
-    rng = np.random.default_rng(0)
-    shapes = {"block_0": block, "embedding": (8, 4)}
-    params = jax.tree.map(lambda shape: rng.standard_normal(shape), shapes, is_leaf=lambda x: isinstance(x, tuple))
+    params = drawn(V05, 1.0)
     direction, _ = updated(optimizer(0.9, 0.95, 0.25, 1.0), params, jax.tree.map(np.zeros_like, params))
     for path, leaf in named(direction).items():
         expected = 0.25 * named(params)[path] if path.endswith("kernel") else 0 * leaf
@@ -89,16 +75,6 @@ def test_gradients_are_clipped_to_the_global_norm(clip, norm, seen):
     _, state = updated(adamw(0.9, 0.95, 0.0, clip), grads, grads)
     # After one update the first moment is (1 - b1) times the clipped gradient.
     assert float(optax.global_norm(state[1].mu)) == close(0.1 * seen, rel=1e-4)
-
-
-def test_the_direction_of_adamw_is_adams():
-    grads, first, second = [0.3, -0.1, 0.2], 0.0, 0.0
-    for value in grads:
-        first, second = 0.9 * first + 0.1 * value, 0.95 * second + 0.05 * value**2
-    expected = first / (1 - 0.9**3) / (math.sqrt(second / (1 - 0.95**3)) + 1e-8)
-    trees = [{"kernel": np.full(3, value, np.float32)} for value in grads]
-    direction, _ = updated(adamw(0.9, 0.95, **UNDECAYED), trees[0], *trees)
-    np.testing.assert_allclose(direction["kernel"], expected, rtol=1e-4)
 
 
 def matrices_of(kernels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -121,7 +97,7 @@ def newton_schulz(matrix: np.ndarray) -> np.ndarray:
     return x
 
 
-@pytest.mark.parametrize("model", ["v05", "shared", slow("v04")])
+@pytest.mark.parametrize("model", ["v05", "shared"])
 def test_muon_orthogonalizes_each_matrix_and_gives_the_rest_adamws_direction(model):
     params, *grads = (drawn(MODELS[model], 1.0, seed) for seed in range(3))
     direction, _ = updated(muon(0.9, 0.95, **UNDECAYED), *map(stack_blocks, (params, *grads)))
@@ -134,7 +110,6 @@ def test_muon_orthogonalizes_each_matrix_and_gives_the_rest_adamws_direction(mod
         momentum += (1 - b) * last[path] / (1 - b**2)  # Nesterov
         expected = MUON_RMS * math.sqrt(max(matrix.shape)) * newton_schulz(momentum)
         np.testing.assert_allclose(matrix, expected, rtol=0, atol=2e-4, err_msg=path)
-        assert 0.15 < np.sqrt(np.mean(np.square(matrix))) < 0.25, path
     adamws = named(updated(adamw(0.9, 0.95, **UNDECAYED), params, *grads)[0])
     for path, leaf in named(direction).items():
         if not path.endswith("kernel"):
@@ -151,12 +126,23 @@ def test_every_kernel_has_axes_and_one_without_is_refused():
 
 def test_the_config_chooses_the_optimizer_and_its_numbers():
     config = config_lib.load(f"{ROOT}/configs/pretrain_v05.py:nano")
-    config_lib.override(config, "model.dtype", "float32")
-    for name, value in (("b1", "0.5"), ("b2", "0.6"), ("weight_decay", "0.7"), ("clip_norm", "0.8")):
-        config_lib.override(config, f"optim.{name}", value)
+    values = {"model.dtype": "float32", "optim.b1": "0.5", "optim.b2": "0.6", "optim.weight_decay": "0.7"}
+    config_lib.override_all(config, [*values.items(), ("optim.clip_norm", "0.8")])
     params, grads = ({"kernel": np.full((4, 4), value, np.float32)} for value in (1.0, 3.0))
     found, _ = updated(TrainSetup.from_config(config, 4096).optimizer, params, grads)
     expected, _ = updated(adamw(0.5, 0.6, 0.7, 0.8), params, grads)
     np.testing.assert_array_equal(found["kernel"], expected["kernel"])
     config_lib.override(config, "optim.name", "muon")
     assert "muon" in str(jax.tree.structure(TrainSetup.from_config(config, 4096).abstract.opt_state))
+
+
+def test_adapters_decay_and_the_rows_of_new_tokens_do_not():
+    adapters = {"a": np.ones((4, 2)), "b": np.ones((2, 4))}
+    params = {"block_0/up/kernel": adapters, "embedding": {"rows": np.ones((1, 4))}}
+    direction, _ = updated(adamw(0.9, 0.95, 0.25, 1.0), params, jax.tree.map(np.zeros_like, params))
+    assert [float(leaf.max()) for leaf in jax.tree.leaves(direction)] == [0.25, 0.25, 0.0]
+
+
+def test_the_rate_needs_no_device(monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda **_: pytest.fail("the rate is computed on a device"))
+    assert [schedule(1.0, 0.0, 1, 3)(update) for update in range(3)] == close([1.0, 0.5, 0.0])

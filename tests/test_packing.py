@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghost_jax.data import packing
+from ghost_jax.data.mixture import ALONE
 from ghost_jax.data.packing import Example, pack
 from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
@@ -88,22 +89,17 @@ def test_what_cropping_removed_is_neither_predicted_nor_ranked():
             assert not row["ranked"].any()
 
 
-def batched(*rows: dict) -> dict:
-    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-
-
 def test_with_learned_positions_packed_loss_and_gradient_are_those_of_one_conversation_a_row():
     rng = np.random.default_rng(2)
     lengths = (9, 17, 5, 24, 2)
     conversations = [Example(rng.integers(0, 97, n + 1).astype(np.int32), rng.random(n + 1) < 0.5) for n in lengths]
-    together = batched(fill(conversations, 64))
-    apart = batched(*(fill([conversation], 64) for conversation in conversations))
-    apart = {key: apart[key] for key in ("tokens", "targets", "weights")}
+    together = packing.fill([conversations], 64, "token_mean")
+    apart = packing.fill([[conversation] for conversation in conversations], 64, "token_mean")
     config = ModelConfig(layers=1, width=32, heads=2, mlp_dim=48, vocab_size=97, context=64, generation="v04")
     params = jax.jit(transformer.init, static_argnums=0)(config, jax.random.key(0))
     gradient = jax.jit(jax.value_and_grad(functools.partial(loss_sum, Transformer(config)), has_aux=True))
     (packed, packed_weights), packed_grads = gradient(params, together)
-    (padded, padded_weights), padded_grads = gradient(params, apart)
+    (padded, padded_weights), padded_grads = gradient(params, {key: apart[key] for key in ALONE})
     assert float(packed_weights) == pytest.approx(float(padded_weights))
     assert float(packed) == pytest.approx(float(padded), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), packed_grads, padded_grads)

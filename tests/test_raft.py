@@ -1,55 +1,61 @@
 """ghost_jax/data/builders/raft.py: which passages a question has, how often, and what they must not contain."""
 
-import random
+import dataclasses
 import re
 from collections import Counter
 
 import pytest
 
 from ghost_jax.data.builders import mcq, raft, rank
-from ghost_jax.data.examples import Conversation, Question
-from ghost_jax.data.retrieval.bm25 import CONTEXT, SHOWN_CHARACTERS, Index, passages_of, shown
+from ghost_jax.data.examples import Question
+from ghost_jax.data.retrieval.bm25 import CONTEXT, Index, passages_of, shown
 from ghost_jax.data.storage.schema import SPLITS, Record
 from ghost_jax.text import tokenizer
 from ghost_jax.text.mcq_format import LAYOUTS, ask, with_context
 
 COUNT = 600
-COLOURS = ("red", "green", "blue", "grey", "brown")
+COLOURS = ("red", "green", "blue", "grey")
 TOOLS = ("hammer", "chisel", "saw", "drill", "file", "plane", "level")
 
 
-def page(i: int) -> Record:
+def page(i: int, url: str = "https://x.org/{}") -> Record:
     """A page whose second line has its colour."""
-    text = (
-        f"Gadgets like this one hang near a {TOOLS[i % 7]}.\n\nGadget {i} is painted {COLOURS[i % 5]} at workshop {i}."
-        f"\n\nColour of gadget {i}: Ask at the {TOOLS[(i + 1) % 7]}. " + "Considerable perseverance was required. " * 10
+    lines = (
+        f"Gadgets like this one hang near a {TOOLS[i % 7]}.",
+        f"Gadget {i} is painted {COLOURS[i % 4]} at workshop {i}.",
+        f"Colour of gadget {i}: Ask at the {TOOLS[(i + 1) % 7]}. " + "Considerable perseverance was required. " * 10,
     )
-    return Record(f"G{i}", "test", f"Gadget {i}", text, f"https://x.org/{i}", license="")
+    return Record(f"G{i}", "test", f"Gadget {i}", "\n\n".join(lines), url.format(i), license="")
 
 
 def twin(i: int) -> Record:
     """A page that has the colour of a gadget under another name."""
-    text = f"As told elsewhere, gadget {i} is painted {COLOURS[i % 5]} at workshop {i}."
+    text = f"As told elsewhere, gadget {i} is painted {COLOURS[i % 4]} at workshop {i}."
     return Record(f"TWIN{i}", "test", f"Twin of gadget {i}", text, f"https://x.org/twin/{i}", license="")
 
 
-def question(i: int, **changes) -> Question:
-    options = COLOURS[:4] if COLOURS[i % 5] in COLOURS[:4] else COLOURS[1:]
-    fields = {
-        "id": f"colour/test/G{i}",
-        "source": "test",
-        "split": SPLITS[i % 3],
-        "question": f"Which colour has gadget {i}?",
-        "options": options,
-        "answer": options.index(COLOURS[i % 5]),
-        "evidence": f"Gadget {i} is painted {COLOURS[i % 5]} at workshop {i}.",
-        "url": f"https://x.org/{i}",
-    }
-    return Question(**fields | changes)
+def question(i: int, **changes: str) -> Question:
+    evidence = f"Gadget {i} is painted {COLOURS[i % 4]} at workshop {i}."
+    of_source = {"source": "test", "split": SPLITS[i % 3], "evidence": evidence, "url": f"https://x.org/{i}"}
+    made = Question(f"colour/test/G{i}", f"Which colour has gadget {i}?", COLOURS, i % 4, **of_source)
+    return dataclasses.replace(made, **changes)
+
+
+def oracle_of(i: int) -> str:
+    return f"Gadget {i} (G{i}): {question(i).evidence}"
 
 
 def index_of(pages: list[Record]) -> Index:
     return Index.build(made for record in pages for made in passages_of(record))
+
+
+def contexts(asked: list[Question], index: Index, seed: int = 0) -> list[list[str]]:
+    return [lines for _, lines in raft.with_passages(asked, index, seed)]
+
+
+def repeated(i: int, **changes: str) -> list[Question]:
+    """The question under other ids, each of which has its own draw."""
+    return [question(i, id=f"colour/test/G{i}/{n}", **changes) for n in range(200)]
 
 
 ASKED = [question(i) for i in range(COUNT)]
@@ -61,114 +67,80 @@ def index() -> Index:
 
 
 @pytest.fixture(scope="module")
-def built(index) -> list[Conversation]:
-    return list(raft.build(ASKED, index, seed=0, layout="classic"))
+def found(index) -> list[list[str]]:
+    """The passages in front of each question."""
+    return contexts(ASKED, index)
 
 
-def context_of(conversation: Conversation) -> list[str]:
-    """Returns the lines in front of the question."""
-    return re.findall(r"^- (.*)$", conversation.messages[0].content.partition("\n\nPick the best")[0], re.MULTILINE)
-
-
-def oracle_of(q: Question) -> str:
-    number = q.evidence.split()[1]
-    return f"Gadget {number} (G{number}): {q.evidence}"
-
-
-def kind_of(q: Question, conversation: Conversation) -> str:
-    context = context_of(conversation)
-    return "none" if not context else "oracle" if oracle_of(q) in context else "replaced"
-
-
-def test_the_oracle_is_in_seventy_percent_at_any_position_and_replaced_in_twenty(built, index):
-    kinds = Counter(kind_of(*pair) for pair in zip(ASKED, built, strict=True))
-    for kind, share in {"oracle": 0.7, "replaced": 0.2, "none": 0.1}.items():
-        assert kinds[kind] / COUNT == pytest.approx(share, abs=0.05)
+def test_the_oracle_is_in_seventy_percent_at_any_position_and_replaced_in_twenty(found, index):
     known = {shown(index.passage(row)) for row in range(len(index))}
-    places: Counter[int] = Counter()
-    for q, conversation, plain in zip(ASKED, built, mcq.build(ASKED, 0, "classic"), strict=True):
-        lines = context_of(conversation)
-        assert len(lines) in (0, CONTEXT)
-        assert len(set(lines)) == len(lines)
+    oracles, places = 0, Counter()
+    for i, lines in enumerate(found):
+        assert len(lines) == len(set(lines)) in (0, CONTEXT)
         assert known.issuperset(lines)
-        assert all(len(line) <= SHOWN_CHARACTERS for line in lines)
-        places.update(i for i, line in enumerate(lines) if line == oracle_of(q))
-        assert conversation.messages[1] == plain.messages[1]
-        assert conversation.messages[0].content == with_context(plain.messages[0].content, lines)
-        same = ("id", "source", "split", "letter")
-        assert all(getattr(conversation, name) == getattr(q, name) for name in same)
-    for place in range(CONTEXT):
-        assert places[place] / places.total() == pytest.approx(1 / CONTEXT, abs=0.08)
+        oracles += oracle_of(i) in lines
+        places.update(place for place, line in enumerate(lines) if line == oracle_of(i))
+    assert oracles / COUNT == pytest.approx(0.7, abs=0.05)
+    assert sum(not lines for lines in found) / COUNT == pytest.approx(0.1, abs=0.05)
+    assert [places[place] / oracles for place in range(CONTEXT)] == pytest.approx([1 / CONTEXT] * CONTEXT, abs=0.08)
 
 
-def test_where_the_oracle_is_replaced_no_passage_gives_the_answer(built):
-    replaced = [q for q, conversation in zip(ASKED, built, strict=True) if kind_of(q, conversation) == "replaced"]
-    for q in replaced:
-        number = int(q.evidence.split()[1])
-        assert not any(re.search(rf"(?i)\bgadget {number}\b", line) for line in context_of(built[number]))
-    assert any(int(q.evidence.split()[1]) % 10 == 0 for q in replaced), "one has a twin"
+def test_where_the_oracle_is_replaced_no_passage_gives_the_answer(found):
+    replaced = [i for i, lines in enumerate(found) if lines and oracle_of(i) not in lines]
+    assert any(i % 10 == 0 for i in replaced), "one has a twin"
+    for i in replaced:
+        assert not any(re.search(rf"(?i)\bgadget {i}\b", line) for line in found[i])
 
 
 def test_a_replaced_oracle_leaves_what_was_retrieved_next_and_one_random_passage():
     near = [Record(f"N{i}", "test", f"Colour of gadget note {i}", "Empty.", f"https://n/{i}", "") for i in range(3)]
     far = [Record(f"F{i}", "test", f"Unrelated {i}", "Something else.", f"https://f/{i}", "") for i in range(50)]
-    asked = [question(1, id=f"colour/test/G1/{i}") for i in range(200)]
     drawn = set()
-    for conversation in raft.build(asked, index_of([page(1), *near, *far]), seed=0, layout="classic"):
-        lines = context_of(conversation)
-        if lines and not any("is painted" in line for line in lines):
+    for lines in contexts(repeated(1), index_of([page(1), *near, *far])):
+        if lines and oracle_of(1) not in lines:
             assert sum("note" in line for line in lines) == 3
             drawn |= {line for line in lines if "Unrelated" in line}
     assert len(drawn) > 5
 
 
 def test_an_oracle_that_was_not_retrieved_replaces_the_last_passage(index):
-    asked = [question(7, id=f"colour/test/G7/{i}", question="What hangs near a hammer?") for i in range(60)]
-    (retrieved,) = index.context([asked[0].question])
-    found = [shown(index.passage(row)) for row in retrieved]
-    oracle = oracle_of(asked[0])
-    assert oracle not in found
-    with_it = [context_of(c) for c in raft.build(asked, index, 0, "classic") if oracle in context_of(c)]
+    asked = repeated(7, question="What hangs near a hammer?")
+    retrieved = [shown(index.passage(row)) for row in index.context([asked[0].question])[0]]
+    assert oracle_of(7) not in retrieved
+    with_it = [lines for lines in contexts(asked, index) if oracle_of(7) in lines]
     assert with_it
-    assert all(sorted(lines) == sorted([*found[:-1], oracle]) for lines in with_it)
+    assert all(sorted(lines) == sorted([*retrieved[:-1], oracle_of(7)]) for lines in with_it)
 
 
-def test_a_conversation_depends_on_its_question_and_the_seed_alone(index, built):
-    some = random.Random(0).sample(range(COUNT), 40)
-    assert list(raft.build((ASKED[i] for i in some), index, 0, "classic")) == [built[i] for i in some]
+def test_passages_depend_on_the_question_and_the_seed_alone(index, found):
+    some = range(COUNT - 1, 0, -13)
+    assert contexts([ASKED[i] for i in some], index) == [found[i] for i in some]
+    assert contexts(ASKED[:30], index, seed=1) != found[:30]
 
 
-def test_another_seed_layout_and_a_loaded_index(index, built, tmp_path):
-    for layout in LAYOUTS:
-        for q, conversation in zip(ASKED[:20], raft.build(ASKED[:20], index, 0, layout), strict=True):
-            assert conversation.messages[0].content.endswith(ask(q.question, q.options, layout))
-    index.save(tmp_path)
-    assert list(raft.build(ASKED[:100], Index.load(tmp_path), 0, "classic")) == built[:100]
-    assert list(raft.build(ASKED[:30], index, 1, "classic")) != built[:30]
-
-
-@pytest.mark.parametrize("changes", [{"url": "https://x.org/of-no-page"}, {"evidence": "Quite other words are here."}])
-def test_a_question_whose_evidence_is_not_in_the_index_is_left_out(index, changes):
-    (kept,) = raft.build([question(1, **changes), ASKED[0]], index, 0, "classic")
-    assert kept.id == ASKED[0].id
+def test_a_question_whose_evidence_is_not_in_the_index_is_left_out(index):
+    asked = [question(1, url="https://x.org/of-no-page"), question(1, evidence="Quite other words are here."), ASKED[0]]
+    assert [q for q, _ in raft.with_passages(asked, index, 0)] == [ASKED[0]]
 
 
 def test_pages_without_an_address_are_found_by_the_evidence_and_a_small_index_gives_fewer_passages():
-    pages = [Record(f"G{i}", "test", f"Gadget {i}", page(i).text, "", "") for i in range(40)]
-    asked = [question(i, url="") for i in range(40)]
-    built = list(raft.build(asked, index_of(pages), 0, "classic"))
-    assert {kind_of(q, c) for q, c in zip(asked, built, strict=True)} >= {"oracle", "replaced"}
-    asked = [question(1, id=f"colour/test/G1/{i}") for i in range(60)]
+    without_address = index_of([page(i, url="") for i in range(40)])
+    found = contexts([question(i, url="") for i in range(40)], without_address)
+    assert {oracle_of(i) in lines for i, lines in enumerate(found) if lines} == {True, False}
     tiny = index_of([Record("G1", "test", "Gadget 1", question(1).evidence, question(1).url, "")])
-    assert {len(context_of(conversation)) for conversation in raft.build(asked, tiny, 0, "classic")} == {0, 1}
+    assert {len(lines) for lines in contexts(repeated(1), tiny)} == {0, 1}
 
 
-def test_a_ranked_question_has_the_passages_of_its_conversation(index, built):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_passages_are_in_front_of_the_question_in_each_layout_and_of_a_ranked_one(index, found, layout):
     vocabulary = tokenizer.train(["Context and question"], 300).with_chat_tokens([])
-    for (q, passages), conversation in zip(raft.with_passages(ASKED, index, 0), built, strict=True):
-        row = rank.row(vocabulary, q, passages)
-        prompt = vocabulary.decode(row["tokens"][row["branches"] == 0].tolist()).partition("Question:")[0]
-        context = conversation.messages[0].content.partition("Pick the best")[0]
-        assert row["id"] == conversation.id
-        assert prompt.endswith(context)
-        assert ("Context:" in prompt) == bool(context)
+    asked = ASKED[:60]
+    built, without = raft.build(asked, index, 0, layout), mcq.build(asked, 0, layout)
+    for q, lines, conversation, plain in zip(asked, found[:60], built, without, strict=True):
+        assert conversation.messages[0].content == with_context(ask(q.question, q.options, layout), lines)
+        assert dataclasses.replace(conversation, messages=plain.messages) == plain
+        assert conversation.messages[1] == plain.messages[1]
+        row = rank.row(vocabulary, q, lines)
+        prompt = vocabulary.decode(row["tokens"][row["branches"] == 0].tolist())
+        assert with_context(ask(q.question, q.options, "cloze"), lines) in prompt
+        assert ("Context:" in prompt) == bool(lines)

@@ -3,31 +3,23 @@
 import numpy as np
 import pytest
 
-from ghost_jax.data import mixture
 from ghost_jax.data.builders import rank
-from ghost_jax.data.examples import Question
+from ghost_jax.data.examples import Question, by_split
 from ghost_jax.data.mixture import Mix, Phase, train_batches, validation_batches
 from ghost_jax.data.storage.array_record import write_examples
 from ghost_jax.data.storage.artifact_cache import Manifest
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import LETTERS, answer, ask
-from ghost_jax.text.tokenizer import ASSISTANT, END, Tokenizer
+from ghost_jax.text.tokenizer import END, Tokenizer
 
 OPTIONS = ("Persistence", "Initial Access", "Impact", "Command and Control")
 
 
 def question(i: int) -> Question:
-    return Question(
-        id=f"tactic/test/{i}",
-        source="test",
-        split="validation" if i % 5 == 4 else "train",
-        question=f"Which tactic does technique {i} serve?",
-        options=OPTIONS[i % 4 :] + OPTIONS[: i % 4],
-        answer=i % 4,
-        evidence="It does.",
-        url="https://example.org",
-    )
+    of_source = {"source": "test", "split": "validation" if i % 5 == 4 else "train", "evidence": "It does."}
+    options = OPTIONS[i % 4 :] + OPTIONS[: i % 4]
+    return Question(f"tactic/test/{i}", f"Which tactic does technique {i} serve?", options, i % 4, **of_source)
 
 
 ASKED = [question(i) for i in range(20)]
@@ -40,23 +32,18 @@ def vocabulary() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def rows(vocabulary) -> list[dict]:
-    return [rank.row(vocabulary, q) for q in ASKED]
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory, rows, vocabulary) -> dict:
+def stores(tmp_path_factory, vocabulary) -> dict:
     """`rank` and, of the same questions, `mcq` and `qa`, the latter without a letter."""
+    rows = {"rank": [], "mcq": [], "qa": []}
+    for q in ASKED:
+        tokens, mask = render(vocabulary, [Message("user", ask(q.question, q.options)), Message("assistant", q.letter)])
+        spoken = {"id": q.id, "source": "test", "letter": "", "tokens": tokens, "mask": mask}
+        for name, row in (("rank", rank.row(vocabulary, q)), ("mcq", spoken | {"letter": q.letter}), ("qa", spoken)):
+            rows[name].append((q.split, row))
     made = {}
-    for name in ("rank", "mcq", "qa"):
+    for name, of_dataset in rows.items():
         made[name] = tmp_path_factory.mktemp(name)
-        splits = {"train": [], "validation": []}
-        for q, row in zip(ASKED, rows, strict=True):
-            turns = [Message("user", ask(q.question, q.options)), Message("assistant", q.letter)]
-            tokens, mask = render(vocabulary, turns)
-            spoken = {"id": q.id, "source": "test", "letter": q.letter if name == "mcq" else ""}
-            splits[q.split].append(row if name == "rank" else spoken | {"tokens": tokens, "mask": mask})
-        counts = {name: write_examples(made[name], name, splits)}
+        counts = {name: write_examples(made[name], name, by_split(of_dataset))}
         Manifest(datasets=counts).write(made[name])
     return made
 
@@ -66,8 +53,9 @@ def mix_of(stores: dict, *names: str, packing: bool = True, loss_norm: str = "to
     return Mix(stores, phases, 0, batch_size=4, seq_len=256, packing=packing, truncation="crop", loss_norm=loss_norm)
 
 
-def test_each_branch_behind_the_prompt_is_the_conversation_with_that_answer(rows, vocabulary):
-    for q, row in zip(ASKED, rows, strict=True):
+def test_each_branch_behind_the_prompt_is_the_conversation_with_that_answer(vocabulary):
+    for q in ASKED:
+        row = rank.row(vocabulary, q)
         assert (row["id"], row["source"], row["letter"]) == (q.id, q.source, q.letter)
         prompt = Message("user", ask(q.question, q.options, "cloze"))
         assert all(option not in prompt.content for option in q.options)
@@ -76,7 +64,7 @@ def test_each_branch_behind_the_prompt_is_the_conversation_with_that_answer(rows
             ids, mask = render(vocabulary, [prompt, Message("assistant", answer("", option, "cloze"))])
             np.testing.assert_array_equal(row["tokens"][seen], ids)
             np.testing.assert_array_equal(row["mask"][seen], mask)
-        assert row["branches"].max() == len(q.options)
+        assert set(row["branches"]) == set(range(1 + len(q.options)))
         assert (np.diff(row["branches"].astype(int)) >= 0).all()
         shared = render_prompt(vocabulary, [prompt])[:-1]
         np.testing.assert_array_equal(row["tokens"][row["branches"] == 0], shared)
@@ -96,10 +84,7 @@ def test_every_ranked_question_of_a_batch_is_complete_and_marks_its_gold_option(
             for branch, option in enumerate(q.options, 1):
                 scored = (here["branches"] == branch) & (here["ranked"] > 0)
                 assert vocabulary.decode(here["targets"][scored].tolist()) == option + END
-                assert here["tokens"][scored][0] == vocabulary.id(ASSISTANT)
                 assert set(here["ranked"][scored]) == {1 + (LETTERS[branch - 1] == q.letter)}
-                prompt = np.count_nonzero(here["branches"] == 0)
-                assert here["positions"][scored].tolist() == list(range(prompt, prompt + scored.sum()))
             found += 1
     assert found >= 4
     assert not batch["weights"].any()
@@ -116,21 +101,11 @@ def test_rows_have_the_fields_of_the_datasets_in_their_mixture(stores, names):
     assert alone.keys() == fields | ({"positions"} if "rank" in names else set())
 
 
-def test_letters_are_marked_where_the_letter_is_predicted(stores, vocabulary):
-    batch = train_batches(mix_of(stores, "mcq", "qa", "rank"))[0]
-    gold = batch["letters"] > 0
-    assert 0 < gold.sum() < batch["segments"].max(axis=1).sum()
-    targets = [vocabulary.decode([int(token)]) for token in batch["targets"][gold]]
-    assert targets == [LETTERS[letter - 1] for letter in batch["letters"][gold]]
-
-
 def test_in_record_mean_a_batch_weighs_its_number_of_conversations(stores):
-    mix = mix_of(stores, "qa", "rank", loss_norm="record_mean")
-    batch = train_batches(mix)[0]
+    batch = train_batches(mix_of(stores, "qa", "rank", loss_norm="record_mean"))[0]
     questions = sum(len(set(s[b > 0])) for s, b in zip(batch["segments"], batch["branches"], strict=True))
     assert questions > 0
     assert batch["weights"].sum() == pytest.approx(batch["segments"].max(axis=1).sum() - questions)
-    assert mixture.fingerprint(mix) != mixture.fingerprint(mix_of(stores, "qa", "rank"))
 
 
 def test_validation_batches_hold_conversations_alone_weighted_by_token(stores):

@@ -1,19 +1,28 @@
 """`ghost_jax.report`: every figure is from the records, the page is one file, and what is broken is named."""
 
+import dataclasses
+import html
 import json
 import re
 import shutil
+import subprocess
 
 import matplotlib.image
 import pytest
 
 import ghost_jax
+from ghost_jax.reporting.records import read_beside
+from ghost_jax.reporting.summary import glance_table
+from ghost_jax.reporting.tables import NONE
+from ghost_jax.runs import run_record
 from launch import results
 from tests.conftest import ROOT, score_of, updates_of
 
 RECORDS = ROOT / "evals" / "records"
 CHAT = RECORDS / "chat_v5-seed0"
-NOTE = "<script>alert('x')</script> & more"
+NOTE = f"<script>alert('x')</script> {'x' * 300}"
+TABLE = [["setting", "verdict"], ["x" * 300, "<b>y</b>"]]
+SWEEP = {"name": "lr", "axis": "optim.peak_lr", "settings": [], "notes": [], "table": TABLE}
 WHY = "three losses rose: 3.175, 3.285,\n3.403 | the watch"
 
 
@@ -24,7 +33,7 @@ def make(ghost, runs, out):
 
 @pytest.fixture(scope="module")
 def report(ghost, tmp_path_factory):
-    """The report of a chat run, its base, a run that was cut short with an odd note, and one that was stopped."""
+    """The report of a base, of its chat run, complete, cut short and stopped, of a sweep, and of what lies beside."""
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(RECORDS / "pretrain_v05-nano", runs / "base")
     chat = shutil.copytree(CHAT, runs / "chat")
@@ -34,6 +43,10 @@ def report(ghost, tmp_path_factory):
     (cut / "data.json").write_text(json.dumps(data | {"notes": [NOTE]}))
     stopped = shutil.copytree(cut, runs / "stopped")
     (stopped / "stopped.json").write_text(json.dumps({"step": 3, "reason": WHY}))
+    for path in RECORDS.glob("*.json"):
+        shutil.copy(path, runs)
+    (runs / "sweep.json").write_text(json.dumps(SWEEP))
+    shutil.copy(RECORDS / "study.png", runs / "sweep.png")
     return make(ghost, runs, tmp_path_factory.mktemp("report"))
 
 
@@ -44,41 +57,21 @@ def tables_of(report, heading: str) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
-def cells_of(workdir) -> dict[str, str]:
-    """Returns cells of the result table as computed here from a run's files."""
-    score, last = score_of(workdir), json.loads(updates_of(workdir)[-1])
-    low, high = (f"{100 * bound:.1f}" for bound in score["headline"]["ci95"])
-    letter = max(score["letter_share"], key=score["letter_share"].get)
-    return {
-        "steps": f"{last['step']}",
-        "val": f"{last['val_loss']:.3f}",
-        "val shared": f"{last['val_loss_shared']:.3f}",
-        "state": "finished",
-        "items": f"{score['items']['name']} (n={score['n']:,}, closed book)",
-        "accuracy over orders (95%)": f"{100 * score['headline']['accuracy']:.1f} ({low} to {high})",
-        "published order": f"{100 * score['single_order']:.1f}",
-        "most frequent letter": f"{letter} {100 * score['letter_share'][letter]:.1f}%",
-        "verdict": score["verdict"].replace("collapsed", "COLLAPSED"),
-    }
-
-
 def test_the_tables_hold_the_figures_of_the_records(report):
     rows = tables_of(report, "Runs")
     assert list(rows) == ["base", "chat", "cut", "stopped"]
-    assert rows["chat"] == cells_of(CHAT) | {
-        "run": "chat",
-        "recipe": "Q&A x1 + raw MCQ x5 + CoT MCQ x2 + small talk x8 on pretrain_v05",
-        "study: run": "chat-v5",
-        "study: steps": "2,000",
-        "study: LR": "5e-5",
-        "study: val": "2.990",
-        "study: CTIBench": "34.8%",
-        "LR": "1e-3",
-    }
-    assert rows["base"]["recipe"] == "corpus x1"
+    row, score, last = rows["chat"], score_of(CHAT), json.loads(updates_of(CHAT)[-1])
+    accuracy, low, high = (f"{100 * each:.1f}" for each in (score["headline"]["accuracy"], *score["headline"]["ci95"]))
+    assert row["accuracy over orders (95%)"] == f"{accuracy} ({low} to {high})"
+    assert row["published order"] == f"{100 * score['single_order']:.1f}"
+    assert row["verdict"] == score["verdict"].replace("collapsed", "COLLAPSED")
+    assert (row["steps"], row["val"], row["LR"]) == (f"{last['step']}", f"{last['val_loss']:.3f}", "1e-3")
+    assert row["recipe"] == "Q&A x1 + raw MCQ x5 + CoT MCQ x2 + small talk x8 on pretrain_v05"
+    study = {"study: run": "chat-v5", "study: steps": "2,000", "study: LR": "5e-5", "study: CTIBench": "34.8%"}
+    assert study.items() <= row.items()
     assert {rows["base"][column] for column in rows["base"] if "study" in column or column == "verdict"} == {"—"}
     text = (report / "RESULTS.md").read_text()
-    assert f"always A {100 * score_of(CHAT)['baselines']['always_A']:.1f}, " in text
+    assert f"always A {100 * score['baselines']['always_A']:.1f}, " in text
     assert text.splitlines()[-1].startswith(f"Written by ghost_jax {ghost_jax.__version__}, ")
 
 
@@ -92,7 +85,7 @@ def test_the_page_is_one_file_with_every_picture_and_takes_notes_as_text(report)
     pictures = {path.name: path for path in report.glob("*.png")}
     scored = [f"chat-ctibench-{kind}.png" for kind in ("accuracy", "letters", "log-probs", "reliability")]
     trained = [f"{run}-{kind}.png" for run in ("base", "chat", "cut", "stopped") for kind in ("loss", "mixture")]
-    assert pictures.keys() == {"study.png", *scored, *trained}
+    assert pictures.keys() == {"study.png", "sweep-lr.png", *scored, *trained}
     for name, path in pictures.items():
         assert min(matplotlib.image.imread(path).shape[:2]) > 200, name
         assert f"Software\0ghost_jax {ghost_jax.__version__}".encode() in path.read_bytes(), name
@@ -104,6 +97,52 @@ def test_the_page_is_one_file_with_every_picture_and_takes_notes_as_text(report)
     assert "&lt;script&gt;alert" in page
     assert score_of(CHAT)["verdict_text"] in page
     assert f"Written by ghost_jax {ghost_jax.__version__}, " in page
+
+
+# The page is loaded into a frame as wide as a phone, and measured with all its parts open.
+PHONE = 390  # CSS pixels
+FRAME = """<iframe style="width:{width}px;height:800px;border:0" srcdoc="{page}"></iframe><pre></pre><script>
+document.querySelector('iframe').onload = event => {{
+  const page = event.target.contentDocument;
+  page.querySelectorAll('details').forEach(part => part.open = true);
+  document.querySelector('pre').textContent = JSON.stringify({{
+    pictures: [...page.images].filter(image => image.naturalWidth > 0 && image.alt && image.width > 250).length,
+    width: page.scrollingElement.scrollWidth,
+    text: page.body.innerText,
+  }});
+}};</script>"""
+
+
+@pytest.mark.slow
+def test_a_phone_shows_every_picture_and_the_text_of_records_without_scrolling_sideways(report, tmp_path):
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("there is no Chromium to look at the page with: apt-get install chromium")
+    page = html.escape((report / "index.html").read_text())
+    (tmp_path / "frame.html").write_text(FRAME.format(width=PHONE, page=page))
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=30000", "--dump-dom"]
+    command = [program, *flags, (tmp_path / "frame.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = json.loads(html.unescape(re.search("<pre>(.+?)</pre>", dom, re.DOTALL)[1]))
+    assert shown["pictures"] == len(list(report.glob("*.png")))
+    assert shown["width"] <= PHONE
+    assert all(text in shown["text"] for text in (NOTE, "<b>y</b>", "What we learned"))
+
+
+def test_open_and_closed_book_never_share_a_column():
+    run = run_record.read(CHAT)
+    reads = dataclasses.replace(run.evals["ctibench"], book="open", reader="model")
+    gain = {"gain_over_lexical": 0.0123, "gain_over_lexical_ci95": (0.0045, 0.0201)}
+    both = dataclasses.replace(reads, reader="both", **gain)
+    evals = run.evals | {"ctibench-open-model": reads, "ctibench-open-both": both}
+    beside, _ = read_beside(sorted(RECORDS.glob("*.json")))
+    rows = glance_table([dataclasses.replace(run, evals=evals)], beside)[1:]
+    names = [row[0] for row in rows]
+    assert "ours: chat_v5-seed0 reads" in names
+    assert any(name.endswith("+1.23 points (+0.45 to +2.01) over the lexical reader alone") for name in names)
+    for _, *closed, opened, _ in rows:
+        assert set(closed) == {NONE} or opened == NONE
 
 
 def test_broken_records_are_named_and_left_out(ghost, tmp_path):

@@ -20,12 +20,7 @@ from tests.conftest import ROOT
 
 PAGES = (
     ("Phishing", "T1566", "Adversaries send messages with links.", "Mitigation M1031 Scanner: Scan the mail."),
-    (
-        "Pass the Hash",
-        "T1550",
-        "Adversaries steal “hashes”\u2028 of passwords.",
-        "Mitigation M1026 Accounts: Limit rights.",
-    ),
+    ("Pass the Hash", "T1550", "Adversaries steal “hashes”\u2028.", "Mitigation M1026 Accounts: Limit rights."),
     ("Divide By Zero", "CWE-369", "The product divides a value by zero.", "Consequence for Availability: Crash."),
 )
 
@@ -43,8 +38,6 @@ def index() -> Index:
     pages = [record("\n\n".join(text), number, title, f"https://x.org/{number}") for title, number, *text in PAGES]
     return Index.build(made for page in pages for made in passages_of(page))
 
-
-# ---- Passages ----
 
 ANY_WORD = st.text("abcXYZ019.,;:!?()[]'\"-", min_size=1, max_size=12)
 ANY_PARAGRAPH = st.lists(ANY_WORD | st.sampled_from(["word", "end. Next", "Label:", "\n", "\n- "]), max_size=150)
@@ -82,7 +75,6 @@ LINES += ("C:\\Users\\x\\Normal.dotm", "procdump -ma lsass.exe out", "Platforms:
     [*((line, 0) for line in HEADINGS), *((line, 1) for line in LINES), ("a line of more than eight words is one", 1)],
 )
 def test_a_heading_alone_is_no_passage(line, passages):
-    assert len(list(passages_of(record(line)))) == passages
     assert len(list(passages_of(record(f"It lures.\n\n{line}\n\n  {line} \n\nIt ends.")))) == 2 + 2 * passages
 
 
@@ -101,19 +93,18 @@ def test_a_publishers_number_is_once_in_the_title(number, title, shown_title):
 
 
 @pytest.mark.parametrize(
-    ("paragraph", "section"),
+    ("section", "text"),
     [
-        ("Detection by Process: OS API Execution: Monitor calls.", "Detection by Process: OS API Execution"),
-        ("Procedure of njRAT v0.7 (S0385): It spies. Drop the rest.", "Procedure of njRAT v0.7 (S0385)"),
-        ("Adversaries may use names (ex: admin). They hide.", ""),
-        ("It has ended. Then: nothing.", ""),
-        ("See https://example.org/x for more.", ""),
+        ("Detection by Process: OS API Execution", "Monitor calls."),
+        ("Procedure of njRAT v0.7 (S0385)", "It spies. Drop the rest."),
+        ("", "Adversaries may use names (ex: admin). They hide."),
+        ("", "It has ended. Then: nothing."),
+        ("", "See https://example.org/x for more."),
     ],
 )
-def test_the_label_of_a_paragraph_is_the_section(paragraph, section):
-    (made,) = passages_of(record(paragraph))
-    assert made.section == section
-    assert made.text == paragraph.removeprefix(f"{section}: ")
+def test_the_label_of_a_paragraph_is_the_section(section, text):
+    (made,) = passages_of(record(f"{section}: {text}" if section else text))
+    assert (made.section, made.text) == (section, text)
 
 
 def test_a_long_paragraph_is_split_at_the_ends_of_sentences_and_keeps_its_section():
@@ -132,13 +123,10 @@ def test_the_numbers_of_a_field_are_named_and_others_are_not():
 @given(st.lists(st.sampled_from(["word", "hyphen-ated", "x" * 40]), max_size=120).map(" ".join))
 def test_a_passage_is_shown_with_its_heading_and_cut_between_words(text):
     line = shown(passage(text, "Phishing (T1566)", "Mitigation"))
-    whole_line = f"Phishing (T1566), Mitigation: {text}".strip()
+    complete = f"Phishing (T1566), Mitigation: {text}".strip()
     assert len(line) <= SHOWN_CHARACTERS
     kept = line.removesuffix(" …").split()
-    assert line == whole_line if len(whole_line) <= SHOWN_CHARACTERS else kept == whole_line.split()[: len(kept)]
-
-
-# ---- Search ----
+    assert line == complete if len(complete) <= SHOWN_CHARACTERS else kept == complete.split()[: len(kept)]
 
 
 def test_a_question_that_is_the_name_of_a_page_finds_its_beginning_first(index):
@@ -168,14 +156,14 @@ def published_bm25(query: str, passages: list[Passage], k1: float = 1.5, b: floa
 
 NAMES = st.sampled_from(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"])
 TEXT = st.lists(NAMES, min_size=1, max_size=8).map(" ".join)
+QUERY = TEXT | st.sampled_from(["", "the of", "xyzzy"])
 PARTS = st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=8, unique=True)
 
 
-@given(PARTS, st.lists(TEXT, max_size=2))
+@given(PARTS, st.lists(QUERY, max_size=2))
 def test_a_search_gives_the_highest_bm25_scores_in_order_and_the_lower_row_of_equals(parts, queries):
     passages = [passage(text, title, section) for title, section, text in parts]
     rows, scores = Index.build(passages).search(queries, 5)
-    assert (rows.dtype, scores.dtype) == (np.int32, np.float32)
     assert rows.shape == scores.shape == (len(queries), min(5, len(passages)))
     for query, found, given_scores in zip(queries, rows, scores, strict=True):
         expected = np.asarray(published_bm25(query, passages))
@@ -191,28 +179,10 @@ def test_of_equal_passages_the_lower_rows_are_found_first():
     assert rows[0].tolist() == [*range(0, 400, 2), *range(1, 200, 2)]
 
 
-def test_a_question_finds_its_page_by_name_and_by_number(index):
-    for question in ("How are phishing links scanned?", "What is T1566?"):
-        (rows,) = index.context([question])
-        assert len(rows) == bm25.CONTEXT
-        assert index.passage(rows[0]).title == "Phishing (T1566)"
-    for question in ("", "the of", "xyzzy"):
-        rows, scores = index.search([question], 3)
-        assert rows.tolist() == [[0, 1, 2]]
-        assert not scores.any()
-
-
-def test_the_best_of_a_page_is_of_that_page(index):
-    rows = index.rows_of("https://x.org/T1550")
-    assert index.passage(index.best("Mitigation: scan the mail", rows)).text == "Limit rights."
-    assert [index.passage(row).title for row in rows] == ["Pass the Hash (T1550)"] * 2
-    assert len(index.rows_of("https://x.org/unknown")) == 0
-
-
-@pytest.mark.parametrize("passages", [[], [passage("", "")], [passage("the", "of")]])
-def test_an_index_without_terms_is_refused(passages):
-    with pytest.raises(UserError, match=r"data\.sources"):
-        Index.build(passages)
+def test_an_index_without_terms_is_refused():
+    for passages in ([], [passage("", "")], [passage("the", "of")]):
+        with pytest.raises(UserError, match=r"data\.sources"):
+            Index.build(passages)
 
 
 def test_terms_weigh_by_rarity_and_a_passage_covers_those_that_it_holds_anywhere(index):
@@ -225,40 +195,27 @@ def test_terms_weigh_by_rarity_and_a_passage_covers_those_that_it_holds_anywhere
     assert len(Index.build(passages * 2)) == len(passages), "repeated passages are kept once"
 
 
-# ---- On disk ----
-
-
-def test_a_loaded_index_answers_as_the_built_one_did_from_arrays_on_disk(index, tmp_path):
-    odd = passage("“odd”\n\u2028\0 text", url="“\n")
-    built = Index.build([*(index.passage(row) for row in range(len(index))), odd])
+def test_a_loaded_index_answers_as_the_built_one_did(index, tmp_path):
+    built = Index.build([*map(index.passage, range(len(index))), passage("“odd”\n\u2028\0 text", url="“\n")])
     built.save(tmp_path)
     loaded = Index.load(tmp_path)
-    assert all(isinstance(loaded._bm25.scores[name].base, np.memmap) for name in ("data", "indices", "indptr"))
     queries = ["phishing mail", "divides by zero", "xyzzy", ""]
     for mine, theirs in zip(built.search(queries, 6), loaded.search(queries, 6), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert [loaded.passage(row) for row in range(len(loaded))] == [built.passage(row) for row in range(len(built))]
-    assert (loaded.rows_of(odd.url).tolist(), len(loaded.rows_of("https://x.org/T1550"))) == ([6], 2)
+    assert [*map(loaded.passage, range(len(loaded)))] == [*map(built.passage, range(len(built)))]
 
 
-START = """
-import socket, sys, tempfile
-from pathlib import Path
+DEVICES_AFTER_A_SEARCH = """
 import jax
 from ghost_jax.data.retrieval.bm25 import Index, Passage
-index = Index.build([Passage("1", "test", "Title", "", "A text.", "")])
-with tempfile.TemporaryDirectory() as folder:
-    index.save(Path(folder))
-    Index.load(Path(folder)).search(["text"], 1)
-with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=1, process_id=0)
+Index.build([Passage("1", "test", "Title", "", "A text.", "")]).search(["text"], 1)
+jax.config.update("jax_num_cpu_devices", 3)  # refused where JAX has its devices
 print(jax.device_count())
 """
 
 
-def test_jax_can_still_be_distributed_after_a_search():
+def test_a_search_initializes_no_devices_so_that_jax_can_still_be_distributed():
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    ran = subprocess.run([sys.executable, "-c", START], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ran.stdout == "1\n", ran.stderr
+    command = [sys.executable, "-c", DEVICES_AFTER_A_SEARCH]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.stdout == "3\n", ran.stderr

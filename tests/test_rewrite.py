@@ -16,7 +16,6 @@ from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import BOS
 
 FACTS = [Fact(f"Subject of {each} (S1)", each, f"Object of {each}.", "As stated.") for each in RELATIONS]
-WHOLE = 10**9  # a window that everything fits
 
 
 def record(number: str, *facts: Fact, source: str = "test") -> Record:
@@ -33,30 +32,8 @@ RECORDS = [
 ]
 
 
-def documents():
-    return iter(RECORDS)
-
-
 def statements(fact: Fact) -> list[str]:
     return [fill(form, fact) for form in FORMS[fact.relation]]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tokenizer_lib.train((line for fact in FACTS for line in statements(fact)), 600)
-
-
-@pytest.fixture(scope="module")
-def written(tokenizer):
-    """The lines of every document in the rows, by split."""
-
-    def lines(split: str) -> list[list[str]]:
-        (row,) = rewrite.build(documents, tokenizer, split, WHOLE)
-        starts = [*np.flatnonzero(row["tokens"] == tokenizer.id(BOS)), len(row["tokens"])]
-        texts = [tokenizer.decode(row["tokens"][a + 1 : b - 1]) for a, b in itertools.pairwise(starts)]
-        return [text.split("\n") for text in texts]
-
-    return {split: lines(split) for split in ("train", "validation")}
 
 
 DISTINCT = {(f.subject, f.relation, f.object): f for each in RECORDS for f in each.facts if rewrite.can_be_rewritten(f)}
@@ -64,8 +41,8 @@ STATED_BY = {line: fact for fact in DISTINCT.values() for line in statements(fac
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
-def test_a_relation_has_twenty_forms_half_of_them_from_either_end_that_read_like_english(relation):
-    forms = FORMS[relation]
+def test_a_relation_has_twenty_forms_half_of_them_from_either_end_and_eight_questions(relation):
+    forms, questions = FORMS[relation], QUESTIONS[relation]
     assert len(set(forms)) == len(forms) >= 20
     assert sum(form.index("{object}") > form.index("{subject}") for form in forms) == len(forms) / 2
     for form in forms:
@@ -75,11 +52,13 @@ def test_a_relation_has_twenty_forms_half_of_them_from_either_end_that_read_like
         assert form[0] in '{"' or form[0].isupper() or " | " in form
         assert form[-1] in '."]' or " | " in form
         assert not re.search(r"\b(\w+) \1\b", form)
-        assert "port {subject}" not in form or relation != "port_service"
+        assert "port {subject}" not in form or relation != "port_service", "the subject is TCP port 80"
     told = " ".join(forms)
-    assert all(re.search(rf"{end} \[[^\]]+\]", told) for end in (r"\{subject\}", r"\{object\}"))
+    assert all(re.search(rf"{end} \[[^\]]+\]", told) for end in (r"\{subject\}", r"\{object\}")), "kinds of both ends"
     assert re.search(r'\{subject\}"? (is|That|This) ', told)
-    asked = (*mcq.PHRASINGS.get(relation, ()), *QUESTIONS[relation])
+    assert len(set(questions)) == len(questions) >= 8
+    assert all(re.findall(r"\{.*?\}", question) == ["{subject}"] for question in questions)
+    asked = (*mcq.PHRASINGS.get(relation, ()), *questions)
     assert not [(form, question) for form in forms for question in asked if question in form]
 
 
@@ -99,9 +78,15 @@ def test_odd_names_are_never_altered_and_get_no_second_stop(subject, name, relat
         assert len(line) == full - bool(stopped)
 
 
-def test_each_statement_of_each_fact_is_in_the_rows_once(written):
-    lines = Counter(line for split in written.values() for document in split for line in document)
-    assert lines == Counter(STATED_BY.keys())
+def test_each_statement_of_each_fact_is_in_the_rows_once():
+    tokenizer = tokenizer_lib.train((line for fact in FACTS for line in statements(fact)), 600)
+    written: dict[str, list[list[str]]] = {}  # split -> the lines of each document
+    for split in ("train", "validation"):
+        (row,) = rewrite.build(lambda: RECORDS, tokenizer, split, window=10**9)
+        starts = [*np.flatnonzero(row["tokens"] == tokenizer.id(BOS)), len(row["tokens"])]
+        texts = [tokenizer.decode(row["tokens"][a + 1 : b - 1]) for a, b in itertools.pairwise(starts)]
+        written[split] = [text.split("\n") for text in texts]
+    assert Counter(itertools.chain(*written["train"], *written["validation"])) == Counter(STATED_BY.keys())
     for document in written["train"][:-1]:
         assert len({STATED_BY[line] for line in document}) == rewrite.STATEMENTS
         ports = [line for line in document if STATED_BY[line].relation == "port_service"]

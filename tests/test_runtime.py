@@ -1,7 +1,6 @@
 """A process of a command: its errors, JAX settings, compute type and huge pages."""
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -27,15 +26,14 @@ def sigterm():
     signal.signal(signal.SIGTERM, before)
 
 
-def failing(fault: BaseException):
+def failing(fault: BaseException, cause: BaseException | None = None):
     def main(argv):
-        raise fault
+        raise fault from cause
 
     return main
 
 
-WRAPPED = RuntimeError("a library's words")
-WRAPPED.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.usefixtures("sigterm")
@@ -46,7 +44,7 @@ WRAPPED.__cause__ = OSError(errno.ENOSPC, "No space left on device")
         (lambda argv: len(jnp.zeros(1 << 46)), FAILED, "micro_batch_size"),
         (failing(UsageError("an unknown key")), BAD_USAGE, "an unknown key"),
         (failing(KeyboardInterrupt()), FAILED, "Stopped on request"),
-        (failing(WRAPPED), FAILED, "disk is full"),
+        (failing(RuntimeError("a library's words"), NO_SPACE), FAILED, "disk is full"),
         (failing(OSError("1028 requested and 606 written")), FAILED, "disk is full"),
         (failing(PermissionError(errno.EACCES, "Permission denied", "/some/file")), FAILED, "/some/file"),
     ],
@@ -68,15 +66,15 @@ def test_a_defect_raises():
 
 @pytest.mark.slow
 def test_an_installed_tpu_library_is_not_loaded_without_a_tpu(ghost, with_libtpu, tmp_path):
-    opened = tmp_path / "peak_lr=0.02-seed2"
+    opened = tmp_path / "peak_lr=0.02-seed2"  # opening a run that is there asks JAX which process this is
     opened.mkdir()
-    (opened / "config.json").write_text(json.dumps({"seed": 7, "model": {"dtype": "float32"}}))
+    groups = '"model": {"dtype": "float32"}, "data": {}, "optim": {}'
+    (opened / "config.json").write_text(f'{{"stage": "chat", "seed": 7, "steps": 1, {groups}}}')
     sweep = ["ghost_jax.sweep", "--config=configs/sweeps/lr.py:nano", f"--runs={tmp_path}", "--dry_run"]
     started = [ghost.start(*words, env=with_libtpu) for words in (tiny_base(tmp_path / "base", "--plan"), sweep)]
-    plan, opened_run = (ghost.finish(process, check=False) for process in started)
-    assert plan.returncode == 0
-    assert "holds a run of another config" in " ".join(opened_run.stderr.split())
-    assert "libtpu is loaded" not in plan.stderr + opened_run.stderr
+    plan, refused = (ghost.finish(process, check=False) for process in started)
+    assert (plan.returncode, refused.returncode) == (0, FAILED)
+    assert "libtpu is loaded" not in plan.stderr + refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -89,8 +87,8 @@ def test_a_cpu_trains_in_bfloat16_if_it_has_the_instructions(tmp_path, flags, dt
     assert jax_setup.fast_dtype(tmp_path / "absent") == "float32"
 
 
-@pytest.mark.parametrize("begun_in", ["float32", "bfloat16"])
-def test_a_run_keeps_the_type_it_began_with(tmp_path, begun_in):
+@pytest.mark.parametrize(("begun_in", "other"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_run_keeps_the_type_it_began_with(tmp_path, begun_in, other):
     def settled(dtype):
         config = config_lib.load("configs/pretrain_v05.py:nano")
         config_lib.override(config, "model.dtype", dtype)
@@ -100,12 +98,21 @@ def test_a_run_keeps_the_type_it_began_with(tmp_path, begun_in):
     assert settled("auto").model.dtype == jax_setup.fast_dtype()
     run_dir.open_run(tmp_path, settled(begun_in))
     assert settled("auto").model.dtype == begun_in
-    run_dir.open_run(tmp_path, settled("auto"))
     with pytest.raises(UserError, match=r"model\.dtype"):
-        run_dir.open_run(tmp_path, settled("float32" if begun_in == "bfloat16" else "bfloat16"))
-    (tmp_path / "config.json").write_text('{"model": {"dty')
-    with pytest.raises(UserError, match=r"config\.json"):
-        settled("auto")
+        run_dir.open_run(tmp_path, settled(other))
+
+
+def test_an_installed_package_has_no_commit_of_the_project_around_it(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
+
+    (tmp_path / "run_dir.py").write_text("")
+    monkeypatch.setattr(run_dir, "__file__", str(tmp_path / "run_dir.py"))
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message=first")
+    assert run_dir.environment().git_commit == ""
+    git("add", "run_dir.py")
+    assert len(run_dir.environment().git_commit) == 40
 
 
 def test_a_real_command_restarts_once_with_huge_pages(tmp_path):

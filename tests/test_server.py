@@ -1,6 +1,8 @@
 """server/: real clients over a socket get their own text, errors of the API's shape, and free what they leave."""
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import re
@@ -23,25 +25,23 @@ import uvicorn
 
 from evals.open_book.lexical import LexicalReader
 from ghost_jax.data.retrieval.bm25 import Index, Passage
-from ghost_jax.inference.generate import Generator
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.server import guard
 from ghost_jax.server.app import build
-from ghost_jax.server.served import Model, Served, question_of
+from ghost_jax.server.served import Model, Served
 from ghost_jax.text.chat_format import Message, render_prompt
 from tests.conftest import WAIT
 
 LINES = (
     ("Phishing (T1566)", "Mitigation M1017 User Training", "Users can be trained to identify phishing messages."),
-    (
-        "Pass the Hash (T1550.002)",
-        "Mitigation M1051 Update Software",
-        "The patch KB2871997 limits pass the hash.",
-    ),
+    ("Pass the Hash (T1550.002)", "Mitigation M1051 Update Software", "The patch KB2871997 limits pass the hash."),
     ("<script>alert(1)</script>", "Tactic", "Markup <img src=x onerror=alert(1)> of a page stays text."),
 )
 WORDS = ("what", "phishing", "CVE", "hash", "tactic", "é", "<|ghost_end|>")
+CHAT = "/v1/chat/completions"
 ASKED = {"role": "user", "content": "What is phishing?"}
+OPTIONS = ["Update Software", "User Training"]
+BODY = {"model": "tiny", "messages": [ASKED]}
 
 
 def reader() -> LexicalReader:
@@ -50,12 +50,12 @@ def reader() -> LexicalReader:
 
 
 @contextlib.contextmanager
-def running(served: Served, *, key: str = "", seconds: float = 60, hosts=("127.0.0.1",)):
+def running(served: Served, *, key: str = "", seconds: float = 60):
     """Serves on a free port until the end of the block; yields the address."""
-    app = build(served, key=key, seconds=seconds, hosts=hosts)
+    app = build(served, key=key, seconds=seconds, hosts=("127.0.0.1",))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         while thread.is_alive() and not server.started:
             time.sleep(0.01)
@@ -76,21 +76,17 @@ def model(tiny_run):
 
 @pytest.fixture(scope="module")
 def address(model):
-    with running(Served("tiny", model, reader(), note="Untrained.")) as address:
-        yield address
+    with running(Served("tiny", model, reader(), note="Untrained.")) as found:
+        yield found
 
 
 def client(address: str, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
 
 
-def post(address: str, path: str = "/v1/chat/completions", **body) -> requests.Response:
-    return requests.post(address + path, json=body, timeout=60)
-
-
-def send(address: str, body: str | bytes, kind: str = "application/json") -> requests.Response:
-    headers = {"Content-Type": kind}
-    return requests.post(f"{address}/v1/chat/completions", data=body, headers=headers, timeout=60)
+def post(address: str, body: dict | bytes, path: str = CHAT, kind: str = "application/json", **how):
+    data = body if isinstance(body, bytes) else json.dumps(body)
+    return requests.post(address + path, data=data, headers={"Content-Type": kind}, timeout=60, **how)
 
 
 def error_of(answer: requests.Response) -> dict:
@@ -105,32 +101,23 @@ def value_of(address: str, name: str) -> float:
     return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
 
 
-def test_every_client_gets_its_own_text_as_if_it_were_alone(tiny_run, model):
-    generator = Generator(
-        model.scheduler.engine._config,
-        model.scheduler.engine._params,
-        model.scheduler.engine._mesh,
-        batch_size=1,
-        new_tokens=12,
-        stop_ids=model.tokenizer.special_ids,
-    )
+def test_every_client_gets_its_own_text_as_if_it_were_alone(tiny_run):
+    alone, served = (loaded(tiny_run) for _ in range(2))
     rng, expected, asked = Random(0), [], []
-    for number in range(12):
-        question = " ".join(rng.choices(WORDS, k=number + 1))
-        temperature = rng.choice((0.0, 1.3))
-        prompt = render_prompt(model.tokenizer, [Message("user", question)])
-        ids = generator.stream(prompt, Sampling(temperature), jax.random.key(number))
-        expected.append(model.tokenizer.decode(list(ids)))
-        asked.append((question, temperature, number))
+    for seed in range(12):
+        question, temperature = " ".join(rng.choices(WORDS, k=seed + 1)), rng.choice((0.0, 1.3))
+        prompt = render_prompt(alone.tokenizer, [Message("user", question)])
+        ids = alone.scheduler.engine.stream(prompt, Sampling(temperature), jax.random.key(seed))
+        expected.append(alone.tokenizer.decode(list(itertools.islice(ids, alone.most))))
+        asked.append({"messages": [ASKED | {"content": question}], "temperature": temperature, "seed": seed})
 
-    with running(Served("tiny", loaded(tiny_run), None)) as address:
+    with running(Served("tiny", served, None)) as address:
 
-        def ask(of: tuple) -> str:
-            question, temperature, seed = of
-            options = {"model": "tiny", "messages": [ASKED | {"content": question}], "temperature": temperature}
-            if seed % 2:
-                return client(address).chat.completions.create(**options, seed=seed).choices[0].message.content
-            chunks = client(address).chat.completions.create(**options, seed=seed, stream=True)
+        def ask(options: dict) -> str:
+            create = client(address).chat.completions.create
+            if options["seed"] % 2:
+                return create(model="tiny", **options).choices[0].message.content
+            chunks = create(model="tiny", **options, stream=True)
             return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
         with ThreadPoolExecutor(12) as pool:
@@ -141,16 +128,14 @@ def test_every_client_gets_its_own_text_as_if_it_were_alone(tiny_run, model):
 def test_answers_cite_the_lines_that_were_read_and_count_tokens(address):
     about = client(address).models.list().data[0]
     assert (about.id, about.note) == ("tiny", "Untrained.")
-    options = {"model": "tiny", "messages": [ASKED], "max_tokens": 3}
-    whole = client(address).chat.completions.create(**options)
+    create, options = client(address).chat.completions.create, BODY | {"max_tokens": 3}
+    whole = create(**options)
     assert whole.choices[0].message.citations[0]["title"] == "Phishing (T1566)"
     assert whole.usage.completion_tokens <= 3
-    chunks = list(
-        client(address).chat.completions.create(**options, stream=True, stream_options={"include_usage": True})
-    )
-    assert chunks[-1].usage == whole.usage
-    assert chunks[-2].choices[0].delta.citations == whole.choices[0].message.citations
-    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    *_, last, counts = create(**options, stream=True, stream_options={"include_usage": True})
+    assert counts.usage == whole.usage
+    assert last.choices[0].delta.citations == whole.choices[0].message.citations
+    assert last.choices[0].finish_reason == whole.choices[0].finish_reason
 
 
 def test_completions_have_the_log_probabilities_of_their_tokens(address, model):
@@ -169,7 +154,6 @@ def test_completions_have_the_log_probabilities_of_their_tokens(address, model):
     assert by_text.text.startswith(text)
     assert all(max(top.values()) >= own for top, own in zip(second.top_logprobs, second.token_logprobs, strict=True))
     more = create(prompt=text, **options | {"max_tokens": 4}).choices[0]
-    assert len(more.logprobs.tokens) >= 1
     assert create(model="tiny", prompt=text, max_tokens=0).choices[0].text == ""
     of_ids = create(model="tiny", prompt=ids, max_tokens=4, stream=True)
     assert "".join(chunk.choices[0].text for chunk in of_ids) == more.text
@@ -178,33 +162,32 @@ def test_completions_have_the_log_probabilities_of_their_tokens(address, model):
 
 
 @pytest.mark.parametrize(
-    ("body", "param"),
+    ("wrong", "param"),
     [
-        ({"model": "other", "messages": [ASKED]}, "model"),
-        ({"model": "tiny", "messages": []}, "messages"),
-        ({"model": "tiny", "messages": [ASKED], "tools": []}, "tools"),
-        ({"model": "tiny", "messages": [ASKED], "max_tokens": -1}, "max_tokens"),
-        ({"model": "tiny", "messages": [ASKED], "max_tokens": 0}, "max_tokens"),
-        ({"model": "tiny", "messages": [ASKED], "temperature": float("nan")}, "temperature"),
-        ({"model": "tiny", "messages": [ASKED], "n": 2}, "n"),
-        ({"model": "tiny", "messages": [ASKED] * 10_000}, "messages"),
-        ({"model": "tiny", "messages": [ASKED | {"role": "tool"}]}, "messages.0.role"),
-        ({"model": "tiny", "messages": [ASKED, {"role": "assistant", "content": "x"}]}, None),
-        ({"model": "tiny", "messages": [ASKED | {"content": "long " * 9_000}]}, None),
+        ({"model": "other"}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": [ASKED] * 10_000}, "messages"),
+        ({"messages": [ASKED | {"role": "tool"}]}, "messages.0.role"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "x"}]}, None),
+        ({"messages": [ASKED | {"content": "long " * 9_000}]}, None),
+        ({"tools": []}, "tools"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"n": 2}, "n"),
     ],
 )
-def test_a_bad_request_is_refused_by_its_field(address, body, param):
-    answer = send(address, json.dumps(body))
+def test_a_bad_request_is_refused_by_its_field(address, wrong, param):
+    answer = post(address, BODY | wrong)
     assert answer.status_code in (400, 404)
     assert error_of(answer)["param"] == param
 
 
-def test_bodies_that_are_no_json_or_too_large_are_refused(address):
+def test_bodies_paths_and_hosts_that_are_not_served_are_refused(address):
     for body, status in ((b"{", 400), (b'{"model": "\xff"}', 400), (b"x" * (guard.MOST_BYTES + 1), 413), (b"", 400)):
-        answer = send(address, body)
+        answer = post(address, body)
         assert answer.status_code == status
         error_of(answer)
-    assert send(address, json.dumps({"model": "tiny", "messages": [ASKED]}), "text/plain").status_code == 415
+    assert post(address, BODY, kind="text/plain").status_code == 415
     assert error_of(requests.get(f"{address}/nowhere", timeout=60))
     assert error_of(requests.get(f"{address}/health", headers={"Host": "evil.example"}, timeout=60))
 
@@ -212,35 +195,30 @@ def test_bodies_that_are_no_json_or_too_large_are_refused(address):
 def test_slow_clients_hold_no_row(address, monkeypatch):
     monkeypatch.setattr(guard, "READ_SECONDS", 0.5)
     host, port = address.removeprefix("http://").split(":")
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{"
-    slow = [socket.create_connection((host, int(port))) for _ in range(20)]
-    for connection in slow:
-        connection.sendall(head)
-    assert post(address, model="tiny", messages=[ASKED], max_tokens=1).ok
-    assert b"408" in slow[0].recv(1000)
-    for connection in slow:
-        connection.close()
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(20)]
+        for connection in slow:
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+        assert post(address, BODY | {"max_tokens": 1}).ok
+        assert b"408" in slow[0].recv(1000)
 
 
-def test_a_full_queue_is_refused_and_a_client_that_leaves_frees_its_row(tiny_run):
+def test_a_full_queue_is_refused_and_a_client_that_leaves_frees_its_row(tiny_run, monkeypatch):
     served = Served("tiny", loaded(tiny_run, rows=1, waiting=1, most=10_000), None)
-    served.model.stops.clear()
-    served.model.scheduler.engine._is_stop[:] = False  # texts that end by themselves would free the row
-    body = {"model": "tiny", "messages": [ASKED], "stream": True}
+    engine = served.model.scheduler.engine
+    engine._is_stop[:] = False  # the first text fills the context, and takes a minute
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda: (time.sleep(1), step()))
     with running(served) as address:
-        first = requests.post(f"{address}/v1/chat/completions", json=body, stream=True, timeout=60)
+        first = post(address, BODY | {"stream": True}, stream=True)
         next(first.iter_lines())
-        waiting = threading.Thread(target=post, args=(address,), kwargs=body | {"stream": False, "max_tokens": 1})
+        waiting = threading.Thread(target=post, args=(address, BODY | {"max_tokens": 1}))
         waiting.start()
-        deadline = time.monotonic() + 30
-        while value_of(address, "ghost_requests_waiting") < 1 and time.monotonic() < deadline:
+        while value_of(address, "ghost_requests_waiting") < 1:
             time.sleep(0.01)
-        refused = post(address, **body)
-        if refused.status_code != 429:  # the text has come to the end of the context
-            assert refused.ok
-        else:
-            assert refused.headers["Retry-After"]
-            assert error_of(refused)["type"] == "rate_limit_error"
+        refused = post(address, BODY)
+        assert (refused.status_code, error_of(refused)["type"]) == (429, "rate_limit_error")
+        assert refused.headers["Retry-After"]
         first.close()
         waiting.join(30)
         assert not waiting.is_alive()
@@ -251,46 +229,48 @@ def test_a_request_that_takes_too_long_ends_and_a_key_is_asked_for(tiny_run):
     with running(Served("tiny", loaded(tiny_run), None), key="secret", seconds=1e-6) as address:
         with pytest.raises(openai.AuthenticationError):
             client(address, "wrong").models.list()
-        assert client(address, "secret").models.list().data
-        with pytest.raises(openai.APIStatusError) as late:
-            client(address, "secret").chat.completions.create(model="tiny", messages=[ASKED])
-        assert late.value.status_code == 504
-        with pytest.raises(openai.APIStatusError) as late:
-            client(address, "secret").completions.create(model="tiny", prompt=["x"], max_tokens=1, logprobs=1)
-        assert late.value.status_code == 504
+        known = client(address, "secret")
+        assert known.models.list().data
+        for late in (
+            lambda: known.chat.completions.create(**BODY),
+            lambda: known.completions.create(model="tiny", prompt=["x"], max_tokens=1, logprobs=1),
+        ):
+            with pytest.raises(openai.APIStatusError) as error:
+                late()
+            assert error.value.status_code == 504
 
 
 def test_the_reader_alone_answers_with_its_lines():
     with running(Served("reader", None, reader())) as address:
-        options = ["Update Software", "User Training"]
-        found = post(address, "/v1/read", question="Which mitigation addresses pass the hash?", options=options).json()
+        asked = {"question": "Which mitigation addresses pass the hash?", "options": OPTIONS}
+        found = post(address, asked, "/v1/read").json()
         assert found["answer"] == "A"
         assert "KB2871997" in found["options"][0]["lines"][0]["text"]
-        asked = "Question: Which mitigation addresses phishing?\nA) Update Software\nB) User Training\nAnswer:"
         chat = client(address).chat.completions
-        message = chat.create(model="reader", messages=[ASKED | {"content": asked}]).choices[0].message
+        content = f"Question: Which mitigation addresses phishing?\n(See A.)\nA) {OPTIONS[0]}\nB: {OPTIONS[1]}\nAnswer:"
+        message = chat.create(model="reader", messages=[ASKED | {"content": content}]).choices[0].message
         assert (message.content, message.citations[0]["title"]) == ("B) User Training", "Phishing (T1566)")
         chunks = chat.create(model="reader", messages=[ASKED], stream=True)
         assert "trained" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-        assert error_of(post(address, "/v1/completions", model="reader", prompt="x"))
+        assert error_of(post(address, {"model": "reader", "prompt": "x"}, "/v1/completions"))
 
 
 def test_the_reader_answers_for_a_model_that_only_guesses(tiny_run):
     with running(Served("tiny", loaded(tiny_run), reader(), note="It guesses.", quotes=True)) as address:
-        answer = client(address).chat.completions.create(model="tiny", messages=[ASKED])
+        answer = client(address).chat.completions.create(**BODY)
     assert "User Training" in answer.choices[0].message.content
     assert answer.ghost_jax["note"] == "It guesses."
-
-
-def test_options_are_found_in_a_turn():
-    assert question_of("What is it?") == ("What is it?", [])
-    assert question_of("Which?\n(see A)\nA. one\nB. two\nC: three") == ("Which?\n(see A)", ["one", "two", "three"])
 
 
 def test_the_page_runs_its_own_script_alone(address):
     answer = requests.get(address, timeout=60)
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
     assert not re.search(r"""(src|href)=["']?https?:""", answer.text)
+
+
+def test_nothing_to_serve_or_a_host_for_all_without_a_key_is_bad_usage(ghost):
+    for named, *flags in (("--workdir",), ("GHOST_API_KEY", "--book=open", "--host=0.0.0.0")):
+        assert named in ghost.refused_here("ghost_jax.serve", *flags, code=2)
 
 
 # ---- Programs of others ----
@@ -328,28 +308,20 @@ def test_the_page_asks_and_shows_lines_as_text_in_a_real_browser(address):
         options.add_argument(flag)
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     with webdriver.Chrome(options=options, service=service) as browser:
+        browser.implicitly_wait(60)
         browser.get(address)
-
-        def found(selector: str) -> list:
-            deadline = time.monotonic() + 60
-            while not (elements := browser.find_elements("css selector", selector)) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            return elements
-
-        assert found("#note:not([hidden])")[0].text == "Untrained."
-        (question,) = found("#question")
-        question.send_keys("What markup of a page stays text?\n")
-        lines = found("#lines .line")
-        assert any("<img src=x onerror=alert(1)>" in line.text for line in lines)
-        assert found("#lines mark")
-        assert not browser.find_elements("css selector", "#lines img, #lines script")
-        assert found("#lines a")[0].get_attribute("href") == "https://attack.mitre.org/x"
-        (tab,) = found("#tab-options:not([hidden])")
-        tab.click()
-        for name, text in (("asked", "Which mitigation addresses pass the hash?"), ("option-A", "Update Software")):
-            found(f"#{name}")[0].send_keys(text)
-        found("#option-B")[0].send_keys("User Training\n")
-        assert found("#found .chosen strong")[0].text == "A) Update Software"
+        find = functools.partial(browser.find_element, "css selector")
+        assert find("#note:not([hidden])").text == "Untrained."
+        find("#question").send_keys("What markup of a page stays text?\n")
+        assert find("#lines mark")
+        assert "<img src=x onerror=alert(1)>" in find("#lines").text
+        assert not browser.execute_script("return document.querySelector('#lines img, #lines script')")
+        assert find("#lines a").get_attribute("href") == "https://attack.mitre.org/x"
+        find("#tab-options:not([hidden])").click()
+        find("#asked").send_keys("Which mitigation addresses pass the hash?")
+        find("#option-A").send_keys("Update Software")
+        find("#option-B").send_keys("User Training\n")
+        assert find("#found .chosen strong").text == "A) Update Software"
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         assert browser.get_log("browser") == []
 
@@ -359,9 +331,10 @@ def test_sigterm_finishes_the_stream_that_runs_and_ends_with_zero(ghost, tiny_ru
     flags = (f"--workdir={tiny_run.workdir}", "--port=0", "--max_new_tokens=60")
     process = ghost.start("ghost_jax.serve", *flags, env={"GHOST_API_KEY": "secret"})
     address = next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+)\.", line)))
-    options = {"model": tiny_run.workdir.name, "messages": [ASKED], "temperature": 1.0, "seed": 3}
-    whole = client(address, "secret").chat.completions.create(**options).choices[0].message.content
-    chunks = client(address, "secret").chat.completions.create(**options, stream=True)
+    options = BODY | {"model": tiny_run.workdir.name, "temperature": 1.0, "seed": 3}
+    create = client(address, "secret").chat.completions.create
+    whole = create(**options).choices[0].message.content
+    chunks = create(**options, stream=True)
     text = next(chunks).choices[0].delta.content or ""
     process.send_signal(signal.SIGTERM)
     text += "".join(chunk.choices[0].delta.content or "" for chunk in chunks)

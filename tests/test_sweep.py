@@ -11,13 +11,12 @@ import time
 
 import pytest
 
-import ghost_jax
-from configs import chat_v5
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.runs import run_dir
-from ghost_jax.sweep import tasks_of
-from ghost_jax.sweeps.grid import Sweep, grid, load
+from ghost_jax.sweep import config_of, tasks_of
+from ghost_jax.sweeps import results as sweep_table
+from ghost_jax.sweeps.grid import Setting, Sweep, grid, load
 from ghost_jax.sweeps.jobs import start, stop
 from tests.conftest import ROOT, TINY, score_of, set_all, updates_of
 
@@ -27,19 +26,10 @@ LR = "configs/sweeps/lr.py:nano"
 SMALL = set_all(TINY) + set_all({f"base.{key}": value for key, value in TINY.items()})
 
 
-def sweep_file(path, settings: dict[str, dict], seeds=(0,)):
-    """Writes a sweep file of the nano chat run with these overrides by name."""
+def sweep_text(settings: dict[str, dict], options: str = "") -> str:
+    """Returns a sweep file of the nano chat run with these overrides by name."""
     listed = ", ".join(f"Setting({name!r}, {NANO!r}, {overrides!r})" for name, overrides in settings.items())
-    path.write_text(
-        f"from ghost_jax.sweeps.grid import *\nget_sweep = lambda preset='': Sweep([{listed}], seeds={seeds!r})\n"
-    )
-    return path
-
-
-def run_config(command: list[str], *flags: str):
-    """Returns the config that a train command asks for."""
-    words = [word for word in command[3:] if not word.startswith("--workdir")]
-    return config_lib.parse(argparse.ArgumentParser(), [*words, *flags])[0]
+    return f"from ghost_jax.sweeps.grid import *\nget_sweep = lambda preset: Sweep([{listed}], {options})\n"
 
 
 def test_a_sweep_runs_every_combination_with_every_seed_the_first_seed_first():
@@ -51,70 +41,47 @@ def test_a_sweep_runs_every_combination_with_every_seed_the_first_seed_first():
     assert runs[6].overrides == {"data.mixture.mcq": "5", "init_tokens": "mean", "seed": "7"}
 
 
+@pytest.mark.parametrize("preset", ["", ":nano"], ids=["full", "nano"])
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_the_sweeps_of_the_project_ask_for_what_there_is(monkeypatch, tmp_path, path):
+def test_the_configs_of_every_sweep_of_the_project_are_valid(monkeypatch, tmp_path, path, preset):
     monkeypatch.chdir(ROOT)
-    for preset in ("", "nano"):
-        sweep = load(f"{path}:{preset}" if preset else str(path))
-        tasks = tasks_of(sweep, tmp_path, [("keep", "3")], None)  # loads, overrides and validates every config
-        assert len(tasks) == len(sweep.settings) * len(sweep.seeds) >= 3 or (path.stem, preset) == ("size", "nano")
-        assert sweep.name == f"{path.stem}-{preset or 'full'}"
-        assert len(sweep.seeds) >= 3 or path.stem in ("ablation", "exposure")
-        if path.stem == "ablation":
-            assert {task.base.name for task in tasks} == {f"pretrain_{v}-{preset or 'full'}" for v in ("v04", "v05")}
-        if path.stem == "lr":
-            rates = [setting.overrides["optim.peak_lr"] for setting in sweep.settings]
-            assert rates[0] == pytest.approx(chat_v5.get_config(preset).optim.peak_lr)
-            assert rates[-1] == pytest.approx(20 * rates[0])
+    sweep = load(f"{path}{preset}")
+    tasks = tasks_of(sweep, tmp_path, [("keep", "3")], None)  # loads, overrides and validates every config
+    assert len(tasks) == len(sweep.settings) * len(sweep.seeds)
 
 
-def own_sweep(settings: str, options: str = "") -> str:
-    """Returns the text of a sweep file of these settings."""
-    return f"from ghost_jax.sweeps.grid import *\nget_sweep = lambda p: Sweep([{settings}], {options})"
-
-
-def one(overrides: str = "{}", name: str = "a") -> str:
-    return f"Setting({name!r}, {NANO!r}, {overrides})"
-
-
-RATE = one("{'optim.peak_lr': 0.001}")
-# What is wrong -> the text of a sweep file, or "" for the sweep of rates; overrides; what the message must name
+RATE = {"a": {"optim.peak_lr": 0.001}}
+# What is wrong -> the text of a sweep file; what the message must name
 REFUSALS = {
-    "a faulty file": ("1 / 0", (), "ZeroDivisionError"),
-    "a seed twice": (own_sweep(one(), "seeds=(1, 1)"), (), "a-seed1"),
-    "no such config": (own_sweep("Setting('a', 'configs/nope.py')"), (), "configs/nope.py"),
-    "an unknown key of a setting": (own_sweep(one("{'stepz': 3}")), (), '"steps"'),
-    "the swept key": ("", ("optim.peak_lr=1e-3",), "optim.peak_lr"),
-    "a seed out of range": (own_sweep(one(), f"seeds=({2**32},)"), (), "seed is 4294967296"),
-    "no number": (own_sweep(one("{'optim.peak_lr': float('nan')}")), (), "optim.peak_lr=nan"),
-    "a name with a slash": (own_sweep(one(name="a/b")), (), '"a/b"'),
-    "an axis that is not set": (own_sweep(RATE, "axis='optim.peek_lr'"), (), "optim.peek_lr"),
-    "an unknown metric": (own_sweep(RATE, "metrics=('val_los',)"), (), "val_los;"),
-    "two bases of one name": (own_sweep(f"{one()}, {one(repr({'base.steps': 7}), 'b')}"), (), "pretrain_v05-nano"),
+    "a faulty file": ("1 / 0", "ZeroDivisionError"),
+    "a seed twice": (sweep_text({"a": {}}, "seeds=(1, 1)"), "a-seed1"),
+    "no such config": (sweep_text({"a": {}}).replace("chat_v5", "nope"), "configs/nope.py"),
+    "an unknown key of a setting": (sweep_text({"a": {"stepz": 3}}), '"steps"'),
+    "a key of the command line": (sweep_text({"a": {"keep": 2}}), "--config.keep"),
+    "a name with a slash": (sweep_text({"a/b": {}}), '"a/b"'),
+    "an axis that is not set": (sweep_text(RATE, "axis='optim.peek_lr'"), "optim.peek_lr"),
+    "an unknown metric": (sweep_text(RATE, "metrics=('val_los',)"), "val_los;"),
+    "two bases of one name": (sweep_text({"a": {}, "b": {"base.steps": 7}}), "pretrain_v05-nano"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_mistake_is_refused_before_anything_starts(tmp_path, name):
-    text, overrides, part = REFUSALS[name]
-    if text:
-        (tmp_path / "own.py").write_text(text)
-    words = [f"--config.{override}" for override in overrides]
+    text, part = REFUSALS[name]
+    (tmp_path / "own.py").write_text(text)
     with pytest.raises(UsageError) as refusal:
-        tasks_of(load(str(tmp_path / "own.py") if text else LR), tmp_path, config_lib.overrides_in(words)[0], None)
+        tasks_of(load(str(tmp_path / "own.py")), tmp_path, [("keep", "3")], None)
     assert part in str(refusal.value)
 
 
 def test_a_folder_in_use_or_of_another_config_is_refused(ghost, tmp_path):
-    task = tasks_of(load(LR), tmp_path, [], None)[0]
-    run_dir.open_run(task.workdir, run_config(task.command, "--config.steps=9"))
+    run = load(LR).runs()[0]
+    run_dir.open_run(tmp_path / run.name, config_of(run, [("steps", "9")]))
     with pytest.raises(UserError, match=r"steps is 9 there and 40 here.*--runs"):
         tasks_of(load(LR), tmp_path, [], None)
     free = tmp_path / "free"
     with run_dir.held(free, "in use"):
         assert str(free) in ghost.refused_here("ghost_jax.sweep", f"--config={LR}", f"--runs={free}")
-    with run_dir.held(free, "in use"):
-        pass  # it is free again
 
 
 def test_a_local_job_shares_the_cores_and_what_the_user_set_wins(tmp_path, monkeypatch):
@@ -145,47 +112,41 @@ def test_failures_are_isolated_a_stop_is_a_result_and_what_ended_is_only_reporte
     folder = tmp_path / "with a space"
     shutil.copytree(tiny_run.base, folder / tiny_run.base.name)
     shutil.copytree(tiny_run.workdir, folder / "sound-seed0")
-    file = sweep_file(tmp_path / "own.py", SETTINGS)
-    command = ["ghost_jax.sweep", f"--config={file}", f"--runs={folder}", "--jobs=2", *SMALL]
-    result = ghost.here(*command, check=False)  # its runs are processes
+    file = tmp_path / "own.py"
+    file.write_text(sweep_text(SETTINGS, "seeds=(0,)"))
+    command = ["ghost_jax.sweep", f"--config={file}", f"--runs={folder}", *SMALL]
+    result = ghost.here(*command, "--jobs=2", check=False)  # its runs are processes
     assert result.returncode == 1
     assert "fails-seed0" in result.stderr
     assert "sound-seed0" not in result.stderr
     assert "The loss of update" in result.stdout, "why it was stopped"
     assert not (folder / "sound-seed0.log").exists(), "it was finished"
 
-    record = json.loads((folder / "sweep.json").read_text())
-    assert record["ghost_jax"] == ghost_jax.__version__
-    rows = {row["setting"]: row for row in record["settings"]}
-    sound, last = rows["sound"], json.loads(updates_of(folder / "sound-seed0")[-1])
-    score = score_of(folder / "sound-seed0")
-    assert sound["states"] == {"finished": 1}
-    assert sound["steps"]["mean"] == last["step"] == 8
-    assert sound["val_loss"]["mean"] == last["val_loss"]
-    assert sound["val_loss_shared"]["mean"] == last["val_loss_shared"]
-    assert sound["accuracy"]["mean"] == score["headline"]["accuracy"]
-    assert sound["accuracy"]["ci95"] == score["headline"]["ci95"]
-    assert sound["letter_share"]["mean"] == max(score["letter_share"].values())
-    assert sound["verdicts"] == {score["verdict"]: 1}
-    assert (rows["diverges"]["states"], rows["diverges"]["accuracy"]) == ({"stopped": 1}, None)
-    assert rows["fails"]["states"] == {"failed": 1}
-    page = (folder / "sweep.md").read_text()
-    assert all(note in page for note in [*record["notes"], "THIS IS NOT CTIBENCH"])
+    def states() -> dict[str, dict]:
+        rows = json.loads((folder / "sweep.json").read_text())["settings"]
+        return {row["setting"]: row["states"] for row in rows}
 
-    ended = {name: SETTINGS[name] for name in ("sound", "diverges")}
+    ended = {"sound": {"finished": 1}, "diverges": {"stopped": 1}}
+    assert states() == ended | {"fails": {"failed": 1}}
+    (sound, *_) = json.loads((folder / "sweep.json").read_text())["settings"]
+    last, score = json.loads(updates_of(folder / "sound-seed0")[-1]), score_of(folder / "sound-seed0")
+    assert sound["val_loss"]["mean"] == last["val_loss"]
+    assert sound["accuracy"]["mean"] == score["headline"]["accuracy"]
+    assert "THIS IS NOT CTIBENCH" in (folder / "sweep.md").read_text()
+
     logs = {path: path.read_text() for path in folder.glob("*.log")}
-    only = sweep_file(tmp_path / "only.py", ended)
-    ghost.here("ghost_jax.sweep", f"--config={only}", f"--runs={folder}", *SMALL)
+    file.write_text(sweep_text({name: SETTINGS[name] for name in ended}, "seeds=(0,)"))
+    ghost.here(*command)
     assert {path: path.read_text() for path in folder.glob("*.log")} == logs, "nothing was started"
-    rows = {row["setting"]: row["states"] for row in json.loads((folder / "sweep.json").read_text())["settings"]}
-    assert rows == {"sound": {"finished": 1}, "diverges": {"stopped": 1}}
+    assert states() == ended
 
 
 @pytest.mark.slow
 def test_a_sweep_that_is_asked_to_stop_stops_its_runs_and_resumes(ghost, tmp_path):
     folder = tmp_path / "runs"
     long = set_all({"base.steps": 60, "base.eval_every": 60, "base.save_every": 10})
-    file = sweep_file(tmp_path / "own.py", {"a": {}}, seeds=(0, 1))
+    file = tmp_path / "own.py"
+    file.write_text(sweep_text({"a": {}}, "seeds=(0, 1)"))
     command = ["ghost_jax.sweep", f"--config={file}", f"--runs={folder}", "--jobs=2", *SMALL, *long]
     ghost.stop_at(ghost.start(*command), folder / "pretrain_v05-nano", 20, signal.SIGTERM)
     with run_dir.locked(folder / "pretrain_v05-nano"):
@@ -196,15 +157,83 @@ def test_a_sweep_that_is_asked_to_stop_stops_its_runs_and_resumes(ghost, tmp_pat
 
 
 def test_a_dry_run_prints_commands_that_can_be_typed_and_starts_nothing(ghost, tmp_path):
-    folder = tmp_path / "with a space"
-    file = sweep_file(tmp_path / "own.py", SETTINGS, seeds=(0, 1))
+    folder, file = tmp_path / "with a space", tmp_path / "own.py"
+    file.write_text(sweep_text(SETTINGS, "seeds=(0, 1)"))
     command = ["ghost_jax.sweep", f"--config={file}", f"--runs={folder}", "--dry_run", "--config.steps=5"]
     commands = [shlex.split(line) for line in ghost.here(*command).stdout.splitlines()]
-    assert len(commands) == 6
-    assert commands[1][1:] == [
-        *("-m", "ghost_jax.train", f"--config={NANO}"),
-        *("--config.optim.peak_lr=1e+30", "--config.optim.clip_norm=1e+30", "--config.seed=0", "--config.steps=5"),
-        f"--workdir={folder / 'diverges-seed0'}",
+    assert [words[-1] for words in commands] == [
+        f"--workdir={folder / name}-seed{seed}" for seed in (0, 1) for name in SETTINGS
     ]
-    assert run_config(commands[1]).optim.peak_lr == 1e30
+    config, _ = config_lib.parse(argparse.ArgumentParser(), commands[4][3:-1])
+    assert (config.optim.peak_lr, config.seed, config.steps) == (1e30, 1, 5)
     assert not folder.exists()
+
+
+# ---- The table ----
+
+CONFIG = {"stage": "chat", "steps": 40, "batch_size": 4, "model": {}, "data": {"seq_len": 8}}
+
+
+def write_run(workdir, *, rate: float, loss: float, accuracy: float, orders: int = 4, **more) -> None:
+    """Writes the records that a table reads, as a run leaves them."""
+    (workdir / "evals").mkdir(parents=True)
+    (workdir / "config.json").write_text(json.dumps(CONFIG | {"optim": {"peak_lr": rate}}))
+    losses = {10: {}, 20: {"val_loss": 7.5}, 40: {"val_loss": loss}}  # two validations make a curve
+    lines = [{"step": step, "tokens_per_s": 64.0, **values} for step, values in losses.items()]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    score = json.loads((ROOT / "evals" / "records" / "chat_v3-seed0" / "evals" / "ctibench.json").read_text())
+    score["headline"] = {"accuracy": accuracy, "ci95": [accuracy - 0.02, accuracy + 0.02], "orders": ["ABCD"] * orders}
+    score |= {"letter_share": {"A": 0.1, "B": 0.4, "C": 0.3, "D": 0.2}, "verdict": "chance"}
+    (workdir / "evals" / "ctibench.json").write_text(json.dumps(score | more))
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A sweep of two rates with three seeds each, one of which was stopped."""
+    rates = grid(NANO, {"optim.peak_lr": (0.001, 0.01)})
+    sweep = Sweep(rates, seeds=(0, 1, 2), axis="optim.peak_lr", metrics=("val_loss",), name="rates-nano")
+    for number, run in enumerate(sweep.runs()):
+        rate = run.setting.overrides["optim.peak_lr"]
+        cropped = {"prompts_cropped": 3, "n": 2, "predicted": ["ABCD", "DCBA"]} if number == 2 else {}
+        write_run(tmp_path / run.name, rate=rate, loss=3 + 0.1 * number, accuracy=0.25 + 0.01 * number, **cropped)
+    states = {run.name: "finished" for run in sweep.runs()} | {"peak_lr=0.01-seed2": "stopped"}
+    return sweep, tmp_path, states
+
+
+def test_the_table_pools_finished_seeds_and_notes_what_is_not_pooled(recorded):
+    (header, first, second), notes = sweep_table.write(*recorded)
+    assert dict(zip(header, first, strict=True)) == {
+        "setting": "peak_lr=0.001",
+        "steps": "40",
+        "rate": "0.001",
+        "val loss": "3.200 ± 0.497",  # of 3.0, 3.2 and 3.4
+        "accuracy, %": "27.0",
+        "95% interval": "22.0 to 32.0",
+        "min to max": "25.0 to 29.0",
+        "top letter, %": "40",
+        "verdict": "3 chance",
+        "runs": "3",
+    }
+    cells = dict(zip(header, second, strict=True))
+    assert (cells["val loss"], cells["95% interval"], cells["min to max"]) == ("3.200", "—", "26.0 to 28.0")
+    assert cells["runs"] == "2 finished, 1 stopped"
+    for part in ("one seed", "peak_lr=0.01-seed2", "peak_lr=0.001-seed1, 3 of 8 prompts"):
+        assert any(part in note for note in notes), part
+
+
+def test_a_single_seed_has_the_interval_of_its_items_and_a_single_order_is_named(tmp_path):
+    sweep = Sweep([Setting("alone", NANO)], seeds=(4,), metrics=("val_loss",))
+    write_run(tmp_path / "alone-seed4", rate=0.1, loss=3.0, accuracy=0.3, orders=1)
+    (header, row), notes = sweep_table.write(sweep, tmp_path, {"alone-seed4": "finished"})
+    cells = dict(zip(header, row, strict=True))
+    assert cells["accuracy, %"] == "30.0 (one order)"
+    assert (cells["95% interval"], cells["min to max"]) == ("28.0 to 32.0 (items)", "—")
+    assert any("one seed" in note for note in notes)
+
+
+def test_a_loss_that_is_not_finite_is_not_pooled(recorded):
+    sweep, folder, states = recorded
+    path = folder / "peak_lr=0.01-seed0" / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 41, "loss": 5.0, "tokens_per_s": 320.0, "val_loss": null}\n')
+    (header, _, second), _ = sweep_table.write(sweep, folder, states)
+    assert dict(zip(header, second, strict=True))["val loss"] == "3.300"  # of the other finished seed

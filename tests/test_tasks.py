@@ -1,18 +1,14 @@
 """evals/tasks/: RCM, VSP and ATE, their parsing, figures, baselines without test items, and verdicts."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
 
 from evals.tasks import TASKS, baseline_text, vsp
 from evals.tasks.baseline_text import Labelled
 from evals.tasks.open_answers import read_answers, read_task, score
+from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs.evaluation import TaskEvaluation, read
 from tests.conftest import ROOT
@@ -40,22 +36,21 @@ def tsv(golds: list[tuple[str, str]], platform: str = "") -> str:
 def data(tmp_path_factory):
     """A data folder: every task's file, a corpus of vulnerabilities with test items in it, and a small ATT&CK."""
     folder = tmp_path_factory.mktemp("data")
-    for name in ("ctibench", "corpus", "raw"):
-        (folder / name).mkdir()
-    for name in ("mcq", "rcm", "rcm-2021", "vsp", "ate", "taa"):
-        (folder / "ctibench" / f"cti-{name}.tsv").write_text(tsv(GOLDS.get(name, []), "Enterprise"))
-    with (folder / "ctibench" / "cti-mcq.tsv").open("a") as file:
-        file.write("https://x.org/page\t\tWhat is CVE-2019-7777?\tPrompt\tA\n")
-    copied = SQL.format("number 0").replace("shop", "SHOP")
+    for name in ("rcm", "rcm-2021", "vsp", "ate", "taa"):
+        write_text(folder / "ctibench" / f"cti-{name}.tsv", tsv(GOLDS.get(name, []), "Enterprise"))
+    question = "https://x.org/page\t\tWhat is CVE-2019-7777?\tPrompt\tA\n"
+    write_text(folder / "ctibench" / "cti-mcq.tsv", tsv([]) + question)
     records = [(f"CVE-2020-{2000 + row}", "CWE-89", HIGH, SQL.format(f"of town {row}")) for row in range(8)]
     records += [(f"CVE-2020-{3000 + row}", "CWE-79", LOW, XSS.format(f"of town {row}")) for row in range(6)]
     records += [("CVE-2019-7777", "CWE-20", HIGH, "Of a question."), ("CVE-2024-1001", "CWE-20", HIGH, "An item.")]
-    records += [("CVE-2021-4444", "CWE-20", HIGH, copied), ("CVE-2021-5555", "", "", "No label.")]
-    with (folder / "corpus" / "cve.jsonl").open("w") as file:
-        for name, weakness, vector, text in records:
-            label = f"Product: P. Weakness: {weakness} Name.\n" if weakness else ""
-            full = f"{name}\n{label}{text} {vector}"
-            file.write(json.dumps({"id": f"cve/{name}", "source": "cve", "title": name, "text": full}) + "\n")
+    records += [("CVE-2021-4444", "CWE-20", HIGH, SQL.format("number 0").replace("shop", "SHOP"))]
+    lines = [
+        {"id": name, "source": "cve", "title": name, "text": f"{name}\nWeakness: {weakness}.\n{text} {vector}"}
+        for name, weakness, vector, text in records
+    ]
+    lines.append({"id": "unlabelled", "source": "cve", "title": "CVE-2021-5555", "text": "No label."})
+    write_text(folder / "corpus" / "cve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "raw").mkdir()
     for domain in ("enterprise", "mobile", "ics"):
         shutil.copy(ROOT / "tests" / "samples" / "attack.json", folder / "raw" / f"{domain}-attack-15.1.json")
     return folder
@@ -63,10 +58,11 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def scored(data):
-    """A function that scores answers, or the baselines alone."""
+    """A function that scores answers to the items of a task, or of another file; None for the baselines alone."""
 
-    def run(name: str, answers: list[str] | None) -> TaskEvaluation:
-        return score(TASKS[name], read_task(TASKS[name], None, data), answers, data_dir=data)
+    def run(name: str, answers: list[str] | None, path=None) -> TaskEvaluation:
+        items = read_task(TASKS[name], path, data)
+        return score(TASKS[name], items, answers, TASKS[name].baselines(items, data))
 
     return run
 
@@ -122,7 +118,7 @@ def test_keyword_rules_give_the_vector_of_a_description(text, metrics):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "verdict"),
+    ("answers", "verdict"),
     [
         (["CWE-89"] * 12, "collapsed"),
         (["CWE-89", "CWE-20"] * 4 + ["CWE-79"] * 4, "chance"),
@@ -130,17 +126,16 @@ def test_keyword_rules_give_the_vector_of_a_description(text, metrics):
         (["CWE-89", "CWE-79"] * 6, "shortcut"),
     ],
 )
-def test_the_verdict_on_a_class_of_weakness(scored, wrong, verdict):
-    report = scored("rcm", wrong)
+def test_the_verdict_on_a_class_of_weakness(scored, answers, verdict):
+    report = scored("rcm", answers)
     assert report.verdict == verdict
-    assert report.headline.value == pytest.approx(sum(map(str.__eq__, wrong, ["CWE-89", "CWE-79"] * 6)) / 12)
+    assert report.headline.value == pytest.approx(sum(map(str.__eq__, answers, ["CWE-89", "CWE-79"] * 6)) / 12)
 
 
-def test_better_than_every_baseline_is_a_gain(data, tmp_path):
+def test_better_than_every_baseline_is_a_gain(scored, tmp_path):
     path = tmp_path / "hard.tsv"
     path.write_text(tsv([("CWE-22", SQL), ("CWE-89", XSS), ("CWE-79", SQL)] * 10))
-    items = read_task(TASKS["rcm"], path, None)
-    report = score(TASKS["rcm"], items, [item.gold for item in items], data_dir=data)
+    report = scored("rcm", ["CWE-22", "CWE-89", "CWE-79"] * 10, path)
     assert (report.verdict, report.headline.value, report.items.file) == ("gain", 1, "hard.tsv")
     assert report.baselines["linear model"].gain == 1 - report.baselines["linear model"].value
 
@@ -155,7 +150,7 @@ def test_deviations_count_unparsed_answers_as_the_best_constant(scored):
     assert scored("vsp", [HIGH, LOW] * 6).baselines["best constant"].gain == pytest.approx(4.1)
 
 
-def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, data, tmp_path):
+def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, tmp_path):
     report = scored("ate", ["T1055, T1071.001, T1059", "T1055.011"])
     assert report.headline.value == pytest.approx((2 / 4 + 1) / 2)
     assert report.headline.micro == pytest.approx(2 * 2 / (4 + 2))
@@ -164,20 +159,20 @@ def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, data, tmp_path):
     path = tmp_path / "own.tsv"  # no other page is left where the one software is asked
     path.write_text(tsv(GOLDS["ate"], "Enterprise").replace("CVE-2024-1000", "S0091"))
     with pytest.raises(UserError, match="Enterprise"):
-        score(TASKS["ate"], read_task(TASKS["ate"], path, None), None, data_dir=data)
+        scored("ate", None, path)
 
 
-@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
-def test_a_sheet_is_matched_by_id(data, tmp_path, suffix):
-    items = read_task(TASKS["ate"], None, data)
+@pytest.mark.parametrize(
+    ("suffix", "sheet"),
+    [
+        (".csv", "id,GT,model\nCVE-2024-1001,T1055,T2\nCVE-2024-1000,T1055,T1059\n"),
+        (".jsonl", '{"id": "CVE-2024-1001", "model": ["T2"]}\n{"id": "CVE-2024-1000", "model": ["T1059"]}\n'),
+    ],
+)
+def test_a_sheet_is_matched_by_id(data, tmp_path, suffix, sheet):
     path = tmp_path / f"sheet{suffix}"
-    rows = [("CVE-2024-1001", "T1055", "T2"), ("CVE-2024-1000", "T1055", "T1059")]
-    if suffix == ".jsonl":
-        lines = [json.dumps({"id": name, "GT": gold, "model": [answer]}) for name, gold, answer in rows]
-    else:
-        lines = [("\t" if suffix == ".tsv" else ",").join(row) for row in [("id", "GT", "model"), *rows]]
-    path.write_text("\n".join(lines) + "\n")
-    answers, file = read_answers(TASKS["ate"], items, path, None)
+    path.write_text(sheet)
+    answers, file = read_answers(TASKS["ate"], read_task(TASKS["ate"], None, data), path, None)
     assert (answers, file.name) == (["T1059", "T2"], "model")
 
 
@@ -186,8 +181,6 @@ def test_a_sheet_is_matched_by_id(data, tmp_path, suffix):
     [
         ("m,n\nT1055,T1\nT1055,T1\n", None, "--column"),
         ("m\nT1055\nT1055\n", "k", '"k"'),
-        ("m\nT1055\n", None, "rows"),
-        ("id,m\nCVE-1,T1055\nCVE-2,T1055\n", None, "CVE-1"),
         ("m,GT\nT1055,T1055\nT1055,T1059\n", None, "CVE-2024-1001"),
     ],
 )
@@ -203,7 +196,7 @@ def test_the_command_writes_its_report_and_refuses_what_cannot_be_scored(ghost, 
     out, sheet = tmp_path / "vsp.json", tmp_path / "sheet.tsv"
     sheet.write_text("model\n" + f"{HIGH}\n{LOW}\n" * 6)
     flags = ["evals.ctibench", f"--data_dir={data}", f"--out={out}"]
-    assert str(out) in ghost.here(*flags, "--task=vsp", f"--predictions={sheet}", "--column=model").stdout
+    ghost.here(*flags, "--task=vsp", f"--predictions={sheet}", "--column=model")
     assert (read(out, TaskEvaluation).headline.value, read(out, TaskEvaluation).n) == (0, 12)
     out.unlink()
     assert "gold" in ghost.refused_here(*flags, "--task=taa", code=2)
@@ -230,7 +223,6 @@ def test_an_endpoint_writes_the_answers_with_the_limit_that_it_wants(ghost, data
     assert (report.headline.value, report.endpoint.requests, report.endpoint.max_tokens) == (0, 6, 1024)
     assert {body.get("max_completion_tokens") for _, body in server.seen if "max_tokens" not in body} == {1024}
     assert not any("logprobs" in body for _, body in server.seen)
-    assert out.with_suffix(".answers.jsonl").is_file()
 
 
 def test_a_run_writes_the_answers_unless_it_was_trained_on_an_item(ghost, tiny_run, data, tmp_path):
@@ -250,47 +242,8 @@ def test_a_run_writes_the_answers_unless_it_was_trained_on_an_item(ghost, tiny_r
 
 
 @pytest.mark.slow
-def test_the_served_export_of_a_run_writes_what_the_run_writes(ghost, tiny_run, data, tmp_path):
-    for package in ("torch", "transformers", "fastapi", "uvicorn", "accelerate"):
-        pytest.importorskip(package, reason=f"{package} is not installed: no export is served by transformers")
-    exported, flags = tmp_path / "export", [f"--data_dir={data}", "--task=rcm", "--max_tokens=8"]
-    ghost.here("ghost_jax.export", f"--workdir={tiny_run.workdir}", f"--out={exported}")
-    ghost.here("evals.ctibench", *flags, f"--workdir={tiny_run.workdir}", f"--out={tmp_path / 'run.json'}")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = [
-        "-m",
-        "transformers.cli.transformers",
-        "serve",
-        exported,
-        "--host=127.0.0.1",
-        f"--port={port}",
-        "--device=cpu",
-    ]
-    with subprocess.Popen([sys.executable, *words], env=os.environ | {"HF_HUB_OFFLINE": "1"}) as server:
-        try:
-            until = time.monotonic() + 120
-            while (
-                socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < until and server.poll() is None
-            ):
-                time.sleep(0.5)
-            flags += [f"--endpoint=http://127.0.0.1:{port}/v1", f"--model={exported}"]
-            ghost.here("evals.ctibench", *flags, f"--out={tmp_path / 'served.json'}", env={"NO_PROXY": "127.0.0.1"})
-        finally:
-            server.kill()
-    run, served = (
-        [json.loads(line) for line in (tmp_path / f"{name}.answers.jsonl").read_text().splitlines()]
-        for name in ("run", "served")
-    )
-    written = {each["id"]: each["text"] for each in run}
-    assert len(served) == 6
-    assert {each["question"]: each["reply"] for each in served} == {
-        each["question"]: written[each["question"]] for each in served
-    }
-
-
-@pytest.mark.slow
 def test_baselines_on_the_published_files(ghost_data):
     for name, baseline, low, high in (("vsp", "best constant", 1.5, 1.6), ("ate", "nearest lines", 0.45, 0.6)):
-        report = score(TASKS[name], read_task(TASKS[name], None, ghost_data), None, data_dir=ghost_data)
+        items = read_task(TASKS[name], None, ghost_data)
+        report = score(TASKS[name], items, None, TASKS[name].baselines(items, ghost_data))
         assert low < report.baselines[baseline].value < high

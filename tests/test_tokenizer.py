@@ -39,15 +39,13 @@ def test_lone_surrogates_come_back_as_the_bytes_they_stand_for(chat, text):
     assert chat.decode_bytes(chat.encode(text)) == expected
 
 
-@pytest.mark.parametrize("pattern", ["{}", "x {} y", "hello{}hello", "{0}{0}", "\udcff{}"])
-def test_names_of_special_tokens_in_a_text_are_letters(chat, pattern):
-    names = [*SPECIALS, *ROLES, "<|reserved_0|>"]
-    special = {chat.id(name) for name in names}
-    for name in names:
-        text = pattern.format(name)
-        ids = chat.encode(text)
-        assert not special & set(ids), name
-        assert chat.decode_bytes(ids) == text.encode("utf-8", "surrogateescape")
+def test_names_of_special_tokens_in_a_text_are_letters(chat):
+    special = {chat.id(name) for name in (*SPECIALS, *ROLES, "<|reserved_0|>")}
+    for name in (*SPECIALS, *ROLES, "<|reserved_0|>"):
+        for pattern in ("{}", "x {} y", "hello{}hello", "{0}{0}", "\udcff{}"):
+            text = pattern.format(name)
+            assert not special & set(chat.encode(text)), text
+            assert chat.decode_bytes(chat.encode(text)) == text.encode("utf-8", "surrogateescape")
 
 
 @pytest.mark.parametrize("vocab_size", [260, 300, 1000])
@@ -56,7 +54,7 @@ def test_a_vocabulary_has_the_size_that_was_asked_for(texts, vocab_size):
     tokenizer = train(texts, vocab_size)
     assert tokenizer.vocab_size == vocab_size
     assert [tokenizer.id(name) for name in SPECIALS] == [0, 1, 2, 3]
-    assert len([tokenizer.decode_bytes([i]) for i in range(vocab_size)]) == vocab_size
+    assert tokenizer.decode_bytes(range(vocab_size))
 
 
 def test_chat_tokens_are_one_token_each_and_change_no_old_id(base, chat):
@@ -74,15 +72,12 @@ def test_chat_tokens_are_one_token_each_and_change_no_old_id(base, chat):
     assert chat.id("goodbye") not in chat.encode("goodbyes"), "whole words alone"
 
 
-@pytest.mark.parametrize("kind", ["base", "chat"])
-def test_a_saved_and_loaded_vocabulary_is_the_same(request, tmp_path, kind):
-    tokenizer = request.getfixturevalue(kind)
-    path = tmp_path / "tokenizer.json"
-    tokenizer.save(path)
-    again = load(path)
-    assert (again.sha256, again.vocab_size) == (tokenizer.sha256, tokenizer.vocab_size)
+def test_a_saved_and_loaded_vocabulary_is_the_same(chat, tmp_path):
+    chat.save(tmp_path / "tokenizer.json")
+    again = load(tmp_path / "tokenizer.json")
+    assert (again.sha256, again.vocab_size) == (chat.sha256, chat.vocab_size)
     for text in ("hello <|ghost_end|>", b"\xff\x00", "goodbye, 日本", "".join(CORPUS)):
-        assert again.encode(text) == tokenizer.encode(text)
+        assert again.encode(text) == chat.encode(text)
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
 
 

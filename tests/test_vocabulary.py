@@ -1,6 +1,7 @@
 """hub/vocabulary.py: only a byte-level BPE that decodes every text to itself is read, and it keeps its ids."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.hub.vocabulary import read_vocabulary
-from ghost_jax.text.tokenizer import BOS, EOS, ROLES, load
+from ghost_jax.text.tokenizer import BOS, EOS, ROLES
 
 PROMPT = "hello world, 1234 attackers 日本語\n\n"
 
@@ -37,8 +38,6 @@ def save_vocabulary(folder: Path, vocabulary: tokenizers.Tokenizer, **settings) 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 SPLIT = {"type": "Split", "pattern": {"Regex": "[^\\s\\p{L}]+"}, "behavior": "Isolated", "invert": False}
 TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
-PADDING = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0}
 
 
 def sequence(*parts: dict, of: str = "pretokenizers") -> dict:
@@ -49,14 +48,13 @@ def added(content: str, number: int = 290, **flags) -> list[dict]:
     return [{"id": number, "content": content, **TOKEN, **flags}]
 
 
-def changed(folder: Path, change: dict, **settings) -> Path:
-    """A folder with the foreign vocabulary, some of its fields replaced; those of the model one by one."""
-    save_vocabulary(folder, foreign_vocabulary(290), **settings)
+def changed(folder: Path, **change) -> Path:
+    """A folder with the foreign vocabulary, changed in these fields, settings and added tokens."""
+    save_vocabulary(folder, foreign_vocabulary(290), **change.pop("settings", {}))
     path = folder / "tokenizer.json"
     vocabulary = json.loads(path.read_text())
-    change = dict(change)
-    vocabulary["model"] |= change.pop("model", {})
-    vocabulary["added_tokens"] += change.pop("added_tokens", [])
+    change["model"] = vocabulary["model"] | change.get("model", {})
+    change["added_tokens"] = vocabulary["added_tokens"] + change.get("added_tokens", [])
     path.write_text(json.dumps(vocabulary | change))
     return folder
 
@@ -65,104 +63,82 @@ def vocab_with(**tokens: int) -> dict:
     return {"vocab": json.loads(foreign_vocabulary(290).to_str())["model"]["vocab"] | tokens}
 
 
-REFUSED_VOCABULARIES = {
-    'normalizer.type is "NFKC"': {"normalizer": {"type": "NFKC"}},
-    'normalizer.normalizers[1].type is "Lowercase"': {
-        "normalizer": sequence(sequence(of="normalizers"), {"type": "Lowercase"}, of="normalizers")
-    },
-    'pre_tokenizer.pretokenizers[0].type is "Whitespace"': {"pre_tokenizer": sequence({"type": "Whitespace"}, BYTES)},
-    "pre_tokenizer has 0 parts": {"pre_tokenizer": None},
-    "pre_tokenizer.pretokenizers[0].pretokenizers[0].add_prefix_space is true": {
-        "pre_tokenizer": sequence(sequence(BYTES | {"add_prefix_space": True}))
-    },
-    'pre_tokenizer.pretokenizers[0].behavior is "Removed"': {
-        "pre_tokenizer": sequence(SPLIT | {"pattern": {"String": "~~"}, "behavior": "Removed"}, BYTES)
-    },
-    'decoder.type is "WordPiece"': {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}},
-    'model.end_of_word_suffix is "</w>"': {"model": {"end_of_word_suffix": "</w>"}},
-    "model.vocab lacks '!'": {"model": {"vocab": {"a": 0}, "merges": []}},
-    "model.vocab has '▁a'": {"model": vocab_with(**{"▁a": 290})},
-    "zq": {"model": {"merges": [["z", "q"]]}},
-    "rstrip of the added token '<tool>' is true": {"added_tokens": added("<tool>", rstrip=True)},
-    "the added token 'é'": {"added_tokens": added("é")},
-    "'<tool>' has the id 290": {"added_tokens": added("<tool>", 291)},
-    "gaps": {"model": vocab_with(zq=291)},
-}
-
-
-@pytest.mark.parametrize("why", REFUSED_VOCABULARIES)
-def test_a_vocabulary_that_loses_text_is_refused_with_the_field_and_its_value(tmp_path, why):
-    with pytest.raises(UserError) as refusal:
-        read_vocabulary(changed(tmp_path, REFUSED_VOCABULARIES[why]), 400)
-    assert why in str(refusal.value)
-    assert "tokenizer.json" in str(refusal.value)
-
-
+LOWERED = sequence(sequence(of="normalizers"), {"type": "Lowercase"}, of="normalizers")
+CUTS = SPLIT | {"pattern": {"String": "~~"}, "behavior": "Removed"}
 TOOL = {"290": {"content": "<tool>", **TOKEN}}
+REFUSED = [
+    ('normalizer.type is "NFKC"', {"normalizer": {"type": "NFKC"}}),
+    ('normalizer.normalizers[1].type is "Lowercase"', {"normalizer": LOWERED}),
+    ('pre_tokenizer.pretokenizers[0].type is "Whitespace"', {"pre_tokenizer": sequence({"type": "Whitespace"}, BYTES)}),
+    ("pre_tokenizer has 0 parts", {"pre_tokenizer": None}),
+    ("pre_tokenizer.add_prefix_space is true", {"pre_tokenizer": BYTES | {"add_prefix_space": True}}),
+    ('pre_tokenizer.pretokenizers[0].behavior is "Removed"', {"pre_tokenizer": sequence(CUTS, BYTES)}),
+    ('decoder.type is "WordPiece"', {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True}}),
+    ('model.end_of_word_suffix is "</w>"', {"model": {"end_of_word_suffix": "</w>"}}),
+    ("model.vocab lacks '!'", {"model": {"vocab": {"a": 0}, "merges": []}}),
+    ("model.vocab has '▁a'", {"model": vocab_with(**{"▁a": 290})}),
+    ("zq", {"model": {"merges": [["z", "q"]]}}),
+    ("rstrip of the added token '<tool>' is true", {"added_tokens": added("<tool>", rstrip=True)}),
+    ("the added token 'é'", {"added_tokens": added("é")}),
+    ("'<tool>' has the id 290", {"added_tokens": added("<tool>", 291)}),
+    ("gaps", {"model": vocab_with(zq=291)}),
+    ("add_prefix_space in tokenizer_config.json", {"settings": {"add_prefix_space": True}}),
+    ("'<tool>' as 290", {"settings": {"added_tokens_decoder": TOOL}}),
+    ("tokenizer_config", {"settings": {"added_tokens_decoder": ["<tool>"]}}),
+    *(("eos_token", {"settings": {"eos_token": token}}) for token in (None, 3, {"content": 3}, "</s>")),
+]
 
 
-@pytest.mark.parametrize(
-    ("why", "rows", "settings"),
-    [
-        ("add_prefix_space", 400, {"add_prefix_space": True}),
-        ("'<tool>' as 290", 400, {"added_tokens_decoder": TOOL}),
-        ("tokenizer_config", 400, {"added_tokens_decoder": ["<tool>"]}),
-        ("200 rows", 200, {}),
-        *(("eos_token", 400, {"eos_token": token}) for token in (None, 3, {"content": 3}, "</s>")),
-    ],
-)
-def test_settings_that_change_a_vocabulary_or_lack_its_end_are_refused(tmp_path, why, rows, settings):
-    with pytest.raises(UserError) as refusal:
-        read_vocabulary(changed(tmp_path, {}, **settings), rows)
-    assert why in str(refusal.value)
+@pytest.mark.parametrize(("why", "change"), REFUSED)
+def test_a_vocabulary_that_loses_text_or_its_end_is_refused_with_the_field_and_its_value(tmp_path, why, change):
+    with pytest.raises(UserError, match=rf"tokenizer\.json.*{re.escape(why)}"):
+        read_vocabulary(changed(tmp_path, **change), 400)
 
 
 MERGES = [" ".join(pair) for pair in json.loads(foreign_vocabulary(290).to_str())["model"]["merges"]]
-VALID_VOCABULARIES = {
+NEUTRAL = {"dropout": 0.0, "end_of_word_suffix": "", "byte_fallback": True, "unk_token": "?", "later": None}
+VALID = {
     "split as Llama 3": {"pre_tokenizer": sequence(SPLIT, BYTES | {"use_regex": False})},
     "no normalizer, no decoder": {"normalizer": sequence(of="normalizers"), "decoder": None},
-    "neutral fields": {
-        "model": {"dropout": 0.0, "end_of_word_suffix": "", "byte_fallback": True, "unk_token": "?", "later": None}
-    },
+    "neutral fields": {"model": NEUTRAL},
     "merges as strings": {"model": {"merges": MERGES}},
-    "cut and padded": {"truncation": TRUNCATION, "padding": PADDING | {"pad_token": "<|endoftext|>"}},
     "a token in texts": {"added_tokens": added("<tool>", single_word=True, normalized=True)},
     "a special token that strips": {"added_tokens": added("<tool>", special=True, lstrip=True)},
 }
 
 
-@pytest.mark.parametrize("what", VALID_VOCABULARIES)
+@pytest.mark.parametrize("what", VALID)
 def test_a_valid_vocabulary_decodes_every_text_to_itself_and_always_gives_the_same_ids(tmp_path, what):
-    tokenizer = read_vocabulary(changed(tmp_path, VALID_VOCABULARIES[what]), 400)
+    tokenizer = read_vocabulary(changed(tmp_path, **VALID[what]), 400)
     for text in (PROMPT, "a <tool> b  ~~ <tool>", "\t é <|endoftext|> ", "the attackers send phishing mails " * 4):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert all(tokenizer.encode(text) == ids for _ in range(20))
 
 
-def test_a_vocabulary_keeps_its_ids_and_its_ends_have_our_names_too(tmp_path):
+def test_a_vocabulary_keeps_its_ids_and_neither_cuts_nor_pads_a_text(tmp_path):
     vocabulary = foreign_vocabulary()
+    ids, count = vocabulary.encode(PROMPT).ids, vocabulary.get_vocab_size()
+    vocabulary.enable_truncation(3)
+    vocabulary.enable_padding(length=9)
     save_vocabulary(tmp_path, vocabulary)
-    count = vocabulary.get_vocab_size()
     tokenizer = read_vocabulary(tmp_path, count + 7)
-    assert tokenizer.vocab_size == count + 7  # reserved tokens fill the rows
-    assert tokenizer.id(BOS) == tokenizer.id(EOS) == vocabulary.token_to_id("<|endoftext|>")
-    assert tokenizer.encode(PROMPT) == vocabulary.encode(PROMPT).ids
-    assert tokenizer.id(EOS) not in tokenizer.encode("<|endoftext|>")  # a text cannot end itself
-
-    tokenizer.save(tmp_path / "run.json")
-    chat = load(tmp_path / "run.json").with_chat_tokens(["hello"])
-    assert chat.id(EOS) == tokenizer.id(EOS)
-    assert [chat.id(role) for role in ROLES] == [count + 7, count + 8, count + 9]
-    assert chat.encode(PROMPT) == tokenizer.encode(PROMPT)  # "hello" was a token already
+    chat = tokenizer.with_chat_tokens(["hello"])  # a token already
+    assert tokenizer.encode(PROMPT) == chat.encode(PROMPT) == ids
+    assert tokenizer.vocab_size == chat.id(ROLES[0]) == count + 7, "reserved tokens fill the rows"
+    assert tokenizer.id(BOS) == chat.id(EOS) == vocabulary.token_to_id("<|endoftext|>")
+    assert tokenizer.id(EOS) not in tokenizer.encode("<|endoftext|>"), "a text cannot end itself"
+    with pytest.raises(UserError, match=f"{count - 1} rows"):
+        read_vocabulary(tmp_path, count - 1)
 
 
 def test_the_end_of_a_text_is_what_the_files_name_and_never_comes_from_a_text(tmp_path):
-    older = changed(tmp_path / "older", {"added_tokens": added("</s>")}, eos_token=None, bos_token=None)
+    without = {"eos_token": None, "bos_token": None}
+    older = changed(tmp_path / "older", added_tokens=added("</s>"), settings=without)
     (older / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
     tokenizer = read_vocabulary(older, 400)
     assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.pad_id == 290
     assert tokenizer.eos_id not in tokenizer.encode("one</s>two")
     named = [token for number, name in enumerate((BOS, EOS), 290) for token in added(name, number, special=True)]
-    tokenizer = read_vocabulary(changed(tmp_path / "named as ours", {"added_tokens": named}), 330)
+    tokenizer = read_vocabulary(changed(tmp_path / "named as ours", added_tokens=named), 330)
     assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.id(EOS) == 0

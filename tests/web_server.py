@@ -5,15 +5,12 @@ import http.server
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 PATH = "/thing.json"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers as its `Publisher` is set."""
-
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
@@ -27,22 +24,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if publisher.ranges else None
         start = int(wanted[1]) if wanted else 0
         past_end = start >= len(content) > 0
+        body = content[start:]
         self.send_response(416 if past_end else 206 if wanted else 200)
-        self.send_header("Content-Length", "0" if past_end else str(len(content) - start))
+        self.send_header("Content-Length", str(len(body)))
         if wanted:
             part = "*" if past_end else f"{start}-{len(content) - 1}"
             self.send_header("Content-Range", f"bytes {part}/{len(content)}")
         self.end_headers()
         if self.command == "HEAD":
             return
-        content = content[start:]
         if publisher.cuts:
             publisher.cuts -= 1
-            content, self.close_connection = content[: publisher.cut], True
+            body, self.close_connection = body[: publisher.cut], True
         with contextlib.suppress(ConnectionError):
-            for start in range(0, len(content), 1 << 16):
-                self.wfile.write(content[start : start + (1 << 16)])
-                time.sleep(publisher.pause)
+            self.wfile.write(body)
 
     do_HEAD = do_GET
 
@@ -51,22 +46,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Publisher(http.server.ThreadingHTTPServer):
-    """A web server that tests set.
-
-    Attributes:
-      files: path -> what is served.
-      ranges: whether parts are sent on request.
-      cut: so many bytes are sent before the connection is closed, in the first `cuts` answers.
-      pause: seconds of silence after each 64 KiB.
-      asked: (method, path, headers) of every request.
-    """
+    """A web server that tests set."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.files: dict[str, bytes] = {}
-        self.ranges, self.cut, self.cuts, self.pause = True, 0, 0, 0.0
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.files: dict[str, bytes] = {}  # path -> what is served
+        self.ranges = True  # whether parts are sent on request
+        self.cut = self.cuts = 0  # bytes that are sent before the connection is closed, in the first `cuts` answers
+        self.asked: list[tuple[str, str, dict[str, str]]] = []  # method, path and headers of every request
 
     def gets(self, path: str = PATH) -> list[str | None]:
         """Returns the range of each download of a path."""
@@ -75,7 +63,6 @@ class Publisher(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def publishing() -> Iterator[Publisher]:
-    """Runs a `Publisher`."""
     with Publisher() as publisher:
         threading.Thread(target=publisher.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield publisher
@@ -85,21 +72,18 @@ def publishing() -> Iterator[Publisher]:
 @contextlib.contextmanager
 def endless(head: bytes) -> Iterator[tuple[str, list[int]]]:
     """A server that answers with a head and then sends without end; yields its address and the bytes sent."""
-    sent = [0]
-    block = b"x" * (1 << 16)
-
-    def answer(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.recv(1 << 16)
-            connection.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n")
-            while True:
-                connection.sendall(block)
-                sent[0] += len(block)
+    sent, block = [0], b"x" * (1 << 16)
 
     def serve() -> None:
         with contextlib.suppress(OSError):  # closed, at the end
             while True:
-                threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+                connection, _ = server.accept()
+                with connection, contextlib.suppress(ConnectionError):
+                    connection.recv(1 << 16)
+                    connection.sendall(b"HTTP/1.1 " + head + b"\r\n\r\n")
+                    while True:
+                        connection.sendall(block)
+                        sent[0] += len(block)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve, daemon=True).start()

@@ -180,7 +180,10 @@ def check_gold(
         for (place, cells), item, gold in zip(rows, items, golds, strict=True):
             if spell(cells[name]) != gold:
                 fault = f"{name} is {quoted(cells[name])}, but the gold answer of {quoted(item.id)} is {gold}"
-                fix = f"Give rows in the order of {items.path} or a column {ID_COLUMN}, letters in that of --order."
+                fix = (
+                    f"Give rows in the order of {items.path} or a column {ID_COLUMN}, letters in that of --order. If "
+                    f"{name} holds the answers of a model, add --column={name}."
+                )
                 raise refusal(path, place, fault, fix)
 
 

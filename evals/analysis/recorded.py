@@ -74,7 +74,7 @@ def read_report(place: Path, stem: str) -> Report:
             f"{path}: there is no such report. Score the run first (python -m evals.ctibench --workdir=DIR, with the "
             "same --items if you give any), and name run directories or their JSON reports in --runs."
         )
-    workdir = path.resolve().parents[1]
+    workdir = path.resolve().parent.parent
     if path.resolve().parent.name == "evals" and (workdir / "config.json").is_file():
         config = read_config(workdir / "config.json")
         return Report(workdir.name, path, evaluation.read(path), workdir, config)

@@ -68,9 +68,12 @@ def option_scores(
 ) -> dict[str, list[np.ndarray]]:
     """Returns for each normalisation the score [K] of every item's options, -inf for an option without text."""
     texts = sorted({option for item in items for option in item.options})
-    asked = [*items, Item("", "", tuple(texts), 0)]
+    # A tree for each text: where one does not fit the context, the beginning of its own tree alone is cropped.
+    asked = [*items, *(Item("", "", (text,), 0) for text in texts if text.strip())]
     how = {"context": context, "batch_size": batch_size, "doing": "scoring, options not shown"}
-    (*of_items, alone), _ = _token_scores(predict, tokenizer, asked, [()] * len(asked), **how)
+    found, _ = _token_scores(predict, tokenizer, asked, [()] * len(asked), **how)
+    of_items = found[: len(items)]
+    alone = {text: log_probs for of_text in found[len(items) :] for text, log_probs in of_text.items()}
     return {
         name: [
             np.array([score(found[text], alone[text]) if text in found else -np.inf for text in item.options])

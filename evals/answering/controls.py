@@ -62,8 +62,11 @@ def swapped(items: Sequence[Item]) -> list[Item]:
     return [dataclasses.replace(item, question=question_of[row]) for row, item in enumerate(items)]
 
 
-def check_trained_without_questions(other: Path, workdir: Path, stem: str) -> None:
-    """Raises UserError where `other` is no finished, scored run of the same recipe with data.layout=options_only."""
+def check_trained_without_questions(other: Path, workdir: Path, stem: str, items: Items) -> None:
+    """Raises UserError where `other` is no finished run of the same recipe with data.layout=options_only, so scored.
+
+    Its score must be the report `stem` in its directory, on `items`.
+    """
     if not (other / "config.json").is_file():
         raise UserError(f"{other} is not a run directory. Name the run trained with data.layout=options_only.")
     found = read_report(other, stem)
@@ -75,6 +78,8 @@ def check_trained_without_questions(other: Path, workdir: Path, stem: str) -> No
         fault = "its recipe differs beside data.layout"
     elif found.evaluation.step != its["steps"]:
         fault = f"it was scored after update {found.evaluation.step} of {its['steps']}"
+    elif found.evaluation.items.sha256 != items.sha256:
+        fault = f"{found.path} is of other items than {items.path}"
     else:
         return
     raise UserError(

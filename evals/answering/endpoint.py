@@ -175,7 +175,7 @@ def letter_of(text: str, options: Sequence[str]) -> int:
     """
     text = text.rpartition("</think>")[2].strip()
     letters = LETTERS[: len(options)]
-    if alone := re.fullmatch(rf"[\W_]*([{letters}])[\W_]*", text, re.IGNORECASE):
+    if alone := re.fullmatch(rf"[\W_]*((?ia:[{letters}]))[\W_]*", text):
         return letters.index(alone[1].upper())
     if named := re.findall(rf"(?i:answer)[*_]*:[\W_]*([{letters}])(?=[).:,;*_\]\"']|[ \t]+[-–—]|\s*$)", text, re.M):
         return letters.index(named[-1])

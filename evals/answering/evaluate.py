@@ -66,7 +66,9 @@ def evaluate(
     report = report_of(answers, items, book=book, prompts_cropped=cropped, layout=layout)
     if orders != "published":
         report = with_controls(report, controls_of(lambda those, doing: ask(those, doing)[0], answers, items))
-    if layout != "cloze":
+    if layout == "cloze":  # the scores of options' texts are not those of letters
+        report = replace(report, calibration=None, letter_log_probs=None)
+    else:
         report = replace(report, contextual_calibration=calibrated(put, answers, items))
     if not passages:
         by_cloze = cloze.evaluate(predict, tokenizer, items, **size, controlled=orders != "published")

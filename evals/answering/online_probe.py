@@ -7,6 +7,8 @@ during training is tuned on.
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from evals.analysis.report import figures_of
 from evals.answering.letters import letter_answers, lettered
 from evals.answering.prefix_tree import Predict
@@ -24,7 +26,7 @@ def make_probe(
     questions, spread evenly over those that the run's data held out.
     """
     every = held_out_of(workdir).items
-    items = every[:: max(1, len(every) // questions)][:questions]
+    items = [every[row] for row in np.linspace(0, len(every) - 1, min(questions, len(every))).astype(int)]
     orders = orders_of(items, "cyclic")
 
     def probe(predict: Predict) -> dict[str, float]:

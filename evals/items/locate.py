@@ -16,18 +16,22 @@ class NoItems(UserError):
     """There is nothing to score a run on."""
 
 
-def find_items(data_dir: Path | None, workdir: Path) -> tuple[Items, str]:
-    """Returns the items to score and a note: CTIBench where it is found, else the run's own held-out questions."""
+def find_items(data_dir: Path | None, workdir: Path | None) -> tuple[Items, str]:
+    """Returns the items to score and a note: CTIBench where it is found, else the run's own held-out questions.
+
+    Raises NoItems where there is neither; without a run, where there is no CTIBench.
+    """
     folders = data_folders(data_dir)
     for folder in folders:
         if (folder / FILE).is_file():
             return read_items(folder / FILE), ""
     searched = ", ".join(map(str, folders))
-    path = workdir / HELD_OUT
-    if not path.is_file():
+    path = workdir and workdir / HELD_OUT
+    if not path or not path.is_file():
+        own = f" nor {path}" if path else ""
         raise NoItems(
-            f"There is neither {FILE} in {searched} nor {path}. Set GHOST_DATA to the folder that holds ctibench/, or "
-            "name a file with --items."
+            f"There is no {FILE} in {searched}{own}. Set GHOST_DATA to the folder that holds ctibench/, or name a file "
+            "with --items."
         )
     own = dataclasses.replace(held_out_of(workdir), name="held-out questions of this project, not CTIBench")
     note = (

@@ -231,6 +231,7 @@ def both_report(put: Put, orders: str, part: Items, book: Book) -> Evaluation:
         gain_over_lexical=gain.mean,
         gain_over_lexical_ci95=gain.ci95,
     )
+    report = replace(report, calibration=None, letter_log_probs=None)  # the reader's part is no log-probability
     if orders == "published":
         return report
     return with_controls(report, controls_of(ask_both, both, part))

@@ -16,7 +16,7 @@ from pathlib import Path
 from ahocorasick_rs import AhoCorasick
 
 from evals.overlap.store_text import Part, manifest, parts_of
-from ghost_jax.core.atomic_io import read_json, write_json
+from ghost_jax.core.atomic_io import locked, read_json, write_json
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
@@ -169,9 +169,10 @@ def check(items: Items, stores: Sequence[Path], held_out: Sequence[str] = HELD_O
     named = [{"name": folder.resolve().name, "fingerprint": manifest(folder).fingerprint} for folder in stores]
     key = artifact_cache.fingerprint([VERSION, [dataclasses.asdict(item) for item in items], named, *held_out])
     place = cache_dir() / "contamination" / f"{key[:16]}.json"
-    if not place.is_file():
-        parts = (part for folder in stores for part in parts_of(folder))
-        write_json(place, {"stores": named, **_searched(items, parts, held_out)})
+    with locked(place.with_suffix(".lock"), f"the search for {items.name}"):  # runs of a sweep share their stores
+        if not place.is_file():
+            parts = (part for folder in stores for part in parts_of(folder))
+            write_json(place, {"stores": named, **_searched(items, parts, held_out)})
     about = {"name": items.name, "file": Path(items.path).name, "sha256": items.sha256}
     return {"items": about, **read_json(place)}
 

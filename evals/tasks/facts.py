@@ -1,6 +1,6 @@
 """Scores a chat run on facts of subjects that it was not tuned on, as `mcq.py` scores it on CTIBench.
 
-docs/scoring.md#held-out-facts describes the questions: those of the dataset `fact_mcq` in the splits below.
+docs/scoring.md#held-out-facts describes the questions: those of the dataset `fact_mcq` in two splits.
 """
 
 from pathlib import Path
@@ -16,14 +16,11 @@ from ghost_jax.runs import evaluation
 from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.text.tokenizer import Tokenizer
 
-ITEMS = "facts.jsonl"
-SPLITS = ("validation", "test")  # that the questions are of: no run is trained on either
-
 
 def check_data(workdir: Path, data_dir: Path | None) -> None:
     """Raises UserError where the run's data hold the questions, or the sources give none."""
-    if (workdir / ITEMS).is_file():  # a base has no questions of its own
-        mcq.contamination_of(read_items(_items_of(workdir)), workdir, SPLITS)
+    if (workdir / mcq.FACTS).is_file():  # a base has no questions of its own
+        mcq.contamination_of(read_items(_items_of(workdir)), workdir)
 
 
 def evaluate_run(
@@ -37,9 +34,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Returns the evaluation on the run's held-out fact questions, in the four cyclic orders."""
     path = _items_of(workdir)
-    size = {"context": context, "batch_size": batch_size}
-    how = {"orders": "cyclic", "path": path, "held_out": SPLITS}
-    return mcq.evaluate_run(predict, tokenizer, workdir, data_dir, **size, **how)
+    how = {"context": context, "batch_size": batch_size, "orders": "cyclic", "path": path}
+    return mcq.evaluate_run(predict, tokenizer, workdir, data_dir, **how)
 
 
 def show_run(workdir: Path, console: Console) -> None:
@@ -48,7 +44,7 @@ def show_run(workdir: Path, console: Console) -> None:
 
 
 def _items_of(workdir: Path) -> Path:
-    path = workdir / ITEMS
+    path = workdir / mcq.FACTS
     if not path.is_file() or not path.read_bytes():
         raise UserError(
             f"{path} holds no question: the sources of the run state too few facts. Add capec, cwe or attack to "

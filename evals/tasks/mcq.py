@@ -1,7 +1,6 @@
 """Multiple choice, closed or open book: CTIBench MCQ, or any items, asked of a run; see docs/scoring.md."""
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +19,13 @@ from ghost_jax.core.atomic_io import read_config
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items
 from ghost_jax.data.storage import artifact_cache
+from ghost_jax.parallel import distributed
 from ghost_jax.runs import evaluation, run_dir, run_record
 from ghost_jax.runs.evaluation import Contamination, Evaluation
 from ghost_jax.text.tokenizer import Tokenizer
+
+FACTS = "facts.jsonl"  # in a run directory: the questions of `fact_mcq` in the splits below, which no run is trained on
+SPLITS_OF_FACTS = ("validation", "test")
 
 
 def evaluate_run(
@@ -39,7 +42,6 @@ def evaluate_run(
     book: Book | None = None,
     reader: str = "model",
     options_only: Path | None = None,
-    held_out: Sequence[str] = HELD_OUT,
 ) -> Evaluation:
     """Returns the evaluation of a run on the items at `path`, by default those of `find_items`.
 
@@ -48,14 +50,15 @@ def evaluate_run(
       book: where given, prompts show its lines on each question.
       reader: of the open book, "model", or "both" for the model beside the lexical reader.
       options_only: the run directory of the same recipe trained without questions, the third control.
-      held_out: the splits that hold the items and that the run is not trained on.
     """
-    if options_only:  # before hours of scoring
-        check_trained_without_questions(options_only, workdir, stem_of(path))
     items, note = (read_items(path), "") if path else find_items(data_dir, workdir)
+    distributed.check_same({"items": items.sha256})
+    if options_only:  # before hours of scoring
+        control_name = stem_of(path, split, orders)
+        check_trained_without_questions(options_only, workdir, control_name, items)
     if note:
         run_dir.say(note)
-    contamination = contamination_of(items, workdir, held_out)
+    contamination = contamination_of(items, workdir)
     items = part_of(items, split)
     layout = read_config(workdir / "config.json")["data"].get("layout", "classic")
     if not book:
@@ -73,10 +76,11 @@ def evaluate_run(
         report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
         if book:
             report = replace(report, book=book.name, book_index=book.described())
+    report = replace(report, note=note, split=split, contamination=contamination)
     if options_only:
-        control = trained_without_questions(options_only, workdir, stem_of(path), report, answers, items)
+        control = trained_without_questions(options_only, workdir, control_name, report, answers, items)
         report = with_controls(report, {TRAINED: control})
-    return replace(report, note=note, split=split, contamination=contamination)
+    return report
 
 
 def check_data(workdir: Path, data_dir: Path | None) -> None:
@@ -87,11 +91,14 @@ def check_data(workdir: Path, data_dir: Path | None) -> None:
         contamination_of(read_items(path), workdir)
 
 
-def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD_OUT) -> Contamination:
+def contamination_of(items: Items, workdir: Path) -> Contamination:
     """Returns what the data that a run was trained on hold of the items.
 
     Raises UserError where they hold an item together with its answer.
     """
+    facts = workdir / FACTS
+    own = facts.is_file() and artifact_cache.sha256_of(facts) == items.sha256
+    held_out = SPLITS_OF_FACTS if own else HELD_OUT
     stores = {name: artifact_cache.find(name) for name in run_record.read_data(workdir).trained_on}
     result = check(items, [place for place in stores.values() if place], held_out)
     refuse(result)
@@ -101,9 +108,16 @@ def contamination_of(items: Items, workdir: Path, held_out: Sequence[str] = HELD
     return evaluation.from_json(result | {"not_searched": missing}, Contamination)
 
 
-def stem_of(path: Path | None) -> str:
-    """Returns the name, without ".json", of the report on the items at `path` in a run's `evals/`."""
-    return path.stem if path else "ctibench"
+def stem_of(
+    path: Path | None, split: str = "all", orders: str = "cyclic", book: str = "closed", reader: str = "model"
+) -> str:
+    """Returns the name of a report in a run's `evals/`: "ctibench", "ctibench-published", "ctibench-open-model"."""
+    unusual = [
+        *([split] if split != "all" else []),
+        *([orders] if orders != "cyclic" else []),
+        *([book if book == "open" else "own", reader] if book != "closed" else []),
+    ]
+    return "-".join([path.stem if path else "ctibench", *unusual])
 
 
 def show_run(workdir: Path, console: Console) -> None:

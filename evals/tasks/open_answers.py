@@ -104,13 +104,13 @@ def read_answers(task: Task, items: TaskItems, path: Path, column: str | None) -
 
 
 def score(
-    task: Task, items: TaskItems, answers: Sequence[str] | None, *, data_dir: Path | None = None, **others: object
+    task: Task, items: TaskItems, answers: Sequence[str] | None, rivals: Rivals, **others: object
 ) -> TaskEvaluation:
     """Returns the evaluation of one text an item, or of the baselines alone; `others` are further fields of it.
 
-    A text without an answer has the credit 0, or for a deviation that of the best constant: the gold answer that
-    scores best if given to every item. Intervals are clustered by near copies of a text. Raises UserError where the
-    data that the baselines need are absent.
+    `rivals` are what `task.baselines` returns. A text without an answer has the credit 0, or for a deviation that of
+    the best constant: the gold answer that scores best if given to every item. Intervals are clustered by near copies
+    of a text.
     """
     golds, clusters = [item.gold for item in items], [copy_key(item.text) or item.id for item in items]
     of_constant = {each: np.array([task.credit(gold, each) for gold in golds]) for each in sorted(set(golds))}
@@ -138,9 +138,8 @@ def score(
         fields = {"headline": figure(parsed), "predicted": parsed, "not_parsed": float(1 - answered.mean())}
         fields |= {"top_answer": top, "top_share": count / max(1, int(answered.sum()))}
         fields["parsed_only"] = task.value(own[answered].mean()) if answered.any() else None
-    rivals, text = task.baselines(items, data_dir)
-    rivals = {CONSTANT: [constant] * len(golds)} | rivals
-    baselines = {name: figure(rival, own) for name, rival in rivals.items()}
+    by_name, text = rivals
+    baselines = {name: figure(each, own) for name, each in ({CONSTANT: [constant] * len(golds)} | by_name).items()}
     verdict, words = _verdict(baselines, fields)
     file = ItemsFile(name=items.name, file=items.name, sha256=items.sha256, quirks=(), left_out=())
     fields |= {"ghost_jax": ghost_jax.__version__, "task": task.name, "metric": task.metric, "n": len(items)}

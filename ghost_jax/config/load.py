@@ -6,6 +6,7 @@ one value. An unknown key is an error that names the nearest one, and a value ke
 
 import argparse
 import ast
+import dataclasses
 import difflib
 import itertools
 import json
@@ -20,19 +21,19 @@ from ml_collections import ConfigDict
 from ghost_jax.config import files as config_files
 from ghost_jax.config.keys import DOMAINS, FILES
 from ghost_jax.config.validate import check, host_of_teacher, leaves
-from ghost_jax.core.atomic_io import read_config
+from ghost_jax.core.atomic_io import read_whole_config
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.core.object_store import path_of
 from ghost_jax.data.builders import DATASETS
+from ghost_jax.model.config import ModelConfig
 
-# Keys that do not decide what a run computes. They may change when it is resumed.
+# Keys that do not decide what a run computes, or what its base computed. They may change when it is resumed.
 FREE_KEYS = {
     *("name", "preset", "spec", "published", "log_every", "log", "online_probe", "keep", "keep_best", "evals"),
-    *("mesh", "base"),
-    "model.attention",
+    *("mesh", "micro_batch_size", "save_every", "model.attention", "model.remat"),
+    *("base", "base.model.dtype", "vocabulary"),  # a base's own directory has its type; the path of its vocabulary
 }
-# Keys that a chat model shares with its base, and keys that a chat config sets itself when --base is given.
-SHAPE = ("layers", "width", "heads", "mlp_dim", "vocab_size", "context", "generation", "attention_bias")
+# Fields of its model that a chat config sets itself. All others are those of its base.
 OWN = ("dropout", "dtype", "remat", "scan", "attention")
 
 LETTERED = tuple(name for name, row in DATASETS.items() if row.lettered)
@@ -137,6 +138,8 @@ def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[ConfigDict,
     config = load(flags.config)
     if flags.base:
         stand_on(config, flags.base)
+        if of_base := [f"--config.{key}" for key, _ in overrides if key.startswith("base.")]:
+            raise UsageError(f"--base={flags.base} is trained already. Leave out {', '.join(of_base)}.")
     override_all(config, overrides)
     validate(config)
     return config, flags
@@ -166,7 +169,7 @@ def stand_on(config: ConfigDict, base: Path) -> None:
 
     Its model gets the base's shape. Raises UserError where there is no such run.
     """
-    found = read_config(base / "config.json")
+    found = read_whole_config(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
         raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")
     own = {key: config.model[key] for key in OWN}
@@ -184,7 +187,7 @@ def validate(config: ConfigDict, prefix: str = "") -> None:
     Messages put `prefix` before a key: "base." for the base of a chat config.
     """
     check(config, prefix)
-    for rule in (_sizes, _schedule, _updates, _mixture, _metric, _objective):
+    for rule in (_sizes, _schedule, _adapters, _updates, _mixture, _metric, _objective):
         if fault := rule(config):
             raise UsageError(f"{prefix}{fault}")
     if config.stage != "chat":
@@ -195,11 +198,18 @@ def validate(config: ConfigDict, prefix: str = "") -> None:
         raise UsageError("A chat config needs a base, and this one has none. Use chat_on of configs/common.py.")
     if "vocabulary" not in config.base:  # else a finished run, which was validated before
         validate(config.base, "base.")
-    if unlike := [f"model.{key}" for key in SHAPE if config.model[key] != config.base.model[key]]:
+    if unlike := [f"model.{key}" for key in _unlike(config.model, config.base.model)]:
         raise UsageError(
             f"The chat model and its base differ in {', '.join(unlike)}: a chat run starts from the base's weights. "
             "Set both, e.g. --config.model.width and --config.base.model.width."
         )
+
+
+def _unlike(model: Mapping, base: Mapping) -> list[str]:
+    """Returns the fields in which a chat model and its base differ, but for `OWN`."""
+    models = [ModelConfig(**each) for each in (model, base)]
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN]
+    return [name for name in names if len({getattr(each, name) for each in models}) > 1]
 
 
 def _sizes(config: ConfigDict) -> str | None:
@@ -220,6 +230,12 @@ def _schedule(config: ConfigDict) -> str | None:
     peak, least = config.optim.peak_lr, config.optim.min_lr
     if config.optim.schedule != "constant" and least > peak:
         return f"optim.min_lr is {least}, but the rate decays to it from optim.peak_lr ({peak}). Use at most that."
+    return None
+
+
+def _adapters(config: ConfigDict) -> str | None:
+    if config.get("lora", {}).get("rank") and config.optim.name == "muon":
+        return "optim.name is muon, which has no axes for adapters. With lora.rank use adamw."
     return None
 
 
@@ -246,6 +262,8 @@ def _mixture(config: ConfigDict) -> str | None:
 
 def _metric(config: ConfigDict) -> str | None:
     """Checks that `keep_best` is a loss that every validation of the run measures."""
+    if config.keep_best and not config.data.validation_records:
+        return f"keep_best is {config.keep_best}, which data.validation_records=0 does not measure. Set it above 0."
     mixed = {name for multipliers in mixtures(config).values() for name in multipliers if multipliers[name]}
     shared = set(SHARED if config.stage == "chat" else ())
     of = (mixed | shared).difference(RANKED)  # ranked questions have no such loss
@@ -301,4 +319,6 @@ def recipe_of(config: Mapping) -> dict:
 
 def to_json(config: ConfigDict) -> str:
     """Returns the resolved config as the JSON that a run directory keeps."""
-    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+    kept = config.to_dict()
+    kept.get("base", {}).pop("vocabulary", None)  # of --base: a path of the user's, and records are published
+    return json.dumps(kept, indent=1, sort_keys=True)

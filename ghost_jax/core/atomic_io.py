@@ -20,9 +20,12 @@ def write_bytes(path: Path, content: bytes) -> None:
         path.write_bytes(content)  # atomic: a store shows an object when all of it has arrived
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes may write the same file
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,6 +61,9 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read ({fault}). Restore it, or delete the run and train it again.") from None
 
 
+OF_A_CONFIG = ("stage", "model", "data", "optim", "steps")  # keys that the config of every run has
+
+
 def read_config(path: Path) -> dict:
     """Reads the config.json of a run. Raises UserError where it is missing, invalid, or of an earlier version."""
     config = read_json(path)
@@ -66,6 +72,18 @@ def read_config(path: Path) -> dict:
             f"{path} is the config of a run of an earlier version of ghost_jax: it has the key watch. Train the run "
             "again, or use the version that environment.json beside it names."
         )
+    return config
+
+
+def read_whole_config(path: Path) -> dict:
+    """Reads a config.json as `read_config` does. Raises UserError as well where it is not that of a run."""
+    config = read_config(path)
+    missing = [key for key in OF_A_CONFIG if key not in config]
+    if missing:
+        hint = "Repeat the command that made the run."
+        if "architectures" in config:  # an export, or a model of Hugging Face's hub
+            hint = f"Import this model first: python -m ghost_jax.import_model --from={path.parent} --workdir=DIR."
+        raise UserError(f"{path} is not the config of a run: it lacks {', '.join(missing)}. {hint}")
     return config
 
 

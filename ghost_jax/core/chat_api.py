@@ -172,7 +172,10 @@ class ChatApi:
         headers = None if self._key() else {"Authorization": openai.Omit()}
         try:
             response = await client.chat.completions.with_raw_response.create(**body, extra_headers=headers)
-            return self._read(json.loads(response.content))
+            answer = json.loads(response.content)
+            if isinstance(answer, dict) and answer.get("error"):  # of a gateway whose own upstream failed
+                raise openai.APIStatusError("", response=response.http_response, body=None)
+            return self._read(answer)
         except openai.APIStatusError as fault:
             raise self._refused(fault) from None
         except openai.APITimeoutError:
@@ -212,7 +215,9 @@ class ChatApi:
     def _refused(self, fault: openai.APIStatusError) -> UserError:
         status, said, names = fault.status_code, self._said(fault), self._names
         quoted = f': "{said}"' if said else ""
-        if status < 400:
+        if status < 300:
+            fix = "Wait, or read the server's log."
+        elif status < 400:
             there = re.match(r"(?:https?:)?//(?:[^/?#]*@)?([^/?#]+)", fault.response.headers.get("Location", ""))
             quoted = f": it redirects to {self._without_key(there[1]) if there else 'another path'}"
             fix = f"A key is not carried to another address: set {names.url} to the right one."

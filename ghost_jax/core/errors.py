@@ -96,8 +96,8 @@ def _paragraph_of(fault: BaseException) -> str | None:
     if isinstance(fault, MemoryError) or "RESOURCE_EXHAUSTED" in str(fault):  # NumPy's and JAX's
         reason = str(fault).partition("\n")[0][:200]
         return (
-            f"The memory is full ({reason}). Lower --config.micro_batch_size or --config.data.seq_len, choose a "
-            "smaller model or preset, or split it over more devices with --config.mesh.fsdp."
+            f"The memory is full ({reason}). Lower --config.micro_batch_size, split the model over more devices with "
+            "--config.mesh.fsdp, or train with a lower --config.data.seq_len or a smaller preset in another --workdir."
         )
     return None
 

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import fsspec
@@ -125,7 +125,7 @@ def local_folder(folder: Path) -> Iterator[Path]:
 def mirror(source: Path, target: Path) -> Path:
     """Copies what is new or changed below a path of a store to the local folder `target`, which it returns.
 
-    Raises UserError where nothing is there.
+    Raises UserError where nothing is there, or where the name of an object leads out of `target`.
     """
     fs, known = file_system(source), target / ".mirrored.json"
     found = {path: info for path, info in fs.find(str(source), detail=True).items() if info["size"]}
@@ -134,6 +134,11 @@ def mirror(source: Path, target: Path) -> Path:
     before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
     root = str(source).partition("://")[2].rstrip("/") + "/"
     versions = {path.removeprefix(root): str(info.get("etag") or info["ETag"]) for path, info in found.items()}
+    if outside := [name for name in versions if PurePosixPath(name).is_absolute() or ".." in name.split("/")]:
+        raise UserError(
+            f"The object {root}{outside[0]} cannot be copied: its name leads out of the folder {target}. Rename it, or "
+            "name another --data_dir."
+        )
     changed = [name for name in versions if versions[name] != before.get(name) or not (target / name).is_file()]
     if changed:
         size = sum(found[root + name]["size"] for name in changed)

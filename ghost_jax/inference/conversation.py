@@ -1,7 +1,9 @@
 """A conversation with a model: which messages and lines of the book fit the context, and the answers."""
 
+import bisect
 import codecs
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -9,7 +11,7 @@ import jax
 import numpy as np
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.retrieval.bm25 import Index, Passage, shown
+from ghost_jax.data.retrieval.bm25 import Index, Passage, missing, shown
 from ghost_jax.inference.generate import Generator
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.text.chat_format import Message, render_prompt
@@ -37,17 +39,22 @@ def fit_turn(
     Drops the oldest questions and answers, then the lines that match least, and never the question or a system turn.
     """
     system = [turn for turn in earlier if turn.role == "system"]
-    earlier = tuple(earlier[len(system) :])
-    kept, read = earlier, tuple(lines)
-    while True:
+    earlier, lines = tuple(earlier[len(system) :]), tuple(lines)
+    # What may be dropped, in this order; a conversation of n turns is read log n times.
+    kept = [(earlier[start:], lines) for start in range(0, len(earlier) + 1, 2)]
+    kept += [((), lines[:count]) for count in range(len(lines) - 1, -1, -1)]
+
+    @functools.cache
+    def prompt_of(number: int) -> np.ndarray:
+        messages, read = kept[number]
         newest = Message("user", with_context(question, [shown(line) for line in read]))
-        prompt = render_prompt(tokenizer, [*system, *kept, newest])
-        if len(prompt) <= max_tokens or not (kept or read):
-            return Turn(question, prompt, read, len(lines) - len(read), kept, (len(earlier) - len(kept)) // 2)
-        if kept:
-            kept = kept[2:]
-        else:
-            read = read[:-1]
+        return render_prompt(tokenizer, [*system, *messages, newest])
+
+    fits = bisect.bisect_left(range(len(kept)), True, key=lambda number: len(prompt_of(number)) <= max_tokens)
+    number = min(fits, len(kept) - 1)
+    messages, read = kept[number]
+    forgotten = (len(earlier) - len(messages)) // 2
+    return Turn(question, prompt_of(number), read, len(lines) - len(read), messages, forgotten)
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
@@ -70,10 +77,16 @@ def escape_controls(text: str) -> str:
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-def quoted(lines: Sequence[Passage]) -> str:
-    """Returns lines of the book as an answer shows them: numbered, each with its address."""
+def quoted(question: str, lines: Sequence[Passage]) -> str:
+    """Returns lines of the book as an answer shows them: numbered, each with its address.
+
+    The words of the question that none of them has come last: lines that match one word in five are no answer.
+    """
+    if not lines:
+        return "No line of the book shares a word with the question."
     shown_lines = [f"[{n}] {shown(line)}\n    {line.url or line.source}" for n, line in enumerate(lines, 1)]
-    return "\n".join(shown_lines) or "No line of the book shares a word with the question."
+    absent = missing(question, lines)
+    return "\n".join([*shown_lines, *([f"Missing in these lines: {', '.join(absent)}"] if absent else [])])
 
 
 class Conversation:
@@ -142,7 +155,7 @@ class Conversation:
         prompts = [turn.prompt for turn in turns.values()]
         texts = [[]] * len(prompts) if self.quotes else self.generator(prompts, self._sampling, keys, shown=False)
         for (n, turn), ids in zip(turns.items(), texts, strict=True):
-            answer = quoted(turn.lines) if self.quotes else self.tokenizer.decode(ids)
+            answer = quoted(turn.question, turn.lines) if self.quotes else self.tokenizer.decode(ids)
             found[n] = {"prompt": turn.question, "answer": answer}
             found[n] |= {"tokens": len(ids), "cut": len(ids) == self.max_answer(turn)}
             if self.index is not None:

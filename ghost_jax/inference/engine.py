@@ -30,6 +30,7 @@ class Text:
     most: int  # ids that may follow, at least 1
     ids: list[int] = dataclasses.field(default_factory=list)  # those chosen so far, without a stop
     ended: str | None = None  # None, "stop" after a stop id, or "length"
+    stop: int | None = None  # the id that ended it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class Engine(Generator):
 
     def _add(self, text: Text, newest: int, continues: bool) -> None:
         if self._is_stop[newest]:
-            text.ended = "stop"
+            text.ended, text.stop = "stop", newest
             return
         text.ids.append(newest)
         if not continues or len(text.ids) >= text.most:

@@ -11,7 +11,7 @@ import ctypes
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -132,6 +132,24 @@ def barrier(name: str) -> None:
 def any_process(condition: bool) -> bool:
     """Returns whether a condition holds in any process; call it in all of them."""
     return bool(np.any(multihost_utils.process_allgather(np.bool_(condition))))
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Raises UserError, in every process, where one has another value than the first; call it in all of them.
+
+    Args:
+      values: name -> value, of whose text the first 64 bytes are compared; every process has these names.
+    """
+    here = np.array([str(value).encode()[:64] for value in values.values()], "S64")
+    of_all = multihost_utils.process_allgather(here.view(np.uint8)).view("S64")  # [processes, values]
+    for process, there in enumerate(of_all):
+        pairs = zip(values, of_all[0].tolist(), there.tolist(), strict=True)
+        differ = [f"{name} is {a.decode()[:12]} and {b.decode()[:12]}" for name, a, b in pairs if a != b]
+        if differ:
+            raise UserError(
+                f"Processes 0 and {process} of this run differ: {'; '.join(differ)}. Start the same command on every "
+                "machine, each with the same files at GHOST_DATA or --data_dir."
+            )
 
 
 class StopVote:

@@ -13,6 +13,8 @@ from ghost_jax.runs import evaluation, run_record
 from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
+SIGNIFICANT = 0.05  # for p by Holm
+
 
 @dataclass(frozen=True)
 class SweepReport:
@@ -74,14 +76,41 @@ def read_beside(paths: Iterable[Path]) -> tuple[Beside, list[str]]:
             keys = content.keys() if isinstance(content, dict) else set()
             if evaluation.is_evaluation(content):
                 found.lexical.append(evaluation.from_json(content, name=path))
-            elif "predictions" in keys:
+            elif "predictions" in keys and isinstance(content["predictions"], dict):
                 audited = content["predictions"].items()
                 found.audits.append({name: evaluation.from_json(each, name=path) for name, each in audited})
             elif keys >= {"reference", "rows", "orders"}:
+                sentences_of(content), runs_compared(content)  # read once here, where a damaged file is named
                 found.comparisons.append(content)
             elif keys >= {"name", "axis", "settings", "notes"}:
                 table, picture = content.get("table", []), path.with_suffix(".png")
                 found.sweeps.append(SweepReport(content["name"], content["axis"], content["notes"], table, picture))
         except UserError as fault:
             left_out.append(str(fault))
+        except (LookupError, TypeError, AttributeError) as fault:
+            left_out.append(f"{path} is damaged, or no report of this version ({fault!r}). Write it again.")
     return found, left_out
+
+
+def sentences_of(comparison: dict) -> list[str]:
+    """Returns what a comparison found: a summary, and a sentence for each run but the reference."""
+    others = [row["against_reference"] for row in comparison["rows"][1:]]
+    apart = [each for each in others if each["p_holm"] < SIGNIFICANT]
+    better = sum(each["mean"] > 0 for each in apart)
+    orders = comparison["orders"]
+    in_one = len(orders) == len(set(map(len, orders)))  # the name of an order is as long as its item has options
+    asked = "in one order, where a constant letter can look like knowledge" if in_one else "in all orders"
+    found = f"none of {len(others)} told apart from it"
+    if apart:
+        found = f"{better} better, {len(apart) - better} worse, {len(others) - len(apart)} not told apart"
+    lead = (
+        f"{comparison['items']['name']}, {comparison['n']:,} questions {asked}, {comparison['book']} book, against "
+        f"{comparison['reference']}: {found}."
+    )
+    return [lead, *(each["text"] for each in others)]
+
+
+def runs_compared(comparison: dict) -> list[str]:
+    """Returns the names of the run directories whose reports were compared: `NAME/evals/FILE.json`."""
+    reports = [Path(run["report"]) for row in comparison["rows"] for run in row["runs"]]
+    return [report.resolve().parent.parent.name for report in reports if report.parent.name == "evals"]

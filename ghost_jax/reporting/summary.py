@@ -6,12 +6,11 @@ each depends on the items drawn; findings are therefore read from the records of
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import ghost_jax
 from ghost_jax.reporting import tables
-from ghost_jax.reporting.records import Beside
+from ghost_jax.reporting.records import Beside, runs_compared, sentences_of
 from ghost_jax.reporting.tables import CTIBENCH, NONE, Row
 from ghost_jax.runs.evaluation import Evaluation, percent
 from ghost_jax.runs.run_record import RunRecord
@@ -25,7 +24,6 @@ BASELINES = {
     "position_length_popularity": "place, length and popularity of options, fitted",
 }
 SHOWN_MODEL = "ChatGPT-4"  # GPT-4, as the published file calls it; the audit has all five
-SIGNIFICANT = 0.05
 HOW = "Paired by item, intervals of 95% clustered by page, p corrected for the rows of a comparison (Holm)."
 
 
@@ -133,10 +131,10 @@ def _headline(score: Evaluation) -> str:
 
 def learned(runs: Sequence[RunRecord], comparisons: Sequence[dict]) -> list[str]:
     """Returns what comparisons found, a sentence a pair of runs, and which scored runs no comparison has."""
-    sentences = [sentence for comparison in comparisons for sentence in _of_comparison(comparison)]
+    sentences = [sentence for comparison in comparisons for sentence in sentences_of(comparison)]
     if sentences:
         sentences.append(HOW)
-    compared = {name for comparison in comparisons for name in _runs_of(comparison)}
+    compared = {name for comparison in comparisons for name in runs_compared(comparison)}
     scored = [run.name for run in runs if any(score.book == "closed" for score in run.evals.values())]
     left = [name for name in scored if name not in compared]
     if left and (comparisons or len(scored) > 1):
@@ -146,26 +144,3 @@ def learned(runs: Sequence[RunRecord], comparisons: Sequence[dict]) -> list[str]
             "--runs=A,B --out=FILE.json, with FILE.json beside the runs."
         )
     return sentences or ["No finding: one needs two scored runs and a recorded comparison of them."]
-
-
-def _of_comparison(comparison: dict) -> list[str]:
-    others = [row["against_reference"] for row in comparison["rows"][1:]]
-    apart = [each for each in others if each["p_holm"] < SIGNIFICANT]
-    better = sum(each["mean"] > 0 for each in apart)
-    orders = comparison["orders"]
-    in_one = len(orders) == len(set(map(len, orders)))  # the name of an order is as long as its item has options
-    asked = "in one order, where a constant letter can look like knowledge" if in_one else "in all orders"
-    found = f"none of {len(others)} told apart from it"
-    if apart:
-        found = f"{better} better, {len(apart) - better} worse, {len(others) - len(apart)} not told apart"
-    lead = (
-        f"{comparison['items']['name']}, {comparison['n']:,} questions {asked}, {comparison['book']} book, against "
-        f"{comparison['reference']}: {found}."
-    )
-    return [lead, *(each["text"] for each in others)]
-
-
-def _runs_of(comparison: dict) -> list[str]:
-    """Returns the names of the run directories whose reports were compared: `NAME/evals/FILE.json`."""
-    reports = [Path(run["report"]) for row in comparison["rows"] for run in row["runs"]]
-    return [report.resolve().parents[1].name for report in reports if report.parent.name == "evals"]

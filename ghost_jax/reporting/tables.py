@@ -45,7 +45,7 @@ def notes_of(runs: Sequence[RunRecord]) -> list[str]:
     for name, score in scores:
         if cropped := score.cropping:
             notes.append(f"{name}, {score.items.name}, {asked_of(score)}: {cropped}")
-    for score in {score.items.sha256: score for _, score in scores}.values():
+    for score in {(score.items.sha256, score.items.name): score for _, score in scores}.values():
         baselines = ", ".join(f"{name.replace('_', ' ')} {100 * each:.1f}" for name, each in score.baselines.items())
         notes.append(f"Without reading a question, {score.items.name} in the published order, %: {baselines}.")
     return notes

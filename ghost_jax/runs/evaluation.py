@@ -384,6 +384,6 @@ def read_all(workdir: Path) -> dict[str, Evaluation]:
 
 
 def only_guesses(workdir: Path) -> bool:
-    """Returns whether a run was scored, and every score is at chance or collapsed to one letter."""
-    scores = read_all(workdir).values()
+    """Returns whether a run was scored alone, and every such score is at chance or collapsed to one letter."""
+    scores = [score for score in read_all(workdir).values() if score.reader == "model"]  # not with the lexical reader
     return bool(scores) and all(score.verdict in (COLLAPSED, "chance") for score in scores)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import STOPPED_BY_WATCH, UserError
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.parallel.distributed import is_main
+from ghost_jax.parallel.distributed import barrier, is_main
 from ghost_jax.runs import metrics as metrics_lib
 from ghost_jax.runs.metrics import Meter, MetricsLog
 
@@ -51,6 +51,7 @@ class Journal:
         self._clock = time.perf_counter()
 
     def __enter__(self) -> "Journal":
+        barrier(f"the metrics of {self._workdir.name}")  # every process has read them before the main one drops lines
         if is_main():
             log = MetricsLog(self._workdir, self._start, project=self._config.log.wandb, config=self._config.to_dict())
             self._log = self._resources.enter_context(log)

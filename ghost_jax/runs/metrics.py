@@ -6,6 +6,7 @@ the first update in it.
 
 import functools
 import json
+import math
 import resource
 import shutil
 import sys
@@ -115,7 +116,9 @@ class _Parts:
 
 
 def _jsonl(lines: list[dict]) -> str:
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    """Returns lines as JSON, which has no NaN and no infinite number: null."""
+    finite = ({name: value if math.isfinite(value) else None for name, value in line.items()} for line in lines)
+    return "".join(json.dumps(line) + "\n" for line in finite)
 
 
 def _wandb_run(workdir: Path, project: str, config: Mapping) -> Any:
@@ -152,7 +155,7 @@ def _wandb_run(workdir: Path, project: str, config: Mapping) -> Any:
 
 
 def read(workdir: Path) -> list[dict]:
-    """Returns the lines of a run's metrics, without an incomplete last one."""
+    """Returns the lines of a run's metrics, without an incomplete last one; what is not finite is NaN."""
     paths = sorted((workdir / PARTS).glob("*.jsonl")) or [workdir / FILE]
     lines = []
     for text in "".join(read_text(path) for path in paths if path.is_file()).splitlines():
@@ -161,7 +164,7 @@ def read(workdir: Path) -> list[dict]:
         except ValueError:
             break
         if not lines or line["step"] > lines[-1]["step"]:
-            lines.append(line)
+            lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines
 
 

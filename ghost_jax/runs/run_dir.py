@@ -11,6 +11,7 @@ stopped.json       the divergence watch stopped it, and why
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
@@ -18,9 +19,8 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 import ghost_jax
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
-from ghost_jax.core.atomic_io import read_config, write_json, write_text
+from ghost_jax.core.atomic_io import read_whole_config, write_json, write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import is_remote, leased
 from ghost_jax.core.paths import cache_dir
@@ -87,28 +87,42 @@ def locked(workdir: Path) -> Iterator[None]:
             yield
 
 
-def open_run(workdir: Path, config: ConfigDict) -> None:
-    """Writes the config and the environment of a new run, or checks that a run is resumed with the same config.
+def open_run(workdir: Path, config: ConfigDict, words: Sequence[str] = ()) -> None:
+    """Writes the environment and the config of a new run, or checks that a run is resumed with the same config.
 
-    Raises UserError, with both values of each difference, where the config changed.
+    `words` are those of the command line. Raises UserError, with both values of each difference, where the config
+    changed.
     """
     if not distributed.is_main():
         return
     if (workdir / run_record.CONFIG).is_file():
         check_same(workdir, config)
         return
-    write_json(workdir / run_record.CONFIG, json.loads(config_lib.to_json(config)))
-    run_record.write(workdir, environment(config.spec))
+    run_record.write(workdir, environment(config.spec, words))
     if diff := _git("diff", "HEAD"):
         write_text(workdir / "git.diff", diff)
+    write_json(workdir / run_record.CONFIG, json.loads(config_lib.to_json(config)))  # last: the run is opened
+
+
+def record_resumed(workdir: Path, update: int) -> None:
+    """Adds this process's environment, from an update on, to a run's, where it is not the one of the start before."""
+    has_record = (workdir / run_record.ENVIRONMENT).is_file()
+    known = run_record.read_environment(workdir) if has_record else run_record.Environment()
+    before = (known.resumed or [dataclasses.asdict(known)])[-1]
+    here = {key: value for key, value in dataclasses.asdict(environment()).items() if key not in ("command", "resumed")}
+    if any(before.get(key) != value for key, value in here.items()):
+        resumed = [*(known.resumed or []), {"update": update, **here}]
+        run_record.write(workdir, dataclasses.replace(known, resumed=resumed))
 
 
 def check_same(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError, with both values of each difference, where `workdir` holds a run of another config."""
     if not (workdir / run_record.CONFIG).is_file():
         return
-    asked = json.loads(config_lib.to_json(config))
-    differences = list(_differences(read_config(workdir / run_record.CONFIG), asked))
+    found, asked = read_whole_config(workdir / run_record.CONFIG), json.loads(config_lib.to_json(config))
+    differences = list(_differences(found, asked))
+    if "base" in found and "base" in asked:
+        differences += _differences(found["base"], asked["base"], "base.")
     if differences:
         raise UserError(
             f"{workdir} holds a run of another config: {'; '.join(differences)}. Repeat the command that made it to "
@@ -123,18 +137,31 @@ def settle(config: ConfigDict, workdir: Path) -> None:
     """
     if config.model.dtype == "auto":
         known = workdir / run_record.CONFIG
-        config.model.dtype = read_config(known)["model"]["dtype"] if known.is_file() else jax_setup.fast_dtype()
+        config.model.dtype = read_whole_config(known)["model"]["dtype"] if known.is_file() else jax_setup.fast_dtype()
+
+
+def evals_of(workdir: Path, config: ConfigDict) -> list[str]:
+    """Returns the evaluations of a config that scored a finished run; says where it asks for others, or otherwise."""
+    asked = json.loads(config_lib.to_json(config))["evals"]
+    scored = run_record.scored_by(workdir)
+    scored = asked if scored is None else scored
+    if differences := list(_differences(scored, asked, "evals.")):
+        say(
+            f"NOTE: {workdir} was finished with other evaluations, which are shown: {'; '.join(differences)}. To score "
+            f"it otherwise: python -m evals.ctibench --workdir={workdir}"
+        )
+    return [name for name in asked if name in scored]
 
 
 def _differences(found: dict, asked: dict, prefix: str = "") -> Iterator[str]:
     for key in sorted(found.keys() | asked.keys()):
-        if f"{prefix}{key}" in config_lib.FREE_KEYS:
+        name, there, here = f"{prefix}{key}", found.get(key), asked.get(key)
+        if config_lib.FREE_KEYS & {name, name.removeprefix("base.")}:
             continue
-        there, here = found.get(key), asked.get(key)
         if isinstance(there, dict) and isinstance(here, dict):
-            yield from _differences(there, here, f"{prefix}{key}.")
+            yield from _differences(there, here, f"{name}.")
         elif there != here:
-            yield f"{prefix}{key} is {there} there and {here} here"
+            yield f"{name} is {there} there and {here} here"
 
 
 def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepared) -> None:
@@ -176,23 +203,23 @@ def trained_on(config: ConfigDict, base_workdir: Path, prepared: Prepared) -> li
     return [*run_record.read_data(base_workdir).trained_on, *mixed]
 
 
-def environment(spec: str = "") -> run_record.Environment:
+def environment(spec: str = "", words: Sequence[str] = ()) -> run_record.Environment:
     """Returns the code, packages and machine of this process; `spec` is the config and its preset."""
     return run_record.Environment(
         ghost_jax=ghost_jax.__version__,
         git_commit=_git("rev-parse", "HEAD").strip(),
         git_dirty=bool(_git("status", "--porcelain")),
         python=platform.python_version(),
-        command=_command(spec),
+        command=_command(spec, words),
         packages={name: importlib.metadata.version(name) for name in PACKAGES},
         machine=machine(),
         processes=jax.process_count(),
     )
 
 
-def _command(spec: str) -> list[str]:
+def _command(spec: str, words: Sequence[str]) -> list[str]:
     """Returns the part of the command line that decides what is trained, without any folder of the user."""
-    overrides, _ = config_lib.overrides_in(sys.argv[1:])
+    overrides, _ = config_lib.overrides_in(words)
     return [f"--config={spec}", *(f"--config.{key}={text}" for key, text in overrides)] if spec else []
 
 
@@ -207,8 +234,12 @@ def machine() -> str:
 
 def _git(*arguments: str) -> str:
     """Returns git's output on the code's own checkout; empty where there is none (an installed package)."""
+    here, found = Path(__file__), ""
     try:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+        # The repository around an installed package is the user's project, which does not track this file.
+        for words in (("ls-files", "--error-unmatch", here.name), arguments):
+            command = ["git", "-C", str(here.parent), *words]
+            found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+    return found

@@ -7,20 +7,21 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
-from ghost_jax.core.atomic_io import read_config, read_json, write_json
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.atomic_io import read_json, read_whole_config, write_json
 from ghost_jax.data.mixture import Packing, Share
 from ghost_jax.runs import evaluation, metrics
 from ghost_jax.runs.evaluation import Evaluation
 
 CONFIG, ENVIRONMENT, DATA = "config.json", "environment.json", "data.json"
 STATUS, STOPPED = "status.json", "stopped.json"
-OF_A_CONFIG = {"stage", "model", "data", "optim", "steps"}  # keys that the config of every run has
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What is needed to repeat a run. `command` has the words that decide what is computed; older runs have none."""
+    """What is needed to repeat a run. `command` has the words that decide what is computed; older runs have none.
+
+    `resumed` has the other fields, and the `update`, of each start that resumed the run with other ones than before.
+    """
 
     ghost_jax: str = ""
     git_commit: str = ""
@@ -30,6 +31,7 @@ class Environment:
     packages: dict[str, str] = dataclasses.field(default_factory=dict)
     machine: str = ""
     processes: int = 1
+    resumed: list[dict] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ def read(workdir: Path) -> RunRecord:
     """Reads the record of a run. Raises UserError where a file is broken, or config.json is not a run's."""
     return RunRecord(
         name=workdir.name,
-        config=_read_whole_config(workdir / CONFIG) if (workdir / CONFIG).is_file() else {},
+        config=read_whole_config(workdir / CONFIG) if (workdir / CONFIG).is_file() else {},
         environment=read_environment(workdir) if (workdir / ENVIRONMENT).is_file() else Environment(),
         data=read_data(workdir) if (workdir / DATA).is_file() else DataRecord(trained_on=[]),
         metrics=metrics.read(workdir),
@@ -86,17 +88,6 @@ def read(workdir: Path) -> RunRecord:
         stopped=stopped(workdir),
         evals=evaluation.read_all(workdir),
     )
-
-
-def _read_whole_config(path: Path) -> dict:
-    config = read_config(path)
-    missing = OF_A_CONFIG - config.keys() if isinstance(config, dict) else OF_A_CONFIG
-    if missing:
-        raise UserError(
-            f"{path} is not the config of a run: it lacks {', '.join(sorted(missing))}. Repeat the command that made "
-            "the run."
-        )
-    return config
 
 
 def read_environment(workdir: Path) -> Environment:
@@ -127,9 +118,14 @@ def write(workdir: Path, part: Part) -> None:
     write_json(workdir / name, {key: value for key, value in content.items() if value is not None})
 
 
-def write_finished(workdir: Path, steps: int) -> None:
-    """Marks the run as finished."""
-    write_json(workdir / STATUS, {"status": "finished", "steps": steps})
+def write_finished(workdir: Path, steps: int, evals: dict | None = None) -> None:
+    """Marks the run as finished; `evals` are the evaluations that scored it, with their options."""
+    write_json(workdir / STATUS, {"status": "finished", "steps": steps, "evals": evals or {}})
+
+
+def scored_by(workdir: Path) -> dict | None:
+    """Returns the evaluations that scored a finished run, with their options; None for a run of an older version."""
+    return read_json(workdir / STATUS).get("evals")
 
 
 def _read(kind: type[Part], path: Path) -> Part:

@@ -12,6 +12,7 @@ import fastapi
 import numpy as np
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import Histogram
+from starlette.concurrency import run_in_threadpool
 
 from ghost_jax.inference.engine import TOP, Scores, Text
 from ghost_jax.inference.sampling import GREEDY
@@ -73,10 +74,11 @@ def usage(prompt_tokens: int, tokens: int) -> dict:
 
 async def respond(answer: Answer, model: Model, text: Text, raw: fastapi.Request, seconds: float) -> Response:
     """Answers with a text, whole or as a stream."""
-    pieces = _pieces(model, text, answer.request, seconds)
+    taken: list[int] = []
+    pieces = _pieces(model, text, answer.request, seconds, taken)
     if not answer.request.stream:
         found, finish = await _collected(pieces, raw)
-        return JSONResponse(answer.whole(found, finish, len(text.prompt), len(text.ids)))
+        return JSONResponse(answer.whole(found, finish, len(text.prompt), len(taken)))
     first = await anext(pieces)  # a full queue is refused with a status, before the stream begins
 
     async def events() -> AsyncIterator[str]:
@@ -90,7 +92,7 @@ async def respond(answer: Answer, model: Model, text: Text, raw: fastapi.Request
             yield event(answer.chunk(piece, finish))
             options = answer.request.stream_options
             if options and options.include_usage:
-                yield event(answer.last(len(text.prompt), len(text.ids)))
+                yield event(answer.last(len(text.prompt), len(taken)))
             yield "data: [DONE]\n\n"
         except ApiError as error:
             yield event(json.loads(error.response().body))
@@ -111,15 +113,17 @@ def event(content: dict) -> str:
 
 
 async def _pieces(
-    model: Model, text: Text, request: Generation, seconds: float
+    model: Model, text: Text, request: Generation, seconds: float, taken: list[int]
 ) -> AsyncIterator[tuple[str, str | None]]:
     """Yields the pieces of a text, each with None, the last with "stop" or "length".
 
-    A piece has complete characters, and nothing that may be the beginning of a stop text.
+    A piece has complete characters, and nothing that may be the beginning of a stop text. The ids of the pieces are
+    appended to `taken`; those of `text` go on while it is being stopped.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     start, pending, ended, first = time.monotonic(), "", None, True
-    longest = max(map(len, request.stops), default=0)
+    stops = request.stops
+    longest = max(map(len, stops), default=0)
     generating = model.scheduler.generate(text)
     try:
         while ended is None:
@@ -128,8 +132,9 @@ async def _pieces(
             if first:
                 FIRST.observe(time.monotonic() - start)
                 first = False
+            taken += ids
             pending += decoder.decode(model.tokenizer.decode_bytes(ids), final=bool(ended))
-            if found := [at for stop in request.stops if (at := pending.find(stop)) >= 0]:
+            if found := [at for stop in stops if (at := pending.find(stop)) >= 0]:
                 yield pending[: min(found)], "stop"
                 return
             ready = len(pending) if ended else max(0, len(pending) - max(longest - 1, 0))
@@ -166,21 +171,29 @@ async def complete(
     prompts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     choices, read, made = [], 0, 0
     for index, prompt in enumerate(prompts):
-        ids = model.ids(prompt)
+        if await raw.is_disconnected():
+            break
+        ids = await run_in_threadpool(model.ids, prompt)
         if len(ids) > model.context:
             raise ApiError(400, f"A prompt has {len(ids):,} tokens; the context is {model.context:,}.", param="prompt")
         chosen, written, finish, scores = np.zeros(0, np.int32), "", "length", None
         if request.logprobs is not None and request.max_tokens == 1 and request.sampling == GREEDY:
             scores = await model.scheduler.score(ids)
             chosen = scores.top_ids[-1:, 0]
+            written = model.tokenizer.decode(chosen.tolist())
             if chosen[0] in model.stops:
-                finish = "stop"
-            else:
-                written = model.tokenizer.decode(chosen.tolist())
+                written, finish = "", "stop"
+            elif found := [at for stop in request.stops if (at := written.find(stop)) >= 0]:
+                written, finish = written[: min(found)], "stop"
         elif request.max_tokens != 0 and len(ids) < model.context:
-            text = model.text(ids, request)
-            written, finish = await _collected(_pieces(model, text, request, seconds), raw)
-            chosen = np.array([*text.ids, *([model.stops[0]] if text.ended == "stop" else [])], np.int32)
+            text, taken = model.text(ids, request), []
+            written, finish = await _collected(_pieces(model, text, request, seconds, taken), raw)
+            if text.stop is not None and len(taken) == len(text.ids):
+                taken.append(text.stop)
+            elif finish == "stop":  # at a stop text, whose tokens are not part of the answer
+                while taken and len(model.tokenizer.decode(taken[:-1])) >= len(written):
+                    taken.pop()
+            chosen = np.array(taken, np.int32)
         hidden = not model.begins(prompt)
         log_probs = None
         if request.logprobs is not None:
@@ -204,10 +217,10 @@ def _log_probs(
     count = min(max(request.logprobs, 1), TOP)
     tokens, values, top, offsets, at = [], [], [], [], 0
     for place in range(first, len(ids)):
-        token = model.tokenizer.decode([int(ids[place])])
+        token = _spelled(model, int(ids[place]))
         tokens.append(token)
         offsets.append(at)
-        at += len(token)
+        at += len(model.tokenizer.decode([int(ids[place])]))
         if place == 0 or place > len(scores.top_ids):
             values.append(None)
             top.append(None)
@@ -215,7 +228,18 @@ def _log_probs(
         inside = place <= len(scores.log_probs)  # behind the last id read, only the top is known
         value = float(scores.log_probs[place - 1] if inside else scores.top_log_probs[place - 1][0])
         values.append(value)
-        names = [model.tokenizer.decode([int(i)]) for i in scores.top_ids[place - 1][:count]]
-        best = dict(zip(names, scores.top_log_probs[place - 1][:count].tolist(), strict=True))
-        top.append(best | {token: value})
+        best = {token: value}
+        for i, log_prob in zip(scores.top_ids[place - 1][:count], scores.top_log_probs[place - 1][:count], strict=True):
+            name = _spelled(model, int(i))
+            best[name] = max(best.get(name, -np.inf), float(log_prob))
+        top.append(best)
     return {"tokens": tokens, "token_logprobs": values, "top_logprobs": top, "text_offset": offsets}
+
+
+def _spelled(model: Model, token: int) -> str:
+    r"""Returns the text of an id; of a part of a character its bytes, as the API spells them: `bytes:\xe2\x80`."""
+    content = model.tokenizer.decode_bytes([token])
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)

@@ -19,7 +19,14 @@ from ghost_jax.inference.conversation import quoted
 from ghost_jax.server.answers import Answer, complete, event, respond, too_late
 from ghost_jax.server.guard import ApiError, Guard, add_errors
 from ghost_jax.server.scheduler import REGISTRY
-from ghost_jax.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, ReadRequest, TokenizeRequest
+from ghost_jax.server.schemas import (
+    MOST_READ,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    ReadRequest,
+    TokenizeRequest,
+)
 from ghost_jax.server.served import Model, Served, question_of, turns_of
 from ghost_jax.text.mcq_format import LETTERS
 
@@ -62,6 +69,8 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
 
     @router.get("/health")
     async def health() -> dict:
+        if served.model and not served.model.scheduler.alive:
+            raise ApiError(503, "The engine has ended; the log has the cause. Start the server again.", "server_error")
         return {"status": "ok"}
 
     @router.get("/metrics")
@@ -88,11 +97,11 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
         _check_model(served, request.model)
         question = turns_of(request.messages)[-1].content
         if served.model is None or served.quotes:
-            return await _read_chat(served, request, question)
+            return await _read_chat(served, request, question, seconds)
         lines = await run_in_threadpool(served.lines, question)
-        text, forgotten = served.model.chat(request, request.messages, lines)
-        extra = {"citations": [dataclasses.asdict(line) for line in lines]} if served.reader else {}
-        notes = {"note": served.note, "forgotten": forgotten}
+        text, turn = await run_in_threadpool(served.model.chat, request, request.messages, lines)
+        extra = {"citations": [dataclasses.asdict(line) for line in turn.lines]} if served.reader else {}
+        notes = {"note": served.note, "forgotten": turn.forgotten, "lines_dropped": turn.lines_dropped}
         answer = Answer(request, served.name, "chat.completion", extra, {name: x for name, x in notes.items() if x})
         return await respond(answer, served.model, text, raw, seconds)
 
@@ -103,7 +112,8 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
         one = isinstance(request.prompt, str) or (bool(request.prompt) and isinstance(request.prompt[0], int))
         if one and request.logprobs is None and not request.echo and request.max_tokens != 0:
             answer = Answer(request, served.name, "text_completion")
-            return await respond(answer, model, model.text(model.ids(request.prompt), request), raw, seconds)
+            text = model.text(await run_in_threadpool(model.ids, request.prompt), request)
+            return await respond(answer, model, text, raw, seconds)
         if request.stream:
             raise ApiError(400, "A stream has one prompt, without logprobs and echo. Leave stream out.", param="stream")
         try:
@@ -118,7 +128,7 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
             raise ApiError(400, "The server has no book. Start it with --book=open.")
         if len(request.options) == 1:
             raise ApiError(400, "A question has two options or more, or none.", param="options")
-        return await run_in_threadpool(_read, served, request.question, request.options)
+        return await _reading(served, request.question, request.options, seconds)
 
     @router.get("/tokenizer_info")
     async def tokenizer_info() -> dict:
@@ -126,8 +136,8 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
         bos, eos = (tokenizer.decode([i]) for i in (tokenizer.bos_id, tokenizer.eos_id))
         return {"bos_token": bos, "eos_token": eos, "pad_token": tokenizer.decode([tokenizer.pad_id])}
 
-    @router.post("/tokenize")
-    async def tokenize(request: TokenizeRequest) -> dict:
+    @router.post("/tokenize")  # not async: long texts are encoded in another thread
+    def tokenize(request: TokenizeRequest) -> dict:
         model = _model(served)
         special = {model.tokenizer.decode([i]): i for i in (model.tokenizer.bos_id, model.tokenizer.eos_id)}
         # A prompt that is a special token alone is that token: clients ask for its id in this way.
@@ -135,7 +145,7 @@ def routes(served: Served, seconds: float) -> fastapi.APIRouter:
         return {"tokens": ids, "count": len(ids), "max_model_len": model.context}
 
     @router.post("/detokenize")
-    async def detokenize(request: DetokenizeRequest) -> dict:
+    def detokenize(request: DetokenizeRequest) -> dict:
         model = _model(served)
         return {"prompt": model.tokenizer.decode(model.ids(request.tokens)[not model.begins(request.tokens) :])}
 
@@ -171,6 +181,16 @@ def _page() -> tuple[str, str]:
 # ---- The reader alone ----
 
 
+async def _reading(served: Served, question: str, options: Sequence[str], seconds: float) -> dict:
+    """Returns what `_read` returns, computed in another thread. Raises ApiError for a long question, or too late."""
+    if len(question) + sum(map(len, options)) > MOST_READ:
+        raise ApiError(400, f"The reader takes at most {MOST_READ:,} characters of a question and its options.")
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(_read, served, question, options), seconds)
+    except TimeoutError:
+        raise too_late(seconds) from None
+
+
 def _read(served: Served, question: str, options: Sequence[str]) -> dict:
     """Returns the reader's answer to a question, with the lines it rests on."""
     lines = [dataclasses.asdict(line) for line in served.lines(question)]
@@ -184,16 +204,16 @@ def _read(served: Served, question: str, options: Sequence[str]) -> dict:
     return {"answer": None if answer is None else LETTERS[answer], "lines": lines, "options": each}
 
 
-async def _read_chat(served: Served, request: ChatRequest, asked: str) -> Response:
+async def _read_chat(served: Served, request: ChatRequest, asked: str, seconds: float) -> Response:
     """Answers a chat by the reader: the option that the book supports, or the lines that match the question."""
     question, options = question_of(asked)
-    found = await run_in_threadpool(_read, served, question, options)
+    found = await _reading(served, question, options, seconds)
     lines = found["lines"]
     if found["answer"]:
         chosen = found["options"][LETTERS.index(found["answer"])]
         content, lines = f"{chosen['letter']}) {chosen['text']}", chosen["lines"]
     else:
-        content = quoted([Passage(**line) for line in lines])
+        content = quoted(question, [Passage(**line) for line in lines])
     about = {"note": served.note} if served.note else {}
     answer = Answer(request, served.name, "chat.completion", {"citations": lines}, about)
     if not request.stream:

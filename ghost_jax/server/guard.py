@@ -64,9 +64,10 @@ class Guard:
             await error.response()(scope, receive, counted)
         else:
             await self._app(scope, _replayed(body, receive), counted)
-        path = scope.get("route").path if scope.get("route") else "other"
-        REQUESTS.labels(path, status).inc()
-        SECONDS.labels(path).observe(time.monotonic() - start)
+        finally:  # a defect passes through here, before it is answered with 500
+            path = scope.get("route").path if scope.get("route") else "other"
+            REQUESTS.labels(path, status).inc()
+            SECONDS.labels(path).observe(time.monotonic() - start)
 
     def _check(self, scope: dict) -> None:
         headers = dict(scope["headers"])

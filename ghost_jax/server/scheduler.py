@@ -63,6 +63,11 @@ class Scheduler:
         self._stopped.set()
         self._thread.join()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs: a fault of the device may end it."""
+        return self._thread.is_alive()
+
     async def generate(self, text: Text) -> AsyncIterator[tuple[list[int], str | None]]:
         """Yields the new ids of a text, the last ones with why it ended. Raises Busy where the queue is full.
 

@@ -13,6 +13,8 @@ from ghost_jax.inference.sampling import Sampling
 MOST_MESSAGES = 256
 MOST_PROMPTS = 128
 MOST_CHARACTERS = 1 << 18  # of a text
+MOST_STOPS = 16
+MOST_READ = 1 << 15  # characters of a question with its options, for the reader
 OPTIONS = 10
 
 Textual = Annotated[str, Field(max_length=MOST_CHARACTERS)]
@@ -59,7 +61,7 @@ class Generation(Strict):
     top_k: int = Field(0, ge=0)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     max_tokens: int | None = Field(None, ge=0)
-    stop: Textual | list[Textual] | None = None
+    stop: Textual | Annotated[list[Textual], Field(max_length=MOST_STOPS)] | None = None
     seed: int | None = Field(None, ge=0, lt=1 << 63)
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -14,7 +14,7 @@ from evals.open_book.lexical import LexicalReader
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.items import Item
 from ghost_jax.data.retrieval.bm25 import Passage
-from ghost_jax.inference.conversation import fit_turn
+from ghost_jax.inference.conversation import Turn, fit_turn
 from ghost_jax.inference.engine import Engine, Text
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.server.scheduler import Scheduler
@@ -77,8 +77,8 @@ class Model:
         engine = Engine(config, params, mesh, batch_size=rows, new_tokens=config.context, stop_ids=stops)
         return cls(Scheduler(engine, waiting), tokenizer, config.context, min(most, config.context // 2), stops)
 
-    def chat(self, request: Generation, messages: Sequence[ChatMessage], lines: Sequence[Passage]) -> tuple[Text, int]:
-        """Returns the text to generate, and how many earlier questions the context does not hold.
+    def chat(self, request: Generation, messages: Sequence[ChatMessage], lines: Sequence[Passage]) -> tuple[Text, Turn]:
+        """Returns the text to generate, and the turn with the lines and the earlier questions that the context holds.
 
         Raises UserError where the model has no chat format, the last turn is not the user's, or it fills the context.
         """
@@ -87,7 +87,7 @@ class Model:
         earlier = turns_of(messages)
         newest = earlier.pop()
         turn = fit_turn(self.tokenizer, earlier, newest.content, lines, self.context - self.most)
-        return self.text(turn.prompt, request), turn.forgotten
+        return self.text(turn.prompt, request), turn
 
     def ids(self, prompt: str | Sequence[int]) -> np.ndarray:
         """Returns a plain prompt's ids behind the one that begins a document. Raises UserError for an unknown id."""

@@ -4,6 +4,7 @@ The seeds of a setting are pooled: mean, range, and from three seeds on Student'
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -32,7 +33,7 @@ class SweepRun:
     score: Evaluation | None  # on the benchmark
     curve: list[dict[str, float]]  # validation losses by tokens and time
     # steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss; what the run
-    # lacks is absent. Accuracies and shares are fractions, losses nats a token.
+    # lacks, or is not finite, is absent. Accuracies and shares are fractions, losses nats a token.
     figures: dict[str, float]
 
     @classmethod
@@ -46,6 +47,8 @@ class SweepRun:
             figures["rate"] = config["optim"]["peak_lr"]
         if score:
             figures |= {"accuracy": score.headline.accuracy, "letter_share": score.top_letter[1]}
+        # The last loss of a run that diverged may be NaN, which has no mean.
+        figures = {key: value for key, value in figures.items() if math.isfinite(value)}
         return cls(run, state, score, curve_of(config, lines), figures)
 
 

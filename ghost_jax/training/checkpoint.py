@@ -1,19 +1,20 @@
 """Orbax checkpoints of a run: complete or absent, restored into the shardings of the present mesh.
 
 Each holds three items: `params`, `rest` (step, optimizer state, key, skipped updates) and `identity`, a record with a
-checksum that names the model, tokenizer and data, and the dtype, shape and checksum of each leaf. Parameters are an
-item of their own, so that an evaluation need not know the optimizer.
+checksum that names the model, tokenizer, data and base, the validation losses, and the dtype, shape and checksum of
+each leaf. Parameters are an item of their own, so that an evaluation need not know the optimizer.
 
 A checkpoint is corrupt only where its bytes cannot be decoded or a checksum fails. One that does not match the run is
 an error that names each difference.
 """
 
+import contextlib
+import dataclasses
 import logging
 import math
-import operator
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,12 +72,22 @@ class Corrupt(UserError):
     """A checkpoint whose bytes cannot be decoded or whose checksum fails."""
 
 
-def identity_of(model: ModelConfig, tokenizer_sha256: str, data_fingerprint: str) -> dict:
-    """Returns what a checkpoint must agree with to be resumed."""
+def identity_of(model: ModelConfig, tokenizer_sha256: str, data_fingerprint: str, base: str = "") -> dict:
+    """Returns what a checkpoint must agree with to be resumed; `base` is the `params_of` of a chat run's base."""
     shape = model.record()
     for key in ("remat", "attention"):  # other ways to compute the same
         shape.pop(key, None)
-    return {"model": shape, "tokenizer": tokenizer_sha256, "data": data_fingerprint}
+    return {"model": shape, "tokenizer": tokenizer_sha256, "data": data_fingerprint} | ({"base": base} if base else {})
+
+
+def facts_of(identity: dict) -> dict:
+    """Returns an identity with the fields of its model beside the others, as messages name them."""
+    return {**identity["model"], **{key: value for key, value in identity.items() if key != "model"}}
+
+
+def params_of(record: dict) -> str:
+    """Returns the fingerprint of the parameters that a checkpoint's record describes; "" for an empty record."""
+    return fingerprint(record["params"]) if record else ""
 
 
 def checksums(tree: Any) -> list[int]:
@@ -145,6 +156,22 @@ def check_place(workdir: Path, read_only: bool = False) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Lowest:
+    """Orbax's form of a rule: preserves the checkpoint of the lowest loss. (Its own `BestN` forgets losses on exit.)"""
+
+    losses: dict[int, float]
+
+    def add(self, step: int, losses: Mapping[str, float], name: str) -> None:
+        if name in losses:
+            self.losses[step] = losses[name]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        lowest = min(self.losses.keys() & set(steps), key=self.losses.__getitem__, default=None)
+        return [step == lowest for step in steps]
+
+
 class Checkpoints:
     """The checkpoints of one run directory. Use as a context manager: leaving it waits for saves under way."""
 
@@ -152,12 +179,10 @@ class Checkpoints:
         """Keeps the `keep` newest, and the one whose metric `keep_best` ("val_loss") is the lowest."""
         check_place(workdir, read_only)
         self._workdir, self._read_only, self._keep_best = workdir, read_only, keep_best
-        kept = [preservation_policy.LatestN(keep)]
-        if keep_best:
-            metric, others = operator.itemgetter(keep_best), {"keep_checkpoints_without_metrics": False}
-            kept.append(preservation_policy.BestN(get_metric_fn=metric, reverse=True, n=1, **others))
+        self._best = _Lowest({})
+        kept = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), self._best])
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=None if read_only else preservation_policy.AnyPreservationPolicy(kept),
+            preservation_policy=None if read_only else kept,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
             # A store cannot rename a folder: there a checkpoint is complete when its commit_success.txt is written.
@@ -165,6 +190,9 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
         self._reader = ocp.CompositeCheckpointHandler()
+        for step in self._manager.all_steps() if keep_best else ():
+            with contextlib.suppress(Corrupt):  # it is reported when it is restored
+                self._best.add(step, self.record(step).get("losses", {}), keep_best)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -187,7 +215,7 @@ class Checkpoints:
         if step == self.latest:
             return
         items = {item: _leaves_of(tree) for item, tree in _items_of(state).items()}
-        record = {"identity": identity}
+        record = {"identity": identity, "losses": {name: loss for name, loss in losses.items() if math.isfinite(loss)}}
         for item, leaves in items.items():
             sums = checksums(list(leaves.values()))  # name -> [dtype, shape, checksum]
             record[item] = {name: [*_kind(leaves[name]), number] for name, number in zip(leaves, sums, strict=True)}
@@ -198,8 +226,8 @@ class Checkpoints:
                 "command."
             )
         saved["identity"] = ocp.args.JsonSave(record | {"sha256": fingerprint(record)})
-        metrics = {self._keep_best: losses[self._keep_best]} if self._keep_best in losses else None
-        self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics)
+        self._best.add(step, record["losses"], self._keep_best)
+        self._manager.save(step, args=ocp.args.Composite(**saved))
 
     def wait(self) -> None:
         """Returns when every save is complete on disk."""
@@ -261,11 +289,15 @@ class Checkpoints:
           UserError: it is of another run, or its tree is not that of `abstract`.
           Corrupt: its bytes are not those that were saved.
         """
-        record = self.record(step)
-        there, here = ({**each["model"], **each, "model": ""} for each in (record["identity"], identity))
-        self._check(step, there, here, "model, tokenizer or data")
+        record = self.check(step, identity)
         found = self._restore(step, record, _items_of(_placed(abstract, mesh)))
         return TrainState(**found["params"], **found["rest"])
+
+    def check(self, step: int, identity: dict) -> dict:
+        """Returns the record of a checkpoint. Raises UserError where its run is of another identity."""
+        record = self.record(step)
+        self._check(step, facts_of(record["identity"]), facts_of(identity), "model, tokenizer, data or base")
+        return record
 
     def restore_params(self, step: int, abstract: dict, mesh: Mesh) -> dict:
         """Returns the parameters alone, of these shapes and sharded for `mesh`. Raises as `restore` does."""

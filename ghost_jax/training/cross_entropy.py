@@ -47,16 +47,16 @@ def log_probabilities(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the log-probabilities [B, T, K] float32 of targets [B, T, K], and whether each is the most probable.
 
-    The logits of targets are products with the float32 table: its rows rounded to bfloat16 favour one letter by 0.05
-    nats in every prompt. Their common normaliser, and which token is the most probable, are of rounded rows. The other
-    arguments are those of `cross_entropy`.
+    The logits of targets are products with the float32 table, whose factors a TPU would round by default: rows rounded
+    to bfloat16 favour one letter by 0.05 nats in every prompt. Their common normaliser, and which token is the most
+    probable, are of rounded rows. The other arguments are those of `cross_entropy`.
     """
     rows = table.astype(hidden.dtype)
 
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         states, wanted = chunk
         logits = _logits(states, rows, vocab_size)
-        exact = jnp.einsum("nd,nkd->nk", states.astype(jnp.float32), table[wanted])
+        exact = jnp.einsum("nd,nkd->nk", states.astype(jnp.float32), table[wanted], precision=jax.lax.Precision.HIGHEST)
         most_probable = jnp.take_along_axis(logits, wanted.T, axis=0) >= logits.max(axis=0)
         return exact - jax.nn.logsumexp(logits, axis=0)[:, None], most_probable.T
 

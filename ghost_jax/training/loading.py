@@ -10,35 +10,59 @@ from jax.sharding import Mesh
 from ghost_jax.core.atomic_io import read_json, write_json
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import is_remote, path_of
-from ghost_jax.data.storage.artifact_cache import fingerprint
 from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.lora import Lora, Trained
-from ghost_jax.parallel import distributed
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.training.checkpoint import FOLDER, Checkpoints
+from ghost_jax.training.checkpoint import FOLDER, Checkpoints, params_of
 from ghost_jax.training.step import abstract_params
 
 ADAPTED = "lora.json"
 
 
-def write_adapted(workdir: Path, lora: Lora, base: Path) -> None:
-    """Records in a run directory that its checkpoints hold adapters to a base, and what that base's parameters are.
+def newest_record(workdir: Path) -> tuple[int, dict]:
+    """Returns the step and the record of a run's newest checkpoint; 0 and an empty one where there is none.
 
-    Every process calls it, since they read a checkpoint together; the main one writes.
+    Every process calls it: they read a checkpoint together.
     """
-    with Checkpoints(base, keep=0, read_only=True) as checkpoints:
-        params = fingerprint(checkpoints.record(checkpoints.latest)["params"])
+    if not (workdir / FOLDER).is_dir():
+        return 0, {}
+    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
+        return checkpoints.newest(lambda step: (step, checkpoints.record(step))) or (0, {})
+
+
+def check_base(workdir: Path, base: Path) -> None:
+    """Raises UserError where the checkpoints of a chat run began with other parameters than those of its base now."""
+    known = newest_record(workdir)[1].get("identity", {}).get("base")  # runs of older versions do not have it
+    if known and known != params_of(newest_record(base)[1]):
+        raise UserError(
+            f"{workdir} was trained from another base than the one in {base}, whose parameters differ or are gone. Put "
+            "the first base back, or name it with --base, or give this run another --workdir."
+        )
+
+
+def check_resumed(workdir: Path, identity: dict) -> int:
+    """Returns the step of a run's newest checkpoint, 0 where there is none.
+
+    Raises UserError where it is of another identity: another model, tokenizer or base, or other data.
+    """
+    if not (workdir / FOLDER).is_dir():
+        return 0
+    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
+        return checkpoints.newest(lambda step: checkpoints.check(step, identity) and step) or 0
+
+
+def write_adapted(workdir: Path, lora: Lora, base: Path, params: str) -> None:
+    """Records in a run directory that its checkpoints hold adapters to a base, and the `params_of` that base."""
     base = base.resolve()
     where = str(base) if is_remote(base) or is_remote(workdir) else os.path.relpath(base, workdir.resolve())
-    if distributed.is_main():
-        write_json(workdir / ADAPTED, dataclasses.asdict(lora) | {"base": where, "params": params})
+    write_json(workdir / ADAPTED, dataclasses.asdict(lora) | {"base": where, "params": params})
 
 
-def read_adapted(workdir: Path) -> tuple[Lora, Path] | None:
-    """Returns the adapters of a run's checkpoints and the run directory of their base; None for a whole model.
+def read_adapted(workdir: Path) -> tuple[Lora, Path, int] | None:
+    """Returns the adapters of a run, the run directory of their base and its step; None for a run of a whole model.
 
     Raises UserError where the base is gone or has other parameters.
     """
@@ -47,10 +71,9 @@ def read_adapted(workdir: Path) -> tuple[Lora, Path] | None:
     record = read_json(workdir / ADAPTED)
     where, params = record.pop("base"), record.pop("params")
     base = path_of(where) if "://" in where else workdir / where
-    if (base / FOLDER).is_dir():
-        with Checkpoints(base, keep=0, read_only=True) as checkpoints:
-            if fingerprint(checkpoints.record(checkpoints.latest)["params"]) == params:
-                return Lora(**record), base
+    step, newest = newest_record(base)
+    if params_of(newest) == params:
+        return Lora(**record), base, step
     raise UserError(
         f"{workdir} holds adapters alone, and their base {base} is gone or has other parameters. Put the base back, or "
         "train the run again."
@@ -77,8 +100,8 @@ def restore_adapted(
     found = read_adapted(workdir)
     if found is None:
         return None
-    lora, base_workdir = found
-    base, params, _ = load_model(base_workdir, mesh)
+    lora, base_workdir, base_step = found
+    base, params, _ = load_model(base_workdir, mesh, base_step)
     abstract = abstract_params(model)
     shapes = jax.eval_shape(lambda params: lora.init(params, model, jax.random.key(0)), abstract)
     trained = checkpoints.restore_params(step, shapes, mesh)
@@ -92,12 +115,18 @@ def restore_adapted(
     return Adapted(lora, params, {name: own for name, own in trained.items() if name not in rows})
 
 
-def load_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int]:
+def load_model(workdir: Path, mesh: Mesh, at: int | None = None) -> tuple[ModelConfig, dict, int]:
     """Returns `(model config, parameters, step)` of a run's newest checkpoint, its blocks unstacked: scoring is faster.
 
-    Raises UserError where the directory holds no complete checkpoint.
+    Raises UserError where the directory holds no complete checkpoint, or its newest intact one is not of the step `at`.
     """
     model, params, step = _newest(workdir, mesh)
+    if at is not None and step != at:
+        raise UserError(
+            f"The checkpoint of step {at:,} in {workdir} is corrupt or gone, and the newest intact one is of {step:,}. "
+            "Restore it from a copy, or delete status.json there, if there is one, and repeat the command of that run: "
+            "it repeats the last updates."
+        )
     if isinstance(params, Adapted):
         params = params.merged()
     return dataclasses.replace(model, scan=False), _unstacked(params, mesh) if model.scan else params, step
@@ -142,13 +171,20 @@ def _newest(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict | Adapted, int
     with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
 
         def read(step: int) -> tuple[ModelConfig, dict | Adapted, int]:
+            identity = checkpoints.record(step)["identity"]
             try:
-                model = ModelConfig(**checkpoints.record(step)["identity"]["model"])
+                model = ModelConfig(**identity["model"])
             except TypeError:
                 raise UserError(
                     f"The checkpoint of step {step} in {workdir} is of another version of ghost_jax, whose model has "
                     "other fields. Train the run again, or use the version that its environment.json names."
                 ) from None
+            vocabulary = workdir / "tokenizer.json"
+            if vocabulary.is_file() and tokenizer_lib.load(vocabulary).sha256 != identity["tokenizer"]:
+                raise UserError(
+                    f"{vocabulary} is another tokenizer than that of the checkpoint of step {step:,} beside it. "
+                    "Restore that one, or train the run again."
+                )
             adapted = restore_adapted(workdir, checkpoints, step, model, mesh)
             return model, adapted or checkpoints.restore_params(step, abstract_params(model), mesh), step
 

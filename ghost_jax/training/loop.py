@@ -14,7 +14,7 @@ from ghost_jax.data.prepare import Prepared, letters_of, mix_of
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import batch_sharding
 from ghost_jax.text.mcq_format import letter_ids
-from ghost_jax.training.checkpoint import Checkpoints, identity_of
+from ghost_jax.training.checkpoint import Checkpoints
 from ghost_jax.training.loading import write_adapted
 from ghost_jax.training.setup import TrainSetup
 from ghost_jax.training.validation import make_validation
@@ -27,12 +27,14 @@ def train(
     workdir: Path,
     base_workdir: Path,
     prepared: Prepared,
+    identity: dict,
     open_journal: Callable[[int], Any],
     probe: Measure | None,
 ) -> None:
     """Trains one stage to its last update, from its newest checkpoint, else its base, else from scratch.
 
     Args:
+      identity: of the run, see `TrainSetup.identity`; a checkpoint of another one is refused.
       open_journal: number of updates done to a `runs.logger.Journal`, which logs the metrics.
       probe: an evaluation every `online_probe.every` updates.
 
@@ -42,14 +44,13 @@ def train(
     """
     config, mesh = setup.config, setup.mesh
     mix = mix_of(config, prepared)
-    identity = identity_of(setup.model.config, prepared.tokenizer.sha256, mixture.fingerprint(mix))
     with Checkpoints(workdir, config.keep, config.keep_best) as checkpoints:
         state = checkpoints.newest(lambda step: checkpoints.restore(step, setup.abstract, mesh, identity))
         frozen = setup.base_params(base_workdir, prepared) if setup.lora else None
         if state is None:
             state = setup.first_state(base_workdir, prepared, frozen)
-            if setup.lora:
-                write_adapted(workdir, setup.lora, base_workdir)
+            if setup.lora and distributed.is_main():
+                write_adapted(workdir, setup.lora, base_workdir, identity["base"])
         elif distributed.is_main():
             print(f"resuming {workdir} after update {int(state.step):,}", flush=True)
         start, first_save = int(state.step), checkpoints.latest is None
@@ -59,7 +60,7 @@ def train(
         stream = mixture.train_batches(mix, *distributed.part_of_batch(batch_sharding(mesh)))
         batches = mixture.read_from(stream, start)
         stop_vote = distributed.StopVote()
-        with open_journal(start) as journal, stop_requests() as asked_to_stop, distributed.end_with_peers():
+        with open_journal(start) as journal, stop_requests() as asked_to_stop:
             for update in range(start + 1, config.steps + 1):
                 batch = journal.next_batch(batches)
                 lr = setup.rate(update - 1)
@@ -80,8 +81,11 @@ def train(
                         # A run whose checkpoints cannot be read ends here, not when it is resumed: once a run it waits
                         # for a write and a read. No device holds the state twice.
                         state, first_save = checkpoints.read_back(state, mesh, identity), False
-                if stopping:  # after the last update as well: scoring takes longer than a scheduler waits
-                    raise KeyboardInterrupt
+                if stopping:
+                    break
+            checkpoints.wait()  # here, where a second SIGTERM does not interrupt the save
+            if distributed.any_process(asked_to_stop()):  # or at the end: scoring takes longer than a scheduler waits
+                raise KeyboardInterrupt
 
 
 def _measured(measures: list[Measure], params: dict) -> Callable[[], dict[str, float]]:

@@ -10,19 +10,13 @@ import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-
-def _wsd(peak: float, least: float, updates: int, decay: int) -> optax.Schedule:
-    decay = min(decay, updates)
-    parts = [optax.constant_schedule(peak), optax.linear_schedule(peak, least, decay)]
-    return optax.join_schedules(parts, [updates - decay])
-
-
-# From the peak on: (peak, least rate, updates from the peak to the last one, of which "wsd" decays) to a schedule.
-SCHEDULES: dict[str, Callable[[float, float, int, int], optax.Schedule]] = {
-    "cosine": lambda peak, least, updates, _: optax.cosine_decay_schedule(peak, max(updates, 1), least / (peak or 1)),
-    "wsd": _wsd,
-    "constant": lambda peak, *_: optax.constant_schedule(peak),
-    "linear": lambda peak, least, updates, _: optax.linear_schedule(peak, least, updates),
+# Updates since the peak, their number at the last update (1 or more), and how many of them "wsd" decays, to the part of
+# the way from the peak to the least rate. In Python: JAX may have been started without a CPU.
+SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
+    "cosine": lambda done, updates, _: (1 - math.cos(math.pi * done / updates)) / 2,
+    "wsd": lambda done, updates, decay: max(0.0, 1 - (updates - done) / min(decay, updates)),
+    "constant": lambda *_: 0.0,
+    "linear": lambda done, updates, _: done / updates,
 }
 
 
@@ -39,14 +33,12 @@ def schedule(
         `decay_share` of all updates; "constant" stays.
     """
     top = max(min(warmup_steps, steps) - 1, 0)  # the first update at the peak
-    warm_up = optax.linear_schedule(peak_lr / (top + 1), peak_lr, top)
-    decay = max(round(decay_share * steps), 1)
-    joined = optax.join_schedules([warm_up, SCHEDULES[name](peak_lr, min_lr, steps - 1 - top, decay)], [top])
+    decay, part_at = max(round(decay_share * steps), 1), SCHEDULES[name]
 
     def rate(update: int) -> float:
-        # On the host: the rate is an argument of the compiled step, so a sweep of rates compiles once.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            return float(joined(update))
+        if update <= top:
+            return peak_lr * (update + 1) / (top + 1)
+        return peak_lr + (min_lr - peak_lr) * part_at(min(update, steps - 1) - top, max(steps - 1 - top, 1), decay)
 
     return rate
 
@@ -120,8 +112,10 @@ def _scale_rms(update: jax.Array, axes: MuonDimensionNumbers) -> jax.Array:
 
 
 def is_matrix(params: Any) -> Any:
-    """Returns the tree of bools that is True for matrices of blocks, False for norms, biases and embeddings."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """Returns the tree of bools that is True for matrices of blocks and the adapters `a` and `b` to them, False for
+    norms, biases and embeddings.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "a", "b"), params)
 
 
 def _clipped_and_decayed(

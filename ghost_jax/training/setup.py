@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.prepare import Prepared
+from ghost_jax.data import mixture
+from ghost_jax.data.prepare import Prepared, mix_of
 from ghost_jax.model import attention_kernels, transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.lora import Lora
@@ -21,7 +22,8 @@ from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh, micro_batch_rows
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.text import tokenizer as tokenizer_lib
-from ghost_jax.training.loading import load_model
+from ghost_jax.training.checkpoint import identity_of, params_of
+from ghost_jax.training.loading import load_model, newest_record
 from ghost_jax.training.optimizer import OPTIMIZERS, schedule
 from ghost_jax.training.step import (
     LM,
@@ -74,6 +76,12 @@ class TrainSetup:
             lora=lora,
         )
 
+    def identity(self, prepared: Prepared, base_workdir: Path) -> dict:
+        """Returns what a run's checkpoints must agree with: model, vocabulary, data, and the base's parameters."""
+        data = mixture.fingerprint(mix_of(self.config, prepared))
+        base = params_of(newest_record(base_workdir)[1]) if self.config.stage == "chat" else ""
+        return identity_of(self.model.config, prepared.tokenizer.sha256, data, base)
+
     def make_step(self, letter_ids: np.ndarray | None, frozen: dict | None = None) -> Callable:
         """Returns the jitted training step, see `make_train_step`; `frozen` are the base's parameters with `lora`."""
         built = (self.model, self.optimizer, self.abstract, self.mesh, self.rows)
@@ -107,9 +115,10 @@ class TrainSetup:
     def base_params(self, base_workdir: Path, prepared: Prepared) -> dict:
         """Returns the base's parameters with the chat tokens added.
 
-        Raises UserError where the base was trained with another tokenizer than that of the data.
+        Raises UserError where its last checkpoint cannot be read, and where the base was trained with another tokenizer
+        than that of the data.
         """
-        base, params, _ = load_model(base_workdir, self.mesh)
+        base, params, _ = load_model(base_workdir, self.mesh, self.config.base.steps)
         there = tokenizer_lib.load(base_workdir / "tokenizer.json").sha256
         here = prepared.base_tokenizer.sha256
         if there != here:

@@ -30,24 +30,18 @@ class Subject:
     base: Mapping
 
     def contender(
-        self, name: str, side: str, unit: str, arguments: Mapping | None = None, **given: object
+        self, name: str, side: str, unit: str, tolerance: float | None = None, programs: tuple = (), **arguments: object
     ) -> Contender:
         """Returns a side of `tests.bench.ours` or `tests.bench.on_torch` that works on this."""
-        of_all = {"work": dataclasses.asdict(self.work), "folder": str(self.folder)}
-        pages = {"GLIBC_TUNABLES": HUGE_PAGES} if side.startswith("ours:") else {}
-        environment = pages | dict(given.pop("environment", {}))
-        return Contender(
-            name, f"tests.bench.{side}", {**of_all, **(arguments or {})}, unit, environment=environment, **given
-        )
+        arguments |= {"work": dataclasses.asdict(self.work), "folder": str(self.folder)}
+        ours = side.startswith("ours:")
+        needs, environment = ((), {"GLIBC_TUNABLES": HUGE_PAGES}) if ours else (PEERS, {})
+        return Contender(name, f"tests.bench.{side}", arguments, unit, needs, programs, environment, tolerance)
 
-    def in_both(
-        self, name: str, side: str, unit: str, arguments: Mapping | None = None, **given: object
-    ) -> list[Contender]:
+    def in_both(self, name: str, side: str, unit: str, **given: object) -> list[Contender]:
         """Returns a side once in each precision, as "NAME, float32" and "NAME, bfloat16"."""
         return [
-            self.contender(
-                f"{name}, {precision}", side, unit, {**(arguments or {}), "dtype": precision}, tolerance=limit, **given
-            )
+            self.contender(f"{name}, {precision}", side, unit, limit, dtype=precision, **given)
             for precision, limit in TOLERANCE.items()
         ]
 
@@ -55,18 +49,17 @@ class Subject:
 def product(subject: Subject, say: Say) -> dict:
     """Products of large matrices: the rate that the machine allows, XLA's and PyTorch's."""
     xla = subject.in_both("XLA", "ours:Product", "FLOP")
-    peer = subject.in_both("PyTorch", "on_torch:Product", "FLOP", needs=PEERS)
+    peer = subject.in_both("PyTorch", "on_torch:Product", "FLOP")
     return compare([*xla, *peer], subject.work.rounds, say)
 
 
 def pretrain(subject: Subject, say: Say) -> dict:
     """A pretraining step of random tokens against PyTorch's, under bfloat16 autocast too."""
     peer = {"shape": subject.base["shape"], "parameters": subject.base["parameters"]}
-    compiled = {"needs": PEERS, "programs": ("g++",)}
     sides = [
         *subject.in_both(OURS, "ours:Pretrain", "tokens"),
-        *subject.in_both("torch.compile", "on_torch:Pretrain", "tokens", peer | {"compiled": True}, **compiled),
-        *subject.in_both("PyTorch eager", "on_torch:Pretrain", "tokens", peer | {"compiled": False}, needs=PEERS),
+        *subject.in_both("torch.compile", "on_torch:Pretrain", "tokens", programs=("g++",), compiled=True, **peer),
+        *subject.in_both("PyTorch eager", "on_torch:Pretrain", "tokens", compiled=False, **peer),
     ]
     record = compare(sides, subject.work.rounds, say)
     return record | {name: subject.base[name] for name in ("parameters", "flops_per_token")}
@@ -76,21 +69,20 @@ def sft(subject: Subject, say: Say) -> dict:
     """Chat tuning on the recipe's real mixture: packed rows against a padded loop, tokens that are no padding."""
     unit = "useful tokens"
     ours = subject.in_both(OURS, "ours:Sft", unit)
-    return compare([*ours, *subject.in_both(TRL, "on_torch:Sft", unit, needs=PEERS)], subject.work.rounds, say)
+    return compare([*ours, *subject.in_both(TRL, "on_torch:Sft", unit)], subject.work.rounds, say)
 
 
 def letters(subject: Subject, say: Say) -> dict:
     """Letters of questions in four orders, against transformers in padded batches sorted by length."""
     ours = subject.in_both(OURS, "ours:Letters", "prompts")
-    padded = subject.in_both(PADDED, "on_torch:Letters", "prompts", needs=PEERS)
-    return compare([*ours, *padded], subject.work.rounds, say)
+    return compare([*ours, *subject.in_both(PADDED, "on_torch:Letters", "prompts")], subject.work.rounds, say)
 
 
 def decoding(subject: Subject, say: Say) -> dict:
     """A text at batch 1, its prompt read included, against transformers' generate."""
-    ours = subject.in_both(OURS, "ours:Decoding", "tokens", {"streamed": False})
-    streamed = subject.in_both("ghost_jax streamed", "ours:Decoding", "tokens", {"streamed": True})
-    generate = subject.in_both(GENERATE, "on_torch:Decoding", "tokens", needs=PEERS)
+    ours = subject.in_both(OURS, "ours:Decoding", "tokens", streamed=False)
+    streamed = subject.in_both("ghost_jax streamed", "ours:Decoding", "tokens", streamed=True)
+    generate = subject.in_both(GENERATE, "on_torch:Decoding", "tokens")
     return compare([*ours, *streamed, *generate], subject.work.rounds, say)
 
 
@@ -119,18 +111,18 @@ class Comparison:
     """
 
     measure: Callable[[Subject, Say], dict]
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     changes: Mapping = dataclasses.field(default_factory=dict)
 
 
 COMPARISONS = {
-    "product": Comparison(product, ()),
+    "product": Comparison(product),
     "pretrain": Comparison(pretrain, (BASE,)),
     "pretrain-mini": Comparison(pretrain, (BASE,), {"size": "mini", "steps": 2}),
     "pretrain-nano": Comparison(pretrain, (BASE,), {"size": "nano", "steps": 4}),
     "sft": Comparison(sft, (CHAT, RECORDS)),
     "letters": Comparison(letters, (CHAT,)),
     "decoding": Comparison(decoding, (CHAT,)),
-    "loader": Comparison(loader, ()),
-    "start": Comparison(starting, ()),
+    "loader": Comparison(loader),
+    "start": Comparison(starting),
 }

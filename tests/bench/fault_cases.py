@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,9 @@ def attempt(name: str, at: Place) -> dict:
         survived, said = True, FAULTS[name](at)
     except NotTried as why:
         survived, said = None, str(why)
-    except AssertionError as why:
-        survived, said = False, str(why)[-600:] or f"failed: {traceback.extract_tb(why.__traceback__)[-1].line}"
     except Exception as why:  # one fault must not cost the outcomes of the others
-        survived, said = False, f"{type(why).__name__}: {why}"[:600]
+        line = traceback.extract_tb(why.__traceback__)[-1].line
+        survived, said = False, f"{type(why).__name__}: {str(why)[-600:] or line}"
     said = said.replace(str(at.folder), "…").replace(str(at.finished.workdir.parent), "…")
     return {"fault": name, "survived": survived, "output": " ".join(said.split()), "seconds": time.monotonic() - start}
 
@@ -57,19 +57,20 @@ def killed_in_a_save(at: Place) -> str:
 
 
 def killed_in_data_preparation(at: Place) -> str:
-    env = {"XDG_CACHE_HOME": str(at.folder / "cache")}
-    cache, seen = at.folder / "cache", "pretrain-*.partial/*"
-    at.kill(at.train(), cache, lambda: any(at.stores().glob(seen)), within=0.3, env=env)
-    assert not list(at.stores().glob("pretrain-*[0-9a-f]")), "a partly written store has a final name"
-    return at.same_metrics(env)
+    return at.same_metrics(killed_in_a_store(at, at.train(), "pretrain", within=0.3))
 
 
 def killed_in_an_index_build(at: Place) -> str:
-    env = {"XDG_CACHE_HOME": str(at.folder / "cache")}
-    cache, seen = at.folder / "cache", "index-*.partial/*"
-    at.kill(at.lexical(), cache, lambda: any(at.stores().glob(seen)), within=0.02, env=env)
-    assert not list(at.stores().glob("index-*[0-9a-f]")), "a partly written store has a final name"
-    return at.same_answers(env)
+    return at.same_answers(killed_in_a_store(at, at.lexical(), "index", within=0.02))
+
+
+def killed_in_a_store(at: Place, command: list[str], kind: str, within: float) -> dict[str, str]:
+    """Kills a command while it writes a store into an empty cache; returns the environment with that cache."""
+    cache = at.folder / "cache"
+    env = {"XDG_CACHE_HOME": str(cache)}
+    at.kill(command, cache, lambda: any(at.stores().glob(f"{kind}-*.partial/*")), within, env)
+    assert not list(at.stores().glob(f"{kind}-*[0-9a-f]")), "a partly written store has a final name"
+    return env
 
 
 def killed_in_an_export(at: Place) -> str:
@@ -136,57 +137,38 @@ def a_file_in_place_of_the_run_directory(at: Place) -> str:
     return at.ghost.refused(*at.train())
 
 
-def checkpoint(cut: bool) -> Callable[[Place], str]:
-    def corrupted(at: Place) -> str:
-        damage(at.unfinished() / at.rng.choice(("params", "rest")), at.rng, cut, least=ARRAYS)
-        return noticed(at.same_metrics())
-
-    return corrupted
+def a_corrupt_checkpoint(at: Place, cut: bool) -> str:
+    damage(at.unfinished() / at.rng.choice(("params", "rest")), at.rng, cut, least=ARRAYS)
+    return noticed(at.same_metrics())
 
 
-def store(kind: str, cut: bool) -> Callable[[Place], str]:
-    def corrupted(at: Place) -> str:
-        env = at.own_cache()
-        (place,) = (path for path in at.stores().glob(f"{kind}-*") if is_read_by(at.finished.base, path))
+def a_corrupt_store(at: Place, kind: str, cut: bool) -> str:
+    env, record = at.own_cache(), read_json(at.finished.base / "data.json")
+    (read,) = (name for name in (record["corpus"], *record["stores"].values()) if name.startswith(f"{kind}-"))
+    damage(at.stores() / read, at.rng, cut)
+    return noticed(at.same_metrics(env))
+
+
+def a_corrupt_index(at: Place, cut: bool) -> str:
+    at.ghost(*at.lexical())
+    env = at.own_cache()
+    for place in at.stores().glob("index-*"):
         damage(place, at.rng, cut)
-        return noticed(at.same_metrics(env))
-
-    return corrupted
+    return noticed(at.same_answers(env))
 
 
-def is_read_by(workdir: Path, place: Path) -> bool:
-    """Returns whether the run in a directory reads this store."""
-    record = read_json(workdir / "data.json")
-    return place.name in (record["corpus"], *record["stores"].values())
-
-
-def index(cut: bool) -> Callable[[Place], str]:
-    def corrupted(at: Place) -> str:
-        at.ghost(*at.lexical())
-        env = at.own_cache()
-        for place in at.stores().glob("index-*"):
-            damage(place, at.rng, cut)
-        return noticed(at.same_answers(env))
-
-    return corrupted
-
-
-def record(name: str) -> Callable[[Place], str]:
-    def corrupted(at: Place) -> str:
-        workdir = shutil.copytree(at.finished.workdir, at.folder / "chat")
-        shutil.copytree(at.finished.base, at.base)
-        content = (workdir / name).read_bytes()
-        (workdir / name).write_bytes(content[: len(content) // 2])
-        result = at.ghost("evals.ctibench", f"--workdir={workdir}", "--orders=published", check=False)
-        return paragraph_of(result, FAILED) if result.returncode else "scored: this file is not read"
-
-    return corrupted
+def a_corrupt_record(at: Place, name: str) -> str:
+    workdir = shutil.copytree(at.finished.workdir, at.folder / "chat")
+    shutil.copytree(at.finished.base, at.base)
+    content = (workdir / name).read_bytes()
+    (workdir / name).write_bytes(content[: len(content) // 2])
+    result = at.ghost("evals.ctibench", f"--workdir={workdir}", "--orders=published", check=False)
+    return paragraph_of(result, FAILED) if result.returncode else "scored: this file is not read"
 
 
 def a_corrupt_compile_cache(at: Place) -> str:
     env = at.own_cache()
     compiled = sorted((at.folder / "cache" / "ghost_jax" / "xla").iterdir())
-    assert compiled, "nothing was compiled"
     for path in compiled:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return at.same_metrics(env)
@@ -287,8 +269,8 @@ FAULTS: dict[str, Callable[[Place], str]] = {
     "a URL as the run directory": a_url_as_the_run_directory,
     "a run directory that the checkpoint library cannot use": a_run_directory_that_the_checkpoint_library_cannot_use,
     "a full-size run without its sources": a_full_size_run_without_its_sources,
-    "a flipped bit in the newest checkpoint": checkpoint(cut=False),
-    "a flipped bit in the training data": store("pretrain", cut=False),
+    "a flipped bit in the newest checkpoint": partial(a_corrupt_checkpoint, cut=False),
+    "a flipped bit in the training data": partial(a_corrupt_store, kind="pretrain", cut=False),
     "kill -9 in a step": killed_in_a_step,
     "kill -9 in a save": killed_in_a_save,
     "kill -9 in data preparation": killed_in_data_preparation,
@@ -299,15 +281,15 @@ FAULTS: dict[str, Callable[[Place], str]] = {
     "a full disk under the cache": full_disk_under_the_cache,
     "a full disk under an export": full_disk_under_an_export,
     "a read-only cache": a_read_only_cache,
-    "the newest checkpoint cut short": checkpoint(cut=True),
-    "the training data cut short": store("pretrain", cut=True),
-    "a flipped bit in the corpus": store("corpus", cut=False),
-    "a flipped bit in the index": index(cut=False),
-    "the index cut short": index(cut=True),
-    "config.json of a run cut short": record("config.json"),
-    "tokenizer.json of a run cut short": record("tokenizer.json"),
-    "data.json of a run cut short": record("data.json"),
-    "heldout.jsonl of a run cut short": record("heldout.jsonl"),
+    "the newest checkpoint cut short": partial(a_corrupt_checkpoint, cut=True),
+    "the training data cut short": partial(a_corrupt_store, kind="pretrain", cut=True),
+    "a flipped bit in the corpus": partial(a_corrupt_store, kind="corpus", cut=False),
+    "a flipped bit in the index": partial(a_corrupt_index, cut=False),
+    "the index cut short": partial(a_corrupt_index, cut=True),
+    "config.json of a run cut short": partial(a_corrupt_record, name="config.json"),
+    "tokenizer.json of a run cut short": partial(a_corrupt_record, name="tokenizer.json"),
+    "data.json of a run cut short": partial(a_corrupt_record, name="data.json"),
+    "heldout.jsonl of a run cut short": partial(a_corrupt_record, name="heldout.jsonl"),
     "the cache of compiled programs cut short": a_corrupt_compile_cache,
     "two runs in one directory": two_runs_in_one_directory,
     "one of two processes lost": a_lost_worker,

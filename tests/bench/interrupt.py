@@ -20,7 +20,7 @@ from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import local_path
 from ghost_jax.model.config import SIZES
-from ghost_jax.runs import run_record
+from ghost_jax.runs import metrics, run_record
 from tests.bench.subject import machine
 
 UPDATES = 4  # logged in each start before the signal; the first holds what was compiled
@@ -30,11 +30,11 @@ BYTES = 3 * 4  # of a parameter and its two moments
 
 def interrupted(words: list[str], workdir: Path) -> dict:
     """Starts or resumes a run, interrupts it right after an update was logged, and returns the seconds and bytes."""
-    log, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
+    checkpoints = workdir / "checkpoints"
     before = latest(checkpoints)
     with (workdir.parent / "said").open("w+", encoding="utf-8") as said:
         process = subprocess.Popen(words, stdout=said, stderr=said)
-        while len(new := [line for line in lines(log) if line["step"] > before]) < UPDATES:
+        while len(new := [line for line in metrics.read(workdir) if line["step"] > before]) < UPDATES:
             if process.poll() is not None:
                 said.seek(0)
                 raise UserError(f"The run ended before {UPDATES} updates were logged: {said.read()[-1000:]}")
@@ -62,12 +62,6 @@ def latest(checkpoints: Path) -> int:
     """Returns the step of the newest complete checkpoint, 0 without one."""
     names = os.listdir(checkpoints) if checkpoints.is_dir() else []
     return max((int(name) for name in names if name.isdecimal()), default=0)
-
-
-def lines(log: Path) -> list[dict]:
-    """Returns the complete lines of the metrics."""
-    text = log.read_text(encoding="utf-8") if log.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 @command

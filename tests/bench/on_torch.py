@@ -3,8 +3,8 @@
 pip install torch==2.13.0 transformers==5.23.0     # peers, installed for the benchmark; torch.compile asks for g++
 """
 
+import itertools
 import resource
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,10 @@ class OnTorch:
         """Waits until the device has done all that it was asked."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+    def warm_up(self) -> list[float]:
+        self.turn()
+        return []
 
     def peak_bytes(self) -> int:
         if self.device.type == "cuda":
@@ -117,18 +121,17 @@ class Sft(Training):
     def __init__(self, work: dict, folder: str, dtype: str):
         super().__init__(work, folder, dtype)
         self.begin(AutoModelForCausalLM.from_pretrained(self.files.exported, dtype=torch.float32))
-        self._turns = self._conversations()
-
-    def warm_up(self) -> list[float]:
-        self.turn()
-        return []
+        self._turns = (
+            [ragged.read(self.files.records, f"{name} {turn}") for name in ("ids", "learnt")]
+            for turn in range(self.work.turns)
+        )
 
     def turn(self) -> float:
         ids, learnt = next(self._turns)
         for start in range(0, len(ids), PADDED_BATCH):
             batch = slice(start, start + PADDED_BATCH)
-            tokens, marks = ragged.padded(ids[batch], 0), ragged.padded(learnt[batch], 0)
-            real = ragged.padded([np.ones(len(each)) for each in ids[batch]], 0)
+            tokens, marks = ragged.padded(ids[batch]), ragged.padded(learnt[batch])
+            real = ragged.padded([np.ones(len(each)) for each in ids[batch]])
             labels = np.where(marks == 1, tokens, IGNORED)
             with self.mixed:
                 loss = self.model(
@@ -137,10 +140,6 @@ class Sft(Training):
             self.step(loss)
         self.finish()
         return float(sum(len(each) - 1 for each in ids))  # as ours counts them: the last token is only a target
-
-    def _conversations(self) -> Iterable[tuple[list[np.ndarray], list[np.ndarray]]]:
-        for turn in range(self.work.turns):
-            yield tuple(ragged.read(self.files.records, f"{name} {turn}") for name in ("ids", "learnt"))
 
 
 class Letters(OnTorch):
@@ -155,16 +154,14 @@ class Letters(OnTorch):
         self._model = model.to(self.device).eval()
         self._parts = [ragged.read(self.files.prompts, f"part {number}") for number in range(self.work.rounds)]
         self._letters = self.here(ragged.read(self.files.prompts, "letters")[0])
-        self._next = 0
+        self._turns = itertools.cycle(self._parts)
 
     def warm_up(self) -> list[float]:
         first, *_ = [self._scores(part) for part in self._parts]
         return first.ravel().tolist()
 
     def turn(self) -> float:
-        part = self._parts[self._next % len(self._parts)]
-        self._next += 1
-        return float(len(self._scores(part)))
+        return float(len(self._scores(next(self._turns))))
 
     @torch.inference_mode()
     def _scores(self, prompts: list[np.ndarray]) -> np.ndarray:
@@ -174,9 +171,9 @@ class Letters(OnTorch):
         for start in range(0, len(by_length), SCORED_BATCH):
             numbers = by_length[start : start + SCORED_BATCH]
             rows = [prompts[i] for i in numbers]
-            real = ragged.padded([np.ones(len(row)) for row in rows], 0, left=True)
+            real = ragged.padded([np.ones(len(row)) for row in rows], left=True)
             logits = self._model(
-                input_ids=self.here(ragged.padded(rows, 0, left=True)),
+                input_ids=self.here(ragged.padded(rows, left=True)),
                 attention_mask=self.here(real),
                 position_ids=self.here(np.maximum(real.cumsum(1) - 1, 0)),
                 logits_to_keep=1,
@@ -223,10 +220,6 @@ class Product(OnTorch):
         super().__init__(work, folder, dtype)
         width = self.work.product
         self._x = torch.ones(width, width, dtype=self.dtype, device=self.device)
-
-    def warm_up(self) -> list[float]:
-        self.turn()
-        return []
 
     def turn(self) -> float:
         for _ in range(PRODUCTS):

@@ -40,6 +40,10 @@ class OnJax:
         jax_setup.set_up()
         self.work, self.files, self.dtype = Work(**work), Files(Path(folder)), dtype
 
+    def warm_up(self) -> list[float]:
+        self.turn()
+        return []
+
     def peak_bytes(self) -> int:
         return memory_bytes(jax.devices())
 
@@ -96,10 +100,6 @@ class Sft(Training):
         self.begin(subject.chat_model(config, prepared), config.micro_batch_size)
         self._batches = mixture.read_from(mixture.train_batches(mix_of(config, prepared)), 0)
 
-    def warm_up(self) -> list[float]:
-        self.turn()
-        return []
-
     def turn(self) -> float:
         places = 0
         for _ in range(self.work.steps):
@@ -117,10 +117,6 @@ class Loader(OnJax):
         super().__init__(work, folder, FLOAT32)  # nothing is computed
         config = subject.chat_config(self.work)
         self._batches = mixture.read_from(mixture.train_batches(mix_of(config, prepare(config, None))), 0)
-
-    def warm_up(self) -> list[float]:
-        self.turn()
-        return []
 
     def turn(self) -> float:
         batches = itertools.islice(self._batches, self.work.batches)
@@ -145,16 +141,14 @@ class Letters(OnJax):
             batch_size=16,
         )
         self._parts = subject.parts_of(Path(self.work.items), self.work)
-        self._next = 0
+        self._turns = itertools.cycle(self._parts)
 
     def warm_up(self) -> list[float]:
         first, *_ = [self._scores(part) for part in self._parts]  # each may have a shape of its own
         return np.concatenate(first).ravel().tolist()
 
     def turn(self) -> float:
-        part = self._parts[self._next % len(self._parts)]
-        self._next += 1
-        return float(sum(map(len, self._scores(part))))
+        return float(sum(map(len, self._scores(next(self._turns)))))
 
     def _scores(self, items: list) -> list[np.ndarray]:
         return self._score(items, orders_of(items, "cyclic"))[0].log_probs
@@ -202,10 +196,6 @@ class Product(OnJax):
         super().__init__(work, folder, dtype)
         self._x = jnp.ones((self.work.product, self.work.product), dtype)
         self._multiply = jax.jit(lambda x: x @ x)
-
-    def warm_up(self) -> list[float]:
-        self.turn()
-        return []
 
     def turn(self) -> float:
         for _ in range(PRODUCTS):

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ghost_jax.core.atomic_io import read_json, write_bytes
@@ -63,12 +63,7 @@ class Place:
         return self.folder / "cache" / "ghost_jax" / "stores"
 
     def kill(
-        self,
-        command: list[str],
-        made: Path,
-        when: Callable[[], bool],
-        within: float,
-        env: dict[str, str] | None = None,
+        self, command: list, made: Path, when: Callable[[], bool], within: float, env: dict[str, str] | None = None
     ) -> None:
         """Kills one process at a random moment of an operation that is visible on the disk.
 
@@ -105,14 +100,9 @@ class Place:
         if not raw.exists():
             words = [f"{a}{b}" for a in ("scan", "load", "drop", "send", "read", "hide") for b in range(200)]
             texts = (" ".join(self.rng.choices(words, k=60)) for _ in range(PAGES))
-            pages = [thing("attack-pattern", f"T{i}", f"Page {i}", description=text) for i, text in enumerate(texts)]
-            common = read_json(SAMPLES["attack"][0])["objects"]
-            write_bytes(raw / "enterprise-attack-15.1.json", bundle(*common, *pages))
-            for domain in ("mobile-attack", "ics-attack"):
-                alone = thing("attack-pattern", f"T-{domain}", f"Of {domain}", description="Another page.")
-                write_bytes(raw / f"{domain}-15.1.json", bundle(*common, alone))
-            write_bytes(raw / "stix-capec-3.9.json", SAMPLES["capec"][0].read_bytes())
-            write_bytes(raw / "cwec_v4.14.xml", SAMPLES["cwe"][0].read_bytes())
+            write_book(
+                raw, [thing("attack-pattern", f"T{i}", f"Page {i}", description=text) for i, text in enumerate(texts)]
+            )
         items, out = self.finished.workdir / "heldout.jsonl", self.folder / "score.json"
         words = ["evals.ctibench", "--book=open", "--reader=lexical"]
         return [*words, f"--items={items}", f"--data_dir={raw.parent}", f"--out={out}"]
@@ -125,6 +115,16 @@ class Place:
         said = self.ghost(*self.lexical(), env=env).stdout
         assert read_json(self.folder / "score.json") == sound
         return "; ".join([*damage_in(said), "repeated, it gives the same answers"])
+
+
+def write_book(raw: Path, pages: Sequence[dict]) -> None:
+    """Writes the sources of an open book: the samples, and these STIX objects in ATT&CK for enterprises."""
+    common = read_json(SAMPLES["attack"][0])["objects"]
+    write_bytes(raw / "enterprise-attack-15.1.json", bundle(*common, *pages))
+    for domain in ("mobile-attack", "ics-attack"):
+        write_bytes(raw / f"{domain}-15.1.json", bundle(*common))
+    write_bytes(raw / "stix-capec-3.9.json", SAMPLES["capec"][0].read_bytes())
+    write_bytes(raw / "cwec_v4.14.xml", SAMPLES["cwe"][0].read_bytes())
 
 
 def damage_in(said: str) -> list[str]:

@@ -21,10 +21,10 @@ def read(path: Path, name: str) -> list[np.ndarray]:
         return np.split(found[name], np.cumsum(found[f"{name} lengths"])[:-1])
 
 
-def padded(rows: Sequence[np.ndarray], fill: int, *, left: bool = False) -> np.ndarray:
-    """Returns rows [N, T] int64 of the longest one's length, filled up on the right, or on the left."""
+def padded(rows: Sequence[np.ndarray], *, left: bool = False) -> np.ndarray:
+    """Returns rows [N, T] int64 of the longest one's length, filled up with zeros on the right, or on the left."""
     longest = max(map(len, rows))
-    whole = np.full((len(rows), longest), fill, np.int64)
+    whole = np.zeros((len(rows), longest), np.int64)
     for to, row in zip(whole, rows, strict=True):
         to[longest - len(row) if left else 0 :][: len(row)] = row
     return whole

@@ -1,8 +1,6 @@
 """From the shell to the end of the first update, with everything compiled and prepared by an earlier start."""
 
-import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ghost_jax.core.errors import UserError
+from ghost_jax.runs import metrics
 from tests.bench.work import Work
 
 # One row an update: the start is the same as of a larger batch, and the update adds little to it.
@@ -44,30 +43,27 @@ def _started(work: Work) -> float:
         command += [f"--config.{key}={value}" for key, value in values.items()]
         # As a user starts it, without the peers: TensorBoard's writer imports PyTorch, in seconds, where it finds it.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        metrics = Path(folder) / "run" / "metrics.jsonl"
         with (Path(folder) / "said").open("w+", encoding="utf-8") as said:
             started = time.perf_counter()
             process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
             try:
-                _lines(process, metrics, 1, started)
+                _lines(process, Path(folder) / "run", 1, started)
                 seconds = time.perf_counter() - started
-                second = _lines(process, metrics, 2, started)[1]
+                second = _lines(process, Path(folder) / "run", 2, started)[1]
             except UserError:
                 said.seek(0)
                 print(said.read(), file=sys.stderr)
                 raise
             finally:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 process.wait()
     return seconds - ROWS * work.seq_len / second["tokens_per_s"]
 
 
-def _lines(process: subprocess.Popen, path: Path, count: int, started: float) -> list[dict]:
-    """Returns the whole lines of a run's metrics as soon as there are so many."""
+def _lines(process: subprocess.Popen, workdir: Path, count: int, started: float) -> list[dict]:
+    """Returns the lines of a run's metrics as soon as there are so many."""
     while time.perf_counter() - started < SECONDS and process.poll() is None:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if len(whole) >= count:
-            return [json.loads(line) for line in whole]
+        if len(lines := metrics.read(workdir)) >= count:
+            return lines
         time.sleep(0.01)
     raise UserError(f"The training run that was started made no {count} update(s); what it said stands above.")

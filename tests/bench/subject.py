@@ -28,12 +28,12 @@ from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.runs import run_dir, run_record
 from ghost_jax.runs.metrics import peak_flops
+from ghost_jax.runs.run_record import Environment
 from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
 from ghost_jax.training.step import new_state
 from tests.bench import ragged
-from tests.bench.code import code_of
 from tests.bench.work import BFLOAT16, FLOAT32, LETTERS, SEED, Files, Work
 
 # Of a processor, what decides how fast it multiplies matrices; the first two multiply bfloat16 ones.
@@ -50,11 +50,11 @@ def machine() -> dict:
     devices = jax.devices()
     platform = devices[0].platform
     processor, flags = _processor()
-    environment = dataclasses.asdict(run_dir.environment())
+    environment = run_dir.environment()
     return {
-        "name": environment["machine"],
+        "name": environment.machine,
         "platform": platform,
-        "processor": processor if platform == "cpu" else environment["machine"],
+        "processor": processor if platform == "cpu" else environment.machine,
         "flags": flags,
         "default": jax_setup.fast_dtype(),
         "peak_flops": None if platform == "cpu" else peak_flops(devices, BFLOAT16),
@@ -62,8 +62,14 @@ def machine() -> dict:
     }
 
 
-def _processor(path: Path = Path("/proc/cpuinfo")) -> tuple[str, list[str]]:
+def code_of(environment: Environment) -> dict:
+    """Returns which code an environment is of."""
+    return {key: getattr(environment, key) for key in ("ghost_jax", "git_commit", "git_dirty")}
+
+
+def _processor() -> tuple[str, list[str]]:
     """Returns the processor's model in words and its flags. Clouds give several models one name: numbers tell them."""
+    path = Path("/proc/cpuinfo")
     if not path.is_file():
         return platform_lib.processor() or platform_lib.machine(), []
     first = path.read_text(encoding="utf-8").split("\n\n")[0]
@@ -104,10 +110,8 @@ def write_base(work: Work, folder: str) -> dict:
     shape = (work.batch_size, work.seq_len + 1)
     tokens = np.random.default_rng(SEED).integers(0, model.vocab_size, shape, dtype=np.int32)
     ragged.write(files.rows, tokens=list(tokens))
-    shape = {"layers": model.layers, "width": model.width, "heads": model.heads, "mlp_dim": model.mlp_dim}
-    shape |= {"vocab_size": model.vocab_size, "attention_bias": model.attention_bias, "norm_eps": model.norm_eps}
     return {
-        "shape": shape | {"rope_base": model.rope_base},
+        "shape": dataclasses.asdict(model),
         "parameters": model.parameters(),
         "flops_per_token": model.flops_per_token(work.seq_len),
     }
@@ -116,21 +120,19 @@ def write_base(work: Work, folder: str) -> dict:
 # ---- Conversations and prompts ----
 
 
-def write_records(work: Work, folder: str) -> dict:
-    """Writes the conversations that our packed rows hold, turn by turn, in an order of their own; returns their count.
+def write_records(work: Work, folder: str) -> None:
+    """Writes the conversations that our packed rows hold, turn by turn, in an order of their own.
 
     A conversation that lost its beginning to a row's length has lost it here too.
     """
     config = chat_config(work)
     batches, rng = mixture.train_batches(mix_of(config, prepare(config, None))), np.random.default_rng(SEED)
-    columns, count = {}, 0
+    columns = {}
     for turn in range(work.turns):
         records = [each for t in range(work.steps) for each in records_of(batches[turn * work.steps + t])]
         records = [records[i] for i in rng.permutation(len(records))]
         columns[f"ids {turn}"], columns[f"learnt {turn}"] = zip(*records, strict=True)
-        count += len(records)
     ragged.write(Files(Path(folder)).records, **columns)
-    return {"records": count, "updates": work.turns * work.steps}
 
 
 def records_of(batch: dict) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -147,7 +149,7 @@ def records_of(batch: dict) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def write_chat(work: Work, folder: str) -> dict:
-    """Writes a run directory of the chat model, its export, and the prompts; returns how large they are."""
+    """Writes a run directory of the chat model, its export, and the prompts; returns the file of their questions."""
     files, config = Files(Path(folder)), chat_config(work)
     prepared = prepare(config, None)
     model, tokenizer = chat_model(config, prepared), prepared.tokenizer
@@ -165,7 +167,7 @@ def write_chat(work: Work, folder: str) -> dict:
     whole = np.concatenate([prompt for of_part in prompts.values() for prompt in of_part])
     continued = whole[: work.prompt_tokens]
     ragged.write(files.prompts, **prompts, continued=[continued], letters=[letter_ids(tokenizer)])
-    return {"parameters": model.parameters(), "items": str(source), "questions": sum(map(len, parts))}
+    return {"items": str(source)}
 
 
 def parts_of(source: Path, work: Work) -> list[list[Item]]:

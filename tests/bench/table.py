@@ -13,7 +13,7 @@ from pathlib import Path
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError, command
 from tests.bench.wanted import ROWS, Row
-from tests.bench.work import BFLOAT16, PRECISIONS
+from tests.bench.work import PRECISIONS
 
 ROOT = Path(__file__).parents[2]
 RECORDS, PAGE = ROOT / "tests" / "bench" / "records", ROOT / "docs" / "performance.md"
@@ -55,7 +55,7 @@ def summary(records: Sequence[Mapping]) -> str:
     rows = [_wanted(row, records) for row in ROWS]
     header = ("work", "worst", "rates of the worst", "records", "at least", "goal", "verdict")
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows), ""]
-    lines += [f"- {_machine(record)} {_products(record)} {_size(record['work'])}" for record in records]
+    lines += [f"- {_about(record)}" for record in records]
     return "\n".join(lines)
 
 
@@ -74,31 +74,21 @@ def _figure(figure: float, unit: str) -> str:
     return f"{figure:,.0f} {unit}" if unit == "tokens/s" else f"{figure:.2f} {unit}"
 
 
-def _products(record: Mapping) -> str:
-    rates = {precision: _ceiling(record, precision) for precision in PRECISIONS}
-    said = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {precision}" for precision, rate in rates.items() if rate)
-    return f"Matrix products: {said or 'not measured'}."
-
-
-def _ceiling(record: Mapping, precision: str) -> float | None:
-    """Returns the FLOP/s that the machine allows: of the data sheet, else of the faster matrix product."""
-    if record["machine"]["peak_flops"] and precision == BFLOAT16:
-        return record["machine"]["peak_flops"]
+def _about(record: Mapping) -> str:
+    """Returns what a record is of: the machine, the FLOP/s that it allows, by its faster matrix product, the sizes."""
+    machine, work = record["machine"], record["work"]
     sides = record["measured"].get("product", {}).get("sides", {})
-    return max((side["per_s"] for name, side in sides.items() if name.endswith(precision)), default=None)
-
-
-def _size(work: Mapping) -> str:
-    return (
-        f"Model {work['size']}, steps of {work['batch_size']} x {work['seq_len']}, {work['questions']:,} questions, "
-        f"{work['rounds']} turns."
-    )
-
-
-def _machine(record: Mapping) -> str:
-    machine = record["machine"]
+    rates = {
+        precision: max((side["per_s"] for name, side in sides.items() if name.endswith(precision)), default=0)
+        for precision in PRECISIONS
+    }
+    products = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {precision}" for precision, rate in rates.items() if rate)
     flags = f" ({', '.join(machine['flags'])})" if machine["flags"] else ""
-    return f"{record['date']}, {machine['name']}: {machine['processor']}{flags}; default {machine['default']}."
+    return (
+        f"{record['date']}, {machine['name']}: {machine['processor']}{flags}; default {machine['default']}. "
+        f"Matrix products: {products or 'not measured'}. Model {work['size']}, steps of {work['batch_size']} x "
+        f"{work['seq_len']}, {work['questions']:,} questions, {work['rounds']} turns."
+    )
 
 
 # ---- The page ----

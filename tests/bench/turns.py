@@ -12,8 +12,8 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ghost_jax.core.errors import UserError
 
@@ -47,10 +47,10 @@ class Contender:
     side: str
     arguments: Mapping
     unit: str
-    needs: tuple[str, ...] = ()
-    programs: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-    tolerance: float | None = None
+    needs: tuple[str, ...]
+    programs: tuple[str, ...]
+    environment: Mapping[str, str]
+    tolerance: float | None
 
     def lacks(self) -> list[str]:
         """Returns what it needs and is not installed."""
@@ -75,24 +75,8 @@ class Process:
         )
         self.pid = self._process.pid
 
-    def warmed_up(self) -> dict:
-        """Returns what the first call took and came to; then the process is stopped."""
-        return self._reply()
-
-    def turn(self) -> dict:
-        """Lets the process do one turn; returns its seconds, its units and its memory so far."""
-        self._signal(signal.SIGCONT)
-        with contextlib.suppress(BrokenPipeError):  # the missing reply tells it
-            self._process.stdin.write("turn\n")
-            self._process.stdin.flush()
-        return self._reply()
-
-    def end(self) -> None:
-        """Ends the process wherever it stands."""
-        self._signal(signal.SIGKILL)
-        self._process.communicate()
-
-    def _reply(self) -> dict:
+    def reply(self) -> dict:
+        """Waits for what the process says, first of its first call and then of each turn; then it is stopped."""
         line = self._process.stdout.readline()
         if not line:
             raise UserError(
@@ -101,6 +85,19 @@ class Process:
             )
         self._signal(signal.SIGSTOP)
         return json.loads(line)
+
+    def turn(self) -> dict:
+        """Lets the process do one turn; returns its seconds, its units and its memory so far."""
+        self._signal(signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):  # the missing reply tells it
+            self._process.stdin.write("turn\n")
+            self._process.stdin.flush()
+        return self.reply()
+
+    def end(self) -> None:
+        """Ends the process wherever it stands."""
+        self._signal(signal.SIGKILL)
+        self._process.communicate()
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -116,27 +113,37 @@ def compare(contenders: Sequence[Contender], rounds: int, say: Callable[[str], N
 
     Raises UserError where a side ends early, and, before any turn is timed, where its figures are out of tolerance.
     """
-    lacking = {each.name: lacks for each in contenders if (lacks := each.lacks())}
-    for name, lacks in lacking.items():
-        say(f"{name}: left out, {' and '.join(lacks)} not installed")
-    present = [each for each in contenders if each.name not in lacking]
+    present, left_out = [], {}
+    for each in contenders:
+        if lacks := each.lacks():
+            left_out[each.name] = f"{' and '.join(lacks)} not installed"
+            say(f"{each.name}: left out, {left_out[each.name]}")
+        else:
+            present.append(each)
     with contextlib.ExitStack() as stack:
         processes, warmed, turns = {}, {}, {each.name: [] for each in present}
         for each in present:
             say(f"{each.name}: starting and compiling")
-            processes[each.name] = stack.enter_context(_running(each))
-            warmed[each.name] = processes[each.name].warmed_up()
+            processes[each.name] = Process(each)
+            stack.callback(processes[each.name].end)
+            warmed[each.name] = processes[each.name].reply()
         differences = _differences(present, {name: reply["figures"] for name, reply in warmed.items()})
         for number in range(1, rounds + 1):
             for name, process in processes.items():
                 turns[name].append(process.turn())
             say(f"round {number} of {rounds}: " + ", ".join(f"{n} {t[-1]['seconds']:.2f} s" for n, t in turns.items()))
-    sides = {each.name: _side(each, warmed[each.name], turns[each.name]) for each in present}
-    return {
-        "sides": sides,
-        "largest_difference": differences,
-        "left_out": {name: f"{' and '.join(lacks)} not installed" for name, lacks in lacking.items()},
+    sides = {
+        each.name: {
+            "unit": each.unit,
+            "per_s": statistics.median(turn["units"] / turn["seconds"] for turn in turns[each.name]),
+            "seconds": [turn["seconds"] for turn in turns[each.name]],
+            "units": [turn["units"] for turn in turns[each.name]],
+            "warm_up_s": warmed[each.name]["seconds"],
+            "peak_bytes": turns[each.name][-1]["peak_bytes"],
+        }
+        for each in present
     }
+    return {"sides": sides, "largest_difference": differences, "left_out": left_out}
 
 
 def _differences(contenders: Sequence[Contender], figures: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -156,23 +163,3 @@ def _differences(contenders: Sequence[Contender], figures: Mapping[str, Sequence
         if pairs:
             found[each.name] = max(abs(theirs - ours) for theirs, ours in pairs)
     return found
-
-
-@contextlib.contextmanager
-def _running(contender: Contender) -> Iterator[Process]:
-    process = Process(contender)
-    try:
-        yield process
-    finally:
-        process.end()
-
-
-def _side(contender: Contender, warmed: Mapping, turns: Sequence[Mapping]) -> dict:
-    return {
-        "unit": contender.unit,
-        "per_s": statistics.median(turn["units"] / turn["seconds"] for turn in turns),
-        "seconds": [turn["seconds"] for turn in turns],
-        "units": [turn["units"] for turn in turns],
-        "warm_up_s": warmed["seconds"],
-        "peak_bytes": turns[-1]["peak_bytes"],
-    }

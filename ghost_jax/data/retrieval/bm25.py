@@ -114,6 +114,16 @@ def terms(text: str) -> list[str]:
     return [stem for word in _TERM.findall(text.lower()) if (stem := _stem(word))]
 
 
+def missing(question: str, passages: Iterable[Passage]) -> list[str]:
+    """Returns the words of a question, in its order and its spelling, that carry meaning and stand in no passage."""
+    held = {term for each in passages for term in terms(f"{each.title} {each.section} {each.text}")}
+    absent: dict[str, str] = {}
+    for word in _TERM.findall(question):
+        if (stem := _stem(word.lower())) and stem not in held:
+            absent.setdefault(stem, word)
+    return list(absent.values())
+
+
 @functools.lru_cache(maxsize=1 << 17)
 def _stem(word: str) -> str:
     return "" if word in _stop_words() else _STEMMER.stemWord(word)
