@@ -4,6 +4,7 @@ import itertools
 import math
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jax
 import pytest
@@ -107,3 +108,11 @@ def test_a_divergence_is_a_tail_of_strictly_rising_losses_or_one_that_is_not_fin
     rising = len(tail) == evaluations and all(b > a or not math.isfinite(b) for a, b in itertools.pairwise(tail))
     diverged = rising or bool(values and not math.isfinite(values[-1]))
     assert (divergence(lines(*values), evaluations) is not None) == diverged
+
+
+def test_offline_a_run_of_weights_and_biases_stays_here(tmp_path, monkeypatch):
+    wandb = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("GHOST_OFFLINE", "1")
+    with MetricsLog(tmp_path, 0, project="ghost"):
+        assert wandb.init.call_args.kwargs["mode"] == "offline"

@@ -250,7 +250,7 @@ def test_what_is_dropped_is_in_no_share_and_not_validated_on(mix):
         supervised = sum(4 + (number - FIRST[line.name]) % 5 - 2 for number in mine)
         total = sum(2 + (number % 1000) % 5 for number in seen)
         assert line.supervised_share == pytest.approx(supervised / total, abs=0.01)
-    kept = {number for batch in validation(dropping) for number in drawn(batch)}
+    kept = {number for batch in validation_batches(dropping, "big", batch_size=4, records=9) for number in drawn(batch)}
     assert kept == {1100, 1101, 1102, 1103}
     assert mixture.validation_size(dropping, "big") == 4
 
