@@ -181,3 +181,8 @@ def test_an_empty_folder_is_filled_and_not_replaced_as_it_may_be_a_mount_point(t
     assert place.stat().st_ino == before
     assert names(place) == ["config.json"]
     assert not is_free(place)
+
+
+def test_an_id_that_comes_twice_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="mcq have the id b"):
+        write_examples(tmp_path, "mcq", {"train": [*TRAIN, TRAIN[1]]})

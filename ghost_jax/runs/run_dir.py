@@ -191,7 +191,7 @@ def environment(spec: str = "") -> run_record.Environment:
 
 
 def _command(spec: str) -> list[str]:
-    """Returns the part of the command line that decides what is trained, without any folder of the user."""
+    """Returns the part of the command line that decides what is trained; it names a user's own files as typed."""
     overrides, _ = config_lib.overrides_in(sys.argv[1:])
     return [f"--config={spec}", *(f"--config.{key}={text}" for key, text in overrides)] if spec else []
 
