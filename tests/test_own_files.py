@@ -13,11 +13,12 @@ from types import SimpleNamespace
 
 import pyarrow
 import pytest
+from ml_collections import ConfigDict
 from pyarrow import parquet
 
 from ghost_jax.core.atomic_io import read_json
 from ghost_jax.core.errors import UsageError, UserError
-from ghost_jax.data import corpus
+from ghost_jax.data import corpus, prepare
 from ghost_jax.data.builders import pretrain
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.own import chats, questions, rows, text
@@ -359,3 +360,9 @@ def test_a_held_out_question_in_the_text_of_the_base_is_found_before_that_is_tra
     lines(text, {"text": "A port is a number."})
     assert "heldout.jsonl is empty" in ghost.refused_here(*command)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_whose_conversations_are_all_for_validation_is_refused_by_its_own_name():
+    config = ConfigDict({"data": {"chats": {"mine": "own.jsonl"}}})
+    with pytest.raises(UserError, match=r"data\.chats\.mine is for validation"):
+        prepare._refuse_empty(config, Path(), ["mine"])
