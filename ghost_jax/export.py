@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import ghost_jax
 from ghost_jax.core import jax_setup
-from ghost_jax.core.atomic_io import new_folder, read_json, write_json, write_text
+from ghost_jax.core.atomic_io import is_free, new_folder, read_json, write_json, write_text
 from ghost_jax.core.errors import UsageError, UserError, command
 from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import local_path
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     """Exports a finished run as a folder that Hugging Face transformers loads, with its model card."""
     flags = parse_flags(argv)
     out = flags.out.resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if not is_free(out):
         raise UserError(f"{out} is not an empty folder, and no file is replaced. Remove it, or choose another --out.")
     run = card.read_records(flags.workdir)
     jax_setup.set_up()

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from ghost_jax.core import jax_setup
-from ghost_jax.core.atomic_io import new_folder, read_text, write_json
+from ghost_jax.core.atomic_io import is_free, new_folder, read_text, write_json
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.storage import artifact_cache
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
     workdir = flags.workdir.resolve()
     check_place(workdir)
-    if workdir.exists() and not (workdir.is_dir() and not any(workdir.iterdir())):
+    if not is_free(workdir):
         raise UserError(f"{flags.workdir} is not empty. Choose another --workdir, or delete it first.")
     jax_setup.set_up()
     with new_folder(workdir) as folder:

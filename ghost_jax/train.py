@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import functools
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from evals.tasks import EVALUATIONS
+from evals.tasks.mcq import check_questions
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
 from ghost_jax.core.console import make_console
@@ -107,6 +109,24 @@ def evaluate(config: ConfigDict, workdir: Path, data_dir: Path | None) -> None:
             evaluation.write(workdir / "evals" / f"{name}.json", result)
 
 
+def check_data(workdir: Path, data_dir: Path | None, evals: Sequence[str]) -> None:
+    """Raises UserError where the recorded data of a run hold what it is asked: held-out questions, items of `evals`."""
+    check_questions(workdir)
+    for name in evals:
+        EVALUATIONS[name].check_data(workdir, data_dir)
+
+
+def check_stages(stages: Sequence[Stage], data_dir: Path | None, evals: Sequence[str]) -> None:
+    """Prepares the data of all stages and checks them as `run_stage` does, before the first is trained for hours."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Path(folder, stage.config.stage) for stage in stages]
+        for stage, place in zip(stages, places, strict=True):
+            prepared = prepare(stage.config, data_dir)
+            if distributed.is_main():
+                run_dir.record_data(stage.config, place, places[0], prepared)
+                check_data(place, data_dir, evals)
+
+
 def run_stage(
     stage: Stage, data_dir: Path | None, evals: Sequence[str], words: Sequence[str], console: Console
 ) -> None:
@@ -131,8 +151,7 @@ def run_stage(
             run_dir.record_resumed(workdir, start)
             plan.show(config, prepared, console)
             run_dir.record_data(config, workdir, stage.base_workdir, prepared)
-            for name in evals:
-                EVALUATIONS[name].check_data(workdir, data_dir)
+            check_data(workdir, data_dir, evals)
         distributed.barrier(f"the records of {workdir.name}")
         open_journal = functools.partial(Journal, config, workdir, model=setup.model.config, mesh=setup.mesh)
         try:
@@ -173,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
             plan.show(stage.config, prepare(stage.config, flags.data_dir), console)
         return 0
     if len(unfinished) > 1:
-        prepare(config, flags.data_dir)  # missing sources are reported before the base is trained for hours
+        check_stages(unfinished, flags.data_dir, list(config.evals))
     for stage in unfinished:
         run_stage(stage, flags.data_dir, list(config.evals), argv, console)
     if distributed.is_main():

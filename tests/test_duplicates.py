@@ -128,3 +128,20 @@ def test_real_vulnerabilities_are_distinguished_by_their_products_and_not_by_the
     # The same words under the next number.
     assert [reasons[f"cve/CVE-2006-{number}"] for number in ("1529", "1530", "1531")] == ["", "near", "near"]
     assert 1 < sum(reason == "near" for reason in reasons.values()) < 100
+
+
+def test_texts_that_share_a_band_are_compared_with_the_last_ones_alone(monkeypatch):
+    rng, compared, near = np.random.default_rng(0), [], dedup._is_near
+
+    def counted(signature: np.ndarray, row: int, others: set[int]) -> bool:
+        compared.append(others)
+        return near(signature, row, others)
+
+    monkeypatch.setattr(dedup, "MOST", 5)
+    monkeypatch.setattr(dedup, "_is_near", counted)
+    rows = np.zeros(20, dedup.FINGERPRINT)
+    rows["id"] = rows["text"] = np.arange(20)
+    rows["signature"] = rng.integers(1, 1 << 16, rows["signature"].shape)
+    rows["signature"][:, : dedup.BAND] = 7
+    assert set(dedup.judge(rows)) == {""}
+    assert compared[-1] == set(range(14, 19))

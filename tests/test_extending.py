@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from ghost_jax.data.storage.array_record import open_examples
 from ghost_jax.data.storage.schema import split_of
 from tests.conftest import ROOT, TINY, set_all
 
+PAGE = ROOT / "docs" / "extending.md"
 BLOCK = re.compile(r"^`(?P<file>[^`\n]+)`\n\n```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 GLOSSARY = [f"XQ{letter}" for letter in "ABCDEFGHIJKLMNOPQRST"]
 QUIZ = """prompt,1,2,3,4,label
@@ -36,7 +39,7 @@ def tree(tmp_path) -> Path:
     """A copy of the packages, extended by the page, and a data folder in it."""
     for package in ("ghost_jax", "evals", "configs"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "records"))
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(page))
     assert len(blocks) == page.count("\n```") / 2, "a block has no file name above it"
     for block in blocks:
@@ -69,3 +72,11 @@ def test_the_recipe_of_the_page_is_trained_on_its_dataset_and_scored_by_its_eval
     assert report["baselines"]["always_A"] == pytest.approx(1 / 4)
     assert "quiz.csv" in result.stdout
     assert (run / "status.json").exists()
+
+
+def test_the_page_passes_the_linter(tree):
+    files = [tree / block["file"] for block in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))]
+    for words in (["check"], ["format", "--check"]):
+        subprocess.run(
+            [sys.executable, "-m", "ruff", *words, f"--config={ROOT / 'pyproject.toml'}", *files], check=True, cwd=tree
+        )

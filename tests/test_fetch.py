@@ -255,3 +255,13 @@ def test_invalid_flags_are_refused_without_showing_secrets(ghost, tmp_path, name
     message = ghost.refused_here(*command(names, tmp_path, mirror), code=2)
     assert named in message
     assert "canary" not in message
+
+
+def test_a_feed_without_its_note_is_verified_by_a_new_one_and_not_replaced(ghost, publisher, small_feeds, tmp_path):
+    words = command("nvd", tmp_path, publisher.url)
+    ghost.here(*words, env=CONNECTED)
+    publisher.asked.clear()
+    (tmp_path / FEEDS[3].note.path).unlink()
+    assert "replacing" not in ghost.here(*words, env=CONNECTED).stdout
+    assert contents(tmp_path) == small_feeds
+    assert {path for method, path, _ in publisher.asked if method == "GET"} == {urlsplit(FEEDS[3].note.url).path}

@@ -4,6 +4,7 @@ import itertools
 import math
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import jax
 import pytest
@@ -128,3 +129,11 @@ def test_the_main_process_drops_lines_after_all_have_read_them(tmp_path, monkeyp
     monkeypatch.setattr(logger, "barrier", lambda _: seen.append(len(metrics.read(tmp_path))))
     with logger.Journal(config, tmp_path, 1, SIZES["nano"], make_mesh()):
         assert (seen, len(metrics.read(tmp_path))) == ([2], 1)
+
+
+def test_offline_a_run_of_weights_and_biases_stays_here(tmp_path, monkeypatch):
+    wandb = MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setenv("GHOST_OFFLINE", "1")
+    with MetricsLog(tmp_path, 0, project="ghost"):
+        assert wandb.init.call_args.kwargs["mode"] == "offline"

@@ -238,3 +238,28 @@ def test_validation_batches_have_one_shape_and_are_padded_with_rows_of_no_weight
     assert len(together) < len(alone)
     for key in ("weights", "targets"):
         assert sum(batch[key].sum() for batch in together) == sum(batch[key].sum() for batch in alone)
+
+
+def test_what_is_dropped_is_in_no_share_and_not_validated_on(mix):
+    dropping = weighted(dataclasses.replace(mix, truncation="drop"), small=0.0)
+    seen = draws(train_batches(dropping), 80)
+    for line in mixture.shares(dropping, steps=80, records_per_row=1.0):
+        mine = own(seen, line.name)
+        assert line.record_share == pytest.approx(len(mine) / len(seen), abs=0.01)
+        assert line.epochs == pytest.approx(len(mine) / len(set(mine)), rel=0.05)
+        supervised = sum(4 + (number - FIRST[line.name]) % 5 - 2 for number in mine)
+        total = sum(2 + (number % 1000) % 5 for number in seen)
+        assert line.supervised_share == pytest.approx(supervised / total, abs=0.01)
+    kept = {number for batch in validation_batches(dropping, "big", batch_size=4, records=9) for number in drawn(batch)}
+    assert kept == {1100, 1101, 1102, 1103}
+    assert mixture.validation_size(dropping, "big") == 4
+
+
+def test_a_phase_is_packed_once_for_the_plan_the_record_and_the_batches(mix, monkeypatch):
+    packings, pack = [], mixture.pack
+    monkeypatch.setattr(mixture, "pack", lambda *given: packings.append(1) or pack(*given))
+    fresh = packed(mix, seed=11)
+    for _ in range(2):
+        mixture.packing_of(fresh)
+    train_batches(fresh)
+    assert len(packings) == 1

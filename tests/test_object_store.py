@@ -319,3 +319,14 @@ def test_a_process_that_lost_its_lock_ends_at_once(store):
     (folder / "lock/000002.json").write_bytes(b"{}")
     holder.join(30)
     assert holder.exitcode == 1
+
+
+def test_offline_a_store_is_refused_unless_its_server_is_on_this_machine(monkeypatch):
+    monkeypatch.setenv("GHOST_OFFLINE", "1")
+    for server in ("", "https://s3.example.org", "http://127.0.0.1.example.org:80"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+        with pytest.raises(UserError, match="GHOST_OFFLINE"):
+            path_of("s3://bucket/x")
+    monkeypatch.setattr(object_store, "PACKAGES", {"gs": "json"})
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "localhost:9000")
+    assert str(path_of("gs://bucket/x")) == "gs://bucket/x"

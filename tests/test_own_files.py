@@ -1,22 +1,29 @@
 """A user's own text in `data.sources` and own conversations in `data.chats`: read, named, refused."""
 
+import gzip
 import json
+import os
+import pickle
 import sys
+import time
 from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
+from ml_collections import ConfigDict
 from pyarrow import parquet
 
 from ghost_jax.core.atomic_io import read_json
 from ghost_jax.core.errors import UsageError, UserError
-from ghost_jax.data import corpus
+from ghost_jax.data import corpus, prepare
 from ghost_jax.data.builders import pretrain
 from ghost_jax.data.items.formats import read_items
-from ghost_jax.data.own import chats, questions, text
-from ghost_jax.data.storage import files
-from ghost_jax.data.storage.schema import Record, split_of
+from ghost_jax.data.own import chats, questions, rows, text
+from ghost_jax.data.storage import artifact_cache, files
+from ghost_jax.data.storage.schema import Record
 from tests.conftest import TINY, set_all
 from tests.test_config import CHAT, parse
 from tests.test_sources_formats import write
@@ -43,7 +50,7 @@ def lines(path: Path, *found: object, end: bytes = b"\n") -> Path:
 
 
 def documents(entry: object) -> list:
-    return list(text.read(*text.find(str(entry))))
+    return list(text.read(*text.find(str(entry))[:4]))
 
 
 def refusal(read, *given: object) -> str:
@@ -66,14 +73,17 @@ def test_a_table_gives_its_documents_with_what_they_state(tmp_path, name):
 def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
     folder = tmp_path / "my notes"
     pages = {"a.md": f"# C#\n\n# A{' ' * 10**6}port.", "c.md": "```\n# code\n```\n## Title\nx", "empty.md": " \n"}
+    pages |= {"f.md": "---\n# a comment\n---\n# Front\nx", "g.md": "x\n~~~\n# code without an end"}
     for name, content in (pages | {".git/d.md": "hidden", "e.pdf": "not read", "sub/b.txt": "# no heading"}).items():
         lines(folder / name, f"\ufeff{content}".encode())
     assert {each.id: (each.title, each.text) for each in documents(folder)} == {
         "my_notes/a.md": ("C#", pages["a.md"][6:]),
         "my_notes/c.md": ("Title", pages["c.md"]),
+        "my_notes/f.md": ("Front", pages["f.md"]),
+        "my_notes/g.md": ("g", pages["g.md"]),
         "my_notes/sub/b.txt": ("b", "# no heading"),
     }
-    assert [each.id for each in documents(f"{folder}/*.md")] == ["my_notes/a.md", "my_notes/c.md"]
+    assert [each.id[9:] for each in documents(f"{folder}/*.md")] == ["a.md", "c.md", "f.md", "g.md"]
 
 
 def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path):
@@ -128,7 +138,6 @@ def test_each_form_of_conversation_is_read(tmp_path):
     assert roles == [["system", *pair, *pair], ["system", *pair], pair, pair]
     assert [turn.train for turn in read[0].messages] == [True, True, True, True, False]
     assert [each.id for each in read] == ["7", "mine/3", "mine/5", "mine/7"]
-    assert [each.split for each in read] == [split_of(each) for each in (ASKED[1], "Hi", "Add.\n\n1 + 1", "Greet.")]
 
 
 def quiz(count: int = 20, **more) -> list[dict]:
@@ -247,3 +256,113 @@ def test_own_files_become_a_scored_run_and_a_held_out_question_in_the_chats_stop
     question = f"{item.question} Choose one of the following services: {', '.join(item.options)}."
     lines(own, *conversations, turns(("user", question), ("assistant", item.options[item.answer])))
     assert f"item {item.id}" in ghost.refused(*words, f"--workdir={tmp_path / 'other'}")
+
+
+# ---- Several files ----
+
+
+def test_files_below_a_folder_are_read_also_behind_links_and_others_are_named(tmp_path):
+    notes = tmp_path / "notes"
+    lines(notes / "E.JSONL.GZ", gzip.compress(b'{"text": "one"}'), end=b"")
+    lines(notes / "page.html", b"<p>x</p>")
+    lines(tmp_path / "other" / "deep" / "b.md", b"two")
+    (notes / "sub").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "loop").symlink_to(notes)
+    assert [each.text for each in documents(notes)] == ["one", "two"]
+    found = corpus.locate([str(notes)], None, print, stand_in=True)
+    assert any("page.html" in note for note in found.notes)
+    table = found.files[0].identity()
+    assert (table["file"], table["sha256"]) == ("E.JSONL.GZ", artifact_cache.sha256_of(notes / "E.JSONL.GZ"))
+
+
+def test_rows_of_two_files_with_one_id_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in "ab":
+        lines(tmp_path / "notes" / f"{name}.jsonl", {"id": 1, "text": f"This is the text of {name}."})
+    with pytest.raises(UserError, match=r"b\.jsonl.* id 1"):
+        corpus.corpus_store(corpus.locate([str(tmp_path / "notes")], None, print, stand_in=True), print)
+
+
+def test_files_are_read_by_processes_that_are_not_given_the_callers_say(tmp_path, monkeypatch):
+    class Pool(ThreadPool):
+        def __init__(self, processes: int, *_):
+            super().__init__(processes)
+
+        def map(self, function, given, chunksize):
+            return super().map(pickle.loads(pickle.dumps(function)), given)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(corpus.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=Pool))
+    for name in "ab":
+        lines(tmp_path / "book" / f"{name}.jsonl", {"text": f"This is the text of {name}."})
+    store = corpus.book_corpus(None, lambda line: None, str(tmp_path / "book"))
+    assert artifact_cache.manifest(store).documents == {"book": 2}
+
+
+def test_of_several_processes_one_writes_a_dataset_of_the_library(tmp_path, monkeypatch):
+    written = []
+
+    def write(path: Path) -> None:
+        time.sleep(0.1)
+        written.append(path.write_bytes(b"rows"))
+
+    found = SimpleNamespace(_fingerprint="f", to_parquet=write)
+    library = SimpleNamespace(disable_progress_bars=print, load_dataset=lambda *_, **__: found)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    with ThreadPool(2) as pool:
+        first, second = pool.map(rows.located, ["hf:a", "hf:a:train"], chunksize=1)
+    assert first == second
+    assert (first.read_bytes(), len(written)) == (b"rows", 1)
+
+
+# ---- Splits, nulls, letters ----
+
+
+def test_the_split_of_a_conversation_is_drawn_from_all_words_of_its_first_turn(tmp_path):
+    asked = [{"instruction": "Read it. Name it.", "input": f"Alert {n}", "output": "ok"} for n in range(200)]
+    of_split = Counter(each.split for each in chats.read("mine", lines(tmp_path / "a.jsonl", *asked)))
+    assert of_split.keys() == {"train", "validation"}
+    assert 5 < of_split["validation"] < 40
+    spelled = [turns(("user", each), ANSWER) for n in range(20) for each in (f"What is {n}?", f" what\nIS {n}?")]
+    splits = [each.split for each in chats.read("mine", lines(tmp_path / "b.jsonl", *spelled))]
+    assert splits[::2] == splits[1::2]
+
+
+def test_null_is_the_absence_of_a_key_in_a_conversation(tmp_path):
+    found = [turns((*ASKED, None), (*ANSWER, None)), {"messages": None, "instruction": "Hi", "output": "Yes"}]
+    read = chats.read("mine", lines(tmp_path / "a.jsonl", *found))
+    assert [[(turn.content, turn.train) for turn in each.messages] for each in read] == [
+        [(ASKED[1], True), (ANSWER[1], True)],
+        [("Hi", True), ("Yes", True)],
+    ]
+
+
+def test_options_that_name_others_by_letter_keep_their_order(tmp_path):
+    named = [row | {"options": row["options"] | {"C": "Both A and B"}} for row in quiz(40, answer="C")]
+    for row, shifted in zip((quiz(40), named), (True, False), strict=True):
+        found = questions.read("quiz", lines(tmp_path / "q.jsonl", *row), "topic", 0)
+        kept = [each.options == tuple(given["options"].values()) for each, given in zip(found, row, strict=True)]
+        assert all(kept) != shifted
+
+
+def test_a_held_out_question_in_the_text_of_the_base_is_found_before_that_is_trained(ghost, tmp_path):
+    asked = quiz(40)
+    texts = [{"text": f"{row['question']} {', '.join(row['options'].values())}"} for row in asked]
+    text = lines(tmp_path / "t.jsonl", *texts, {"text": "A port is a number."})
+    words = set_all(TINY | {f"base.{key}": value for key, value in TINY.items()} | NO_TASK)
+    words += set_all({f"{base}data.sources": text for base in ("", "base.")})
+    words += set_all({"data.questions.quiz": lines(tmp_path / "q.jsonl", *asked)})
+    command = ["ghost_jax.train", "--config=configs/chat_v5.py:nano", *words, f"--workdir={tmp_path / 'runs' / 'mine'}"]
+    assert "questions-quiz.jsonl: the data hold" in ghost.refused_here(*command)
+    lines(text, {"text": "A port is a number."})
+    assert "heldout.jsonl is empty" in ghost.refused_here(*command)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_whose_conversations_are_all_for_validation_is_refused_by_its_own_name():
+    config = ConfigDict({"data": {"chats": {"mine": "own.jsonl"}}})
+    with pytest.raises(UserError, match=r"data\.chats\.mine is for validation"):
+        prepare._refuse_empty(config, Path(), ["mine"])

@@ -5,9 +5,14 @@ import importlib.metadata
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from rich.console import Console
 
+from ghost_jax.data.prepare import letters_of
+from ghost_jax.data.show import show
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage.artifact_cache import fingerprint
 from tests.conftest import TINY, set_all
@@ -82,3 +87,13 @@ def test_the_first_records_are_printed_with_supervised_tokens_in_brackets(ghost)
         assert "ghost_user" not in supervised
     assert "<|ghost_assistant|>⟦" in shown
     assert "-n is 0" in ghost.refused_here("ghost_jax.data.show", *CHAT, "-n", "0", code=2)
+
+
+def test_without_a_question_four_letters_may_be_gold():
+    assert letters_of(SimpleNamespace(stores={})) == 4
+
+
+def test_an_id_is_shown_and_is_no_markup(capsys):
+    example = {"id": b"a[/b]c", "source": b"x", "letter": b"", "tokens": [], "mask": np.zeros(0, bool)}
+    show(example, "mine", None, 8, Console(width=80))
+    assert "a[/b]c" in capsys.readouterr().out

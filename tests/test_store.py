@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tensorflow_datasets.core import shuffle
 
+from ghost_jax.core.atomic_io import PARTIAL, is_free, new_folder
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.storage import artifact_cache, schema
@@ -168,3 +169,20 @@ def test_a_split_that_is_sorted_on_disk_has_the_same_bytes_and_leaves_no_file(wr
 def test_a_row_without_a_supervised_token_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"record mute of mcq \(train\)"):
         write_examples(tmp_path, "mcq", {"train": [TRAIN[0], example("mute", [1, 2], 0)]})
+
+
+def test_an_empty_folder_is_filled_and_not_replaced_as_it_may_be_a_mount_point(tmp_path):
+    place = tmp_path / "mounted"
+    (place / PARTIAL / "of a killed process").mkdir(parents=True)
+    assert is_free(place)
+    before = place.stat().st_ino
+    with new_folder(place) as folder:
+        (folder / "config.json").write_text("{}")
+    assert place.stat().st_ino == before
+    assert names(place) == ["config.json"]
+    assert not is_free(place)
+
+
+def test_an_id_that_comes_twice_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="mcq have the id b"):
+        write_examples(tmp_path, "mcq", {"train": [*TRAIN, TRAIN[1]]})

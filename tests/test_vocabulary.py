@@ -3,14 +3,17 @@
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from gguf import TokenType
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.hub.vocabulary import read_vocabulary
-from ghost_jax.text.tokenizer import BOS, EOS, ROLES
+from ghost_jax.hub import gguf
+from ghost_jax.hub.vocabulary import files_of, read_vocabulary
+from ghost_jax.text.tokenizer import BOS, EOS, ROLES, train
 
 PROMPT = "hello world, 1234 attackers 日本語\n\n"
 
@@ -142,3 +145,28 @@ def test_the_end_of_a_text_is_what_the_files_name_and_never_comes_from_a_text(tm
     named = [token for number, name in enumerate((BOS, EOS), 290) for token in added(name, number, special=True)]
     tokenizer = read_vocabulary(changed(tmp_path / "named as ours", added_tokens=named), 330)
     assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.id(EOS) == 0
+
+
+def test_a_document_of_our_own_base_begins_with_bos_in_exports_and_a_conversation_does_not(tmp_path):
+    ours = train([PROMPT], 300)
+    for tokenizer, first in ((ours, ours.bos_id), (ours.with_chat_tokens([]), ours.encode(PROMPT)[0])):
+        tokenizer.save(tmp_path / "run.json")
+        spelled = files_of(json.loads((tmp_path / "run.json").read_text()), tokenizer, 64)["tokenizer.json"]
+        assert tokenizers.Tokenizer.from_str(json.dumps(spelled)).encode(PROMPT).ids[0] == first
+
+
+def test_a_gguf_file_begins_documents_alone_with_bos_and_types_added_tokens(tmp_path):
+    foreign = foreign_vocabulary()
+    foreign.add_tokens([tokenizers.AddedToken("<tool>", normalized=False)])
+    begins = {"single": "<|endoftext|> $A", "special_tokens": [("<|endoftext|>", 0)]}
+    foreign.post_processor = processors.TemplateProcessing(**begins)
+    save_vocabulary(tmp_path, foreign)
+    base = read_vocabulary(tmp_path, foreign.get_vocab_size())
+    for tokenizer, adds in ((base, True), (base.with_chat_tokens(["xyzzy"]), False)):
+        writer = Mock()
+        tokenizer.save(tmp_path / "run.json")
+        gguf._add_vocabulary(writer, tokenizer, json.loads((tmp_path / "run.json").read_text()), TokenType)
+        writer.add_add_bos_token.assert_called_once_with(adds)
+        (types,) = writer.add_token_types.call_args.args
+        assert types[tokenizer.id("<tool>")] == TokenType.USER_DEFINED
+        assert not tokenizer.has("xyzzy") or types[tokenizer.id("xyzzy")] == TokenType.NORMAL

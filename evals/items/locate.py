@@ -46,8 +46,8 @@ def held_out_of(workdir: Path) -> Items:
     path = workdir / HELD_OUT
     if path.is_file() and not path.read_bytes():
         raise UserError(
-            f"{path} is empty: the sources of the run give no multiple-choice question of the test split. Add embedded "
-            "to --config.data.sources, or set GHOST_DATA to the folder that holds ctibench/ and leave "
+            f"{HELD_OUT} is empty: the sources of the run give no multiple-choice question of the test split. Add "
+            "embedded to --config.data.sources, or set GHOST_DATA to the folder that holds ctibench/ and leave "
             "online_probe.every at 0."
         )
     return read_items(path)

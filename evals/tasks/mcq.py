@@ -87,7 +87,11 @@ def check_data(workdir: Path, data_dir: Path | None) -> None:
     """Raises UserError where the data that a run is about to be trained on hold the items it will be scored on."""
     with contextlib.suppress(NoItems):  # a base has no held-out questions of its own
         contamination_of(find_items(data_dir, workdir)[0], workdir)
-    for path in sorted(workdir.glob("questions-*.jsonl")):  # the parts that `data.questions` holds out
+
+
+def check_questions(workdir: Path) -> None:
+    """Raises UserError where the data of a run hold the questions that `data.questions` holds out."""
+    for path in sorted(workdir.glob("questions-*.jsonl")):
         contamination_of(read_items(path), workdir)
 
 

@@ -87,14 +87,31 @@ def read_whole_config(path: Path) -> dict:
     return config
 
 
+PARTIAL = ".partial"  # the folder, in an empty one, of what is being written
+
+
+def is_free(place: Path) -> bool:
+    """Returns whether a place is absent or an empty folder; what a killed process left in it does not count."""
+    return not place.exists() or (place.is_dir() and all(path.name == PARTIAL for path in place.iterdir()))
+
+
 @contextlib.contextmanager
 def new_folder(place: Path) -> Iterator[Path]:
-    """Yields an empty folder that replaces `place` when the block ends without a fault."""
-    partial, old = (place.with_name(place.name + suffix) for suffix in (".partial", ".replaced"))
+    """Yields an empty folder that replaces `place` when the block ends without a fault.
+
+    An empty folder is filled, because it may be a mount point, which cannot be renamed; a config.json comes last.
+    """
+    filled = place.exists() and is_free(place)
+    partial, old = (place.with_name(place.name + suffix) for suffix in (PARTIAL, ".replaced"))
+    partial = place / PARTIAL if filled else partial
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process
     partial.mkdir(parents=True)
     try:
         yield partial
+        if filled:
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+                os.rename(path, place / path.name)
+            return
         if place.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.rename(place, old)

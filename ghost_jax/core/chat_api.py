@@ -23,10 +23,10 @@ from pydantic import TypeAdapter
 
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError, chain_of
+from ghost_jax.core.offline import forbids
 
 TIMEOUT = openai.Timeout(300.0, connect=10.0)  # seconds without a byte: a 14B model on a CPU takes minutes
 MAX_RETRIES = 5  # after HTTP 408, 409, 429 and 5xx, a lost connection and a time-out; as the server asks or within 8 s
-LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # raised by reading foreign JSON
 
 logging.getLogger("httpcore2").setLevel(logging.WARNING)  # it logs response headers, in which servers quote the key
@@ -140,7 +140,7 @@ class ChatApi:
         total = len(set(keys))
         known = total - len(pending)
         if pending:
-            if os.environ.get("GHOST_OFFLINE") == "1" and not LOOPBACK.fullmatch(self._host):
+            if forbids(self._base_url):
                 raise self._failure("is not asked", "GHOST_OFFLINE=1 forbids connections to other machines: unset it.")
             with Progress(f"asking {self.label}", total, unit="replies", done=known) as bar:
                 asyncio.run(self._ask_all(pending, bar))

@@ -22,8 +22,11 @@ import fsspec
 from etils import epath
 
 from ghost_jax.core.errors import FAILED, UsageError, UserError, say_error
+from ghost_jax.core.offline import forbids
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+# The environment variable that leads a store's client to a server of one's own
+SERVERS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
 LEASE_SECONDS = 30.0  # without a renewal, after which the holder of a lock counts as lost
 RENEWAL_SECONDS = 5.0
 
@@ -75,13 +78,18 @@ def is_remote(path: Path) -> bool:
 def path_of(text: str) -> Path:
     """Returns a typed path, local or in an object store; the `type=` of flags that may name either.
 
-    Raises UsageError for a URL of another kind, UserError where the package that reads the store is not installed.
+    Raises UsageError for a URL of another kind, UserError where the package that reads the store is not installed or
+    GHOST_OFFLINE=1 forbids the connection.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
         return Path(text)
     if scheme not in PACKAGES or not rest.strip("/"):
         raise UsageError(f"{text} is neither a local path nor gs://BUCKET/… or s3://BUCKET/…. Name one of these.")
+    if forbids(os.environ.get(SERVERS[scheme], "")):
+        raise UserError(
+            f"{text} is in an object store, and GHOST_OFFLINE=1 forbids the connection. Unset it, or name a local path."
+        )
     if importlib.util.find_spec(PACKAGES[scheme]) is None:
         raise UserError(
             f"{text} is in an object store, and the package {PACKAGES[scheme]} is not installed. Install it with "

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data import corpus, dedup
 from ghost_jax.data.builders import pretrain
@@ -60,7 +61,7 @@ class Beam:
                     pipeline
                     | beam.Create(list(enumerate(inputs)))
                     | beam.Reshuffle()
-                    | beam.FlatMap(_keys_of, str(cache_dir().parent), say)
+                    | beam.FlatMap(_keys_of, str(cache_dir().parent))
                 )
                 shared = keyed | beam.GroupByKey() | beam.FlatMap(_shared) | beam.Distinct()
                 _ = shared | beam.io.WriteToText(f"{folder}/rows")
@@ -116,7 +117,7 @@ def connect(runner: str, given: Sequence[tuple[str, str]]) -> Beam:
     Raises UsageError for an option that Apache Beam does not know or whose value it refuses, UserError where the runner
     cannot be imported or GHOST_OFFLINE=1 forbids it.
     """
-    if runner != "direct" and os.environ.get("GHOST_OFFLINE") == "1":
+    if runner != "direct" and is_offline():
         raise UserError(f"--runner={runner} connects to a cluster, which GHOST_OFFLINE=1 forbids. Unset it.")
     # The direct runner logs the traceback of a fault that it raises as well; the others, where a job is shown.
     logging.getLogger().setLevel(logging.CRITICAL if runner == "direct" else logging.INFO)
@@ -151,11 +152,11 @@ def connect(runner: str, given: Sequence[tuple[str, str]]) -> Beam:
 # ---- On the workers ----
 
 
-def _keys_of(numbered: tuple[int, Input], cache: str, say: Say) -> Iterator[tuple[tuple[int, int], tuple]]:
+def _keys_of(numbered: tuple[int, Input], cache: str) -> Iterator[tuple[tuple[int, int], tuple]]:
     """Makes a part; yields its documents' keys, by the kind of key and their first byte, and the documents' numbers."""
     os.environ["XDG_CACHE_HOME"] = cache
     part, given = numbered
-    rows = np.load(corpus.part_store(say, given) / FINGERPRINTS, mmap_mode="r")
+    rows = np.load(corpus.part_store(given) / FINGERPRINTS, mmap_mode="r")
     for kind, (numbers, keys) in enumerate(dedup.keys(rows)):
         first = keys >> np.uint64(56)
         for byte in np.unique(first):

@@ -5,7 +5,6 @@ is the same byte for byte on any number of workers.
 """
 
 import dataclasses
-import functools
 import itertools
 import json
 import multiprocessing
@@ -52,6 +51,11 @@ class Input:
         """Bytes."""
         return sum(path.stat().st_size for path in self.own or filter(None, [self.path]))
 
+    @property
+    def is_own_table(self) -> bool:
+        """Whether it is a file of a user's rows."""
+        return bool(self.own) and suffix_of(self.own[0]) not in text.PAGES
+
     def __str__(self) -> str:
         return str(self.own[0] if len(self.own) == 1 else self.path or "in the package")
 
@@ -59,10 +63,14 @@ class Input:
         """Returns what identifies its content."""
         if self.path is None:
             return {"source": self.source, "sha256": embedded.sha256()}
-        content = [[text.place_of(path, self.path), artifact_cache.sha256_of(path)] for path in self.own]
-        sha256 = artifact_cache.fingerprint(content) if content else artifact_cache.sha256_of(self.path)
-        name = self.own[0].name if len(self.own) == 1 else self.source if self.own else self.path.name
         of_key = {} if self.key == "text" else {"key": self.key}
+        if len(self.own) > 1:
+            content = [[text.place_of(path, self.path), artifact_cache.sha256_of(path)] for path in self.own]
+            name, sha256 = self.source, artifact_cache.fingerprint(content)
+        else:
+            (path,) = self.own or [self.path]
+            name = path.relative_to(self.path).as_posix() if self.own else path.name
+            sha256 = artifact_cache.sha256_of(path)
         return {"source": self.source, "file": name, "sha256": sha256, "bytes": self.size} | of_key
 
 
@@ -83,7 +91,8 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
 
     Raises UserError where a source is missing or incomplete and nothing replaces it.
     """
-    own, folders = _own_inputs(names), data_folders(data_dir)
+    own, unread = _own_inputs(names)
+    folders = data_folders(data_dir)
     published = [name for name in names if name not in own]
     found, absent = _found(published, folders)
     reasons: dict[str, str] = {}
@@ -92,7 +101,7 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
         found, absent = _found(published, folders)
     read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
     strays = [path for path in data_files.unclaimed(folders) if path.resolve() not in read]
-    notes = []
+    notes = [f"Not read of {entry}, because of their suffix: {few(paths)}." for entry, paths in unread.items()]
     if absent:
         missing = [name for name in absent if not found[name]]
         what = f"No files of {', '.join(missing)}" if missing else f"Only a part of {', '.join(absent)}"
@@ -103,9 +112,9 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
                 "chat recipe --config.base.data.sources, or --book. Only a preset named nano trains without a source "
                 "that it names, and only where it names embedded too."
             )
-        notes = [f"{what}: {'the embedded pack stands in for them' if missing else 'the run uses that part'}. {where}"]
+        notes += [f"{what}: {'the embedded pack stands in for them' if missing else 'the run uses that part'}. {where}"]
     elif strays:
-        notes = [f"Not read, because no source has a file of that name: {few(strays)}."]
+        notes += [f"Not read, because no source has a file of that name: {few(strays)}."]
     paths = {name: found[name] if SOURCES[name].stems else [None] for name in published}
     inputs = (each for name in names for each in own.get(name) or [Input(name, path) for path in paths[name]])
     return Inputs(tuple(inputs), tuple(notes))
@@ -153,15 +162,19 @@ def _where(
     return " ".join(filter(None, sentences))
 
 
-def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
+def _own_inputs(names: Sequence[str]) -> tuple[dict[str, tuple[Input, ...]], dict[str, list[Path]]]:
     """Returns the inputs of the entries that are paths: one a table, one for all pages of an entry.
+
+    The second part are the files of an entry that cannot be read.
 
     Raises UserError where an entry has no file, or has the name of another.
     """
     inputs: dict[str, tuple[Input, ...]] = {}
+    unread: dict[str, list[Path]] = {}
     entries = {name: name for name in names if not is_path(name)}
     for entry in filter(is_path, names):
-        name, folder, paths, key = text.find(entry)
+        name, folder, paths, key, others = text.find(entry)
+        unread |= {entry: others} if others else {}
         if name in entries:
             raise UserError(
                 f"{entries[name]} and {entry} are both called {name}. Rename one, or give their folder or a pattern as "
@@ -171,7 +184,7 @@ def _own_inputs(names: Sequence[str]) -> dict[str, tuple[Input, ...]]:
         pages = tuple(path for path in paths if suffix_of(path) in text.PAGES)
         tables = [(path,) for path in paths if path not in pages]
         inputs[entry] = tuple(Input(name, folder, files, key) for files in (*tables, pages) if files)
-    return inputs
+    return inputs, unread
 
 
 def few(things: Sequence[object]) -> str:
@@ -187,16 +200,18 @@ def part_stores(inputs: Sequence[Input], say: Say) -> list[Path]:
     """Returns the store of each input's documents, built on all cores where there is enough to do."""
     processes = min(os.cpu_count() or 1, len(inputs))
     if processes < 2 or sum(each.size for each in inputs) < PARALLEL_BYTES:
-        return [part_store(say, each) for each in inputs]
-    # Spawned, not forked: JAX has threads, and a lock that one of them holds at a fork would never be released.
+        return [part_store(each, say) for each in inputs]
+    say(f"reading {len(inputs)} files, {processes} at a time")
+    # Spawned, not forked: JAX has threads, and a lock that one of them holds at a fork would never be released. `say`
+    # stays here: that of a caller may be a closure, or start JAX's devices.
     with multiprocessing.get_context("spawn").Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         longest_first = sorted(inputs, key=lambda each: -each.size)
-        places = pool.map(functools.partial(part_store, say), longest_first, chunksize=1)
+        places = pool.map(part_store, longest_first, chunksize=1)
     store_of = dict(zip(longest_first, places, strict=True))
     return [store_of[each] for each in inputs]
 
 
-def part_store(say: Say, given: Input) -> Path:
+def part_store(given: Input, say: Say | None = None) -> Path:
     """Returns the store of an input's documents and their fingerprints.
 
     Raises UserError for an input that is damaged or holds no document.
@@ -208,7 +223,8 @@ def part_store(say: Say, given: Input) -> Path:
         return data_files.read(given.source, given.path)
 
     def write(folder: Path) -> dict:
-        say(f"reading {given.source}: {given}")
+        if say:
+            say(f"reading {given.source}: {given}")
         licenses: dict[str, dict[str, None]] = defaultdict(dict)  # in their order, each once
         documents: Counter[str] = Counter()
 
@@ -253,7 +269,8 @@ def judged_parts(inputs: Sequence[Input], say: Say) -> Judged:
 def corpus_store(inputs: Inputs, say: Say, judged: Callable[[Sequence[Input], Say], Judged] = judged_parts) -> Path:
     """Returns the store of all inputs' documents without the duplicates of earlier ones, which are counted.
 
-    Raises UserError for an input that is damaged or holds no document.
+    Raises UserError for an input that is damaged or holds no document, and for a row of a user's table with the id of
+    another document of its source.
     """
     names = list(dict.fromkeys(each.source for each in inputs.files))
     made_from = {"inputs": [each.identity() for each in inputs.files], "sources": names}
@@ -268,12 +285,18 @@ def corpus_store(inputs: Inputs, say: Say, judged: Callable[[Sequence[Input], Sa
             for source, license in manifest.licenses.items():
                 licenses[source][license] = None
             documents.update(manifest.documents)
+        lines = ((given, line) for given, part in zip(inputs.files, parts, strict=True) for line in _lines(part))
         with (folder / DOCUMENTS).open("wb") as file:
-            for line, reason in zip(itertools.chain.from_iterable(map(_lines, parts)), reasons, strict=True):
+            for (given, line), reason in zip(lines, reasons, strict=True):
                 if not reason:
                     file.write(line)
                     continue
                 source = json.loads(line)["source"]
+                if reason == "id" and given.is_own_table:
+                    raise UserError(
+                        f"{given}: another file before it has a document of the source {source} with the id "
+                        f"{json.loads(line)['id']}, too. Make each id of a source unique, or leave them out."
+                    )
                 documents[source] -= 1
                 dropped.setdefault(source, dict.fromkeys(dedup.REASONS, 0))[reason] += 1
         return {"documents": documents, "duplicates_dropped": dropped, "licenses": _named(licenses)}

@@ -14,6 +14,7 @@ product.
 import hashlib
 import itertools
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ BANDS, BAND = 21, 12
 VALUES = BANDS * BAND
 FINGERPRINT = np.dtype([("id", np.uint64), ("text", np.uint64), ("signature", np.uint16, (VALUES,))])
 REASONS = ("id", "text", "near")
+MOST = 500  # kept texts of a band that one is compared with, the last ones; 224,000 real documents have at most 125
 
 _BATCH = 128  # texts whose runs are in memory at a time; from 256 on rensa starts threads, and one file has one core
 _START, _END = [b""] * 2, [b""] * (RUN - 1)
@@ -88,8 +90,8 @@ def _digest(key: str) -> int:
 def judge(rows: np.ndarray) -> list[str]:
     """Returns for each row why it is dropped, one of `REASONS`, or "" where it is kept.
 
-    A row is compared only with the kept rows before it. One that has no key with another in common (`keys`) is kept and
-    drops no other, so the reasons of the others are the same without it.
+    A row is compared only with kept rows before it, the last `MOST` in each band. One that has no key with another in
+    common (`keys`) is kept and drops no other, so the reasons of the others are the same without it.
 
     Args:
       rows: [N] of `FINGERPRINT`, all parts in their order.
@@ -98,7 +100,7 @@ def judge(rows: np.ndarray) -> list[str]:
     shares = (buckets >= 0).any(axis=1)  # few rows; nothing is near the others
     ids: set[int] = set()
     texts: set[int] = set()
-    kept: dict[int, list[int]] = {}  # bucket -> the kept rows in it
+    kept: dict[int, deque[int]] = {}  # bucket -> the last kept rows in it
     reasons = []
     for row, (id, text) in enumerate(zip(rows["id"].tolist(), rows["text"].tolist(), strict=True)):
         own = buckets[row][buckets[row] >= 0].tolist() if shares[row] else []
@@ -113,7 +115,7 @@ def judge(rows: np.ndarray) -> list[str]:
             ids.add(id)
             texts.add(text)
             for bucket in own:
-                kept.setdefault(bucket, []).append(row)
+                kept.setdefault(bucket, deque(maxlen=MOST)).append(row)
     return reasons
 
 

@@ -7,7 +7,6 @@ GHOST_OFFLINE=1 in the environment, the command lists which file to put where.
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import requests
 from ghost_jax.config.validate import host_of
 from ghost_jax.core.atomic_io import write_bytes
 from ghost_jax.core.errors import UsageError, UserError, command, did_you_mean
+from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir, local_path
 from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.download import Unavailable
@@ -90,19 +90,22 @@ def read_note(feed: File, note: bytes) -> File:
 def _bring_file(
     http: requests.Session, file: File, folder: Path, say: Callable[[str], None], mirror: str | None
 ) -> None:
-    place, url = folder / file.path, _address(file.url, mirror)
-    if place.exists():
+    place, known, note = folder / file.path, file, b""
+    if not file.digest:
+        note_url = _address(file.note.url, mirror)
+        note = download.read(http, note_url, MAX_NOTE)
+        try:
+            known = read_note(file, note)
+        except ValueError as fault:
+            raise Unavailable(f"{download.shown(note_url)} is not the note of a feed ({fault})") from fault
+    if place.exists() and not download.is_verified(place, known):
         say(f"{place} is not the publisher's file: replacing it when the download is verified")
-    if file.digest:
-        download.download(http, url, place, file)
-        return
-    note_url = _address(file.note.url, mirror)
-    note = download.read(http, note_url, MAX_NOTE)
-    try:
-        known = read_note(file, note)
-    except ValueError as fault:
-        raise Unavailable(f"{download.shown(note_url)} is not the note of a feed ({fault})") from fault
-    download.download(http, url, place, known, lambda: write_bytes(folder / file.note.path, note))
+
+    def keep_note() -> None:
+        if note:
+            write_bytes(folder / file.note.path, note)
+
+    download.download(http, _address(file.url, mirror), place, known, keep_note)
 
 
 def _address(url: str, mirror: str | None) -> str:
@@ -112,7 +115,7 @@ def _address(url: str, mirror: str | None) -> str:
 def _why_offline(addresses: Iterable[str]) -> str:
     """Returns why no host can be reached, "" as soon as one of them answers."""
     hosts = {download.host_of(address): address for address in addresses}
-    if hosts and os.environ.get("GHOST_OFFLINE") == "1":
+    if hosts and is_offline():
         return "GHOST_OFFLINE=1 forbids connections"
     reasons = []
     for host, address in hosts.items():

@@ -57,6 +57,10 @@ class Mix:
     truncation: str  # of a conversation longer than a row: "crop" cuts its beginning off, "drop" leaves it out
     loss_norm: str  # see `packing.fill`
 
+    def __hash__(self) -> int:
+        """Makes it a key of a cache; equality compares every field."""
+        return hash((*sorted(self.stores.items()), len(self.phases), self.seed, self.batch_size, self.seq_len))
+
     @property
     def datasets(self) -> list[str]:
         """The datasets that some phase mixes in, sorted."""
@@ -96,10 +100,14 @@ class _Dataset:
     places: np.ndarray
 
 
+def _drawn(mix: Mix, lengths: np.ndarray) -> np.ndarray:
+    """Returns the numbers of the records [n] of some lengths [N] that the run reads: those that fit, or all."""
+    return np.flatnonzero(lengths <= mix.seq_len + 1) if mix.truncation == "drop" else np.arange(len(lengths))
+
+
 def _open(mix: Mix, name: str) -> _Dataset:
     lengths = lengths_of(mix.stores[name], name, "train")
-    fits = lengths <= mix.seq_len + 1
-    drawn = np.flatnonzero(fits) if mix.truncation == "drop" else np.arange(len(lengths))
+    drawn = _drawn(mix, lengths)
     if not len(drawn):
         raise UserError(
             f"Every record of {name} is longer than a row of {mix.seq_len} tokens, and data.truncation is drop. Raise "
@@ -191,12 +199,16 @@ class _Epochs:
         return [list(itertools.islice(left, len(row))) for row in draws]
 
 
+# Packing takes seconds; the plan, the record and the batches of a run need the first phase, one after another.
+_epochs_of = functools.lru_cache(maxsize=1)(_Epochs)
+
+
 class _Batches:
     """The endless random-access sequence of one process's part of each batch, over all phases."""
 
     def __init__(self, mix: Mix, process: int, processes: int):
         self._mix, self._process, self._local = mix, process, mix.batch_size // processes
-        self._phases = [_Epochs(mix, number) for number in range(len(mix.phases))]
+        self._phases = [_epochs_of(mix, number) for number in range(len(mix.phases))]
         self._fields = _fields(mix)
         self._together = math.ceil(READ_ROWS / self._local)  # batches
         self._lock = threading.Lock()  # one of Grain's threads reads, and the others use its result
@@ -232,7 +244,7 @@ def train_batches(mix: Mix, process: int = 0, processes: int = 1) -> grain.MapDa
 
 def first_examples(mix: Mix, count: int) -> Iterator[tuple[str, dict]]:
     """Yields the dataset and the example of the first draws of a run, before cropping."""
-    epochs = _Epochs(mix, 0)
+    epochs = _epochs_of(mix, 0)
     names, chosen = epochs.drawn(0)
     for i, place in zip(names[:count], chosen[:count], strict=True):
         name, dataset = list(epochs.datasets.items())[i]
@@ -264,9 +276,12 @@ def read_from(batches: grain.MapDataset, step: int) -> Iterator[dict[str, np.nda
 
 
 def validation_size(mix: Mix, name: str) -> int:
-    """Returns the number of validation records of a dataset; 0 for ranked questions, which no LM loss is defined on."""
+    """Returns the number of validation records of a dataset that the run reads.
+
+    It is 0 for ranked questions, which no LM loss is defined on.
+    """
     count = _counts(mix, name).get("validation")
-    return count.records if count and not count.ranked else 0
+    return _drawn_records(mix, count) if count and not count.ranked else 0
 
 
 def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) -> list[dict[str, np.ndarray]]:
@@ -278,7 +293,8 @@ def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) ->
     count = min(validation_size(mix, name), records)
     if not count:
         return []
-    read = open_examples(mix.stores[name], name, "validation").read(range(count))
+    numbers = _drawn(mix, lengths_of(mix.stores[name], name, "validation"))[:count]
+    read = open_examples(mix.stores[name], name, "validation").read(numbers)
     examples = [cropped(record, mix.seq_len) for record in read]
     together = [[i] for i in range(count)]
     if mix.packing:
@@ -302,7 +318,7 @@ class Packing:
 
 def packing_of(mix: Mix) -> Packing:
     """Measures the rows of the mix's first phase."""
-    epochs = _Epochs(mix, 0)
+    epochs = _epochs_of(mix, 0)
     return Packing(epochs.places / (epochs.rows * mix.seq_len), epochs.draws / epochs.rows)
 
 
@@ -320,23 +336,39 @@ class Share:
     # record_share, supervised_share: its share of the run's records and supervised tokens
     record_share: float
     supervised_share: float
-    epochs: float  # how often the run sees each record
+    epochs: float  # how often the run sees each record that it reads
     truncated: int  # records longer than a row
     letters: tuple[int, ...]  # number of records whose gold letter is A, B, C, D
+
+
+def _drawn_records(mix: Mix, count: SplitCounts) -> int:
+    """Returns the number of records of a split that the run reads."""
+    fitting = sum(number for length, number in count.lengths.items() if length <= mix.seq_len + 1)
+    return fitting if mix.truncation == "drop" else count.records
+
+
+def _drawn_supervised(mix: Mix, name: str) -> int:
+    """Returns the number of supervised tokens of a training split's records that the run reads."""
+    count = _train_counts(mix, name)
+    if _drawn_records(mix, count) == count.records:
+        return count.supervised
+    rows = open_examples(mix.stores[name], name, "train")
+    return sum(int(row["mask"].sum()) for row in rows if len(row["tokens"]) <= mix.seq_len + 1)
 
 
 def shares(mix: Mix, steps: int, records_per_row: float) -> list[Share]:
     """Returns the table of a run of `steps` updates; datasets that are never mixed in are left out."""
     counts = {name: _train_counts(mix, name) for name in mix.datasets}
+    records = {name: _drawn_records(mix, count) for name, count in counts.items()}
     ends = [phase.start for phase in mix.phases[1:]] + [steps]
     drawn = dict.fromkeys(counts, 0.0)
     for phase, end in zip(mix.phases, ends, strict=True):
         weights = dict.fromkeys(counts, 0.0)
-        weights |= {name: copies * counts[name].records for name, copies in copies_of(phase.multipliers).items()}
+        weights |= {name: copies * records[name] for name, copies in copies_of(phase.multipliers).items()}
         draws = max(0, end - phase.start) * mix.batch_size * records_per_row
         for name, weight in weights.items():
             drawn[name] += draws * weight / sum(weights.values())
-    supervised = {name: drawn[name] * counts[name].supervised / counts[name].records for name in counts}
+    supervised = {name: drawn[name] * _drawn_supervised(mix, name) / records[name] for name in counts}
     return [
         Share(
             name=name,
@@ -346,7 +378,7 @@ def shares(mix: Mix, steps: int, records_per_row: float) -> list[Share]:
             supervised=count.supervised,
             record_share=drawn[name] / sum(drawn.values()),
             supervised_share=supervised[name] / sum(supervised.values()),
-            epochs=drawn[name] / count.records,
+            epochs=drawn[name] / records[name],
             truncated=sum(n for length, n in count.lengths.items() if length > mix.seq_len + 1),
             letters=tuple(count.letters.get(letter, 0) for letter in "ABCD") if count.letters else (),
         )

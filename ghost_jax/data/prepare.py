@@ -80,7 +80,7 @@ def prepare(config: ConfigDict, data_dir: Path | None, workers: beam.Beam | None
 def letters_of(prepared: Prepared) -> int:
     """Returns how many letters may be gold: 4, or up to the last one that is."""
     splits = [each for name in prepared.stores for each in _splits(prepared.stores, name).values()]
-    return max(4, *(1 + LETTERS.index(letter) for each in splits for letter in each.letters))
+    return max([4, *(1 + LETTERS.index(letter) for each in splits for letter in each.letters)])
 
 
 def mix_of(config: ConfigDict, prepared: Prepared) -> Mix:
@@ -108,6 +108,11 @@ def _splits(stores: dict[str, Path], name: str) -> dict[str, SplitCounts]:
 
 def _refuse_empty(config: ConfigDict, documents: Path, empty: list[str]) -> None:
     """Raises UserError where some dataset of the mixture has no training record."""
+    if own := [name for name in empty if name in config.data.get("chats", {})]:
+        raise UserError(
+            f"Every conversation of data.chats.{own[0]} is for validation, which is drawn from the user's first turn, "
+            "and none is left to train on. Add conversations with another first turn, or leave out the file."
+        )
     if empty:
         wanted = "; ".join(f"{name}: {datasets.row_of(name, config).about.format_map(config.data)}" for name in empty)
         here = corpus.few(list(artifact_cache.manifest(documents).documents))

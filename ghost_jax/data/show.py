@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from ghost_jax.config import load as config_lib
@@ -42,7 +43,7 @@ def show(example: dict, name: str, tokenizer: Tokenizer, seq_len: int, console: 
     letter = example["letter"].decode()
     about = f"{name}  {example['id'].decode()}  from {example['source'].decode()}"
     counts = f"{len(example['tokens'])} tokens, {int(example['mask'].sum())} learnt"
-    console.rule(f"[bold]{about}", align="left")
+    console.rule(f"[bold]{escape(about)}", align="left")  # an id may hold what reads as markup
     console.print(f"{counts}{f', gold letter {letter}' if letter else ''}", style="dim", highlight=False)
     console.print(drawn(example, tokenizer, seq_len, console.is_terminal), soft_wrap=True)
 

@@ -17,7 +17,7 @@ from ghost_jax.hub import llama
 from ghost_jax.hub.vocabulary import as_imported
 from ghost_jax.model.attention import rope_frequencies
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.text.tokenizer import Tokenizer
+from ghost_jax.text.tokenizer import END, Tokenizer
 
 FILE = "model.gguf"
 DTYPES = ("float32", "float16", "bfloat16", "q8_0")
@@ -103,23 +103,29 @@ def _add_vocabulary(
     added = {token["id"]: token for token in vocabulary["added_tokens"]}
     spelled = {number: token for token, number in vocabulary["model"]["vocab"].items()}
     tokens = [added[i]["content"] if i in added else spelled[i] for i in range(tokenizer.vocab_size)]
-    special = set(tokenizer.special_ids)
     # Merges are pairs in newer files and one text in older ones; the spelling of a token has no blank.
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in vocabulary["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split_of(vocabulary))
     writer.add_token_list(tokens)
-    writer.add_token_types([types.CONTROL if i in special else types.NORMAL for i in range(len(tokens))])
+    writer.add_token_types([_type_of(added.get(i), types) for i in range(len(tokens))])
     writer.add_token_merges(merges)
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
     # A document begins with it. Our conversations do not; of others the vocabulary's own post-processor tells.
     begins = json.dumps(tokenizer.decode([tokenizer.bos_id])) in json.dumps(as_imported(vocabulary)["post_processor"])
-    writer.add_add_bos_token(begins or not tokenizer.template)
+    writer.add_add_bos_token(not tokenizer.template or (begins and not tokenizer.has(END)))
     if tokenizer.template:
         writer.add_eot_token_id(tokenizer.end_ids[0])
         writer.add_chat_template(tokenizer.template.text)
+
+
+def _type_of(added: Mapping | None, types: type) -> int:
+    """Returns the type of a token. An anchor is as any other, so that it is not found in texts."""
+    if added is None or (added["single_word"] and not added["special"]):
+        return types.NORMAL
+    return types.CONTROL if added["special"] else types.USER_DEFINED
 
 
 def split_of(vocabulary: Mapping) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ghost_jax.config.keys import DOMAINS
 from ghost_jax.core.errors import UserError
 from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
@@ -121,6 +122,11 @@ def model_of(config: Any) -> ModelConfig:
         tied=_value(config, "tie_word_embeddings", FLAG, False),
         **stretch,
     )
+    for key, value in model.record().items():
+        if not (domain := DOMAINS[f"model.{key}"]).holds(value):
+            raise UserError(
+                f"By the checkpoint's config.json, {key} is {value}; our model has {domain}. Import another checkpoint."
+            )
     if heads % shared or head % 2 or model.rope_low >= model.rope_high:
         raise UserError(
             f"The checkpoint's config.json has an impossible shape: num_attention_heads {heads} must be a multiple of "

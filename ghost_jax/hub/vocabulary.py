@@ -51,10 +51,14 @@ def files_of(vocabulary: Mapping, tokenizer: Tokenizer, context: int) -> dict[st
     }
     if tokenizer.has(UNK):
         settings["unk_token"] = UNK
+    spelled = as_imported(vocabulary)
     if tokenizer.template:
         settings["chat_template"] = tokenizer.template.text
+    elif vocabulary["post_processor"] is None:  # our own base, whose documents begin with BOS
+        begins = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.bos_id)])
+        spelled["post_processor"] = json.loads(begins.__getstate__())
     return {
-        "tokenizer.json": as_imported(vocabulary),
+        "tokenizer.json": spelled,
         "tokenizer_config.json": settings,
         "generation_config.json": {**ids, "do_sample": False},
     }

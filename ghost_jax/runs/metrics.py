@@ -24,6 +24,7 @@ from tensorboardX import SummaryWriter
 from ghost_jax.core.atomic_io import read_text, write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import is_remote, upload
+from ghost_jax.core.offline import is_offline
 from ghost_jax.runs.device_specs import PEAK_FLOPS
 
 FILE, PARTS = "metrics.jsonl", "metrics"
@@ -142,6 +143,7 @@ def _wandb_run(workdir: Path, project: str, config: Mapping) -> Any:
             config=dict(config),
             dir=tempfile.gettempdir() if is_remote(workdir) else workdir,
             resume="allow",
+            mode="offline" if is_offline() else None,
             settings=wandb.Settings(console="off"),  # it would read the terminal that the progress bar draws on
         )
     except wandb.errors.Error as fault:

@@ -218,7 +218,7 @@ def environment(spec: str = "", words: Sequence[str] = ()) -> run_record.Environ
 
 
 def _command(spec: str, words: Sequence[str]) -> list[str]:
-    """Returns the part of the command line that decides what is trained, without any folder of the user."""
+    """Returns the part of the command line that decides what is trained; it names a user's own files as typed."""
     overrides, _ = config_lib.overrides_in(words)
     return [f"--config={spec}", *(f"--config.{key}={text}" for key, text in overrides)] if spec else []
 

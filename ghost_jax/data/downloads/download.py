@@ -129,7 +129,8 @@ def download(
     Of several processes with the same place, one downloads and the others wait.
 
     Args:
-      before_rename: is called when the content is verified, while no other process works on the place.
+      before_rename: is called when the content is verified, which may be there already, while no other process works on
+        the place.
 
     Raises:
       Unavailable: as `transfer`, with the partial file kept; or the content is another, and it is deleted.
@@ -139,6 +140,7 @@ def download(
     lock = cache_dir() / "locks" / hashlib.sha256(str(place.resolve()).encode()).hexdigest()
     with locked(lock, place.name):
         if is_verified(place, file):
+            before_rename()
             return
         resumed = partial.exists()
         found = _received(http, url, partial, place, file)

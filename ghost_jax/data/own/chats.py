@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.dedup import normalised
 from ghost_jax.data.examples import BuildInputs, Conversation, Rows
 from ghost_jax.data.own import rows
-from ghost_jax.data.storage import tables
-from ghost_jax.data.storage.schema import split_of
+from ghost_jax.data.storage import files, tables
+from ghost_jax.data.storage.schema import drawn_split
 from ghost_jax.text.chat_format import Message
 
-VERSION = 2  # raise it when the same file gives other conversations
+VERSION = 3  # raise it when the same file gives other conversations
 
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 
@@ -29,17 +30,20 @@ def dataset(inputs: BuildInputs, name: str, path: Path) -> Rows:
 def read(name: str, path: Path) -> Iterator[Conversation]:
     """Yields the conversations of a file. Raises UserError, which names the place, for one that is invalid.
 
-    Several system turns become one, a blank line between. The split is drawn from the user's first turn.
+    Several system turns become one, a blank line between. One conversation in ten is for validation, drawn from the
+    words of the user's first turn; none is held out for a test. Null is the absence of a key.
     """
     seen: dict[str, str] = {}
     for place, row in tables.read(path):
         where = f"{path}, {place}"
+        row = files.without_nulls(row)  # a Parquet file has every key in every row and turn
         turns = _checked(_turns(row, where), where)
         system = [turn.content for turn in turns if turn.role == "system"]
         others = turns[len(system) :]
         messages = (*([Message("system", "\n\n".join(system))] if system else []), *others)
         key = rows.id_of(row, where, f"{name}/{place.partition(' ')[2]}", seen)
-        yield Conversation(key, name, messages, split_of(others[0].content))
+        drawn = drawn_split(normalised(others[0].content))
+        yield Conversation(key, name, messages, "validation" if drawn == "validation" else "train")
     if not seen:
         raise UserError(f"{path} holds no conversation. Write one a line, or leave out data.chats.{name}.")
 

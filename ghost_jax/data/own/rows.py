@@ -1,12 +1,14 @@
 """Where a user's own files are, and the fields of their rows. Every error names the file and the place."""
 
+import functools
 import os
 import re
 import sys
 from pathlib import Path
 
-from ghost_jax.core.atomic_io import new_folder
+from ghost_jax.core.atomic_io import locked, new_folder
 from ghost_jax.core.errors import UserError
+from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir
 
 DATASETS = "datasets==5.2.0"  # the version that is tested
@@ -21,8 +23,7 @@ def located(entry: str) -> Path:
     """
     if not entry.startswith(HUB):
         return Path(entry).expanduser()
-    name, _, split = entry.removeprefix(HUB).partition(":")
-    if os.environ.get("GHOST_OFFLINE") == "1":
+    if is_offline():
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
         import datasets
@@ -32,6 +33,15 @@ def located(entry: str) -> Path:
             f"pip install {DATASETS}`."
         ) from None
     datasets.disable_progress_bars()
+    return _kept(entry, cache_dir())
+
+
+@functools.cache  # loading asks the hub each time
+def _kept(entry: str, cache: Path) -> Path:
+    """Returns the Parquet file of an `hf:` entry in the cache. Of several processes, one writes it."""
+    import datasets
+
+    name, _, split = entry.removeprefix(HUB).partition(":")
     try:
         rows = datasets.load_dataset(name, split=split or "train")
     except Exception as fault:  # the library raises errors of many others
@@ -41,12 +51,12 @@ def located(entry: str) -> Path:
             "a folder, and a split that it has."
         ) from None
     title = Path(name).resolve().name if Path(name).exists() else name  # records name no folder of the user
-    kept = (
-        cache_dir() / "data" / "hf" / rows._fingerprint / f"{re.sub(r'[^A-Za-z0-9]+', '_', title).strip('_')}.parquet"
-    )
-    if not kept.is_file():
-        with new_folder(kept.parent) as folder:
-            rows.to_parquet(folder / kept.name)
+    file = f"{re.sub(r'[^A-Za-z0-9]+', '_', title).strip('_')}.parquet"
+    kept = cache / "data" / "hf" / rows._fingerprint / file
+    with locked(cache / "locks" / f"hf-{rows._fingerprint}", entry):
+        if not kept.is_file():
+            with new_folder(kept.parent) as folder:
+                rows.to_parquet(folder / file)
     return kept
 
 

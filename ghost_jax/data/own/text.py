@@ -3,6 +3,7 @@
 A row of JSON lines, CSV or Parquet is a document; only its text is required. A Markdown or text file is a document.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,18 +14,21 @@ from ghost_jax.data.own import rows
 from ghost_jax.data.storage import files, tables
 from ghost_jax.data.storage.schema import Record
 
-VERSION = 2  # raise it when the same files give other records
+VERSION = 3  # raise it when the same files give other records
 
 PAGES = (".md", ".txt")  # a file is a document
 _HIDDEN = re.compile(r"(^|/)\.")
-_HEADING = re.compile(r"^(?:(```|~~~).*?^\1|#{1,6}[ \t]+(\S[^\n]*))", re.MULTILINE | re.DOTALL)  # or a block of code
+# A heading of Markdown; or what may hold a line like one: the front matter, a block of code that may have no end
+_HEADING = re.compile(
+    r"\A---[ \t]*$.*?^(?:---|\.\.\.)[ \t]*$|^(```|~~~).*?(?:^\1|\Z)|^#{1,6}[ \t]+(\S[^\n]*)", re.MULTILINE | re.DOTALL
+)
 
 
-def find(entry: str) -> tuple[str, Path, list[Path], str]:
+def find(entry: str) -> tuple[str, Path, list[Path], str, list[Path]]:
     """Returns the name of an entry's documents, the folder that its files are in, these files in order, and the key.
 
-    The name is that of the file without suffixes, or of the folder. Hidden files are left out. The key of a row's text
-    stands behind a `#`: "notes.jsonl#body".
+    The name is that of the file without suffixes, or of the folder. The key of a row's text stands behind a `#`:
+    "notes.jsonl#body". Hidden files are left out; last are the others that cannot be read.
 
     Raises UserError where there is no file that can be read.
     """
@@ -39,10 +43,11 @@ def find(entry: str) -> tuple[str, Path, list[Path], str]:
         wild = [] if path.is_dir() else [i for i, part in enumerate(parts) if set("*?[") & set(part)]
         fixed = wild[0] if wild else len(parts)
         folder = Path(*parts[:fixed])
-        matches = sorted(folder.glob("/".join(parts[fixed:]) or "**/*"))
+        matches = sorted(folder.glob("/".join(parts[fixed:])) if wild else _below(folder))
         found = [each for each in matches if each.is_file() and not _HIDDEN.search(place_of(each, folder))]
         name = folder.resolve().name or "files"
     readable = [each for each in found if tables.suffix_of(each) in TEXT_FILES]
+    unread = [each for each in found if tables.suffix_of(each) not in TEXT_FILES]
     if not readable:
         absent = "the folder is empty" if path.is_dir() else "there is no such file"
         what = f"{found[0]} is none of them" if found else absent
@@ -50,7 +55,19 @@ def find(entry: str) -> tuple[str, Path, list[Path], str]:
             f"No file of {entry} can be read: {what}. Name a file, a folder or a pattern of {', '.join(TEXT_FILES)}, "
             "plain or as .gz, .xz or .zip."
         )
-    return re.sub(r"[\s,()]+", "_", name), folder, readable, key
+    return re.sub(r"[\s,()]+", "_", name), folder, readable, key, unread
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yields every file below a folder, also behind links to folders, each of which is entered once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in names)
 
 
 def place_of(path: Path, folder: Path) -> str:

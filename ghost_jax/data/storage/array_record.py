@@ -18,7 +18,7 @@ from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ghost_jax.core.errors import UserError
+from ghost_jax.core.errors import UserError, chain_of
 from ghost_jax.data.storage.artifact_cache import SplitCounts
 
 # Arrays are stored as bytes: decoding lists of integers would dominate the time of a batch.
@@ -106,8 +106,17 @@ def write_transforms(folder: Path, name: str, splits: Mapping[str, Any], options
 def _write(folder: Path, name: str, splits: Mapping[str, Any], config: tfds.download.DownloadConfig | None = None):
     tfds.display_progress_bar(False)
     logging.set_verbosity(logging.FATAL)
-    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
-        Examples(name, splits, folder).download_and_prepare(download_config=config)
+    try:
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+            Examples(name, splits, folder).download_and_prepare(download_config=config)
+    except Exception as fault:  # TFDS needs TensorFlow to say which
+        twice = next((each for each in chain_of(fault) if isinstance(each, shuffle.DuplicatedKeysError)), None)
+        if twice is None:
+            raise
+        raise UserError(
+            f"Two records of {name} have the id {_parsed(twice.item1)['id'].decode()}. Give the documents that they "
+            "come from different ids, or correct the builder."
+        ) from fault
 
 
 def _counted(name: str, split: str, rows: Iterable[dict], counts: dict[str, SplitCounts]) -> Iterator[tuple[str, dict]]:

@@ -51,7 +51,7 @@ def find(folder: Path, stem: str) -> list[Path]:
 
 def stem(name: str) -> str:
     """Returns a file's name without the suffix of its compression."""
-    return next((name.removesuffix(suffix) for suffix in SUFFIXES if suffix and name.endswith(suffix)), name)
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if suffix and name.lower().endswith(suffix)), name)
 
 
 def listed(folder: Path) -> list[Path]:
@@ -68,7 +68,7 @@ def open_bytes(path: Path, suffix: str | None = None) -> Iterator[BinaryIO]:
     a read in the `with` block finds it.
     """
     plain = type(path).open  # of an object store as well
-    opener = {".xz": lzma.open, ".gz": gzip.open, ".zip": _open_zip}.get(suffix or path.suffix, plain)
+    opener = {".xz": lzma.open, ".gz": gzip.open, ".zip": _open_zip}.get((suffix or path.suffix).lower(), plain)
     try:
         with opener(path, "rb") as stream:
             yield stream

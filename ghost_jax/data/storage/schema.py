@@ -60,8 +60,13 @@ def as_asked(subject: str) -> str:
 def split_of(subject: str) -> str:
     """Returns the split of all questions about `subject`: 80% train, 10% validation, 10% test.
 
-    It is drawn from a hash of the subject as asked, so no subject is trained on in one phrasing and tested in another.
+    It is drawn from the subject as asked, so no subject is trained on in one phrasing and tested in another.
     """
-    digest = hashlib.blake2b(as_asked(subject).lower().encode("utf-8", "surrogatepass"), digest_size=4).digest()
+    return drawn_split(as_asked(subject))
+
+
+def drawn_split(text: str) -> str:
+    """Returns the split drawn from a hash of a text, whatever its case, with the shares of `split_of`."""
+    digest = hashlib.blake2b(text.lower().encode("utf-8", "surrogatepass"), digest_size=4).digest()
     draw = int.from_bytes(digest) % 10
     return "validation" if draw == 0 else "test" if draw == 1 else "train"
