@@ -80,12 +80,9 @@ def test_the_lexical_reader_finds_the_answers_in_the_book_and_not_in_other_lines
         *("stix-capec-3.9.json", "cwec_v4.14.xml"),
     ]
     read = {name: control["accuracy"] for name, control in report["book_controls"].items()}
-    assert list(read) == [
-        *("random passages", "passages of another question", "oracle page", "options only"),
-        *("without ATT&CK", "without CAPEC", "without CWE"),
-    ]
     assert read["oracle page"] == read["without CAPEC"] == read["without CWE"] == 1
     assert max(read["options only"], read["without ATT&CK"], read["passages of another question"]) < 0.5
+    assert "random passages" in read
     assert [row["fitted_on"] for row in report["fits"]] == ["nothing", ALL_OF_THEM]
     for number, text in enumerate(ASKED.values()):
         assert text in result.stdout
