@@ -18,6 +18,7 @@ import pytest
 from ghost_jax.chat import prompt_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.retrieval.bm25 import Passage
+from ghost_jax.inference import conversation
 from ghost_jax.inference.conversation import decode_stream, escape_controls, fit_turn
 from ghost_jax.runs import evaluation
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -54,6 +55,14 @@ def test_the_oldest_questions_are_dropped_first_then_the_lines_that_match_least(
     assert np.array_equal(turn.prompt, render_prompt(tokenizer, [Message("user", "three?")]))  # never cut
 
 
+def test_a_long_conversation_is_rendered_a_few_times(tokenizer, monkeypatch):
+    sizes = []
+    counted = lambda *given: sizes.append(len(found := render_prompt(*given))) or found  # noqa: E731
+    monkeypatch.setattr(conversation, "render_prompt", counted)
+    turn = fit_turn(tokenizer, EARLIER * 64, "three?", LINES, max_tokens=100)
+    assert (turn.forgotten > 100, len(turn.prompt) <= 100, len(sizes) <= 9) == (True, True, True)
+
+
 def test_characters_are_decoded_complete_and_broken_ones_end_nothing(tokenizer):
     text = "naïve 😀 über €"
     ids = [i for byte in text.encode() for i in tokenizer.encode(bytes([byte]))]  # a token for every byte
@@ -63,7 +72,7 @@ def test_characters_are_decoded_complete_and_broken_ones_end_nothing(tokenizer):
 
 
 NOT_PROMPTS = {'{"question": "What?"}': "question", '{"prompt": "?", "temperature": 1}': "temperature"}
-NOT_PROMPTS |= {'{"prompt": 3}': "", '{"prompt": " "}': "", "{what?": ""}
+NOT_PROMPTS |= {'{"prompt": 3}': "", '{"prompt": " "}': "", "{what?": "", '{"prompt": ' + "[" * 100_000: ""}
 
 
 @pytest.mark.parametrize(("line", "named"), NOT_PROMPTS.items())

@@ -96,3 +96,13 @@ def test_a_model_that_ignores_the_question_is_at_chance_under_the_primary(tiny):
     assert report.sum.accuracy != report.pmi.accuracy
     control = report.controls["question swapped"]
     assert (control.accuracy, control.gain) == (report.pmi.accuracy, 0)
+
+
+def test_a_long_option_of_another_item_changes_no_score(tiny):
+    how = {"context": tiny.config.context, "batch_size": 2}
+    longer = Item("4", "Which?", ("word " * tiny.config.context, "impact"), 0)
+    alone, beside = (
+        cloze.option_scores(tiny.predict, tiny.tokenizer, items, **how)["pmi"][0]
+        for items in (ITEMS[:1], [ITEMS[0], longer])
+    )
+    assert beside == pytest.approx(alone, abs=1e-4)

@@ -7,11 +7,15 @@ import shutil
 import numpy as np
 import pytest
 
+from evals import ctibench
 from evals.answering.evaluate import evaluate
 from evals.answering.letters import prompt_of
+from evals.items.locate import NoItems, find_items
+from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items, cyclic_orders, permute
-from tests.conftest import score_of
+from ghost_jax.runs import evaluation
+from tests.conftest import ROOT, score_of
 from tests.test_trees import seen_by
 
 ITEMS = [
@@ -84,14 +88,15 @@ def test_own_items_are_scored_in_their_own_orders_on_any_number_of_devices(ghost
         (["--workdir={chat}", "--reader=both"], 2, "--book=open"),
         ([], 2, "--workdir"),
         (["--workdir={chat}", "--evidence"], 2, "--evidence"),
+        (["--workdir={chat}", "--out={folder}"], 2, "--out={folder}"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(ghost, tiny_run, tmp_path, flags, code, named):
     (tmp_path / "broken.jsonl").write_text(json.dumps(ITEMS[0]) + '\n{"question": 7}\n')
     places = {"base": tiny_run.base, "chat": tiny_run.workdir, "folder": tmp_path}
     out = tmp_path / "report.json"
-    words = [flag.format(**places) for flag in flags]
-    assert named.format(**places) in ghost.refused_here("evals.ctibench", *words, f"--out={out}", code=code)
+    words = [f"--out={out}", *(flag.format(**places) for flag in flags)]
+    assert named.format(**places) in ghost.refused_here("evals.ctibench", *words, code=code)
     assert not out.exists()
 
 
@@ -132,3 +137,23 @@ def test_a_prompt_over_the_context_is_counted(tiny, items):
     report, _ = evaluate(tiny.predict, tiny.tokenizer, Items("", "", "", (long, short)), context=context)
     assert report.prompts_cropped == 4
     assert "4 of 8 prompts" in report.cropping
+
+
+def test_a_report_on_other_items_of_the_same_name_is_not_replaced(tmp_path):
+    place, path = tmp_path / "evals" / "own-published.json", write_items(tmp_path / "own.jsonl", ITEMS)
+    flags = ctibench.parse([f"--workdir={tmp_path}", f"--items={path}", "--orders=published"])
+    assert ctibench.place_of(flags) == place
+    before = evaluation.read(ROOT / "evals" / "records" / "open_book.json")
+    evaluation.write(place, before)
+    with pytest.raises(UserError, match=r"own-published.json.*--out"):
+        ctibench.place_of(flags)
+    same = dataclasses.replace(before.items, sha256=read_items(path).sha256)
+    evaluation.write(place, dataclasses.replace(before, items=same))
+    assert ctibench.place_of(flags) == place
+
+
+def test_without_a_run_no_other_questions_take_the_place_of_ctibench(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_run.workdir)
+    assert find_items(tmp_path, tiny_run.workdir)[1]
+    with pytest.raises(NoItems, match=str(tmp_path)):
+        find_items(tmp_path, None)

@@ -125,6 +125,7 @@ def test_the_letter_of_a_text():
     assert [text for text in READ_AS_C.split("|") if endpoint.letter_of(text, options) != 2] == []
     assert [text for text in NO_LETTER.split("|") if endpoint.letter_of(text, options) != -1] == []
     assert endpoint.letter_of("same", ("same", "Same.", "other")) == -1
+    assert endpoint.letter_of("İ", tuple("123456789")) == -1, "no I, in whatever case"
 
 
 def test_a_fault_that_passes_is_repeated_and_a_repeated_command_asks_only_what_is_missing(
@@ -145,6 +146,7 @@ def test_a_fault_that_passes_is_repeated_and_a_repeated_command_asks_only_what_i
         ((401, {}, f"bad {KEY}".encode()), "OPENAI_API_KEY"),
         ((404, {}, b"no such model"), "--model"),
         (b"<html>Welcome</html>", "--endpoint"),
+        (b'{"error": {"message": "the upstream is gone"}}', "the upstream is gone"),
     ],
 )
 def test_a_fault_that_stays_keeps_the_answers(ghost, serve, items, tmp_path, fault, named):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.runs.evaluation import Evaluation, Recall, from_json, is_evaluation, read, to_json, write
+from ghost_jax.runs.evaluation import Evaluation, Recall, from_json, is_evaluation, only_guesses, read, to_json, write
 from tests.conftest import ROOT
 
 RECORDS = ROOT / "evals" / "records"
@@ -48,3 +48,9 @@ def test_a_broken_record_is_refused_by_file_and_key(tmp_path, change, key):
     path.write_text(json.dumps(json.loads((RECORDS / "open_book.json").read_text()) | change))
     with pytest.raises(UserError, match=f"{path}.*{key}"):
         read(path)
+
+
+def test_a_score_beside_the_lexical_reader_does_not_say_that_a_run_knows():
+    both = read(RECORDS / "chat_reader-mini" / "evals" / "ctibench-open-both.json")
+    assert (both.reader, both.verdict) == ("both", "knowledge")
+    assert only_guesses(RECORDS / "chat_reader-mini")

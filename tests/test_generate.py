@@ -211,7 +211,7 @@ def test_texts_are_those_of_a_stream_whatever_joins_leaves_or_is_dropped():
         expected = list(alone.stream(text.prompt, text.sampling, jax.random.wrap_key_data(text.key_data)))
         assert text.ids == expected[: text.most]
         full = len(expected) >= text.most or len(expected) + len(text.prompt) == LONG.context
-        assert text.ended == ("length" if full else "stop")
+        assert (text.ended, text.stop) == (("length", None) if full else ("stop", 99))
     assert {text.ended for text in texts} == {"stop", "length"}
 
 

@@ -11,9 +11,9 @@ import matplotlib.image
 import pytest
 
 import ghost_jax
-from ghost_jax.reporting.records import read_beside
+from ghost_jax.reporting.records import Beside, read_beside
 from ghost_jax.reporting.summary import glance_table
-from ghost_jax.reporting.tables import NONE
+from ghost_jax.reporting.tables import NONE, notes_of
 from ghost_jax.runs import run_record
 from launch import results
 from tests.conftest import ROOT, score_of, updates_of
@@ -161,6 +161,22 @@ def test_broken_records_are_named_and_left_out(ghost, tmp_path):
     for path in ("cut/evals/ctibench.json", "foreign/config.json", "torn.json"):
         assert str(runs / path) in left_out
     assert "notes.json" not in left_out
+
+
+def test_a_damaged_comparison_is_named_and_foreign_json_is_ignored(tmp_path):
+    (tmp_path / "damaged.json").write_text('{"reference": "a", "orders": [], "rows": [{}, {}]}')
+    (tmp_path / "foreign.json").write_text('{"predictions": []}')
+    beside, (message,) = read_beside(sorted(tmp_path.glob("*.json")))
+    assert (beside, "damaged.json" in message) == (Beside(), True)
+
+
+def test_each_part_of_a_benchmark_has_its_baselines():
+    run = run_record.read(CHAT)
+    score = run.evals["ctibench"]
+    part = dataclasses.replace(score, items=dataclasses.replace(score.items, name="a part of it"))
+    notes = "\n".join(notes_of([dataclasses.replace(run, evals={"ctibench": score, "ctibench-test": part})]))
+    assert score.items.name in notes
+    assert "a part of it" in notes
 
 
 def test_a_folder_without_runs_is_refused(ghost, tmp_path):

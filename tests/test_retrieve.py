@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.retrieval import bm25
-from ghost_jax.data.retrieval.bm25 import LINE, SHOWN_CHARACTERS, Index, Passage, passages_of, shown, terms
+from ghost_jax.data.retrieval.bm25 import LINE, SHOWN_CHARACTERS, Index, Passage, missing, passages_of, shown, terms
 from ghost_jax.data.storage.schema import Record
 from tests.conftest import ROOT
 
@@ -219,3 +219,12 @@ def test_a_search_initializes_no_devices_so_that_jax_can_still_be_distributed():
     command = [sys.executable, "-c", DEVICES_AFTER_A_SEARCH]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.stdout == "3\n", ran.stderr
+
+
+def test_words_of_a_question_that_no_passage_has_are_named_once_as_they_are_spelled():
+    found = [Passage("t", "attack", "Phishing (T1566)", "Detection", "Read the mails.", "")]
+    assert missing("How do I bake a Chocolate cake by phishing mail, chocolate T1566?", found) == [
+        "bake",
+        "Chocolate",
+        "cake",
+    ]

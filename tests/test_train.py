@@ -187,7 +187,7 @@ def test_a_lost_process_ends_the_others_wherever_a_stage_waits(tmp_path, monkeyp
     monkeypatch.setattr(distributed, "_end", lambda: sys.exit("ended"))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(SystemExit, match="ended"):
-        train_command.run_stage(train_command.Stage(config, tmp_path, tmp_path), None, [], Console())
+        train_command.run_stage(train_command.Stage(config, tmp_path, tmp_path), None, [], [], Console())
 
 
 @pytest.mark.slow
