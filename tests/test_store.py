@@ -48,7 +48,9 @@ def test_a_store_is_written_once_and_found_again(stores):
 def test_a_manifest_is_read_as_it_was_written():
     counts = SplitCounts(2, 1, 7, 3, {"A": 1}, {3: 1, 4: 1}, "0" * 64)
     content = {"datasets": {"mcq": {"train": counts}}, "documents": {"b": 1}, "teacher": {"label": "x", "none": None}}
-    manifest = artifact_cache.manifest(build({"seed": 0}, "qa", lambda folder: content, versions={"qa": 3}))
+    built = build({"seed": 0}, "qa", lambda folder: content, versions={"qa": 3})
+    manifest = artifact_cache.manifest(built)
+    assert built.name == f"qa-{manifest.fingerprint[:16]}"
     assert (manifest.kind, manifest.made_from) == ("qa", {"seed": 0})
     assert manifest.versions == {"shared": schema.VERSION, "qa": 3}
     assert (manifest.datasets, manifest.documents) == (content["datasets"], {"b": 1})
