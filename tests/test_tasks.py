@@ -1,7 +1,12 @@
 """evals/tasks/: RCM, VSP and ATE, their parsing, figures, baselines without test items, and verdicts."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -239,6 +244,46 @@ def test_a_run_writes_the_answers_unless_it_was_trained_on_an_item(ghost, tiny_r
     known = tmp_path / "known.tsv"
     known.write_text(tsv([(page["id"].removeprefix("cwe/"), " ".join(page["text"].split()[:30]))]))
     assert f"record {page['id']}" in ghost.refused_here("evals.ctibench", *flags, f"--items={known}", f"--out={out}")
+
+
+@pytest.mark.slow
+def test_the_served_export_of_a_run_writes_what_the_run_writes(ghost, tiny_run, data, tmp_path):
+    for package in ("torch", "transformers", "fastapi", "uvicorn", "accelerate"):
+        pytest.importorskip(package, reason=f"{package} is not installed: no export is served by transformers")
+    exported, flags = tmp_path / "export", [f"--data_dir={data}", "--task=rcm", "--max_tokens=8"]
+    ghost.here("ghost_jax.export", f"--workdir={tiny_run.workdir}", f"--out={exported}")
+    ghost.here("evals.ctibench", *flags, f"--workdir={tiny_run.workdir}", f"--out={tmp_path / 'run.json'}")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [
+        "-m",
+        "transformers.cli.transformers",
+        "serve",
+        exported,
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--device=cpu",
+    ]
+    with subprocess.Popen([sys.executable, *words], env=os.environ | {"HF_HUB_OFFLINE": "1"}) as server:
+        try:
+            until = time.monotonic() + 120
+            while (
+                socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < until and server.poll() is None
+            ):
+                time.sleep(0.5)
+            flags += [f"--endpoint=http://127.0.0.1:{port}/v1", f"--model={exported}"]
+            ghost.here("evals.ctibench", *flags, f"--out={tmp_path / 'served.json'}", env={"NO_PROXY": "127.0.0.1"})
+        finally:
+            server.kill()
+    run, served = (
+        [json.loads(line) for line in (tmp_path / f"{name}.answers.jsonl").read_text().splitlines()]
+        for name in ("run", "served")
+    )
+    written = {each["id"]: each["text"] for each in run}
+    assert len(served) == 6
+    assert {each["question"]: each["reply"] for each in served} == {
+        each["question"]: written[each["question"]] for each in served
+    }
 
 
 @pytest.mark.slow
