@@ -28,6 +28,8 @@ from ghost_jax.training.checkpoint import Checkpoints
 from tests.conftest import ROOT, paragraph_of, set_all, tiny_base, tiny_chat
 from tests.models import slow
 
+KILLS = int(os.environ.get("GHOST_KILLS", "4"))
+
 
 @dataclass(frozen=True)
 class Store:
@@ -181,19 +183,41 @@ def test_a_chat_run_in_a_store_is_that_of_a_disk(store, ghost, tiny_run, tmp_pat
     ghost(*tiny_chat(workdir))  # finished: it only reports
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(store, processes, ghost, tmp_path):
-    """Of two processes on 2 x 4 devices either may be lost, in a step, a save or a start."""
-    kills = int(os.environ.get("GHOST_KILLS", "4"))
-    flags = set_all({"steps": 300 * kills, "eval_every": 100, "save_every": 10})
-    launcher = ["launch.local", "--processes=2", "--devices=4", "--", "python", "-m"] if processes == 2 else []
+def ends_as_undisturbed(workdir, undisturbed, command, env: dict[str, str], log: Path, processes: int) -> bool:
+    """Whether a run that is killed again and again computes what an undisturbed one does."""
+    for place, times in {undisturbed: 0, workdir: KILLS}.items():
+        assert resume_until_done(command(place), place, env, log, times, processes) == times
+    return computed(workdir) == computed(undisturbed)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(store, ghost, tmp_path):
+    flags = set_all({"steps": 300 * KILLS, "eval_every": 100, "save_every": 10})
+    places, log = (store.path("killed/base"), tmp_path / "base"), tmp_path / "log"
+    assert ends_as_undisturbed(*places, lambda place: tiny_base(place, *flags), ghost.environment(), log, 1)
+
+
+SOAK = {"steps": 300, "data.seq_len": 64, "micro_batch_size": 1, "save_every": 20, "eval_every": 100, "log_every": 1}
+SOAK |= {"model.dtype": "float32", "optim.warmup_steps": 20, "data.validation_records": 8}
+
+
+def soaked(workdir, ghost, tmp_path) -> bool:
+    """300 updates of nano on 2 x 4 devices; either process may be lost, in a step, a save or a start."""
+    launcher = ["launch.local", "--processes=2", "--devices=4", "--", "python", "-m"]
+    recipe = ["ghost_jax.train", "--config=configs/pretrain_v05.py:nano", *set_all(SOAK)]
     # Without optimizations, two processes are too slow for so many updates.
-    env = ghost.environment({"JAX_DISABLE_MOST_OPTIMIZATIONS": None, "XLA_FLAGS": None} if processes == 2 else None)
-    undisturbed, killed = tmp_path / "base", store.path(f"killed-{processes}/base")
-    for workdir, times in {undisturbed: 0, killed: kills}.items():
-        command = [*launcher, *tiny_base(workdir, *flags)]
-        assert resume_until_done(command, workdir, env, tmp_path / "log", times, processes) == times
-    assert computed(killed) == computed(undisturbed)
+    env = ghost.environment({"JAX_DISABLE_MOST_OPTIMIZATIONS": None, "XLA_FLAGS": None})
+    undisturbed, log = tmp_path / "undisturbed" / "base", tmp_path / "log"
+    command = [*launcher, *recipe]
+    return ends_as_undisturbed(workdir, undisturbed, lambda place: [*command, f"--workdir={place}"], env, log, 2)
+
+
+def test_two_processes_of_which_one_is_killed_again_and_again_end_as_undisturbed(store, ghost, tmp_path):
+    assert soaked(store.path("soak/base"), ghost, tmp_path)
+
+
+@pytest.mark.slow
+def test_on_a_disk_they_do_as_well(ghost, tmp_path):
+    assert soaked(tmp_path / "killed" / "base", ghost, tmp_path)
 
 
 def test_a_refused_write_ends_with_a_paragraph_and_the_run_resumes_in_a_slow_store(store, ghost, tmp_path):

@@ -191,6 +191,21 @@ def test_a_lost_process_ends_the_others_wherever_a_stage_waits(tmp_path, monkeyp
 
 
 @pytest.mark.slow
+def test_a_bfloat16_run_is_resumed_bit_for_bit_in_its_type(ghost, tiny_run, tmp_path):
+    """Also by a command that leaves the type to the machine."""
+    full, resumed = tmp_path / "full", tmp_path / "resumed"
+    ghost.here(*tiny_base(full, "--config.model.dtype=bfloat16"))
+    losses, exact = ([line["loss"] for line in losses_of(run)] for run in (full, tiny_run.base))
+    assert losses == pytest.approx(exact, abs=0.05)
+    assert losses != exact
+    shutil.copytree(full, resumed)
+    (resumed / "status.json").unlink()
+    shutil.rmtree(resumed / "checkpoints" / "8")
+    assert "after update 6" in ghost.here(*tiny_base(resumed, "--config.model.dtype=auto")).stdout
+    assert losses_of(resumed) == losses_of(full)
+
+
+@pytest.mark.slow
 def test_two_processes_on_a_mesh_stop_together_probe_and_score_as_one_device_does(ghost, tiny_run, tmp_path):
     flags = set_all({"online_probe.every": 2, "online_probe.questions": 6})
     other = set_all({"mesh.fsdp": 2, "mesh.tensor": 2, "model.scan": True, "model.remat": True})

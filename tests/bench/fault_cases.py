@@ -175,10 +175,11 @@ def a_corrupt_compile_cache(at: Place) -> str:
 
 
 def two_runs_in_one_directory(at: Place) -> str:
-    first = at.ghost.start(*at.train(), *set_all({"steps": 100_000}))
+    command = [*at.train(), *set_all({"steps": 100_000})]
+    first = at.ghost.start(*command)
     while not updates_of(at.base) and first.poll() is None:
         time.sleep(0.01)
-    said = at.ghost.refused(*at.train())
+    said = at.ghost.refused(*command)
     assert "Another process is training" in said
     assert first.poll() is None, "the first run ended"
     first.send_signal(signal.SIGTERM)
