@@ -1,6 +1,7 @@
-"""The tree keeps its shape: imports run down the layers, without cycles."""
+"""The tree keeps its shape: imports run down the layers, no cycles, nothing unexpected at the top, no file too long."""
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -24,8 +25,18 @@ LAYERS = (
     ("ghost_jax.hub", "ghost_jax.sweeps", "ghost_jax.server"),
 )
 COMMANDS = len(LAYERS)
+# Training prepares data as well: these commands are part of the library.
+LIBRARY_COMMANDS = ("ghost_jax.data.prepare", "ghost_jax.data.show", "ghost_jax.data.fetch")
+TOP_LEVEL = {
+    *PACKAGES,
+    *("tests", "README.md", "WORKSPACE.md", "RESULTS.md", "CHANGELOG.md", "SECURITY.md"),
+    *("Makefile", "pyproject.toml", "LICENSE", ".ci", ".gitignore", "docs", "mkdocs.yml"),
+    *("Dockerfile", ".dockerignore"),
+}
 # Their __init__.py: the tables of datasets and sources, which configs are checked against. They import nothing.
 TABLES = ("ghost_jax.data.builders", "ghost_jax.data.sources")
+LONGEST = 400  # lines
+MOST_MODULES = 12  # of a folder
 
 
 def name_of(path: Path) -> str:
@@ -65,6 +76,16 @@ def imports_of(path: Path) -> Iterator[tuple[int, str]]:
         yield from ((node.lineno, name) for name in found if name.split(".")[0] in (*PACKAGES, "tests"))
 
 
+def test_every_module_has_a_layer_and_a_readable_size():
+    assert [name for name in MODULES if layer_of(name) is None] == [], "add their package to LAYERS"
+    assert all(name in SOURCES for name in LIBRARY_COMMANDS)
+    files = [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {path: count for path, count in lines.items() if count > LONGEST} == {}, "make two files of each"
+    folders = {path.parent for path in SOURCES.values()} - {ROOT / "configs"}
+    assert [folder for folder in folders if len(list(folder.glob("*.py"))) > MOST_MODULES] == []
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_down_the_layers(module):
     place = layer_of(module)
@@ -89,3 +110,12 @@ def test_no_two_packages_import_one_another():
             others = {layer_of(name)[1] for _, name in imports_of(path)} - {package}
             imported.setdefault(package, set()).update(others)
     TopologicalSorter(imported).prepare()  # raises CycleError
+
+
+def test_nothing_unforeseen_lies_at_the_top_level():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=True)
+    names = {path.split("/")[0] for path in listed.stdout.split("\0") if path}
+    strangers = {name for name in names - TOP_LEVEL if not (name.startswith("requirements") and name.endswith(".txt"))}
+    assert not strangers
