@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ghost_jax.text.tokenizer import SPECIALS
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ghost_jax", "evals", "configs", "launch")
 
@@ -119,3 +121,14 @@ def test_nothing_unforeseen_lies_at_the_top_level():
     names = {path.split("/")[0] for path in listed.stdout.split("\0") if path}
     strangers = {name for name in names - TOP_LEVEL if not (name.startswith("requirements") and name.endswith(".txt"))}
     assert not strangers
+
+
+def test_only_the_vocabulary_names_begin_end_and_padding():
+    """Elsewhere such a name would be looked up in a vocabulary that has another one."""
+    names = {"PAD", "BOS", "EOS", "UNK", "SPECIALS"}
+    for module, path in MODULES.items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        found = {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names} & names
+        found |= {node.value for node in nodes if isinstance(node, ast.Constant) and node.value in SPECIALS}
+        allowed = module.startswith(("ghost_jax.text", "ghost_jax.hub.vocabulary"))
+        assert allowed or not found, f"{module} names {found}"

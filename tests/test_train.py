@@ -3,8 +3,10 @@
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,6 +23,7 @@ from ghost_jax.runs import run_dir
 from ghost_jax.text import tokenizer
 from ghost_jax.training.checkpoint import Checkpoints
 from ghost_jax.training.loading import load_model
+from tests.bench.place import NotTried, disk
 from tests.conftest import losses_of, paragraph_of, score_of, set_all, tiny_base, tiny_chat, updates_of
 
 DEVICES = jax.device_count()  # the 8 of conftest.py, counted before a command in this process has its environment
@@ -287,3 +290,35 @@ def test_a_finished_run_is_shown_without_its_base(ghost, tiny_run, tmp_path, mon
     monkeypatch.setattr("ghost_jax.report.write", lambda runs, out: out)
     assert "verdict: " in ghost.here(*tiny_chat(workdir)).stdout
     assert list(tmp_path.iterdir()) == [workdir]
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    try:
+        with disk(tmp_path / "disk", "size=1m") as folder:
+            yield folder
+    except NotTried as why:
+        pytest.skip(str(why))
+
+
+def enlarge(folder: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+
+
+def test_a_full_disk_under_the_run_is_reported_and_the_run_resumes_with_more_space(ghost, tiny_run, small_disk):
+    workdir = small_disk / "base"
+    assert "disk is full" in ghost.refused(*tiny_base(workdir))
+    assert not (workdir / "status.json").exists()
+    enlarge(small_disk)
+    ghost.here(*tiny_base(workdir))
+    for here, there in zip(losses_of(workdir), losses_of(tiny_run.base), strict=True):
+        assert here == pytest.approx(there, rel=1e-4, abs=1e-4)
+
+
+def test_a_full_disk_under_the_cache_leaves_no_incomplete_store(ghost, small_disk):
+    prepare, env = ["ghost_jax.data.prepare", tiny_chat(Path("unused"))[1]], {"XDG_CACHE_HOME": str(small_disk)}
+    assert "disk is full" in ghost.refused_here(*prepare, env=env)
+    assert all((store / "manifest.json").is_file() for store in small_disk.glob("ghost_jax/stores/*-*"))
+    enlarge(small_disk)
+    ghost.here(*prepare, env=env)
