@@ -153,6 +153,7 @@ def test_a_report_on_other_items_of_the_same_name_is_not_replaced(tmp_path):
 
 
 def test_without_a_run_no_other_questions_take_the_place_of_ctibench(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.delenv("GHOST_DATA", raising=False)
     monkeypatch.chdir(tiny_run.workdir)
     assert find_items(tmp_path, tiny_run.workdir)[1]
     with pytest.raises(NoItems, match=str(tmp_path)):
