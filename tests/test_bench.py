@@ -9,7 +9,7 @@ from tests.bench import table
 from tests.bench.comparisons import COMPARISONS
 from tests.bench.speed import run
 from tests.bench.wanted import BEST, DEFAULT, Row, ratio
-from tests.bench.work import FLOAT32, PRECISIONS
+from tests.bench.work import FLOAT32, PRECISIONS, precisions_of
 from tests.conftest import TINY
 
 
@@ -33,9 +33,11 @@ def test_the_short_form_of_every_comparison_runs(ghost, tmp_path):
     (record,) = table.read_all(tmp_path).values()
     measured = record["measured"]
     assert list(measured) == list(COMPARISONS)
+    precisions = precisions_of(record["machine"])
     for name in ("pretrain", "pretrain-mini", "pretrain-nano"):
-        assert measured[name]["sides"].keys() >= {f"ghost_jax, {precision}" for precision in PRECISIONS}
-        assert "ghost_jax, bfloat16" in measured[name]["largest_difference"], "and those of peers, where installed"
+        assert measured[name]["sides"].keys() >= {f"ghost_jax, {precision}" for precision in precisions}
+        differences = {f"ghost_jax, {precision}" for precision in precisions[1:]}
+        assert measured[name]["largest_difference"].keys() >= differences, "and those of peers, where installed"
     assert measured["decoding"]["largest_difference"]["ghost_jax streamed, float32"] == 0
     assert measured["loader"]["sides"]["ghost_jax"]["per_s"] > 0
     assert measured["start"]["median_s"] > 0
@@ -53,14 +55,14 @@ def test_an_interrupted_run_is_resumed_and_each_save_is_timed(ghost, tmp_path):
     assert record["computed"]["bytes"] == 12 * 341_099_520
 
 
-def record_of(default: str = "bfloat16", **rates: tuple[float, float]) -> dict:
-    """Returns a record of one comparison, "step": side -> its rates in float32 and bfloat16."""
+def record_of(default: str = "bfloat16", **rates: tuple[float, ...]) -> dict:
+    """Returns a record of one comparison, "step": side -> its rates in float32 and, where given, bfloat16."""
     sides = {
         f"{name}, {precision}": {"unit": "tokens", "per_s": per_s}
         for name, both in rates.items()
-        for precision, per_s in zip(PRECISIONS, both, strict=True)
+        for precision, per_s in zip(PRECISIONS, both, strict=False)
     }
-    return {"machine": {"default": default}, "measured": {"step": {"sides": sides}}}
+    return {"machine": {"default": default, "flags": ["avx2"]}, "measured": {"step": {"sides": sides}}}
 
 
 def test_the_best_precision_of_each_side_is_compared_and_the_default_is_the_machines():
@@ -70,6 +72,10 @@ def test_the_best_precision_of_each_side_is_compared_and_the_default_is_the_mach
     assert own(record).figure == 3
     assert own(record_of("float32", ghost_jax=(100.0, 300.0))) is None
     assert ratio("step", BEST, ("absent", BEST))(record) is None
+    one = record_of("float32", ghost_jax=(100.0,), peer=(50.0,))
+    assert ratio("step", BEST, ("peer", BEST))(one).figure == 2, "a processor without units for bfloat16"
+    one["machine"] |= {"default": "bfloat16"}
+    assert ratio("step", BEST, ("peer", BEST))(one) is None, "one precision was not measured"
 
 
 def test_the_worst_of_all_records_counts_and_one_record_is_no_claim():

@@ -27,7 +27,7 @@ from ghost_jax.core.errors import UsageError, command, did_you_mean
 from ghost_jax.core.paths import local_path
 from tests.bench import table
 from tests.bench.comparisons import BASE, CHAT, COMPARISONS, Subject
-from tests.bench.work import Work
+from tests.bench.work import Work, precisions_of
 
 PACKAGES = ("jax", "flax", "torch", "transformers")
 # A GPU's turn holds so many updates that starting one costs nothing beside them.
@@ -64,7 +64,8 @@ def run(chosen: Sequence[str], short: bool, items: str, out: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="ghost_jax-bench-") as folder:
         for name in chosen:
             comparison = COMPARISONS[name]
-            subject = _prepared(dataclasses.replace(work, **comparison.changes), comparison.files, Path(folder) / name)
+            changed = dataclasses.replace(work, **comparison.changes)
+            subject = _prepared(changed, comparison.files, Path(folder) / name, precisions_of(machine))
             found = comparison.measure(subject, lambda line, name=name: print(f"{name}: {line}", flush=True))
             about = {"about": comparison.measure.__doc__.splitlines()[0], "changes": dict(comparison.changes)}
             found = record["measured"] | {name: about | {"code": code} | found}
@@ -73,12 +74,12 @@ def run(chosen: Sequence[str], short: bool, items: str, out: Path) -> str:
     return table.summary([record])
 
 
-def _prepared(work: Work, makers: Sequence[str], folder: Path) -> Subject:
+def _prepared(work: Work, makers: Sequence[str], folder: Path, precisions: tuple[str, ...]) -> Subject:
     """Returns what a comparison works on, its files written."""
     folder.mkdir()
     written = {maker: _in_child(maker, work, str(folder)) for maker in makers}
     items = written.get(CHAT, {}).get("items", work.items)
-    return Subject(dataclasses.replace(work, items=items), folder, written.get(BASE, {}))
+    return Subject(dataclasses.replace(work, items=items), folder, written.get(BASE, {}), precisions)
 
 
 def _in_child(name: str, *arguments: object) -> dict:

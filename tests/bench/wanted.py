@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from tests.bench.comparisons import GENERATE, OURS, PADDED, TRL
-from tests.bench.work import BFLOAT16, FLOAT32, PRECISIONS
+from tests.bench.work import BFLOAT16, FLOAT32, precisions_of
 
 DEFAULT = "default"  # the precision of `model.dtype=auto` on the machine of the record
-BEST = "best"  # the faster precision of that side; both must be in the record
+BEST = "best"  # the faster precision of that side; all of the machine must be in the record
 SECONDS = "s"
 LEAST_RECORDS = 2  # of different machines or days, for a claim
 
@@ -78,7 +78,7 @@ def ratio(comparison: str, ours: str, peer: tuple[str, str]) -> Callable[[Mappin
 def fastest(sides: Mapping, name: str, precision: str, record: Mapping) -> str | None:
     """Returns the name of a side in a precision, `BEST` and `DEFAULT` resolved; None where that was not measured."""
     one = record["machine"]["default"] if precision == DEFAULT else precision
-    names = [f"{name}, {each}" for each in (PRECISIONS if precision == BEST else (one,))]
+    names = [f"{name}, {each}" for each in (precisions_of(record["machine"]) if precision == BEST else (one,))]
     return max(names, key=lambda each: sides[each]["per_s"]) if all(each in sides for each in names) else None
 
 

@@ -1,6 +1,7 @@
 """What is timed: the sizes of a benchmark, the same for all sides. Imports neither JAX nor PyTorch."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 # size -> the recipes of its base and of its chat model
@@ -14,6 +15,15 @@ RECIPES = {
 # Weights of what is trained are float32 always.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 FLOAT32, BFLOAT16 = PRECISIONS = tuple(TOLERANCE)
+
+
+def precisions_of(machine: Mapping) -> tuple[str, ...]:
+    """Returns the precisions measured on a record's `machine`: float32 alone where a CPU has no units for bfloat16.
+
+    Of a processor that was not recorded both count.
+    """
+    return (FLOAT32,) if machine["default"] == FLOAT32 and machine["flags"] else PRECISIONS
+
 
 # Of all sides alike. The rate is too low to move anything in the few updates that are timed.
 RATE = 1e-6
