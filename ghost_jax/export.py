@@ -35,10 +35,9 @@ def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> st
 
     Raises UserError where the run is absent or unfinished, or has no form of this kind.
     """
-    adapted = None
+    adapters = None
     if kind == "peft":
-        model, adapted, step = load_adapted(workdir, make_mesh())
-        params = adapted.params
+        model, params, adapters, step = load_adapted(workdir, make_mesh())
     else:
         model, params, step = load_model(workdir, make_mesh())
     if not (run_record.is_finished(workdir) or run_record.stopped(workdir)):
@@ -54,7 +53,7 @@ def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> st
         described = {}  # the file holds its vocabulary
     else:
         size = weights.write(folder, form.tensors_of(params, model), jnp.dtype(dtype))
-    if adapted and form is not llama:
+    if adapters and form is not llama:
         raise UserError(f"{workdir} is a v0.4 model, and adapters are written of v0.5. Leave --format out.")
     described["config.json"] = {  # last: nothing loads without it
         **form.config_of(model),
@@ -64,13 +63,13 @@ def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> st
     }
     for name, content in described.items():
         write_json(folder / name, content)
-    if adapted:
+    if adapters:
         base = folder / peft.BASE
         base.mkdir()
         for name in (weights.FILE, *(name for name in described if name != "config.json")):
             (folder / name).rename(base / name)
         write_json(base / "config.json", described["config.json"])
-        size = peft.write(folder, adapted.lora, adapted.trained)
+        size = peft.write(folder, *adapters)
     return f"{form.ARCHITECTURE}, {model.parameters():,} parameters, {dtype}, {size:,} bytes, {chat} a chat template"
 
 

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
+from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.console import Progress, duration, make_console
 from ghost_jax.core.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command
 from ghost_jax.core.paths import local_path
@@ -215,7 +216,7 @@ def main(argv: Sequence[str]) -> int:
         f"Another sweep is at work in {folder}, or runs that a killed one left behind. Wait until they are done, or "
         "give this sweep another folder with --runs."
     )
-    with run_dir.held(folder, refusal) as lock:
+    with locked(folder / ".lock", refusal=refusal) as lock:
         print(f"{sweep.name}: {len(tasks)} runs in {folder}, {jobs} at a time", flush=True)
         states = run_all(tasks, jobs, lock)
         table, notes = sweep_table.write(sweep, folder, states)

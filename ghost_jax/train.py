@@ -30,7 +30,7 @@ from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.training.checkpoint import check_place, facts_of
-from ghost_jax.training.loading import check_base, check_resumed, load_model
+from ghost_jax.training.loading import check_base, load_model, newest_record
 from ghost_jax.training.loop import train
 from ghost_jax.training.setup import TrainSetup, attention_of, mesh_of
 from ghost_jax.training.step import abstract_params, make_predict
@@ -143,10 +143,10 @@ def run_stage(
             raise Diverged(stopped.step, stopped.reason)
         prepared = prepare(config, data_dir)
         distributed.barrier(f"the preparation of {workdir.name}")
-        setup = TrainSetup.from_config(config, prepared.tokenizer.vocab_size)
+        setup = TrainSetup(config, prepared.tokenizer.vocab_size)
         identity = setup.identity(prepared, stage.base_workdir)
         distributed.check_same(facts_of(identity))
-        start = check_resumed(workdir, identity)
+        start, _ = newest_record(workdir, identity)
         if distributed.is_main():
             run_dir.record_resumed(workdir, start)
             plan.show(config, prepared, console)

@@ -168,7 +168,7 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> tuple["jax.stages.Traced", Mod
     """Returns the traced training step of a config: its optimizer, objective and batch, without data; and its model."""
     chat = config.stage == "chat"
     grown = len(ROLES) + len(embedded.anchors()) if chat else 0
-    setup = TrainSetup.from_config(config, config.model.vocab_size + grown, mesh)
+    setup = TrainSetup(config, config.model.vocab_size + grown, mesh)
     step = setup.make_step(np.arange(len(LETTERS)) if chat else None)  # any ids: the work is the same
     fields = ["tokens", "targets", "weights"]
     fields += ["positions", "segments"] if config.data.packing else []

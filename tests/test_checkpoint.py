@@ -15,7 +15,7 @@ from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.text import tokenizer
 from ghost_jax.training.checkpoint import FOLDER, Checkpoints, Corrupt, checksums, identity_of, params_of
-from ghost_jax.training.loading import check_base, check_resumed, load_model, newest_record
+from ghost_jax.training.loading import check_base, load_model, newest_record
 from ghost_jax.training.optimizer import adamw, muon
 from ghost_jax.training.step import TrainState, abstract_state
 from tests.models import needs_eight, one_device
@@ -249,7 +249,7 @@ def test_a_run_is_bound_to_the_parameters_of_its_base(tmp_path):
         with pytest.raises(UserError, match=str(place)):
             check_base(chat, place)
     with pytest.raises(UserError, match="base: "):
-        check_resumed(chat, IDENTITY | {"base": params_of(newest_record(other)[1])})
+        newest_record(chat, IDENTITY | {"base": params_of(newest_record(other)[1])})
 
 
 def test_a_model_is_loaded_at_the_step_that_is_needed_and_with_its_own_vocabulary(tmp_path):

@@ -98,7 +98,8 @@ def third_control(tmp_path):
 
     def write(name: str, config: dict, report: evaluation.Evaluation):
         evaluation.write(tmp_path / name / "evals" / "ctibench.json", report)
-        (tmp_path / name / "config.json").write_text(json.dumps({"seed": 0, "steps": 10} | config))
+        recipe = {"stage": "chat", "seed": 0, "steps": 10, "model": {}, "optim": {}}
+        (tmp_path / name / "config.json").write_text(json.dumps(recipe | config))
         return tmp_path / name
 
     def control(step: int = 10, sha256: str = ITEMS.sha256, **config) -> evaluation.Control:

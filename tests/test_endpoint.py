@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from evals.answering import endpoint
+from ghost_jax.core import chat_api
 from ghost_jax.core.chat_api import ChatApi
 from ghost_jax.core.errors import UserError
 from tests.test_ctibench import write_items
@@ -162,8 +163,9 @@ def test_a_fault_that_stays_keeps_the_answers(ghost, serve, items, tmp_path, fau
 
 def test_a_connection_that_breaks_is_a_paragraph(serve, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(chat_api, "MAX_RETRIES", 0)
     server = serve(lambda *_: (200, {"Content-Length": "1000"}, b'{"choices": ['))
-    api = ChatApi(server.url, "127.0.0.1", "m", endpoint.NAMES, tmp_path / "a", in_flight=2, max_retries=0)
+    api = ChatApi(server.url, "127.0.0.1", "m", endpoint.NAMES, tmp_path / "a", in_flight=2)
     with pytest.raises(UserError, match=server.url):
         endpoint.written({"Which?": "q"}, api, max_tokens=1)
 

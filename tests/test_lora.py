@@ -63,7 +63,7 @@ def test_a_run_keeps_adapters_alone_and_loads_as_one_model(adapted, tiny_run):
     assert {name.rpartition("/")[2] for name in names} == {"a", "b", "rows"}
     assert len(losses_of(adapted)) == 4
     model, params, _ = load_model(adapted, one_device())
-    _, parts, _ = load_adapted(adapted, one_device())
+    _, grown, (lora, trained), _ = load_adapted(adapted, one_device())
     _, base, _ = load_model(tiny_run.base, one_device())
     here, there = (named(tree) for tree in (params, base))
     changed = np.asarray(here["block_0/attention/qkv/kernel"]) - there["block_0/attention/qkv/kernel"]
@@ -71,7 +71,7 @@ def test_a_run_keeps_adapters_alone_and_loads_as_one_model(adapted, tiny_run):
     assert np.linalg.matrix_rank(changed.reshape(model.width, -1), tol=1e-6) <= 4
     up = "block_0/feed_forward/up/kernel"
     np.testing.assert_array_equal(here[up], there[up])
-    np.testing.assert_allclose(parts.merged()["embedding"], params["embedding"], atol=1e-6)
+    np.testing.assert_allclose(lora.merge(grown, trained)["embedding"], params["embedding"], atol=1e-6)
 
 
 def test_a_base_that_is_gone_is_named(adapted, tmp_path):

@@ -129,11 +129,11 @@ def test_the_config_chooses_the_optimizer_and_its_numbers():
     values = {"model.dtype": "float32", "optim.b1": "0.5", "optim.b2": "0.6", "optim.weight_decay": "0.7"}
     config_lib.override_all(config, [*values.items(), ("optim.clip_norm", "0.8")])
     params, grads = ({"kernel": np.full((4, 4), value, np.float32)} for value in (1.0, 3.0))
-    found, _ = updated(TrainSetup.from_config(config, 4096).optimizer, params, grads)
+    found, _ = updated(TrainSetup(config, 4096).optimizer, params, grads)
     expected, _ = updated(adamw(0.5, 0.6, 0.7, 0.8), params, grads)
     np.testing.assert_array_equal(found["kernel"], expected["kernel"])
     config_lib.override(config, "optim.name", "muon")
-    assert "muon" in str(jax.tree.structure(TrainSetup.from_config(config, 4096).abstract.opt_state))
+    assert "muon" in str(jax.tree.structure(TrainSetup(config, 4096).abstract.opt_state))
 
 
 def test_adapters_decay_and_the_rows_of_new_tokens_do_not():

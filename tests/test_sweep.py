@@ -12,6 +12,7 @@ import time
 import pytest
 
 from ghost_jax.config import load as config_lib
+from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.runs import run_dir
 from ghost_jax.sweep import config_of, tasks_of
@@ -80,7 +81,7 @@ def test_a_folder_in_use_or_of_another_config_is_refused(ghost, tmp_path):
     with pytest.raises(UserError, match=r"steps is 9 there and 40 here.*--runs"):
         tasks_of(load(LR), tmp_path, [], None)
     free = tmp_path / "free"
-    with run_dir.held(free, "in use"):
+    with locked(free / ".lock", refusal="in use"):
         assert str(free) in ghost.refused_here("ghost_jax.sweep", f"--config={LR}", f"--runs={free}")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from ghost_jax.core import chat_api
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.data.builders import cot, teacher
 from ghost_jax.data.examples import Question
@@ -102,13 +103,13 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "ghost_jax" / "teacher"
 
 
-def ask(server: Server, count: int, **options) -> tuple[list[str], dict]:
-    return teacher.Endpoint(server.url, "model:14b", **options).ask(questions(count))
+def ask(server: Server, count: int) -> tuple[list[str], dict]:
+    return teacher.Endpoint(server.url, "model:14b").ask(questions(count))
 
 
-def failure_of(server: Server, count: int = 1, **options) -> str:
+def failure_of(server: Server, count: int = 1) -> str:
     with pytest.raises(UserError, match=rf"^.*{server.url}/chat/completions.*$") as caught:
-        ask(server, count, **options)
+        ask(server, count)
     return str(caught.value)
 
 
@@ -146,8 +147,10 @@ def test_an_incomplete_last_line_is_skipped(serve, cache, left):
         assert server.asked == {0: 1, 1: 1, 2: 1, 3: 1}
 
 
-def test_a_server_that_hangs_is_given_up(serve):
-    assert "0.3 s" in failure_of(serve(lambda *_: time.sleep(1)), timeout=openai.Timeout(0.3), max_retries=0)
+def test_a_server_that_hangs_is_given_up(serve, monkeypatch):
+    monkeypatch.setattr(chat_api, "TIMEOUT", openai.Timeout(0.3))
+    monkeypatch.setattr(chat_api, "MAX_RETRIES", 0)
+    assert "0.3 s" in failure_of(serve(lambda *_: time.sleep(1)))
 
 
 NO_COMPLETIONS = (b"<html>Welcome</html>", b"[]", b'{"choices": []}', b"[" * 100_000, completion(7))
@@ -175,10 +178,11 @@ def test_another_answer_than_a_completion_is_reported_with_what_the_server_says(
 @pytest.mark.parametrize("location", ["", "http://[", "//", "/v2/chat/completions", "http://a..b/"])
 def test_a_redirect_is_named_and_takes_the_key_nowhere(serve, monkeypatch, location):
     monkeypatch.setenv("GHOST_TEACHER_KEY", KEY)
+    monkeypatch.setattr(chat_api, "MAX_RETRIES", 0)
     there = serve()
     secret = there.url.replace("http://", "http://user:password@")
     headers = {"Location": location or f"{secret}/chat/completions?token=x"}
-    message = failure_of(serve(lambda *_: (307, headers, b"")), max_retries=0)
+    message = failure_of(serve(lambda *_: (307, headers, b"")))
     assert location or all(part in message for part in ("HTTP 307", there.url.split("/")[2]))
     assert "password" not in message
     assert there.seen == []
@@ -197,9 +201,10 @@ ECHOES = [
 @pytest.mark.parametrize("answer", ECHOES)
 def test_the_key_is_a_bearer_token_and_in_no_file_log_or_message(serve, monkeypatch, cache, caplog, capfd, answer):
     monkeypatch.setenv("GHOST_TEACHER_KEY", f" {KEY}\n")
+    monkeypatch.setattr(chat_api, "MAX_RETRIES", 1)
     caplog.set_level("DEBUG")
     server = serve(lambda *_: answer)
-    model, shown = teacher.Endpoint(server.url, "model:14b", max_retries=1), []
+    model, shown = teacher.Endpoint(server.url, "model:14b"), []
     try:
         shown += map(str, model.ask(questions(3)))
     except UserError as fault:

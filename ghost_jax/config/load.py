@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ghost_jax.config import files as config_files
 from ghost_jax.config.keys import DOMAINS, FILES
 from ghost_jax.config.validate import check, host_of_teacher, leaves
-from ghost_jax.core.atomic_io import read_whole_config
+from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.core.object_store import path_of
 from ghost_jax.data.builders import DATASETS
@@ -169,7 +169,7 @@ def stand_on(config: ConfigDict, base: Path) -> None:
 
     Its model gets the base's shape. Raises UserError where there is no such run.
     """
-    found = read_whole_config(base / "config.json")
+    found = read_config(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
         raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")
     own = {key: config.model[key] for key in OWN}

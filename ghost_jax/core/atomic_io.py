@@ -39,10 +39,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def without_bom(start: bytes, name: object) -> bytes:
-    """Returns the start of a UTF-8 text without its byte order mark.
-
-    Raises UserError, which calls the text `name`, for a byte order mark of UTF-16.
-    """
+    """Returns a text's start without its byte order mark. Raises UserError, which calls the text `name`, for UTF-16."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{name} is encoded in UTF-16. Convert it to UTF-8.")
     return start.removeprefix(codecs.BOM_UTF8)
@@ -65,19 +62,15 @@ OF_A_CONFIG = ("stage", "model", "data", "optim", "steps")  # keys that the conf
 
 
 def read_config(path: Path) -> dict:
-    """Reads the config.json of a run. Raises UserError where it is missing, invalid, or of an earlier version."""
+    """Reads the config.json of a run. Raises UserError where it is missing, invalid, of an earlier version, or not of a
+    run.
+    """
     config = read_json(path)
     if "watch" in config:  # as `divergence` was called before version 0.5, which renamed other keys too
         raise UserError(
             f"{path} is the config of a run of an earlier version of ghost_jax: it has the key watch. Train the run "
             "again, or use the version that environment.json beside it names."
         )
-    return config
-
-
-def read_whole_config(path: Path) -> dict:
-    """Reads a config.json as `read_config` does. Raises UserError as well where it is not that of a run."""
-    config = read_config(path)
     missing = [key for key in OF_A_CONFIG if key not in config]
     if missing:
         hint = "Repeat the command that made the run."
@@ -101,9 +94,8 @@ def new_folder(place: Path) -> Iterator[Path]:
 
     An empty folder is filled, because it may be a mount point, which cannot be renamed; a config.json comes last.
     """
-    filled = place.exists() and is_free(place)
-    partial, old = (place.with_name(place.name + suffix) for suffix in (PARTIAL, ".replaced"))
-    partial = place / PARTIAL if filled else partial
+    filled, old = place.exists() and is_free(place), place.with_name(f"{place.name}.replaced")
+    partial = place / PARTIAL if filled else place.with_name(place.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)  # of a killed process
     partial.mkdir(parents=True)
     try:
@@ -122,13 +114,18 @@ def new_folder(place: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(lock: Path, what: str) -> Iterator[None]:
-    """Waits until no other process holds a lock file, and says so; the system releases it when a process dies."""
+def locked(lock: Path, what: str = "", refusal: str = "") -> Iterator[int]:
+    """Holds a lock file and yields its descriptor; the system releases it when the process dies.
+
+    Where another process holds it, waits and says that it makes `what`, or raises UserError with the message `refusal`.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if refusal:
+                raise UserError(refusal) from None
             print(f"another process makes {what}: waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()

@@ -65,32 +65,6 @@ class Reply:
 _REPLY = TypeAdapter(Reply)
 
 
-class _Cache:
-    """Replies as JSON lines that are only appended to; processes may share the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.replies: dict[str, Reply] = {}  # by the key of the request
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            for line in file:
-                with contextlib.suppress(*MALFORMED):  # a killed process left it incomplete
-                    entry = json.loads(line)
-                    self.replies[str(entry["key"])] = _REPLY.validate_python(entry)
-
-    def add(self, key: str, question: str, reply: Reply) -> None:
-        """Appends a reply on a line of its own."""
-        content = {"key": key, "question": question} | _REPLY.dump_python(reply, exclude_none=True)
-        line = json.dumps(content) + "\n"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            end = file.seek(0, os.SEEK_END)
-            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-                line = f"\n{line}"
-            file.write(line.encode())
-        self.replies[key] = reply
-
-
 class ChatApi:
     """A model behind an OpenAI-compatible API.
 
@@ -99,33 +73,27 @@ class ChatApi:
 
     Args:
       base_url: the address before "/chat/completions": "http://localhost:11434/v1"; `host` is its host.
-      path: the file of the replies, JSON lines.
+      path: the file of the replies, JSON lines that are only appended to; processes may share it.
       in_flight: requests at once; servers batch them.
 
     Raises UserError where the key is malformed.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        host: str,
-        model: str,
-        names: Names,
-        path: Path,
-        *,
-        in_flight: int,
-        timeout: openai.Timeout = TIMEOUT,
-        max_retries: int = MAX_RETRIES,
-    ):
+    def __init__(self, base_url: str, host: str, model: str, names: Names, path: Path, *, in_flight: int):
         self._base_url, self._host, self.model, self._names = base_url.rstrip("/"), host, model, names
-        self._in_flight, self._timeout, self._max_retries = in_flight, timeout, max_retries
+        self._path, self._in_flight = path, in_flight
         self._key()
-        self._cache = _Cache(path)
         self.label = f"{model} at {host}"
+        self._replies: dict[str, Reply] = {}  # by the key of the request
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            for line in file:
+                with contextlib.suppress(*MALFORMED):  # a killed process left it incomplete
+                    entry = json.loads(line)
+                    self._replies[str(entry["key"])] = _REPLY.validate_python(entry)
 
     def missing(self, bodies: Sequence[dict]) -> list[dict]:
         """Returns the requests without a reply."""
-        return [body for body in bodies if key_of(body) not in self._cache.replies]
+        return [body for body in bodies if key_of(body) not in self._replies]
 
     def ask(self, bodies: Sequence[dict], questions: Sequence[str]) -> tuple[list[Reply], dict]:
         """Returns a reply to each request, and counts of replies, in which equal requests are one.
@@ -133,7 +101,7 @@ class ChatApi:
         `questions` are what the file of the replies calls each request. Raises UserError where the API fails for good,
         or GHOST_OFFLINE=1 forbids the connection.
         """
-        replies = self._cache.replies
+        replies = self._replies
         keys = [key_of(body) for body in bodies]
         named = zip(keys, bodies, questions, strict=True)
         pending = {key: (body, question) for key, body, question in named if key not in replies}
@@ -153,8 +121,8 @@ class ChatApi:
         client = openai.AsyncOpenAI(
             api_key=self._key() or "none",
             base_url=self._base_url,
-            timeout=self._timeout,
-            max_retries=self._max_retries,
+            timeout=TIMEOUT,
+            max_retries=MAX_RETRIES,
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),  # the key goes to one address alone
         )
         client.organization = client.project = None  # else those of OPENAI_ORG_ID and OPENAI_PROJECT_ID
@@ -162,11 +130,24 @@ class ChatApi:
 
         async def work() -> None:
             for key, (body, question) in waiting:
-                self._cache.add(key, question, await self._ask(client, body))
+                self._keep(key, question, await self._ask(client, body))
                 bar.advance(1)
 
         async with client:
             await asyncio.gather(*(work() for _ in range(self._in_flight)))
+
+    def _keep(self, key: str, question: str, reply: Reply) -> None:
+        """Appends a reply to the file, on a line of its own."""
+        content = {"key": key, "question": question} | _REPLY.dump_python(reply, exclude_none=True)
+        line = json.dumps(content) + "\n"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = file.seek(0, os.SEEK_END)
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                line = f"\n{line}"
+            file.write(line.encode())
+        self._replies[key] = reply
 
     async def _ask(self, client: openai.AsyncOpenAI, body: dict) -> Reply:
         headers = None if self._key() else {"Authorization": openai.Omit()}
@@ -179,7 +160,7 @@ class ChatApi:
         except openai.APIStatusError as fault:
             raise self._refused(fault) from None
         except openai.APITimeoutError:
-            what = f"is silent for longer than {self._timeout.read:g} s"
+            what = f"is silent for longer than {TIMEOUT.read:g} s"
             raise self._failure(what, "Check that the server is not overloaded.") from None
         except openai.APIConnectionError as fault:
             *_, cause = chain_of(fault)
@@ -227,7 +208,7 @@ class ChatApi:
         elif status == 404:
             fix = f"Correct {names.model}, or {names.url}, which mostly ends in /v1."
         elif status == 429 or status >= 500:
-            fix = f"It was asked up to {1 + self._max_retries} times: wait, or read the server's log."
+            fix = f"It was asked up to {1 + MAX_RETRIES} times: wait, or read the server's log."
         else:
             fix = f"Correct {names.model} or the server."
         return Refused(str(self._failure(f"answers HTTP {status}{quoted}", fix)), said)
@@ -235,7 +216,7 @@ class ChatApi:
     def _failure(self, what: str, fix: str) -> UserError:
         return UserError(
             f"The {self._names.who} {self.model} at {self._base_url}/chat/completions {what}. {fix} "
-            f"{len(self._cache.replies):,} answers are kept in {self._cache.path}: repeat the command to resume"
+            f"{len(self._replies):,} answers are kept in {self._path}: repeat the command to resume"
             f"{self._names.otherwise}."
         )
 

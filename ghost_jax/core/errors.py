@@ -43,6 +43,7 @@ _PATH_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR),
     *(errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EBUSY, errno.EXDEV),
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # The system's words, and NumPy's, which drops the system's error: "1028 requested and 606 written"
 _NO_SPACE = re.compile(r"No space left|\d+ requested and \d+ written")
 
@@ -52,11 +53,6 @@ def chain_of(fault: BaseException | None) -> Iterator[BaseException]:
     while fault is not None:
         yield fault
         fault = fault.__cause__ or fault.__context__
-
-
-def _is_disk_full(fault: BaseException) -> bool:
-    numbers = (errno.ENOSPC, errno.EDQUOT)
-    return any(getattr(each, "errno", None) in numbers or _NO_SPACE.search(str(each)) for each in chain_of(fault))
 
 
 def _of_store(fault: BaseException) -> BaseException | None:
@@ -75,7 +71,7 @@ def _paragraph_of(fault: BaseException) -> str | None:
         return str(fault)
     if isinstance(fault, KeyboardInterrupt):
         return "Stopped on request. Finished work is kept; repeat the same command to resume."
-    if _is_disk_full(fault):
+    if any(getattr(each, "errno", None) in _FULL or _NO_SPACE.search(str(each)) for each in chain_of(fault)):
         return (
             "The disk is full. Free some space, or point --workdir and XDG_CACHE_HOME at a larger disk, and repeat the "
             "command: it resumes from the last complete checkpoint."
@@ -102,10 +98,6 @@ def _paragraph_of(fault: BaseException) -> str | None:
     return None
 
 
-def _interrupt(signum: int, frame) -> None:
-    raise KeyboardInterrupt
-
-
 def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
     """Wraps a command's main function: it returns an exit code and prints a paragraph in place of a traceback.
 
@@ -115,7 +107,7 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
-        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             code = main(sys.argv[1:] if argv is None else argv) or DONE
             sys.stdout.flush()  # fails here, and not at exit, where the reader of `… | head` has ended

@@ -1,4 +1,4 @@
-"""Settings of a process that computes: the compile cache, no TPU where there is none, less noise of a failed save."""
+"""Settings of a process that computes."""
 
 import errno
 import functools
@@ -14,12 +14,12 @@ import jax
 
 from ghost_jax.core.paths import cache_dir
 
+# Of asyncio, of TensorBoard's queue, and of reads that Orbax drops after another one failed.
+_REPEATED = re.compile("Event loop is closed|handle is closed|Encountered error while reading array")
+
 
 def set_up() -> None:
-    """Prepares this process for computing; call it before the first array is made.
-
-    Compiled programs are cached, so that only the first start of a run waits for the compiler.
-    """
+    """Prepares this process for computing; call it before the first array is made. Compiled programs are cached."""
     programs = cache_dir() / "xla"
     programs.mkdir(parents=True, exist_ok=True)  # one error here, and not one of JAX for each program
     jax.config.update("jax_compilation_cache_dir", str(programs))
@@ -29,7 +29,17 @@ def set_up() -> None:
     if jax.config.jax_platforms is None:
         sys.modules["libtpu"] = None
         os.environ.pop("TPU_LIBRARY_PATH", None)
-    _hide_repeated_faults()
+    # On a full disk Orbax raises the reason and closes its event loop. TensorStore's threads, asyncio and TensorBoard's
+    # writer then print a hundred tracebacks more.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = functools.partial(_show_if_new, sys.unraisablehook)
+    threading.excepthook = functools.partial(_show_if_new, threading.excepthook)
+
+
+def _show_if_new(show: Callable, raised: "sys.UnraisableHookArgs | threading.ExceptHookArgs") -> None:
+    fault = raised.exc_value
+    if not _REPEATED.search(str(fault)) and getattr(fault, "errno", None) != errno.ENOSPC:
+        show(raised)
 
 
 def fast_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -40,24 +50,3 @@ def fast_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         return "bfloat16"
     flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.is_file() else set()
     return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
-
-
-# Of asyncio, of TensorBoard's queue, and of reads that Orbax drops after another one failed.
-_REPEATED = re.compile("Event loop is closed|handle is closed|Encountered error while reading array")
-
-
-def _hide_repeated_faults() -> None:
-    """Hides the tracebacks that threads print after a failed save; the failure itself is raised and reported once.
-
-    On a full disk Orbax raises the reason and closes its event loop. TensorStore's threads, asyncio and TensorBoard's
-    writer then print a hundred tracebacks more.
-    """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    sys.unraisablehook = functools.partial(_show_if_new, sys.unraisablehook)
-    threading.excepthook = functools.partial(_show_if_new, threading.excepthook)
-
-
-def _show_if_new(show: Callable, raised: "sys.UnraisableHookArgs | threading.ExceptHookArgs") -> None:
-    fault = raised.exc_value
-    if not _REPEATED.search(str(fault)) and getattr(fault, "errno", None) != errno.ENOSPC:
-        show(raised)

@@ -43,22 +43,12 @@ class StorePath(epath.gpath.PosixGPath):
     """
 
     def open(self, mode: str = "r", *, encoding: str | None = None) -> IO:
-        """Opens an object."""
         if "r" not in mode:
             return super().open(mode, encoding=encoding)
-        stream = io.BytesIO(self.read_bytes())
+        stream = io.BytesIO(file_system(self).cat_file(str(self)))
         return stream if "b" in mode else io.TextIOWrapper(stream, encoding or "utf-8")
 
-    def read_bytes(self) -> bytes:
-        """Returns the content of an object."""
-        return file_system(self).cat_file(str(self))
-
-    def read_text(self, encoding: str = "utf-8") -> str:
-        """Returns the text of an object."""
-        return self.read_bytes().decode(encoding)
-
     def write_bytes(self, data: bytes) -> None:
-        """Creates or replaces an object."""
         file_system(self).pipe_file(str(self), data)
 
     def resolve(self, strict: bool = False) -> "StorePath":
@@ -101,15 +91,6 @@ def path_of(text: str) -> Path:
 def file_system(path: Path) -> fsspec.AbstractFileSystem:
     """Returns the file system of a path in a store."""
     return fsspec.filesystem(str(path).partition("://")[0])
-
-
-def move(source: Path, target: Path) -> None:
-    """Moves a folder."""
-    if is_remote(source):
-        file_system(source).mv(str(source), str(target), recursive=True)
-    else:
-        target.parent.mkdir(parents=True)
-        source.rename(target)
 
 
 def upload(folder: Path, target: Path) -> None:
@@ -178,7 +159,7 @@ def leased(folder: Path, machine: str, refusal: str) -> Iterator[None]:
 
     Raises UserError with the message `refusal` where another process holds the lock.
     """
-    lock = _Lock(folder / "lock", {"owner": f"{socket.gethostname()} {uuid.uuid4().hex}", "machine": machine})
+    lock = _Lock(folder / "lock", machine)
     lock.acquire(refusal)
     ended = threading.Event()
     renewal = threading.Thread(target=lock.renew_until, args=(ended,), daemon=True)
@@ -194,8 +175,9 @@ def leased(folder: Path, machine: str, refusal: str) -> Iterator[None]:
 class _Lock:
     """One process's part in the lock of a folder: `folder/000001.json` and so on, of which the newest counts."""
 
-    def __init__(self, folder: Path, owner: dict[str, str]):
-        self._folder, self._owner, self._number, self._renewals = folder, owner, 0, 0
+    def __init__(self, folder: Path, machine: str):
+        self._folder, self._number, self._renewals = folder, 0, 0
+        self._owner = {"owner": f"{socket.gethostname()} {uuid.uuid4().hex}", "machine": machine}
 
     def acquire(self, refusal: str) -> None:
         while True:

@@ -65,7 +65,7 @@ class Engine(Generator):
     def _reset(self) -> None:
         self._texts: list[Text | None] = [None] * self._batch_size
         self._key_data = np.zeros((self._batch_size, 2), np.uint32)
-        self._batch = self._with_slots(self._empty_cache(self._batch_size), SLOTS)
+        self._batch = self._with_slots(Cache.empty(self._config, self._batch_size), SLOTS)
         self._state = jax.device_put(self._start([], self._batch_size), self._state_sharding)
         self._used = 0  # slots of the batch's cache
 

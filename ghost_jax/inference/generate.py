@@ -160,7 +160,7 @@ class Generator:
         """Compiles every program that `stream` needs."""
         self._forget()
         state, key_data, how = self._start([], 1), np.zeros((1, 2), np.uint32), columns([GREEDY])
-        cache = self._empty_cache(1)
+        cache = Cache.empty(self._config, 1)
         while (slots := cache.filled.shape[1]) <= self._config.context:
             cache = self._with_slots(cache, slots + 1)
             for size in (LONG_CHUNK, CHUNK, TAIL):
@@ -177,7 +177,7 @@ class Generator:
     def _reading(self, prompt: np.ndarray) -> Iterator[None]:
         """Reads a prompt, a chunk at each `next`; returns its last hidden state [1, 1, D] and its cache."""
         start = self.cached(prompt)
-        cache = self._cache if start else self._empty_cache(1)
+        cache = self._cache if start else Cache.empty(self._config, 1)
         self._forget()
         while start < len(prompt):
             left, size = len(prompt) - start, TAIL
@@ -192,12 +192,6 @@ class Generator:
             start += count
             yield
         return hidden, cache
-
-    def _empty_cache(self, rows: int) -> Cache:
-        c = self._config
-        shape = (c.layers, rows, c.cached_heads, 0, c.head_width)
-        keys, values = jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)
-        return Cache(keys, values, jnp.zeros((rows, 0), bool), jnp.zeros(rows, jnp.int32), jnp.int32(0))
 
     def _with_slots(self, cache: Cache, tokens: int) -> Cache:
         """Returns the cache with slots for so many tokens. It is doubled: an unused slot costs a CPU as a used one."""

@@ -6,10 +6,10 @@ heads, G heads of keys and values, K head width.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jax import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -50,26 +50,14 @@ def choose(asked: str, platform: str, *, dtype: str, head_width: int, mask: str,
     Args:
       asked: the config's `model.attention`: "auto", "blocks", "cudnn" or "splash".
       platform: see `platform_of`.
-      dtype: compute type of the model.
-      head_width: K.
       mask: "causal"; "segments" for packed rows; "branches" where options of a question share its prompt.
-      length: T of training rows.
+      length: T of training rows; `head_width` is K.
 
     Raises UsageError for a named kernel that cannot be used.
     """
     native = NATIVE.get(platform)
     name = (native or "blocks") if asked == "auto" else asked
-    obstacle = _obstacle(name, platform, dtype, head_width, mask, length)
-    if obstacle and asked != "auto":
-        raise UsageError(f"model.attention is {asked}, which {obstacle}. Use --config.model.attention=auto.")
-    if obstacle:
-        return Choice("blocks", f"{name} {obstacle}")
-    return Choice(name, f"there is no kernel for {platform}" if asked == "auto" and not native else "")
-
-
-def _obstacle(name: str, platform: str, dtype: str, head_width: int, mask: str, length: int) -> str:
-    """Returns why a kernel cannot be used, as a predicate of its name; "" if it can."""
-    checks = {
+    kernels = {  # name -> what it needs, as a predicate, and whether this run has that
         "blocks": {},
         "cudnn": {
             f"needs an NVIDIA GPU of compute capability {CUDNN_CAPABILITY} or later": platform == "cuda",
@@ -84,13 +72,17 @@ def _obstacle(name: str, platform: str, dtype: str, head_width: int, mask: str, 
             f"needs a multiple of {LANES} tokens a row": length % LANES == 0,
         },
     }
+    missing = [needs for needs, met in kernels[name].items() if not met]
+    if not missing:
+        return Choice(name, f"there is no kernel for {platform}" if asked == "auto" and not native else "")
     run = f"platform {platform}, model.dtype {dtype}, heads {head_width} wide, data.seq_len {length}"
-    return next((f"{needs}; this run has {run}" for needs, met in checks[name].items() if not met), "")
+    obstacle = f"{missing[0]}; this run has {run}"
+    if asked != "auto":
+        raise UsageError(f"model.attention is {asked}, which {obstacle}. Use --config.model.attention=auto.")
+    return Choice("blocks", f"{name} {obstacle}")
 
 
-def kernel_mask(
-    name: str, segments: jax.Array | None, branches: jax.Array | None, at: jax.Array | None
-) -> jax.Array | None:
+def kernel_mask(name: str, segments: Array | None, branches: Array | None, at: Array | None) -> Array | None:
     """Returns the mask of `kernel_attention`: segment ids [B, T] for splash, else `attention_mask` [B, 1, T, T].
 
     Splash lets a token attend to equal segment ids, `attention_mask` to segment 0 as well. In packed training rows both
@@ -106,9 +98,7 @@ def kernel_mask(
     return segments
 
 
-def kernel_attention(
-    name: str, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, rows: NamedSharding | None
-) -> jax.Array:
+def kernel_attention(name: str, q: Array, k: Array, v: Array, mask: Array | None, rows: NamedSharding | None) -> Array:
     """Returns the causal attention [B, T, H, K] of q [B, T, H, K] to k and v [B, T, G, K] by a kernel.
 
     Args:
@@ -127,38 +117,32 @@ def kernel_attention(
     return jax.shard_map(kernel, mesh=rows.mesh, in_specs=in_specs, out_specs=by_head, check_vma=False)(q, k, v, mask)
 
 
-def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+def cudnn(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     """Returns what `causal_attention` does, by cuDNN's kernel. Not tested: no GPU was available."""
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="cudnn")
 
 
-def splash(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, interpret: bool = False) -> jax.Array:
+def splash(q: Array, k: Array, v: Array, segments: Array | None, interpret: bool = False) -> Array:
     """Returns what `causal_attention` does within segments [B, T] int32 (None: one segment), by the kernel for TPUs.
 
     `interpret` computes the kernel's steps one by one on any platform, for tests.
     """
-    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SegmentIds
-
-    q = q * (1 / math.sqrt(q.shape[-1]))  # the kernel does not scale; a power of two in bfloat16 for most head widths
-    ids = None if segments is None else SegmentIds(segments, segments)
-    kernel = _splash_kernel(q.shape[2], q.shape[1], interpret)
-    return jax.vmap(kernel)(*(each.swapaxes(1, 2) for each in (q, k, v)), ids).swapaxes(1, 2)
-
-
-def _splash_kernel(heads: int, length: int, interpret: bool) -> Callable:
     # Not imported above: Pallas takes a second to import, and only TPUs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+    length, heads = q.shape[1:3]
     block = next(size for size in SPLASH_BLOCKS if length % size == 0)
     names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    sizes = kernels.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True)
-    return kernels.make_splash_mha_single_device(
+    kernel = kernels.make_splash_mha_single_device(
         masks.MultiHeadMask([masks.CausalMask((length, length))] * heads),
-        block_sizes=sizes,
+        block_sizes=kernels.BlockSizes(**dict.fromkeys(names, block), use_fused_bwd_kernel=True),
         residual_checkpoint_name=KEPT,  # kept for the backward pass, so that the forward kernel runs once
         interpret=interpret,
     )
+    q = q * (1 / math.sqrt(q.shape[-1]))  # the kernel does not scale; a power of two in bfloat16 for most head widths
+    ids = None if segments is None else kernels.SegmentIds(segments, segments)
+    return jax.vmap(kernel)(*(each.swapaxes(1, 2) for each in (q, k, v)), ids).swapaxes(1, 2)
 
 
 KERNELS = {"cudnn": cudnn, "splash": splash}

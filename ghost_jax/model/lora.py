@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ghost_jax.core.errors import UsageError
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.model.transformer import tables_of
+from ghost_jax.model.transformer import named_leaves, tables_of
 
 Trained = dict[str, dict[str, jax.Array]]
 
@@ -36,12 +36,12 @@ class Lora:
         Raises UsageError where no kernel has a name in which `targets` is found.
         """
         trained: Trained = {}
-        kernels = [(name, leaf) for name, leaf in _named(params) if name.endswith("kernel")]
-        chosen = [(name, leaf) for name, leaf in kernels if re.search(self.targets, name)]
+        kernels = {name: leaf for name, leaf in named_leaves(params).items() if name.endswith("kernel")}
+        chosen = {name: leaf for name, leaf in kernels.items() if re.search(self.targets, name)}
         if not chosen:
-            names = ", ".join(sorted({re.sub(r"^blocks?(_\d+)?/", "", name) for name, _ in kernels}))
+            names = ", ".join(sorted({re.sub(r"^blocks?(_\d+)?/", "", name) for name in kernels}))
             raise UsageError(f"lora.targets {self.targets!r} is found in no kernel. Their names end in: {names}.")
-        for number, (name, leaf) in enumerate(chosen):
+        for number, (name, leaf) in enumerate(chosen.items()):
             stack, inputs, outputs = _axes(name, leaf.shape)
             bound = 1 / math.sqrt(math.prod(inputs))
             shape = (*stack, *inputs, self.rank)
@@ -68,11 +68,6 @@ class Lora:
             return leaf + self.alpha / self.rank * (a @ b).reshape(leaf.shape)
 
         return jax.tree_util.tree_map_with_path(of, params)
-
-
-def _named(params: Mapping) -> list[tuple[str, jax.Array]]:
-    found, _ = jax.tree_util.tree_flatten_with_path(params)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in found]
 
 
 def _axes(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

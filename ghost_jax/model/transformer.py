@@ -9,6 +9,7 @@ width, F feed-forward width, V padded vocabulary; of a cache, L layers and S slo
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -41,6 +42,13 @@ class Cache:
     filled: Array  # [B, S] bool, the slots that hold a token of their row
     length: Array  # [B] int32, the tokens of each row: the position of its next one
     used: Array  # int32 [], the first slot that is free in all rows
+
+    @classmethod
+    def empty(cls, config: ModelConfig, rows: int) -> "Cache":
+        """Returns the cache of B = `rows` rows before their first token, without slots."""
+        shape = (config.layers, rows, config.cached_heads, 0, config.head_width)
+        keys, values = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)  # two arrays: both are donated
+        return cls(keys, values, jnp.zeros((rows, 0), bool), jnp.zeros(rows, jnp.int32), jnp.int32(0))
 
 
 class Norm(nn.Module):
@@ -194,18 +202,13 @@ class Transformer(nn.Module):
           lengths: [B], of each prompt.
           slots: the most tokens of a row that the cache will hold, T or more.
         """
-        c, (rows, length) = self.config, tokens.shape
-        no_keys = jnp.zeros((c.layers, rows, c.cached_heads, 0, c.head_width), c.dtype)
-        empty = Cache(no_keys, no_keys, jnp.zeros((rows, 0), bool), jnp.zeros(rows, jnp.int32), jnp.int32(0))
-        x, new = self._extend(tokens, empty)
+        rows, length = tokens.shape
+        x, new = self._extend(tokens, Cache.empty(self.config, rows))
         keys, values = (jnp.pad(each, ((0, 0), (0, 0), (0, 0), (0, slots - length), (0, 0))) for each in new)
         return x, Cache(keys, values, jnp.arange(slots) < lengths[:, None], lengths, jnp.int32(length))
 
     def extend(self, tokens: Array, cache: Cache) -> tuple[Array, Cache]:
-        """Returns the last hidden state [B, T, D] of tokens [B, T] behind the cache, and the longer cache.
-
-        The cache must have T free slots.
-        """
+        """Returns the last hidden state [B, T, D] of tokens [B, T] behind a cache with T free slots, and the cache."""
         x, (keys, values) = self._extend(tokens, cache)
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache.used)
         keys, values = write(cache.keys, keys, axis=3), write(cache.values, values, axis=3)
@@ -253,10 +256,7 @@ class Transformer(nn.Module):
         return x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
 
     def head(self, hidden: Array, ids: Array | None = None) -> Array:
-        """Returns float32 logits [..., V] of hidden states [..., D], or [..., K] of tokens `ids` [K] alone.
-
-        Padding rows are masked.
-        """
+        """Returns float32 logits [..., V] of hidden states [..., D], padding masked, or [..., K] of tokens `ids`."""
         table = self.embedding if self.config.tied else self.unembedding
         rows = (table if ids is None else table[ids]).astype(hidden.dtype)
         logits = jnp.einsum("...d,vd->...v", hidden, rows, preferred_element_type=jnp.float32)
@@ -283,6 +283,12 @@ def tables_of(config: ModelConfig) -> tuple[str, ...]:
     return ("embedding",) if config.tied else ("embedding", "unembedding")
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns name -> leaf ("block_0/attention/qkv/kernel") of a tree, in the order of `jax.tree.leaves`."""
+    found, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+
+
 def stack_blocks(params: dict) -> dict:
     """Returns the parameters of a model with `scan` (`blocks`) from those of one without (`block_0` …)."""
     names = [f"block_{i}" for i in range(sum(name.startswith("block_") for name in params))]
@@ -299,12 +305,13 @@ def unstack_blocks(params: dict) -> dict:
 
 
 def grow_vocabulary(params: dict, old: ModelConfig, new: ModelConfig, key: Array, start: str = "mean") -> dict:
-    """Returns params whose embedding, and untied head, have `new.vocab_size` rows.
+    """Returns params with the rows of `new` in the embedding and an untied head, and with its form of blocks.
 
     Args:
       start: of the new rows. "mean": the mean of the old ones + N(0, 0.001²), an average token and not noise that the
         softmax must first unlearn. "random": as an untrained row.
     """
+    params = stack_blocks(params) if new.scan else params
     padding = jnp.zeros((new.padded_vocab - new.vocab_size, new.width))
     for number, name in enumerate(tables_of(old)):
         rows = params[name][: old.vocab_size]

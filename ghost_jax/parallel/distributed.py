@@ -135,10 +135,9 @@ def any_process(condition: bool) -> bool:
 
 
 def check_same(values: Mapping[str, Any]) -> None:
-    """Raises UserError, in every process, where one has another value than the first; call it in all of them.
+    """Raises UserError, in every process, where one has another value of a name than the first; call it in all of them.
 
-    Args:
-      values: name -> value, of whose text the first 64 bytes are compared; every process has these names.
+    The first 64 bytes of a value's text are compared.
     """
     here = np.array([str(value).encode()[:64] for value in values.values()], "S64")
     of_all = multihost_utils.process_allgather(here.view(np.uint8)).view("S64")  # [processes, values]

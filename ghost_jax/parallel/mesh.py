@@ -27,7 +27,9 @@ def make_mesh(
     Raises UserError where the sizes do not multiply to the number of devices, or `replica` is not that of the slices.
     """
     devices = jax.devices() if devices is None else devices
-    count, slices = len(devices), len({_slice_of(device) for device in devices})
+    count = len(devices)
+    # Of TPUs alone: on a GPU the attribute tells hosts apart, and there parameters may well be sharded over hosts.
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}) or 1
     replica = slices if replica == -1 else replica
     if slices > 1 and replica != slices:
         raise UserError(
@@ -50,14 +52,6 @@ def make_mesh(
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     # Auto axes: the compiler propagates shardings from the inputs'; Explicit ones would have to be spelled at each op.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def _slice_of(device: jax.Device) -> int:
-    """Returns the number of the TPU slice that a device is in; 0 on other platforms.
-
-    On a GPU the attribute tells hosts apart, and there parameters may well be sharded over hosts.
-    """
-    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -44,10 +44,7 @@ def spec_of(path: str, leaf: Any) -> P:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Returns the tree of NamedShardings for a tree of arrays or ShapeDtypeStructs.
-
-    Raises UserError where an axis does not divide over the mesh.
-    """
+    """Returns the NamedShardings of a tree of arrays or shapes. Raises UserError where an axis does not divide."""
 
     def of(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -12,7 +12,6 @@ stopped.json       the divergence watch stopped it, and why
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -28,8 +27,8 @@ from ml_collections import ConfigDict
 
 import ghost_jax
 from ghost_jax.config import load as config_lib
-from ghost_jax.core import jax_setup
-from ghost_jax.core.atomic_io import read_whole_config, write_json, write_text
+from ghost_jax.core import atomic_io, jax_setup
+from ghost_jax.core.atomic_io import read_config, write_json, write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import is_remote, leased
 from ghost_jax.core.paths import cache_dir
@@ -54,21 +53,6 @@ def name_of(config: ConfigDict) -> str:
 
 
 @contextlib.contextmanager
-def held(folder: Path, refusal: str) -> Iterator[int]:
-    """Locks a folder for this process and yields the lock's file descriptor; the lock ends with the process.
-
-    Raises UserError with the message `refusal` where another process has the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(refusal) from None
-        yield lock.fileno()
-
-
-@contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Locks a run directory in the main process. Raises UserError where another process trains in it."""
     if not distributed.is_main():
@@ -76,11 +60,12 @@ def locked(workdir: Path) -> Iterator[None]:
         return
     refusal = f"Another process is training in {workdir}. Wait until it is done, or give this run another --workdir."
     if not is_remote(workdir):
-        with held(workdir, refusal):
+        with atomic_io.locked(workdir / ".lock", refusal=refusal):
             yield
         return
     # The local lock keeps other processes of this machine away: its lock in the store, if any, is of a dead process.
-    with held(cache_dir() / "locks" / hashlib.sha256(str(workdir).encode()).hexdigest()[:16], refusal) as lock:
+    own = cache_dir() / "locks" / hashlib.sha256(str(workdir).encode()).hexdigest()[:16] / ".lock"
+    with atomic_io.locked(own, refusal=refusal) as lock:
         boot, of_lock = Path("/proc/sys/kernel/random/boot_id"), os.fstat(lock)
         start = boot.read_text(encoding="ascii").strip() if boot.is_file() else uuid.uuid4().hex
         with leased(workdir, f"{start} {of_lock.st_dev} {of_lock.st_ino}", refusal):
@@ -119,7 +104,7 @@ def check_same(workdir: Path, config: ConfigDict) -> None:
     """Raises UserError, with both values of each difference, where `workdir` holds a run of another config."""
     if not (workdir / run_record.CONFIG).is_file():
         return
-    found, asked = read_whole_config(workdir / run_record.CONFIG), json.loads(config_lib.to_json(config))
+    found, asked = read_config(workdir / run_record.CONFIG), json.loads(config_lib.to_json(config))
     differences = list(_differences(found, asked))
     if "base" in found and "base" in asked:
         differences += _differences(found["base"], asked["base"], "base.")
@@ -137,7 +122,7 @@ def settle(config: ConfigDict, workdir: Path) -> None:
     """
     if config.model.dtype == "auto":
         known = workdir / run_record.CONFIG
-        config.model.dtype = read_whole_config(known)["model"]["dtype"] if known.is_file() else jax_setup.fast_dtype()
+        config.model.dtype = read_config(known)["model"]["dtype"] if known.is_file() else jax_setup.fast_dtype()
 
 
 def evals_of(workdir: Path, config: ConfigDict) -> list[str]:

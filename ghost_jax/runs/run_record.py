@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
-from ghost_jax.core.atomic_io import read_json, read_whole_config, write_json
+from ghost_jax.core.atomic_io import read_config, read_json, write_json
 from ghost_jax.data.mixture import Packing, Share
 from ghost_jax.runs import evaluation, metrics
 from ghost_jax.runs.evaluation import Evaluation
@@ -80,7 +80,7 @@ def read(workdir: Path) -> RunRecord:
     """Reads the record of a run. Raises UserError where a file is broken, or config.json is not a run's."""
     return RunRecord(
         name=workdir.name,
-        config=read_whole_config(workdir / CONFIG) if (workdir / CONFIG).is_file() else {},
+        config=read_config(workdir / CONFIG) if (workdir / CONFIG).is_file() else {},
         environment=read_environment(workdir) if (workdir / ENVIRONMENT).is_file() else Environment(),
         data=read_data(workdir) if (workdir / DATA).is_file() else DataRecord(trained_on=[]),
         metrics=metrics.read(workdir),

@@ -29,9 +29,10 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from ghost_jax.core.errors import UserError, chain_of
-from ghost_jax.core.object_store import is_remote, move
+from ghost_jax.core.object_store import file_system, is_remote
 from ghost_jax.data.storage.artifact_cache import fingerprint
 from ghost_jax.model.config import ModelConfig
+from ghost_jax.model.transformer import named_leaves
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.step import TrainState
@@ -111,12 +112,6 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 
 def _items_of(state: TrainState) -> dict[str, dict]:
     return {"params": {"params": state.params}, "rest": {key: getattr(state, key) for key in REST}}
-
-
-def _leaves_of(tree: Any) -> dict[str, Any]:
-    """Returns name -> leaf ("opt_state/1/mu/block_0/attention/qkv/kernel"), in the order of `jax.tree.leaves`."""
-    found, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
 
 
 def _kind(leaf: Any) -> list:
@@ -214,7 +209,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest:
             return
-        items = {item: _leaves_of(tree) for item, tree in _items_of(state).items()}
+        items = {item: named_leaves(tree) for item, tree in _items_of(state).items()}
         record = {"identity": identity, "losses": {name: loss for name, loss in losses.items() if math.isfinite(loss)}}
         for item, leaves in items.items():
             sums = checksums(list(leaves.values()))  # name -> [dtype, shape, checksum]
@@ -277,27 +272,24 @@ class Checkpoints:
         """Moves corrupt checkpoints away, so that new ones can be written in their place."""
         if distributed.is_main():
             for step in steps:
+                corrupt = self._workdir / FOLDER / str(step)
                 kept = self._workdir / CORRUPT_FOLDER / f"{step}-{time.time_ns()}" / str(step)
-                move(self._workdir / FOLDER / str(step), kept)
+                if is_remote(corrupt):
+                    file_system(corrupt).mv(str(corrupt), str(kept), recursive=True)
+                else:
+                    kept.parent.mkdir(parents=True)
+                    corrupt.rename(kept)
         distributed.barrier(f"corrupt checkpoints of {self._workdir.name}")
         self._manager.reload()
 
     def restore(self, step: int, abstract: TrainState, mesh: Mesh, identity: dict) -> TrainState:
         """Returns the state of a checkpoint, sharded for `mesh`.
 
-        Raises:
-          UserError: it is of another run, or its tree is not that of `abstract`.
-          Corrupt: its bytes are not those that were saved.
+        Raises as `record` does, and UserError where its tree is not that of `abstract`.
         """
-        record = self.check(step, identity)
+        record = self.record(step, identity)
         found = self._restore(step, record, _items_of(_placed(abstract, mesh)))
         return TrainState(**found["params"], **found["rest"])
-
-    def check(self, step: int, identity: dict) -> dict:
-        """Returns the record of a checkpoint. Raises UserError where its run is of another identity."""
-        record = self.record(step)
-        self._check(step, facts_of(record["identity"]), facts_of(identity), "model, tokenizer, data or base")
-        return record
 
     def restore_params(self, step: int, abstract: dict, mesh: Mesh) -> dict:
         """Returns the parameters alone, of these shapes and sharded for `mesh`. Raises as `restore` does."""
@@ -306,7 +298,7 @@ class Checkpoints:
 
     def _restore(self, step: int, record: dict, targets: dict[str, dict]) -> dict[str, dict]:
         """Returns the tree of each item. Names, dtypes and shapes are compared before it is read, bits after."""
-        wanted = {item: _leaves_of(target) for item, target in targets.items()}
+        wanted = {item: named_leaves(target) for item, target in targets.items()}
         for item, leaves in wanted.items():
             saved = {name: kind[:-1] for name, kind in record[item].items()}
             self._check(step, saved, {name: _kind(leaf) for name, leaf in leaves.items()}, "model or optimizer")
@@ -320,11 +312,16 @@ class Checkpoints:
             trees[item] = jax.tree.unflatten(jax.tree.structure(targets[item]), leaves)
         return trees
 
-    def record(self, step: int) -> dict:
-        """Returns the record of a checkpoint: its identity, and each leaf's dtype, shape and checksum."""
+    def record(self, step: int, identity: dict | None = None) -> dict:
+        """Returns the record of a checkpoint: its identity, and each leaf's dtype, shape and checksum.
+
+        Raises Corrupt where its bytes are not those that were saved, UserError where it is of another `identity`.
+        """
         record = self._read(step, identity=ocp.args.JsonRestore()).identity
         if record.pop("sha256", None) != fingerprint(record):
             raise self._corrupt(step, "the checksum of its record fails, or another version of ghost_jax wrote it")
+        if identity:
+            self._check(step, facts_of(record["identity"]), facts_of(identity), "model, tokenizer, data or base")
         return record
 
     def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
@@ -360,5 +357,4 @@ class Checkpoints:
 
 def _placed(abstract: Any, mesh: Mesh) -> Any:
     """Returns ShapeDtypeStructs with the sharding of each leaf."""
-
     return jax.tree.map(lambda leaf, place: leaf.update(sharding=place), abstract, shardings(abstract, mesh))

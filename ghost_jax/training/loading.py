@@ -20,17 +20,19 @@ from ghost_jax.training.checkpoint import FOLDER, Checkpoints, params_of
 from ghost_jax.training.step import abstract_params
 
 ADAPTED = "lora.json"
+Adapters = tuple[Lora, Trained]
 
 
-def newest_record(workdir: Path) -> tuple[int, dict]:
+def newest_record(workdir: Path, identity: dict | None = None) -> tuple[int, dict]:
     """Returns the step and the record of a run's newest checkpoint; 0 and an empty one where there is none.
 
-    Every process calls it: they read a checkpoint together.
+    Every process calls it: they read a checkpoint together. Raises UserError where it is of another `identity`: another
+    model, tokenizer or base, or other data.
     """
     if not (workdir / FOLDER).is_dir():
         return 0, {}
     with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
-        return checkpoints.newest(lambda step: (step, checkpoints.record(step))) or (0, {})
+        return checkpoints.newest(lambda step: (step, checkpoints.record(step, identity))) or (0, {})
 
 
 def check_base(workdir: Path, base: Path) -> None:
@@ -43,17 +45,6 @@ def check_base(workdir: Path, base: Path) -> None:
         )
 
 
-def check_resumed(workdir: Path, identity: dict) -> int:
-    """Returns the step of a run's newest checkpoint, 0 where there is none.
-
-    Raises UserError where it is of another identity: another model, tokenizer or base, or other data.
-    """
-    if not (workdir / FOLDER).is_dir():
-        return 0
-    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
-        return checkpoints.newest(lambda step: checkpoints.check(step, identity) and step) or 0
-
-
 def write_adapted(workdir: Path, lora: Lora, base: Path, params: str) -> None:
     """Records in a run directory that its checkpoints hold adapters to a base, and the `params_of` that base."""
     base = base.resolve()
@@ -61,46 +52,23 @@ def write_adapted(workdir: Path, lora: Lora, base: Path, params: str) -> None:
     write_json(workdir / ADAPTED, dataclasses.asdict(lora) | {"base": where, "params": params})
 
 
-def read_adapted(workdir: Path) -> tuple[Lora, Path, int] | None:
-    """Returns the adapters of a run, the run directory of their base and its step; None for a run of a whole model.
+def _restore_adapted(
+    workdir: Path, checkpoints: Checkpoints, step: int, model: ModelConfig, mesh: Mesh
+) -> tuple[dict, Adapters]:
+    """Returns the base's parameters, with the trained rows of the new tokens, and the adapters to them.
 
     Raises UserError where the base is gone or has other parameters.
     """
-    if not (workdir / ADAPTED).is_file():
-        return None
     record = read_json(workdir / ADAPTED)
-    where, params = record.pop("base"), record.pop("params")
-    base = path_of(where) if "://" in where else workdir / where
-    step, newest = newest_record(base)
-    if params_of(newest) == params:
-        return Lora(**record), base, step
-    raise UserError(
-        f"{workdir} holds adapters alone, and their base {base} is gone or has other parameters. Put the base back, or "
-        "train the run again."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Adapted:
-    """A base and the adapters to it; `params` are the base's parameters, with the trained rows of the new tokens."""
-
-    lora: Lora
-    params: dict
-    trained: Trained
-
-    def merged(self) -> dict:
-        """Returns the parameters with the adapters added."""
-        return jax.jit(self.lora.merge)(self.params, self.trained)
-
-
-def restore_adapted(
-    workdir: Path, checkpoints: Checkpoints, step: int, model: ModelConfig, mesh: Mesh
-) -> Adapted | None:
-    """Returns what a run's checkpoint adapts; None for a whole model. Raises as `read_adapted` does."""
-    found = read_adapted(workdir)
-    if found is None:
-        return None
-    lora, base_workdir, base_step = found
+    where, wanted = record.pop("base"), record.pop("params")
+    base_workdir = path_of(where) if "://" in where else workdir / where
+    base_step, newest = newest_record(base_workdir)
+    if params_of(newest) != wanted:
+        raise UserError(
+            f"{workdir} holds adapters alone, and their base {base_workdir} is gone or has other parameters. Put the "
+            "base back, or train the run again."
+        )
+    lora = Lora(**record)
     base, params, _ = load_model(base_workdir, mesh, base_step)
     abstract = abstract_params(model)
     shapes = jax.eval_shape(lambda params: lora.init(params, model, jax.random.key(0)), abstract)
@@ -108,11 +76,10 @@ def restore_adapted(
     rows = {name: own for name, own in trained.items() if "rows" in own}
 
     def grown(params: dict, rows: dict) -> dict:
-        params = transformer.stack_blocks(params) if model.scan else params
         return lora.merge(transformer.grow_vocabulary(params, base, model, jax.random.key(0)), rows)
 
     params = jax.jit(grown, out_shardings=shardings(abstract, mesh))(params, rows)
-    return Adapted(lora, params, {name: own for name, own in trained.items() if name not in rows})
+    return params, (lora, {name: own for name, own in trained.items() if name not in rows})
 
 
 def load_model(workdir: Path, mesh: Mesh, at: int | None = None) -> tuple[ModelConfig, dict, int]:
@@ -120,15 +87,16 @@ def load_model(workdir: Path, mesh: Mesh, at: int | None = None) -> tuple[ModelC
 
     Raises UserError where the directory holds no complete checkpoint, or its newest intact one is not of the step `at`.
     """
-    model, params, step = _newest(workdir, mesh)
+    model, params, adapters, step = _newest(workdir, mesh)
     if at is not None and step != at:
         raise UserError(
             f"The checkpoint of step {at:,} in {workdir} is corrupt or gone, and the newest intact one is of {step:,}. "
             "Restore it from a copy, or delete status.json there, if there is one, and repeat the command of that run: "
             "it repeats the last updates."
         )
-    if isinstance(params, Adapted):
-        params = params.merged()
+    if adapters:
+        lora, trained = adapters
+        params = jax.jit(lora.merge)(params, trained)
     return dataclasses.replace(model, scan=False), _unstacked(params, mesh) if model.scan else params, step
 
 
@@ -144,17 +112,16 @@ def load_chat_model(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, int, 
     return *found, tokenizer
 
 
-def load_adapted(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, Adapted, int]:
-    """Returns `(model config, base and adapters, step)` of a run's newest checkpoint; the base's blocks are unstacked.
+def load_adapted(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, Adapters, int]:
+    """Returns what `load_model` does without the adapters added, and the adapters before the step.
 
     Raises UserError where the run has no adapters, or no complete checkpoint.
     """
-    model, adapted, step = _newest(workdir, mesh)
-    if not isinstance(adapted, Adapted):
+    model, params, adapters, step = _newest(workdir, mesh)
+    if adapters is None:
         raise UserError(f"{workdir} has no adapters: every parameter was trained. Export it without --format=peft.")
-    if model.scan:
-        adapted = dataclasses.replace(adapted, params=_unstacked(adapted.params, mesh))
-    return dataclasses.replace(model, scan=False), adapted, step
+    params = _unstacked(params, mesh) if model.scan else params
+    return dataclasses.replace(model, scan=False), params, adapters, step
 
 
 def _unstacked(params: dict, mesh: Mesh) -> dict:
@@ -162,7 +129,7 @@ def _unstacked(params: dict, mesh: Mesh) -> dict:
     return jax.jit(transformer.unstack_blocks, out_shardings=placed)(params)
 
 
-def _newest(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict | Adapted, int]:
+def _newest(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, Adapters | None, int]:
     if not (workdir / FOLDER).is_dir():
         raise UserError(
             f"{workdir} holds no run. Train one first, for example: python -m ghost_jax.train "
@@ -170,7 +137,7 @@ def _newest(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict | Adapted, int
         )
     with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
 
-        def read(step: int) -> tuple[ModelConfig, dict | Adapted, int]:
+        def read(step: int) -> tuple[ModelConfig, dict, Adapters | None, int]:
             identity = checkpoints.record(step)["identity"]
             try:
                 model = ModelConfig(**identity["model"])
@@ -185,8 +152,9 @@ def _newest(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict | Adapted, int
                     f"{vocabulary} is another tokenizer than that of the checkpoint of step {step:,} beside it. "
                     "Restore that one, or train the run again."
                 )
-            adapted = restore_adapted(workdir, checkpoints, step, model, mesh)
-            return model, adapted or checkpoints.restore_params(step, abstract_params(model), mesh), step
+            if (workdir / ADAPTED).is_file():
+                return model, *_restore_adapted(workdir, checkpoints, step, model, mesh), step
+            return model, checkpoints.restore_params(step, abstract_params(model), mesh), None, step
 
         found = checkpoints.newest(read)
         if found is None:

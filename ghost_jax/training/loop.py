@@ -46,16 +46,16 @@ def train(
     mix = mix_of(config, prepared)
     with Checkpoints(workdir, config.keep, config.keep_best) as checkpoints:
         state = checkpoints.newest(lambda step: checkpoints.restore(step, setup.abstract, mesh, identity))
-        frozen = setup.base_params(base_workdir, prepared) if setup.lora else None
+        frozen = [setup.base_params(base_workdir, prepared)] if setup.lora else []
         if state is None:
-            state = setup.first_state(base_workdir, prepared, frozen)
+            state = setup.first_state(base_workdir, prepared, *frozen)
             if setup.lora and distributed.is_main():
                 write_adapted(workdir, setup.lora, base_workdir, identity["base"])
         elif distributed.is_main():
             print(f"resuming {workdir} after update {int(state.step):,}", flush=True)
         start, first_save = int(state.step), checkpoints.latest is None
         letters = letter_ids(prepared.tokenizer, letters_of(prepared)) if config.stage == "chat" else None
-        train_step = setup.make_step(letters, frozen)
+        train_step = setup.make_step(letters)
         validate = make_validation(setup, mix)
         stream = mixture.train_batches(mix, *distributed.part_of_batch(batch_sharding(mesh)))
         batches = mixture.read_from(stream, start)
@@ -66,7 +66,7 @@ def train(
                 lr = setup.rate(update - 1)
                 traces = update == config.log.trace_at and distributed.is_main()
                 step = profiled(train_step, workdir / "trace") if traces else train_step
-                state, metrics = step(state, distributed.to_global(batch, batch_sharding(mesh)), lr)
+                state, metrics = step(state, distributed.to_global(batch, batch_sharding(mesh)), lr, *frozen)
                 journal.dispatched(update, lr, metrics)
                 last, stopping = update == config.steps, stop_vote(asked_to_stop())
                 due = [validate] if last or update % config.eval_every == 0 else []
@@ -74,7 +74,7 @@ def train(
                     due.append(probe)
                 saves = last or stopping or update % config.save_every == 0
                 if due or saves:  # a state is saved only after its loss is known to be finite
-                    losses = journal.settle(_measured(due, setup.whole(state.params, frozen)) if due else None)
+                    losses = journal.settle(_measured(due, setup.whole(state.params, *frozen)) if due else None)
                 if saves:
                     checkpoints.save(state, identity, losses)
                     if first_save:

@@ -77,8 +77,7 @@ def muon(b1: float, b2: float, weight_decay: float, clip_norm: float) -> optax.G
     0.2 sqrt(max(inputs, outputs)), so that its RMS is that of AdamW's directions. Arguments are those of `adamw`.
     (`optax.contrib.muon` would give the other parameters Nesterov momentum, which `adamw` has not.)
 
-    Raises:
-      ValueError: on use, for a kernel that `MUON_AXES` does not list.
+    Raises ValueError, on use, for a kernel that `MUON_AXES` does not list.
 
     Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon), Liu et al. 2025 (arXiv 2502.16982).
     """
@@ -86,7 +85,6 @@ def muon(b1: float, b2: float, weight_decay: float, clip_norm: float) -> optax.G
         scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=muon_axes),
         optax.stateless(lambda updates, _: jax.tree.map(_scale_rms, updates, muon_axes(updates))),
     )
-
     split = optax.partition(
         {"muon": by_muon, "adamw": optax.scale_by_adam(b1=b1, b2=b2)},
         lambda params: jax.tree.map(lambda matrix: "muon" if matrix else "adamw", is_matrix(params)),

@@ -101,7 +101,6 @@ def make_train_step(
     in_state, in_batch = shardings(abstract_state, mesh), batch_sharding(mesh)
     model = model.clone(rows=in_batch)
     dropout = model.config.dropout > 0
-
     merge, shapes = frozen or (None, ())
 
     def step(state: TrainState, batch: dict, learning_rate: jax.Array, *rest: dict) -> tuple[TrainState, dict]:
@@ -161,13 +160,10 @@ def _accumulated(
 
 
 def _compiler_options(mesh: Mesh, dtype: str) -> dict[str, bool | str]:
-    """Returns the compiler's options.
-
-    On a CPU its default schedule starts all independent work at once, and holds the attention of all layers for it. Its
-    library YNN multiplies bfloat16 fast; of float32 it is slower here, and holds gigabytes beside what is planned.
-    """
     if mesh.devices.flat[0].platform != "cpu":
         return {}
+    # The default schedule starts all independent work at once, and holds the attention of all layers for it. YNN, a
+    # library, multiplies bfloat16 fast; of float32 it is slower here, and holds gigabytes beside what is planned.
     in_order = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
     return in_order if dtype == "bfloat16" else in_order | {"xla_cpu_experimental_ynn_fusion_type": ""}
 

@@ -30,8 +30,7 @@ def make_validation(setup: TrainSetup, mix: Mix) -> Callable[[dict], dict[str, f
 
     def sums_of(params: dict, batches: list[dict]) -> tuple[float, float]:
         parts = [eval_step(params, place(batch, sharding)) for batch in batches]
-        total, weight = jax.tree.map(lambda *xs: sum(float(x) for x in xs), *parts)
-        return total, weight
+        return jax.tree.map(lambda *xs: sum(float(x) for x in xs), *parts)
 
     def validate(params: dict) -> dict[str, float]:
         sums = {name: sums_of(params, batches) for name, batches in read.items() if batches}

@@ -3,11 +3,9 @@
 import re
 from collections.abc import Sequence
 
-import openai
-
 from ghost_jax.config.keys import KEY_VARIABLE
 from ghost_jax.config.validate import host_of_teacher
-from ghost_jax.core.chat_api import MAX_RETRIES, TIMEOUT, ChatApi, Names
+from ghost_jax.core.chat_api import ChatApi, Names
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.examples import Question
 from ghost_jax.data.storage.text_cleaning import flat
@@ -35,11 +33,10 @@ class Endpoint:
     Raises UserError where the URL or the key is malformed, the URL holds credentials, or there is no model.
     """
 
-    def __init__(self, base_url: str, model: str, *, timeout: openai.Timeout = TIMEOUT, max_retries: int = MAX_RETRIES):
+    def __init__(self, base_url: str, model: str):
         host = host_of_teacher(base_url, model)
         path = cache_dir() / "teacher" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)[:100]}.jsonl"
-        size = {"in_flight": IN_FLIGHT, "timeout": timeout, "max_retries": max_retries}
-        self._api = ChatApi(base_url, host, model, NAMES, path, **size)
+        self._api = ChatApi(base_url, host, model, NAMES, path, in_flight=IN_FLIGHT)
         self.label = self._api.label
 
     def ask(self, questions: Sequence[Question]) -> tuple[list[str], dict]:
