@@ -117,16 +117,6 @@ def _why_offline(addresses: Iterable[str]) -> str:
     return "; ".join(reasons)
 
 
-def _check_flags(names: Sequence[str], mirror: str | None) -> None:
-    for name in names:
-        if name in UNPUBLISHED:
-            raise UsageError(f"--sources names {name}, which has no single publisher: {UNPUBLISHED[name]}.")
-        if name not in PUBLISHED:
-            raise UsageError(f"--sources names {name}, which is unknown.{did_you_mean(name, list(PUBLISHED))}")
-    if mirror is not None:
-        host_of(mirror, "--mirror", "~/.netrc")
-
-
 def _say(line: str) -> None:
     print(f"[fetch] {line}", flush=True)
 
@@ -141,7 +131,13 @@ def main(argv: Sequence[str]) -> int:
     add("--mirror", metavar="URL", help="a site's own copy, with the publishers' paths, in place of their hosts")
     flags = parser.parse_args(argv)
     names = [name.strip() for name in flags.sources.split(",") if name.strip()]
-    _check_flags(names, flags.mirror)
+    for name in names:
+        if name in UNPUBLISHED:
+            raise UsageError(f"--sources names {name}, which has no single publisher: {UNPUBLISHED[name]}.")
+        if name not in PUBLISHED:
+            raise UsageError(f"--sources names {name}, which is unknown.{did_you_mean(name, list(PUBLISHED))}")
+    if flags.mirror is not None:
+        host_of(flags.mirror, "--mirror", "~/.netrc")
     folder = flags.data_dir or cache_dir() / "data"
     reasons = bring(names, folder, _say, mirror=flags.mirror)
     for name in names:

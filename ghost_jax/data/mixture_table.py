@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from ghost_jax.data.mixture import Mix, Packing, Share, validation_size
 
@@ -13,10 +13,8 @@ COLUMNS = ("mult", "records", "tokens", "supervised", "share", "superv. share", 
 
 def table(lines: Sequence[Share]) -> Table:
     """Returns the mixture table for the screen."""
-    drawn = Table(title="Mixture", title_justify="left")
-    drawn.add_column("source")
-    for column in COLUMNS:
-        drawn.add_column(column, justify="right")
+    numbers = (Column(name, justify="right") for name in COLUMNS)
+    drawn = Table("source", *numbers, title="Mixture", title_justify="left")
     for line in lines:
         drawn.add_row(
             line.name,
