@@ -67,7 +67,7 @@ def test_blocks_give_the_windows_of_the_whole_corpus(tmp_path, monkeypatch, coun
         for number, piece in itertools.chain.from_iterable(beam._pieces(each, starts, window) for each in tokens):
             groups[number].append(piece)
         found = dict(itertools.chain.from_iterable(beam._row(group, split, window) for group in groups.items()))
-        expected = pretrain.build(documents_of(tmp_path), tokenizer.load(vocabulary), split, window)
+        expected = pretrain.build(lambda: documents_of(tmp_path), tokenizer.load(vocabulary), split, window)
         assert content_of(found.values()) == content_of(expected)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.corpus import Inputs, locate
+from ghost_jax.data.corpus import Input, locate
 from ghost_jax.data.downloads.published import PUBLISHED
 from ghost_jax.data.prepare import prepare
 from ghost_jax.data.sources import SOURCES
@@ -37,7 +37,7 @@ def put(folder, *names: str) -> None:
         (folder / name).write_text("{}")
 
 
-def found(data, *names: str, stand_in: bool = False) -> Inputs:
+def found(data, *names: str, stand_in: bool = False) -> tuple[list[Input], tuple[str, ...]]:
     return locate(names, str(data), print, stand_in=stand_in)
 
 
@@ -66,17 +66,17 @@ def test_complete_sources_are_located_in_the_order_of_the_config_before_parts_el
     (cache / "data" / "raw").mkdir(parents=True)
     put(cache / "data" / "raw", *ATTACK)
     put(data, f"raw/{ATTACK[0]}", "raw/cwec_v4.14.xml", "corpus/cti.jsonl")
-    inputs = found(data, "cti", "embedded", "attack", "cwe")
-    assert [each.source for each in inputs.files] == ["cti", "embedded", "attack", "attack", "attack", "cwe"]
-    assert {each.path.parents[1] for each in inputs.files if each.source == "attack"} == {cache / "data"}
-    assert (inputs.files[1].path, inputs.notes) == (None, ())
+    inputs, notes = found(data, "cti", "embedded", "attack", "cwe")
+    assert [each.source for each in inputs] == ["cti", "embedded", "attack", "attack", "attack", "cwe"]
+    assert {each.path.parents[1] for each in inputs if each.source == "attack"} == {cache / "data"}
+    assert (inputs[1].path, notes) == (None, ())
 
 
 def test_a_part_of_a_source_is_used_with_a_note_in_place_of_a_refusal(data):
     put(data, f"raw/{ATTACK[2]}")
-    inputs = found(data, "attack", "embedded", stand_in=True)
-    assert [each.path.name for each in inputs.files if each.path] == [ATTACK[2]]
-    assert all(name in inputs.notes[0] for name in (*ATTACK, str(data), "--sources=attack"))
+    inputs, notes = found(data, "attack", "embedded", stand_in=True)
+    assert [each.path.name for each in inputs if each.path] == [ATTACK[2]]
+    assert all(name in notes[0] for name in (*ATTACK, str(data), "--sources=attack"))
 
 
 @pytest.mark.parametrize("config", ["pretrain_v05.py", "pretrain_v05.py:mini", "chat_v5.py"])
@@ -92,5 +92,5 @@ def test_a_file_of_no_source_is_named_once(data):
     put(data, "README.md", "raw/readme", "raw/LICENSE.txt", "raw/LICENCE", "NOTICE", "raw/COPYING", ".hidden")
     put(data, "ctibench/cti-mcq.tsv", "raw/nvdcve-2.0-2003.meta", "raw/cwec_v4.14.xml.zip.partial", "kev.json.part")
     put(data, "raw/x.partial.etag", "raw/enterprise-attack-18.1.json.xz", "corpus/cve.jsonl.gz")
-    (note,) = found(data, "embedded").notes
+    _, (note,) = found(data, "embedded")
     assert sorted(re.findall(rf"{re.escape(str(data))}/([^,\s]+\w)", note)) == sorted(strays)

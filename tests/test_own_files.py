@@ -103,7 +103,7 @@ def test_the_key_of_the_text_is_named_behind_the_path(tmp_path):
     (found,) = documents(tmp_path / "t.csv#body")
     assert (found.id, found.text, pretrain.text_of(found)) == ("t.csv/2", "one", "one")
     assert [each.text for each in documents(lines(tmp_path / "c#" / "d.md", b"# Title"))] == ["Title"]
-    (entry,) = corpus.locate([f"{tmp_path}/t.csv#body"], None, print, stand_in=True).files
+    (entry,), _ = corpus.locate([f"{tmp_path}/t.csv#body"], None, print, stand_in=True)
     assert entry.identity()["key"] == "body"
 
 
@@ -269,9 +269,9 @@ def test_files_below_a_folder_are_read_also_behind_links_and_others_are_named(tm
     (notes / "sub").symlink_to(tmp_path / "other")
     (tmp_path / "other" / "loop").symlink_to(notes)
     assert [each.text for each in documents(notes)] == ["one", "two"]
-    found = corpus.locate([str(notes)], None, print, stand_in=True)
-    assert any("page.html" in note for note in found.notes)
-    table = found.files[0].identity()
+    found, said = corpus.locate([str(notes)], None, print, stand_in=True)
+    assert any("page.html" in note for note in said)
+    table = found[0].identity()
     assert (table["file"], table["sha256"]) == ("E.JSONL.GZ", artifact_cache.sha256_of(notes / "E.JSONL.GZ"))
 
 
@@ -280,7 +280,7 @@ def test_rows_of_two_files_with_one_id_are_refused(tmp_path, monkeypatch):
     for name in "ab":
         lines(tmp_path / "notes" / f"{name}.jsonl", {"id": 1, "text": f"This is the text of {name}."})
     with pytest.raises(UserError, match=r"b\.jsonl.* id 1"):
-        corpus.corpus_store(corpus.locate([str(tmp_path / "notes")], None, print, stand_in=True), print)
+        corpus.corpus_store(corpus.locate([str(tmp_path / "notes")], None, print, stand_in=True)[0], print)
 
 
 def test_files_are_read_by_processes_that_are_not_given_the_callers_say(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ghost_jax.data import corpus, datasets
 from ghost_jax.data.builders import DATASETS
-from ghost_jax.data.corpus import Input, Inputs
+from ghost_jax.data.corpus import Input
 from ghost_jax.data.sources import SOURCES, embedded
 from ghost_jax.data.storage import artifact_cache
 from tests.conftest import ROOT
@@ -61,7 +61,7 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
         for each in inputs:
             corpus.part_stores([each], print)
             found[f"part of {each.source}"] = found.pop("part")
-        documents = corpus.corpus_store(Inputs(tuple(inputs), ()), print)
+        documents = corpus.corpus_store(inputs, print)
         corpus.index_store(documents, ("attack",), print)
         datasets.vocabulary_store(config, documents, print)
         for name in (*DATASETS, *OWN):

@@ -61,7 +61,7 @@ def copy_key(text: str) -> str:
 
 def records_of(source: str, data_dir: Path | None) -> tuple[list[Record], tuple[dict[str, Any], ...]]:
     """Returns the records of a source and the identity of its files. Raises UserError where no data folder has them."""
-    inputs = corpus.locate([source], data_dir, run_dir.say, stand_in=False).files
+    inputs, _ = corpus.locate([source], data_dir, run_dir.say, stand_in=False)
     run_dir.say(f"reading {', '.join(each.path.name for each in inputs)} for the baselines")
     records = [record for each in inputs for record in data_files.read(source, each.path)]
     return records, tuple(each.identity() for each in inputs)

@@ -21,7 +21,6 @@ from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.core.paths import cache_dir, data_folders
 from ghost_jax.data import dedup, fetch
 from ghost_jax.data.downloads.published import PUBLISHED
-from ghost_jax.data.examples import Documents
 from ghost_jax.data.own import text
 from ghost_jax.data.retrieval import bm25
 from ghost_jax.data.retrieval.bm25 import Index, passages_of
@@ -51,11 +50,6 @@ class Input:
         """Bytes."""
         return sum(path.stat().st_size for path in self.own or filter(None, [self.path]))
 
-    @property
-    def is_own_table(self) -> bool:
-        """Whether it is a file of a user's rows."""
-        return bool(self.own) and suffix_of(self.own[0]) not in text.PAGES
-
     def __str__(self) -> str:
         return str(self.own[0] if len(self.own) == 1 else self.path or "in the package")
 
@@ -74,16 +68,12 @@ class Input:
         return {"source": self.source, "file": name, "sha256": sha256, "bytes": self.size} | of_key
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Inputs:
-    """The files of a config's sources in their order, and notes on files that are missing or not read."""
+def locate(
+    names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: bool
+) -> tuple[list[Input], tuple[str, ...]]:
+    """Returns the files of the sources `names` in their order, and notes on files that are missing or not read.
 
-    files: tuple[Input, ...]
-    notes: tuple[str, ...]
-
-
-def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: bool) -> Inputs:
-    """Returns the files of the sources `names`; a source that no data folder has is fetched if possible.
+    A source that no data folder has is fetched if possible.
 
     Args:
       stand_in: whether the embedded pack, if it is among the names, replaces a source that is missing, and a part of a
@@ -91,7 +81,7 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
 
     Raises UserError where a source is missing or incomplete and nothing replaces it.
     """
-    own, unread = _own_inputs(names)
+    own, notes = _own_inputs(names)
     folders = data_folders(data_dir)
     published = [name for name in names if name not in own]
     found, absent = _found(published, folders)
@@ -101,7 +91,6 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
         found, absent = _found(published, folders)
     read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
     strays = [path for path in data_files.unclaimed(folders) if path.resolve() not in read]
-    notes = [f"Not read of {entry}, because of their suffix: {few(paths)}." for entry, paths in unread.items()]
     if absent:
         missing = [name for name in absent if not found[name]]
         what = f"No files of {', '.join(missing)}" if missing else f"Only a part of {', '.join(absent)}"
@@ -116,8 +105,8 @@ def locate(names: Sequence[str], data_dir: Path | None, say: Say, *, stand_in: b
     elif strays:
         notes += [f"Not read, because no source has a file of that name: {few(strays)}."]
     paths = {name: found[name] if SOURCES[name].stems else [None] for name in published}
-    inputs = (each for name in names for each in own.get(name) or [Input(name, path) for path in paths[name]])
-    return Inputs(tuple(inputs), tuple(notes))
+    inputs = [each for name in names for each in own.get(name) or [Input(name, path) for path in paths[name]]]
+    return inputs, tuple(notes)
 
 
 def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
@@ -132,7 +121,7 @@ def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
         if not (name in SOURCES or is_path(name) or Path(name).exists()):
             raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(SOURCES)}).")
     names = [name if name in SOURCES or is_path(name) else f"./{name}" for name in names]
-    return corpus_store(locate(names, data_dir, say, stand_in=False), say)
+    return corpus_store(locate(names, data_dir, say, stand_in=False)[0], say)
 
 
 def _found(names: Sequence[str], folders: Sequence[Path]) -> tuple[dict[str, list[Path]], dict[str, list[str]]]:
@@ -162,19 +151,18 @@ def _where(
     return " ".join(filter(None, sentences))
 
 
-def _own_inputs(names: Sequence[str]) -> tuple[dict[str, tuple[Input, ...]], dict[str, list[Path]]]:
-    """Returns the inputs of the entries that are paths: one a table, one for all pages of an entry.
-
-    The second part are the files of an entry that cannot be read.
+def _own_inputs(names: Sequence[str]) -> tuple[dict[str, list[Input]], list[str]]:
+    """Returns the inputs of the entries that are paths, one a table, one for all pages of an entry; and notes.
 
     Raises UserError where an entry has no file, or has the name of another.
     """
-    inputs: dict[str, tuple[Input, ...]] = {}
-    unread: dict[str, list[Path]] = {}
+    inputs: dict[str, list[Input]] = {}
+    notes: list[str] = []
     entries = {name: name for name in names if not is_path(name)}
     for entry in filter(is_path, names):
         name, folder, paths, key, others = text.find(entry)
-        unread |= {entry: others} if others else {}
+        if others:
+            notes.append(f"Not read of {entry}, because of their suffix: {few(others)}.")
         if name in entries:
             raise UserError(
                 f"{entries[name]} and {entry} are both called {name}. Rename one, or give their folder or a pattern as "
@@ -183,8 +171,8 @@ def _own_inputs(names: Sequence[str]) -> tuple[dict[str, tuple[Input, ...]], dic
         entries[name] = entry
         pages = tuple(path for path in paths if suffix_of(path) in text.PAGES)
         tables = [(path,) for path in paths if path not in pages]
-        inputs[entry] = tuple(Input(name, folder, files, key) for files in (*tables, pages) if files)
-    return inputs, unread
+        inputs[entry] = [Input(name, folder, files, key) for files in (*tables, pages) if files]
+    return inputs, notes
 
 
 def few(things: Sequence[object]) -> str:
@@ -217,20 +205,19 @@ def part_store(given: Input, say: Say | None = None) -> Path:
     Raises UserError for an input that is damaged or holds no document.
     """
 
-    def records() -> Iterator[Record]:
-        if given.own:
-            return text.read(given.source, given.path, given.own, given.key)
-        return data_files.read(given.source, given.path)
-
     def write(folder: Path) -> dict:
         if say:
             say(f"reading {given.source}: {given}")
+        if given.own:
+            records = text.read(given.source, given.path, given.own, given.key)
+        else:
+            records = data_files.read(given.source, given.path)
         licenses: dict[str, dict[str, None]] = defaultdict(dict)  # in their order, each once
         documents: Counter[str] = Counter()
 
         def written() -> Iterator[Record]:
             with (folder / DOCUMENTS).open("w", encoding="utf-8") as file:
-                for record in records():
+                for record in records:
                     licenses[record.source][record.license or "not named"] = None
                     documents[record.source] += 1
                     file.write(json.dumps(dataclasses.asdict(record)) + "\n")
@@ -266,17 +253,19 @@ def judged_parts(inputs: Sequence[Input], say: Say) -> Judged:
     return parts, dedup.judge(np.concatenate([np.load(part / FINGERPRINTS, mmap_mode="r") for part in parts]))
 
 
-def corpus_store(inputs: Inputs, say: Say, judged: Callable[[Sequence[Input], Say], Judged] = judged_parts) -> Path:
+def corpus_store(
+    inputs: Sequence[Input], say: Say, judged: Callable[[Sequence[Input], Say], Judged] = judged_parts
+) -> Path:
     """Returns the store of all inputs' documents without the duplicates of earlier ones, which are counted.
 
     Raises UserError for an input that is damaged or holds no document, and for a row of a user's table with the id of
     another document of its source.
     """
-    names = list(dict.fromkeys(each.source for each in inputs.files))
-    made_from = {"inputs": [each.identity() for each in inputs.files], "sources": names}
+    names = list(dict.fromkeys(each.source for each in inputs))
+    made_from = {"inputs": [each.identity() for each in inputs], "sources": names}
 
     def write(folder: Path) -> dict:
-        parts, reasons = judged(inputs.files, say)
+        parts, reasons = judged(inputs, say)
         documents: Counter[str] = Counter()
         dropped: dict[str, dict[str, int]] = {}
         licenses: dict[str, dict[str, None]] = defaultdict(dict)
@@ -285,23 +274,23 @@ def corpus_store(inputs: Inputs, say: Say, judged: Callable[[Sequence[Input], Sa
             for source, license in manifest.licenses.items():
                 licenses[source][license] = None
             documents.update(manifest.documents)
-        lines = ((given, line) for given, part in zip(inputs.files, parts, strict=True) for line in _lines(part))
+        lines = ((given, line) for given, part in zip(inputs, parts, strict=True) for line in _lines(part))
         with (folder / DOCUMENTS).open("wb") as file:
             for (given, line), reason in zip(lines, reasons, strict=True):
                 if not reason:
                     file.write(line)
                     continue
-                source = json.loads(line)["source"]
-                if reason == "id" and given.is_own_table:
+                record = record_of(line)
+                if reason == "id" and given.own and suffix_of(given.own[0]) not in text.PAGES:
                     raise UserError(
-                        f"{given}: another file before it has a document of the source {source} with the id "
-                        f"{json.loads(line)['id']}, too. Make each id of a source unique, or leave them out."
+                        f"{given}: another file before it has a document of the source {record.source} with the id "
+                        f"{record.id}, too. Make each id of a source unique, or leave them out."
                     )
-                documents[source] -= 1
-                dropped.setdefault(source, dict.fromkeys(dedup.REASONS, 0))[reason] += 1
+                documents[record.source] -= 1
+                dropped.setdefault(record.source, dict.fromkeys(dedup.REASONS, 0))[reason] += 1
         return {"documents": documents, "duplicates_dropped": dropped, "licenses": _named(licenses)}
 
-    return artifact_cache.build("corpus", _versions(inputs.files), made_from, write)
+    return artifact_cache.build("corpus", _versions(inputs), made_from, write)
 
 
 def _lines(part: Path) -> Iterator[bytes]:
@@ -309,10 +298,9 @@ def _lines(part: Path) -> Iterator[bytes]:
         yield from file
 
 
-def documents_of(corpus: Path) -> Documents:
-    """Returns a function that streams a corpus store's documents, from the start at each call."""
-
-    return lambda: map(record_of, _lines(corpus))
+def documents_of(corpus: Path) -> Iterator[Record]:
+    """Yields the documents of a corpus store."""
+    return map(record_of, _lines(corpus))
 
 
 def record_of(line: bytes) -> Record:
@@ -329,7 +317,7 @@ def index_store(corpus: Path, pages_of: Iterable[str], say: Say, words: int = bm
     indexed = sorted(set(pages_of))
 
     def pages() -> Iterator[Record]:
-        return (record for record in documents_of(corpus)() if record.source in indexed)
+        return (record for record in documents_of(corpus) if record.source in indexed)
 
     def write(folder: Path) -> dict:
         say(f"indexing the passages of {', '.join(indexed)}, at most {words} words each")

@@ -26,7 +26,7 @@ def vocabulary_store(config: ConfigDict, corpus: Path, say: Say) -> Path:
 
     def write(folder: Path) -> dict:
         say(f"training a byte-level BPE of {size:,} ids")
-        vocabulary = tokenizer.train(map(pretrain.text_of, documents_of(corpus)()), size)
+        vocabulary = tokenizer.train(map(pretrain.text_of, documents_of(corpus)), size)
         vocabulary.save(folder / "tokenizer.json")
         return {"tokenizer": vocabulary.sha256, "vocab_size": vocabulary.vocab_size}
 
@@ -61,7 +61,7 @@ def dataset_store(
     made_from["tokenizer"] = vocabulary.sha256
 
     def documents() -> Iterator[Record]:
-        return (each for each in documents_of(corpus)() if dataset.sources is None or each.source in dataset.sources)
+        return (each for each in documents_of(corpus) if dataset.sources is None or each.source in dataset.sources)
 
     def write(folder: Path) -> dict:
         say(f"building {name}: {dataset.about.format_map(config.data)}")

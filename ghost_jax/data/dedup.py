@@ -52,11 +52,10 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     texts, with a standard error of 0.02 at 0.9.
     """
     result = np.zeros((len(texts), VALUES), np.uint16)
-    runs = [_runs(text) for text in texts]
-    long = [row for row, own in enumerate(runs) if own]
-    if long:
-        digests = rensa.RMinHash.digest_matrix_from_token_byte_sets([runs[row] for row in long], VALUES, SEED)
-        result[long] = np.array(digests.to_rows(), np.uint32)  # the lower 16 bits
+    runs = {row: found for row, text in enumerate(texts) if (found := _runs(text))}
+    if runs:
+        digests = rensa.RMinHash.digest_matrix_from_token_byte_sets(list(runs.values()), VALUES, SEED)
+        result[list(runs)] = np.array(digests.to_rows(), np.uint32)  # the lower 16 bits
     return result
 
 
@@ -97,13 +96,12 @@ def judge(rows: np.ndarray) -> list[str]:
       rows: [N] of `FINGERPRINT`, all parts in their order.
     """
     buckets = _buckets(rows["signature"])
-    shares = (buckets >= 0).any(axis=1)  # few rows; nothing is near the others
     ids: set[int] = set()
     texts: set[int] = set()
     kept: dict[int, deque[int]] = {}  # bucket -> the last kept rows in it
     reasons = []
     for row, (id, text) in enumerate(zip(rows["id"].tolist(), rows["text"].tolist(), strict=True)):
-        own = buckets[row][buckets[row] >= 0].tolist() if shares[row] else []
+        own = buckets[row][buckets[row] >= 0].tolist()
         if id in ids:
             reasons.append("id")
         elif text in texts:

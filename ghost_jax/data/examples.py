@@ -47,6 +47,11 @@ class Question(Item):
         """The gold letter."""
         return LETTERS[self.answer]
 
+    def item(self) -> dict:
+        """Returns the line of an items file."""
+        options = dict(zip(LETTERS, self.options, strict=False))
+        return {"id": self.id, "question": self.question, "options": options, "answer": self.letter, "url": self.url}
+
     def answered(self, layout: str, text: str) -> Conversation:
         """Returns the question in a layout, answered by its letter and a text."""
         turns = (
@@ -79,18 +84,7 @@ class BuildInputs:
 
     def write_items(self, questions: Iterable[Question]) -> None:
         """Writes the questions as items for the evaluator and the reader, `items-<split>.jsonl` each."""
-        for split in SPLITS:
-            items = (
-                {
-                    "id": q.id,
-                    "question": q.question,
-                    "options": dict(zip(LETTERS, q.options, strict=False)),
-                    "answer": q.letter,
-                    "url": q.url,
-                }
-                for q in questions
-                if q.split == split
-            )
+        for split, items in by_split((each.split, each.item()) for each in questions).items():
             self.write_lines(f"items-{split}.jsonl", items)
 
     def write_lines(self, name: str, lines: Iterable[dict]) -> None:

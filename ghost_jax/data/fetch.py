@@ -7,6 +7,7 @@ GHOST_OFFLINE=1 in the environment, the command lists which file to put where.
 
 import argparse
 import dataclasses
+import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from urllib.parse import urlsplit
 import requests
 
 from ghost_jax.config.validate import host_of
-from ghost_jax.core.atomic_io import write_bytes
 from ghost_jax.core.errors import UsageError, UserError, command, did_you_mean
 from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir, local_path
@@ -58,21 +58,15 @@ def bring(
 
 def missing(name: str, folder: Path) -> list[File]:
     """Returns the files of a published source that a data folder lacks or has with another content."""
-    return [
-        file
-        for file in PUBLISHED[name].files
-        if (known := _known(file, folder)) is None or not download.is_verified(folder / file.path, known)
-    ]
+    return [file for file in PUBLISHED[name].files if not _is_there(file, folder)]
 
 
-def _known(file: File, folder: Path) -> File | None:
-    """Returns a file with its digest, of a feed that of its note in the data folder; None where there is no note."""
-    if file.digest:
-        return file
+def _is_there(file: File, folder: Path) -> bool:
     try:
-        return read_note(file, (folder / file.note.path).read_bytes())
+        known = file if file.digest else read_note(file, (folder / file.note.path).read_bytes())
     except (OSError, ValueError):
-        return None
+        return False  # a feed without its note
+    return download.is_verified(folder / file.path, known)
 
 
 def read_note(feed: File, note: bytes) -> File:
@@ -90,22 +84,18 @@ def read_note(feed: File, note: bytes) -> File:
 def _bring_file(
     http: requests.Session, file: File, folder: Path, say: Callable[[str], None], mirror: str | None
 ) -> None:
-    place, known, note = folder / file.path, file, b""
+    place, known, note = folder / file.path, file, None
     if not file.digest:
-        note_url = _address(file.note.url, mirror)
-        note = download.read(http, note_url, MAX_NOTE)
+        note_url, received = _address(file.note.url, mirror), io.BytesIO()
+        download.transfer(http, note_url, received, MAX_NOTE)
+        note = folder / file.note.path, received.getvalue()
         try:
-            known = read_note(file, note)
+            known = read_note(file, note[1])
         except ValueError as fault:
             raise Unavailable(f"{download.shown(note_url)} is not the note of a feed ({fault})") from fault
     if place.exists() and not download.is_verified(place, known):
         say(f"{place} is not the publisher's file: replacing it when the download is verified")
-
-    def keep_note() -> None:
-        if note:
-            write_bytes(folder / file.note.path, note)
-
-    download.download(http, _address(file.url, mirror), place, known, keep_note)
+    download.download(http, _address(file.url, mirror), place, known, note)
 
 
 def _address(url: str, mirror: str | None) -> str:
@@ -127,16 +117,6 @@ def _why_offline(addresses: Iterable[str]) -> str:
     return "; ".join(reasons)
 
 
-def _check_flags(names: Sequence[str], mirror: str | None) -> None:
-    for name in names:
-        if name in UNPUBLISHED:
-            raise UsageError(f"--sources names {name}, which has no single publisher: {UNPUBLISHED[name]}.")
-        if name not in PUBLISHED:
-            raise UsageError(f"--sources names {name}, which is unknown.{did_you_mean(name, list(PUBLISHED))}")
-    if mirror is not None:
-        host_of(mirror, "--mirror", "~/.netrc")
-
-
 def _say(line: str) -> None:
     print(f"[fetch] {line}", flush=True)
 
@@ -151,7 +131,13 @@ def main(argv: Sequence[str]) -> int:
     add("--mirror", metavar="URL", help="a site's own copy, with the publishers' paths, in place of their hosts")
     flags = parser.parse_args(argv)
     names = [name.strip() for name in flags.sources.split(",") if name.strip()]
-    _check_flags(names, flags.mirror)
+    for name in names:
+        if name in UNPUBLISHED:
+            raise UsageError(f"--sources names {name}, which has no single publisher: {UNPUBLISHED[name]}.")
+        if name not in PUBLISHED:
+            raise UsageError(f"--sources names {name}, which is unknown.{did_you_mean(name, list(PUBLISHED))}")
+    if flags.mirror is not None:
+        host_of(flags.mirror, "--mirror", "~/.netrc")
     folder = flags.data_dir or cache_dir() / "data"
     reasons = bring(names, folder, _say, mirror=flags.mirror)
     for name in names:

@@ -1,9 +1,7 @@
 """The weighted mixture: batch t is a pure function of the config, the seed and t, on any number of hosts.
 
-An epoch of the mix holds each record `multiplier` times (of fractional multipliers, several passes make one epoch).
-The datasets are interleaved evenly, and each pass of a dataset has its own order. An epoch is packed at once. The
-lengths in it are always the same, and so is the number of its rows: the epoch of any row follows from its number by
-division, and a run that resumes at update t starts reading at t.
+An epoch of the mix holds each record `multiplier` times, and is packed at once. The lengths in it are always the same,
+and so is the number of its rows: the epoch of any row follows from its number by division (docs/data.md).
 """
 
 import bisect
@@ -22,7 +20,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.packing import Example, fill, pack
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.array_record import Records, lengths_of, open_examples
-from ghost_jax.data.storage.artifact_cache import SplitCounts
+from ghost_jax.data.storage.artifact_cache import SplitCounts, counts_of
 from ghost_jax.text.mcq_format import LETTERS
 
 ENDLESS = 1 << 40  # the length of a stream that repeats for ever
@@ -41,14 +39,14 @@ class Phase:
     """The multipliers from update `start` on: dataset -> how often each record is in one epoch of the mix."""
 
     start: int
-    multipliers: dict[str, float]
+    multipliers: dict[str, float] = dataclasses.field(hash=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mix:
     """All that decides what batch t is."""
 
-    stores: dict[str, Path]  # dataset -> its store
+    stores: dict[str, Path] = dataclasses.field(hash=False)  # dataset -> its store
     phases: tuple[Phase, ...]  # in the order of their start; the first starts at 0
     seed: int  # of the shuffles
     batch_size: int  # rows of the global batch
@@ -56,10 +54,6 @@ class Mix:
     packing: bool  # whether a row holds as many conversations as fit, or one
     truncation: str  # of a conversation longer than a row: "crop" cuts its beginning off, "drop" leaves it out
     loss_norm: str  # see `packing.fill`
-
-    def __hash__(self) -> int:
-        """Makes it a key of a cache; equality compares every field."""
-        return hash((*sorted(self.stores.items()), len(self.phases), self.seed, self.batch_size, self.seq_len))
 
     @property
     def datasets(self) -> list[str]:
@@ -76,13 +70,8 @@ def fingerprint(mix: Mix) -> str:
     )
 
 
-def _counts(mix: Mix, name: str) -> dict[str, SplitCounts]:
-    """Returns the counts of each split of a dataset."""
-    return artifact_cache.manifest(mix.stores[name]).datasets[name]
-
-
 def _train_counts(mix: Mix, name: str) -> SplitCounts:
-    return _counts(mix, name)["train"]  # `prepare` refuses a dataset without
+    return counts_of(mix.stores[name], name)["train"]  # `prepare` refuses a dataset without
 
 
 # ---- Which record, and which row ----
@@ -90,10 +79,7 @@ def _train_counts(mix: Mix, name: str) -> SplitCounts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Dataset:
-    """One training split: its records, and the numbers [n] and places [n] of those that may be drawn.
-
-    A record of n + 1 tokens fills n places of a row.
-    """
+    """One training split: its records, and the numbers [n] of those that may be drawn and their places in a row [n]."""
 
     records: Records
     drawn: np.ndarray
@@ -150,30 +136,25 @@ class _Epochs:
         self._names = np.repeat(np.arange(len(counts)), counts)[self._order]
         self.draws = sum(counts)
         self.places = sum(copies * int(self.datasets[name].places.sum()) for name, copies in self._copies.items())
-        self._lock = threading.Lock()  # Grain reads ahead in threads; an epoch is packed by one of them
         self._epoch = functools.lru_cache(maxsize=2)(self._packed)  # a batch may extend into the next one
-        self.rows = len(self.epoch(0)[1]) - 1
+        self.rows = len(self._epoch(0)[1]) - 1
 
-    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the draws of an epoch in the order of its rows, and where each row starts among them [rows + 1]."""
-        with self._lock:
-            return self._epoch(number)
-
-    def drawn(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the dataset indices [draws] and record numbers [draws] of epoch `number`."""
+    def drawn(self, number: int) -> np.ndarray:
+        """Returns the dataset index and the record number of each draw of epoch `number`, [draws, 2]."""
         of_dataset = []
         for name, copies in self._copies.items():
             # The name is part of the seed, so that leaving a dataset out does not change the order of another.
             seed = int(artifact_cache.fingerprint([self._mix.seed, name, self._number])[:8], 16)
             for each in range(number * copies, (number + 1) * copies):
                 of_dataset.append(np.random.default_rng([seed, each]).permutation(len(self.datasets[name].drawn)))
-        return self._names, np.concatenate(of_dataset)[self._order]
+        return np.stack([self._names, np.concatenate(of_dataset)[self._order]], axis=1)
 
     def _packed(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        names, chosen = self.drawn(number)
-        draws = np.stack([names, chosen], axis=1)
+        """Returns the draws of an epoch in the order of its rows, and where each row starts among them [rows + 1]."""
+        draws = self.drawn(number)
         if not self._mix.packing:
             return draws, np.arange(len(draws) + 1)
+        names, chosen = draws.T
         places = np.zeros(len(draws), np.int64)
         for i, dataset in enumerate(self.datasets.values()):
             places[names == i] = dataset.places[chosen[names == i]]
@@ -187,7 +168,7 @@ class _Epochs:
         draws = []
         for row in rows:
             number, place = divmod(row, self.rows)
-            ordered, starts = self.epoch(number)
+            ordered, starts = self._epoch(number)
             draws.append(ordered[starts[place] : starts[place + 1]])
         names, chosen = np.concatenate(draws).T
         examples: list[Example | None] = [None] * len(names)
@@ -245,8 +226,7 @@ def train_batches(mix: Mix, process: int = 0, processes: int = 1) -> grain.MapDa
 def first_examples(mix: Mix, count: int) -> Iterator[tuple[str, dict]]:
     """Yields the dataset and the example of the first draws of a run, before cropping."""
     epochs = _epochs_of(mix, 0)
-    names, chosen = epochs.drawn(0)
-    for i, place in zip(names[:count], chosen[:count], strict=True):
+    for i, place in epochs.drawn(0)[:count]:
         name, dataset = list(epochs.datasets.items())[i]
         yield name, dataset.records[dataset.drawn[place]]
 
@@ -280,7 +260,7 @@ def validation_size(mix: Mix, name: str) -> int:
 
     It is 0 for ranked questions, which no LM loss is defined on.
     """
-    count = _counts(mix, name).get("validation")
+    count = counts_of(mix.stores[name], name).get("validation")
     return _drawn_records(mix, count) if count and not count.ranked else 0
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from ghost_jax.data.mixture import Mix, Packing, Share, validation_size
 
@@ -13,10 +13,8 @@ COLUMNS = ("mult", "records", "tokens", "supervised", "share", "superv. share", 
 
 def table(lines: Sequence[Share]) -> Table:
     """Returns the mixture table for the screen."""
-    drawn = Table(title="Mixture", title_justify="left")
-    drawn.add_column("source")
-    for column in COLUMNS:
-        drawn.add_column(column, justify="right")
+    numbers = (Column(name, justify="right") for name in COLUMNS)
+    drawn = Table("source", *numbers, title="Mixture", title_justify="left")
     for line in lines:
         drawn.add_row(
             line.name,
@@ -33,17 +31,12 @@ def table(lines: Sequence[Share]) -> Table:
     return drawn
 
 
-def task_share(lines: Sequence[Share]) -> tuple[float, float]:
-    """Returns the share of everything but small talk, by record and by supervised token."""
-    tasks = [line for line in lines if line.name != NO_TASK]
-    return sum(line.record_share for line in tasks), sum(line.supervised_share for line in tasks)
-
-
 def remarks(mix: Mix, lines: Sequence[Share], rows: Packing) -> list[str]:
     """Returns the lines below the table: task share, rows, over-long records, and warnings."""
     found = []
-    by_record, by_token = task_share(lines)
-    if any(line.name == NO_TASK for line in lines):
+    tasks = [line for line in lines if line.name != NO_TASK]
+    if len(tasks) < len(lines):
+        by_record, by_token = sum(line.record_share for line in tasks), sum(line.supervised_share for line in tasks)
         low = min(by_record, by_token) < TASK_SHARE
         found.append(
             f"{'WARNING: ' if low else ''}task share (everything but {NO_TASK}): {by_record:.1%} of the records, "

@@ -97,7 +97,10 @@ def fill(rows: Sequence[Sequence[Example]], row_len: int, loss_norm: str) -> dic
     for number in np.flatnonzero(~spoken):
         example, here = examples[number], place[first[number] : ends[number]]
         branches = example.branches[:-1]
-        flat["branches"][here], flat["positions"][here] = branches, _positions(branches)
+        flat["branches"][here] = branches
+        first_place = np.searchsorted(branches, branches)  # of each one's branch, which continues from the prompt's end
+        prompt = np.where(branches > 0, np.count_nonzero(branches == 0), 0)
+        flat["positions"][here] = np.arange(len(branches)) - first_place + prompt
         if example.branches[0] == 0:
             flat["ranked"][here] = np.where(example.mask[1:], 1 + (branches == example.gold), 0)
     for number in np.flatnonzero([bool(example.gold) and not example.mask[0] for example in examples] & spoken):
@@ -106,9 +109,3 @@ def fill(rows: Sequence[Sequence[Example]], row_len: int, loss_norm: str) -> dic
         if len(supervised):
             flat["letters"][place[first[number] + supervised[0]]] = examples[number].gold
     return batch
-
-
-def _positions(branches: np.ndarray) -> np.ndarray:
-    """Returns the positions of a ranked question's places: those of every branch continue from the prompt's end."""
-    first = np.searchsorted(branches, branches)  # the first place of each one's branch
-    return np.arange(len(branches)) - first + np.where(branches > 0, np.count_nonzero(branches == 0), 0)

@@ -1,9 +1,4 @@
-"""From publishers' files to stores, each built once and found again while its inputs are unchanged.
-
-    parts       the clean documents of one input file, with their facts; all cores, or the workers of Apache Beam
-    corpus      the parts together, duplicates dropped
-    vocabulary  the base's byte-level BPE
-    datasets    token ids and masks, one store each: windows of text for a base, conversations for a chat model
+"""From publishers' files to stores, each built once and found again while its inputs are unchanged (docs/data.md).
 
 `python -m ghost_jax.data.prepare --config=configs/chat_v5.py` builds the stores of a config; training does the same.
 """
@@ -27,7 +22,7 @@ from ghost_jax.data.mixture import Mix, Phase
 from ghost_jax.data.own import rows
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.data.storage.artifact_cache import SplitCounts
+from ghost_jax.data.storage.artifact_cache import counts_of
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.mcq_format import LETTERS, letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
@@ -54,7 +49,7 @@ def prepare(config: ConfigDict, data_dir: Path | None, workers: beam.Beam | None
     for (group, name), path in own.items():
         if not rows.located(path).is_file():
             raise UserError(f"data.{group}.{name} names {path}, which is no file. Name a file of {group}.")
-    inputs = _located(config, config.data.sources, data_dir)
+    inputs, notes = _located(config, data_dir)
     judged = workers.judged_parts if workers else corpus.judged_parts
     documents = corpus.corpus_store(inputs, _say, judged)
     mixed = {name for multipliers in config_lib.mixtures(config).values() for name in multipliers if multipliers[name]}
@@ -72,14 +67,14 @@ def prepare(config: ConfigDict, data_dir: Path | None, workers: beam.Beam | None
         for name in (*names_of(config.stage), *(name for _, name in own))
         if name in needed
     }
-    empty = [name for name in stores if name in mixed and "train" not in _splits(stores, name)]
+    empty = [name for name in stores if name in mixed and "train" not in counts_of(stores[name], name)]
     _refuse_empty(config, documents, empty)
-    return Prepared(documents, stores, vocabulary, base, inputs.notes)
+    return Prepared(documents, stores, vocabulary, base, notes)
 
 
 def letters_of(prepared: Prepared) -> int:
     """Returns how many letters may be gold: 4, or up to the last one that is."""
-    splits = [each for name in prepared.stores for each in _splits(prepared.stores, name).values()]
+    splits = [each for name, store in prepared.stores.items() for each in counts_of(store, name).values()]
     return max([4, *(1 + LETTERS.index(letter) for each in splits for letter in each.letters)])
 
 
@@ -97,13 +92,8 @@ def mix_of(config: ConfigDict, prepared: Prepared) -> Mix:
     )
 
 
-def _located(config: ConfigDict, names: Sequence[str], data_dir: Path | None) -> corpus.Inputs:
-    return corpus.locate(names, data_dir, _say, stand_in="nano" in config.preset.split(","))
-
-
-def _splits(stores: dict[str, Path], name: str) -> dict[str, SplitCounts]:
-    """Returns the counts of the splits of a dataset."""
-    return artifact_cache.manifest(stores[name]).datasets[name]
+def _located(config: ConfigDict, data_dir: Path | None) -> tuple[list[corpus.Input], tuple[str, ...]]:
+    return corpus.locate(config.data.sources, data_dir, _say, stand_in="nano" in config.preset.split(","))
 
 
 def _refuse_empty(config: ConfigDict, documents: Path, empty: list[str]) -> None:
@@ -132,7 +122,7 @@ def _base_vocabulary(config: ConfigDict, data_dir: Path | None) -> Tokenizer:
     """Returns the vocabulary of a base: its run's own where that is named, else one trained on the base's corpus."""
     if "vocabulary" in config:
         return tokenizer_lib.load(path_of(config.vocabulary))
-    return _vocabulary(config, corpus.corpus_store(_located(config, config.data.sources, data_dir), _say))
+    return _vocabulary(config, corpus.corpus_store(_located(config, data_dir)[0], _say))
 
 
 def _say(line: str) -> None:
@@ -144,8 +134,8 @@ def _summary(prepared: Prepared) -> Iterator[str]:
     documents = artifact_cache.manifest(prepared.corpus).documents
     yield f"corpus      {prepared.corpus}: {sum(documents.values()):,} documents of {len(documents)} sources"
     yield f"vocabulary  {prepared.tokenizer.vocab_size:,} ids"
-    for name in prepared.stores:
-        splits = _splits(prepared.stores, name).items()
+    for name, store in prepared.stores.items():
+        splits = counts_of(store, name).items()
         counts = ", ".join(f"{split} {each.records:,} records / {each.tokens:,} tokens" for split, each in splits)
         yield f"{name:11} {counts or 'no record'}"
 

@@ -96,12 +96,12 @@ def hash_of_rows(store: Path) -> dict[str, str]:
 
 def write_copies(corpus: Path, folder: Path, copies: int) -> None:
     """Writes varied copies of a corpus, each as one file a source."""
-    pool = list({word: None for record in documents_of(corpus)() for word in record.text.split()[:50]})[:50_000]
+    pool = list({word: None for record in documents_of(corpus) for word in record.text.split()[:50]})[:50_000]
     folder.mkdir()
     for copy in range(copies):
         rng = random.Random(copy)
         files = {}
-        for number, record in enumerate(documents_of(corpus)()):
+        for number, record in enumerate(documents_of(corpus)):
             name = f"{record.source}-{copy}"
             file = files.get(name) or files.setdefault(name, (folder / f"{name}.jsonl").open("w", encoding="utf-8"))
             words = [rng.choice(pool) if rng.random() < CHANGED else word for word in record.text.split(" ")]

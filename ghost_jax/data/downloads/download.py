@@ -1,11 +1,9 @@
 """Downloads one published file: resumes a partial one, verifies its content, and renames it into place."""
 
-import contextlib
 import hashlib
-import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -14,7 +12,7 @@ import requests
 import urllib3
 
 import ghost_jax
-from ghost_jax.core.atomic_io import locked
+from ghost_jax.core.atomic_io import locked, write_bytes
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError, chain_of
 from ghost_jax.core.paths import cache_dir
@@ -71,13 +69,6 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{host_of(url)}{parts.path}"
 
 
-def read(http: requests.Session, url: str, limit: int) -> bytes:
-    """Returns a small file of at most `limit` bytes. Raises Unavailable as `transfer`."""
-    content = io.BytesIO()
-    transfer(http, url, content, limit)
-    return content.getvalue()
-
-
 def with_spare(size: int) -> int:
     """Returns how many bytes are received, and unpacked, where `size` are expected."""
     return size + size // 64 + SPARE
@@ -86,15 +77,18 @@ def with_spare(size: int) -> int:
 def digest_of(path: Path, file: File, suffix: str) -> str:
     """Returns the digest of a file's uncompressed content, of the kind that `file` holds; `suffix` is its compression.
 
-    Raises UserError where it cannot be unpacked, or unpacks to more than the size of `file` allows.
+    It is "damaged data" where the file cannot be unpacked, or unpacks to more than the size of `file` allows.
     """
-    if len(file.digest) == 64:
-        digest = hashlib.sha256()
-    else:  # Git hashes the size before the content.
-        digest = hashlib.sha1(b"blob %d\0" % sum(map(len, _content(path, file, suffix))))
-    for chunk in _content(path, file, suffix):
-        digest.update(chunk)
-    return digest.hexdigest()
+    try:
+        if len(file.digest) == 64:
+            digest = hashlib.sha256()
+        else:  # Git hashes the size before the content.
+            digest = hashlib.sha1(b"blob %d\0" % sum(map(len, _content(path, file, suffix))))
+        for chunk in _content(path, file, suffix):
+            digest.update(chunk)
+        return digest.hexdigest()
+    except UserError:
+        return "damaged data"
 
 
 def _content(path: Path, file: File, suffix: str) -> Iterator[bytes]:
@@ -109,28 +103,17 @@ def _content(path: Path, file: File, suffix: str) -> Iterator[bytes]:
 
 def is_verified(place: Path, file: File) -> bool:
     """Returns whether a place holds the content, plain or in any compression."""
-    for suffix in files.SUFFIXES:
-        path = place.with_name(files.stem(place.name) + suffix)
-        with contextlib.suppress(UserError):  # damaged
-            if path.is_file() and digest_of(path, file, path.suffix) == file.digest:
-                return True
-    return False
+    paths = (place.with_name(files.stem(place.name) + suffix) for suffix in files.SUFFIXES)
+    return any(path.is_file() and digest_of(path, file, path.suffix) == file.digest for path in paths)
 
 
-def download(
-    http: requests.Session,
-    url: str,
-    place: Path,
-    file: File,
-    before_rename: Callable[[], None] = lambda: None,
-) -> None:
-    """Downloads the file at `url` to `place`, from where `<place>.partial` ends.
+def download(http: requests.Session, url: str, place: Path, file: File, note: tuple[Path, bytes] | None = None) -> None:
+    """Downloads the file at `url` to `place`, from where `<place>.partial` ends, unless a verified one is there.
 
     Of several processes with the same place, one downloads and the others wait.
 
     Args:
-      before_rename: is called when the content is verified, which may be there already, while no other process works on
-        the place.
+      note: the place and the content of a second file, which is written when the first one is verified.
 
     Raises:
       Unavailable: as `transfer`, with the partial file kept; or the content is another, and it is deleted.
@@ -139,17 +122,18 @@ def download(
     partial = place.with_name(place.name + ".partial")
     lock = cache_dir() / "locks" / hashlib.sha256(str(place.resolve()).encode()).hexdigest()
     with locked(lock, place.name):
-        if is_verified(place, file):
-            before_rename()
-            return
-        resumed = partial.exists()
-        found = _received(http, url, partial, place, file)
-        if found != file.digest and resumed:  # the file may have changed since its first part was received
+        is_new = not is_verified(place, file)
+        if is_new:
+            resumed = partial.exists()
             found = _received(http, url, partial, place, file)
-        if found != file.digest:
-            raise Unavailable(f"{shown(url)} sends {found}; expected is {file.digest}. What was received is deleted")
-        before_rename()
-        os.replace(partial, place)
+            if found != file.digest and resumed:  # the file may have changed since its first part was received
+                found = _received(http, url, partial, place, file)
+            if found != file.digest:
+                raise Unavailable(f"{shown(url)} sends {found}; expected is {file.digest}. The download is deleted")
+        if note:
+            write_bytes(*note)
+        if is_new:
+            os.replace(partial, place)
 
 
 def _received(http: requests.Session, url: str, partial: Path, place: Path, file: File) -> str:
@@ -161,10 +145,7 @@ def _received(http: requests.Session, url: str, partial: Path, place: Path, file
             if not stream.seek(0, os.SEEK_END):
                 partial.unlink()
             raise
-    try:
-        found = digest_of(partial, file, place.suffix)
-    except UserError:
-        found = "damaged data"
+    found = digest_of(partial, file, place.suffix)
     if found != file.digest:
         partial.unlink()
     return found

@@ -13,9 +13,7 @@ import dataclasses
 class Source:
     """A row of `SOURCES`."""
 
-    # the names of its files, without the suffix of a compression, or glob patterns; () for the source that comes with
-    # the package
-    stems: tuple[str, ...]
+    stems: tuple[str, ...]  # names of its files without a compression's suffix, or patterns; () where in the package
     reader: str  # the module in this folder that reads them
 
 

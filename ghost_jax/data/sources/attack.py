@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.sources import stix
 from ghost_jax.data.sources.stix import Bundle, Edge
 from ghost_jax.data.storage.schema import Fact, Record
-from ghost_jax.data.storage.text_cleaning import clean, first_sentence, headed, labelled, listing, paragraphs
+from ghost_jax.data.storage.text_cleaning import clean, first_sentence, headed, labelled, listing, paragraphs, with_list
 
 VERSION = 2  # raise it when the same file gives other records
 
@@ -15,11 +14,10 @@ LICENSE = "MITRE ATT&CK terms of use"
 
 _PUBLISHERS = ("mitre-attack", "mitre-mobile-attack", "mitre-ics-attack")
 # Type of an actor -> type of what it uses -> the relation of the two
-_SOFTWARE_USES = {"attack-pattern": "software_technique"}
 _USES = {
     "intrusion-set": {"attack-pattern": "group_technique", "malware": "group_software", "tool": "group_software"},
-    "malware": _SOFTWARE_USES,
-    "tool": _SOFTWARE_USES,
+    "malware": {"attack-pattern": "software_technique"},
+    "tool": {"attack-pattern": "software_technique"},
     "campaign": {"attack-pattern": "campaign_technique"},
 }
 _TECHNIQUE_FIELDS = {
@@ -37,7 +35,7 @@ def read(path: Path) -> Iterator[Record]:
     Techniques state facts of the relations "tactic", "mitigation" and "detection"; groups, software and campaigns
     state what they use. Raises UserError where no tactic of the bundle names its domain.
     """
-    bundle = stix.load(path, _PUBLISHERS)
+    bundle = Bundle(path, _PUBLISHERS)
     domain = _domain(bundle)
     tactics = {tactic["x_mitre_shortname"]: tactic["name"] for tactic in bundle.of_type("x-mitre-tactic")}
     for thing in bundle.objects.values():
@@ -49,7 +47,7 @@ def read(path: Path) -> Iterator[Record]:
             text = _tactic(bundle, thing, tactics)
         elif thing["type"] == "course-of-action":
             mitigated = bundle.outgoing("mitigates", thing, "attack-pattern")
-            text = (_sentence(f"{_named(bundle, thing)} mitigates", bundle, mitigated),)
+            text = (_ends(f"{_named(bundle, thing)} mitigates", bundle, mitigated),)
         elif thing["type"] == "x-mitre-data-source":
             text = _data_source(bundle, thing)
         elif thing["type"] in _USES:
@@ -87,12 +85,12 @@ def _numbered(bundle: Bundle, thing: dict) -> str:
     return f"{bundle.reference(thing)[0]} {clean(thing['name'])}"
 
 
-def _sentence(beginning: str, bundle: Bundle, edges: list[Edge]) -> str:
-    return f"{beginning} {listing(dict.fromkeys(_named(bundle, edge.other) for edge in edges))}." if edges else ""
+def _ends(beginning: str, bundle: Bundle, edges: list[Edge]) -> str:
+    return with_list(beginning, dict.fromkeys(_named(bundle, edge.other) for edge in edges))
 
 
-def _values(label: str, values: list[str]) -> str:
-    return f"{label}: {listing(clean(value).rstrip('.') for value in values)}." if values else ""
+def _values(label: str, thing: dict, key: str) -> str:
+    return with_list(f"{label}:", (clean(value).rstrip(".") for value in thing.get(key, [])))
 
 
 # ---- Techniques and tactics ----
@@ -108,13 +106,12 @@ def _parent_of(bundle: Bundle, technique: dict) -> list[Edge]:
 
 
 def _tactic(bundle: Bundle, tactic: dict, tactics: dict[str, str]) -> Iterator[str]:
-    members = [
+    members = (
         _named(bundle, technique)
         for technique in bundle.of_type("attack-pattern")
         if tactic["name"] in _tactics_of(technique, tactics) and not _parent_of(bundle, technique)
-    ]
-    if members:
-        yield f"The tactic {_named(bundle, tactic)} holds the techniques {listing(members)}."
+    )
+    yield with_list(f"The tactic {_named(bundle, tactic)} holds the techniques", members)
 
 
 def _technique(bundle: Bundle, technique: dict, tactics: list[str]) -> Iterator[str]:
@@ -124,9 +121,9 @@ def _technique(bundle: Bundle, technique: dict, tactics: list[str]) -> Iterator[
     served = f" of the {'tactics' if len(tactics) > 1 else 'tactic'} {listing(tactics)}" if tactics else ""
     yield f"{bundle.reference(technique)[0]} is {kind}{served}."
     for label, key in _TECHNIQUE_FIELDS.items():
-        yield _values(label, technique.get(key, []))
-    yield _sentence("Its sub-techniques are", bundle, bundle.incoming("subtechnique-of", technique))
-    yield _sentence("It targets the assets", bundle, bundle.outgoing("targets", technique))
+        yield _values(label, technique, key)
+    yield _ends("Its sub-techniques are", bundle, bundle.incoming("subtechnique-of", technique))
+    yield _ends("It targets the assets", bundle, bundle.outgoing("targets", technique))
     for edge in bundle.incoming("mitigates", technique, "course-of-action"):
         yield headed(f"Mitigation {_numbered(bundle, edge.other)}", edge.description)
     yield labelled("Detection", clean(technique.get("x_mitre_detection", "")))
@@ -136,10 +133,8 @@ def _technique(bundle: Bundle, technique: dict, tactics: list[str]) -> Iterator[
     for edge in bundle.incoming("detects", technique, "x-mitre-detection-strategy"):
         yield headed(f"Detection strategy {_numbered(bundle, edge.other)}", edge.description)
     for analytic in _analytics(bundle, technique):
-        platforms = analytic.get("x_mitre_platforms")
-        components = _analytic_components(bundle, analytic)
-        label = f"Analytic for {listing(platforms)}" if platforms else "Analytic"
-        needs = f" Data components: {listing(components)}." if components else ""
+        label = "Analytic" + listing(analytic.get("x_mitre_platforms", []), " for ")
+        needs = with_list(" Data components:", _analytic_components(bundle, analytic))
         yield labelled(label, clean(analytic.get("description", "")) + needs)
     for edge in bundle.incoming("uses", technique, *_USES):
         yield labelled(f"Procedure of {_named(bundle, edge.other)}", edge.description)
@@ -172,24 +167,22 @@ def _source_of(bundle: Bundle, component: dict) -> list[dict]:
 
 
 def _data_source(bundle: Bundle, source: dict) -> Iterator[str]:
-    yield _values("Platforms", source.get("x_mitre_platforms", []))
-    yield _values("Collection layers", source.get("x_mitre_collection_layers", []))
+    yield _values("Platforms", source, "x_mitre_platforms")
+    yield _values("Collection layers", source, "x_mitre_collection_layers")
     for component in bundle.of_type("x-mitre-data-component"):
         if source in _source_of(bundle, component):
             yield headed(f"Data component {component['name']}", clean(component.get("description", "")))
-            detected = bundle.outgoing("detects", component, "attack-pattern")
-            yield _sentence(f"{component['name']} detects", bundle, detected)
+            yield _ends(f"{component['name']} detects", bundle, bundle.outgoing("detects", component, "attack-pattern"))
 
 
 def _analytics(bundle: Bundle, technique: dict) -> list[dict]:
     strategies = bundle.incoming("detects", technique, "x-mitre-detection-strategy")
-    references = [reference for edge in strategies for reference in edge.other.get("x_mitre_analytic_refs", [])]
-    return bundle.present(references)
+    return bundle.present(each for edge in strategies for each in edge.other.get("x_mitre_analytic_refs", []))
 
 
 def _analytic_components(bundle: Bundle, analytic: dict) -> list[str]:
     sources = analytic.get("x_mitre_log_source_references", [])
-    components = bundle.present([source.get("x_mitre_data_component_ref", "") for source in sources])
+    components = bundle.present(source.get("x_mitre_data_component_ref", "") for source in sources)
     return list(dict.fromkeys(_component_name(bundle, component) for component in components))
 
 
@@ -199,16 +192,15 @@ def _analytic_components(bundle: Bundle, analytic: dict) -> list[str]:
 def _actor(bundle: Bundle, actor: dict) -> Iterator[str]:
     """Yields the paragraphs of an actor's page; its procedures are on the techniques' pages."""
     named = _named(bundle, actor)
-    aliases = [alias for alias in actor.get("aliases", actor.get("x_mitre_aliases", [])) if alias != actor["name"]]
-    if aliases:
-        yield f"{named} is also known as {listing(aliases)}."
-    yield _values("Platforms", actor.get("x_mitre_platforms", []))
+    aliases = actor.get("aliases", actor.get("x_mitre_aliases", []))
+    yield with_list(f"{named} is also known as", (alias for alias in aliases if alias != actor["name"]))
+    yield _values("Platforms", actor, "x_mitre_platforms")
     if "first_seen" in actor and "last_seen" in actor:
         yield f"It was active from {actor['first_seen'][:7]} to {actor['last_seen'][:7]}."
-    yield _sentence(f"{named} is attributed to", bundle, bundle.outgoing("attributed-to", actor))
-    yield _sentence(f"{named} uses the techniques", bundle, bundle.outgoing("uses", actor, "attack-pattern"))
-    yield _sentence(f"{named} uses the software", bundle, bundle.outgoing("uses", actor, "malware", "tool"))
-    yield _sentence(f"{named} is used by", bundle, bundle.incoming("uses", actor, "intrusion-set", "campaign"))
+    yield _ends(f"{named} is attributed to", bundle, bundle.outgoing("attributed-to", actor))
+    yield _ends(f"{named} uses the techniques", bundle, bundle.outgoing("uses", actor, "attack-pattern"))
+    yield _ends(f"{named} uses the software", bundle, bundle.outgoing("uses", actor, "malware", "tool"))
+    yield _ends(f"{named} is used by", bundle, bundle.incoming("uses", actor, "intrusion-set", "campaign"))
 
 
 def _actor_facts(bundle: Bundle, actor: dict) -> Iterator[Fact]:

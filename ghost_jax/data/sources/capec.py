@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ghost_jax.data.sources import stix
 from ghost_jax.data.sources.stix import Bundle
-from ghost_jax.data.sources.vulnerability import weaknesses
+from ghost_jax.data.sources.vulnerability import cwe_ids
 from ghost_jax.data.storage.schema import Fact, Record
-from ghost_jax.data.storage.text_cleaning import clean, first_sentence, flat, labelled, listing, paragraphs
+from ghost_jax.data.storage.text_cleaning import clean, first_sentence, flat, labelled, paragraphs, with_list
 
 VERSION = 2  # raise it when the same file gives other records
 
@@ -24,12 +23,12 @@ _RELATIONS = {
 
 def read(path: Path) -> Iterator[Record]:
     """Yields a record for each attack pattern in force, with its name and its related weaknesses as facts."""
-    bundle = stix.load(path, ("capec",))
+    bundle = Bundle(path, ("capec",))
     for pattern in bundle.of_type("attack-pattern"):
         number, url = bundle.reference(pattern)
         name = flat(pattern["name"])  # some end in a blank
         cwe = [entry for entry in pattern.get("external_references", []) if entry.get("source_name") == "cwe"]
-        related = weaknesses(entry.get("external_id", "") for entry in cwe)
+        related = cwe_ids(entry.get("external_id", "") for entry in cwe)
         text = paragraphs(*_text(bundle, pattern, number, related))
         yield Record(number, "capec", name, text, url, LICENSE, tuple(_facts(pattern, number, name, related)))
 
@@ -50,9 +49,9 @@ def _text(bundle: Bundle, pattern: dict, number: str, related: list[str]) -> Ite
     yield clean(pattern.get("x_capec_extended_description", ""))
     yield from each("Alternate term", "x_capec_alternate_terms")
     for key, relation in _RELATIONS.items():
-        if others := bundle.present(pattern.get(key, [])):
-            named = [f"{flat(other['name'])} ({bundle.reference(other)[0]})" for other in others]
-            yield f"{number} {relation} {listing(named)}."
+        others = bundle.present(pattern.get(key, []))
+        named = (f"{flat(other['name'])} ({bundle.reference(other)[0]})" for other in others)
+        yield with_list(f"{number} {relation}", named)
     for label, key in (("Likelihood of attack", "likelihood_of_attack"), ("Typical severity", "typical_severity")):
         if f"x_capec_{key}" in pattern:
             yield f"{label}: {pattern[f'x_capec_{key}']}."
@@ -62,10 +61,8 @@ def _text(bundle: Bundle, pattern: dict, number: str, related: list[str]) -> Ite
         yield labelled(f"Skill required ({level})", clean(skill))
     yield from each("Resources required", "x_capec_resources_required")
     for scope, impacts in pattern.get("x_capec_consequences", {}).items():
-        if impacts:
-            yield f"Consequence for {scope.replace('_', ' ')}: {listing(dict.fromkeys(map(clean, impacts)))}."
+        yield with_list(f"Consequence for {scope.replace('_', ' ')}:", dict.fromkeys(map(clean, impacts)))
     yield from each("Example", "x_capec_example_instances")
     for edge in bundle.incoming("mitigates", pattern, "course-of-action"):
         yield labelled("Mitigation", clean(edge.other.get("description", "")))
-    if related:
-        yield f"Related weaknesses: {listing(related)}."
+    yield with_list("Related weaknesses:", related)

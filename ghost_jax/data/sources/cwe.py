@@ -10,17 +10,7 @@ from defusedxml import ElementTree
 from ghost_jax.data.sources.vulnerability import is_retired
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Fact, Record
-from ghost_jax.data.storage.text_cleaning import (
-    BLOCK_TAGS,
-    LINE_TAGS,
-    first_sentence,
-    flat,
-    headed,
-    labelled,
-    listing,
-    paragraphs,
-    tidy,
-)
+from ghost_jax.data.storage.text_cleaning import first_sentence, headed, labelled, listing, paragraphs, prose, with_list
 
 VERSION = 2  # raise it when the same file gives other records
 
@@ -58,7 +48,7 @@ def read(path: Path) -> Iterator[Record]:
     names: dict[str, str] = {}
     children: dict[str, list[str]] = defaultdict(list)  # number -> those of its children
     for weakness in _weaknesses(path):
-        names[weakness.attrib["ID"]] = flat(weakness.attrib["Name"])  # some end in a blank
+        names[weakness.attrib["ID"]] = weakness.attrib["Name"].strip()  # some end in a blank
         for parent in _related(weakness)["ChildOf"]:
             children[parent].append(weakness.attrib["ID"])
     for weakness in _weaknesses(path):
@@ -85,7 +75,7 @@ def _weaknesses(path: Path) -> Iterator[Element]:
     with files.open_text(path) as stream:
         parser = ElementTree.XMLParser(forbid_dtd=True)
         for _, element in ElementTree.iterparse(stream, events=("end",), parser=parser):
-            section = _local(element)
+            section = element.tag.rpartition("}")[2]
             if section == "Weakness" and not is_retired(element.get("Status")):
                 yield element
             if section in _SECTIONS:
@@ -98,38 +88,28 @@ def _text(weakness: Element, number: str, related: dict[str, list[str]]) -> Iter
     for term in _each(weakness, "Alternate_Terms/{*}Alternate_Term"):
         yield headed(f"Alternate term {_field(term, 'Term')}", _field(term, "Description"))
     for nature, relation in _RELATIONS.items():
-        if others := related[nature]:
-            yield f"{number} {relation} {listing(others)}."
+        yield with_list(f"{number} {relation}", related[nature])
     for kind, label in _PLATFORMS.items():
-        platforms = [
-            each.get("Name") or each.get("Class", "") for each in _each(weakness, f"Applicable_Platforms/{{*}}{kind}")
-        ]
-        if platforms:
-            yield f"{label}: {listing(platforms)}."
+        platforms = _each(weakness, f"Applicable_Platforms/{{*}}{kind}")
+        yield with_list(f"{label}:", (each.get("Name") or each.get("Class", "") for each in platforms))
     for introduction in _each(weakness, "Modes_Of_Introduction/{*}Introduction"):
         yield headed(f"Introduced in the phase {_field(introduction, 'Phase')}", _field(introduction, "Note"))
     for likelihood in _fields(weakness, "Likelihood_Of_Exploit"):
         yield f"Likelihood of exploit: {likelihood}."
     for consequence in _each(weakness, _CONSEQUENCES):
-        scopes, impacts = _fields(consequence, "Scope"), _fields(consequence, "Impact")
-        impact = f"{listing(impacts)}. " if impacts else ""
-        label = f"Consequence for {listing(scopes)}" if scopes else "Consequence"
+        label = "Consequence" + listing(_fields(consequence, "Scope"), " for ")
+        impact = listing(_fields(consequence, "Impact"), after=". ")
         yield labelled(label, impact + _field(consequence, "Note"))
     for method in _each(weakness, "Detection_Methods/{*}Detection_Method"):
-        effectiveness = _field(method, "Effectiveness")
-        rating = f" Effectiveness: {effectiveness}." if effectiveness else ""
+        rating = with_list(" Effectiveness:", _fields(method, "Effectiveness"))
         yield labelled(f"Detection by {_field(method, 'Method')}", _field(method, "Description") + rating)
     for mitigation in _each(weakness, _MITIGATIONS):
-        phases = _fields(mitigation, "Phase")
-        label = f"Mitigation in {listing(phases)}" if phases else "Mitigation"
+        label = "Mitigation" + listing(_fields(mitigation, "Phase"), " in ")
         yield labelled(label, _field(mitigation, "Description"))
     for example in _each(weakness, "Observed_Examples/{*}Observed_Example"):
         yield labelled(f"Observed example {_field(example, 'Reference')}", _field(example, "Description"))
-    patterns = [
-        f"CAPEC-{each.get('CAPEC_ID')}" for each in _each(weakness, "Related_Attack_Patterns/{*}Related_Attack_Pattern")
-    ]
-    if patterns:
-        yield f"Related attack patterns: {listing(patterns)}."
+    patterns = _each(weakness, "Related_Attack_Patterns/{*}Related_Attack_Pattern")
+    yield with_list("Related attack patterns:", (f"CAPEC-{each.get('CAPEC_ID')}" for each in patterns))
 
 
 def _facts(weakness: Element, number: str, name: str, parents: list[str]) -> Iterator[Fact]:
@@ -144,16 +124,16 @@ def _facts(weakness: Element, number: str, name: str, parents: list[str]) -> Ite
         for impact in _stated(consequence, "Impact"):
             impacts.setdefault(impact, {}).update(_stated(consequence, "Scope"))
     for impact, scopes in impacts.items():
-        where = f" on {listing(scopes)}" if scopes else ""
-        yield Fact(subject, "consequence", impact, f"A technical impact of {subject}{where} is {impact}.")
+        evidence = f"A technical impact of {subject}{listing(scopes, ' on ')} is {impact}."
+        yield Fact(subject, "consequence", impact, evidence)
     measures: dict[str, dict[str, None]] = {}  # measure -> its phases
     for mitigation in _each(weakness, _MITIGATIONS):
         sentence = first_sentence(_field(mitigation, "Description"))
         if _is_measure(sentence):
             measures.setdefault(sentence, {}).update(_stated(mitigation, "Phase"))
     for measure, phases in measures.items():
-        when = f" in {listing(phases)}" if phases else ""
-        yield Fact(subject, "weakness_mitigation", measure, f"{subject} is mitigated{when}: {measure}")
+        evidence = f"{subject} is mitigated{listing(phases, ' in ')}: {measure}"
+        yield Fact(subject, "weakness_mitigation", measure, evidence)
 
 
 def _is_measure(sentence: str) -> bool:
@@ -167,32 +147,12 @@ def _each(element: Element, path: str) -> Iterator[Element]:
 
 
 def _field(element: Element, name: str) -> str:
-    return _prose(element.find(f"{{*}}{name}"))
+    return prose(element.find(f"{{*}}{name}"))
 
 
 def _fields(element: Element, name: str) -> list[str]:
-    return [text for child in _each(element, name) if (text := _prose(child))]
+    return [text for child in _each(element, name) if (text := prose(child))]
 
 
 def _stated(element: Element, name: str) -> dict[str, None]:
     return dict.fromkeys(field for field in _fields(element, name) if field not in _EMPTY)
-
-
-def _prose(element: Element | None) -> str:
-    """Returns the text of an element that may hold XHTML, its paragraphs separated by a blank line."""
-    return tidy(_text_of(element)) if element is not None else ""
-
-
-def _text_of(element: Element) -> str:
-    name = _local(element)
-    inner = "".join(_text_of(child) + _on_one_line(child.tail) for child in element)
-    around = "\n\n" if name in BLOCK_TAGS else ""
-    return around + LINE_TAGS.get(name, "") + _on_one_line(element.text) + inner + around
-
-
-def _on_one_line(text: str | None) -> str:
-    return (text or "").replace("\n", " ")
-
-
-def _local(element: Element) -> str:
-    return element.tag.rpartition("}")[2]

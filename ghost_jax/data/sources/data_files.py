@@ -59,4 +59,6 @@ def unclaimed(folders: Sequence[Path]) -> list[Path]:
         ignored = any(fnmatch.fnmatchcase(name.upper(), pattern) for pattern in _IGNORED)
         return ignored or any(fnmatch.fnmatchcase(files.stem(name), stem) for stem in stems)
 
-    return [path for folder in folders for path in files.listed(folder) if not is_known(path.name)]
+    places = (folder / subfolder for folder in folders for subfolder in files.FOLDERS)
+    found = (path for place in places for path in sorted(place.glob("*")))
+    return [path for path in found if path.is_file() and not is_known(path.name)]

@@ -1,13 +1,13 @@
 """The project's own pack: small, Apache-2.0, part of the package, so that everything runs offline."""
 
-import hashlib
 import importlib.resources
 import json
 import re
 from collections.abc import Iterator
 
+from ghost_jax.data.storage.artifact_cache import fingerprint, sha256_of
 from ghost_jax.data.storage.schema import Fact, Record
-from ghost_jax.data.storage.text_cleaning import first_sentence, listing
+from ghost_jax.data.storage.text_cleaning import first_sentence, listing, with_list
 
 VERSION = 1  # raise it when the same pack gives other records, pairs or anchors
 
@@ -28,8 +28,7 @@ def read() -> Iterator[Record]:
 
 def sha256() -> str:
     """Returns the SHA-256 of the pack: of its files' names and contents."""
-    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in _PACK.iterdir()}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return fingerprint({file.name: sha256_of(file) for file in _PACK.iterdir()})
 
 
 def small_talk() -> list[tuple[str, str]]:
@@ -59,7 +58,7 @@ def _attack_patterns() -> Iterator[Record]:
         facts = [Fact(number, "attack_pattern_name", name, statement)]
         for weakness in numbers:
             facts.append(Fact(subject, "related_weakness", weakness, f"{subject} exploits the weakness {weakness}."))
-        exploited = f" It exploits {listing(numbers)}." if numbers else ""
+        exploited = with_list(" It exploits", numbers)
         yield _record(f"capec/{number}", name, explanation, statement + exploited, *facts)
 
 

@@ -22,17 +22,12 @@ def read(path: Path) -> Iterator[Record]:
     A vulnerability whose text holds the line "Weakness: CWE-<n> <name>." also states its class as a fact.
     """
     for place, document in tables.read(path):
-        record = _record(document, path, place)
-        if not is_rejected(record.text):
-            yield record
-
-
-def _record(document: dict, path: Path, place: str) -> Record:
-    fields = {key: "" if document.get(key) is None else document[key] for key in (*_REQUIRED, *_OPTIONAL)}
-    for key, value in fields.items():
-        if not isinstance(value, str) or (key in _REQUIRED and not value.strip()):
-            raise refusal(path, place, f'"{key}" must be a string, and {", ".join(_REQUIRED)} must not be empty')
-    return Record(**fields, facts=tuple(_weakness_class(fields["title"] or fields["id"], fields["text"])))
+        fields = {key: "" if document.get(key) is None else document[key] for key in (*_REQUIRED, *_OPTIONAL)}
+        for key, value in fields.items():
+            if not isinstance(value, str) or (key in _REQUIRED and not value.strip()):
+                raise refusal(path, place, f'"{key}" must be a string, and {", ".join(_REQUIRED)} must not be empty')
+        if not is_rejected(fields["text"]):
+            yield Record(**fields, facts=tuple(_weakness_class(fields["title"] or fields["id"], fields["text"])))
 
 
 def _weakness_class(title: str, text: str) -> Iterator[Fact]:

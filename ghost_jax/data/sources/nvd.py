@@ -6,17 +6,10 @@ from pathlib import Path
 
 import ijson
 
-from ghost_jax.data.sources.vulnerability import (
-    cve_of,
-    is_rejected,
-    is_retired,
-    product_name,
-    weakness_facts,
-    weaknesses,
-)
+from ghost_jax.data.sources.vulnerability import cve_of, cwe_ids, is_rejected, is_retired, product_name, weakness_facts
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.schema import Record
-from ghost_jax.data.storage.text_cleaning import clean, listing, paragraphs
+from ghost_jax.data.storage.text_cleaning import clean, paragraphs, with_list
 
 VERSION = 1  # raise it when the same file gives other records
 
@@ -44,14 +37,16 @@ def read(path: Path) -> Iterator[Record]:
 
 
 def _record(cve: dict, description: str) -> Record:
-    number, numbers, products = cve_of(cve, "id"), _weaknesses(cve), _products(cve)
+    number, products = cve_of(cve, "id"), _products(cve)
+    entries = _primary_first(cve.get("weaknesses", []))
+    numbers = cwe_ids(text.get("value", "") for entry in entries for text in entry.get("description", []))
     unnamed = len(products) - MAX_PRODUCTS
     named = products[:MAX_PRODUCTS] + ([f"{unnamed} more"] if unnamed > 0 else [])
     text = paragraphs(
         description,
         _severity(cve),
-        f"{number} is an instance of {listing(numbers)}." if numbers else "",
-        f"It affects {listing(named)}." if named else "",
+        with_list(f"{number} is an instance of", numbers),
+        with_list("It affects", named),
     )
     url = f"https://nvd.nist.gov/vuln/detail/{number}"
     return Record(number, "nvd", number, text, url, LICENSE, tuple(weakness_facts(number, numbers)))
@@ -73,11 +68,6 @@ def _severity(cve: dict) -> str:
             vector = f", of the vector {score['vectorString']}" if "vectorString" in score else ""
             return f"Its CVSS {score['version']} base score is {score['baseScore']:.1f}{rating}{vector}."
     return ""
-
-
-def _weaknesses(cve: dict) -> list[str]:
-    entries = _primary_first(cve.get("weaknesses", []))
-    return weaknesses(text.get("value", "") for entry in entries for text in entry.get("description", []))
 
 
 def _products(cve: dict) -> list[str]:

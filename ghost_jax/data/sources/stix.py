@@ -3,13 +3,15 @@
 import collections
 import dataclasses
 import datetime
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.sources.vulnerability import is_retired
 from ghost_jax.data.storage import files
 from ghost_jax.data.storage.text_cleaning import clean
+
+_NEVER = "0001-01-01T00:00:00Z"  # of an object that does not say when it was modified
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,15 +23,27 @@ class Edge:
 
 
 class Bundle:
-    """The objects in force of a STIX bundle and the relationships between them; dangling ones are left out.
+    """The objects in force of a STIX 2.0 or 2.1 bundle and the relationships between them; dangling ones are left out.
+
+    Of several objects with one id, the latest `modified` counts (STIX 2.1, section 3.6); of equal times the last.
+
+    Args:
+      publishers: the source names of the external references that hold an object's id.
 
     Attributes:
       path: the file, for messages.
       objects: id -> object in the order of the file.
     """
 
-    def __init__(self, path: Path, publishers: tuple[str, ...], live: Sequence[dict]):
+    def __init__(self, path: Path, publishers: tuple[str, ...]):
         self.path, self._publishers = path, publishers
+        latest: dict[str, tuple[datetime.datetime, dict]] = {}
+        for thing in files.without_nulls(files.read_json(path))["objects"]:
+            modified = datetime.datetime.fromisoformat(thing.get("modified", _NEVER))
+            if thing["id"] not in latest or modified >= latest[thing["id"]][0]:
+                latest[thing["id"]] = modified, thing
+        marks = ("revoked", "x_mitre_deprecated", "x_capec_status")
+        live = [thing for _, thing in latest.values() if not is_retired(*map(thing.get, marks))]
         self.objects = {thing["id"]: thing for thing in live if thing["type"] != "relationship"}
         self._incoming, self._outgoing = collections.defaultdict(list), collections.defaultdict(list)
         for link in live:
@@ -71,24 +85,3 @@ class Bundle:
 
 def _of_types(edges: list[Edge], types: tuple[str, ...]) -> list[Edge]:
     return [edge for edge in edges if not types or edge.other["type"] in types]
-
-
-def load(path: Path, publishers: tuple[str, ...]) -> Bundle:
-    """Reads a STIX 2.0 or 2.1 bundle, without what is revoked or deprecated.
-
-    Of several objects with one id, the latest `modified` counts (STIX 2.1, section 3.6); of equal times the last.
-    `publishers` are the source names of the external references that hold an object's id.
-    """
-    latest: dict[str, tuple[datetime.datetime, dict]] = {}
-    for thing in files.without_nulls(files.read_json(path))["objects"]:
-        modified = _modified(thing)
-        if thing["id"] not in latest or modified >= latest[thing["id"]][0]:
-            latest[thing["id"]] = modified, thing
-    marks = ("revoked", "x_mitre_deprecated", "x_capec_status")
-    return Bundle(path, publishers, [thing for _, thing in latest.values() if not is_retired(*map(thing.get, marks))])
-
-
-def _modified(thing: dict) -> datetime.datetime:
-    """Returns when an object was modified, in UTC where it names no zone; the earliest time where it does not say."""
-    time = datetime.datetime.fromisoformat(thing["modified"]) if "modified" in thing else datetime.datetime.min
-    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)

@@ -1,8 +1,7 @@
 """Prepared data on disk: folders named by a fingerprint of what they were made from.
 
 A store is built beside its place and renamed when its manifest is written, so a folder with the final name is
-complete. The manifest holds the hash of every file and of itself: a store that was damaged since is rebuilt. A change
-of the inputs, the options, a `VERSION` or a tool's version gives another store, and nothing else does.
+complete. The manifest holds the hash of every file and of itself: a store that was damaged since is rebuilt.
 """
 
 import dataclasses
@@ -66,17 +65,13 @@ class Manifest(BaseModel, extra="allow", frozen=True):
     duplicates_dropped: dict[str, dict[str, int]] | None = None  # source -> reason -> documents
     datasets: dict[str, dict[str, SplitCounts]] | None = None  # dataset -> split -> counts
 
-    def to_json(self) -> dict:
-        """Returns the JSON object of the manifest, without the fields that are None."""
-        return self.model_dump(mode="json", exclude_none=True)
-
     def digest(self) -> str:
         """Returns the hash that `sha256` must be."""
-        return fingerprint(self.model_copy(update={"sha256": None}).to_json())
+        return fingerprint(self.model_dump(mode="json", exclude_none=True, exclude={"sha256"}))
 
     def write(self, store: Path) -> None:
-        """Writes `manifest.json`."""
-        text = json.dumps(self.to_json(), indent=1, sort_keys=True)
+        """Writes `manifest.json`, without the fields that are None."""
+        text = json.dumps(self.model_dump(mode="json", exclude_none=True), indent=1, sort_keys=True)
         (store / MANIFEST).write_text(text, encoding="utf-8")
 
 
@@ -88,6 +83,11 @@ def manifest(store: Path) -> Manifest:
         raise UserError(
             f"{store} is not a complete store ({fault}). Delete the folder and repeat the command."
         ) from None
+
+
+def counts_of(store: Path, dataset: str) -> dict[str, SplitCounts]:
+    """Returns the counts of each split of a dataset in its store."""
+    return manifest(store).datasets[dataset]
 
 
 def identity_of(kind: str, versions: dict[str, int], made_from: dict) -> dict:
@@ -112,12 +112,11 @@ def build(kind: str, versions: dict[str, int], made_from: dict, write: Callable[
       write: fills an empty folder and returns the manifest's other fields.
     """
     identity = identity_of(kind, versions, made_from)
-    stores = cache_dir() / "stores"
-    place = stores / f"{kind}-{fingerprint(identity)[:16]}"
-    if is_complete(place):
+    place = cache_dir() / "stores" / f"{kind}-{fingerprint(identity)[:16]}"
+    if find(place.name):
         return place
-    with locked(stores / ".locks" / place.name, place.name):
-        if is_complete(place):
+    with locked(place.parent / ".locks" / place.name, place.name):
+        if find(place.name):
             return place
         if place.exists():
             print(f"the store {place} is corrupt: rebuilding it", flush=True)
@@ -129,15 +128,10 @@ def build(kind: str, versions: dict[str, int], made_from: dict, write: Callable[
 
 
 def find(name: str) -> Path | None:
-    """Returns the complete store of this name, or None where it is not on this machine."""
+    """Returns the store of this name, or None where it is not here or a byte is not as it was written."""
     place = cache_dir() / "stores" / name
-    return place if is_complete(place) else None
-
-
-def is_complete(store: Path) -> bool:
-    """Returns whether a store exists and all its bytes are as they were written."""
-    path = store / MANIFEST
-    return path.is_file() and _verified(store, path.stat().st_mtime_ns)
+    path = place / MANIFEST
+    return place if path.is_file() and _verified(place, path.stat().st_mtime_ns) else None
 
 
 @functools.cache  # a process verifies a store once; a rebuilt store has another time

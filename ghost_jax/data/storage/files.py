@@ -54,11 +54,6 @@ def stem(name: str) -> str:
     return next((name[: -len(suffix)] for suffix in SUFFIXES if suffix and name.lower().endswith(suffix)), name)
 
 
-def listed(folder: Path) -> list[Path]:
-    """Returns every file in the places that `find` searches."""
-    return [path for subfolder in FOLDERS for path in sorted((folder / subfolder).glob("*")) if path.is_file()]
-
-
 @contextlib.contextmanager
 def open_bytes(path: Path, suffix: str | None = None) -> Iterator[BinaryIO]:
     """Opens a plain, `.xz`, `.gz` or `.zip` file as a stream of its uncompressed bytes.

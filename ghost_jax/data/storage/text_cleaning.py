@@ -4,12 +4,13 @@ import html
 import itertools
 import re
 from collections.abc import Iterable, Iterator
+from xml.etree.ElementTree import Element
 
 # Only tags that format text are markup: other words in angle brackets are placeholders such as <username>, or exploits.
 _FORMATTING = "b|br|code|div|em|h[1-6]|i|li|ol|p|pre|span|strong|sub|sup|table|tbody|td|th|thead|tr|u|ul"
 _TAG = re.compile(rf"<(?P<close>/?)(?:xhtml:(?P<xhtml>\w+)|(?P<html>{_FORMATTING}))(?:\s[^<>]*)?/?>", re.IGNORECASE)
-LINE_TAGS = {"br": "\n", "li": "\n- ", "tr": "\n", "td": " ", "th": " "}
-BLOCK_TAGS = {"div", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "table", "ul"}
+_LINE_TAGS = {"br": "\n", "li": "\n- ", "tr": "\n", "td": " ", "th": " "}
+_BLOCK_TAGS = {"div", "h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "table", "ul"}
 _EMPTY_ITEM = re.compile(r"\n- \s+")  # what <li><p> leaves
 # The look-behind makes the match start at the first blank: tried from each one, a long run takes quadratic time.
 _CITATION = re.compile(r"(?<![^\S\n])[^\S\n]*\(Citation:(?:[^()]|\([^()]*\))*\)")
@@ -28,9 +29,25 @@ def clean(text: str) -> str:
 
 def _as_break(tag: re.Match) -> str:
     name = (tag["xhtml"] or tag["html"]).lower()
-    if name in BLOCK_TAGS:
+    if name in _BLOCK_TAGS:
         return "\n\n"
-    return "" if tag["close"] else LINE_TAGS.get(name, "")
+    return "" if tag["close"] else _LINE_TAGS.get(name, "")
+
+
+def prose(element: Element | None) -> str:
+    """Returns the text of an element that may hold XHTML, its paragraphs separated by a blank line."""
+    return tidy(_text_of(element)) if element is not None else ""
+
+
+def _text_of(element: Element) -> str:
+    name = element.tag.rpartition("}")[2]
+    inner = "".join(_text_of(child) + _on_one_line(child.tail) for child in element)
+    around = "\n\n" if name in _BLOCK_TAGS else ""
+    return around + _LINE_TAGS.get(name, "") + _on_one_line(element.text) + inner + around
+
+
+def _on_one_line(text: str | None) -> str:
+    return (text or "").replace("\n", " ")
 
 
 # A reference at the end of a clause is a footnote; elsewhere it is a word of its sentence and stays.
@@ -75,10 +92,16 @@ def first_sentences(text: str, count: int, limit: int) -> str:
     return kept if len(kept) <= limit else kept[:limit].rsplit(" ", 1)[0].rstrip(",;:") + " …"
 
 
-def listing(items: Iterable[str]) -> str:
-    """Returns "A", "A and B" or "A, B and C"."""
-    *front, last = items
-    return f"{', '.join(front)} and {last}" if front else last
+def listing(items: Iterable[str], before: str = "", after: str = "") -> str:
+    """Returns "A", "A and B" or "A, B and C" between two texts, or nothing where there is no item."""
+    *front, last = [*items] or [""]
+    named = f"{', '.join(front)} and {last}" if front else last
+    return f"{before}{named}{after}" if named else ""
+
+
+def with_list(beginning: str, items: Iterable[str]) -> str:
+    """Returns the sentence "beginning A, B and C.", or nothing where there is no item."""
+    return listing(items, f"{beginning} ", ".")
 
 
 def labelled(label: str, content: str) -> str:
