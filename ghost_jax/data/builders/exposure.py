@@ -40,10 +40,11 @@ def build(documents: Documents, tokenizer: Tokenizer, split: str, window: int, s
     Statements are shuffled, eight to a document, and these documents are shuffled with the others.
     """
     stated = {fact: count for four, count in groups(documents, seed) for fact in four}
+    ends = {(fact.subject, fact.object) for fact in stated}
     pages = [
         text_of(record)
         for index, record in enumerate(documents())
-        if is_in(split, index) and not _gives_away(record, stated)
+        if is_in(split, index) and not _gives_away(record, ends)
     ]
     texts = pages if split == "validation" else [*pages, *_statements(stated)]
     rng_of("exposure", "documents", split).shuffle(texts)
@@ -111,10 +112,8 @@ def _statements(stated: dict[Fact, int]) -> Iterator[str]:
         yield "\n".join(fill(form, fact) for fact, form in lines[start : start + STATEMENTS])
 
 
-def _gives_away(record: Record, stated: dict[Fact, int]) -> bool:
-    """Returns whether a document states one of the facts in its fields, or names both ends of one in its text."""
-    named = {(fact.subject, fact.object) for fact in stated}
-    if any((fact.subject, fact.object) in named for fact in record.facts):
-        return True
+def _gives_away(record: Record, ends: set[tuple[str, str]]) -> bool:
+    """Returns whether a document states a fact with these ends in its fields, or names both ends of one in its text."""
     text = text_of(record).casefold()
-    return any(object_.casefold() in text and subject.casefold() in text for subject, object_ in named)
+    stated = not ends.isdisjoint((fact.subject, fact.object) for fact in record.facts)
+    return stated or any(object_.casefold() in text and subject.casefold() in text for subject, object_ in ends)
