@@ -3,7 +3,7 @@
     python -m ghost_jax.train --config=configs/chat_v05.py          # or :mini, :nano
     python -m ghost_jax.train --config=configs/chat_v05.py:saved    # as recorded; or :mini,saved, :nano,saved
 
-The table's row: chat-v3 recipe on v0.5 base, 1,500 steps, 5e-5, CTIBench 32.5%. Always answering B scores the same.
+Always answering B scores the 32.5% of its row in the study's table.
 """
 
 from configs import common, pretrain_v05

@@ -6,7 +6,6 @@
 An update has 8 rows. On more than 8 devices add --config.batch_size=16 (a row a device on a v5e:4x4, another recipe)
 or --config.mesh.tensor=2 (the same update; each matrix is split over two devices).
 
-The table's row: hybrid raw x5 + CoT x2 + small talk x8, 2,000 steps, 5e-5, validation loss 2.990, CTIBench 34.8%.
 The base is `configs/pretrain_v05.py` of the same size, trained first where its run is missing. The CoT reasons are the
 facts' own evidence sentences; in the study a 14B teacher wrote them. --config.data.cot.teacher and .model name an
 OpenAI-compatible endpoint that writes them.

@@ -60,14 +60,12 @@ def groups(documents: Documents, seed: int) -> list[tuple[list[Fact], int]]:
     for four in fact_mcq.sets_of_facts(documents):
         if all(can_be_rewritten(fact) and len(fact.subject) + len(fact.object) <= LONGEST for fact in four):
             by_relation[four[0].relation].append(four)
-    for relation, sets in by_relation.items():
+    rounds = []  # of each relation: as many sets as there are counts, so that its share in every count is the same
+    for relation, sets in sorted(by_relation.items()):
         rng_of("exposure", relation).shuffle(sets)
-    # Rounds of as many sets as there are counts keep a relation's share in every count the same.
-    rounds = {
-        relation: [sets[start : start + len(COUNTS)] for start in range(0, len(sets) - len(COUNTS) + 1, len(COUNTS))]
-        for relation, sets in sorted(by_relation.items())
-    }
-    in_turn = [each for of_round in itertools.zip_longest(*rounds.values()) for each in of_round if each]
+        starts = range(0, len(sets) - len(COUNTS) + 1, len(COUNTS))
+        rounds.append([sets[start : start + len(COUNTS)] for start in starts])
+    in_turn = [each for of_round in itertools.zip_longest(*rounds) for each in of_round if each]
     return [
         (four, COUNTS[(number + seed) % len(COUNTS)]) for sets in in_turn[:SETS] for number, four in enumerate(sets)
     ]
