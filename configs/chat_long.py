@@ -1,10 +1,7 @@
 """chat-long: chat-v3's mix for 4,000 updates.
 
-    python -m ghost_jax.train --config=configs/chat_long.py          # or :mini, :nano
-    python -m ghost_jax.train --config=configs/chat_long.py:saved    # or :mini,saved, :nano,saved
-
-The table's row: chat-v3 mix, 4,000 steps, 5e-5, CTIBench 17.1%.
-`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
+python -m ghost_jax.train --config=configs/chat_long.py          # or :mini, :nano
+python -m ghost_jax.train --config=configs/chat_long.py:saved    # as recorded; or :mini,saved, :nano,saved
 """
 
 from configs import common, pretrain_v05

@@ -1,12 +1,10 @@
 """chat-recovered: multiple choice with a reason x1 instead of the letters, and small talk x30.
 
     python -m ghost_jax.train --config=configs/chat_recovered.py          # or :mini, :nano
-    python -m ghost_jax.train --config=configs/chat_recovered.py:saved    # or :mini,saved, :nano,saved
+    python -m ghost_jax.train --config=configs/chat_recovered.py:saved    # as recorded; or :mini,saved, :nano,saved
 
-The table's row: CoT MCQ x1 + small talk x30, 1,500 steps, 3e-5, validation loss 2.808, CTIBench 30.8%.
 The study's reasons were written by a 14B model; here they are the facts' own evidence sentences unless
 --config.data.cot.teacher names an endpoint. `--plan` prints the task share, which fell below 5% in the study.
-`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
 """
 
 from configs import common, pretrain_v05

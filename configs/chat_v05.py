@@ -1,10 +1,9 @@
 """chat (v0.5 base re-tune): chat-v3's recipe on the v0.5 base.
 
     python -m ghost_jax.train --config=configs/chat_v05.py          # or :mini, :nano
-    python -m ghost_jax.train --config=configs/chat_v05.py:saved    # or :mini,saved, :nano,saved
+    python -m ghost_jax.train --config=configs/chat_v05.py:saved    # as recorded; or :mini,saved, :nano,saved
 
-The table's row: chat-v3 recipe on v0.5 base, 1,500 steps, 5e-5, CTIBench 32.5%. Always answering B scores the same.
-`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
+Always answering B scores the 32.5% of its row in the study's table.
 """
 
 from configs import common, pretrain_v05

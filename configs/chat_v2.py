@@ -2,7 +2,6 @@
 
     python -m ghost_jax.train --config=configs/chat_v2.py          # or :mini, :nano
 
-The table's row: cybersec Q&A only, no MCQ, 1,500 steps, 5e-5, CTIBench 19.0%.
 How its recorded run differs is not known, so there is no :saved.
 """
 

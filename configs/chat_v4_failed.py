@@ -1,12 +1,11 @@
 """chat-v4 (failed): the hybrid mix at a rate of 2e-4.
 
     python -m ghost_jax.train --config=configs/chat_v4_failed.py          # or :mini, :nano
-    python -m ghost_jax.train --config=configs/chat_v4_failed.py:saved    # or :mini,saved, :nano,saved
+    python -m ghost_jax.train --config=configs/chat_v4_failed.py:saved    # as recorded; or :mini,saved, :nano,saved
 
 The table's row: hybrid, 2e-4, killed at step 300 of 2,000 after validation losses of 3.175, 3.285 and 3.403.
 The divergence watch stops this run where three losses in a row rise. In the study the rate was set after the step, so
 that the first update ran at the full 2e-4; here it is the schedule's, :saved included.
-`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
 """
 
 from configs import common, pretrain_v05

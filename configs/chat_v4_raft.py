@@ -2,10 +2,9 @@
 
     python -m ghost_jax.train --config=configs/chat_v4_raft.py          # or :mini, :nano
 
-The table's row: RAG-augmented chat-v3 mix, 1,500 steps, 5e-5, CTIBench 25.0%.
 Of the prompts 70% hold the passage with the answer, 20% a random one instead, 10% none.
-The 25.0% was scored without retrieval, as here; with passages in its prompts the recorded run scored 21.6%. How its
-training differs from the table is not known, so there is no :saved.
+The table's 25.0% was scored without retrieval, as here; with passages in its prompts the recorded run scored 21.6%.
+How its training differs from the table is not known, so there is no :saved.
 """
 
 from configs import common, pretrain_v04

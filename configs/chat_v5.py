@@ -1,16 +1,14 @@
 """chat_v5, the study's last run: hybrid of raw MCQ x5, CoT MCQ x2 and small talk x8 on the v0.5 base.
 
     python -m ghost_jax.train --config=configs/chat_v5.py          # or :mini, :nano
-    python -m ghost_jax.train --config=configs/chat_v5.py:saved    # or :mini,saved, :nano,saved
+    python -m ghost_jax.train --config=configs/chat_v5.py:saved    # as recorded; or :mini,saved, :nano,saved
 
 An update has 8 rows. On more than 8 devices add --config.batch_size=16 (a row a device on a v5e:4x4, another recipe)
 or --config.mesh.tensor=2 (the same update; each matrix is split over two devices).
 
-The table's row: hybrid raw x5 + CoT x2 + small talk x8, 2,000 steps, 5e-5, validation loss 2.990, CTIBench 34.8%.
 The base is `configs/pretrain_v05.py` of the same size, trained first where its run is missing. The CoT reasons are the
 facts' own evidence sentences; in the study a 14B teacher wrote them. --config.data.cot.teacher and .model name an
 OpenAI-compatible endpoint that writes them.
-`:saved` is the run as it was recorded: updates of 4 unpacked rows, the loss a mean over records (`unaccumulated`).
 """
 
 from configs import common, pretrain_v05

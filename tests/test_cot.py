@@ -13,14 +13,12 @@ GOLD = question(1)  # B) Persistence
 def test_the_gold_letter_stays_and_a_reply_that_is_no_reason_gives_way_to_the_evidence(monkeypatch):
     for_d = "The correct answer is D. Execution is what it is."
     replies = [for_d, "It is \ufffd so. That is why.", "", for_d]
-    monkeypatch.setattr(teacher.Endpoint, "ask", lambda self, asked: (replies, {"teacher": self.label}))
+    monkeypatch.setattr(teacher, "ask", lambda api, asked: (replies, {"teacher": api.label}))
     asked = questions(4)  # whose gold letters are A, B, C and D
     evidence = [f"Evidence {i} says so. It says it twice." for i in range(4)]
     reasons, report = cot.explain(asked, "http://localhost:1/v1", "m")
     assert reasons == [evidence[0], replies[1], evidence[2], "Execution is what it is."]
     assert report == {"teacher": "m at localhost", "replaced": {"empty": 1, "refusal": 0, "another answer": 1}}
-    answered = [q.answered("classic", reason) for q, reason in zip(asked, reasons, strict=True)]
-    assert list(cot.build(asked, reasons, "classic")) == answered
     assert cot.explain(asked, "offline", "") == (evidence, {"teacher": "offline evidence sentence"})
 
 

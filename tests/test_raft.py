@@ -73,7 +73,7 @@ def found(index) -> list[list[str]]:
 
 
 def test_the_oracle_is_in_seventy_percent_at_any_position_and_replaced_in_twenty(found, index):
-    known = {shown(index.passage(row)) for row in range(len(index))}
+    known = set(map(shown, index.passages))
     oracles, places = 0, Counter()
     for i, lines in enumerate(found):
         assert len(lines) == len(set(lines)) in (0, CONTEXT)
@@ -105,7 +105,7 @@ def test_a_replaced_oracle_leaves_what_was_retrieved_next_and_one_random_passage
 
 def test_an_oracle_that_was_not_retrieved_replaces_the_last_passage(index):
     asked = repeated(7, question="What hangs near a hammer?")
-    retrieved = [shown(index.passage(row)) for row in index.context([asked[0].question])[0]]
+    retrieved = [shown(index.passages[row]) for row in index.context([asked[0].question])[0]]
     assert oracle_of(7) not in retrieved
     with_it = [lines for lines in contexts(asked, index) if oracle_of(7) in lines]
     assert with_it

@@ -189,20 +189,20 @@ def test_terms_weigh_by_rarity_and_a_passage_covers_those_that_it_holds_anywhere
     assert index.weight("adversari") < index.weight("scan") < index.weight("xyzzy")
     assert not index.coverage({"phish": 0.0}).any()
     weights = {"phish": 1.0, "m1031": 2.0, "scan": 3.0, "xyzzy": 4.0}
-    passages = [index.passage(row) for row in range(len(index))]
+    passages = list(index.passages)
     held = [{*terms(p.title), *terms(p.section), *terms(p.text)} for p in passages]
     np.testing.assert_allclose(index.coverage(weights), [sum(weights.get(t, 0) for t in bag) / 10 for bag in held])
     assert len(Index.build(passages * 2)) == len(passages), "repeated passages are kept once"
 
 
 def test_a_loaded_index_answers_as_the_built_one_did(index, tmp_path):
-    built = Index.build([*map(index.passage, range(len(index))), passage("“odd”\n\u2028\0 text", url="“\n")])
+    built = Index.build([*index.passages, passage("“odd”\n\u2028\0 text", url="“\n")])
     built.save(tmp_path)
     loaded = Index.load(tmp_path)
     queries = ["phishing mail", "divides by zero", "xyzzy", ""]
     for mine, theirs in zip(built.search(queries, 6), loaded.search(queries, 6), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    assert [*map(loaded.passage, range(len(loaded)))] == [*map(built.passage, range(len(built)))]
+    assert loaded.passages == built.passages
 
 
 DEVICES_AFTER_A_SEARCH = """

@@ -104,7 +104,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def ask(server: Server, count: int) -> tuple[list[str], dict]:
-    return teacher.Endpoint(server.url, "model:14b").ask(questions(count))
+    return teacher.ask(teacher.open_api(server.url, "model:14b"), questions(count))
 
 
 def failure_of(server: Server, count: int = 1) -> str:
@@ -128,11 +128,11 @@ def test_replies_are_in_the_order_of_the_questions_and_several_requests_are_in_f
 def test_cached_replies_are_not_asked_again_whichever_host_gave_them(serve):
     first, second = serve(), serve()
     replies, _ = ask(first, 5)
-    again, report = teacher.Endpoint(second.url, "model:14b").ask([*questions(8), question(1)])
+    again, report = teacher.ask(teacher.open_api(second.url, "model:14b"), [*questions(8), question(1)])
     assert again == [*replies, *again[5:8], replies[1]]
     assert second.asked == {5: 1, 6: 1, 7: 1}
     assert report == {"teacher": "model:14b at 127.0.0.1", "asked": 3, "from_cache": 5, "answered_by": {"127.0.0.1": 8}}
-    teacher.Endpoint(second.url, "another").ask(questions(5))
+    teacher.ask(teacher.open_api(second.url, "another"), questions(5))
     assert second.asked.total() == 3 + 5
 
 
@@ -204,12 +204,12 @@ def test_the_key_is_a_bearer_token_and_in_no_file_log_or_message(serve, monkeypa
     monkeypatch.setattr(chat_api, "MAX_RETRIES", 1)
     caplog.set_level("DEBUG")
     server = serve(lambda *_: answer)
-    model, shown = teacher.Endpoint(server.url, "model:14b"), []
+    api, shown = teacher.open_api(server.url, "model:14b"), []
     try:
-        shown += map(str, model.ask(questions(3)))
+        shown += map(str, teacher.ask(api, questions(3)))
     except UserError as fault:
         shown += traceback.format_exception(fault)
-    shown += [repr(model), str(vars(model)), caplog.text, *capfd.readouterr()]
+    shown += [repr(api), str(vars(api)), caplog.text, *capfd.readouterr()]
     shown += [path.read_text() for path in cache.glob("*")]
     assert {headers["Authorization"] for headers, _ in server.seen} == {f"Bearer {KEY}"}
     assert "openai" in caplog.text

@@ -26,16 +26,9 @@ CELLS = {  # name -> objectives, layout, questions and their multiplier
 
 def get_sweep(preset=""):
     spec = at_preset("configs/chat_facts.py", preset)
-    settings = [
-        Setting(
-            name,
-            spec,
-            {
-                **{f"objective.{each}": float(each in objectives) for each in ("lm", "letter", "ranking")},
-                **{f"data.mixture.{each}": multiplier if each == questions else 0.0 for each in MCQ},
-                "data.layout": layout,
-            },
-        )
-        for name, (objectives, layout, questions, multiplier) in CELLS.items()
-    ]
-    return Sweep([*knowledge.get_sweep(preset).settings, *settings])
+    settings = list(knowledge.get_sweep(preset).settings)
+    for name, (objectives, layout, questions, multiplier) in CELLS.items():
+        changes = {f"objective.{each}": float(each in objectives) for each in ("lm", "letter", "ranking")}
+        changes |= {f"data.mixture.{each}": multiplier if each == questions else 0.0 for each in MCQ}
+        settings.append(Setting(name, spec, changes | {"data.layout": layout}))
+    return Sweep(settings)

@@ -27,15 +27,15 @@ def get_sweep(preset=""):
     settings = []
     for name in RECIPES:
         full = importlib.import_module(f"configs.{name}").get_config("")
-        of_recipe = {
+        overrides = {
             "steps": full.steps // share,
             "optim.warmup_steps": full.optim.warmup_steps // share,
             "eval_every": 100,
             "save_every": 100,
             "log_every": 10,
             "data.validation_records": 128,
+            **(NANO_BASE if scale == "nano" else {}),
         }
-        overrides = of_recipe | (NANO_BASE if scale == "nano" else {})
         settings.append(Setting(name, at_preset(f"configs/{name}.py", preset), overrides))
     random = {**settings[-1].overrides, "init_tokens": "random"}
     return Sweep([*settings, Setting("chat_v5-random", at_preset("configs/chat_v5.py", preset), random)])

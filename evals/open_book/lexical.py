@@ -132,7 +132,7 @@ class LexicalReader:
         chosen = int(read.scores(weights).argmax())
         others = [k for k in range(len(read.rows)) if k != chosen and not read.empty[k]]
         rows = np.concatenate([read.rows[k][:1] for k in others]) if read.negated else read.rows[chosen]
-        return [self.index.passage(row) for row in dict.fromkeys(rows.tolist())]
+        return [self.index.passages[row] for row in dict.fromkeys(rows.tolist())]
 
 
 class _IndexReader:
@@ -183,7 +183,7 @@ class _IndexReader:
         return np.array(evidence, np.float64), rows[best_first]
 
     def _read_line(self, row: int) -> "_Line":
-        passage = self.index.passage(row)
+        passage = self.index.passages[row]
         whole = f"{passage.title} | {passage.section} | {passage.text}"
         # The bar keeps terms of different parts of the passage from being neighbours.
         stems = " | ".join(" ".join(terms(part)) for part in (passage.title, passage.section, passage.text))

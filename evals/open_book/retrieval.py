@@ -37,7 +37,7 @@ def page_of(url: str) -> str:
 
 def recall(index: Index, items: Sequence[Item]) -> Retrieval:
     """Ranks the pages for each item's question, by their best lines, and finds the page it was written from."""
-    pages = [page_of(index.passage(row).url) for row in range(len(index))]
+    pages = [page_of(passage.url) for passage in index.passages]
     known = set(pages) - {""}
     wanted = [(item.question, page_of(item.url)) for item in items if page_of(item.url) in known]
     hits, seconds = [], []
@@ -92,8 +92,8 @@ def oracle_page(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
 
 def _rows_of_pages(index: Index) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = defaultdict(list)
-    for row in range(len(index)):
-        rows[page_of(index.passage(row).url)].append(row)
+    for row, passage in enumerate(index.passages):
+        rows[page_of(passage.url)].append(row)
     return rows
 
 

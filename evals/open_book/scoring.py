@@ -73,7 +73,7 @@ class Book:
         index = self.reader.index
         rows = index.context(questions).tolist()
         return [
-            [shown(index.passage(row)) for row in found] if question.strip() else []
+            [shown(index.passages[row]) for row in found] if question.strip() else []
             for question, found in zip(questions, rows, strict=True)
         ]
 

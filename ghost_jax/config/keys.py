@@ -107,9 +107,6 @@ def _are_sources(value: Any) -> bool:
     return are_distinct and all(name in SOURCES or (LINE.holds(name) and is_path(name)) for name in value)
 
 
-_NAME = "a name has letters, digits and _ and is of no other dataset"
-
-
 def _are_files(value: Any) -> bool:
     """Returns whether a value maps names, none of another dataset, to paths."""
     return isinstance(value, ConfigDict) and all(
@@ -127,7 +124,8 @@ COUNT, COUNT_OR_NONE = integer(1, MOST), integer(0, MOST)
 SEED = integer(0, 2**32 - 1)  # JAX uses a seed modulo 2^32; NumPy refuses a negative one
 MULTIPLIER = real(1e6)
 SCHEDULE = Domain(f'multipliers by update, such as {{"1500": {{"qa": 0.0}}}}, each {MULTIPLIER}', _is_schedule)
-PATHS = Domain(f"paths by name, such as {{'mine': 'mine.jsonl'}}; {_NAME}", _are_files)
+_NAMED = "a name has letters, digits and _ and is of no other dataset"
+PATHS = Domain(f"paths by name, such as {{'mine': 'mine.jsonl'}}; {_NAMED}", _are_files)
 WEIGHT = real(LARGEST)
 POSITIVE = real(LARGEST, above=True)
 AXIS = integer(1, 10**6, also=-1)

@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ def stand_on(config: ConfigDict, base: Path) -> None:
         config.model = ConfigDict(found["model"] | own)
 
 
-# ---- Rules between keys: each returns what is wrong, beginning with the name of a key, or None ----
+# ---- Rules between keys: each yields what is wrong, beginning with the name of a key; the first fault is raised ----
 
 
 def validate(config: ConfigDict, prefix: str = "") -> None:
@@ -187,8 +187,8 @@ def validate(config: ConfigDict, prefix: str = "") -> None:
     Messages put `prefix` before a key: "base." for the base of a chat config.
     """
     check(config, prefix)
-    for rule in (_sizes, _schedule, _adapters, _updates, _mixture, _metric, _objective):
-        if fault := rule(config):
+    for rule in (_model_and_optimizer, _mixture, _measurements, _objective):
+        for fault in rule(config):
             raise UsageError(f"{prefix}{fault}")
     if config.stage != "chat":
         return
@@ -198,94 +198,73 @@ def validate(config: ConfigDict, prefix: str = "") -> None:
         raise UsageError("A chat config needs a base, and this one has none. Use chat_on of configs/common.py.")
     if "vocabulary" not in config.base:  # else a finished run, which was validated before
         validate(config.base, "base.")
-    if unlike := [f"model.{key}" for key in _unlike(config.model, config.base.model)]:
+    own, of_base = (ModelConfig(**model) for model in (config.model, config.base.model))
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN]
+    if unlike := [f"model.{name}" for name in names if getattr(own, name) != getattr(of_base, name)]:
         raise UsageError(
             f"The chat model and its base differ in {', '.join(unlike)}: a chat run starts from the base's weights. "
             "Set both, e.g. --config.model.width and --config.base.model.width."
         )
 
 
-def _unlike(model: Mapping, base: Mapping) -> list[str]:
-    """Returns the fields in which a chat model and its base differ, but for `OWN`."""
-    models = [ModelConfig(**each) for each in (model, base)]
-    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in OWN]
-    return [name for name in names if len({getattr(each, name) for each in models}) > 1]
-
-
-def _sizes(config: ConfigDict) -> str | None:
-    width, heads, model = config.model.width, config.model.heads, config.model
+def _model_and_optimizer(config: ConfigDict) -> Iterator[str]:
+    model, optim, heads = config.model, config.optim, config.model.heads
     if config.data.seq_len > model.context:
-        return f"data.seq_len ({config.data.seq_len}) is longer than model.context ({model.context})."
+        yield f"data.seq_len ({config.data.seq_len}) is longer than model.context ({model.context})."
     # RoPE rotates pairs of a head's dimensions.
-    if model.head_dim % 2 if model.get("head_dim") else width % (2 * heads):
-        return f"model.heads ({heads}) must divide model.width ({width}) into parts of an even size."
+    if model.head_dim % 2 if model.get("head_dim") else model.width % (2 * heads):
+        yield f"model.heads ({heads}) must divide model.width ({model.width}) into parts of an even size."
     if heads % (model.get("kv_heads") or heads):
-        return f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
+        yield f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
     if [config.mesh[axis] for axis in ("data", "fsdp", "tensor")].count(-1) > 1:
-        return f"mesh has -1, the devices that are left, more than once: {dict(config.mesh)}. Set one size."
-    return None
+        yield f"mesh has -1, the devices that are left, more than once: {dict(config.mesh)}. Set one size."
+    if optim.schedule != "constant" and optim.min_lr > optim.peak_lr:
+        what = f"optim.min_lr is {optim.min_lr}, but the rate decays to it from optim.peak_lr ({optim.peak_lr})."
+        yield f"{what} Use at most that."
+    if config.get("lora", {}).get("rank") and optim.name == "muon":
+        yield "optim.name is muon, which has no axes for adapters. With lora.rank use adamw."
 
 
-def _schedule(config: ConfigDict) -> str | None:
-    peak, least = config.optim.peak_lr, config.optim.min_lr
-    if config.optim.schedule != "constant" and least > peak:
-        return f"optim.min_lr is {least}, but the rate decays to it from optim.peak_lr ({peak}). Use at most that."
-    return None
+def _mixture(config: ConfigDict) -> Iterator[str]:
+    for start, changes in config.data.mixture_schedule.items():
+        if not re.fullmatch(r"[0-9]{1,10}", str(start)) or not 0 < int(start) < config.steps:
+            yield f"data.mixture_schedule has the key {start}; it must be an update between 1 and steps."
+        for name in changes:
+            if name not in config.data.mixture:
+                yield f"data.mixture_schedule.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}"
+    for start, multipliers in mixtures(config).items():
+        if max(multipliers.values()) <= 0:
+            yield f"data.mixture from update {start} on is empty: give a --config.data.mixture.NAME above 0."
 
 
-def _adapters(config: ConfigDict) -> str | None:
-    if config.get("lora", {}).get("rank") and config.optim.name == "muon":
-        return "optim.name is muon, which has no axes for adapters. With lora.rank use adamw."
-    return None
-
-
-def _updates(config: ConfigDict) -> str | None:
+def _measurements(config: ConfigDict) -> Iterator[str]:
+    """Yields updates that the run does not reach, and a `keep_best` that not every validation of the run measures."""
     probe_every = config.online_probe.every if config.stage == "chat" else 0
     for key, update in (("log.trace_at", config.log.trace_at), ("online_probe.every", probe_every)):
         if update > config.steps:
-            return f"{key} is {update}, but the last update is {config.steps}. Use at most that, or 0 for never."
-    return None
-
-
-def _mixture(config: ConfigDict) -> str | None:
-    for start, changes in config.data.mixture_schedule.items():
-        if not re.fullmatch(r"[0-9]{1,10}", str(start)) or not 0 < int(start) < config.steps:
-            return f"data.mixture_schedule has the key {start}; it must be an update between 1 and steps."
-        for name in changes:
-            if name not in config.data.mixture:
-                return f"data.mixture_schedule.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}"
-    for start, multipliers in mixtures(config).items():
-        if max(multipliers.values()) <= 0:
-            return f"data.mixture from update {start} on is empty: give a --config.data.mixture.NAME above 0."
-    return None
-
-
-def _metric(config: ConfigDict) -> str | None:
-    """Checks that `keep_best` is a loss that every validation of the run measures."""
+            yield f"{key} is {update}, but the last update is {config.steps}. Use at most that, or 0 for never."
     if config.keep_best and not config.data.validation_records:
-        return f"keep_best is {config.keep_best}, which data.validation_records=0 does not measure. Set it above 0."
+        yield f"keep_best is {config.keep_best}, which data.validation_records=0 does not measure. Set it above 0."
     mixed = {name for multipliers in mixtures(config).values() for name in multipliers if multipliers[name]}
     shared = set(SHARED if config.stage == "chat" else ())
     of = (mixed | shared).difference(RANKED)  # ranked questions have no such loss
     metrics = ["val_loss"] * bool(mixed.difference(RANKED)) + ["val_loss_shared"] * bool(shared)
     metrics += [f"val_loss_{name}" for name in sorted(of)] if len(of) > 1 else []
     if config.keep_best and config.keep_best not in metrics:
-        return f"keep_best is {config.keep_best}, which is not measured here; use one of {', '.join(metrics)}, or none."
-    return None
+        yield f"keep_best is {config.keep_best}, which is not measured here; use one of {', '.join(metrics)}, or none."
 
 
-def _objective(config: ConfigDict) -> str | None:
+def _objective(config: ConfigDict) -> Iterator[str]:
     if config.stage != "chat":
-        return None
+        return
     weights, mixture = config.objective, config.data.mixture
     if max(weights.values()) <= 0:
-        return "objective is empty: give one of --config.objective.lm, .letter, .ranking above 0."
+        yield "objective is empty: give one of --config.objective.lm, .letter, .ranking above 0."
     if weights.letter and config.data.layout == "cloze":
-        return "objective.letter needs letters, and data.layout=cloze has none. Use objective.ranking."
+        yield "objective.letter needs letters, and data.layout=cloze has none. Use objective.ranking."
     for name, datasets in (("letter", (*LETTERED, *config.data.questions)), ("ranking", RANKED)):
         if weights[name] and not any(mixture[dataset] for dataset in datasets):
-            return f"objective.{name} needs one of {', '.join(datasets)}: set a --config.data.mixture.NAME above 0."
-    return None
+            yield f"objective.{name} needs one of {', '.join(datasets)}: set a --config.data.mixture.NAME above 0."
 
 
 # ---- What a config means ----

@@ -1,22 +1,20 @@
 """The stores of a run's vocabulary and datasets: token ids and loss mask of each row, by split."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from ghost_jax.data.beam import Beam
 from ghost_jax.data.builders import DATASETS, OPTIONS, Dataset, pretrain
-from ghost_jax.data.corpus import documents_of
+from ghost_jax.data.corpus import Say, documents_of
 from ghost_jax.data.examples import BuildInputs
 from ghost_jax.data.own import chats, questions, rows
 from ghost_jax.data.storage import array_record, artifact_cache
 from ghost_jax.data.storage.schema import Record
 from ghost_jax.text import tokenizer
 from ghost_jax.text.tokenizer import Tokenizer
-
-Say = Callable[[str], None]
 
 
 def vocabulary_store(config: ConfigDict, corpus: Path, say: Say) -> Path:

@@ -49,7 +49,7 @@ class Served:
         read = self.reader.read(Item("", question, tuple(options), 0))
         scores = read.scores()
         of = [
-            (float(score), [self.reader.index.passage(row) for row in rows.tolist()])
+            (float(score), [self.reader.index.passages[row] for row in rows.tolist()])
             for score, rows in zip(scores, read.rows, strict=True)
         ]
         return (int(scores.argmax()) if read.known else None), of

@@ -31,14 +31,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def _printable_bytes() -> dict[int, str]:
-    """Returns the byte-level alphabet: the printable character that spells each byte in every byte-level BPE."""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(256) if byte not in set(kept)]
-    return {byte: chr(byte) for byte in kept} | {byte: chr(256 + i) for i, byte in enumerate(moved)}
-
-
-_CHAR_OF_BYTE = _printable_bytes()
+# The printable character that spells each byte in every byte-level BPE: its own, or one from U+0100 on, in turn
+_ALPHABET = pre_tokenizers.ByteLevel.alphabet()
+_MOVED = [byte for byte in range(256) if chr(byte) not in _ALPHABET]
+_CHAR_OF_BYTE = {byte: chr(256 + _MOVED.index(byte) if byte in _MOVED else byte) for byte in range(256)}
 _BYTE_OF_CHAR = {char: byte for byte, char in _CHAR_OF_BYTE.items()}
 # Python decodes bytes that are not UTF-8 to lone surrogates (PEP 383), which the tokenizers library refuses.
 _UNDECODABLE = re.compile("([\udc80-\udcff])")
@@ -76,14 +72,15 @@ class Tokenizer:
         self.sha256: str = hashlib.sha256(backend.to_str().encode()).hexdigest()
         added = backend.get_added_tokens_decoder()
         specials = {token.content for token in added.values()}
+        self._ids: dict[str, int] = backend.get_vocab()
         self._bytes = [b""] * self.vocab_size
-        for token, i in backend.get_vocab().items():
+        for token, i in self._ids.items():
             self._bytes[i] = token.encode() if token in specials else bytes(_BYTE_OF_CHAR[char] for char in token)
-        self._id_of_byte = [backend.token_to_id(_CHAR_OF_BYTE[byte]) for byte in range(256)]
+        self._id_of_byte = [self._ids.get(_CHAR_OF_BYTE[byte]) for byte in range(256)]
         # The last post-processor of an imported vocabulary maps our names of begin and end to its own tokens.
         processor = json.loads(backend.post_processor.__getstate__()) if backend.post_processor else {}
         named = processor.get("processors", [processor])[-1].get("special_tokens", {})
-        self._named = {name: token["ids"][0] for name, token in named.items()}
+        self._ids |= {name: token["ids"][0] for name, token in named.items()}
         self.bos_id, self.eos_id = self.id(BOS), self.id(EOS)
         self.pad_id = self.id(PAD) if self.has(PAD) else self.eos_id
         self.template = self._ours() if self.has(END) else None
@@ -95,14 +92,11 @@ class Tokenizer:
 
     def id(self, token: str) -> int:
         """Returns the id of a special or role token; raises KeyError where the vocabulary lacks it."""
-        found = self._named.get(token, self._backend.token_to_id(token))
-        if found is None:
-            raise KeyError(token)
-        return found
+        return self._ids[token]
 
     def has(self, token: str) -> bool:
         """Returns whether the vocabulary has this special, role or anchor token."""
-        return token in self._named or self._backend.token_to_id(token) is not None
+        return token in self._ids
 
     def encode(self, text: str | bytes) -> list[int]:
         """Returns the ids of `text`; each byte that is not UTF-8 (or lone surrogate of a str) becomes one id."""
@@ -174,7 +168,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=list(SPECIALS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            initial_alphabet=_ALPHABET,
             show_progress=False,
         ),
     )

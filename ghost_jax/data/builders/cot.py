@@ -6,29 +6,31 @@ has a reason against it.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from ghost_jax.data.builders import mcq
-from ghost_jax.data.examples import BuildInputs, Conversation, Question, Rows
+from ghost_jax.data.examples import BuildInputs, Question, Rows
 from ghost_jax.data.storage.text_cleaning import clean, first_sentences, flat
 from ghost_jax.text.mcq_format import LETTERS
 
 VERSION = 1  # raise it when the same questions give other reasons, also by a change of `teacher`
 
-OFFLINE = "offline evidence sentence"  # in manifests: such reasons support no claim about those of a model
 SENTENCES, CHARACTERS = 2, 300  # most of a reason
 MOST_READ = 4000  # characters of a reply behind its thoughts; a rambling one is not searched to its end
 FAULTS = ("empty", "refusal", "another answer")
 
 
 def dataset(inputs: BuildInputs) -> Rows:
-    """Returns the rows of `build` for the questions of `mcq`, with the reasons of `data.cot.teacher`."""
+    """Returns the rows of the questions of `mcq`, answered with the reasons of `data.cot.teacher`.
+
+    The gold letter is the question's, whatever the reason says.
+    """
     options = inputs.options
     asked = list(mcq.questions(inputs.documents, options.seed))
     reasons, report = explain(asked, options.cot.teacher, options.cot.model)
     inputs.say(f"cot: the reasons are by {report['teacher']}")
     inputs.recorded["teacher"] = report
-    return inputs.render(build(asked, reasons, options.layout))
+    return inputs.render(q.answered(options.layout, reason) for q, reason in zip(asked, reasons, strict=True))
 
 
 def explain(asked: Sequence[Question], teacher: str, model: str) -> tuple[list[str], dict]:
@@ -38,23 +40,14 @@ def explain(asked: Sequence[Question], teacher: str, model: str) -> tuple[list[s
       teacher: "offline", or the base URL of an OpenAI-compatible API that serves `model`.
     """
     if teacher == "offline":
-        return [evidence_of(q) for q in asked], {"teacher": OFFLINE}
-    from ghost_jax.data.builders.teacher import Endpoint  # not above: importing openai takes a second
+        return [evidence_of(q) for q in asked], {"teacher": "offline evidence sentence"}
+    from ghost_jax.data.builders.teacher import ask, open_api  # not above: importing openai takes a second
 
-    replies, report = Endpoint(teacher, model).ask(asked)
-    reasons, replaced = [], dict.fromkeys(FAULTS, 0)
-    for q, reply in zip(asked, replies, strict=True):
-        reason, fault = reason_in(reply, q)
-        if fault:
-            replaced[fault] += 1
-        reasons.append(reason or evidence_of(q))
-    return reasons, report | {"replaced": replaced}
-
-
-def build(asked: Iterable[Question], reasons: Iterable[str], layout: str) -> Iterator[Conversation]:
-    """Yields one conversation a question; the gold letter is the question's, whatever the reason says."""
-    for q, reason in zip(asked, reasons, strict=True):
-        yield q.answered(layout, reason)
+    replies, report = ask(open_api(teacher, model), asked)
+    found = [reason_in(reply, q) for reply, q in zip(replies, asked, strict=True)]
+    reasons = [reason or evidence_of(q) for (reason, _), q in zip(found, asked, strict=True)]
+    faults = [fault for _, fault in found]
+    return reasons, report | {"replaced": {fault: faults.count(fault) for fault in FAULTS}}
 
 
 def evidence_of(q: Question) -> str:
@@ -79,6 +72,7 @@ _HEADING = re.compile(
     r"[^\n.]{0,80}:[ ]*\n\s*|(?:(?:correct )?answer|explanation|justification|rationale|reason(?:ing)?):\s*",
     re.IGNORECASE,
 )
+_STOP = re.compile(r"\s*(?:[.:](?=\s|$)\s*|\n\s*|$)")  # behind an option
 _LETTER = r"(?-i:([A-J]))"  # a small "a" is an article, whatever the case of the words around it
 _LABEL = re.compile(
     rf"\W*(?:(?:the\s+)?(?:\w+\s+)?(?:answer|option|choice)(?:\s+is)?\s*:?\s*)?[(\[]?{_LETTER}"
@@ -114,8 +108,9 @@ def reason_in(reply: str, q: Question) -> tuple[str, str]:
         return "", "refusal"
     sentences, named = _without_opening(text, q)
     named |= {letter for found in _FOR.finditer(text) for letter in found.groups() if letter}
-    named |= {_option_at(text, found.end(), q) for found in _ANSWER_IS.finditer(text)}
-    if (first := _option_at(text, 0, q)) and _IS_RIGHT.match(text, _end_of(first, q)):
+    named |= {_option_at(text, found.end(), q)[0] for found in _ANSWER_IS.finditer(text)}
+    first, end = _option_at(text, 0, q)
+    if _IS_RIGHT.match(text, end):
         named.add(first)
     wrong = {letter for found in _AGAINST.finditer(text) for letter in found.groups()}
     if named - {q.letter, ""} or q.letter in wrong:
@@ -128,29 +123,22 @@ def _without_opening(text: str, q: Question) -> tuple[str, set[str]]:
     """Returns the text behind "Answer: B) Persistence." and headings, and the letters named there."""
     named = set()
     while True:
+        letter, end = _option_at(text, 0, q)
         if found := _LABEL.match(text):
-            named |= {found[1], _option_at(text, found.end(), q)}
-            text = text[found.end() :]
-        elif (option := _option_at(text, 0, q)) and (
-            found := re.compile(r"\s*(?:[.:](?=\s|$)\s*|\n\s*|$)").match(text, _end_of(option, q))
-        ):
-            named.add(option)
-            text = text[found.end() :]
-        elif found := _HEADING.match(text):
-            text = text[found.end() :]
-        else:
+            named |= {found[1], _option_at(text, found.end(), q)[0]}
+        elif letter and (found := _STOP.match(text, end)):
+            named.add(letter)
+        elif not (found := _HEADING.match(text)):
             return text, named
+        text = text[found.end() :]
 
 
-def _option_at(text: str, start: int, q: Question) -> str:
-    """Returns the letter of the option that stands there, else "". "Command" is not "Command and Control"."""
+def _option_at(text: str, start: int, q: Question) -> tuple[str, int]:
+    """Returns the letter of the longest option that stands there, "" where none does, and where it ends."""
     there = [
         (len(option), letter)
         for letter, option in zip(LETTERS, q.options, strict=False)
         if re.compile(rf"{re.escape(option)}(?!\w)", re.IGNORECASE).match(text, start)
     ]
-    return max(there, default=(0, ""))[1]
-
-
-def _end_of(letter: str, q: Question) -> int:
-    return len(q.options[LETTERS.index(letter)])
+    length, letter = max(there, default=(0, ""))
+    return letter, start + length

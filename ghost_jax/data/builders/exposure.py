@@ -40,10 +40,11 @@ def build(documents: Documents, tokenizer: Tokenizer, split: str, window: int, s
     Statements are shuffled, eight to a document, and these documents are shuffled with the others.
     """
     stated = {fact: count for four, count in groups(documents, seed) for fact in four}
+    ends = {(fact.subject, fact.object) for fact in stated}
     pages = [
         text_of(record)
         for index, record in enumerate(documents())
-        if is_in(split, index) and not _gives_away(record, stated)
+        if is_in(split, index) and not _gives_away(record, ends)
     ]
     texts = pages if split == "validation" else [*pages, *_statements(stated)]
     rng_of("exposure", "documents", split).shuffle(texts)
@@ -59,14 +60,12 @@ def groups(documents: Documents, seed: int) -> list[tuple[list[Fact], int]]:
     for four in fact_mcq.sets_of_facts(documents):
         if all(can_be_rewritten(fact) and len(fact.subject) + len(fact.object) <= LONGEST for fact in four):
             by_relation[four[0].relation].append(four)
-    for relation, sets in by_relation.items():
+    rounds = []  # of each relation: as many sets as there are counts, so that its share in every count is the same
+    for relation, sets in sorted(by_relation.items()):
         rng_of("exposure", relation).shuffle(sets)
-    # Rounds of as many sets as there are counts keep a relation's share in every count the same.
-    rounds = {
-        relation: [sets[start : start + len(COUNTS)] for start in range(0, len(sets) - len(COUNTS) + 1, len(COUNTS))]
-        for relation, sets in sorted(by_relation.items())
-    }
-    in_turn = [each for of_round in itertools.zip_longest(*rounds.values()) for each in of_round if each]
+        starts = range(0, len(sets) - len(COUNTS) + 1, len(COUNTS))
+        rounds.append([sets[start : start + len(COUNTS)] for start in starts])
+    in_turn = [each for of_round in itertools.zip_longest(*rounds) for each in of_round if each]
     return [
         (four, COUNTS[(number + seed) % len(COUNTS)]) for sets in in_turn[:SETS] for number, four in enumerate(sets)
     ]
@@ -111,10 +110,8 @@ def _statements(stated: dict[Fact, int]) -> Iterator[str]:
         yield "\n".join(fill(form, fact) for fact, form in lines[start : start + STATEMENTS])
 
 
-def _gives_away(record: Record, stated: dict[Fact, int]) -> bool:
-    """Returns whether a document states one of the facts in its fields, or names both ends of one in its text."""
-    named = {(fact.subject, fact.object) for fact in stated}
-    if any((fact.subject, fact.object) in named for fact in record.facts):
-        return True
+def _gives_away(record: Record, ends: set[tuple[str, str]]) -> bool:
+    """Returns whether a document states a fact with these ends in its fields, or names both ends of one in its text."""
     text = text_of(record).casefold()
-    return any(object_.casefold() in text and subject.casefold() in text for subject, object_ in named)
+    stated = not ends.isdisjoint((fact.subject, fact.object) for fact in record.facts)
+    return stated or any(object_.casefold() in text and subject.casefold() in text for subject, object_ in ends)

@@ -37,12 +37,7 @@ NEAR = 12  # a set is completed from so many objects, the nearest in length: opt
 _NUMBER = re.compile(r"(?:^|\()(?P<id>CWE-\d+|(?P<technique>T\d{4})(?:\.\d{3})?)\)?$")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Stated:
-    """A fact, and its question without options."""
-
-    fact: Fact
-    question: Question
+Asked = Mapping[Fact, Question]  # facts, and the question of each without options
 
 
 def dataset(inputs: BuildInputs) -> Rows:
@@ -66,19 +61,19 @@ def questions(documents: Documents, seed: int) -> list[Question]:
     for relation in QUESTIONS:
         facts = _drawn(stated[relation], CONSIDERED, seed)
         # First single facts that give themselves away are left out, the others of their sets kept; then whole sets.
-        given_away = _one_sided([[question] for four in _in_sets(facts, truths, seed) for question in four])
-        facts = _drawn([each for each in facts if each.question.id not in given_away], MOST, seed)
+        given_away = _one_sided([[q] for four in _in_sets(facts, truths, seed) for q in four])
+        facts = _drawn({fact: q for fact, q in facts.items() if q.id not in given_away}, MOST, seed)
         sets = _in_sets(facts, truths, seed)
         given_away = _one_sided(sets)
-        asked += [question for four in sets for question in four if question.id not in given_away]
+        asked += [q for four in sets for q in four if q.id not in given_away]
     return asked
 
 
 def sets_of_facts(documents: Documents) -> Iterator[list[Fact]]:
     """Yields sets of four facts of one relation, source and split, each object false for the three other subjects."""
     stated, truths = _read(documents, seed=0)
-    for four in itertools.chain.from_iterable(_facts_in_sets(facts, truths, seed=0) for facts in stated.values()):
-        yield [each.fact for each in four]
+    for facts in stated.values():
+        yield from _facts_in_sets(facts, truths, seed=0)
 
 
 def build(asked: Iterable[Question], layout: str) -> Iterator[Conversation]:
@@ -117,7 +112,7 @@ class _Truths:
     """What is true of each subject, and which entries of a catalogue are broader than others."""
 
     def __init__(self, facts: Sequence[Fact]) -> None:
-        self._weaknesses = {fact.object for fact in facts if fact.relation == "weakness_name"}
+        self.weaknesses = {fact.object for fact in facts if fact.relation == "weakness_name"}  # as a catalogue has them
         self._number = {fact.object.casefold(): fact.subject for fact in facts if fact.relation == "weakness_name"}
         self._entry = {name: self._entry_of(name) for fact in facts for name in (fact.subject, fact.object)}
         parents: dict[str, set[str]] = defaultdict(set)
@@ -131,10 +126,6 @@ class _Truths:
             key, entry = (fact.relation, fact.subject.casefold()), self._entry[fact.object]
             self._true[key].add(entry)
             self._implied[key] |= {entry} | self._broader[entry]
-
-    def name_weakness(self, text: str) -> bool:
-        """Returns whether a catalogue has a weakness of exactly this name."""
-        return text in self._weaknesses
 
     def exclude(self, fact: Fact, option: str) -> bool:
         """Returns whether an option is false for the fact's subject: not even broader or narrower than a true one."""
@@ -159,9 +150,9 @@ def _all_broader(entry: str, parents: Mapping[str, set[str]]) -> set[str]:
     return found
 
 
-def _read(documents: Documents, seed: int) -> tuple[dict[str, list[_Stated]], _Truths]:
+def _read(documents: Documents, seed: int) -> tuple[dict[str, dict[Fact, Question]], _Truths]:
     """Returns the distinct facts that can be asked, by relation, and what is true by all of them."""
-    found: dict[tuple[str, str, str], _Stated] = {}
+    found: dict[tuple[str, str, str], tuple[Fact, Question]] = {}
     turns: Counter[tuple[str, str]] = Counter()
     for record in documents():
         for fact in record.facts:
@@ -171,22 +162,21 @@ def _read(documents: Documents, seed: int) -> tuple[dict[str, list[_Stated]], _T
                 split = split_of(fact.subject)
                 text = _question(fact, split, turns[relation, subject], seed)
                 of_fact = {"source": record.source, "split": split, "evidence": fact.evidence}
-                found[key] = _Stated(fact, Question(number, text, (), 0, record.url, **of_fact))
+                found[key] = fact, Question(number, text, (), 0, record.url, **of_fact)
                 turns[relation, subject] += 1
-    truths = _Truths([each.fact for each in found.values()])
-    by_relation: dict[str, list[_Stated]] = defaultdict(list)
-    for each in found.values():
-        if _can_be_asked(each.fact, truths):
-            by_relation[each.fact.relation].append(each)
+    truths = _Truths([fact for fact, _ in found.values()])
+    by_relation: dict[str, dict[Fact, Question]] = defaultdict(dict)
+    for fact, question in found.values():
+        if _can_be_asked(fact, truths):
+            by_relation[fact.relation][fact] = question
     return by_relation, truths
 
 
 def _can_be_asked(fact: Fact, truths: _Truths) -> bool:
     # "Remote code execution in Paint 3D" tells nothing of the cause, and vendors spell one class in many ways.
-    described = len(fact.subject.split()) >= FEWEST and truths.name_weakness(fact.object)
-    if fact.relation == "weakness_class" and not described:
-        return False
-    return len(fact.subject) <= LONGEST  # cut short, a description may lose what it is asked about
+    described = len(fact.subject.split()) >= FEWEST and fact.object in truths.weaknesses
+    # Cut short, a description may lose what it is asked about.
+    return len(fact.subject) <= LONGEST and (described or fact.relation != "weakness_class")
 
 
 def _question(fact: Fact, split: str, turn: int, seed: int) -> str:
@@ -197,40 +187,40 @@ def _question(fact: Fact, split: str, turn: int, seed: int) -> str:
     return forms[(first + turn) % len(forms)].format(subject=fact.subject)
 
 
-def _drawn(facts: Iterable[_Stated], count: int, seed: int) -> list[_Stated]:
+def _drawn(facts: Asked, count: int, seed: int) -> Asked:
     """Returns at most `count` facts, drawn by `seed`: every object's first before any object's second, and so on."""
     times: Counter[str] = Counter()
-    rank: dict[str, int] = {}
-    shuffled = sorted(facts, key=lambda each: rng_of(seed, each.question.id).random())
-    for each in shuffled:
-        rank[each.question.id] = times[each.fact.object]
-        times[each.fact.object] += 1
-    return sorted(shuffled, key=lambda each: rank[each.question.id])[:count]
+    rank: dict[Fact, int] = {}
+    shuffled = sorted(facts, key=lambda fact: rng_of(seed, facts[fact].id).random())
+    for fact in shuffled:
+        rank[fact] = times[fact.object]
+        times[fact.object] += 1
+    return {fact: facts[fact] for fact in sorted(shuffled, key=rank.__getitem__)[:count]}
 
 
-def _in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> list[list[Question]]:
+def _in_sets(facts: Asked, truths: _Truths, seed: int) -> list[list[Question]]:
     """Returns sets of four questions with the same options, question i having option i as its gold."""
     sets = []
     for four in _facts_in_sets(facts, truths, seed):
-        options = tuple(each.fact.object for each in four)
-        sets.append([dataclasses.replace(each.question, options=options, answer=i) for i, each in enumerate(four)])
+        options = tuple(fact.object for fact in four)
+        sets.append([dataclasses.replace(facts[fact], options=options, answer=i) for i, fact in enumerate(four)])
     return sets
 
 
-def _facts_in_sets(facts: Iterable[_Stated], truths: _Truths, seed: int) -> Iterator[list[_Stated]]:
+def _facts_in_sets(facts: Asked, truths: _Truths, seed: int) -> Iterator[list[Fact]]:
     """Yields the sets of four of each relation, split and source."""
-    strata: dict[tuple[str, str, str], list[_Stated]] = defaultdict(list)
-    for each in facts:
-        strata[each.fact.relation, each.question.split, each.question.source].append(each)
+    strata: dict[tuple[str, str, str], list[Fact]] = defaultdict(list)
+    for fact, question in facts.items():
+        strata[fact.relation, question.split, question.source].append(fact)
     for key, stratum in sorted(strata.items()):
         yield from _sets_of_four(stratum, truths, rng_of(seed, "sets of four", *key))
 
 
-def _sets_of_four(facts: Iterable[_Stated], truths: _Truths, rng: Random) -> Iterator[list[_Stated]]:
+def _sets_of_four(facts: Iterable[Fact], truths: _Truths, rng: Random) -> Iterator[list[Fact]]:
     """Yields disjoint sets of four facts, in random order; each object is false for the three other subjects."""
-    piles: dict[str, list[_Stated]] = defaultdict(list)
-    for each in facts:
-        piles[each.fact.object].append(each)
+    piles: dict[str, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        piles[fact.object].append(fact)
     while len(piles) >= OPTIONS:
         # Beginning with the largest pile leaves the fewest facts without a set.
         first = max(piles, key=lambda name: len(piles[name]))
@@ -239,18 +229,18 @@ def _sets_of_four(facts: Iterable[_Stated], truths: _Truths, rng: Random) -> Ite
         # A draw without replacement by the piles' sizes: Efraimidis and Spirakis, Information Processing Letters 97.
         near = sorted(others[:NEAR], key=lambda name: rng.random() ** (1 / len(piles[name])), reverse=True)
         for name in near + others[NEAR:]:
-            if all(truths.exclude(other.fact, name) for other in four):
-                names = [other.fact.object for other in four]
-                fitting = (each for each in piles[name] if all(truths.exclude(each.fact, other) for other in names))
+            if all(truths.exclude(fact, name) for fact in four):
+                names = [fact.object for fact in four]
+                fitting = (fact for fact in piles[name] if all(truths.exclude(fact, other) for other in names))
                 four += itertools.islice(fitting, 1)
             if len(four) == OPTIONS:
                 break
         if len(four) == OPTIONS:
-            for each in four[1:]:
-                piles[each.fact.object].remove(each)
+            for fact in four[1:]:
+                piles[fact.object].remove(fact)
             rng.shuffle(four)
             yield four
-        for name in {first, *(each.fact.object for each in four)}:
+        for name in {first, *(fact.object for fact in four)}:
             if not piles[name]:
                 del piles[name]
 

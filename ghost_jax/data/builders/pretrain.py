@@ -17,8 +17,7 @@ BATCH = 512  # documents tokenised at once, on all cores
 
 def dataset(inputs: BuildInputs) -> Rows:
     """Returns the rows of `build` in both splits."""
-    window = inputs.options.seq_len
-    return {split: build(inputs.documents, inputs.vocabulary, split, window) for split in SPLITS}
+    return {split: build(inputs.documents, inputs.vocabulary, split, inputs.options.seq_len) for split in SPLITS}
 
 
 def text_of(record: Record) -> str:

@@ -8,7 +8,10 @@ Source: Zhang et al. 2024, arXiv 2403.10131; the shares are the study's.
 import dataclasses
 import itertools
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+
+import numpy as np
 
 from ghost_jax.data.builders import BOOK, mcq
 from ghost_jax.data.corpus import index_store
@@ -55,13 +58,15 @@ def with_passages(asked: Iterable[Question], index: Index, seed: int) -> Iterato
     passage with as much of the evidence is removed too. A question whose evidence is not in the index is left out.
     """
     asked = list(asked)
+    rows_of: dict[str, list[int]] = defaultdict(list)  # by address; "" is that of all passages without one
+    for row, passage in enumerate(index.passages):
+        rows_of[passage.url].append(row)
     retrieved = index.context([q.question for q in asked]).tolist()
     for q, found in zip(asked, retrieved, strict=True):
-        page = index.rows_of(q.url)
-        if not len(page):
+        if not (page := rows_of[q.url]):
             continue
-        oracle = index.best(q.evidence, page)
-        if held(index.passage(oracle), q.evidence) < HOLDS:
+        oracle = page[np.argmax(index.scores(q.evidence)[page])]
+        if held(index.passages[oracle], q.evidence) < HOLDS:
             continue
         rng = rng_of(seed, "raft", q.id)
         draw = rng.random()
@@ -72,7 +77,7 @@ def with_passages(asked: Iterable[Question], index: Index, seed: int) -> Iterato
         else:
             rows = []
         rng.shuffle(rows)  # the oracle's position must not give it away
-        yield q, [shown(index.passage(row)) for row in rows]
+        yield q, [shown(index.passages[row]) for row in rows]
 
 
 def held(passage: Passage, evidence: str) -> float:
@@ -87,11 +92,11 @@ def _without(oracle: int, q: Question, index: Index, rng: random.Random, page: i
     Args:
       page: how many passages the question's page has, all of which may be retrieved before any other.
     """
-    telling = index.passage(oracle)
+    telling = index.passages[oracle]
     limit = TELLS * held(telling, q.evidence)
 
     def tells(row: int) -> bool:
-        passage = index.passage(row)
+        passage = index.passages[row]
         of_its_page = (passage.source, passage.page) == (telling.source, telling.page)
         return of_its_page or held(passage, q.evidence) >= limit
 

@@ -27,26 +27,22 @@ Explain in one or two plain sentences why this answer is correct. Write only the
 formatting, and do not refer to the evidence as such."""
 
 
-class Endpoint:
-    """A model behind an OpenAI-compatible API. Replies are cached, one file a model.
+def open_api(base_url: str, model: str, **limits) -> ChatApi:
+    """Returns the API of a model, whose replies are cached, one file a model; `limits` are those of `ChatApi`.
 
     Raises UserError where the URL or the key is malformed, the URL holds credentials, or there is no model.
     """
+    path = cache_dir() / "teacher" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)[:100]}.jsonl"
+    return ChatApi(base_url, host_of_teacher(base_url, model), model, NAMES, path, in_flight=IN_FLIGHT)
 
-    def __init__(self, base_url: str, model: str):
-        host = host_of_teacher(base_url, model)
-        path = cache_dir() / "teacher" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)[:100]}.jsonl"
-        self._api = ChatApi(base_url, host, model, NAMES, path, in_flight=IN_FLIGHT)
-        self.label = self._api.label
 
-    def ask(self, questions: Sequence[Question]) -> tuple[list[str], dict]:
-        """Returns a reply for each question, and counts of replies for the manifest, in which equal requests are one.
+def ask(api: ChatApi, questions: Sequence[Question]) -> tuple[list[str], dict]:
+    """Returns a reply for each question, and counts of replies for the manifest, in which equal requests are one.
 
-        Raises UserError where the API fails for good.
-        """
-        bodies = [_request(self._api.model, q) for q in questions]
-        replies, counts = self._api.ask(bodies, [q.id for q in questions])
-        return [each.reply for each in replies], {"teacher": self.label, **counts}
+    Raises UserError where the API fails for good.
+    """
+    replies, counts = api.ask([_request(api.model, q) for q in questions], [q.id for q in questions])
+    return [each.reply for each in replies], {"teacher": api.label, **counts}
 
 
 def _request(model: str, q: Question) -> dict:

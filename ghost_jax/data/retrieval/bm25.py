@@ -15,7 +15,6 @@ import math
 import re
 import sys
 import textwrap
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -126,15 +125,10 @@ def missing(question: str, passages: Iterable[Passage]) -> list[str]:
 
 @functools.lru_cache(maxsize=1 << 17)
 def _stem(word: str) -> str:
-    return "" if word in _stop_words() else _STEMMER.stemWord(word)
+    return "" if word in _bm25s().stopwords.STOPWORDS_EN_PLUS else _STEMMER.stemWord(word)
 
 
 _STEMMER = Stemmer.Stemmer("english")
-
-
-@functools.cache
-def _stop_words() -> frozenset[str]:
-    return frozenset(_bm25s().stopwords.STOPWORDS_EN_PLUS)
 
 
 @functools.cache
@@ -163,7 +157,7 @@ class Index:
 
     def __init__(self, bm25: Any, passages: Sequence[Passage]):
         self._bm25 = bm25
-        self._passages = passages
+        self.passages = passages
 
     @classmethod
     def build(cls, passages: Iterable[Passage]) -> "Index":
@@ -192,7 +186,7 @@ class Index:
         """Writes the index into a folder, the same bytes for the same passages. No file is a pickle."""
         self._bm25.save(folder, show_progress=False)
         with (folder / "passages.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(dataclasses.astuple(passage)) + "\n" for passage in self._passages)
+            file.writelines(json.dumps(dataclasses.astuple(passage)) + "\n" for passage in self.passages)
 
     @classmethod
     def load(cls, folder: Path) -> "Index":
@@ -204,22 +198,7 @@ class Index:
             return cls(bm25, [Passage(*json.loads(line)) for line in file])
 
     def __len__(self) -> int:
-        return len(self._passages)
-
-    def passage(self, row: int) -> Passage:
-        """Returns one passage."""
-        return self._passages[row]
-
-    @functools.cached_property
-    def _rows_by_url(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = defaultdict(list)
-        for row, passage in enumerate(self._passages):
-            found[passage.url].append(row)
-        return dict(found)
-
-    def rows_of(self, url: str) -> np.ndarray:
-        """Returns the rows [n] of a page's passages, none for an unknown address; "" is that of all without one."""
-        return np.array(self._rows_by_url.get(url, []), np.int32)
+        return len(self.passages)
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the rows [Q, k] int32 and the scores [Q, k] float32 of each query's best passages, best first.
@@ -250,14 +229,14 @@ class Index:
         (rows,), (scores,) = self.search([question], NEAR)
         found = rows[scores > 0].tolist()
         asked = set(terms(question))
-        found.sort(key=lambda row: not asked & set(terms(self.passage(row).section)[:1]))
-        begins = [self._beginning(row) for row in found if asked in _names_of(self.passage(row).title)]
-        return [self.passage(row) for row in list(dict.fromkeys([*begins, *found]))[:CONTEXT]]
+        found.sort(key=lambda row: not asked & set(terms(self.passages[row].section)[:1]))
+        begins = [self._beginning(row) for row in found if asked in _names_of(self.passages[row].title)]
+        return [self.passages[row] for row in list(dict.fromkeys([*begins, *found]))[:CONTEXT]]
 
     def _beginning(self, row: int) -> int:
         """Returns the first row of a row's page."""
-        at = self.passage(row)
-        while row and (self.passage(row - 1).source, self.passage(row - 1).page) == (at.source, at.page):
+        at = self.passages[row]
+        while row and (self.passages[row - 1].source, self.passages[row - 1].page) == (at.source, at.page):
             row -= 1
         return row
 
@@ -268,10 +247,6 @@ class Index:
         94.2% by the question with its options, which name wrong pages too.
         """
         return self.search(questions, CONTEXT)[0]
-
-    def best(self, query: str, rows: np.ndarray) -> int:
-        """Returns which of the rows [n], at least one, matches the query best, the lowest where several do."""
-        return int(rows[np.argmax(self.scores(query)[rows])])
 
     def scores(self, query: str) -> np.ndarray:
         """Returns the score [passages] float32 of every passage, 0 where it shares no term with the query."""
