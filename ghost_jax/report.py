@@ -16,15 +16,15 @@ from ghost_jax.core.atomic_io import write_bytes, write_text
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.object_store import path_of
 from ghost_jax.reporting import plots, tables
-from ghost_jax.reporting.records import SweepReport, find_runs, read_beside, read_runs
+from ghost_jax.reporting.records import find_runs, read_beside, read_runs
 from ghost_jax.reporting.summary import SIGNATURE, SIGNED, Part, parts_of, results_of, story
 from ghost_jax.runs.run_record import RunRecord
 
 TEMPLATE = Path(__file__).parent / "reporting" / "page.html"
 
 
-def write(workdirs: Sequence[Path], out: Path, beside: Sequence[Path] = ()) -> Path:
-    """Writes `RESULTS.md`, PNG pictures and `index.html` into `out`; returns the page's path.
+def write(workdirs: Sequence[Path], out: Path, beside: Sequence[Path] = ()) -> list[tuple[str, str]]:
+    """Writes `RESULTS.md`, PNG pictures and `index.html` into `out`; returns the `story` of the runs.
 
     Args:
       beside: JSON reports that are no run's: of the open book, audits, comparisons, and sweeps with their pictures.
@@ -42,30 +42,27 @@ def write(workdirs: Sequence[Path], out: Path, beside: Sequence[Path] = ()) -> P
         parts.append(Part("Left out", [], left_out))
     write_text(out / "RESULTS.md", results_of(parts))
     study = plots.study_picture(runs)
-    template = jinja2.Template(
-        TEMPLATE.read_text(encoding="utf-8"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = template.render(
+    sweeps = []
+    for sweep in reports.sweeps:
+        picture, copy = sweep["picture"], out / f"sweep-{sweep['name']}.png"
+        sweeps.append(sweep | {"png": _embedded(picture.read_bytes(), copy) if picture.is_file() else ""})
+    text = TEMPLATE.read_text(encoding="utf-8")
+    page = jinja2.Template(text, autoescape=True, trim_blocks=True, lstrip_blocks=True).render(
         parts=parts,
-        sweeps=[_sweep(sweep, out) for sweep in reports.sweeps],
+        sweeps=sweeps,
         study=study and _embedded(plots.png(study), out / "study.png"),
         runs=[_run(run, out) for run in runs],
         signed=SIGNED,
         tables=tables,
     )
     write_text(out / "index.html", page)
-    return out / "index.html"
+    return story(runs, reports)
 
 
 def _embedded(png: bytes, path: Path) -> str:
     """Writes a picture and returns it in base64, as the page holds it."""
     write_bytes(path, png)
     return base64.b64encode(png).decode()
-
-
-def _sweep(sweep: SweepReport, out: Path) -> dict:
-    copy = out / f"sweep-{sweep.name}.png"
-    return vars(sweep) | {"png": _embedded(sweep.picture.read_bytes(), copy) if sweep.picture.is_file() else ""}
 
 
 def _run(run: RunRecord, out: Path) -> dict:
@@ -93,12 +90,10 @@ def main(argv: Sequence[str]) -> int:
     add("--out", type=path_of, default="report", metavar="DIR", help="where to write (default: report)")
     flags = parser.parse_args(argv)
     beside = sorted([*flags.runs.glob("*.json"), *flags.runs.glob("sweeps/*/sweep.json")])
-    workdirs = find_runs(flags.runs)
-    page = write(workdirs, flags.out, beside)
-    rows = story(read_runs(workdirs)[0], read_beside(beside)[0])
+    rows = write(find_runs(flags.runs), flags.out, beside)
     for who, accuracy in rows:
         print(f"{who:{max(len(name) for name, _ in rows)}}  {accuracy}")
-    print(page)
+    print(flags.out / "index.html")
     return 0
 
 

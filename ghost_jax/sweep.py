@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ghost_jax.config import load as config_lib
-from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.console import Progress, duration, make_console
 from ghost_jax.core.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command
@@ -48,13 +47,6 @@ class Task:
     def log(self) -> Path:
         """The output of all attempts."""
         return self.workdir.with_name(f"{self.name}.log")
-
-    @property
-    def ended(self) -> str:
-        """ "finished", "stopped" by the divergence watch, or "" where it can be resumed."""
-        if run_record.is_finished(self.workdir):
-            return "finished"
-        return "stopped" if run_record.stopped(self.workdir) else ""
 
     @property
     def trains_base(self) -> bool:
@@ -108,7 +100,7 @@ def check_same(workdir: Path, config: ConfigDict) -> None:
         return
     try:
         run_dir.settle(config, workdir)
-        run_dir.open_run(workdir, config)
+        run_dir.check_same(workdir, config)
     except UserError as fault:
         raise UserError(f"{fault} To use another folder for the sweep, add --runs.") from None
 
@@ -119,7 +111,7 @@ def run_all(tasks: Sequence[Task], jobs: int, lock: int) -> dict[str, str]:
     A task is not started where training its base failed. Whatever ends this function stops the running tasks, which
     inherit the file descriptor `lock`.
     """
-    states = {task.name: task.ended for task in tasks if task.ended}
+    states = {task.name: ended for task in tasks if (ended := run_record.ended(task.workdir))}
     if states:
         print(f"{len(states)} of {len(tasks)} runs had ended before", flush=True)
     waiting = [task for task in tasks if task.name not in states]
@@ -180,7 +172,9 @@ def show(table: Sequence[tuple[str, ...]], notes: Sequence[str], console: Consol
         console.print(note, highlight=False, soft_wrap=True, markup=False)
 
 
-def _parser() -> argparse.ArgumentParser:
+@command
+def main(argv: Sequence[str]) -> int:
+    """Runs a grid of settings and seeds, resumably, and pools their results in one table and one picture."""
     parser = argparse.ArgumentParser(
         prog="python -m ghost_jax.sweep",
         description=main.__doc__,
@@ -192,19 +186,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, metavar="N", help="runs at a time (default: one per two cores); on a TPU: 1")
     add("--data_dir", type=local_path, metavar="DIR", help="folder of raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
     add("--dry_run", action="store_true", help="print every run's command; start nothing")
-    return parser
-
-
-@command
-def main(argv: Sequence[str]) -> int:
-    """Runs a grid of settings and seeds, resumably, and pools their results in one table and one picture."""
     overrides, words = config_lib.overrides_in(argv)
-    flags = _parser().parse_args(words)
+    flags = parser.parse_args(words)
     if flags.jobs is not None and flags.jobs < 1:
         raise UsageError(f"--jobs is {flags.jobs}; at least one run at a time is needed.")
     sweep = sweep_grid.load(flags.config)
     folder = flags.runs or Path("runs") / "sweeps" / sweep.name
-    jax_setup.set_up()  # opening a run that is there asks JAX which process this is
     tasks = tasks_of(sweep, folder, overrides, flags.data_dir)
     jobs = flags.jobs or max(1, cores() // 2)
 
@@ -222,8 +209,7 @@ def main(argv: Sequence[str]) -> int:
         table, notes = sweep_table.write(sweep, folder, states)
     show(table, notes, make_console())
     print(f"table and picture: {folder / 'sweep.md'}, {folder / 'sweep.png'}", flush=True)
-    failed = [name for name, state in states.items() if state in ("failed", "not started")]
-    if failed:
+    if failed := [name for name, state in states.items() if state in ("failed", "not started")]:
         raise UserError(
             f"{len(failed)} of {len(tasks)} runs came to no result: {', '.join(failed)}. Their logs in {folder} show "
             "why; repeat the command to try them again and keep the others."

@@ -201,7 +201,8 @@ def main(argv: Sequence[str]) -> int:
         from ghost_jax import report  # not imported where the first update need not wait for the plots' library
 
         folder = stages[-1].workdir
-        console.print(f"report: {report.write([folder], folder / 'report')}", highlight=False, soft_wrap=True)
+        report.write([folder], folder / "report")
+        console.print(f"report: {folder / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
     return 0
 
 

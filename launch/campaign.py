@@ -23,7 +23,7 @@ from pathlib import Path
 from ghost_jax.core.console import duration
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import data_folders, local_path
-from ghost_jax.runs.run_record import CONFIG, is_finished, stopped
+from ghost_jax.runs.run_record import CONFIG, ended
 from ghost_jax.sweeps import grid as sweep_grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,11 +62,6 @@ PARTS = (
 def names_of(part: Part) -> list[str]:
     """Returns the names of a part's runs, in their order."""
     return [run.name for run in sweep_grid.load(str(ROOT / part.sweep)).runs()]
-
-
-def ended(run: Path) -> bool:
-    """Returns whether the run of a run directory, or of its records, is finished or was stopped for good."""
-    return is_finished(run) or stopped(run) is not None
 
 
 def left(folder: Path) -> list[tuple[Part, int, int, float]]:

@@ -42,8 +42,8 @@ from launch.chips import CHIPS, Chip, parse
 LIBTPU = "0.0.42.1"  # the one that jax 0.10.2 asks for
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report(hlo.Traffic):
     """What the compiled step needs and moves; bytes and seconds are one chip's, a step."""
 
     config: str
@@ -61,12 +61,6 @@ class Report:
     memory: int
     memory_limit: int
     flops: float  # of the matrix products of a step on all chips, by the size of the model; masked attention counts
-    # kind -> (count, bytes of the complete arrays): inside a slice; and across, of a chip with those in its place there
-    collectives: dict[str, tuple[int, float]]
-    across: dict[str, tuple[int, float]]
-    hbm_bytes: float
-    sent_bytes: float  # inside a slice
-    dcn_bytes: float  # to other slices
     seconds: dict[str, float]  # the least time of arithmetic, memory, links and, where its speed is known, the network
     bound_by: str
     tokens_per_s: float
@@ -135,7 +129,7 @@ def check(config: ConfigDict, topology: str, slices: int = 1) -> Report:
 def describe(topology: str, slices: int = 1) -> tuple[Chip, Sequence[jax.Device]]:
     """Returns the chip and the devices of slices, one a chip, without them. Raises as `check`."""
     generation, sides = parse(topology)
-    known = CHIPS[generation]
+    chip, chips = CHIPS[generation], math.prod(sides)
     if slices < 1:
         raise UsageError(f"--slices={slices} is below 1. Name how many slices the run has.")
     if importlib.util.find_spec("libtpu") is None:
@@ -143,13 +137,12 @@ def describe(topology: str, slices: int = 1) -> tuple[Chip, Sequence[jax.Device]
             "The TPU compiler is not installed: it is in the package libtpu, which needs no TPU. Install the release "
             f"that fits the pinned JAX with: {sys.executable} -m pip install libtpu=={LIBTPU}"
         )
-    chips = math.prod(sides)
     jax.config.update("jax_platforms", "cpu")  # there is no TPU to find
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",  # do not ask the metadata server of Google's cloud
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two compilers may run at once
         "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_ACCELERATOR_TYPE": known.type_name.format(chips, 2 * chips),
+        "TPU_ACCELERATOR_TYPE": chip.type_name.format(chips, 2 * chips),
     }
     # The two cores of a v4 chip are one device; for a v5p chip the compiler assumes that.
     cores = {"chip_config_name": "megacore"} if generation == "v4" else {}
@@ -161,7 +154,7 @@ def describe(topology: str, slices: int = 1) -> tuple[Chip, Sequence[jax.Device]
             f"The TPU compiler refuses the slice {topology} ({str(fault).splitlines()[0]}). The slices on offer are in "
             "the Cloud TPU documentation, on the page of each generation."
         ) from None
-    return known, devices
+    return chip, devices
 
 
 def trace_step(config: ConfigDict, mesh: Mesh) -> tuple["jax.stages.Traced", ModelConfig]:
@@ -181,18 +174,22 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> tuple["jax.stages.Traced", Mod
 
 
 def _does_not_fit(spec: str, topology: str, mesh: dict[str, int], why: str) -> str:
-    axes, chips = ", ".join(f"{axis}={count}" for axis, count in mesh.items()), math.prod(mesh.values())
+    most = math.prod(mesh.values()) // mesh["replica"]
     return (
-        f"{spec} does not fit a chip of {topology} on the mesh {axes}: {why}. Split the state over more chips "
-        f"(--config.mesh.fsdp={chips // mesh['replica']}), lower --config.micro_batch_size, or name a larger slice."
+        f"{spec} does not fit a chip of {topology} on the mesh {_axes(mesh)}: {why}. Split the state over more chips "
+        f"(--config.mesh.fsdp={most}), lower --config.micro_batch_size, or name a larger slice."
     )
+
+
+def _axes(mesh: dict[str, int]) -> str:
+    return ", ".join(f"{axis}={count}" for axis, count in mesh.items())
 
 
 def table(report: Report) -> Table:
     """Returns the report as a table."""
     share = report.memory / report.memory_limit
     rows = {
-        "chips, mesh": f"{report.chips}: " + ", ".join(f"{axis}={n}" for axis, n in report.mesh.items()),
+        "chips, mesh": f"{report.chips}: {_axes(report.mesh)}",
         "attention": report.attention,
         "memory a chip": f"{_bytes(report.memory)} of {_bytes(report.memory_limit)} ({share:.1%})",
         "  arguments": _bytes(report.arguments),

@@ -7,21 +7,20 @@ Every pod runs the command. Where one is lost or preempted, all of them start ag
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
-from pydantic import ValidationError
 
 from ghost_jax.core.errors import UsageError, command
-from launch import jobset_schema
 from launch.chips import CHIPS, gke_hosts, parse
 
 TEMPLATE = Path(__file__).with_name("jobset.yaml")
 GKE = "cloud.google.com/gke-"  # how the labels of its nodes begin
+LONGEST = 63  # characters of a name in the DNS
 
 
 def tpu_slices(topology: str, slices: int) -> dict[str, Any]:
@@ -30,8 +29,7 @@ def tpu_slices(topology: str, slices: int) -> dict[str, Any]:
     if slices > 1 and hosts == 1:
         raise UsageError(f"--slices={slices} needs slices of several hosts, and {topology} has one. Name a larger one.")
     generation, sides = parse(topology)
-    labels = {"accelerator": CHIPS[generation].gke_name, "topology": "x".join(map(str, sides))}
-    selector = {f"{GKE}tpu-{label}": value for label, value in labels.items()}
+    selector = {f"{GKE}tpu-accelerator": CHIPS[generation].gke_name, f"{GKE}tpu-topology": "x".join(map(str, sides))}
     return {"slices": slices, "hosts": hosts, "resource": "google.com/tpu", "devices": chips, "selector": selector}
 
 
@@ -44,26 +42,18 @@ def gpu_nodes(gpu: str, nodes: int) -> dict[str, Any]:
     return {"slices": 1, "hosts": nodes, "resource": "nvidia.com/gpu", "devices": int(count), "selector": selector}
 
 
-def render(nodes: dict[str, Any], spot: bool, **values: Any) -> str:
-    """Returns the manifest as YAML.
-
-    Args:
-      nodes: of `tpu_slices` or `gpu_nodes`.
-      values: name, image, words (the command), service_account.
-
-    Raises UsageError for a name, an image or an account that the cluster would refuse.
-    """
-    selector = nodes["selector"] | ({f"{GKE}spot": "true"} if spot else {})
-    made = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    values |= nodes | {"selector": selector, "spot": spot, "tpu": nodes["resource"] == "google.com/tpu"}
-    text = made.from_string(TEMPLATE.read_text(encoding="utf-8")).render(values)
-    try:
-        jobset_schema.MODEL.validate_python(yaml.safe_load(text))
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "metadata.name"
-        raise UsageError(f"The cluster would refuse {place}: {first['msg']}. Correct the flag that gives it.") from None
-    return text
+def check_names(name: str, image: str, account: str | None, nodes: dict[str, Any]) -> None:
+    """Raises UsageError for a name, an image or a service account that the cluster would refuse."""
+    pod = f"{name}-workers-{nodes['slices'] - 1}-{nodes['hosts'] - 1}-abcde"  # the last one
+    if not re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name):  # RFC 1035
+        raise UsageError(f"--name={name} cannot be metadata.name. Use a-z, 0-9 and -, from a letter on.")
+    if len(pod) > LONGEST:
+        over = len(pod) - LONGEST
+        raise UsageError(f"--name={name} cannot be metadata.name: a pod's name, {pod}, is {over} characters too long.")
+    if not re.fullmatch(r"\S+", image):
+        raise UsageError(f"--image={image} is not the name of an image. Write it without blanks.")
+    if account and not re.fullmatch("[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?", account):  # RFC 1123
+        raise UsageError(f"--service_account={account} cannot be serviceAccountName. Use a-z, 0-9, - and a full stop.")
 
 
 @command
@@ -88,8 +78,16 @@ def main(argv: Sequence[str]) -> int:
     if min(flags.slices, flags.nodes) < 1 or (flags.slices > 1 and flags.gpu) or (flags.nodes > 1 and flags.topology):
         raise UsageError("--slices counts TPU slices and --nodes counts nodes with GPUs: 1 or more, of what is asked.")
     nodes = tpu_slices(flags.topology, flags.slices) if flags.topology else gpu_nodes(flags.gpu, flags.nodes)
-    account = flags.service_account
-    print(render(nodes, flags.spot, name=flags.name, image=flags.image, words=words, service_account=account), end="")
+    check_names(flags.name, flags.image, flags.service_account, nodes)
+    if flags.spot:
+        nodes["selector"][f"{GKE}spot"] = "true"
+    template = jinja2.Template(
+        TEMPLATE.read_text(encoding="utf-8"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    print(template.render(vars(flags) | nodes, words=words, tpu=bool(flags.topology)), end="")
     return 0
 
 

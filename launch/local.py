@@ -7,6 +7,7 @@ It does what a pod does; the tests use it. Each line of output begins with the n
 
 import argparse
 import ctypes
+import math
 import os
 import shlex
 import signal
@@ -84,8 +85,7 @@ def run(words: list[str], processes: int, devices: int | None = None) -> int:
 
 def _wait(group: list[subprocess.Popen]) -> int:
     """Waits until all processes have ended, stops them after a failure, and returns the first failure's code."""
-    first, failed_at, running = 0, 0.0, dict(enumerate(group))
-    asked = False
+    first, stop_at, signum, running = 0, math.inf, signal.SIGTERM, dict(enumerate(group))
     while running:
         for process in [process for process, one in running.items() if one.poll() is not None]:
             code = running.pop(process).returncode
@@ -93,13 +93,10 @@ def _wait(group: list[subprocess.Popen]) -> int:
             if code:
                 print(f"[{process}] ended with exit code {code}", file=sys.stderr, flush=True)
             if code and not first:
-                first, failed_at = code, time.monotonic()
-        overtime = time.monotonic() - failed_at - LEAVING_SECONDS if first else -1.0
-        if overtime > 0 and not asked:
-            asked = True
-            _signal(group, signal.SIGTERM)
-        if overtime > STOPPING_SECONDS:
-            _signal(group, signal.SIGKILL)
+                first, stop_at = code, time.monotonic() + LEAVING_SECONDS
+        if time.monotonic() > stop_at:
+            _signal(group, signum)
+            signum, stop_at = signal.SIGKILL, stop_at + STOPPING_SECONDS
         time.sleep(0.01)
     return first
 

@@ -165,7 +165,6 @@ def readings_picture(folder: Folder) -> Figure:
     return figure
 
 
-TABLES = {"readings": readings, "exposure": exposure}
 PICTURES = {
     "readings.png": (readings_picture, ["facts-nano"]),
     "exposure.png": (exposure_picture, ["exposure-nano", "exposure-mini"]),
@@ -175,18 +174,21 @@ PICTURES = {
 def filled(text: str, records: Path) -> str:
     """Returns the text with its look-ups replaced. Raises UserError for one that no record answers."""
 
-    def look_up(match: re.Match) -> str:
-        kind, *words = match[1].split()
-        if kind == "items" and len(words) == 3:
-            return f"{Folder(records / 'campaign' / words[0]).items(*words[1:]):,}"
-        if kind in TABLES:
-            return markdown(TABLES[kind](Folder(records / "campaign" / words[0])))
-        if kind == "hours":
-            return f"{Folder(records / 'campaign' / words[0]).hours():.1f}"
-        if len(words) < 3:
-            raise UserError(f"{TEXT} has {match[0]}. Write a look-up as {{{{FOLDER SETTING EVALUATION KEY}}}}.")
-        setting, evaluation, *key = words  # the name of a control has blanks
-        return shown(Folder(records / "campaign" / kind).found(setting, evaluation, " ".join(key)))
+    campaign = records / "campaign"
+
+    def look_up(asked: re.Match) -> str:
+        match asked[1].split():
+            case ["items", folder, setting, evaluation]:
+                return f"{Folder(campaign / folder).items(setting, evaluation):,}"
+            case ["readings", folder]:
+                return markdown(readings(Folder(campaign / folder)))
+            case ["exposure", folder]:
+                return markdown(exposure(Folder(campaign / folder)))
+            case ["hours", folder]:
+                return f"{Folder(campaign / folder).hours():.1f}"
+            case [folder, setting, evaluation, *key] if key:  # the name of a control has blanks
+                return shown(Folder(campaign / folder).found(setting, evaluation, " ".join(key)))
+        raise UserError(f"{TEXT} has {asked[0]}. Write a look-up as {{{{FOLDER SETTING EVALUATION KEY}}}}.")
 
     return re.sub(r"\{\{(.+?)\}\}", look_up, text)
 

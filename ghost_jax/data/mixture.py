@@ -308,7 +308,7 @@ class Share:
 
     # name, multiplier: the dataset, and its multiplier in each phase
     name: str
-    multiplier: tuple[float, ...] | float  # the oldest records have a number
+    multiplier: tuple[float, ...]
     # records, tokens, supervised: size of its training split
     records: int
     tokens: int

@@ -78,16 +78,12 @@ def mixture_picture(run: RunRecord) -> Figure:
     ):
         values = [100 * getattr(share, key) for share in shares]
         axes.barh([place + shift for place in places], values, 0.4, color=color, label=label)
-    axes.set_yticks(places, [f"{WORDS.get(share.name, share.name)} x{_last(share.multiplier):g}" for share in shares])
+    # The multipliers of the last phase.
+    axes.set_yticks(places, [f"{WORDS.get(share.name, share.name)} x{share.multiplier[-1]:g}" for share in shares])
     axes.set_xlim(0, 100)
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     _finish(axes, "share, %", "", "mixture")
     return figure
-
-
-def _last(multiplier: float | Sequence[float]) -> float:
-    """The multiplier of the last phase; the oldest records have a number."""
-    return multiplier[-1] if isinstance(multiplier, Sequence) else multiplier
 
 
 def accuracy_picture(score: Evaluation) -> Figure:

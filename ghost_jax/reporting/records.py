@@ -17,24 +17,16 @@ SIGNIFICANT = 0.05  # for p by Holm
 
 
 @dataclass(frozen=True)
-class SweepReport:
-    """What the page shows of a sweep; an older record has no table, and its picture may be missing."""
-
-    name: str
-    axis: str
-    notes: list[str]
-    table: list[list[str]]
-    picture: Path
-
-
-@dataclass(frozen=True)
 class Beside:
-    """The JSON reports beside runs: of the lexical reader, audits (model -> report), comparisons and sweeps."""
+    """The JSON reports beside runs: of the lexical reader, audits (model -> report), comparisons and sweeps.
+
+    A sweep has `picture`, the path of its picture, which may be missing; one of an older version has no `table`.
+    """
 
     lexical: list[Evaluation] = field(default_factory=list)
     audits: list[dict[str, Evaluation]] = field(default_factory=list)
     comparisons: list[dict] = field(default_factory=list)
-    sweeps: list[SweepReport] = field(default_factory=list)
+    sweeps: list[dict] = field(default_factory=list)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -83,8 +75,7 @@ def read_beside(paths: Iterable[Path]) -> tuple[Beside, list[str]]:
                 sentences_of(content), runs_compared(content)  # read once here, where a damaged file is named
                 found.comparisons.append(content)
             elif keys >= {"name", "axis", "settings", "notes"}:
-                table, picture = content.get("table", []), path.with_suffix(".png")
-                found.sweeps.append(SweepReport(content["name"], content["axis"], content["notes"], table, picture))
+                found.sweeps.append(content | {"picture": path.with_suffix(".png")})
         except UserError as fault:
             left_out.append(str(fault))
         except (LookupError, TypeError, AttributeError) as fault:

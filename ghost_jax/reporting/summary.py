@@ -61,7 +61,12 @@ def glance_table(runs: Sequence[RunRecord], beside: Beside) -> list[Row]:
     scores = tables.benchmark_scores(runs)
     if not scores:
         return []
-    any_score, rows = next(iter(scores.values())), [HEADER, *_study(runs)]
+    any_score, rows = next(iter(scores.values())), [HEADER]
+    # The study's figure is of one run in the published order, without an interval.
+    rebuilt = [each for each in map(tables.published_of, runs) if each.get("accuracy")]
+    if rebuilt:
+        top = max(rebuilt, key=lambda each: each["accuracy"])
+        rows.append((f"the study's best, {top['run']}", percent(top["accuracy"]), NONE, NONE, "the study"))
     for baseline, name in BASELINES.items():
         if baseline in any_score.baselines:
             published, over = any_score.baselines[baseline], any_score.baselines_over_orders[baseline]
@@ -100,13 +105,6 @@ def _best(scores: dict[str, Evaluation]) -> tuple[str, Evaluation]:
     return max(scores.items(), key=lambda each: each[1].headline.accuracy)
 
 
-def _study(runs: Iterable[RunRecord]) -> list[Row]:
-    """The row of the study's best; its figure is of one run in the published order, without an interval."""
-    published = [each for each in map(tables.published_of, runs) if each.get("accuracy")]
-    best = max(published, key=lambda each: each["accuracy"], default=None)
-    return [(f"the study's best, {best['run']}", percent(best["accuracy"]), NONE, NONE, "the study")] if best else []
-
-
 def _open_book(runs: Iterable[RunRecord], beside: Beside) -> list[Row]:
     command = "python -m evals.ctibench --book=open"
     rows = []
@@ -132,8 +130,7 @@ def _headline(score: Evaluation) -> str:
 def learned(runs: Sequence[RunRecord], comparisons: Sequence[dict]) -> list[str]:
     """Returns what comparisons found, a sentence a pair of runs, and which scored runs no comparison has."""
     sentences = [sentence for comparison in comparisons for sentence in sentences_of(comparison)]
-    if sentences:
-        sentences.append(HOW)
+    sentences += [HOW] if comparisons else []
     compared = {name for comparison in comparisons for name in runs_compared(comparison)}
     scored = [run.name for run in runs if any(score.book == "closed" for score in run.evals.values())]
     left = [name for name in scored if name not in compared]

@@ -103,11 +103,9 @@ class Cloze:
 
 @dataclass(frozen=True, kw_only=True)
 class Readings:
-    """The accuracy by letters and by cloze; `differs` where cloze alone shows knowledge."""
-
     letters: Accuracy
     cloze: Accuracy
-    differs: bool
+    differs: bool  # cloze alone shows knowledge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,9 +333,7 @@ def points(difference: float, ci95: Interval | None = None, digits: int = 2) -> 
     return f"{100 * difference:+.{digits}f}" + (f" ({interval(*ci95, f'+.{digits}f')})" if ci95 else "")
 
 
-@functools.cache
-def _adapter(kind: type) -> TypeAdapter:
-    return TypeAdapter(kind)
+_adapter = functools.cache(TypeAdapter)
 
 
 def to_json(record: object) -> dict:

@@ -34,33 +34,29 @@ class Diverged(UserError):
         self.update = update
 
 
-class Journal:
+class Journal(contextlib.ExitStack):
     """Reads the metrics of an update while the next one runs; shows and logs them. Use as a context manager.
 
     Every process reads them, so that all reach the same decision; the main one writes.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, start: int, model: ModelConfig, mesh: Mesh):
+        super().__init__()
         self._config, self._workdir, self._start = config, workdir, start
         self._history = [line for line in metrics_lib.read(workdir) if line["step"] <= start]
         self._meter = Meter(model.flops_per_token(config.data.seq_len), list(mesh.devices.flat), model.dtype)
         self._progress = Progress("training", config.steps, unit="updates", done=start, shown=is_main())
         self._log: MetricsLog | None = None
-        self._resources = contextlib.ExitStack()
         self._pending: tuple[int, float, dict] | None = None
-        self._clock = time.perf_counter()
 
     def __enter__(self) -> "Journal":
         barrier(f"the metrics of {self._workdir.name}")  # every process has read them before the main one drops lines
         if is_main():
             log = MetricsLog(self._workdir, self._start, project=self._config.log.wandb, config=self._config.to_dict())
-            self._log = self._resources.enter_context(log)
-        self._resources.enter_context(self._progress)
+            self._log = self.enter_context(log)
+        self.enter_context(self._progress)
         self._clock = time.perf_counter()
         return self
-
-    def __exit__(self, *reason) -> None:
-        self._resources.__exit__(*reason)
 
     def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Returns the batch of an update and measures the wait for it."""
@@ -103,32 +99,23 @@ class Journal:
             self._history.append({"step": update, **line})
             if self._log:
                 self._log.write(update, **line)
-        if losses:
-            self._check_divergence(update)
-        self._clock = time.perf_counter()  # the time of the report and the validation belongs to no update
-        return losses
-
-    def _check_divergence(self, update: int) -> None:
-        wrong = divergence(self._history, self._config.divergence.evaluations)
-        if wrong and self._config.divergence.stop:
+        wrong = divergence(self._history, config.divergence.evaluations) if losses else None
+        if wrong and config.divergence.stop:
             raise Diverged(update, f"{wrong} As its config asks (divergence.stop): {ENDED}")
         if wrong and is_main():
             print(f"WARNING: {wrong} The run continues (divergence.stop is off).", flush=True)
+        self._clock = time.perf_counter()  # the time of the report and the validation belongs to no update
+        return losses
 
 
 # ---- The divergence watch ----
 
 
-def rises(losses: Sequence[float]) -> int:
-    """Returns the number of consecutive rises up to the newest loss; a loss that is not finite is a rise."""
-    risen = [not math.isfinite(after) or after > before for before, after in itertools.pairwise(losses)]
-    return len(list(itertools.takewhile(bool, reversed(risen))))
-
-
 def divergence(history: Sequence[Mapping[str, float]], evaluations: int) -> str | None:
     """Returns what is wrong with the newest validation loss in a sentence with updates and losses, or None.
 
-    A loss that is not finite is wrong at once; others are after `evaluations` (2 or more) losses, each above the last.
+    A loss that is not finite is wrong at once, and counts as a rise; others are wrong after `evaluations` (2 or more)
+    losses, each above the last.
 
     Args:
       history: the lines of metrics.jsonl. Only those over all validation records count (`val_share` is 1): a sample's
@@ -137,9 +124,11 @@ def divergence(history: Sequence[Mapping[str, float]], evaluations: int) -> str 
     evaluated = [line for line in history if "val_loss" in line]
     if evaluated and not math.isfinite(evaluated[-1]["val_loss"]):
         return f"The validation loss after update {evaluated[-1]['step']:,} is {evaluated[-1]['val_loss']}."
-    full = [line for line in evaluated if line.get("val_share") == 1]
-    if not full or full[-1] is not evaluated[-1] or rises([line["val_loss"] for line in full]) < evaluations - 1:
+    full = [line for line in evaluated if line.get("val_share") == 1][-evaluations:]
+    if len(full) < evaluations or full[-1] is not evaluated[-1]:
         return None
-    losses = " → ".join(f"{line['val_loss']:.6g}" for line in full[-evaluations:])
-    updates = ", ".join(f"{line['step']:,}" for line in full[-evaluations:])
-    return f"The validation loss rose over {evaluations} evaluations in a row: {losses} (updates {updates})."
+    losses = [line["val_loss"] for line in full]
+    if not all(after > before or not math.isfinite(after) for before, after in itertools.pairwise(losses)):
+        return None
+    shown, updates = " → ".join(f"{loss:.6g}" for loss in losses), ", ".join(f"{line['step']:,}" for line in full)
+    return f"The validation loss rose over {evaluations} evaluations in a row: {shown} (updates {updates})."

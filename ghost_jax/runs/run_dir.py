@@ -1,13 +1,6 @@
 """A run directory: lock it, open a new run or check a resumed one, and write what it records.
 
-config.json        the resolved config                metrics.jsonl, tensorboard/   losses and rates
-environment.json   code, packages, machine            checkpoints/                  Orbax, complete ones only
-data.json          stores, mixture, notes             tokenizer.json, heldout.jsonl, questions-NAME.jsonl
-git.diff           uncommitted changes, if any        evals/*.json                  scores
-status.json        written last: the run is finished
-stopped.json       the divergence watch stopped it, and why
-
-`ghost_jax.runs.run_record` reads and writes the JSON files.
+docs/reliability.md lists its files; `ghost_jax.runs.run_record` reads and writes the JSON ones.
 """
 
 import contextlib
@@ -128,8 +121,7 @@ def settle(config: ConfigDict, workdir: Path) -> None:
 def evals_of(workdir: Path, config: ConfigDict) -> list[str]:
     """Returns the evaluations of a config that scored a finished run; says where it asks for others, or otherwise."""
     asked = json.loads(config_lib.to_json(config))["evals"]
-    scored = run_record.scored_by(workdir)
-    scored = asked if scored is None else scored
+    scored = run_record.scored_by(workdir, asked)
     if differences := list(_differences(scored, asked, "evals.")):
         say(
             f"NOTE: {workdir} was finished with other evaluations, which are shown: {'; '.join(differences)}. To score "
@@ -154,6 +146,8 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
     corpus = artifact_cache.manifest(prepared.corpus)
     mix = mix_of(config, prepared)
     packing = mixture.packing_of(mix)
+    # The windows of a base hold the documents of the corpus.
+    before = [prepared.corpus.name] if config.stage == "pretrain" else run_record.read_data(base_workdir).trained_on
     data = run_record.DataRecord(
         made_from=corpus.made_from,
         documents=corpus.documents,
@@ -162,7 +156,7 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
         notes=prepared.notes,
         corpus=prepared.corpus.name,
         stores={name: place.name for name, place in prepared.stores.items()},
-        trained_on=trained_on(config, base_workdir, prepared),
+        trained_on=[*before, *(prepared.stores[name].name for name in mix.datasets if name != "pretrain")],
         mixture=mixture.shares(mix, config.steps, packing.records_per_row),
         packing=packing,
     )
@@ -180,32 +174,22 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
             write_text(workdir / file, "".join(texts))
 
 
-def trained_on(config: ConfigDict, base_workdir: Path, prepared: Prepared) -> list[str]:
-    """Returns the names of the stores whose text a run learns from, its base's included."""
-    mixed = [prepared.stores[name].name for name in mix_of(config, prepared).datasets if name != "pretrain"]
-    if config.stage == "pretrain":
-        return [prepared.corpus.name, *mixed]  # the windows hold the documents of the corpus
-    return [*run_record.read_data(base_workdir).trained_on, *mixed]
-
-
 def environment(spec: str = "", words: Sequence[str] = ()) -> run_record.Environment:
-    """Returns the code, packages and machine of this process; `spec` is the config and its preset."""
+    """Returns the code, packages and machine of this process; `spec` is the config and its preset.
+
+    Of `words` the record keeps those that decide what is trained; they name a user's own files as typed.
+    """
+    overrides, _ = config_lib.overrides_in(words)
     return run_record.Environment(
         ghost_jax=ghost_jax.__version__,
         git_commit=_git("rev-parse", "HEAD").strip(),
         git_dirty=bool(_git("status", "--porcelain")),
         python=platform.python_version(),
-        command=_command(spec, words),
+        command=[f"--config={spec}", *(f"--config.{key}={text}" for key, text in overrides)] if spec else [],
         packages={name: importlib.metadata.version(name) for name in PACKAGES},
         machine=machine(),
         processes=jax.process_count(),
     )
-
-
-def _command(spec: str, words: Sequence[str]) -> list[str]:
-    """Returns the part of the command line that decides what is trained; it names a user's own files as typed."""
-    overrides, _ = config_lib.overrides_in(words)
-    return [f"--config={spec}", *(f"--config.{key}={text}" for key, text in overrides)] if spec else []
 
 
 def machine() -> str:

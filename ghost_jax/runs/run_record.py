@@ -1,7 +1,4 @@
-"""The record of a run, typed: one reader and one writer of the JSON files in a run directory.
-
-`ghost_jax.runs.run_dir` lists them.
-"""
+"""The record of a run, typed: one reader and one writer of the JSON files in a run directory."""
 
 import dataclasses
 from pathlib import Path
@@ -111,6 +108,13 @@ def is_finished(workdir: Path) -> bool:
     return (workdir / STATUS).is_file()
 
 
+def ended(workdir: Path) -> str:
+    """Returns "finished", "stopped" by the divergence watch, or "" for a run that can be resumed."""
+    if is_finished(workdir):
+        return "finished"
+    return "stopped" if stopped(workdir) else ""
+
+
 def write(workdir: Path, part: Part) -> None:
     """Writes one part of the record into its file."""
     name = {Environment: ENVIRONMENT, DataRecord: DATA, Stopped: STOPPED}[type(part)]
@@ -123,9 +127,9 @@ def write_finished(workdir: Path, steps: int, evals: dict | None = None) -> None
     write_json(workdir / STATUS, {"status": "finished", "steps": steps, "evals": evals or {}})
 
 
-def scored_by(workdir: Path) -> dict | None:
-    """Returns the evaluations that scored a finished run, with their options; None for a run of an older version."""
-    return read_json(workdir / STATUS).get("evals")
+def scored_by(workdir: Path, otherwise: dict) -> dict:
+    """Returns the evaluations that scored a finished run, with their options; `otherwise` for one of older versions."""
+    return read_json(workdir / STATUS).get("evals", otherwise)
 
 
 def _read(kind: type[Part], path: Path) -> Part:

@@ -21,35 +21,20 @@ from ghost_jax.reporting.plots import ACCENT, INK, LETTER_COLORS, MUTED, WARM, W
 from ghost_jax.reporting.tables import NONE, markdown
 from ghost_jax.runs import run_record
 from ghost_jax.runs.evaluation import Evaluation, interval, percent
-from ghost_jax.sweeps.grid import Run, Setting, Sweep
+from ghost_jax.sweeps.grid import Setting, Sweep
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepRun:
     """A run of a sweep."""
 
-    run: Run
+    name: str
     state: str  # "finished", "stopped" (by the divergence watch), "failed" or "not started"
     score: Evaluation | None  # on the benchmark
-    curve: list[dict[str, float]]  # validation losses by tokens and time
+    curve: list[tuple[float, float, float]]  # tokens, seconds and validation loss
     # steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss; what the run
     # lacks, or is not finite, is absent. Accuracies and shares are fractions, losses nats a token.
     figures: dict[str, float]
-
-    @classmethod
-    def read(cls, run: Run, workdir: Path, state: str, metrics: Sequence[str]) -> "SweepRun":
-        """Reads the results of one run from its directory."""
-        record = run_record.read(workdir)
-        lines, config, score = record.metrics, record.config, record.evals.get("ctibench")
-        figures = {"steps": lines[-1]["step"] if lines else 0}
-        figures |= {key: line[key] for line in lines for key in metrics if key in line}
-        if config:
-            figures["rate"] = config["optim"]["peak_lr"]
-        if score:
-            figures |= {"accuracy": score.headline.accuracy, "letter_share": score.top_letter[1]}
-        # The last loss of a run that diverged may be NaN, which has no mean.
-        figures = {key: value for key, value in figures.items() if math.isfinite(value)}
-        return cls(run, state, score, curve_of(config, lines), figures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,44 +43,47 @@ class Row:
 
     setting: Setting
     runs: list[SweepRun]
+    counted: list[SweepRun]
     pooled: dict[str, dict | None]
-
-    @classmethod
-    def of(cls, setting: Setting, runs: list[SweepRun], metrics: Sequence[str]) -> "Row":
-        """Pools the figures of the runs; a single score keeps the interval over its items, and `over` says which."""
-        row = cls(setting, runs, {})
-        for key in ("steps", "rate", *metrics, "letter_share", "accuracy"):
-            row.pooled[key] = pool([run.figures[key] for run in row.counted if key in run.figures])
-        if accuracy := row.pooled["accuracy"]:
-            accuracy["over"] = "seeds"
-            if accuracy["n"] == 1:
-                (score,) = [run.score for run in row.counted if run.score]
-                accuracy |= {"ci95": score.headline.ci95, "over": "items"}
-        return row
-
-    @property
-    def counted(self) -> list[SweepRun]:
-        """The finished runs, because a loss from halfway does not compare with one of the end; else all of them."""
-        return [run for run in self.runs if run.state == "finished"] or self.runs
-
-    @property
-    def states(self) -> Counter:
-        """How many runs are in each state."""
-        return Counter(run.state for run in self.runs)
-
-    @property
-    def verdicts(self) -> Counter:
-        """How many of the runs that are counted have each verdict."""
-        return Counter(run.score.verdict for run in self.counted if run.score)
+    states: Counter  # of the runs
+    verdicts: Counter  # of the runs that are counted
 
 
-def pooled(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
-    """Returns the settings of a sweep, with their seeds pooled; `states` are those of its runs by their names."""
+def read(workdir: Path, state: str, metrics: Sequence[str]) -> SweepRun:
+    """Reads the results of one run from its directory."""
+    record = run_record.read(workdir)
+    lines, config, score = record.metrics, record.config, record.evals.get("ctibench")
+    figures = {"steps": lines[-1]["step"] if lines else 0}
+    figures |= {key: line[key] for line in lines for key in metrics if key in line}
+    if config:
+        figures["rate"] = config["optim"]["peak_lr"]
+    if score:
+        figures |= {"accuracy": score.headline.accuracy, "letter_share": score.top_letter[1]}
+    # The last loss of a run that diverged may be NaN, which has no mean.
+    figures = {key: value for key, value in figures.items() if math.isfinite(value)}
+    return SweepRun(record.name, state, score, curve_of(config, lines), figures)
+
+
+def rows_of(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
+    """Returns the settings of a sweep, with their seeds pooled; `states` are those of its runs by their names.
+
+    A single score keeps the interval over its items; `over` says which interval it is.
+    """
     rows = []
     for setting in sweep.settings:
-        runs = [run for run in sweep.runs() if run.setting == setting]
-        read = [SweepRun.read(run, folder / run.name, states[run.name], sweep.metrics) for run in runs]
-        rows.append(Row.of(setting, read, sweep.metrics))
+        names = [run.name for run in sweep.runs() if run.setting == setting]
+        runs = [read(folder / name, states[name], sweep.metrics) for name in names]
+        # A loss from halfway does not compare with one of the end.
+        counted = [run for run in runs if run.state == "finished"] or runs
+        keys = ("steps", "rate", *sweep.metrics, "letter_share", "accuracy")
+        pooled = {key: pool([run.figures[key] for run in counted if key in run.figures]) for key in keys}
+        scores = [run.score for run in counted if run.score]
+        if len(scores) == 1:
+            pooled["accuracy"] |= {"ci95": scores[0].headline.ci95, "over": "items"}
+        elif scores:
+            pooled["accuracy"]["over"] = "seeds"
+        verdicts = Counter(score.verdict for score in scores)
+        rows.append(Row(setting, runs, counted, pooled, Counter(run.state for run in runs), verdicts))
     return rows
 
 
@@ -134,9 +122,8 @@ def _accuracy_cells(row: Row) -> tuple[str, ...]:
 
 def _loss_cell(loss: dict | None) -> str:
     """Returns a mean loss with half the width of its interval, where it has one."""
-    if loss is None:
-        return NONE
-    return f"{loss['mean']:.3f}" + (f" ± {loss['ci95'][1] - loss['mean']:.3f}" if loss["ci95"] else "")
+    half = f" ± {loss['ci95'][1] - loss['mean']:.3f}" if loss and loss["ci95"] else ""
+    return _mean(loss, ".3f") + half
 
 
 def _mean(values: dict | None, form: str, scale: float = 1) -> str:
@@ -153,7 +140,7 @@ def _counts(counts: Mapping[str, int], usual: str = "") -> str:
 def notes_of(rows: Sequence[Row]) -> list[str]:
     """Returns the limits of the table: cropped prompts, too few seeds, a single order, runs that are not pooled."""
     runs = [run for row in rows for run in row.runs]
-    scores = {run.run.name: run.score for run in runs if run.score}
+    scores = {run.name: run.score for run in runs if run.score}
     notes = list(dict.fromkeys(score.note for score in scores.values() if score.note))
     notes += [f"In {name}, {cropped}" for name, score in scores.items() if (cropped := score.cropping)]
     few = [row.setting.name for row in rows if row.states["finished"] < ENOUGH_SEEDS]
@@ -169,7 +156,7 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
         )
     if any(score.orders_per_item == 1 for score in scores.values()):
         notes.append("Scored in one order of the options: there a constant letter can look like knowledge.")
-    if unfinished := [run.run.name for run in runs if run.state != "finished"]:
+    if unfinished := [run.name for run in runs if run.state != "finished"]:
         notes.append(f"Not finished, and so not pooled with finished ones: {', '.join(unfinished)}.")
     return notes
 
@@ -219,8 +206,8 @@ def _draw(axes: Axes, places: Sequence[float], rows: Sequence[Row], key: str, co
 # ---- Validation loss against tokens and training time ----
 
 
-def curve_of(config: Mapping, lines: Sequence[Mapping]) -> list[dict[str, float]]:
-    """Returns `step`, `tokens`, `seconds` and `val_loss` of each evaluation of a run, [] where records lack speeds.
+def curve_of(config: Mapping, lines: Sequence[Mapping]) -> list[tuple[float, float, float]]:
+    """Returns tokens, seconds and validation loss of each evaluation of a run, [] where records lack speeds.
 
     Tokens include padding. Seconds are those of updates after the first one, which compiles; evaluations, checkpoints
     and interruptions are not counted.
@@ -231,8 +218,7 @@ def curve_of(config: Mapping, lines: Sequence[Mapping]) -> list[dict[str, float]
     for before, line in pairwise(lines):
         seconds += (line["step"] - before["step"]) * tokens / line["tokens_per_s"]
         if "val_loss" in line:
-            point = {"step": line["step"], "tokens": line["step"] * tokens, "seconds": seconds}
-            curve.append(point | {"val_loss": line["val_loss"]})
+            curve.append((line["step"] * tokens, seconds, line["val_loss"]))
     return curve
 
 
@@ -249,12 +235,12 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     panels = figure.subplots(len(configs), 2, sharey="row", squeeze=False)
     for config, (by_tokens, by_time) in zip(configs, panels, strict=True):
         for number, row in enumerate(row for row in drawn if row.setting.spec == config):
+            color = LETTER_COLORS[number % len(LETTER_COLORS)]
             for seed, run in enumerate(row.runs):
-                style = {"color": LETTER_COLORS[number % len(LETTER_COLORS)], "linewidth": 1}
-                style["label"] = None if seed else row.setting.name
-                losses = [point["val_loss"] for point in run.curve]
-                by_tokens.plot([point["tokens"] / 1e6 for point in run.curve], losses, **style)
-                by_time.plot([point["seconds"] / 60 for point in run.curve], losses, **style)
+                style = {"color": color, "linewidth": 1, "label": None if seed else row.setting.name}
+                losses = [loss for _, _, loss in run.curve]
+                by_tokens.plot([tokens / 1e6 for tokens, *_ in run.curve], losses, **style)
+                by_time.plot([seconds / 60 for _, seconds, _ in run.curve], losses, **style)
         by_tokens.set(xlabel="tokens, millions", ylabel="validation loss, nats a token")
         by_time.set(xlabel="training time without evaluations, minutes")
         by_tokens.legend(frameon=False)
@@ -271,7 +257,7 @@ def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[t
 
     There is no `curves.png` where no run has two validation losses.
     """
-    rows = pooled(sweep, folder, states)
+    rows = rows_of(sweep, folder, states)
     table, notes = table_of(sweep, rows), notes_of(rows)
     signed = {"ghost_jax": ghost_jax.__version__, "name": sweep.name, "axis": sweep.axis}
     settings = [

@@ -27,8 +27,8 @@ Explain in one or two plain sentences why this answer is correct. Write only the
 formatting, and do not refer to the evidence as such."""
 
 
-def open_api(base_url: str, model: str, **limits) -> ChatApi:
-    """Returns the API of a model, whose replies are cached, one file a model; `limits` are those of `ChatApi`.
+def open_api(base_url: str, model: str) -> ChatApi:
+    """Returns the API of a model, whose replies are cached, one file a model.
 
     Raises UserError where the URL or the key is malformed, the URL holds credentials, or there is no model.
     """
