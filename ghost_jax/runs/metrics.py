@@ -74,11 +74,17 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, start_step: int, *, project: str = "", config: Mapping | None = None):
         self._wandb = _wandb_run(workdir, project, config or {}) if project else None  # before lines are dropped
+        self._workdir, self._remote = workdir, is_remote(workdir)
         kept = [line for line in read(workdir) if line["step"] <= start_step]
-        self._lines = (_Parts if is_remote(workdir) else _File)(workdir, kept)
-        self._folder = workdir / "tensorboard"
-        self._local = Path(tempfile.mkdtemp()) if is_remote(workdir) else self._folder
-        self._board = SummaryWriter(str(self._local), purge_step=start_step + 1, flush_secs=10)
+        if self._remote:
+            older = sorted((workdir / PARTS).glob("*.jsonl"))
+            self._write_part(kept)  # before the others go; `read` drops a line that stands in two
+            for path in older[1 if kept else 0 :]:
+                path.unlink()
+        else:
+            write_text(workdir / FILE, _jsonl(kept))
+        self._events = Path(tempfile.mkdtemp()) if self._remote else workdir / "tensorboard"
+        self._board = SummaryWriter(str(self._events), purge_step=start_step + 1, flush_secs=10)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -88,60 +94,36 @@ class MetricsLog:
             self.flush()
         finally:
             self._board.close()
-            if self._local != self._folder:
-                shutil.rmtree(self._local)
+            if self._remote:
+                shutil.rmtree(self._events)
         if self._wandb:
             self._wandb.finish(exit_code=int(fault is not None))
 
     def flush(self) -> None:
         """Writes what is held back; call it before a checkpoint is saved."""
-        self._lines.flush()
-        if self._local != self._folder:
+        if self._remote:
+            self._write_part(self._held)
             self._board.flush()
-            upload(self._local, self._folder)
+            upload(self._events, self._workdir / "tensorboard")
 
     def write(self, step: int, **values: float) -> None:
         """Writes one line: `step` is the number of updates done."""
-        self._lines.write({"step": step, **values})
+        line = {"step": step, **values}
+        if self._remote:
+            self._held.append(line)
+            if time.monotonic() - self._written > PART_SECONDS:
+                self._write_part(self._held)
+        else:
+            with (self._workdir / FILE).open("a", encoding="utf-8") as file:
+                file.write(_jsonl([line]))
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if self._wandb:
-            self._wandb.log({"step": step, **values})
+            self._wandb.log(line)
 
-
-class _File:
-    """The lines of a run in a local folder."""
-
-    def __init__(self, workdir: Path, kept: list[dict]):
-        self._path = workdir / FILE
-        write_text(self._path, _jsonl(kept))
-
-    def write(self, line: dict) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_jsonl([line]))
-
-    def flush(self) -> None:
-        pass
-
-
-class _Parts:
-    """The lines of a run in an object store."""
-
-    def __init__(self, workdir: Path, kept: list[dict]):
-        self._folder, self._held = workdir / PARTS, kept
-        older = sorted(self._folder.glob("*.jsonl"))
-        self.flush()  # as one part, before the others go; `read` drops a line that stands in two
-        for path in older[1 if kept else 0 :]:
-            path.unlink()
-
-    def write(self, line: dict) -> None:
-        self._held.append(line)
-        if time.monotonic() - self._written > PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._held:
-            write_text(self._folder / f"{self._held[0]['step']:09}.jsonl", _jsonl(self._held))
+    def _write_part(self, lines: list[dict]) -> None:
+        if lines:
+            write_text(self._workdir / PARTS / f"{lines[0]['step']:09}.jsonl", _jsonl(lines))
         self._held, self._written = [], time.monotonic()
 
 
