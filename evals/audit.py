@@ -37,7 +37,7 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
         table.add_row(
             escape(report.predictions_file.name),
             *[asked_in(report) for _ in asked],
-            percent(report.headline.accuracy, report.headline.ci95, 2),
+            report.headline.shown(),
             percent(report.balanced_accuracy, digits=2),
             f"{letter} {100 * share:.1f}%",
             f"{100 * report.no_letter:.1f}%",

@@ -1,7 +1,4 @@
-"""Compares runs item by item: `python -m evals.compare --runs=A,B[,C…] [--items=FILE]`.
-
-`evals/analysis/comparison.py` computes the comparison; here it is shown and written.
-"""
+"""Compares runs item by item: `python -m evals.compare --runs=A,B[,C…] [--items=FILE]`."""
 
 import argparse
 import sys
@@ -12,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import ghost_jax
-from evals.analysis.comparison import compare, orders_per_item, p_shown, rows_of
+from evals.analysis.comparison import compare, p_shown, rows_of
 from evals.analysis.recorded import check_alike, items_of, read_reports
-from evals.analysis.report import print_line, right
+from evals.analysis.report import asked_in, print_line, right
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command
@@ -23,11 +20,10 @@ from ghost_jax.reporting.tables import NONE
 from ghost_jax.runs.evaluation import interval, percent, points
 
 
-def show(comparison: dict, console: Console) -> None:
-    """Prints a comparison as a table, with a sentence for each row and the notes below."""
-    orders = orders_per_item(comparison["orders"])
-    asked = f"{comparison['n']:,} questions in {orders} order{'s' if orders > 1 else ''}, {comparison['book']} book"
-    print_line(console, f"{comparison['items']['name']}: {asked}")
+def show(comparison: dict, asked: str, console: Console) -> None:
+    """Prints a comparison of runs that were `asked` so: a table, a sentence for each row, and the notes."""
+    about = f"{comparison['n']:,} questions, {asked}, {comparison['book']} book"
+    print_line(console, f"{comparison['items']['name']}: {about}")
     rows = comparison["rows"]
     several = any(row["seeds"]["n"] > 1 for row in rows)
     numbers = ("accuracy, %", *["over seeds"] * several, "difference", "p", "Holm's p", "detectable")
@@ -35,28 +31,18 @@ def show(comparison: dict, console: Console) -> None:
     for row in rows:
         seeds = row["seeds"]
         spread = f"{interval(seeds['min'], seeds['max'])}, sd {100 * seeds['sd']:.1f}" if seeds["n"] > 1 else NONE
-        table.add_row(
-            f"{escape(row['name'])} [bold]{row['collapsed']}[/bold]",
-            percent(row["accuracy"], row["ci95"]),
-            *[spread] * several,
-            *_against(row["against_reference"]),
-        )
+        against = ["reference", NONE, NONE, NONE]
+        if found := row["against_reference"]:
+            detectable = NONE if found["detectable"] is None else percent(found["detectable"])
+            ps = p_shown(found["p"]), p_shown(found["p_holm"])
+            against = [points(found["mean"], found["ci95"], 1), *ps, detectable]
+        name = f"{escape(row['name'])} [bold]{row['collapsed']}[/bold]"
+        table.add_row(name, percent(row["accuracy"], row["ci95"]), *[spread] * several, *against)
     console.print(table)
     for row in rows[1:]:
         print_line(console, row["against_reference"]["text"])
     for note in comparison["notes"]:
         print_line(console, note, "dim")
-
-
-def _against(against: dict | None) -> tuple[str, ...]:
-    if against is None:
-        return ("reference", *[NONE] * 3)
-    return (
-        points(against["mean"], against["ci95"], 1),
-        p_shown(against["p"]),
-        p_shown(against["p_holm"]),
-        NONE if against["detectable"] is None else f"{100 * against['detectable']:.1f}",
-    )
 
 
 @command
@@ -74,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     check_alike(reports)
     items = items_of(reports, flags.items)
     comparison = compare(rows_of(reports, items), items)
-    show(comparison, make_console())
+    show(comparison, asked_in(reports[0].evaluation), make_console())
     if flags.out:
         write_json(flags.out, {"ghost_jax": ghost_jax.__version__} | comparison)
         print(f"written to {flags.out}")

@@ -1,7 +1,4 @@
-"""Scores a run on CTIBench MCQ, or on any items: `python -m evals.ctibench --workdir=runs/NAME`; see docs/scoring.md.
-
-It also scores the open-book reader without a model, models behind an API, and answers to CTIBench's other tasks.
-"""
+"""Scores a run on CTIBench, or on any items: `python -m evals.ctibench --workdir=runs/NAME`; see docs/scoring.md."""
 
 import argparse
 import functools
@@ -159,19 +156,14 @@ def ask_endpoint(flags: argparse.Namespace, items: open_answers.TaskItems) -> tu
     """Returns what a model behind an API writes to the prompts of a task, and the model."""
     from evals.answering import endpoint  # not above: importing openai takes a second
 
-    kept = flags.out.with_suffix(".answers.jsonl")
-    api = endpoint.open_api(flags.endpoint, flags.model, kept, flags.concurrency)
+    api = endpoint.open_api(flags.endpoint, flags.model, flags.out, flags.concurrency)
     prompts = {item.prompt: item.id for item in items}
-    texts, model = endpoint.written(prompts, api, max_tokens=flags.max_tokens or TASK_TOKENS)
-    print(f"raw answers are in {kept}")
-    return [texts[item.prompt] for item in items], model
+    replies, model = endpoint.ask_all(api, prompts, flags.max_tokens or TASK_TOKENS, extra={})
+    return [replies[item.prompt].reply for item in items], model
 
 
 def place_of(flags: argparse.Namespace) -> Path | None:
-    """Returns the file of the report; None where it is only printed.
-
-    Raises UserError where the report of a run on other items of the same name is there.
-    """
+    """Returns the file of the report, None where it is only printed. Raises UserError for a report on other items."""
     if flags.out or not flags.workdir:
         return flags.out
     name = stem_of(flags.items, flags.split, flags.orders, flags.book, flags.reader)
@@ -187,17 +179,18 @@ def place_of(flags: argparse.Namespace) -> Path | None:
 
 
 def benchmark(flags: argparse.Namespace) -> Items:
-    """Returns the items that are scored without a run: those of --items, else CTIBench."""
-    return read_items(flags.items) if flags.items else find_items(flags.data_dir, None)[0]
+    """Returns the items that are scored without a run: those of --items, else CTIBench, or the split of it."""
+    items = read_items(flags.items) if flags.items else find_items(flags.data_dir, None)[0]
+    return part_of(items, flags.split)
 
 
 def score_lexical(flags: argparse.Namespace, console: Console) -> Evaluation:
     """Returns the evaluation of the lexical reader, and prints its evidence where that is asked for."""
     items = benchmark(flags)
-    book = Book.open(flags.book, flags.data_dir, run_dir.say)
-    report, reads = lexical_report(items, book, flags.split, run_dir.say, controls=flags.controls)
+    book = Book.open(flags.book, flags.data_dir)
+    report, reads = lexical_report(items, book, flags.split, controls=flags.controls)
     if flags.evidence:
-        show_evidence(part_of(items, flags.split), reads, book, console)
+        show_evidence(items, reads, book, console)
     return report
 
 
@@ -205,12 +198,9 @@ def score_endpoint(flags: argparse.Namespace) -> Evaluation:
     """Returns the evaluation of a model behind an API."""
     from evals.answering import endpoint  # not above: importing openai takes a second
 
-    kept = flags.out.with_suffix(".answers.jsonl")
-    api = endpoint.open_api(flags.endpoint, flags.model, kept, flags.concurrency)
-    items = benchmark(flags)
-    asked, max_tokens = part_of(items, flags.split), flags.max_tokens or LETTER_TOKENS
-    report = endpoint.evaluate(asked, api, orders=flags.orders, max_tokens=max_tokens)
-    print(f"raw answers are in {kept}")
+    api = endpoint.open_api(flags.endpoint, flags.model, flags.out, flags.concurrency)
+    max_tokens = flags.max_tokens or LETTER_TOKENS
+    report = endpoint.evaluate(benchmark(flags), api, orders=flags.orders, max_tokens=max_tokens)
     return replace(report, split=flags.split)
 
 
@@ -228,7 +218,7 @@ def score_run(flags: argparse.Namespace) -> Evaluation:
         orders=flags.orders,
         path=flags.items,
         split=flags.split,
-        book=Book.open(flags.book, flags.data_dir, run_dir.say) if flags.book != "closed" else None,
+        book=Book.open(flags.book, flags.data_dir) if flags.book != "closed" else None,
         reader=flags.reader,
         options_only=flags.options_only,
     )

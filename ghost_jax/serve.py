@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     with contextlib.closing(listen(flags.host, flags.port)) as listening:
         jax_setup.set_up()
         opened = flags.book != "closed"
-        reader = Book.open(flags.book, flags.data_dir, run_dir.say).reader if opened else None
+        reader = Book.open(flags.book, flags.data_dir).reader if opened else None
         model, name, guesses = None, READER, False
         if flags.workdir:
             model = Model.load(flags.workdir, rows=flags.batch_size, waiting=flags.waiting, most=flags.max_new_tokens)

@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 
 import ghost_jax
 from evals.analysis.comparison import compare, rows_of
-from evals.analysis.recorded import check_alike, credits_of, items_of, read_reports
+from evals.analysis.recorded import answers_of, check_alike, items_of, read_reports
 from evals.analysis.report import report_of
 from evals.analysis.stats import paired_difference, pool
 from evals.items.answers import Answers, orders_of
@@ -170,5 +170,5 @@ def test_recorded_letters_earn_the_recorded_accuracy_and_need_the_same_orders(gh
         check_alike(reports)
     items = read_items(ghost_data / "ctibench" / "cti-mcq.tsv")
     for recorded in reports:
-        earned = np.mean([credit.mean() for credit in credits_of(recorded, items)])
+        earned = answers_of(recorded, items).mean_credits(items.items).mean()
         assert earned == pytest.approx(recorded.evaluation.headline.accuracy, abs=1e-12)

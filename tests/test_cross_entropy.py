@@ -34,15 +34,13 @@ def small_chunks(monkeypatch):
 
 
 @SHAPES
-def test_log_probabilities_and_the_most_probable_token_are_those_of_full_logits(rows, length):
+def test_log_probabilities_are_those_of_full_logits(rows, length):
     hidden, table, *_ = drawn(rows, length)
     targets = np.random.default_rng(1).integers(0, VOCAB, (rows, length, 3))
-    table[VOCAB:] *= 100  # padding rows are never the most probable
+    table[VOCAB:] *= 100  # padding rows have no probability
     full = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, table)[..., :VOCAB])
-    targets[..., 1] = full.argmax(-1)
-    found, most_probable = jax.jit(lambda h, t: log_probabilities(h, t, targets, VOCAB))(hidden, table)
+    found = jax.jit(lambda h, t: log_probabilities(h, t, targets, VOCAB))(hidden, table)
     np.testing.assert_allclose(found, np.take_along_axis(np.asarray(full), targets, axis=-1), rtol=2e-6, atol=1e-5)
-    np.testing.assert_array_equal(most_probable, targets == np.asarray(full.argmax(-1))[..., None])
 
 
 def test_rounding_to_bfloat16_favours_no_target():
@@ -50,7 +48,7 @@ def test_rounding_to_bfloat16_favours_no_target():
     hidden = np.asarray(jnp.asarray(hidden, jnp.bfloat16).astype(jnp.float32))  # exact in both types
     targets = np.broadcast_to(np.arange(4), (2, 3, 4))
     exact, rounded = (
-        np.asarray(log_probabilities(jnp.asarray(hidden, dtype), jnp.asarray(table), targets, VOCAB)[0])
+        np.asarray(log_probabilities(jnp.asarray(hidden, dtype), jnp.asarray(table), targets, VOCAB))
         for dtype in ("float32", "bfloat16")
     )
     np.testing.assert_allclose(np.diff(rounded), np.diff(exact), atol=1e-5)

@@ -167,7 +167,7 @@ def test_a_connection_that_breaks_is_a_paragraph(serve, tmp_path, monkeypatch):
     server = serve(lambda *_: (200, {"Content-Length": "1000"}, b'{"choices": ['))
     api = ChatApi(server.url, "127.0.0.1", "m", endpoint.NAMES, tmp_path / "a", in_flight=2)
     with pytest.raises(UserError, match=server.url):
-        endpoint.written({"Which?": "q"}, api, max_tokens=1)
+        endpoint.ask_all(api, {"Which?": "q"}, 1)
 
 
 @pytest.mark.parametrize(

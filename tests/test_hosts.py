@@ -41,7 +41,7 @@ def predictions_on(mesh: jax.sharding.Mesh) -> list[float]:
     zeros = np.zeros_like(tokens)
     batch = {"tokens": tokens, "positions": zeros + np.arange(length), "segments": zeros, "branches": zeros}
     last, target = np.full((rows, 1), length - 1), np.full((rows, 1, 1), 7)
-    return np.asarray(make_predict(TINY, params, mesh)(params, batch, last, target)[0]).ravel().tolist()
+    return np.asarray(make_predict(TINY, params, mesh)(params, batch, last, target)).ravel().tolist()
 
 
 def several(ghost, *task: str, devices: int = 4):

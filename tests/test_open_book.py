@@ -139,7 +139,7 @@ def test_a_model_reads_the_lines_in_its_prompts_in_the_layout_that_it_was_traine
 def book(data, tmp_path_factory) -> Book:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield Book.open("open", data, lambda line: None)
+        yield Book.open("open", data)
 
 
 def knows(asked, orders, passages, doing) -> tuple[Answers, int]:

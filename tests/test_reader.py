@@ -198,7 +198,7 @@ def test_the_embedded_book_is_built_once(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_with_nothing_fitted_84_percent_of_ctibench_are_right(ghost_data):
     items = read_items(ghost_data / "ctibench" / "cti-mcq.tsv")
-    reader = Book.open("open", ghost_data, print).reader
+    reader = Book.open("open", ghost_data).reader
     credits = answers_of(reader.read_all(items.items), orders_of(items.items, "cyclic")).credits(items.items)
     assert all((credit == credit[0]).all() for credit in credits)
     assert np.mean([credit[0] for credit in credits]) == pytest.approx(0.8378, abs=5e-4)

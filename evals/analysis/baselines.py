@@ -1,15 +1,9 @@
-"""Trivial baselines: answers without reading the question. A model that does not beat them knows nothing.
-
-On CTIBench MCQ as published, always answering C scores 37.12%, the longest option 42.65%, and a fit to positions,
-lengths and popular texts half of the questions. Over the cyclic orders every constant letter scores exactly 25%.
-"""
+"""Trivial baselines: answers without reading the question. A model that does not beat them knows nothing."""
 
 import functools
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
-
-import numpy as np
 
 from evals.analysis import fitted_baselines
 from evals.items.answers import Answers
@@ -21,16 +15,13 @@ FITTED = {"position_length": False, "position_length_popularity": True}  # wheth
 
 
 def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> dict[str, Answers]:
-    """Returns the answers of every baseline, by its name.
+    """Returns the answers of every baseline of docs/scoring.md, by its name. Options that tie share the answer.
 
-    `always_A` up to the last letter of the items; `longest` and `shortest` in characters; `all_of_the_above`, where the
-    question is not negated; `question_overlap`, the option with the most content words of its question;
-    `option_popularity`, the option whose text the most items offer; and the two of `FITTED`, in cross-validation over
-    all the orders. Options that tie share the answer. Raises UserError where there are no items.
+    Those of `FITTED` are fitted to all the orders. Raises UserError where there are no items.
     """
     if not items:
         raise UserError("There are no items to score. Give a file with at least one question.")
-    reading_options = {
+    of_options = {
         "longest": mcq_baselines.longest,
         "shortest": mcq_baselines.shortest,
         "all_of_the_above": mcq_baselines.all_of_the_above,
@@ -41,11 +32,10 @@ def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -
         f"always_{LETTERS[letter]}": Answers.from_letters(orders, [[letter] * len(asked) for asked in orders])
         for letter in range(max(len(item.options) for item in items))
     }
-    for name, baseline in reading_options.items():
-        shares = [np.tile(baseline(item), (len(asked), 1)) for item, asked in zip(items, orders, strict=True)]
-        answers[name] = _by_letter(shares, orders)
+    for name, baseline in of_options.items():
+        answers[name] = Answers.from_options(orders, [baseline(item) for item in items])
     for name, popularity in FITTED.items():
-        answers[name] = _by_letter(fitted_baselines.shares(items, orders, popularity=popularity), orders)
+        answers[name] = fitted_baselines.answers(items, orders, popularity=popularity)
     return answers
 
 
@@ -63,8 +53,7 @@ def _cached(items: tuple[Item, ...], orders: tuple[tuple[Order, ...], ...]) -> d
 def baselines(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> dict[str, dict[str, float]]:
     """Returns for each baseline its accuracies `single_order` and `all_orders`, as fractions.
 
-    `single_order` is asked, and fitted, in the first order of each item alone, where the gold options may have
-    preferred positions. Arguments and errors as for `baseline_answers`.
+    `single_order` is asked, and fitted, in the first order of each item alone. Raises as `baseline_answers` does.
     """
     return _cached(tuple(items), tuple(map(tuple, orders)))
 
@@ -75,12 +64,3 @@ def _accuracy(answers: Answers, items: Sequence[Item]) -> float:
     for credits in answers.credits(items):
         earned[len(credits)] += float(credits.sum())
     return float(sum(Fraction(credit) / orders for orders, credit in earned.items()) / len(items))
-
-
-def _by_letter(shares: Sequence[np.ndarray], orders: Sequence[Sequence[Order]]) -> Answers:
-    """Answers from the share [O, K] of each option: a letter has the share of the option at its position."""
-    by_letter = [
-        np.take_along_axis(share, np.argsort(asked, axis=1), axis=1)
-        for share, asked in zip(shares, orders, strict=True)
-    ]
-    return Answers(orders, by_letter)

@@ -1,7 +1,6 @@
 """Compares runs with the first of them, item by item, on the credits of their recorded letters over all orders.
 
-The seeds of one recipe are one row: the mean of their credits on each item. Runs can be compared if they were asked the
-same items, in the same orders, with the book open or closed.
+The seeds of one recipe are one row: the mean of their credits on each item.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from evals.analysis import stats
-from evals.analysis.recorded import Report, credits_of
+from evals.analysis.recorded import Report, answers_of
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import Items
 from ghost_jax.runs.evaluation import COLLAPSED, interval, percent, points
@@ -41,9 +40,11 @@ class Row:
 
     @property
     def collapsed(self) -> str:
-        """ "COLLAPSED" where an answer was, with the number of several seeds; empty where none was."""
+        """Whether the answers collapsed, in words, with the number of seeds; empty where none did."""
         n = sum(report.evaluation.verdict == COLLAPSED for report in self.reports)
-        return "" if not n else "COLLAPSED" if n == len(self.reports) else f"COLLAPSED ({n} of {len(self.reports)})"
+        if n == len(self.reports):
+            return "COLLAPSED"
+        return f"COLLAPSED ({n} of {len(self.reports)})" if n else ""
 
 
 def rows_of(reports: Sequence[Report], items: Items) -> list[Row]:
@@ -57,10 +58,10 @@ def rows_of(reports: Sequence[Report], items: Items) -> list[Row]:
         run = (report.recipe, report.seed)
         gathered.setdefault((report.recipe, seen[run]), []).append(report)
         seen[run] += 1
-    rows = []
-    for seeds in gathered.values():
-        rows.append(Row(seeds, np.array([[each.mean() for each in credits_of(report, items)] for report in seeds])))
-    return rows
+    return [
+        Row(seeds, np.stack([answers_of(report, items).mean_credits(items.items) for report in seeds]))
+        for seeds in gathered.values()
+    ]
 
 
 def compare(rows: Sequence[Row], items: Items) -> dict:
@@ -123,15 +124,11 @@ def sentence(name: str, reference: str, difference: stats.Difference, p_holm: fl
     return f"{name} is not told apart from {reference}: {by}; {seen}."
 
 
-def orders_per_item(orders: Sequence[str]) -> int:
-    """Returns in how many orders items with one number of options were asked, by the names of all orders."""
-    return max(Counter(map(len, orders)).values())
-
-
 def notes_of(rows: Sequence[Row]) -> list[str]:
     """Returns what a reader must know before believing the table."""
-    one_order = orders_per_item(rows[0].reports[0].evaluation.headline.orders) == 1
-    notes = [HOW, *[ONE_ORDER] * one_order]
+    notes = [HOW]
+    if rows[0].reports[0].evaluation.orders_per_item == 1:
+        notes.append(ONE_ORDER)
     if any(len(row.reports) > 1 for row in rows):
         notes.append(SEEDS)
     if len(rows) == 1:

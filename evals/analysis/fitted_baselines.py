@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import numpy as np
 
 from evals.analysis.conditional_logit import fit
+from evals.items.answers import Answers
 from ghost_jax.data.items.clusters import components
 from ghost_jax.data.items.items import Item, Order
 
@@ -19,27 +20,37 @@ RIDGE = 1.0  # of standardised weights: far below the evidence of a hundred item
 TIED = 1e-6  # scores this close are equal: rounding must not decide a tie
 
 
-def shares(items: Sequence[Item], orders: Sequence[Sequence[Order]], *, popularity: bool) -> list[np.ndarray]:
-    """Returns the share of the answer [O, K] of each item's options, by position and length.
+def answers(items: Sequence[Item], orders: Sequence[Sequence[Order]], *, popularity: bool) -> Answers:
+    """Returns the answers by position and length.
 
     With `popularity` also by how often a text is offered, and is gold in the training folds. Both are counted outside
     the component of the item: of four questions with the same four options, three would give away the fourth.
     """
     options = _Options(items)
-    if not popularity:
-        return _cross_validated(options, orders, [options.length()] * FOLDS)
-    known = [options.length(), options.times_offered()]
-    return _cross_validated(
-        options, orders, [np.concatenate([*known, options.times_gold(fold)], axis=-1) for fold in range(FOLDS)]
-    )
+    length = options.length()
+    asked = np.array([len(of_item) for of_item in orders])
+    item = np.repeat(np.arange(len(orders)), asked)  # [C], C the cases: an item in an order
+    k = options.real.shape[1]
+    positions = np.array([(*order, *range(len(order), k)) for of_item in orders for order in of_item])
+    letters = np.eye(k)[positions]  # [C, K, K]
+    said = np.zeros(positions.shape)  # [C, K] the share of the answer that each letter has
+    for fold in range(FOLDS):
+        held_out = (options.fold == fold)[item]
+        if not held_out.any():
+            continue
+        features = np.concatenate([length, options.popularity(fold)], axis=-1) if popularity else length
+        spread = features[options.real].std(axis=0)
+        cases = np.concatenate([letters, (features / np.where(spread > 0, spread, 1))[item]], axis=-1)
+        train = item[~held_out]
+        weights = fit(cases[~held_out], options.real[train], options.answer[train], 1 / asked[train], RIDGE)
+        shares = _shares(cases[held_out] @ weights, options.real[item[held_out]])
+        said[held_out] = np.take_along_axis(shares, np.argsort(positions[held_out], axis=1), axis=1)
+    in_items = np.split(said, np.cumsum(asked)[:-1])
+    return Answers(orders, [rows[:, :count] for rows, count in zip(in_items, options.counts, strict=True)])
 
 
 class _Options:
-    """The options of N items as [N, K] arrays, K the most that one has; `real` is False where an item has fewer.
-
-    Attributes:
-      fold: [N] the fold of each item, by its component.
-    """
+    """The options of N items as [N, K] arrays, K the most that one has; `real` is False where an item has fewer."""
 
     def __init__(self, items: Sequence[Item]):
         k = max(len(item.options) for item in items)
@@ -48,7 +59,7 @@ class _Options:
         self.counts = np.array([len(item.options) for item in items])
         self.real = np.arange(k) < self.counts[:, None]
         self.answer = np.array([item.answer for item in items])
-        self.fold = np.array([_fold_of(name) for name in component])
+        self.fold = np.array([_fold_of(name) for name in component])  # [N]
         self._lengths = np.array([[len(text or "") for text in offered] for offered in padded], dtype=float)
         self._text = _numbered(text for offered in padded for text in offered).reshape(-1, k)
         self._text_of_component = _numbered(
@@ -71,17 +82,15 @@ class _Options:
         )
         return np.stack(features, axis=-1)
 
-    def times_offered(self) -> np.ndarray:
-        """[N, K, 1] log of how often the text is offered in other components."""
-        return np.log1p(self._elsewhere(self.real))[..., None]
-
-    def times_gold(self, held_out: int) -> np.ndarray:
-        """[N, K, 2] how often the text is gold in other components outside a fold: its log, and that of its rate."""
+    def popularity(self, held_out: int) -> np.ndarray:
+        """[N, K, 3] logs: how often other components offer the text, how often those outside a fold have it as gold,
+        and the rate of that.
+        """
         known = self.real & (self.fold != held_out)[:, None]
         gold = self._elsewhere(known & (np.arange(known.shape[1]) == self.answer[:, None]))
         offered = self._elsewhere(known)
         rate = (gold + 1 / self.counts[:, None]) / (offered + 1)  # a text that is new is gold once in K times
-        return np.stack([np.log1p(gold), np.log(rate)], axis=-1)
+        return np.stack([np.log1p(self._elsewhere(self.real)), np.log1p(gold), np.log(rate)], axis=-1)
 
     def _elsewhere(self, counted: np.ndarray) -> np.ndarray:
         """[N, K] how many of the counted options [N, K] have this text in another component."""
@@ -90,29 +99,6 @@ class _Options:
             return np.bincount(names.ravel(), weights=counted.ravel())[names]
 
         return times(self._text) - times(self._text_of_component)
-
-
-def _cross_validated(
-    options: _Options, orders: Sequence[Sequence[Order]], features_of_fold: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    """Shares [O, K] of each item, from features [N, K, F] as they may be known where a fold is held out."""
-    asked = np.array([len(of_item) for of_item in orders])
-    item = np.repeat(np.arange(len(orders)), asked)  # [C], C the cases: an item in an order
-    k = options.real.shape[1]
-    positions = np.array([(*order, *range(len(order), k)) for of_item in orders for order in of_item])
-    letters = np.eye(k)[positions]  # [C, K, K]
-    shares = np.zeros(positions.shape)
-    for fold, features in enumerate(features_of_fold):
-        held_out = (options.fold == fold)[item]
-        if not held_out.any():
-            continue
-        spread = features[options.real].std(axis=0)
-        cases = np.concatenate([letters, (features / np.where(spread > 0, spread, 1))[item]], axis=-1)
-        train = item[~held_out]
-        weights = fit(cases[~held_out], options.real[train], options.answer[train], 1 / asked[train], RIDGE)
-        shares[held_out] = _shares(cases[held_out] @ weights, options.real[item[held_out]])
-    in_items = np.split(shares, np.cumsum(asked)[:-1])
-    return [rows[:, :count] for rows, count in zip(in_items, options.counts, strict=True)]
 
 
 def _shares(scores: np.ndarray, real: np.ndarray) -> np.ndarray:

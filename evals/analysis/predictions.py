@@ -51,7 +51,7 @@ class _Source:
 
 
 def read_predictions(
-    path: str | Path, items: Items, *, column: str | None = None, order: str | None = None
+    path: Path, items: Items, *, column: str | None = None, order: str | None = None
 ) -> list[Predictions]:
     """Reads every column of a file that holds letters or scores for these items.
 
@@ -59,11 +59,8 @@ def read_predictions(
       column: reads this one alone, by its name or with its order.
       order: the order, such as "CBDA", of columns whose name has none, and of the gold column; default: published.
 
-    Raises:
-      UserError: the file is absent or no table, no column holds answers, its rows are not those of the items, or a
-        gold letter or a score is invalid.
+    Raises UserError where the file is no such table, its rows are not those of the items, or a cell is invalid.
     """
-    path = Path(path)
     rows = read_rows(path)
     header = list(rows[0][1])
     k = max(len(item.options) for item in items)
@@ -79,7 +76,7 @@ def read_predictions(
         if not sources:
             raise UserError(f'{path}: there is no column "{column}".{did_you_mean(column, header)}')
 
-    rows = matched(path, rows, items, header)
+    rows = matched(path, rows, items)
     golds = [LETTERS[default[item.answer]] for item in items]
     check_gold(path, rows, items, golds, lambda cell: cell.strip().upper(), column)
     sources = [each for each in sources if _holds_answers(each, rows, k)]
@@ -141,9 +138,9 @@ def _sources(header: Sequence[str], k: int, unnamed: str, *, with_orders: bool) 
     return list(found.values())
 
 
-def matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) -> list[Row]:
+def matched(path: Path, rows: list[Row], items: Items) -> list[Row]:
     """Returns the rows in the order of the items. Raises UserError where they are not those of the items."""
-    of_id = next((name for name in header if name.lower() == ID_COLUMN), None)
+    of_id = next((name for name in rows[0][1] if name.lower() == ID_COLUMN), None)
     if of_id is None:
         if len(rows) != len(items):
             left_out = f" ({len(items.left_out):,} more are left out)" if items.left_out else ""
@@ -153,7 +150,8 @@ def matched(path: Path, rows: list[Row], items: Items, header: Sequence[str]) ->
             )
         return rows
     ids = [item.id for item in items]
-    known, row_of = set(ids), {}
+    known = set(ids)
+    row_of: dict[str, Row] = {}
     for place, cells in rows:
         name = cells[of_id].strip()
         if name in row_of:
@@ -199,12 +197,11 @@ def _predictions(
 ) -> Predictions:
     by_order: dict[Order, _Source] = {}
     for source in sources:
-        if (source.order or default) in by_order:
+        if by_order.setdefault(source.order or default, source) is not source:
             raise UserError(
                 f"{path}: the column {quoted(source.columns[0])} holds answers in an order that another column of that "
                 f'name holds too. Name each column after its order, such as "{source.name}@BCDA".'
             )
-        by_order[source.order or default] = source
     # The first order is what single-order figures are of: the published one, where it was asked.
     placed = sorted(by_order, key=lambda order: list(order) != sorted(order))
     sources = [by_order[order] for order in placed]

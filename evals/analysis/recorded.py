@@ -1,12 +1,9 @@
 """Evaluations read back: the run each is of, what it was asked, and the credits that its letters earn."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from evals.items.answers import Answers
 from evals.items.ctibench import part_of
@@ -18,6 +15,7 @@ from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import data_folders
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import LETTERS, Items, parse_order
+from ghost_jax.data.storage.artifact_cache import sha256_of
 from ghost_jax.runs import evaluation
 from ghost_jax.runs.evaluation import Evaluation
 
@@ -50,9 +48,7 @@ class Report:
 def read_reports(places: Sequence[str], stem: str) -> list[Report]:
     """Returns the reports of at least two run directories (`evals/<stem>.json` there) or report files.
 
-    Raises:
-      UsageError: there are fewer than two, or one is named twice.
-      UserError: one is absent or broken.
+    Raises UsageError where there are fewer than two or one is named twice, UserError where one is absent or broken.
     """
     reports = [read_report(path_of(place), stem) for place in places]
     if len(reports) < 2:
@@ -124,7 +120,7 @@ def items_of(reports: Sequence[Report], path: Path | None) -> Items:
     places = [folder / FILE for folder in data_folders(None)]
     places += [report.workdir / HELD_OUT for report in reports if report.workdir]
     for place in places:
-        if place.is_file() and hashlib.sha256(place.read_bytes()).hexdigest() == wanted:
+        if place.is_file() and sha256_of(place) == wanted:
             return part_of(read_items(place), split)
     raise UserError(
         f"The items of {first.path} (sha256 {wanted}) are in none of {', '.join(map(str, places))}. Name their file "
@@ -132,11 +128,8 @@ def items_of(reports: Sequence[Report], path: Path | None) -> Items:
     )
 
 
-def credits_of(report: Report, items: Items) -> list[np.ndarray]:
-    """Returns of each item [O] the credit in each order, 1 where the recorded letter is gold.
-
-    Raises UserError where the letters do not fit the items.
-    """
+def answers_of(report: Report, items: Items) -> Answers:
+    """Returns the recorded letters as answers to the items. Raises UserError where they do not fit these."""
     names, predicted = report.evaluation.headline.orders, report.evaluation.predicted
     if len(predicted) != len(items):
         raise _misfit(report, items, f"it holds answers to {len(predicted):,} items, the file {len(items):,}")
@@ -148,7 +141,7 @@ def credits_of(report: Report, items: Items) -> list[np.ndarray]:
             what = f'"{letters}" are no answers to {item.id}, which has {k} options, in the orders {" ".join(names)}'
             raise _misfit(report, items, what)
     indices = [[LETTERS.find(letter) for letter in letters] for letters in predicted]  # "-" is none: -1
-    return Answers.from_letters(asked, indices).credits(items.items)
+    return Answers.from_letters(asked, indices)
 
 
 def _misfit(report: Report, items: Items, what: str) -> UserError:

@@ -1,8 +1,4 @@
-"""Computes the evaluation of answers to items, and prints it on one screen.
-
-The headline is the accuracy over the cyclic shifts of each question's options, where every constant letter scores
-exactly 1/k, so that a collapse to one letter gains nothing. Each item counts once, however many orders it was asked in.
-"""
+"""Computes the evaluation of answers to items, see docs/scoring.md, and prints it on one screen."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +16,7 @@ from evals.items.answers import Answers
 from evals.items.ctibench import doubtful
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import LETTERS, Item, Items, order_name
+from ghost_jax.data.retrieval.mcq_baselines import longest
 from ghost_jax.runs.evaluation import (
     Accuracy,
     Bin,
@@ -50,9 +47,8 @@ def report_of(
     letter that is never gold, `calibration` and `letter_log_probs` where only letters are known.
     """
     rows, clusters = items.items, clusters_of(items.items)
-    credits = answers.credits(rows)
-    over_orders = np.array([each.mean() for each in credits])
-    single = accuracy_of(np.array([each[0] for each in credits]), clusters)
+    over_orders = answers.mean_credits(rows)
+    single = accuracy_of(answers.first_credits(rows), clusters)
     trivial = baselines(rows, answers.orders)
 
     def by(group_of: Callable[[Item], str], groups: Sequence[str]) -> dict[str, Accuracy]:
@@ -63,38 +59,31 @@ def report_of(
             if chosen
         }
 
+    first_of_size = {len(asked[0]): asked for asked in reversed(answers.orders)}  # number of options -> orders
     in_doubt = doubtful(items)
-    sure = [row for row, item in enumerate(rows) if item.id not in in_doubt]
-    without_doubtful_gold = None
-    if in_doubt and sure:
-        without_doubtful_gold = accuracy_of(over_orders[sure], [clusters[row] for row in sure], n=len(sure))
-
+    sure = by(lambda item: "in doubt" if item.id in in_doubt else "sure", ("sure",))
     report = Evaluation(
         ghost_jax=ghost_jax.__version__,
         n=len(items),
-        items=ItemsFile(
-            name=items.name,
-            file=Path(items.path).name,
-            sha256=items.sha256,
-            quirks=items.quirks,
-            left_out=items.left_out,
-        ),
+        items=file_of(items),
         headline=accuracy_of(
             over_orders,
             clusters,
             Headline,
-            orders=_names_of_orders(answers),
+            orders=tuple(order_name(order) for size in sorted(first_of_size) for order in first_of_size[size]),
             orders_per_item=max(len(asked) for asked in answers.orders),
         ),
         single_order=single.accuracy,
         single_order_ci95=single.ci95,
-        **_letter_figures(answers, rows),
+        **letter_figures(answers, rows),
         flip_rate=flip_rate(answers),
         baselines={name: result["single_order"] for name, result in trivial.items()},
         baselines_over_orders={name: result["all_orders"] for name, result in trivial.items()},
-        gold_longest=by(_length_of_gold, ("longest", "not longest")),
+        gold_longest=by(
+            lambda item: "longest" if longest(item)[item.answer] else "not longest", ("longest", "not longest")
+        ),
         by_source=by(_source_of, (*SOURCE_OF_HOST.values(), DOCUMENTS)),
-        without_doubtful_gold=without_doubtful_gold,
+        without_doubtful_gold=sure.get("sure") if in_doubt else None,
         predicted=tuple(answers.spelled()),
         controls={},
         controls_missing=CONTROLS,
@@ -107,10 +96,10 @@ def report_of(
     return judged(report)
 
 
-def figures_of(answers: Answers, items: Sequence[Item]) -> tuple[float, list[float]]:
-    """Returns the accuracy over the orders asked and the share of each letter, as fractions."""
-    credits = [each.mean() for each in answers.credits(items)]
-    return float(np.mean(credits)), list(_letter_figures(answers, items)["letter_share"].values())
+def file_of(items: Items) -> ItemsFile:
+    """Returns which items a record is of."""
+    file, blemishes = Path(items.path).name, {"quirks": items.quirks, "left_out": items.left_out}
+    return ItemsFile(name=items.name, file=file, sha256=items.sha256, **blemishes)
 
 
 def flip_rate(answers: Answers) -> float | None:
@@ -133,19 +122,8 @@ def _source_of(item: Item) -> str:
     return SOURCE_OF_HOST.get(item.url.partition("://")[2].partition("/")[0].lower(), DOCUMENTS)
 
 
-def _length_of_gold(item: Item) -> str:
-    lengths = [len(option) for option in item.options]
-    return "longest" if lengths[item.answer] == max(lengths) else "not longest"
-
-
-def _names_of_orders(answers: Answers) -> tuple[str, ...]:
-    """The orders of the first item of each number of options, fewest options first."""
-    by_size = {len(asked[0]): asked for asked in reversed(answers.orders)}
-    return tuple(order_name(order) for size in sorted(by_size) for order in by_size[size])
-
-
-def _letter_figures(answers: Answers, rows: Sequence[Item]) -> dict:
-    """The fields of an evaluation over C cases, each an item in an order; K letters, the most that an item has."""
+def letter_figures(answers: Answers, rows: Sequence[Item]) -> dict:
+    """Returns fields of an evaluation over C cases, each an item in an order; K letters, the most that an item has."""
     counts = np.array([len(asked) for asked in answers.orders])
     weight = np.repeat(np.lcm.reduce(counts) // counts, counts)  # [C] integers have exact sums; items weigh the same
     answered = _padded(answers.said, 0.0)  # [C, K] share of the answer
@@ -244,26 +222,23 @@ def _lines(report: Evaluation) -> list[str]:
     if len(report.by_source) > 1:
         lines.append(f"by source: {_per_group(report.by_source)}")
     if sure := report.without_doubtful_gold:
-        accuracy = percent(sure.accuracy, sure.ci95, 2)
-        lines.append(f"without the {report.n - sure.n:,} questions whose gold is in doubt, %: {accuracy}")
+        lines.append(f"without the {report.n - sure.n:,} questions whose gold is in doubt, %: {sure.shown()}")
     if found := report.contextual_calibration:
-        lines.append(f"letters with contextual calibration, %: {percent(found.accuracy, found.ci95, 2)}")
+        lines.append(f"letters with contextual calibration, %: {found.shown()}")
     if cloze := report.cloze:
         ways = {name: getattr(cloze, name) for name in ("sum", "per_token", "pmi", "ranked") if name != cloze.primary}
         rest = [f"{name.replace('_', ' ')} {percent(each.accuracy, digits=2)}" for name, each in ways.items() if each]
-        accuracy = percent(cloze.found.accuracy, cloze.found.ci95, 2)
-        lines.append(f"options not shown (cloze, {cloze.primary}), %: {accuracy}  {'  '.join(rest)}")
+        lines.append(f"options not shown (cloze, {cloze.primary}), %: {cloze.found.shown()}  {'  '.join(rest)}")
         for name, control in (cloze.controls or {}).items():
-            accuracy, gained = percent(control.accuracy, control.ci95, 2), points(control.gain, control.gain_ci95)
-            lines.append(f"the same, {name}, %: {accuracy}  gain over it {gained}")
+            gained = points(control.gain, control.gain_ci95)
+            lines.append(f"the same, {name}, %: {control.shown()}  gain over it {gained}")
     if report.calibration:
         lines.append(f"expected calibration error: {report.calibration.ece:.3f}")
     if behind := report.endpoint:
         how = f"letters by {behind.letters_by}, {behind.unanswered:.1%} of the answers without one"
         lines.append(f"{behind.model} at {behind.host}: {how}")
     if search := report.contamination:
-        if search.not_searched:
-            missing = ", ".join(search.not_searched)
+        if missing := ", ".join(search.not_searched):
             lines.append(f"data not searched for the items, because it is not here: {missing}")
         lines.append(f"data: {search.verdict}")
     return lines

@@ -1,8 +1,4 @@
-"""The verdict on an evaluation: whether its accuracy shows that the questions are read.
-
-The verdict is on the letters. `readings` adds whether the comparison of the options' texts (`evals/answering/cloze.py`)
-shows more.
-"""
+"""The verdict on the letters of an evaluation, and whether cloze (`evals/answering/cloze.py`) shows more."""
 
 from dataclasses import replace
 
@@ -23,15 +19,7 @@ def judged(report: Evaluation) -> Evaluation:
 
 
 def verdict(report: Evaluation) -> str:
-    """Returns "collapsed", "chance", "knowledge", "gain" or "shortcut".
-
-    - collapsed: more than 60% of the letters answered are one letter;
-    - chance: the headline's interval is not above the best constant letter over the same orders;
-    - knowledge: the interval is above every baseline and every control, and the controls in `NEEDED` were run;
-    - gain: it is not, but the controls in `NEEDED` were run, and the interval of the paired gain over every control is
-      above zero: the question is read, but a baseline without knowledge may score as much;
-    - shortcut: anything else, also without controls.
-    """
+    """Returns "collapsed", "chance", "knowledge", "gain" or "shortcut", which docs/scoring.md#verdict defines."""
     low = report.headline.ci95[0] - ROUNDING
     constants = [accuracy for name, accuracy in report.baselines_over_orders.items() if name.startswith("always_")]
     if _top_share(report) > COLLAPSED_SHARE:
@@ -64,7 +52,7 @@ def words_of(report: Evaluation) -> str:
     """Returns the verdict as a sentence, then what cloze shows beside it, then the missing controls."""
     rival, best = _best_rival(report)
     low, high = report.headline.ci95
-    missing = report.controls_missing
+    missing = f" Controls missing: {', '.join(report.controls_missing)}." if report.controls_missing else ""
     if report.verdict == COLLAPSED:
         words = f"COLLAPSED to one letter: {_top_share(report):.1%} of the answers are {report.top_letter[0]}; "
         words += "the accuracy measures that letter."
@@ -84,7 +72,7 @@ def words_of(report: Evaluation) -> str:
         words = f"shortcut{excluded}: {against} {rival}, which scores {100 * best:.2f}%."
     if report.readings and report.readings.differs:
         words += f" {_differing(report)}"
-    return words + (f" Controls missing: {', '.join(missing)}." if missing else "")
+    return words + missing
 
 
 def _differing(report: Evaluation) -> str:

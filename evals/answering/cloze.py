@@ -1,7 +1,6 @@
 """Cloze: the log-probability of each option's text as the answer, where the prompt does not show the options.
 
-No letter is read and no order is asked, so that nothing can collapse to one letter. Three normalisations are reported;
-the primary one is declared here, before anything is scored.
+No letter is read and no order is asked, so that nothing can collapse to one letter.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,16 +10,16 @@ import numpy as np
 from evals.analysis import stats
 from evals.answering.controls import SWAPPED, swapped
 from evals.answering.prefix_tree import Predict, Tree, read, scored_text
-from evals.items.answers import Answers
+from evals.items.answers import Answers, orders_of
 from ghost_jax.data.items.clusters import clusters_of
-from ghost_jax.data.items.items import Item, Items, Order, cyclic_orders
+from ghost_jax.data.items.items import Item, Items, Order
 from ghost_jax.runs.evaluation import Cloze
 from ghost_jax.text.chat_format import Message, render, render_prompt
 from ghost_jax.text.mcq_format import answer, ask, with_context
 from ghost_jax.text.tokenizer import Tokenizer
 
-# The difference from the option's score without the question: a model that does not read the question gives every
-# option 0 and scores chance, even if it prefers long options or common words.
+# Declared before anything was scored. A model that does not read the question gives every option 0 and scores chance,
+# even if it prefers long options or common words.
 PRIMARY = "pmi"
 # name -> (log-probabilities of an option's tokens and the end of the turn, the same behind a blank question) -> score
 NORMALISATIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -34,7 +33,7 @@ NORMALISATIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 def evaluate(
     predict: Predict, tokenizer: Tokenizer, items: Items, *, context: int, batch_size: int, controlled: bool = True
 ) -> Cloze:
-    """Returns the accuracy under each normalisation, and which of them is primary.
+    """Returns the accuracy under each normalisation.
 
     With log P(option | question) = Σ_t log p_t over its tokens: `sum` is that, `per_token` its mean, and `pmi` its
     difference from log P(option | blank question), domain-conditional PMI (Holtzman et al. 2021, "Surface Form
@@ -46,21 +45,19 @@ def evaluate(
     """
     asked = [*items, *swapped(items.items)] if controlled and len(items) > 1 else [*items]
     scores = option_scores(predict, tokenizer, asked, context=context, batch_size=batch_size)
-    clusters = clusters_of(items.items)
+    clusters, orders = clusters_of(items.items), orders_of(items.items, "published")
 
     def credits_by(of_items: Sequence[np.ndarray]) -> np.ndarray:
-        orders = [cyclic_orders(len(each))[:1] for each in of_items]
-        return np.concatenate(Answers.from_log_probs(orders, [each[None] for each in of_items]).credits(items.items))
+        return Answers.from_options(orders, of_items).first_credits(items.items)
 
     credits = {name: credits_by(of_items[: len(items)]) for name, of_items in scores.items()}
     controls = {}
     if len(asked) > len(items):
         without = credits_by(scores[PRIMARY][len(items) :])
         controls[SWAPPED] = stats.control_of(credits[PRIMARY], without, clusters)
-    with_text = [[bool(option.strip()) for option in item.options] for item in items]
-    chance = float(np.mean([has[item.answer] / max(1, sum(has)) for item, has in zip(items, with_text, strict=True)]))
+    tied = credits_by([np.array([bool(option.strip()) for option in item.options]) for item in items])
     found = {name: stats.accuracy_of(each, clusters) for name, each in credits.items()}
-    return Cloze(primary=PRIMARY, chance=chance, controls=controls, **found)
+    return Cloze(primary=PRIMARY, chance=float(tied.mean()), controls=controls, **found)
 
 
 def option_scores(
@@ -71,7 +68,7 @@ def option_scores(
     # A tree for each text: where one does not fit the context, the beginning of its own tree alone is cropped.
     asked = [*items, *(Item("", "", (text,), 0) for text in texts if text.strip())]
     how = {"context": context, "batch_size": batch_size, "doing": "scoring, options not shown"}
-    found, _ = _token_scores(predict, tokenizer, asked, [()] * len(asked), **how)
+    found, _ = _token_scores(predict, tokenizer, asked, **how)
     of_items = found[: len(items)]
     alone = {text: log_probs for of_text in found[len(items) :] for text, log_probs in of_text.items()}
     return {
@@ -97,7 +94,7 @@ def ranked_answers(
     The score is the same in every order. `passages` are shown in front of the question of each item. An option without
     text scores less than every other. `how` are the options of `prefix_tree.read`.
     """
-    found, cropped = _token_scores(predict, tokenizer, items, passages or [()] * len(items), **how)
+    found, cropped = _token_scores(predict, tokenizer, items, passages, **how)
     scores = []
     for item, of_item in zip(items, found, strict=True):
         mean = {text: log_probs.mean() for text, log_probs in of_item.items()}
@@ -110,7 +107,7 @@ def _token_scores(
     predict: Predict,
     tokenizer: Tokenizer,
     items: Sequence[Item],
-    passages: Sequence[Sequence[str]],
+    passages: Sequence[Sequence[str]] | None = None,
     *,
     context: int,
     batch_size: int,
@@ -124,12 +121,12 @@ def _token_scores(
     options = [list(dict.fromkeys(option for option in item.options if option.strip())) for item in items]
     trees = [
         _tree_of(tokenizer, item.question, texts, shown)
-        for item, texts, shown in zip(items, options, passages, strict=True)
+        for item, texts, shown in zip(items, options, passages or [()] * len(items), strict=True)
     ]
-    readings = read(predict, trees, context=context, batch_size=batch_size, doing=doing)
+    found = read(predict, trees, context=context, batch_size=batch_size, doing=doing)
     scores = [
-        {text: found.log_probs[:, 0].astype(np.float64) for text, found in zip(texts, of_tree, strict=True)}
-        for texts, of_tree in zip(options, readings, strict=True)
+        {text: log_probs[:, 0].astype(np.float64) for text, log_probs in zip(texts, of_tree, strict=True)}
+        for texts, of_tree in zip(options, found, strict=True)
     ]
     return scores, sum(tree.depth > context for tree in trees)
 

@@ -1,8 +1,7 @@
-"""Controls: the accuracy of a model without the question. What remains of it is not knowledge.
+"""Controls: the accuracy of a model without the question, see docs/scoring.md#controls.
 
-Options only: the question is blank. Question swapped: it is another item's, so that the prompt is like those of
-training. A model may fail on blank questions because it never saw one. Therefore the third control is a second run, of
-the same recipe trained without questions.
+A model may fail on blank questions because it never saw one. Therefore the third control is a second run, of the same
+recipe trained without questions.
 """
 
 import dataclasses
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from evals.analysis import stats
-from evals.analysis.recorded import check_alike, credits_of, read_report
+from evals.analysis.recorded import answers_of, check_alike, read_report
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
 from ghost_jax.config.load import recipe_of
@@ -23,17 +22,16 @@ from ghost_jax.data.items.clusters import clusters_of, components
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.runs.evaluation import Control, Evaluation
 
-# `(items, label of the progress line) -> answers in the orders of the headline`
-Asking = Callable[[Sequence[Item], str], Answers]
-
 OPTIONS_ONLY, SWAPPED, TRAINED = CONTROLS
 
 
-def controls_of(ask: Asking, answers: Answers, items: Items) -> dict[str, Control]:
-    """Returns the controls of the model itself: options only, and, of several items, question swapped."""
-    asked = {name: ask(those, f"scoring, {name}") for name, those in without_questions(items).items()}
-    credits = answers.credits(items.items)
-    return {name: _control(credits, control.credits(items.items), items) for name, control in asked.items()}
+def controls_of(ask: Callable[[Sequence[Item], str], Answers], answers: Answers, items: Items) -> dict[str, Control]:
+    """Returns the controls of the model itself: options only, and, of several items, question swapped.
+
+    `ask` takes items and the label of the progress line, and returns answers in the orders of `answers`.
+    """
+    asked = without_questions(items)
+    return {name: _control(answers, ask(those, f"scoring, {name}"), items) for name, those in asked.items()}
 
 
 def without_questions(items: Items) -> dict[str, list[Item]]:
@@ -63,18 +61,19 @@ def swapped(items: Sequence[Item]) -> list[Item]:
 
 
 def check_trained_without_questions(other: Path, workdir: Path, stem: str, items: Items) -> None:
-    """Raises UserError where `other` is no finished run of the same recipe with data.layout=options_only, so scored.
+    """Raises UserError where `other` is no finished run of the recipe `workdir` has, with data.layout=options_only.
 
-    Its score must be the report `stem` in its directory, on `items`.
+    Its score on `items` must be the report `stem` in its directory.
     """
     if not (other / "config.json").is_file():
         raise UserError(f"{other} is not a run directory. Name the run trained with data.layout=options_only.")
     found = read_report(other, stem)
     ours, its = (read_config(folder / "config.json") for folder in (workdir, other))
     layout = its["data"].get("layout")
+    recipes = [recipe_of(config | {"data": config["data"] | {"layout": ""}}) for config in (ours, its)]
     if layout != "options_only":
         fault = f"its data.layout is {layout}"
-    elif _without_layout(ours) != _without_layout(its):
+    elif recipes[0] != recipes[1]:
         fault = "its recipe differs beside data.layout"
     elif found.evaluation.step != its["steps"]:
         fault = f"it was scored after update {found.evaluation.step} of {its['steps']}"
@@ -91,30 +90,20 @@ def check_trained_without_questions(other: Path, workdir: Path, stem: str, items
 def trained_without_questions(
     other: Path, workdir: Path, stem: str, report: Evaluation, answers: Answers, items: Items
 ) -> Control:
-    """Returns the control of a second run's report, which `check_trained_without_questions` has checked.
-
-    Raises UserError where it was scored on other items, or asked in other orders.
-    """
+    """Returns the control that is a second run's report. Raises UserError where it was asked otherwise."""
     found = read_report(other, stem)
     check_alike([dataclasses.replace(found, path=workdir, evaluation=report), found])
-    return _control(answers.credits(items.items), credits_of(found, items), items, run=other.name)
-
-
-def _without_layout(config: dict) -> dict:
-    return recipe_of({**config, "data": {**config["data"], "layout": ""}})
+    return _control(answers, answers_of(found, items), items, run=other.name)
 
 
 def with_controls(report: Evaluation, controls: dict[str, Control]) -> Evaluation:
     """Returns the report with more controls, and the verdict that they allow."""
-    controls = {**report.controls, **controls}
+    controls = report.controls | controls
     missing = tuple(name for name in CONTROLS if name not in controls)
     return judged(dataclasses.replace(report, controls=controls, controls_missing=missing))
 
 
-def _control(
-    credits: Sequence[np.ndarray], of_control: Sequence[np.ndarray], items: Items, run: str | None = None
-) -> Control:
-    """Returns a control's accuracy over the orders and in the first, and the model's paired gain over it."""
-    mean, own = (np.array([each.mean() for each in both]) for both in (of_control, credits))
-    single = float(np.mean([each[0] for each in of_control]))
-    return stats.control_of(own, mean, clusters_of(items.items), single_order=single, run=run)
+def _control(answers: Answers, control: Answers, items: Items, run: str | None = None) -> Control:
+    own, other = (each.mean_credits(items.items) for each in (answers, control))
+    single = float(control.first_credits(items.items).mean())
+    return stats.control_of(own, other, clusters_of(items.items), single_order=single, run=run)

@@ -1,14 +1,9 @@
-"""Evaluates a model behind an OpenAI-compatible API: letters in every order, and the controls.
-
-A request asks for the log-probabilities of the likeliest first tokens, and for text. All requests of a report are read
-in one of two ways, `READINGS`. docs/scoring.md states both.
-"""
+"""Evaluates a model behind an OpenAI-compatible API; docs/scoring.md#a-model-behind-an-api says how it is read."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,16 +25,15 @@ Replies = dict[str, Reply]  # by prompt
 Orders = Sequence[Sequence[Order]]  # of each item
 
 
-def open_api(base_url: str, model: str, answers: Path, concurrency: int) -> ChatApi:
-    """Returns the API whose replies the file `answers` keeps. Raises UserError for a malformed URL or key."""
-    return ChatApi(base_url, host_of(base_url, "--endpoint", NAMES.key), model, NAMES, answers, in_flight=concurrency)
+def open_api(base_url: str, model: str, out: Path, concurrency: int) -> ChatApi:
+    """Returns the API whose replies are kept beside the report `out`. Raises UserError for a malformed URL or key."""
+    host, kept = host_of(base_url, "--endpoint", NAMES.key), out.with_suffix(".answers.jsonl")
+    print(f"raw answers are kept in {kept}")
+    return ChatApi(base_url, host, model, NAMES, kept, in_flight=concurrency)
 
 
 def evaluate(items: Items, api: ChatApi, *, orders: str, max_tokens: int) -> Evaluation:
-    """Returns the report of a model on items, without controls for the orders "published".
-
-    Raises UserError where the API fails for good. The replies until then are kept.
-    """
+    """Returns the report of a model on items, without controls for the orders "published"."""
     asked = orders_of(items.items, orders)
     controls = without_questions(items) if orders != "published" else {}
     prompts: dict[str, str] = {}  # prompt -> what the file of the replies calls it
@@ -47,17 +41,20 @@ def evaluate(items: Items, api: ChatApi, *, orders: str, max_tokens: int) -> Eva
         for cases, of_item in zip(cases_of(those, asked), asked, strict=True):
             for case, order in zip(cases, of_item, strict=True):
                 prompts.setdefault(prompt_of(case), f"{case.id} {order_name(order)} {name}".strip())
-    replies, counts = ask_all(api, prompts, max_tokens)
+    replies, model = ask_all(api, prompts, max_tokens)
 
     read = {
         name: [read_as(those, asked, replies) for those in (items.items, *controls.values())]
         for name, read_as in READINGS.items()
         if name == "text" or all(reply.top_logprobs is not None for reply in replies.values())
     }
-    silent = {name: _unanswered(stages) for name, stages in read.items()}
+    silent = {  # the share of all cases without a letter
+        name: float(np.mean([not row.any() for answers in stages for said in answers.said for row in said]))
+        for name, stages in read.items()
+    }
     chosen = min(silent, key=silent.get)  # the first of equal ones
     answers, *of_controls = read[chosen]
-    model = replace(_model(api, replies, counts, max_tokens), letters_by=chosen, unanswered=silent[chosen])
+    model = replace(model, letters_by=chosen, unanswered=silent[chosen])
     report = report_of(answers, items, reader="endpoint", layout=LAYOUT, endpoint=model)
     if not controls:
         return report
@@ -65,16 +62,10 @@ def evaluate(items: Items, api: ChatApi, *, orders: str, max_tokens: int) -> Eva
     return with_controls(report, controls_of(lambda *_: next(in_turn), answers, items))
 
 
-def written(prompts: dict[str, str], api: ChatApi, *, max_tokens: int) -> tuple[dict[str, str], EndpointModel]:
-    """Returns the text that a model writes by prompt, see `ask_all`, and the model."""
-    replies, counts = ask_all(api, prompts, max_tokens, {})
-    return {prompt: each.reply for prompt, each in replies.items()}, _model(api, replies, counts, max_tokens)
-
-
 def ask_all(
     api: ChatApi, prompts: dict[str, str], max_tokens: int, extra: dict = LOGPROBS
-) -> tuple[Replies, dict[str, Any]]:
-    """Returns the reply to each prompt, and counts.
+) -> tuple[Replies, EndpointModel]:
+    """Returns the reply to each prompt, and the model. Raises UserError where the API fails for good.
 
     Args:
       prompts: prompt -> what the file of the replies calls it.
@@ -101,27 +92,16 @@ def ask_all(
             else:
                 raise
     replies = dict(zip(prompts, found, strict=True))
-    used = [_sum(replies, name) for name in ("prompt_tokens", "completion_tokens")]
-    tokens = "the server did not count tokens" if None in used else "{:,} prompt and {:,} reply tokens".format(*used)
+    used: dict[str, int | None] = {}
+    for name in ("prompt_tokens", "completion_tokens"):
+        of_replies = [getattr(reply, name) for reply in found]
+        used[name] = None if None in of_replies else sum(of_replies)
+    tokens = "the server did not count tokens"
+    if None not in used.values():
+        tokens = f"{used['prompt_tokens']:,} prompt and {used['completion_tokens']:,} reply tokens"
     run_dir.say(f"{counts['asked']:,} requests were made; of all {len(replies):,}: {tokens}")
-    return replies, counts
-
-
-def _model(api: ChatApi, replies: Replies, counts: dict[str, Any], max_tokens: int) -> EndpointModel:
-    return EndpointModel(
-        model=api.model,
-        host=", ".join(counts["answered_by"]),
-        requests=len(replies),
-        max_tokens=max_tokens,
-        prompt_tokens=_sum(replies, "prompt_tokens"),
-        completion_tokens=_sum(replies, "completion_tokens"),
-    )
-
-
-def _sum(replies: Replies, name: str) -> int | None:
-    """The tokens of all replies, None where the server did not count them all."""
-    counts = [getattr(reply, name) for reply in replies.values()]
-    return None if None in counts else sum(counts)
+    host = ", ".join(counts["answered_by"])
+    return replies, EndpointModel(model=api.model, host=host, requests=len(replies), max_tokens=max_tokens, **used)
 
 
 def cases_of(items: Sequence[Item], orders: Orders) -> list[list[Item]]:
@@ -187,8 +167,3 @@ def letter_of(text: str, options: Sequence[str]) -> int:
 
 def _bare(text: str) -> str:
     return re.sub(r"^[\W_]+|[\W_]+$", "", " ".join(text.split())).casefold()
-
-
-def _unanswered(stages: Sequence[Answers]) -> float:
-    """The share of all cases without a letter."""
-    return float(np.mean([not row.any() for answers in stages for said in answers.said for row in said]))

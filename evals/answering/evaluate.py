@@ -4,8 +4,6 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from evals.analysis import stats
 from evals.analysis.report import report_of
 from evals.analysis.verdict import judged
@@ -23,7 +21,6 @@ CONTENT_FREE = "N/A"  # in place of a question and its options (Zhao et al. 2021
 
 # `(items, orders, *, passages of each or None, label of the progress line) -> answers, how many prompts were cropped`
 Put = Callable[..., tuple[Answers, int]]
-Passages = Callable[[Sequence[str]], list[list[str]]]  # questions -> what a prompt shows in front of each
 
 
 def putting(predict: Predict, tokenizer: Tokenizer, *, layout: str, **size: int) -> Put:
@@ -42,16 +39,17 @@ def evaluate(
     batch_size: int = 16,
     orders: str = "cyclic",
     layout: str = "classic",
-    passages: Passages | None = None,
+    passages: Callable[[Sequence[str]], list[list[str]]] | None = None,
+    **others: object,
 ) -> tuple[Evaluation, Answers]:
-    """Returns the report of a model on items, and its answers.
+    """Returns the report of a model on items, and its answers; `others` are further fields of the report.
 
     Args:
       context: longest prompt in tokens; a longer one is cropped at its beginning and counted.
       batch_size: rows a forward pass; a row holds several questions, see `evals/answering/prefix_tree.py`.
       orders: a name in `ORDERS`; "published" asks in one order, without controls.
       layout: of the prompts, a name in `ghost_jax.text.mcq_format.LAYOUTS`.
-      passages: of an open book, what the prompt of each question shows in front of it.
+      passages: of an open book, questions -> what the prompt of each shows in front of it.
     """
     asked = orders_of(items.items, orders)
     size = {"context": context, "batch_size": batch_size}
@@ -62,36 +60,34 @@ def evaluate(
         return put(those, asked, passages=shown, doing=doing)
 
     answers, cropped = ask(items.items, "scoring")
-    book = "open" if passages else "closed"
-    report = report_of(answers, items, book=book, prompts_cropped=cropped, layout=layout)
+    report = report_of(answers, items, prompts_cropped=cropped, layout=layout, **others)
     if orders != "published":
         report = with_controls(report, controls_of(lambda those, doing: ask(those, doing)[0], answers, items))
     if layout == "cloze":  # the scores of options' texts are not those of letters
         report = replace(report, calibration=None, letter_log_probs=None)
     else:
-        report = replace(report, contextual_calibration=calibrated(put, answers, items))
+        report = replace(report, contextual_calibration=_without_prior(put, answers, items))
     if not passages:
         by_cloze = cloze.evaluate(predict, tokenizer, items, **size, controlled=orders != "published")
         report = judged(replace(report, cloze=by_cloze))
     return report, answers
 
 
-def calibrated(put: Put, answers: Answers, items: Items) -> ContextualCalibration:
-    """Returns the accuracy after each letter's log-probability without content is subtracted from its score.
+def _without_prior(put: Put, answers: Answers, items: Items) -> ContextualCalibration:
+    """Returns the accuracy after contextual calibration (Zhao et al. 2021, "Calibrate Before Use").
 
-    Contextual calibration (Zhao et al. 2021, "Calibrate Before Use"): the letters of a content-free question show which
-    letters the model prefers anyway.
+    The letters' log-probabilities in a question without content, which the model prefers anyway, are subtracted.
     """
     sizes = sorted({len(item.options) for item in items})
     empty = [Item("", CONTENT_FREE, (CONTENT_FREE,) * k, 0) for k in sizes]
     prior = put(empty, orders_of(empty, "published"), doing="scoring, content-free")[0]
     prior_of = {k: scores[0] for k, scores in zip(sizes, prior.log_probs, strict=True)}
     scores = [each - prior_of[each.shape[1]] for each in answers.log_probs]
-    credits = Answers.from_log_probs(answers.orders, scores).credits(items.items)
+    calibrated = Answers.from_log_probs(answers.orders, scores)
     return stats.accuracy_of(
-        np.array([each.mean() for each in credits]),
+        calibrated.mean_credits(items.items),
         clusters_of(items.items),
         ContextualCalibration,
-        single_order=float(np.mean([each[0] for each in credits])),
+        single_order=float(calibrated.first_credits(items.items).mean()),
         content_free={str(k): tuple(each.tolist()) for k, each in prior_of.items()},
     )

@@ -33,26 +33,19 @@ def letter_answers(
     ids = {k: letter_ids(tokenizer, k, layout) for k in {len(item.options) for item in items}}
     # Every read scores as many letters; the scores of letters that an item lacks are dropped below.
     targets = {k: np.pad(of_k, (0, most - k), mode="edge")[None] for k, of_k in ids.items()}
-    trees = [
-        tree_of(
-            [prompt_of(tokenizer, permute(item, order), layout, shown) for order in asked], targets[len(item.options)]
-        )
-        for item, asked, shown in zip(items, orders, passages or [()] * len(items), strict=True)
-    ]
+    trees = []
+    for item, asked, shown in zip(items, orders, passages or [()] * len(items), strict=True):
+        prompts = [prompt_of(tokenizer, permute(item, order), layout, shown) for order in asked]
+        shared = min(len(shared_beginning(prompts)), min(map(len, prompts)) - 1)  # a branch has at least one token
+        branches = [
+            Branch(prompt[shared:], np.array([len(prompt) - shared - 1]), targets[len(item.options)])
+            for prompt in prompts
+        ]
+        trees.append(Tree(prompts[0][:shared], tuple(branches)))
     too_long = sum(len(tree.trunk) + len(branch.ids) > context for tree in trees for branch in tree.branches)
-    readings = read(predict, trees, context=context, batch_size=batch_size, doing=doing)
-    scores = [
-        np.concatenate([reading.log_probs[:, : len(item.options)] for reading in of_item])
-        for item, of_item in zip(items, readings, strict=True)
-    ]
+    found = read(predict, trees, context=context, batch_size=batch_size, doing=doing)
+    scores = [np.concatenate(each)[:, : len(item.options)] for item, each in zip(items, found, strict=True)]
     return Answers.from_log_probs(orders, scores), too_long
-
-
-def tree_of(prompts: Sequence[np.ndarray], targets: np.ndarray) -> Tree:
-    """Returns prompts as a tree, each read once, behind its last token, for the targets [1, K]."""
-    shared = min(len(shared_beginning(prompts)), min(map(len, prompts)) - 1)  # a branch has at least one token
-    branches = tuple(Branch(ids, np.array([len(ids) - 1]), targets) for ids in (prompt[shared:] for prompt in prompts))
-    return Tree(prompts[0][:shared], branches)
 
 
 def lettered(layout: str) -> str:

@@ -1,10 +1,8 @@
 """Prompts that share their beginnings, read in few forward passes.
 
-The orders of one question differ only from the first option on, and all questions begin with the same instruction. So
-a row of a batch begins with the prefix of all prompts, once, and then holds as many questions as fit. Each question is
+A row of a batch begins with the prefix of all prompts, once, and then holds as many questions as fit. Each question is
 a tree: the trunk that its prompts share, and a branch for each prompt. A token attends to its own prompt alone and has
-its position there. On CTIBench in four orders this leaves 40% of the tokens that a loop over the prompts computes. One
-call of `read` compiles two shapes at most, for short prompts and for long ones.
+its position there. On CTIBench in four orders this leaves 40% of the tokens that a loop over the prompts computes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +14,8 @@ from ghost_jax.core.console import Progress
 from ghost_jax.data.packing import pack
 from ghost_jax.parallel.distributed import is_main
 
-# `(batch, at [B, R], targets [B, R, K]) -> (log-probabilities, whether most probable), each [B, R, K]`:
-# `ghost_jax.training.step.make_predict` with the parameters bound.
-Predict = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+# `(batch, at [B, R], targets [B, R, K]) -> log-probabilities [B, R, K]`, see `ghost_jax.training.step.make_predict`
+Predict = Callable[[Mapping[str, np.ndarray], np.ndarray, np.ndarray], np.ndarray]
 
 # Tokens of a row; the length with the fewest tokens in all is used. Longer rows would spend more on attention than they
 # save on what is shared.
@@ -53,29 +50,17 @@ class Tree:
         return len(self.trunk) + max(len(branch.ids) for branch in self.branches)
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """The scores at the places of a branch."""
-
-    log_probs: np.ndarray  # [R, K] float32, of the targets
-    most_probable: np.ndarray  # [R, K] bool, whether a target is the most probable token
-
-
 def cropped(tree: Tree, context: int) -> Tree:
-    """Returns the tree with prompts of at most `context` tokens: longer ones are cropped at their beginnings.
-
-    A place in the cropped part is left out.
-    """
+    """Returns the tree with prompts of at most `context` tokens, cropped at their beginnings, without places there."""
     if tree.depth <= context:
         return tree
-    branches = tuple(
-        Branch(branch.ids[lost:], branch.places[kept] - lost, branch.targets[kept])
-        for branch in tree.branches
-        for lost in [max(0, len(branch.ids) - context)]
-        for kept in [branch.places >= lost]
-    )
+    branches = []
+    for branch in tree.branches:
+        lost = max(0, len(branch.ids) - context)
+        kept = branch.places >= lost
+        branches.append(Branch(branch.ids[lost:], branch.places[kept] - lost, branch.targets[kept]))
     room = context - max(len(branch.ids) for branch in branches)
-    return Tree(tree.trunk[len(tree.trunk) - room :], branches)
+    return Tree(tree.trunk[len(tree.trunk) - room :], tuple(branches))
 
 
 def shared_beginning(prompts: Sequence[np.ndarray]) -> np.ndarray:
@@ -85,8 +70,10 @@ def shared_beginning(prompts: Sequence[np.ndarray]) -> np.ndarray:
     return prompts[0][: length if same.all() else same.argmin()]
 
 
-def read(predict: Predict, trees: Sequence[Tree], *, context: int, batch_size: int, doing: str) -> list[list[Reading]]:
-    """Returns the readings of each tree's branches.
+def read(
+    predict: Predict, trees: Sequence[Tree], *, context: int, batch_size: int, doing: str
+) -> list[list[np.ndarray]]:
+    """Returns for each branch of each tree the log-probabilities [R, K] float32 of its targets at its places.
 
     Args:
       trees: with one K in all their targets; prompts longer than the context are cropped.
@@ -97,13 +84,13 @@ def read(predict: Predict, trees: Sequence[Tree], *, context: int, batch_size: i
     trees = [cropped(tree, context) for tree in trees]
     layouts = [_packed(trees, length, context) for length in sorted({min(length, context) for length in ROWS})]
     fewest = min(layouts, key=lambda layout: sum(packed.row_len * len(packed.rows) for packed in layout))
-    readings: list[list] = [[None] * len(tree.branches) for tree in trees]
+    log_probs: list[list] = [[None] * len(tree.branches) for tree in trees]
     with Progress(doing, sum(len(tree.branches) for tree in trees), unit="prompts", shown=is_main()) as progress:
         for packed in fewest:
             for piece, found in _read(packed, predict, batch_size):
-                readings[piece.tree][piece.first : piece.first + len(found)] = found
+                log_probs[piece.tree][piece.first : piece.first + len(found)] = found
                 progress.advance(len(found))
-    return readings
+    return log_probs
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,28 +126,25 @@ def _packed(trees: Sequence[Tree], row_len: int, context: int) -> list[_Rows]:
     return layout
 
 
-def _read(packed: _Rows, predict: Predict, batch_size: int) -> Iterator[tuple[_Piece, list[Reading]]]:
-    """Yields the readings of packed rows, a piece at a time."""
+def _read(packed: _Rows, predict: Predict, batch_size: int) -> Iterator[tuple[_Piece, list[np.ndarray]]]:
+    """Yields the pieces of packed rows, with the log-probabilities of each branch."""
     rows = packed.rows
     most = max(sum(len(branch.places) for piece in row for branch in piece.branches) for row in rows)
     reads = max(READS, 1 << (most - 1).bit_length())
     # Batches of one shape, as even as they can be; the last is padded with its first row.
     batch_size = -(-len(rows) // -(-len(rows) // batch_size))
     for start in range(0, len(rows), batch_size):
-        numbers = [*range(start, min(start + batch_size, len(rows)))]
-        numbers += numbers[:1] * (batch_size - len(numbers))
-        filled = [_filled(packed.header, rows[number], packed.row_len, reads) for number in numbers]
+        some = rows[start : start + batch_size]
+        padded = some + some[:1] * (batch_size - len(some))
+        filled = [_filled(packed.header, row, packed.row_len, reads) for row in padded]
         batch = {key: np.stack([row[key] for row in filled]) for key in filled[0]}
         at, targets = batch.pop("at"), batch.pop("targets")
-        log_probs, most_probable = map(np.asarray, predict(batch, at, targets))
-        for row, of_row, top_of_row in zip(rows[start : start + batch_size], log_probs, most_probable, strict=False):
-            end = 0
+        log_probs = np.asarray(predict(batch, at, targets))
+        for row, of_row in zip(some, log_probs, strict=False):
+            ends = np.cumsum([len(branch.places) for piece in row for branch in piece.branches])
+            of_branches = iter(np.split(of_row, ends))
             for piece in row:
-                found = []
-                for branch in piece.branches:
-                    begin, end = end, end + len(branch.places)
-                    found.append(Reading(of_row[begin:end], top_of_row[begin:end]))
-                yield piece, found
+                yield piece, [next(of_branches) for _ in piece.branches]
 
 
 def _pieces(number: int, tree: Tree, header: int, row_len: int) -> Iterator[_Piece]:

@@ -75,6 +75,14 @@ class Answers:
             said[np.arange(len(said)), gold] for said, gold in zip(self.said, self.gold_letters(items), strict=True)
         ]
 
+    def mean_credits(self, items: Sequence[Item]) -> np.ndarray:
+        """Returns the credit [N] of each item, its mean over the orders."""
+        return np.array([each.mean() for each in self.credits(items)])
+
+    def first_credits(self, items: Sequence[Item]) -> np.ndarray:
+        """Returns the credit [N] of each item in its first order."""
+        return np.array([each[0] for each in self.credits(items)])
+
     def gold_letters(self, items: Sequence[Item]) -> list[np.ndarray]:
         """Returns of each item [O] the index of the gold letter in each order."""
         return [

@@ -69,18 +69,19 @@ class Read:
     known: bool  # whether any passage shares a term with the question. If not, all evidence is zero: a fallback.
     empty: np.ndarray  # [K] which options have no text. They are never chosen.
 
+    @property
+    def features(self) -> np.ndarray:
+        """The features [K, FEATURES], evidence negated where the question is negated."""
+        every = np.hstack([-self.evidence if self.negated else self.evidence, self.appearance])
+        return np.asfortranarray(every)  # the order of sums, and so the last bit of a fit, depends on the layout
+
     def scores(self, weights: Weights = NOTHING_FITTED) -> np.ndarray:
         """Returns the score [K] of each option, higher for the better; equal ones tie."""
-        return self.without_empty(self.features(FEATURES) @ [weights.get(name, 0.0) for name in FEATURES])
+        return self.without_empty(self.features @ [weights.get(name, 0.0) for name in FEATURES])
 
     def without_empty(self, scores: np.ndarray) -> np.ndarray:
         """Returns scores [K] of the options under which one without text is never chosen."""
         return np.where(self.empty, scores.min() - 1, scores)
-
-    def features(self, names: Sequence[str]) -> np.ndarray:
-        """Returns the features [K, names], evidence negated where the question is negated."""
-        every = np.hstack([-self.evidence if self.negated else self.evidence, self.appearance])
-        return every[:, [FEATURES.index(name) for name in names]]
 
 
 def answers_of(reads: Sequence[Read], orders: Sequence[Sequence[Order]], weights: Weights = NOTHING_FITTED) -> Answers:
@@ -114,22 +115,21 @@ class LexicalReader:
         """
         allowed = within or [None] * len(self._cuts)
         found = [cut.read(item, rows) for cut, rows in zip(self._cuts, allowed, strict=True)]
-        looks = {text: _appearance(item.question, text, item.options) for text in set(item.options)}
         return Read(
             np.mean([[of[text][0] for text in item.options] for of, _ in found], axis=0),
-            np.array([looks[text] for text in item.options]),
+            np.array([_appearance(item.question, text, item.options) for text in item.options]),
             tuple(found[0][0][text][1] for text in item.options),
             is_negated(item.question),
             any(known for _, known in found),
             np.array([not text.strip() for text in item.options]),
         )
 
-    def evidence(self, read: Read, weights: Weights = NOTHING_FITTED) -> list[Passage]:
+    def evidence(self, read: Read) -> list[Passage]:
         """Returns the passages that support the answer, best first: the best ones of the chosen option.
 
         Of a negated question they are the best passage of each other option, because these do hold.
         """
-        chosen = int(read.scores(weights).argmax())
+        chosen = int(read.scores().argmax())
         others = [k for k in range(len(read.rows)) if k != chosen and not read.empty[k]]
         rows = np.concatenate([read.rows[k][:1] for k in others]) if read.negated else read.rows[chosen]
         return [self.index.passages[row] for row in dict.fromkeys(rows.tolist())]

@@ -37,7 +37,7 @@ def page_of(url: str) -> str:
 
 def recall(index: Index, items: Sequence[Item]) -> Retrieval:
     """Ranks the pages for each item's question, by their best lines, and finds the page it was written from."""
-    pages = [page_of(passage.url) for passage in index.passages]
+    pages = _pages(index)
     known = set(pages) - {""}
     wanted = [(item.question, page_of(item.url)) for item in items if page_of(item.url) in known]
     hits, seconds = [], []
@@ -60,10 +60,8 @@ def random_passages(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
     """Reads each item with random passages of the book, as many as a search finds."""
     rng = Random(0)
 
-    def drawn(index: Index) -> np.ndarray:
-        return np.array(rng.sample(range(len(index)), min(FOUND, len(index))))
-
-    return [reader.read(item, [drawn(index) for index in reader.indexes]) for item in items]
+    sizes = [len(index) for index in reader.indexes]
+    return [reader.read(item, [np.array(rng.sample(range(n), min(FOUND, n))) for n in sizes]) for item in items]
 
 
 def passages_of_another(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
@@ -82,19 +80,17 @@ def passages_of_another(reader: LexicalReader, items: Sequence[Item]) -> list[Re
 
 def oracle_page(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
     """Reads each item with the passages of its own page alone; where the book lacks it, with none."""
-    rows_of = [_rows_of_pages(index) for index in reader.indexes]
-    pages = [page_of(item.url) for item in items]
-    return [
-        reader.read(item, [np.array(rows[page] if page else [], int) for rows in rows_of])
-        for item, page in zip(items, pages, strict=True)
-    ]
+    rows_of = []  # of each index: page -> its rows
+    for index in reader.indexes:
+        rows_of.append(defaultdict(list))
+        for row, page in enumerate(_pages(index)):
+            rows_of[-1][page].append(row)
+        rows_of[-1][""] = []  # an item without an address has no page
+    return [reader.read(item, [np.array(rows[page_of(item.url)], int) for rows in rows_of]) for item in items]
 
 
-def _rows_of_pages(index: Index) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, passage in enumerate(index.passages):
-        rows[page_of(passage.url)].append(row)
-    return rows
+def _pages(index: Index) -> list[str]:
+    return [page_of(passage.url) for passage in index.passages]
 
 
 def options_only(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:

@@ -4,7 +4,7 @@ An open-book figure is of the reader and its book together, and is always marked
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from evals.analysis.verdict import judged
 from evals.answering.controls import TRAINED, controls_of, with_controls
 from evals.answering.evaluate import Put
 from evals.items.answers import Answers, orders_of
-from evals.items.ctibench import development_split, part_of
+from evals.items.ctibench import development_split
 from evals.open_book import retrieval
 from evals.open_book.lexical import FEATURES, NOTHING_FITTED, WITH_ALL_OF_THEM, LexicalReader, Read, Weights, answers_of
 from ghost_jax.data.corpus import book_corpus, index_store
@@ -28,40 +28,35 @@ from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.data.retrieval.bm25 import LINE, PARAGRAPH, Index, shown
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit, percent, points
+from ghost_jax.runs import run_dir
+from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit, points
 
 FIGURE = "accuracy, % (95% interval)"
 RIDGE = 30.0  # of the squared weights of standardised features; 10 and 100 were no different on the development split
 ALL_OF_THEM = "nothing, all of the above where it stands"  # a rule of format, and not of the headline
 SOURCE_NAMES = {"attack": "ATT&CK", "capec": "CAPEC", "cwe": "CWE"}
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Book:
-    """The pages that questions are answered from: the store of their text, and their reader.
+    """The pages that questions are answered from: the store of their text, and their reader."""
 
-    `name` is "open" for ATT&CK, CAPEC and CWE, "own" for any other.
-    """
-
-    name: str
+    name: str  # "open" for ATT&CK, CAPEC and CWE, "own" for any other
     corpus: Path
     sources: tuple[str, ...]  # as documents name them
     reader: LexicalReader
 
     @classmethod
-    def open(cls, named: str, data_dir: Path | None, say: Say) -> "Book":
+    def open(cls, named: str, data_dir: Path | None) -> "Book":
         """Finds or builds the book that `book_corpus` describes. Raises UserError where a source is missing."""
-        return cls.of(named, book_corpus(data_dir, say, named), say)
+        return cls.of(named, book_corpus(data_dir, run_dir.say, named))
 
     @classmethod
-    def of(cls, named: str, corpus: Path, say: Say, leave_out: str = "") -> "Book":
+    def of(cls, named: str, corpus: Path, leave_out: str = "") -> "Book":
         """Returns the book of a corpus, without one of its sources where that is named."""
         sources = tuple(name for name in artifact_cache.manifest(corpus).documents if name != leave_out)
-        indexes = [Index.load(index_store(corpus, sources, say, words)) for words in (LINE, PARAGRAPH)]
-        name = "open" if named == "open" else "own"
-        return cls(name, corpus, sources, LexicalReader(*indexes))
+        indexes = [Index.load(index_store(corpus, sources, run_dir.say, words)) for words in (LINE, PARAGRAPH)]
+        return cls("open" if named == "open" else "own", corpus, sources, LexicalReader(*indexes))
 
     def described(self) -> BookIndex:
         """Returns the identity of the book: the number of its lines and the files they are from."""
@@ -81,27 +76,25 @@ class Book:
 # ---- The lexical reader ----
 
 
-def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: bool) -> tuple[Evaluation, list[Read]]:
-    """Returns the report of the lexical reader with nothing fitted, and what it read of each item of the split.
+def lexical_report(items: Items, book: Book, split: str, *, controls: bool) -> tuple[Evaluation, list[Read]]:
+    """Returns the report of the lexical reader with nothing fitted, and what it read of each item, those of `split`.
 
-    `fits` has the same reader with fitted weights, each on the questions that its fit has not seen; `retrieval` how
-    well pages are found; with `controls`, `book_controls` has the same reader on other lines.
+    With `controls`, its controls are run, and `book_controls` has the same reader on other lines.
     """
-    part = part_of(items, split)
-    reads = book.reader.read_all(part.items)
-    orders = orders_of(part.items, "cyclic")
+    reads = book.reader.read_all(items.items)
+    orders = orders_of(items.items, "cyclic")
     answers = answers_of(reads, orders)
     report = report_of(
         answers,
-        part,
+        items,
         book=book.name,
         reader="lexical",
         book_index=book.described(),
         split=split,
         fallbacks=sum(not read.known for read in reads),
-        retrieval=retrieval.recall(book.reader.index, part.items),
-        fits=tuple(fits_of(part, reads)) if split == "all" else None,
-        book_controls=_book_controls(part, book, say) if controls else None,
+        retrieval=retrieval.recall(book.reader.index, items.items),
+        fits=tuple(fits_of(items, reads)) if split == "all" else None,
+        book_controls=_book_controls(items, book) if controls else None,
     )
     # Scores of BM25 are not log-probabilities, so they have no calibration.
     report = replace(report, calibration=None, letter_log_probs=None)
@@ -110,7 +103,7 @@ def lexical_report(items: Items, book: Book, split: str, say: Say, *, controls: 
         def ask(others: Sequence[Item], doing: str) -> Answers:
             return answers_of(book.reader.read_all(others), orders)
 
-        report = with_controls(report, controls_of(ask, answers, part))
+        report = with_controls(report, controls_of(ask, answers, items))
     # Without training there is no control trained without questions.
     missing = tuple(name for name in report.controls_missing if name != TRAINED)
     return judged(replace(report, controls_missing=missing)), reads
@@ -123,17 +116,9 @@ def fits_of(items: Items, reads: Sequence[Read]) -> list[Fit]:
 
     def fit_of(fitted_on: str, scored_on: str, rows: np.ndarray, credits: np.ndarray) -> Fit:
         clusters = clusters_of([items.items[row] for row in rows])
-        found = stats.accuracy_of(credits[rows], clusters)
         gain = stats.paired_difference(credits[rows], unfitted[rows], clusters)
-        return Fit(
-            fitted_on=fitted_on,
-            scored_on=scored_on,
-            n=len(rows),
-            accuracy=found.accuracy,
-            ci95=found.ci95,
-            gain=gain.mean,
-            gain_ci95=gain.ci95,
-        )
+        more = {"n": len(rows), "gain": gain.mean, "gain_ci95": gain.ci95}
+        return stats.accuracy_of(credits[rows], clusters, Fit, fitted_on=fitted_on, scored_on=scored_on, **more)
 
     every = np.arange(len(items))
     fits = [fit_of("nothing", "all", every, unfitted), fit_of(ALL_OF_THEM, "all", every, with_rule)]
@@ -156,7 +141,7 @@ def fits_of(items: Items, reads: Sequence[Read]) -> list[Fit]:
 
 def fitted(reads: Sequence[Read], answers: Sequence[int]) -> Weights:
     """Returns the weights of `FEATURES` under which the answers to questions [N] with K options are most likely."""
-    features = np.stack([read.features(FEATURES) for read in reads])  # [N, K, FEATURES]
+    features = np.stack([read.features for read in reads])  # [N, K, FEATURES]
     spread = (features - features.mean(axis=1, keepdims=True)).std(axis=(0, 1))  # within a question
     spread[spread == 0] = 1
     real, counts_as = np.ones(features.shape[:2], bool), np.ones(len(answers))
@@ -166,38 +151,29 @@ def fitted(reads: Sequence[Read], answers: Sequence[int]) -> Weights:
 
 def _credits(reads: Sequence[Read], items: Items, weights: Weights = NOTHING_FITTED) -> np.ndarray:
     """Returns the credit [N] of each item, which is the same in every order."""
-    answers = answers_of(reads, orders_of(items.items, "published"), weights)
-    return np.concatenate(answers.credits(items.items))
+    return answers_of(reads, orders_of(items.items, "published"), weights).first_credits(items.items)
 
 
-def _book_controls(items: Items, book: Book, say: Say) -> dict[str, Accuracy]:
+def _book_controls(items: Items, book: Book) -> dict[str, Accuracy]:
     """Returns accuracies of the unfitted reader by the lines it was given."""
-    urls = clusters_of(items.items)
-
-    def scored(reads: Sequence[Read]) -> Accuracy:
-        return stats.accuracy_of(_credits(reads, items), urls)
-
-    found = {}
+    reads = {}
     for name, control in retrieval.CONTROLS.items():
-        say(f"reading with {name}")
-        found[name] = scored(control(book.reader, items.items))
+        run_dir.say(f"reading with {name}")
+        reads[name] = control(book.reader, items.items)
     for source, title in SOURCE_NAMES.items():
-        if not {source} < set(book.sources):
-            continue
-        say(f"reading without {title}")
-        fewer = Book.of(book.name, book.corpus, say, leave_out=source)
-        found[f"without {title}"] = scored(fewer.reader.read_all(items.items))
-    return found
+        if {source} < set(book.sources):
+            run_dir.say(f"reading without {title}")
+            fewer = Book.of(book.name, book.corpus, leave_out=source)
+            reads[f"without {title}"] = fewer.reader.read_all(items.items)
+    clusters = clusters_of(items.items)
+    return {name: stats.accuracy_of(_credits(each, items), clusters) for name, each in reads.items()}
 
 
 # ---- A model beside the lexical reader ----
 
 
-def both_report(put: Put, orders: str, part: Items, book: Book) -> Evaluation:
-    """Returns the report of a model and the lexical reader together.
-
-    The score of an option is the sum of the reader's and of the model's mean log-probability over the orders; nothing
-    is fitted. The gain is over the reader alone. Controls are those of both together.
+def both_report(put: Put, orders: str, items: Items, book: Book) -> Evaluation:
+    """Returns the report of a model and the lexical reader together, see docs/scoring.md#open-book.
 
     Args:
       put: asks the model, see `evals.answering.evaluate.putting`.
@@ -211,30 +187,27 @@ def both_report(put: Put, orders: str, part: Items, book: Book) -> Evaluation:
     def ask_both(those: Sequence[Item], doing: str) -> Answers:
         return _together(book.reader.read_all(those), ask(those, doing)[0])
 
-    def mean_credits(answers: Answers) -> np.ndarray:
-        return np.array([each.mean() for each in answers.credits(part.items)])
-
-    answers, cropped = ask(part.items, "scoring")
-    reads = book.reader.read_all(part.items)
+    answers, cropped = ask(items.items, "scoring")
+    reads = book.reader.read_all(items.items)
     both = _together(reads, answers)
-    clusters = clusters_of(part.items)
-    gain = stats.paired_difference(mean_credits(both), _credits(reads, part), clusters)
+    clusters = clusters_of(items.items)
+    gain = stats.paired_difference(both.mean_credits(items.items), _credits(reads, items), clusters)
     report = report_of(
         both,
-        part,
+        items,
         book=book.name,
         reader="both",
         book_index=book.described(),
         fallbacks=sum(not read.known for read in reads),
         prompts_cropped=cropped,
-        model_alone=stats.accuracy_of(mean_credits(answers), clusters),
+        model_alone=stats.accuracy_of(answers.mean_credits(items.items), clusters),
         gain_over_lexical=gain.mean,
         gain_over_lexical_ci95=gain.ci95,
     )
     report = replace(report, calibration=None, letter_log_probs=None)  # the reader's part is no log-probability
     if orders == "published":
         return report
-    return with_controls(report, controls_of(ask_both, both, part))
+    return with_controls(report, controls_of(ask_both, both, items))
 
 
 def _together(reads: Sequence[Read], answers: Answers) -> Answers:
@@ -262,12 +235,12 @@ def show_open(report: Evaluation, console: Console) -> None:
         table = Table("fitted on", "scored on", *columns, title="open book, the weights fitted on")
         for fit in report.fits:
             gained = "" if fit.fitted_on == "nothing" else points(fit.gain, fit.gain_ci95)
-            table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", percent(fit.accuracy, fit.ci95, 2), gained)
+            table.add_row(fit.fitted_on, fit.scored_on, f"{fit.n:,}", fit.shown(), gained)
         console.print(table)
     if report.book_controls:
         table = Table("lines", *right(FIGURE), title="open book, the lines that are read")
         for name, found in report.book_controls.items():
-            table.add_row(name, percent(found.accuracy, found.ci95, 2))
+            table.add_row(name, found.shown())
         console.print(table)
     if report.retrieval:
         found = report.retrieval
@@ -277,7 +250,7 @@ def show_open(report: Evaluation, console: Console) -> None:
             f"({found.absent:,} are not); {1000 * found.seconds_per_query:.1f} ms a query"
         )
     if alone := report.model_alone:
-        say(f"the model alone, reading the same lines, %: {percent(alone.accuracy, alone.ci95, 2)}")
+        say(f"the model alone, reading the same lines, %: {alone.shown()}")
     if report.gain_over_lexical is not None:
         gained = points(report.gain_over_lexical, report.gain_over_lexical_ci95)
         say(f"gain over the lexical reader alone: {gained} points")

@@ -48,37 +48,15 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-class Alphabet:
-    """A character for each known word."""
-
-    def __init__(self):
-        self._character: dict[str, str] = {}
-
-    def learn(self, words: Iterable[str]) -> str:
-        """Returns the words as one character each, and adds those that are new."""
-        for word in words:
-            self._character.setdefault(word, chr(_FIRST + len(self._character)))
-        return self.spell(words)
-
-    def spell(self, words: Iterable[str]) -> str:
-        """Returns the words as one character each, NUL for an unknown one."""
-        return "".join(map(self._character.get, words, itertools.repeat(UNKNOWN)))
-
-
 @dataclasses.dataclass(frozen=True)
 class Asked:
     """An item, a character a word."""
 
-    item: Item  # as published
+    id: str
     # stem, gold: the question and the gold option; empty where they have no words
     stem: str
     gold: str
     options: frozenset[str]  # the distinct options that have words
-
-    @property
-    def option_words(self) -> int:
-        """The number of words of the options; 0 where fewer than two are left to make a set."""
-        return sum(map(len, self.options)) if len(self.options) > 1 else 0
 
     @property
     def ngrams(self) -> set[str]:
@@ -88,8 +66,9 @@ class Asked:
     def answer_in(self, record: str) -> str:
         """Returns how a spelled record that holds the stem answers it, or "" where it does not."""
         length = len(self.stem)
+        option_words = sum(map(len, self.options)) if len(self.options) > 1 else 0  # one option is no set
+        reach = BESIDE + option_words
         rest = record.replace(self.stem, UNKNOWN * length)
-        reach = BESIDE + self.option_words
         beside = [
             rest[max(found.start() - reach, 0) : found.end() + reach]
             for found in re.finditer(re.escape(self.stem), record)
@@ -100,7 +79,7 @@ class Asked:
                 return []
             return [rest] if anywhere and length >= NGRAM else beside
 
-        if any(all(option in place for option in self.options) for place in places(self.option_words, anywhere=True)):
+        if any(all(option in place for option in self.options) for place in places(option_words, anywhere=True)):
             return "stem with its options"
         if any(self.gold in place for place in places(len(self.gold), anywhere=len(self.gold) > 1)):
             return "stem with its gold option"
@@ -132,15 +111,10 @@ class Found:
 
 
 class Wanted:
-    """The phrases of a benchmark, and the search for them.
-
-    Attributes:
-      asked: the items.
-      alphabet: the words that they use.
-    """
+    """The phrases of the items of a benchmark, and the search for them."""
 
     def __init__(self, items: Iterable[Item]):
-        self.alphabet = Alphabet()
+        self._character_of: dict[str, str] = {}  # of each word in the items
         self.asked = [self._asked(item) for item in items]
         self._ngrams = {ngram for asked in self.asked for ngram in asked.ngrams}
         self._by_stem: dict[str, list[Asked]] = defaultdict(list)
@@ -149,19 +123,25 @@ class Wanted:
         self._automaton = AhoCorasick((self._by_stem.keys() - {""}) | self._ngrams, store_patterns=True)
 
     def _asked(self, item: Item) -> Asked:
-        stem, *options = (self.alphabet.learn(words_of(text)) for text in (item.question, *item.options))
-        return Asked(item, stem, options[item.answer], frozenset(options) - {""})
+        texts = [words_of(text) for text in (item.question, *item.options)]
+        for word in itertools.chain.from_iterable(texts):
+            self._character_of.setdefault(word, chr(_FIRST + len(self._character_of)))
+        stem, *options = map(self._spelled, texts)
+        return Asked(item.id, stem, options[item.answer], frozenset(options) - {""})
+
+    def _spelled(self, words: Iterable[str]) -> str:
+        return "".join(self._character_of.get(word, UNKNOWN) for word in words)
 
     def found_in(self, text: str) -> Found:
         """Returns the matches in one record."""
-        record = self.alphabet.spell(words_of(text))
+        record = self._spelled(words_of(text))
         phrases = set(self._automaton.find_matches_as_strings(record, overlapping=True))
         stems = [asked for stem in phrases & self._by_stem.keys() for asked in self._by_stem[stem]]
-        return Found(1, phrases & self._ngrams, {asked.item.id: asked.answer_in(record) for asked in stems})
+        return Found(1, phrases & self._ngrams, {asked.id: asked.answer_in(record) for asked in stems})
 
 
 def check(items: Items, stores: Sequence[Path], held_out: Sequence[str] = HELD_OUT) -> dict:
-    """Returns the matches of a benchmark in stores: the record that is kept with every score on it.
+    """Returns the matches of a benchmark in stores: fields of `ghost_jax.runs.evaluation.Contamination`.
 
     Records of the splits `held_out` are counted and not refused. The result is cached under the items, the stores and
     `VERSION`. Raises UserError for a folder that is not a store with text.
@@ -182,42 +162,37 @@ def _searched(items: Items, parts: Iterable[Part], held_out: Sequence[str]) -> d
     rows: list[dict] = []
     contaminated: list[dict] = []
     for part in parts:
-        of_part = Found()
+        of_part, held = Found(), part.split in held_out
         with Progress(f"searching {part.store} {part.name}", part.size, unit="records", brief=True) as progress:
             for text in part.texts:
                 progress.advance(1)
                 found = wanted.found_in(text.text)
                 of_part.add(found)
-                if part.split not in held_out:
+                if not held:
                     where = {"store": part.store, "part": part.name, "record": text.id, "source": text.source}
                     answered = sorted((item, reason) for item, reason in found.stems.items() if reason)
                     contaminated += [{"item": item, **where, "reason": reason} for item, reason in answered]
-        held = part.split in held_out
         if not held:
             total.add(of_part)
         rows.append({"store": part.store, "part": part.name, "held_out": held, **of_part.counts(wanted.asked)})
-    counts = total.counts(wanted.asked)
+    counts, n = total.counts(wanted.asked), len(items)
+    verdict = "not contaminated: no record asks an item and answers it."
+    if counts["contaminated"]:
+        verdict = f"CONTAMINATED: the data hold {counts['contaminated']:,} of {n:,} items together with an answer."
+    verdict += f" {counts['ngram']:,} of {n:,} items share {NGRAM} words in a row with the data: reported, not refused."
     return {
-        "n": len(items),
+        "n": n,
         "ngram_words": NGRAM,
         "counts": counts,
         "parts": rows,
         "contaminated": contaminated,
-        "verdict": _verdict(counts, len(items)),
+        "verdict": verdict,
     }
-
-
-def _verdict(counts: dict[str, int], n: int) -> str:
-    shared = f"{counts['ngram']:,} of {n:,} items share {NGRAM} words in a row with the data: reported, not refused."
-    if not counts["contaminated"]:
-        return f"not contaminated: no record asks an item and answers it. {shared}"
-    return f"CONTAMINATED: the data hold {counts['contaminated']:,} of {n:,} items together with an answer. {shared}"
 
 
 def refuse(result: dict) -> None:
     """Raises UserError, with the first contaminated records of a result of `check`, where there are any."""
-    found = result["contaminated"]
-    if not found:
+    if not (found := result["contaminated"]):
         return
     named = "; ".join(
         f"item {at['item']} in {at['store']} {at['part']}, record {at['record']} ({at['reason']})" for at in found[:3]

@@ -1,13 +1,6 @@
-"""The evaluations that a config may name in `evals`, with options of their own; `EVALUATIONS` is the table.
+"""`EVALUATIONS` are those that a config may name in `evals`; docs/extending.md#an-evaluation says what each module has.
 
-Each is a module with
-
-    check_data(workdir, data_dir)          raises UserError where the data of a run hold what it will be asked
-    evaluate_run(predict, tokenizer, workdir, data_dir, *, context, **options) -> record
-                                           of `evals/NAME.json`, see `ghost_jax.runs.evaluation`
-    show_run(workdir, console)             prints that
-
-`TASKS` is the table of CTIBench's tasks with answers in free text, see `open_answers.py`.
+`TASKS` are CTIBench's tasks with answers in free text, see `open_answers.py`.
 """
 
 from types import ModuleType

@@ -1,7 +1,6 @@
 """CTIBench ATE: a text about malware to the ids of its main ATT&CK techniques; F1 of the two sets.
 
-The macro F1 is the mean over texts. The texts restate ATT&CK's pages of software, from which the gold is: no baseline
-reads the page of an asked software, and what these pages answer is in the report as a look-up.
+The texts restate ATT&CK's pages of software, from which the gold is: no baseline reads the page of an asked software.
 """
 
 import re

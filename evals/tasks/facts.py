@@ -1,7 +1,4 @@
-"""Scores a chat run on facts of subjects that it was not tuned on, as `mcq.py` scores it on CTIBench.
-
-docs/scoring.md#held-out-facts describes the questions: those of the dataset `fact_mcq` in two splits.
-"""
+"""Scores a chat run on facts of subjects that it was not tuned on, see docs/scoring.md#held-out-facts."""
 
 from pathlib import Path
 
@@ -24,18 +21,11 @@ def check_data(workdir: Path, data_dir: Path | None) -> None:
 
 
 def evaluate_run(
-    predict: Predict,
-    tokenizer: Tokenizer,
-    workdir: Path,
-    data_dir: Path | None,
-    *,
-    context: int,
-    batch_size: int,
+    predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir: Path | None, **size: int
 ) -> Evaluation:
-    """Returns the evaluation on the run's held-out fact questions, in the four cyclic orders."""
+    """Returns the evaluation on the run's held-out fact questions; `size` is `context` and `batch_size`."""
     path = _items_of(workdir)
-    how = {"context": context, "batch_size": batch_size, "orders": "cyclic", "path": path}
-    return mcq.evaluate_run(predict, tokenizer, workdir, data_dir, **how)
+    return mcq.evaluate_run(predict, tokenizer, workdir, data_dir, orders="cyclic", path=path, **size)
 
 
 def show_run(workdir: Path, console: Console) -> None:

@@ -70,13 +70,10 @@ def evaluate_run(
     answers = None
     if book and reader == "both":
         report = both_report(putting(predict, tokenizer, **how), orders, items, book)
-        report = replace(report, layout=layout)
     else:
-        passages = book.passages if book else None
-        report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, passages=passages)
-        if book:
-            report = replace(report, book=book.name, book_index=book.described())
-    report = replace(report, note=note, split=split, contamination=contamination)
+        of_book = {"passages": book.passages, "book": book.name, "book_index": book.described()} if book else {}
+        report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, **of_book)
+    report = replace(report, note=note, split=split, contamination=contamination, layout=layout)
     if options_only:
         control = trained_without_questions(options_only, workdir, control_name, report, answers, items)
         report = with_controls(report, {TRAINED: control})
@@ -116,12 +113,14 @@ def stem_of(
     path: Path | None, split: str = "all", orders: str = "cyclic", book: str = "closed", reader: str = "model"
 ) -> str:
     """Returns the name of a report in a run's `evals/`: "ctibench", "ctibench-published", "ctibench-open-model"."""
-    unusual = [
-        *([split] if split != "all" else []),
-        *([orders] if orders != "cyclic" else []),
-        *([book if book == "open" else "own", reader] if book != "closed" else []),
-    ]
-    return "-".join([path.stem if path else "ctibench", *unusual])
+    parts = [path.stem if path else "ctibench"]
+    if split != "all":
+        parts.append(split)
+    if orders != "cyclic":
+        parts.append(orders)
+    if book != "closed":
+        parts += [book if book == "open" else "own", reader]
+    return "-".join(parts)
 
 
 def show_run(workdir: Path, console: Console) -> None:

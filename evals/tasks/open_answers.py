@@ -1,8 +1,6 @@
-"""The tasks of CTIBench with answers in free text: their items, answers, score and verdict.
+"""The tasks of CTIBench with answers in free text: their items, answers, score and verdict."""
 
-An answer is a text, a cell of a sheet or what a model wrote. `Task.parse` finds the answer in it by a fixed rule.
-"""
-
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from rich.table import Table
 
 import ghost_jax
 from evals.analysis.predictions import GOLD_COLUMNS, ID_COLUMN, check_gold, matched, read_rows
-from evals.analysis.report import print_line, right
+from evals.analysis.report import file_of, print_line, right
 from evals.analysis.stats import clustered_interval, paired_difference
 from evals.analysis.verdict import COLLAPSED_SHARE, ROUNDING
 from evals.tasks.baseline_text import Rivals, copy_key, task_file
@@ -23,7 +21,7 @@ from ghost_jax.data.items.items import Item, Items
 from ghost_jax.data.storage import tables
 from ghost_jax.data.storage.artifact_cache import sha256_of
 from ghost_jax.data.storage.files import quoted, refusal
-from ghost_jax.runs.evaluation import COLLAPSED, ItemsFile, PredictionsFile, TaskEvaluation, TaskFigure
+from ghost_jax.runs.evaluation import COLLAPSED, PredictionsFile, TaskEvaluation, TaskFigure
 
 COLUMNS = ("URL", "Description", "Prompt", "GT")
 NOT_ANSWERS = (ID_COLUMN, *GOLD_COLUMNS, "url", "platform", "description", "prompt")  # columns of a sheet, lower case
@@ -69,11 +67,10 @@ def read_task(task: Task, path: Path | None, data_dir: Path | None) -> TaskItems
     items: dict[str, TaskItem] = {}
     for place, cells in tables.read(path, COLUMNS):
         name, gold = cells["URL"].strip().rstrip("/").rpartition("/")[2], task.parse(cells["GT"])
-        if not name or name in items or not gold:
-            fault = (
-                f"the id {quoted(name)} is empty or repeated, or GT {quoted(cells['GT'])} is no answer of {task.name}"
-            )
-            raise refusal(path, place, fault)
+        if not name or name in items:
+            raise refusal(path, place, f"the id {quoted(name)} is empty or repeated")
+        if not gold:
+            raise refusal(path, place, f"GT {quoted(cells['GT'])} is no answer of {task.name}")
         items[name] = TaskItem(name, cells["Description"], cells["Prompt"], gold, cells.get("Platform", ""))
     if not items:
         raise UserError(f"{path}: the file has a header but no items. Give the complete benchmark file.")
@@ -93,7 +90,7 @@ def read_answers(task: Task, items: TaskItems, path: Path, column: str | None) -
     """
     rows = read_rows(path, lists_by_letter=False)
     header = list(rows[0][1])
-    rows = matched(path, rows, items, header)
+    rows = matched(path, rows, items)
     check_gold(path, rows, items, [item.gold for item in items], task.parse, column)
     if column and column not in header:
         raise UserError(f'{path}: there is no column "{column}".{did_you_mean(column, header)}')
@@ -141,9 +138,8 @@ def score(
     by_name, text = rivals
     baselines = {name: figure(each, own) for name, each in ({CONSTANT: [constant] * len(golds)} | by_name).items()}
     verdict, words = _verdict(baselines, fields)
-    file = ItemsFile(name=items.name, file=items.name, sha256=items.sha256, quirks=(), left_out=())
     fields |= {"ghost_jax": ghost_jax.__version__, "task": task.name, "metric": task.metric, "n": len(items)}
-    fields |= {"items": file, "baselines": baselines, "baseline_text": text, "verdict": verdict}
+    fields |= {"items": file_of(items), "baselines": baselines, "baseline_text": text, "verdict": verdict}
     return TaskEvaluation(**fields, verdict_text=f"{verdict}: {words}.", **others)
 
 
@@ -163,7 +159,8 @@ def _verdict(baselines: dict[str, TaskFigure], fields: dict) -> tuple[str, str]:
 
 def show(report: TaskEvaluation, console: Console) -> None:
     """Prints the evaluation on one screen."""
-    print_line(console, f"{report.items.name} ({report.items.sha256[:12]}): {report.n:,} items")
+    say = functools.partial(print_line, console)
+    say(f"{report.items.name} ({report.items.sha256[:12]}): {report.n:,} items")
     has_micro = report.baselines[CONSTANT].micro is not None
     table = Table("", *right(report.metric, "95% interval", *["micro F1"] * has_micro, "gain over it"))
     for name, each in (({"the answers": report.headline} if report.headline else {}) | report.baselines).items():
@@ -173,20 +170,16 @@ def show(report: TaskEvaluation, console: Console) -> None:
         table.add_row(name, f"{each.value:.3f}", f"{low:.3f} to {high:.3f}", *micro, gain)
     console.print(table)
     if LOOK_UP in report.baselines:
-        print_line(console, f"{LOOK_UP}: the pages that the gold answers are from, so it is no baseline")
+        say(f"{LOOK_UP}: the pages that the gold answers are from, so it is no baseline")
     text = report.baseline_text
     left_out = f"{text.left_out_by_id:,} test items by id and {text.left_out_by_text:,} by text"
-    print_line(console, f"baselines: made from {text.records:,} records; left out: {left_out}")
+    say(f"baselines: made from {text.records:,} records; left out: {left_out}")
     if report.contamination:
-        print_line(console, f"training data: {report.contamination.verdict}")
+        say(f"training data: {report.contamination.verdict}")
     if report.prompts_cropped:
-        print_line(
-            console, f"prompts cropped at their beginning, because the context is short: {report.prompts_cropped:,}"
-        )
+        say(f"prompts cropped at their beginning, because the context is short: {report.prompts_cropped:,}")
     if report.headline:
         alone = "" if report.parsed_only is None else f"; {report.metric} over the others: {report.parsed_only:.3f}"
-        print_line(console, f"answers that could not be parsed: {report.not_parsed:.1%}{alone}")
-        print_line(
-            console, f"most frequent answer: {report.top_answer or 'none'}, {report.top_share:.1%} of the parsed ones"
-        )
-    print_line(console, f"verdict: {report.verdict_text}", "bold")
+        say(f"answers that could not be parsed: {report.not_parsed:.1%}{alone}")
+        say(f"most frequent answer: {report.top_answer or 'none'}, {report.top_share:.1%} of the parsed ones")
+    say(f"verdict: {report.verdict_text}", "bold")

@@ -1,8 +1,7 @@
 """Recall by exposure: how often a base finds the object of a fact, against how often the fact was stated to it.
 
 Each fact is put as the beginning of a text, in a wording that training had for no fact, and the model compares four
-objects as its end by PMI, the difference to the same wording about "it". All four were stated equally often, and each
-is right in one fact of its set: whoever has not read the fact is right in one of four.
+objects as its end by PMI, the difference to the same wording about "it".
 """
 
 import json
@@ -19,7 +18,7 @@ from evals.answering.prefix_tree import Predict, Tree, read, scored_text
 from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs import evaluation
-from ghost_jax.runs.evaluation import Accuracy, ExposureRecall, Recall, percent
+from ghost_jax.runs.evaluation import Accuracy, ExposureRecall, Recall
 from ghost_jax.text.tokenizer import Tokenizer
 
 ITEMS = "exposure.jsonl"
@@ -30,12 +29,8 @@ def check_data(workdir: Path, data_dir: Path | None) -> None:
     """Does nothing: the facts asked for are meant to be in the training data."""
 
 
-def evaluate_run(
-    predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir: Path | None, *, context: int, batch_size: int
-) -> Recall:
-    """Returns the recall of a base run, over all facts and by exposures.
-
-    Accuracies are fractions, their 95% intervals clustered by the set of four facts that share their options.
+def evaluate_run(predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir: Path | None, **size: int) -> Recall:
+    """Returns the recall of a base run, over all facts and by exposures, clustered by the sets that share options.
 
     Raises UserError where the run was not trained on the dataset `exposure`.
     """
@@ -49,9 +44,7 @@ def evaluate_run(
     answers = [item["answer"] for item in items]
     credits = {}
     for way, blank in WAYS.items():
-        with_fact, without = (
-            _log_probs(predict, tokenizer, items, key, context=context, batch_size=batch_size) for key in (way, blank)
-        )
+        with_fact, without = (_log_probs(predict, tokenizer, items, key, **size) for key in (way, blank))
         pmi = with_fact - without
         best = pmi == pmi.max(axis=1, keepdims=True)
         credits[way] = best[np.arange(len(items)), answers] / best.sum(axis=1)  # those that tie share one
@@ -81,29 +74,23 @@ def show_run(workdir: Path, console: Console) -> None:
     columns = right("exposures", "facts", "statement in a new wording", "question")
     table = Table(*columns, title="recall, % (95% interval), by how often a fact was stated; 25 is chance")
     for count, found in [*report.by_exposures.items(), ("all", report)]:
-        ways = [percent(each.accuracy, each.ci95) for each in (found.statement, found.question)]
-        table.add_row(count, f"{found.n:,}", *ways)
+        table.add_row(count, f"{found.n:,}", found.statement.shown(1), found.question.shown(1))
     console.print(table)
 
 
-def _log_probs(
-    predict: Predict, tokenizer: Tokenizer, items: Sequence[dict], key: str, *, context: int, batch_size: int
-) -> np.ndarray:
+def _log_probs(predict: Predict, tokenizer: Tokenizer, items: Sequence[dict], key: str, **size: int) -> np.ndarray:
     """Returns the log-probability [N, 4] of each item's options behind the text at `key`."""
     texts = sorted({item[key] for item in items})
     options = {text: sorted({o for item in items if item[key] == text for o in item["options"]}) for text in texts}
-    trees = [_tree(tokenizer, text, options[text]) for text in texts]
-    readings = read(predict, trees, context=context, batch_size=batch_size, doing=f"recall, {key.replace('_', ' ')}")
+    trees = []
+    for text in texts:
+        trunk = np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.int32)
+        ends = [np.array([trunk[-1], *tokenizer.encode(f" {option}")], np.int32) for option in options[text]]
+        trees.append(Tree(trunk[:-1], tuple(map(scored_text, ends))))
+    found = read(predict, trees, doing=f"recall, {key.replace('_', ' ')}", **size)
     score = {
-        (text, option): float(reading.log_probs.astype(np.float64).sum())
-        for text, of_tree in zip(texts, readings, strict=True)
-        for option, reading in zip(options[text], of_tree, strict=True)
+        (text, option): float(log_probs.astype(np.float64).sum())
+        for text, of_tree in zip(texts, found, strict=True)
+        for option, log_probs in zip(options[text], of_tree, strict=True)
     }
     return np.array([[score[item[key], option] for option in item["options"]] for item in items])
-
-
-def _tree(tokenizer: Tokenizer, text: str, options: Sequence[str]) -> Tree:
-    """Returns a text as a trunk with an option a branch, all of whose tokens are read."""
-    trunk = np.array([tokenizer.bos_id, *tokenizer.encode(text)], np.int32)
-    ends = [np.array([trunk[-1], *tokenizer.encode(f" {option}")], np.int32) for option in options]
-    return Tree(trunk[:-1], tuple(map(scored_text, ends)))

@@ -1,8 +1,4 @@
-"""CTIBench VSP: the description of a vulnerability to its CVSS vector; mean absolute deviation of the base scores.
-
-The baseline `by_rules` is fitted on nothing: its rules are from the specification of CVSS 3.1 and from how descriptions
-of vulnerabilities are worded, and were written before they were scored.
-"""
+"""CTIBench VSP: the description of a vulnerability to its CVSS vector; mean absolute deviation of the base scores."""
 
 import functools
 import re
@@ -46,7 +42,10 @@ def _label(text: str) -> str:
 
 
 def by_rules(text: str) -> str:
-    """Returns the vector of a description by keywords: the first row of each table that the text has counts."""
+    """Returns the vector of a description by keywords: the first row of each table that the text has counts.
+
+    The rules are from the specification of CVSS 3.1 and the usual wordings, and were written before they were scored.
+    """
     text = text.lower()
 
     def first(table: Sequence[tuple[str, str]], otherwise: str) -> str:

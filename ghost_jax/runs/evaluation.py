@@ -28,6 +28,10 @@ class Accuracy:
     accuracy: float
     ci95: Interval
 
+    def shown(self, digits: int = 2) -> str:
+        """Returns it in percent with its interval: "25.00 (24.10 to 25.90)"."""
+        return percent(self.accuracy, self.ci95, digits)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Headline(Accuracy):

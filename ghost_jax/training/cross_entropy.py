@@ -44,24 +44,22 @@ def cross_entropy(
 
 def log_probabilities(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, vocab_size: int, shards: int = 1
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the log-probabilities [B, T, K] float32 of targets [B, T, K], and whether each is the most probable.
+) -> jax.Array:
+    """Returns the log-probabilities [B, T, K] float32 of targets [B, T, K].
 
     The logits of targets are products with the float32 table, whose factors a TPU would round by default: rows rounded
-    to bfloat16 favour one letter by 0.05 nats in every prompt. Their common normaliser, and which token is the most
-    probable, are of rounded rows. The other arguments are those of `cross_entropy`.
+    to bfloat16 favour one letter by 0.05 nats in every prompt. Their common normaliser is of rounded rows. The other
+    arguments are those of `cross_entropy`.
     """
     rows = table.astype(hidden.dtype)
 
-    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
         states, wanted = chunk
         logits = _logits(states, rows, vocab_size)
         exact = jnp.einsum("nd,nkd->nk", states.astype(jnp.float32), table[wanted], precision=jax.lax.Precision.HIGHEST)
-        most_probable = jnp.take_along_axis(logits, wanted.T, axis=0) >= logits.max(axis=0)
-        return exact - jax.nn.logsumexp(logits, axis=0)[:, None], most_probable.T
+        return exact - jax.nn.logsumexp(logits, axis=0)[:, None]
 
-    log_probs, most_probable = jax.lax.map(of_chunk, _chunks((hidden, targets), shards))
-    return _joined(log_probs, hidden.shape[:2]), _joined(most_probable, hidden.shape[:2])
+    return _joined(jax.lax.map(of_chunk, _chunks((hidden, targets), shards)), hidden.shape[:2])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

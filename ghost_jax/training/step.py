@@ -179,18 +179,18 @@ def make_eval_step(model: Transformer, abstract_params: dict, mesh: Mesh) -> Cal
     )
 
 
-def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns the jitted `(params, batch, at, targets) -> (log-probabilities, most probable or not)` of evaluations.
+def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Callable[..., jax.Array]:
+    """Returns the jitted `(params, batch, at, targets) -> log-probabilities` of evaluations.
 
     The batch has `tokens`, `positions`, `segments` and `branches`, each [B, T] int32, as `Transformer.hidden` takes
-    them. For the token after position `at` [B, R] it returns the log-probabilities [B, R, K] of `targets` [B, R, K],
-    and whether each is the most probable token [B, R, K]; the head is applied at those positions only. Compiled once
-    a shape; B need not divide over the mesh. Attention is "blocks", which has the masks of these rows.
+    them. For the token after position `at` [B, R] it returns the log-probabilities [B, R, K] of `targets` [B, R, K];
+    the head is applied at those positions only. Compiled once a shape; B need not divide over the mesh. Attention is
+    "blocks", which has the masks of these rows.
     """
     sharding = batch_sharding(mesh)
     model = Transformer(dataclasses.replace(config, attention="blocks"), rows=sharding)
 
-    def predict(params: dict, batch: dict, at: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def predict(params: dict, batch: dict, at: jax.Array, targets: jax.Array) -> jax.Array:
         hidden = model.apply({"params": params}, **batch, at=at, method="hidden")  # [B, R, D]
         return log_probabilities(hidden, params[tables_of(config)[-1]], targets, config.vocab_size, batch_shards(mesh))
 
@@ -201,12 +201,12 @@ def make_predict(config: ModelConfig, abstract_params: dict, mesh: Mesh) -> Call
         compiler_options=_compiler_options(mesh, model.config.dtype),
     )
 
-    def padded(params: dict, batch: dict, at: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    def padded(params: dict, batch: dict, at: np.ndarray, targets: np.ndarray) -> jax.Array:
         count = len(at)
         missing = -count % batch_shards(mesh)  # rows, until the batch divides
         arrays = {**batch, "at": at, "targets": targets}
         arrays = {name: np.pad(x, ((0, missing), *[(0, 0)] * (x.ndim - 1))) for name, x in arrays.items()}
         placed = place(arrays, sharding)
-        return tuple(x[:count] for x in jitted(params, placed, placed.pop("at"), placed.pop("targets")))
+        return jitted(params, placed, placed.pop("at"), placed.pop("targets"))[:count]
 
     return padded
