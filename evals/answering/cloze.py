@@ -14,8 +14,7 @@ from evals.items.answers import Answers, orders_of
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import Item, Items, Order
 from ghost_jax.runs.evaluation import Cloze
-from ghost_jax.text.chat_format import Message, render, render_prompt
-from ghost_jax.text.mcq_format import answer, ask, with_context
+from ghost_jax.text import mcq_format
 from ghost_jax.text.tokenizer import Tokenizer
 
 # Declared before anything was scored. A model that does not read the question gives every option 0 and scores chance,
@@ -132,12 +131,6 @@ def _token_scores(
 
 
 def _tree_of(tokenizer: Tokenizer, question: str, options: Sequence[str], passages: Sequence[str]) -> Tree:
-    """Returns the question as a trunk and each option with the end of its turn as a branch, all tokens scored.
-
-    A branch begins with the prompt's last token, because its first token is scored there.
-    """
-    message = Message("user", with_context(ask(question, options, "cloze"), passages))
-    prompt = render_prompt(tokenizer, [message])
-    turns = [render(tokenizer, [message, Message("assistant", answer("", text, "cloze"))]) for text in options]
-    pieces = [ids[len(prompt) - 1 : np.flatnonzero(learnt)[-1] + 1] for ids, learnt in turns]
-    return Tree(prompt[:-1], tuple(map(scored_text, pieces)))
+    """Returns the question as a trunk and each option with the end of its turn as a branch, all tokens scored."""
+    trunk, turns = mcq_format.cloze(tokenizer, question, options, passages)
+    return Tree(trunk, tuple(scored_text(ids[: np.flatnonzero(learnt)[-1] + 1]) for ids, learnt in turns))

@@ -41,6 +41,20 @@ def answer(letter: str, text: str, layout: str = "classic") -> str:
     return f"{letter}. {text}" if text else letter
 
 
+def cloze(
+    tokenizer: Tokenizer, question: str, options: Sequence[str], passages: Sequence[str] = ()
+) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Returns the ids of a cloze without its last token, and behind it the ids [n] and mask [n] of each option's turn.
+
+    The last token of the prompt predicts the first of every option, so it begins each. `passages` stand in front of the
+    question.
+    """
+    asked = Message("user", with_context(ask(question, options, "cloze"), passages))
+    prompt = render_prompt(tokenizer, [asked])[:-1]
+    turns = [render(tokenizer, [asked, Message("assistant", answer("", text, "cloze"))]) for text in options]
+    return prompt, [(ids[len(prompt) :], mask[len(prompt) :]) for ids, mask in turns]
+
+
 def letter_ids(tokenizer: Tokenizer, count: int = 4, layout: str = "classic") -> np.ndarray:
     """Returns the ids `[count]` of the letters at the first position of the assistant's turn.
 

@@ -44,8 +44,8 @@ def index_of(inputs: BuildInputs, asked: Iterable[Question]) -> Index:
 
 def build(asked: Iterable[Question], index: Index, seed: int, layout: str) -> Iterator[Conversation]:
     """Yields the conversations of `mcq.build` with a context in front of most questions, see `with_passages`."""
-    found = list(with_passages(asked, index, seed))
-    for (_, context), plain in zip(found, mcq.build([q for q, _ in found], seed, layout), strict=True):
+    for q, context in with_passages(asked, index, seed):
+        (plain,) = mcq.build([q], seed, layout)
         user, assistant = plain.messages
         yield dataclasses.replace(plain, messages=(Message("user", with_context(user.content, context)), assistant))
 

@@ -10,13 +10,10 @@ import numpy as np
 
 from ghost_jax.data.builders import fact_mcq, mcq, raft
 from ghost_jax.data.examples import BuildInputs, Question, Rows, by_split
-from ghost_jax.text.chat_format import Message, render, render_prompt
-from ghost_jax.text.mcq_format import answer, ask, with_context
+from ghost_jax.text.mcq_format import cloze
 from ghost_jax.text.tokenizer import Tokenizer
 
 VERSION = 1  # raise it when the same questions give other rows
-
-LAYOUT = "cloze"
 
 
 def dataset(inputs: BuildInputs) -> Rows:
@@ -40,20 +37,14 @@ def _rows(inputs: BuildInputs, asked: Iterable[tuple[Question, Sequence[str]]]) 
 
 
 def row(tokenizer: Tokenizer, q: Question, passages: Sequence[str] = ()) -> dict:
-    """Returns the row of a store: the prompt without its last token, then that token and each option in turn.
-
-    The last token of the prompt predicts the first of every option, so it begins each branch. `passages` stand in front
-    of the question.
-    """
-    asked = Message("user", with_context(ask(q.question, q.options, LAYOUT), passages))
-    prompt = render_prompt(tokenizer, [asked])
-    head = len(prompt) - 1
-    tokens, mask, branches = [prompt[:head]], [np.zeros(head, bool)], [np.zeros(head, np.uint8)]
-    for branch, option in enumerate(q.options, 1):
-        ids, learnt = render(tokenizer, [asked, Message("assistant", answer(q.letter, option, LAYOUT))])
-        tokens.append(ids[head:])
-        mask.append(learnt[head:])
-        branches.append(np.full(len(ids) - head, branch, np.uint8))
-    arrays = {"tokens": tokens, "mask": mask, "branches": branches}
-    named = {"id": q.id, "source": q.source, "letter": q.letter}
-    return named | {name: np.concatenate(parts) for name, parts in arrays.items()}
+    """Returns the row of a store: the prompt without its last token, then that token and each option in turn."""
+    prompt, turns = cloze(tokenizer, q.question, q.options, passages)
+    pieces = [(prompt, np.zeros(len(prompt), bool)), *turns]
+    return {
+        "id": q.id,
+        "source": q.source,
+        "letter": q.letter,
+        "tokens": np.concatenate([ids for ids, _ in pieces]),
+        "mask": np.concatenate([mask for _, mask in pieces]),
+        "branches": np.repeat(np.arange(len(pieces), dtype=np.uint8), [len(ids) for ids, _ in pieces]),
+    }
