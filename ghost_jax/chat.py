@@ -156,10 +156,7 @@ def answer_lines(conversation: Conversation, lines: Iterable[str]) -> int:
 
 def open_index(book: str, data_dir: Path | None) -> Index:
     """Returns the index of the lines of a book, built if need be. Raises UserError where a source is missing."""
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
+    say = functools.partial(print, file=sys.stderr, flush=True)
     corpus = book_corpus(data_dir, say, book)
     return Index.load(index_store(corpus, artifact_cache.manifest(corpus).documents, say))
 
@@ -173,10 +170,9 @@ def open_run(flags: argparse.Namespace, sampling: Sampling, index: Index | None)
     size = {"batch_size": BATCH_SIZE, "new_tokens": flags.max_new_tokens, "stop_ids": tokenizer.special_ids}
     generator = Generator(model, params, mesh, **size)
     max_prompt = max(model.context - flags.max_new_tokens, model.context // 2)
-    key = jax.random.key(flags.seed)
     quotes = index is not None and evaluation.only_guesses(flags.workdir)
-    how = {"quotes": quotes, "max_prompt": max_prompt, "sampling": sampling, "key": key}
-    return Conversation(generator, tokenizer, index, **how), step
+    key = jax.random.key(flags.seed)
+    return Conversation(generator, tokenizer, index, quotes, max_prompt, sampling, key), step
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:

@@ -35,41 +35,37 @@ def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> st
 
     Raises UserError where the run is absent or unfinished, or has no form of this kind.
     """
-    adapters = None
     if kind == "peft":
         model, params, adapters, step = load_adapted(workdir, make_mesh())
     else:
         model, params, step = load_model(workdir, make_mesh())
     if not (run_record.is_finished(workdir) or run_record.stopped(workdir)):
         raise UserError(f"The run in {workdir} is not finished. Repeat its train command: it resumes.")
+    form = FORMATS[model.generation]
+    if kind != "hf" and form is not llama:
+        raise UserError(f"{workdir} is a v0.4 model, and --format={kind} is written of v0.5. Leave --format out.")
     tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
-    form, spelled = FORMATS[model.generation], read_json(workdir / "tokenizer.json")
-    described = vocabulary.files_of(spelled, tokenizer, model.context)
-    chat = "with" if "chat_template" in described["tokenizer_config.json"] else "without"
-    if kind == "gguf":
-        if form is not llama:
-            raise UserError(f"{workdir} is a v0.4 model, and GGUF is written of v0.5. Leave --format out.")
-        size = gguf.write(folder, params, model, tokenizer, spelled, dtype, workdir.resolve().name)
-        described = {}  # the file holds its vocabulary
-    else:
-        size = weights.write(folder, form.tensors_of(params, model), jnp.dtype(dtype))
-    if adapters and form is not llama:
-        raise UserError(f"{workdir} is a v0.4 model, and adapters are written of v0.5. Leave --format out.")
-    described["config.json"] = {  # last: nothing loads without it
+    spelled, name = read_json(workdir / "tokenizer.json"), workdir.resolve().name
+    files = vocabulary.files_of(spelled, tokenizer, model.context)
+    config = {
         **form.config_of(model),
         **vocabulary.special_ids(tokenizer),
         "torch_dtype": dtype,
-        "ghost_jax": {"version": ghost_jax.__version__, "run": workdir.resolve().name, "step": step, "format": kind},
+        "ghost_jax": {"version": ghost_jax.__version__, "run": name, "step": step, "format": kind},
     }
-    for name, content in described.items():
-        write_json(folder / name, content)
-    if adapters:
-        base = folder / peft.BASE
-        base.mkdir()
-        for name in (weights.FILE, *(name for name in described if name != "config.json")):
-            (folder / name).rename(base / name)
-        write_json(base / "config.json", described["config.json"])
+    if kind == "gguf":  # the file holds its vocabulary
+        size = gguf.write(folder, params, model, tokenizer, spelled, dtype, name)
+    else:
+        whole = folder / peft.BASE if kind == "peft" else folder
+        whole.mkdir(exist_ok=True)
+        size = weights.write(whole, form.tensors_of(params, model), jnp.dtype(dtype))
+        for file, content in files.items():
+            write_json(whole / file, content)
+    if kind == "peft":
+        write_json(whole / "config.json", config)
         size = peft.write(folder, *adapters)
+    write_json(folder / "config.json", config)  # last: nothing loads without it
+    chat = "with" if tokenizer.template else "without"
     return f"{form.ARCHITECTURE}, {model.parameters():,} parameters, {dtype}, {size:,} bytes, {chat} a chat template"
 
 

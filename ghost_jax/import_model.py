@@ -45,8 +45,7 @@ def read_model(folder: Path) -> tuple[ModelConfig, dict, Tokenizer, list[Path]]:
     model = llama.model_of(config)
     tokenizer = vocabulary.read_vocabulary(folder, model.vocab_size)
     weights = Weights(folder)
-    read = llama.without_output_bias(weights) if config["model_type"] == llama.QWEN else weights
-    params = llama.params_of(read, model)
+    params = llama.params_of(weights, model, output_bias=config["model_type"] != llama.QWEN)
     if llama.HEAD in weights.unread:  # transformers 4 would use the embedding in its place, transformers 5 this head
         head = weights(llama.HEAD, (model.vocab_size, model.width))
         if not np.array_equal(head, params["embedding"][: model.vocab_size]):

@@ -26,24 +26,14 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.serve", description=main.__doc__)
     add = parser.add_argument
     add("--workdir", type=path_of, metavar="DIR", help="the run; without it the reader alone answers")
-    add(
-        "--book",
-        default="closed",
-        metavar="closed|open|PATH",
-        help="the text that answers read and cite (default: closed)",
-    )
+    add("--book", default="closed", metavar="BOOK", help="closed (default), open, or your files: FOLDER,cwe,…")
     add("--data_dir", type=path_of, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=8000, help="0 for any free one (default: 8000)")
     add("--batch_size", type=int, default=16, metavar="N", help="texts generated at once (default: 16)")
     add("--waiting", type=int, default=64, metavar="N", help="requests that may queue beside them (default: 64)")
-    add(
-        "--max_new_tokens",
-        type=int,
-        default=256,
-        metavar="N",
-        help="of an answer, unless the request says (default: 256)",
-    )
+    answers = "of an answer, unless the request says (default: 256)"
+    add("--max_new_tokens", type=int, default=256, metavar="N", help=answers)
     add("--timeout", type=float, default=120, metavar="SECONDS", help="the longest that a request takes (default: 120)")
     flags = parser.parse_args(argv)
     if not flags.workdir and flags.book == "closed":
@@ -64,7 +54,6 @@ class Server(uvicorn.Server):
     """Says that it ends, since requests that run may take a while."""
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
-        """Handles SIGTERM and Ctrl-C."""
         print("Ending: requests that run are finished, new ones refused.", flush=True)
         super().handle_exit(sig, frame)
 
@@ -102,9 +91,8 @@ def main(argv: Sequence[str]) -> int:
             seconds=flags.timeout,
             hosts=LOOPBACK if flags.host in LOOPBACK else (),
         )
-        config = uvicorn.Config(
-            app, log_level="warning", server_header=False, timeout_graceful_shutdown=int(flags.timeout)
-        )
+        graceful = int(flags.timeout)
+        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=graceful)
         shown = f"[{flags.host}]" if ":" in flags.host else flags.host
         print(f"{name} at http://{shown}:{listening.getsockname()[1]}. Ctrl-C ends it.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has drained

@@ -165,7 +165,7 @@ def test_a_gguf_file_begins_documents_alone_with_bos_and_types_added_tokens(tmp_
     for tokenizer, adds in ((base, True), (base.with_chat_tokens(["xyzzy"]), False)):
         writer = Mock()
         tokenizer.save(tmp_path / "run.json")
-        gguf._add_vocabulary(writer, tokenizer, json.loads((tmp_path / "run.json").read_text()), TokenType)
+        gguf._add_vocabulary(writer, tokenizer, json.loads((tmp_path / "run.json").read_text()))
         writer.add_add_bos_token.assert_called_once_with(adds)
         (types,) = writer.add_token_types.call_args.args
         assert types[tokenizer.id("<tool>")] == TokenType.USER_DEFINED

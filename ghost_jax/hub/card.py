@@ -4,6 +4,7 @@ Every number in it is in the run's records or the export's config.json.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -40,28 +41,26 @@ def channel_of(run: RunRecord) -> str:
 
 def card_of(run: RunRecord, exported: dict) -> str:
     """Returns the model card as Markdown with metadata in front; `exported` is the config.json beside the weights."""
-    compared = [run] if run.config["stage"] != "imported" else []
+    scores = sorted(run.evals.values(), key=lambda score: score.book)  # those with the book closed first
     card = ModelCard.from_template(
-        metadata(run, exported),
+        metadata(run, exported, scores),
         template_path=str(TEMPLATE),
         run=run,
         config=run.config,
         exported=exported,
         channel=channel_of(run),
-        scores=_scores(run),
-        compared=compared,
-        studied=any(tables.published_of(each).get("run") for each in compared),
-        study_steps=tables.published_of(run).get("steps"),
+        scores=scores,
+        published=tables.published_of(run),
         tables=tables,
         **{each.__name__: each for each in (without_folders, percent, interval)},
     )
     return re.sub(r"\n{3,}", "\n\n", card.content).rstrip() + "\n"
 
 
-def metadata(run: RunRecord, exported: dict) -> ModelCardData:
+def metadata(run: RunRecord, exported: dict, scores: Sequence[Evaluation]) -> ModelCardData:
     """Returns the card's metadata: what a hub sorts models by, and the scores as a model-index."""
-    own = [score for score in _scores(run) if score.reader != "both"]  # the lexical reader has a part in those
-    results = [_eval_result(score) for score in own]
+    # The lexical reader has a part in the scores of both.
+    results = [_eval_result(score) for score in scores if score.reader != "both"]
     return ModelCardData(
         library_name=LIBRARIES[exported["ghost_jax"].get("format", "hf")],
         pipeline_tag="text-generation",
@@ -90,11 +89,6 @@ def _eval_result(score: Evaluation) -> EvalResult:
         metric_value=value,
         metric_args={"ci95": ends},
     )
-
-
-def _scores(run: RunRecord) -> list[Evaluation]:
-    """Returns a run's scores, those with the book closed first."""
-    return sorted(run.evals.values(), key=lambda score: score.book)
 
 
 def without_folders(text: str) -> str:

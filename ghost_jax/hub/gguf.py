@@ -10,7 +10,9 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import gguf
 import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType, TokenType
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.hub import llama
@@ -20,15 +22,12 @@ from ghost_jax.model.config import ModelConfig
 from ghost_jax.text.tokenizer import END, Tokenizer
 
 FILE = "model.gguf"
-DTYPES = ("float32", "float16", "bfloat16", "q8_0")
-LAYER = {
-    **{f"self_attn.{letter}_proj": f"attn_{letter}" for letter in "qkv"},
-    "self_attn.o_proj": "attn_output",
-    **{f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")},
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
+DTYPES = {
+    "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    "float16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "bfloat16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
 }
-TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # llama.cpp's names of the ways to split a text, by the parts of the pre-tokenizer: its types and patterns.
@@ -52,34 +51,10 @@ def write(
 
     Raises UserError where the vocabulary splits texts in a way that llama.cpp does not know.
     """
-    import gguf  # not above: importing it takes half a second
-
-    kinds = gguf.GGMLQuantizationType
-    kind, file_type = {
-        "float32": (kinds.F32, gguf.LlamaFileType.ALL_F32),
-        "float16": (kinds.F16, gguf.LlamaFileType.MOSTLY_F16),
-        "bfloat16": (kinds.BF16, gguf.LlamaFileType.MOSTLY_BF16),
-        "q8_0": (kinds.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
-    }[dtype]
+    kind, file_type = DTYPES[dtype]
     writer = gguf.GGUFWriter(folder / FILE, "llama")
     writer.add_name(name)
     writer.add_file_type(file_type)
-    _add_shape(writer, model)
-    _add_vocabulary(writer, tokenizer, vocabulary, gguf.TokenType)
-    for tensor, values in tensors_of(params, model):
-        values = np.ascontiguousarray(values, np.float32)
-        of = kinds.F32 if values.ndim == 1 else kind
-        if of == kinds.Q8_0 and values.shape[-1] % gguf.GGML_QUANT_SIZES[of][0]:
-            of = kinds.F16  # a row is not whole blocks
-        writer.add_tensor(tensor, gguf.quants.quantize(values, of), raw_dtype=of)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return (folder / FILE).stat().st_size
-
-
-def _add_shape(writer: "gguf.GGUFWriter", model: ModelConfig) -> None:  # noqa: F821
     writer.add_vocab_size(model.vocab_size)
     writer.add_context_length(model.context)
     writer.add_embedding_length(model.width)
@@ -92,14 +67,21 @@ def _add_shape(writer: "gguf.GGUFWriter", model: ModelConfig) -> None:  # noqa: 
     writer.add_layer_norm_rms_eps(model.norm_eps)
     writer.add_rope_dimension_count(model.head_width)
     writer.add_rope_freq_base(model.rope_base)
+    _add_vocabulary(writer, tokenizer, vocabulary)
+    for tensor, values in tensors_of(params, model):
+        values = np.ascontiguousarray(values, np.float32)
+        of = GGMLQuantizationType.F32 if values.ndim == 1 else kind
+        if values.shape[-1] % gguf.GGML_QUANT_SIZES[of][0]:
+            of = GGMLQuantizationType.F16  # a row is not whole blocks of q8_0
+        writer.add_tensor(tensor, gguf.quants.quantize(values, of), raw_dtype=of)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return (folder / FILE).stat().st_size
 
 
-def _add_vocabulary(
-    writer: "gguf.GGUFWriter",  # noqa: F821
-    tokenizer: Tokenizer,
-    vocabulary: Mapping,
-    types: type,
-) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocabulary: Mapping) -> None:
     added = {token["id"]: token for token in vocabulary["added_tokens"]}
     spelled = {number: token for token, number in vocabulary["model"]["vocab"].items()}
     tokens = [added[i]["content"] if i in added else spelled[i] for i in range(tokenizer.vocab_size)]
@@ -108,7 +90,7 @@ def _add_vocabulary(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(split_of(vocabulary))
     writer.add_token_list(tokens)
-    writer.add_token_types([_type_of(added.get(i), types) for i in range(len(tokens))])
+    writer.add_token_types([_type_of(added.get(i)) for i in range(len(tokens))])
     writer.add_token_merges(merges)
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
@@ -121,11 +103,11 @@ def _add_vocabulary(
         writer.add_chat_template(tokenizer.template.text)
 
 
-def _type_of(added: Mapping | None, types: type) -> int:
+def _type_of(added: Mapping | None) -> TokenType:
     """Returns the type of a token. An anchor is as any other, so that it is not found in texts."""
     if added is None or (added["single_word"] and not added["special"]):
-        return types.NORMAL
-    return types.CONTROL if added["special"] else types.USER_DEFINED
+        return TokenType.NORMAL
+    return TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
 
 
 def split_of(vocabulary: Mapping) -> str:
@@ -146,17 +128,13 @@ def split_of(vocabulary: Mapping) -> str:
 
 def tensors_of(params: Mapping, model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Yields name and values of each tensor in llama.cpp's names and order of dimensions."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.layers)
     for name, values in llama.tensors_of(params, model):
-        stem, _, suffix = name.rpartition(".")
-        if stem in TOP:
-            yield f"{TOP[stem]}.{suffix}", values
-            continue
-        number, _, part = stem.removeprefix("model.layers.").partition(".")
-        if part in ("self_attn.q_proj", "self_attn.k_proj"):
-            heads = model.heads if part == "self_attn.q_proj" else model.cached_heads
+        if ".q_proj." in name or ".k_proj." in name:
+            heads = model.heads if ".q_proj." in name else model.cached_heads
             halves = values.reshape(heads, 2, model.head_width // 2, *values.shape[1:])
             values = halves.swapaxes(1, 2).reshape(values.shape)
-        yield f"blk.{number}.{LAYER[part]}.{suffix}", values
+        yield names.get_name(name, try_suffixes=(".weight", ".bias")), values
     if model.rope_factor != 1:
         plain = model.rope_base ** (-np.arange(model.head_width // 2) / (model.head_width // 2))
         yield "rope_freqs.weight", (plain / np.asarray(rope_frequencies(model))).astype(np.float32)

@@ -20,19 +20,25 @@ from ghost_jax.model.config import ModelConfig
 ARCHITECTURE = "LlamaForCausalLM"
 QWEN = "qwen2"
 HEAD = "lm_head.weight"
-MAX_COUNT = 2**31 - 1  # programs count in int32
-COUNT, NUMBER, FLAG = f"a whole number from 1 to {MAX_COUNT:,}", "a number above 0", "true or false"
-KINDS: dict[str, Callable[[Any], bool]] = {
-    COUNT: lambda value: type(value) is int and 1 <= value <= MAX_COUNT,
-    NUMBER: lambda value: type(value) in (int, float) and 0 < value <= sys.float_info.max,
-    FLAG: lambda value: type(value) is bool,
+# Fields of our model and their names there; those that Llama has a default for.
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "context": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "attention_bias": "attention_bias",
+    "tied": "tie_word_embeddings",
 }
-STRETCHED = "llama3"  # the scaling of rotary positions that our model has: its fields, their names there and kinds
+DEFAULTS = {"norm_eps": 1e-6, "attention_bias": False, "tied": False}
+STRETCHED = "llama3"  # the scaling of rotary positions that our model has
 STRETCH = {
-    "rope_factor": ("factor", NUMBER),
-    "rope_context": ("original_max_position_embeddings", COUNT),
-    "rope_low": ("low_freq_factor", NUMBER),
-    "rope_high": ("high_freq_factor", NUMBER),
+    "rope_factor": "factor",
+    "rope_context": "original_max_position_embeddings",
+    "rope_low": "low_freq_factor",
+    "rope_high": "high_freq_factor",
 }
 # Fields that change what is computed, each with the one value that our model computes; None where only absence does.
 NEUTRAL = {
@@ -49,26 +55,18 @@ NEUTRAL = {
 
 def config_of(model: ModelConfig) -> dict:
     """Returns the `config.json` of a v0.5 model, without the ids of its special tokens."""
-    stretch = {key: getattr(model, field) for field, (key, _) in STRETCH.items()}
+    stretch = {key: getattr(model, field) for field, key in STRETCH.items()}
     scaling = {} if model.rope_factor == 1 else {"rope_scaling": {"rope_type": STRETCHED, **stretch}}
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "llama",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.width,
-        "intermediate_size": model.mlp_dim,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
+        **{key: getattr(model, field) for field, key in FIELDS.items()},
         "num_key_value_heads": model.cached_heads,
         "head_dim": model.head_width,
-        "max_position_embeddings": model.context,
         "hidden_act": "silu",
-        "rms_norm_eps": model.norm_eps,
         "rope_theta": model.rope_base,
         **scaling,
-        "attention_bias": model.attention_bias,
         "mlp_bias": False,
-        "tie_word_embeddings": model.tied,
     }
 
 
@@ -103,34 +101,23 @@ def model_of(config: Any) -> ModelConfig:
             f"The checkpoint's config.json has {', '.join(unsupported)}, which our model does not compute. Import "
             "another checkpoint."
         )
-    width, heads = _value(config, "hidden_size", COUNT), _value(config, "num_attention_heads", COUNT)
-    shared = _value(config, "num_key_value_heads", COUNT, heads)
-    head = _value(config, "head_dim", COUNT, width // heads)
-    stretch = {field: _value(rope, *of_file) for field, of_file in STRETCH.items()} if kind == STRETCHED else {}
+    found = {field: _value(config, key, field, DEFAULTS.get(field)) for field, key in FIELDS.items()}
+    heads, width = found["heads"], found["width"]
+    shared = _value(config, "num_key_value_heads", "kv_heads", heads)
+    head = _value(config, "head_dim", "head_dim", width // heads)
+    base = _value(config, "rope_theta", "rope_base", 10_000.0)
+    if kind == STRETCHED:
+        found |= {field: _value(rope, key, field) for field, key in STRETCH.items()}
     model = ModelConfig(
-        layers=_value(config, "num_hidden_layers", COUNT),
-        width=width,
-        heads=heads,
-        mlp_dim=_value(config, "intermediate_size", COUNT),
-        vocab_size=_value(config, "vocab_size", COUNT),
-        context=_value(config, "max_position_embeddings", COUNT),
-        attention_bias=_value(config, "attention_bias", FLAG, False),
+        **found,
         kv_heads=0 if shared == heads else shared,
         head_dim=0 if head * heads == width else head,
-        rope_base=float(_value(rope, "rope_theta", NUMBER, _value(config, "rope_theta", NUMBER, 10_000.0))),
-        norm_eps=_value(config, "rms_norm_eps", NUMBER, 1e-6),
-        tied=_value(config, "tie_word_embeddings", FLAG, False),
-        **stretch,
+        rope_base=float(_value(rope, "rope_theta", "rope_base", base)),
     )
-    for key, value in model.record().items():
-        if not (domain := DOMAINS[f"model.{key}"]).holds(value):
-            raise UserError(
-                f"By the checkpoint's config.json, {key} is {value}; our model has {domain}. Import another checkpoint."
-            )
-    if heads % shared or head % 2 or model.rope_low >= model.rope_high:
+    if 0 in (shared, head) or heads % shared or head % 2 or model.rope_low >= model.rope_high:
         raise UserError(
             f"The checkpoint's config.json has an impossible shape: num_attention_heads {heads} must be a multiple of "
-            f"num_key_value_heads {shared}, head_dim {head} even, and low_freq_factor {model.rope_low} below "
+            f"num_key_value_heads {shared}, head_dim {head} even and above 0, low_freq_factor {model.rope_low} below "
             f"high_freq_factor {model.rope_high}. Fetch the checkpoint again."
         )
     return model
@@ -144,11 +131,6 @@ def _of_qwen(config: Mapping) -> dict:
     return kept | {"architectures": [ARCHITECTURE], "attention_bias": True}
 
 
-def without_output_bias(read: Callable[[str, tuple[int, ...]], np.ndarray]) -> Callable:
-    """Returns `read` of a Qwen 2, whose attention has no bias at its output: zeros there."""
-    return lambda name, shape: np.zeros(shape, np.float32) if name.endswith("o_proj.bias") else read(name, shape)
-
-
 def _object(found: Any, where: str) -> dict:
     """Returns a JSON object without its nulls, which stand for absent fields."""
     if not isinstance(found, Mapping):
@@ -156,12 +138,13 @@ def _object(found: Any, where: str) -> dict:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _value(config: Mapping, key: str, kind: str, default: float | None = None) -> Any:
-    """Returns a value of a `config.json`. Raises UserError where it is of another kind, or required and absent."""
-    value = config.get(key, default)
-    if not KINDS[kind](value):
+def _value(config: Mapping, key: str, field: str, default: float | None = None) -> Any:
+    """Returns the value of a field of our model. Raises UserError where it is invalid, or required and absent."""
+    value, domain = config.get(key, default), DOMAINS[f"model.{field}"]
+    if (type(value) is int and abs(value) > sys.float_info.max) or not domain.holds(value):
         raise UserError(
-            f"The checkpoint's config.json has {key} {json.dumps(value)}; it must be {kind}. Fetch it again."
+            f"By {key} in the checkpoint's config.json, {field} is {json.dumps(value)}; our model has {domain}. Import "
+            "another checkpoint, or fetch this one again."
         )
     return value
 
@@ -197,10 +180,16 @@ def _layer(block: Mapping, model: ModelConfig) -> Iterator[tuple[str, np.ndarray
     yield "post_attention_layernorm.weight", np.asarray(block["feed_forward_norm"]["scale"])
 
 
-def params_of(read: Callable[[str, tuple[int, ...]], np.ndarray], model: ModelConfig) -> dict:
-    """Returns our float32 parameters of a Llama; `read` returns the values of a tensor by name and shape."""
+def params_of(
+    read: Callable[[str, tuple[int, ...]], np.ndarray], model: ModelConfig, *, output_bias: bool = True
+) -> dict:
+    """Returns our float32 parameters of a Llama; `read` returns the values of a tensor by name and shape.
+
+    Without `output_bias` the bias at the output of attention is 0, as in Qwen 2, which has none.
+    """
     shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     for name, values in tensors_of(params, model):
-        values[...] = read(name, values.shape)
+        if output_bias or not name.endswith("o_proj.bias"):
+            values[...] = read(name, values.shape)
     return params

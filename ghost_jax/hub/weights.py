@@ -15,11 +15,11 @@ FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16")
 
 
-def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: np.dtype) -> int:
-    """Writes tensors as `dtype` into `FILE`; returns their bytes."""
+def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], dtype: np.dtype, file: str = FILE) -> int:
+    """Writes tensors as `dtype` into a file; returns their bytes."""
     converted = {name: np.ascontiguousarray(values, dtype) for name, values in tensors}
-    save_file(converted, folder / FILE, metadata={"format": "pt"})  # transformers requires the format
-    (folder / FILE).chmod(folder.stat().st_mode & 0o666)  # the library makes it readable by its owner alone
+    save_file(converted, folder / file, metadata={"format": "pt"})  # transformers requires the format
+    (folder / file).chmod(folder.stat().st_mode & 0o666)  # the library makes it readable by its owner alone
     return sum(values.nbytes for values in converted.values())
 
 

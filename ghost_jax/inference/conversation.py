@@ -89,39 +89,27 @@ def quoted(question: str, lines: Sequence[Passage]) -> str:
     return "\n".join([*shown_lines, *([f"Missing in these lines: {', '.join(absent)}"] if absent else [])])
 
 
+@dataclasses.dataclass
 class Conversation:
-    """A model that answers, and the messages so far.
+    """A model that answers, and the messages so far."""
 
-    Args:
-      index: of the book; None where it is closed. It is searched for the newest question alone.
-      quotes: whether the lines of the book are the answer, and the model is not asked.
-      max_prompt: tokens of a prompt that leave enough of the context for an answer.
-      key: answer n draws with n folded in.
-    """
-
-    def __init__(
-        self,
-        generator: Generator,
-        tokenizer: Tokenizer,
-        index: Index | None,
-        *,
-        quotes: bool = False,
-        max_prompt: int,
-        sampling: Sampling,
-        key: jax.Array,
-    ):
-        self.generator, self.tokenizer, self.index, self.quotes = generator, tokenizer, index, quotes
-        self._max_prompt, self._sampling, self._key = max_prompt, sampling, key
-        self.reset()
+    generator: Generator
+    tokenizer: Tokenizer
+    index: Index | None  # of the book; None where it is closed. It is searched for the newest question alone.
+    quotes: bool  # whether the lines of the book are the answer, and the model is not asked
+    max_prompt: int  # tokens of a prompt that leave enough of the context for an answer
+    sampling: Sampling
+    key: jax.Array  # answer n draws with n folded in
+    earlier: tuple[Message, ...] = ()
+    answered: int = 0
 
     def reset(self) -> None:
-        """Forgets all messages."""
-        self._earlier: tuple[Message, ...] = ()
-        self._turns = 0
+        self.earlier, self.answered = (), 0
 
     def turn(self, question: str) -> Turn:
         """Returns the next turn. Raises UserError where the question alone fills the context."""
-        turn = fit_turn(self.tokenizer, self._earlier, question, self._lines(question), self._max_prompt)
+        lines = self.index.answering(question) if self.index is not None else []
+        turn = fit_turn(self.tokenizer, self.earlier, question, lines, self.max_prompt)
         self.max_answer(turn)
         return turn
 
@@ -131,12 +119,12 @@ class Conversation:
 
     def stream(self, turn: Turn) -> Iterator[int]:
         """Yields the ids of the answer as they are chosen."""
-        return self.generator.stream(turn.prompt, self._sampling, jax.random.fold_in(self._key, self._turns))
+        return self.generator.stream(turn.prompt, self.sampling, jax.random.fold_in(self.key, self.answered))
 
     def keep(self, turn: Turn, answer: str) -> None:
         """Adds a turn to the conversation, without its lines of the book, which would soon fill the context."""
-        self._earlier = (*turn.earlier, Message("user", turn.question), Message("assistant", answer))
-        self._turns += 1
+        self.earlier = (*turn.earlier, Message("user", turn.question), Message("assistant", answer))
+        self.answered += 1
 
     def answers(self, questions: Sequence[str], first: int) -> Iterator[dict]:
         """Yields an object for each question, asked by itself: its answer, or the error.
@@ -151,9 +139,9 @@ class Conversation:
                 turns[n] = self.turn(question)
             except UserError as fault:
                 found[n] = {"prompt": question, "error": str(fault)}
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(self._key, np.fromiter(turns, np.uint32))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, np.fromiter(turns, np.uint32))
         prompts = [turn.prompt for turn in turns.values()]
-        texts = [[]] * len(prompts) if self.quotes else self.generator(prompts, self._sampling, keys, shown=False)
+        texts = [[]] * len(prompts) if self.quotes else self.generator(prompts, self.sampling, keys, shown=False)
         for (n, turn), ids in zip(turns.items(), texts, strict=True):
             answer = quoted(turn.question, turn.lines) if self.quotes else self.tokenizer.decode(ids)
             found[n] = {"prompt": turn.question, "answer": answer}
@@ -161,6 +149,3 @@ class Conversation:
             if self.index is not None:
                 found[n]["lines"] = [dataclasses.asdict(line) for line in turn.lines]
         yield from (found[n] for n in sorted(found))
-
-    def _lines(self, question: str) -> list[Passage]:
-        return [] if self.index is None else self.index.answering(question)

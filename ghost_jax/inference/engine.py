@@ -93,16 +93,13 @@ class Engine(Generator):
     def admit(self, text: Text) -> Iterator[None]:
         """Reads a prompt, a chunk at each `next`, and puts the text into a free row with its first id chosen.
 
-        Raises UserError for a prompt that is too long. One prompt is read at a time.
+        One prompt is read at a time.
         """
-        self.max_answer(len(text.prompt))
         if not self.texts:  # a long text has left a long cache, whose every slot costs a CPU as a used one
             self._reset()
         hidden, cache = yield from self._reading(text.prompt)
-        key_data = text.key_data[None]
-        chosen = self._first(
-            self._params, hidden, cache.length, self._start([text.prompt], 1), key_data, columns([text.sampling])
-        )
+        how = text.key_data[None], columns([text.sampling])
+        chosen = self._first(self._params, hidden, cache.length, self._start([text.prompt], 1), *how)
         self._cache, self._text = cache, text.prompt  # the next prompt may begin alike
         self._add(text, int(chosen.newest[0]), bool(chosen.active[0]))
         if text.ended:
@@ -115,21 +112,20 @@ class Engine(Generator):
 
     def step(self) -> None:
         """Chooses the next id of every text in the batch; those that end leave it."""
-        if self._used == self._batch.filled.shape[1]:
-            self._make_room()
-        rows = [row for row, text in enumerate(self._texts) if text]
+        if self._used == self._batch.filled.shape[1]:  # the cache grows while it is short of the context
+            self._batch = self._compact(self._batch)
+            self._used = max(len(text.prompt) + len(text.ids) for text in self.texts)
+            self._batch = self._with_slots(self._batch, self._used + CHUNK)
         how = columns([text.sampling if text else GREEDY for text in self._texts])
         active = np.array([text is not None for text in self._texts])
-        cache = self._batch.replace(used=np.int32(self._used))
-        self._batch, self._state = self._next(
-            self._params, cache, self._state.replace(active=active), self._key_data, how
-        )
+        cache, state = self._batch.replace(used=np.int32(self._used)), self._state.replace(active=active)
+        self._batch, self._state = self._next(self._params, cache, state, self._key_data, how)
         self._used += 1
         newest, continues = jax.device_get((self._state.newest, self._state.active))
-        for row in rows:
-            self._add(self._texts[row], int(newest[row]), bool(continues[row]))
-            if self._texts[row].ended:
-                self._texts[row] = None
+        for row, text in enumerate(self._texts):
+            if text:
+                self._add(text, int(newest[row]), bool(continues[row]))
+                self._texts[row] = None if text.ended else text
 
     def drop(self, text: Text) -> None:
         """Frees the row of a text whose client has left or needs no more of it."""
@@ -151,28 +147,17 @@ class Engine(Generator):
         if not continues or len(text.ids) >= text.most:
             text.ended = "length"
 
-    def _make_room(self) -> None:
-        """Moves the tokens of each row together; the cache grows while it is short of the context."""
-        self._batch = self._compact(self._batch)
-        self._used = max(len(text.prompt) + len(text.ids) for text in self.texts)
-        self._batch = self._with_slots(self._batch, self._used + CHUNK)
-
     def _scores(self, params: dict, tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns for tokens [1, T] the log-probability [T] of each next one, the top ids and theirs [T, TOP]."""
         hidden = self._model.apply({"params": params}, tokens, method="hidden")[0]  # [T, D]
-        following = jnp.roll(tokens[0], -1)
 
-        def piece(inputs: tuple) -> tuple:
-            states, ids = inputs
-            log_probs = jax.nn.log_softmax(self._model.apply({"params": params}, states, method="head"))
+        def of_position(inputs: tuple) -> tuple:
+            state, following = inputs
+            log_probs = jax.nn.log_softmax(self._model.apply({"params": params}, state, method="head"))
             top, top_ids = jax.lax.top_k(log_probs, TOP)
-            return jnp.take_along_axis(log_probs, ids[:, None], axis=1)[:, 0], top_ids, top
+            return log_probs[following], top_ids, top
 
-        size = min(SCORED, len(hidden))
-        missing = (0, -len(hidden) % size)
-        pieces = jnp.pad(hidden, (missing, (0, 0))).reshape(-1, size, hidden.shape[-1])
-        found = jax.lax.map(piece, (pieces, jnp.pad(following, missing).reshape(-1, size)))
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+        return jax.lax.map(of_position, (hidden, jnp.roll(tokens[0], -1)), batch_size=SCORED)
 
 
 def _place(batch: Cache, state: State, cache: Cache, chosen: State, row: jax.Array) -> tuple[Cache, State]:
@@ -200,7 +185,9 @@ def _place(batch: Cache, state: State, cache: Cache, chosen: State, row: jax.Arr
 def _compact(batch: Cache) -> Cache:
     """Returns the cache with the filled slots of each row first, in their order."""
     order = jnp.argsort(~batch.filled, axis=1, stable=True)
-    moved = (jnp.take_along_axis(each, order[None, :, None, :, None], axis=3) for each in (batch.keys, batch.values))
-    keys, values = moved
-    filled = jnp.take_along_axis(batch.filled, order, axis=1)
-    return Cache(keys, values, filled, batch.length, batch.used)
+    slots = order[None, :, None, :, None]
+    return batch.replace(
+        keys=jnp.take_along_axis(batch.keys, slots, axis=3),
+        values=jnp.take_along_axis(batch.values, slots, axis=3),
+        filled=jnp.take_along_axis(batch.filled, order, axis=1),
+    )

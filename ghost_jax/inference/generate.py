@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
-from ghost_jax.inference.sampling import GREEDY, Sampling, choose, columns, penalize
+from ghost_jax.inference.sampling import GREEDY, Sampling, choose, columns
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Cache, Transformer
 from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replicated
@@ -253,7 +253,8 @@ class Generator:
         """Returns the state after one more choice, by the last hidden states [B, 1, D] of rows of `length` [B]."""
         *sampling, penalty = how
         logits = self._model.apply({"params": params}, hidden[:, 0], method="head")
-        logits = penalize(logits, state.seen & ~self._is_stop, penalty[:, None])
+        penalized = jnp.where(logits > 0, logits / penalty[:, None], logits * penalty[:, None])
+        logits = jnp.where(state.seen & ~self._is_stop, penalized, logits)
         own = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(keys), state.count)
         newest = choose(logits, own, *sampling)
         seen = state.seen.at[jnp.arange(len(newest)), newest].set(True)

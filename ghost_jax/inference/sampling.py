@@ -83,11 +83,6 @@ def crop(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
     return jnp.where(allowed & (probability >= least), logits, MASKED)
 
 
-def penalize(logits: jax.Array, seen: jax.Array, penalty: jax.Array) -> jax.Array:
-    """Returns logits [B, V] with those of the tokens `seen` [B, V] lowered by the repetition penalty [B, 1]."""
-    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
 def _threshold(probability: jax.Array, weight: jax.Array, target: jax.Array) -> jax.Array:
     """Returns the highest probability [B, 1] such that the tokens at least as probable have the target weight together.
 

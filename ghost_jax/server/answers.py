@@ -6,7 +6,7 @@ import dataclasses
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import fastapi
 import numpy as np
@@ -14,13 +14,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import Histogram
 from starlette.concurrency import run_in_threadpool
 
+from ghost_jax.data.retrieval.bm25 import Passage
 from ghost_jax.inference.engine import TOP, Scores, Text
 from ghost_jax.inference.sampling import GREEDY
-from ghost_jax.server.guard import ApiError
+from ghost_jax.server.guard import ApiError, error_of
 from ghost_jax.server.scheduler import REGISTRY
 from ghost_jax.server.schemas import CompletionRequest, Generation
 from ghost_jax.server.served import Model
 
+Pieces = AsyncIterator[tuple[str, str | None]]  # of a text, each with None, the last with why it ended
 FIRST = Histogram("ghost_first_token_seconds", "Seconds to the first token", registry=REGISTRY)
 
 
@@ -31,8 +33,10 @@ class Answer:
     request: Generation
     model: str
     kind: str  # "chat.completion" or "text_completion"
-    extra: dict = dataclasses.field(default_factory=dict)  # of the message
-    about: dict = dataclasses.field(default_factory=dict)  # of the answer
+    about: dict = dataclasses.field(default_factory=dict)  # of the answer; what is false is left out
+    citations: Sequence[Passage] | None = None  # of the message
+    read: int = 0  # tokens of its prompt
+    taken: list[int] = dataclasses.field(default_factory=list)  # its ids so far
     id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(12))
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
@@ -40,89 +44,91 @@ class Answer:
     def _is_chat(self) -> bool:
         return self.kind == "chat.completion"
 
-    def whole(self, text: str, finish: str, prompt_tokens: int, tokens: int) -> dict:
-        """Returns the complete answer."""
-        of = {"message": {"role": "assistant", "content": text} | self.extra} if self._is_chat else {"text": text}
-        return self.object(self.kind, [self._choice(of, finish)]) | {"usage": usage(prompt_tokens, tokens)}
+    @property
+    def _usage(self) -> dict:
+        total = self.read + len(self.taken)
+        return {"usage": {"prompt_tokens": self.read, "completion_tokens": len(self.taken), "total_tokens": total}}
+
+    @property
+    def _cited(self) -> dict:
+        return {} if self.citations is None else {"citations": [dataclasses.asdict(line) for line in self.citations]}
+
+    def whole(self, choices: list[dict]) -> dict:
+        return self._object(choices) | self._usage
+
+    def choice(self, text: str, finish: str) -> dict:
+        message = {"role": "assistant", "content": text} | self._cited
+        return _choice({"message": message} if self._is_chat else {"text": text}, finish)
 
     def chunk(self, text: str, finish: str | None = None, *, first: bool = False) -> dict:
         """Returns a chunk of a stream; the last one has `finish`, and the citations."""
         of = {"text": text}
         if self._is_chat:
             delta = {"role": "assistant"} if first else {}
-            of = {"delta": delta | {"content": text} | (self.extra if finish else {})}
-        return self.object(f"{self.kind}.chunk" if self._is_chat else self.kind, [self._choice(of, finish)])
+            of = {"delta": delta | {"content": text} | (self._cited if finish else {})}
+        return self._object([_choice(of, finish)], ".chunk")
 
-    def last(self, prompt_tokens: int, tokens: int) -> dict:
+    def last(self) -> dict:
         """Returns the chunk behind the last one, with the usage."""
-        kind = f"{self.kind}.chunk" if self._is_chat else self.kind
-        return self.object(kind, []) | {"usage": usage(prompt_tokens, tokens)}
+        return self._object([], ".chunk") | self._usage
 
-    def _choice(self, of: dict, finish: str | None) -> dict:
-        return {"index": 0, **of, "logprobs": None, "finish_reason": finish}
-
-    def object(self, kind: str, choices: list[dict]) -> dict:
-        """Returns an object of this kind with its choices."""
-        about = {"ghost_jax": self.about} if self.about else {}
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices} | about
+    def _object(self, choices: list[dict], part: str = "") -> dict:
+        kind = self.kind + part if self._is_chat else self.kind
+        about = {name: value for name, value in self.about.items() if value}
+        found = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        return found | ({"ghost_jax": about} if about else {})
 
 
-def usage(prompt_tokens: int, tokens: int) -> dict:
-    """Returns the counts of tokens."""
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens}
+def _choice(of: dict, finish: str | None) -> dict:
+    return {"index": 0, **of, "logprobs": None, "finish_reason": finish}
 
 
-async def respond(answer: Answer, model: Model, text: Text, raw: fastapi.Request, seconds: float) -> Response:
+async def generate(answer: Answer, model: Model, text: Text, raw: fastapi.Request, seconds: float) -> Response:
     """Answers with a text, whole or as a stream."""
-    taken: list[int] = []
-    pieces = _pieces(model, text, answer.request, seconds, taken)
+    answer.read = len(text.prompt)
+    pieces = _pieces(model, text, answer.request.stops, seconds, answer.taken)
+    return await respond(answer, pieces, raw, seconds)
+
+
+async def respond(answer: Answer, pieces: Pieces, raw: fastapi.Request, seconds: float) -> Response:
+    """Answers with the pieces of a text, whole or as a stream."""
     if not answer.request.stream:
-        found, finish = await _collected(pieces, raw)
-        return JSONResponse(answer.whole(found, finish, len(text.prompt), len(taken)))
+        return JSONResponse(answer.whole([answer.choice(*await _collected(pieces, raw))]))
     first = await anext(pieces)  # a full queue is refused with a status, before the stream begins
 
     async def events() -> AsyncIterator[str]:
         try:
-            yield event(answer.chunk("", first=True))
+            yield _event(answer.chunk("", first=True))
             piece, finish = first
             while finish is None:
                 if piece:
-                    yield event(answer.chunk(piece))
+                    yield _event(answer.chunk(piece))
                 piece, finish = await anext(pieces)
-            yield event(answer.chunk(piece, finish))
+            yield _event(answer.chunk(piece, finish))
             options = answer.request.stream_options
             if options and options.include_usage:
-                yield event(answer.last(len(text.prompt), len(taken)))
+                yield _event(answer.last())
             yield "data: [DONE]\n\n"
-        except ApiError as error:
-            yield event(json.loads(error.response().body))
+        except TimeoutError as fault:
+            yield _event(json.loads(error_of(fault, raw, seconds).response().body))
         finally:
             await pieces.aclose()
 
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-def too_late(seconds: float) -> ApiError:
-    """Returns the error of an answer that takes too long."""
-    return ApiError(504, f"The answer took more than {seconds:g} seconds.", "server_error")
-
-
-def event(content: dict) -> str:
-    """Returns an event of a stream."""
+def _event(content: dict) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
 
 
-async def _pieces(
-    model: Model, text: Text, request: Generation, seconds: float, taken: list[int]
-) -> AsyncIterator[tuple[str, str | None]]:
-    """Yields the pieces of a text, each with None, the last with "stop" or "length".
+async def _pieces(model: Model, text: Text, stops: Sequence[str], seconds: float, taken: list[int]) -> Pieces:
+    """Yields the pieces of a text, each with None, the last with "stop" or "length". Raises TimeoutError.
 
     A piece has complete characters, and nothing that may be the beginning of a stop text. The ids of the pieces are
     appended to `taken`; those of `text` go on while it is being stopped.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     start, pending, ended, first = time.monotonic(), "", None, True
-    stops = request.stops
     longest = max(map(len, stops), default=0)
     generating = model.scheduler.generate(text)
     try:
@@ -134,19 +140,21 @@ async def _pieces(
                 first = False
             taken += ids
             pending += decoder.decode(model.tokenizer.decode_bytes(ids), final=bool(ended))
-            if found := [at for stop in stops if (at := pending.find(stop)) >= 0]:
-                yield pending[: min(found)], "stop"
+            if (at := _first_stop(pending, stops)) is not None:
+                yield pending[:at], "stop"
                 return
             ready = len(pending) if ended else max(0, len(pending) - max(longest - 1, 0))
             yield pending[:ready], ended
             pending = pending[ready:]
-    except TimeoutError:
-        raise too_late(seconds) from None
     finally:
         await generating.aclose()
 
 
-async def _collected(pieces: AsyncIterator[tuple[str, str | None]], raw: fastapi.Request) -> tuple[str, str]:
+def _first_stop(text: str, stops: Sequence[str]) -> int | None:
+    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+
+
+async def _collected(pieces: Pieces, raw: fastapi.Request) -> tuple[str, str]:
     """Returns the whole text and why it ended. A client that has left ends it."""
     found, finish = "", None
     try:
@@ -169,7 +177,7 @@ async def complete(
     """Answers one or several prompts, with echo and log-probabilities where they are asked for."""
     given = request.prompt
     prompts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
-    choices, read, made = [], 0, 0
+    answer, choices = Answer(request, name, "text_completion"), []
     for index, prompt in enumerate(prompts):
         if await raw.is_disconnected():
             break
@@ -183,11 +191,11 @@ async def complete(
             written = model.tokenizer.decode(chosen.tolist())
             if chosen[0] in model.stops:
                 written, finish = "", "stop"
-            elif found := [at for stop in request.stops if (at := written.find(stop)) >= 0]:
-                written, finish = written[: min(found)], "stop"
+            elif (at := _first_stop(written, request.stops)) is not None:
+                written, finish = written[:at], "stop"
         elif request.max_tokens != 0 and len(ids) < model.context:
             text, taken = model.text(ids, request), []
-            written, finish = await _collected(_pieces(model, text, request, seconds, taken), raw)
+            written, finish = await _collected(_pieces(model, text, request.stops, seconds, taken), raw)
             if text.stop is not None and len(taken) == len(text.ids):
                 taken.append(text.stop)
             elif finish == "stop":  # at a stop text, whose tokens are not part of the answer
@@ -201,9 +209,9 @@ async def complete(
             log_probs = _log_probs(model, np.concatenate([ids, chosen]), scores, request, len(ids), hidden)
         shown_text = (model.tokenizer.decode(ids[hidden:]) if request.echo else "") + written
         choices.append({"index": index, "text": shown_text, "logprobs": log_probs, "finish_reason": finish})
-        read, made = read + len(ids), made + len(chosen)
-    answer = Answer(request, name, "text_completion")
-    return JSONResponse(answer.object(answer.kind, choices) | {"usage": usage(read, made)})
+        answer.read += len(ids)
+        answer.taken += chosen.tolist()
+    return JSONResponse(answer.whole(choices))
 
 
 def _log_probs(

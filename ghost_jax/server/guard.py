@@ -33,7 +33,6 @@ class ApiError(Exception):
         self.status, self.message, self.kind, self.param = status, message, kind, param
 
     def response(self) -> JSONResponse:
-        """Returns it as a response."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": None}
         headers = {"Retry-After": str(RETRY_SECONDS)} if self.status == 429 else None
         return JSONResponse({"error": error}, self.status, headers)
@@ -46,24 +45,26 @@ class Guard:
         self._app, self._key, self._hosts = app, key, hosts
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        """Handles a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.monotonic(), 500
+        start, status, read = time.monotonic(), 500, []
 
         async def counted(message: dict) -> None:
             nonlocal status
             status = message.get("status", status)
             await send(message)
 
+        async def replayed() -> dict:
+            return read.pop() if read else await receive()
+
         try:
             self._check(scope)
-            body = await _body(receive)
+            read.append({"type": "http.request", "body": await _body(receive), "more_body": False})
         except ApiError as error:
             await error.response()(scope, receive, counted)
         else:
-            await self._app(scope, _replayed(body, receive), counted)
+            await self._app(scope, replayed, counted)
         finally:  # a defect passes through here, before it is answered with 500
             path = scope.get("route").path if scope.get("route") else "other"
             REQUESTS.labels(path, status).inc()
@@ -96,53 +97,44 @@ async def _body(receive: Callable) -> bytes:
     return body
 
 
-def _replayed(body: bytes, receive: Callable) -> Callable:
-    first = True
+def add_errors(app: fastapi.FastAPI, seconds: float) -> None:
+    """Gives every error the API's shape; `seconds` is what a request may take."""
 
-    async def again() -> dict:
-        nonlocal first
-        if first:
-            first = False
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
+    async def handle(request: fastapi.Request, fault: Exception) -> Response:
+        return error_of(fault, request, seconds).response()
 
-    return again
+    for kind in (ApiError, RequestValidationError, UserError, Busy, TimeoutError, HTTPException, Exception):
+        app.add_exception_handler(kind, handle)
 
 
-def add_errors(app: fastapi.FastAPI) -> None:
-    """Gives every error the API's shape."""
+def error_of(fault: Exception, request: fastapi.Request, seconds: float) -> ApiError:
+    """Returns the error that a client gets for a fault."""
+    match fault:
+        case ApiError():
+            return fault
+        case RequestValidationError():
+            return _invalid(fault, request)
+        case UserError():
+            return ApiError(400, str(fault))
+        case Busy():
+            return ApiError(429, f"The server is busy. Try again in {RETRY_SECONDS} seconds.", "rate_limit_error")
+        case TimeoutError():
+            return ApiError(504, f"The answer took more than {seconds:g} seconds.", "server_error")
+        case HTTPException():
+            return ApiError(fault.status_code, str(fault.detail))
+        case _:
+            return ApiError(500, "The server failed; its log has the cause.", "server_error")
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: fastapi.Request, fault: RequestValidationError) -> Response:
-        if "json" not in request.headers.get("content-type", ""):  # a page elsewhere cannot send JSON unasked
-            return ApiError(415, "The body is not declared as JSON. Send Content-Type: application/json.").response()
-        first = fault.errors()[0]
-        if first["type"] == "json_invalid":
-            return ApiError(400, "The body is not valid JSON.").response()
-        # pydantic also names the member of a union that it tried, such as "constrained-str".
-        named = itertools.takewhile(lambda part: re.fullmatch(r"\w+", str(part)), first["loc"][1:])
-        place = ".".join(map(str, named)) or "the body"
-        unknown = first["type"] in ("extra_forbidden", "literal_error", "none_required")
-        message = f"{place} is not supported, or not with this value." if unknown else f"{place}: {first['msg']}."
-        return ApiError(400, message, param=place).response()
 
-    @app.exception_handler(ApiError)
-    async def known(_: fastapi.Request, error: ApiError) -> Response:
-        return error.response()
-
-    @app.exception_handler(UserError)
-    async def refused(_: fastapi.Request, fault: UserError) -> Response:
-        return ApiError(400, str(fault)).response()
-
-    @app.exception_handler(Busy)
-    async def busy(_: fastapi.Request, fault: Busy) -> Response:
-        message = f"The server is busy. Try again in {RETRY_SECONDS} seconds."
-        return ApiError(429, message, "rate_limit_error").response()
-
-    @app.exception_handler(HTTPException)
-    async def http(_: fastapi.Request, fault: HTTPException) -> Response:
-        return ApiError(fault.status_code, str(fault.detail)).response()
-
-    @app.exception_handler(Exception)
-    async def defect(_: fastapi.Request, fault: Exception) -> Response:
-        return ApiError(500, "The server failed; its log has the cause.", "server_error").response()
+def _invalid(fault: RequestValidationError, request: fastapi.Request) -> ApiError:
+    if "json" not in request.headers.get("content-type", ""):  # a page elsewhere cannot send JSON unasked
+        return ApiError(415, "The body is not declared as JSON. Send Content-Type: application/json.")
+    first = fault.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, "The body is not valid JSON.")
+    # pydantic also names the member of a union that it tried, such as "constrained-str".
+    named = itertools.takewhile(lambda part: re.fullmatch(r"\w+", str(part)), first["loc"][1:])
+    place = ".".join(map(str, named)) or "the body"
+    unknown = first["type"] in ("extra_forbidden", "literal_error", "none_required")
+    message = f"{place} is not supported, or not with this value." if unknown else f"{place}: {first['msg']}."
+    return ApiError(400, message, param=place)

@@ -32,6 +32,7 @@ class _Job:
     of: Text | np.ndarray
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue
+    sent: int = 0  # ids of the text
     abandoned: bool = False  # the client has left
 
     def send(self, event: Any) -> None:
@@ -55,7 +56,6 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -73,14 +73,11 @@ class Scheduler:
 
         Closing the iterator frees the row.
         """
-        job, seen = self._submit(text), 0
+        job, ended = self._submit(text), None
         try:
-            while True:
-                count, ended = _raised(await job.events.get())
-                yield text.ids[seen:count], ended
-                if ended:
-                    return
-                seen = count
+            while ended is None:
+                ids, ended = _raised(await job.events.get())
+                yield ids, ended
         finally:
             job.abandoned = True
 
@@ -165,7 +162,8 @@ class Scheduler:
 
     @staticmethod
     def _report(job: _Job) -> None:
-        job.send((len(job.of.ids), job.of.ended))
+        job.send((job.of.ids[job.sent :], job.of.ended))
+        job.sent = len(job.of.ids)
 
 
 def _raised(event: Any) -> Any:

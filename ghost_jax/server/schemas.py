@@ -42,13 +42,10 @@ class ChatMessage(Strict):
 
     @property
     def text(self) -> str:
-        """The content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class StreamOptions(Strict):
-    """Options of a stream."""
-
     include_usage: bool = False
 
 
@@ -74,12 +71,10 @@ class Generation(Strict):
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are chosen."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
 
     @property
     def stops(self) -> list[str]:
-        """The texts that end an answer."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [text for text in given if text]
 

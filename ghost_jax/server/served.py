@@ -44,15 +44,22 @@ class Served:
         """Returns the passages of the book that match a question best, none where the book is closed."""
         return self.reader.index.answering(question) if self.reader and question.strip() else []
 
-    def answer(self, question: str, options: Sequence[str]) -> tuple[int | None, list[tuple[float, list[Passage]]]]:
-        """Returns the option that the book supports best, None for no word of it, and each one's score and lines."""
+    def read(self, question: str, options: Sequence[str]) -> dict:
+        """Returns the reader's answer: the lines of a question, and each option's letter, score and lines.
+
+        `answer` is the letter of the option that the book supports best; None for no word of it, or no options.
+        """
+        found = {"answer": None, "lines": self.lines(question), "options": []}
+        if not options:
+            return found
         read = self.reader.read(Item("", question, tuple(options), 0))
         scores = read.scores()
-        of = [
-            (float(score), [self.reader.index.passages[row] for row in rows.tolist()])
-            for score, rows in zip(scores, read.rows, strict=True)
-        ]
-        return (int(scores.argmax()) if read.known else None), of
+        for letter, option, score, rows in zip(LETTERS, options, scores, read.rows, strict=False):
+            lines = [self.reader.index.passages[row] for row in rows.tolist()]
+            found["options"].append({"letter": letter, "text": option, "score": float(score), "lines": lines})
+        if read.known:
+            found["answer"] = LETTERS[scores.argmax()]
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +84,14 @@ class Model:
         engine = Engine(config, params, mesh, batch_size=rows, new_tokens=config.context, stop_ids=stops)
         return cls(Scheduler(engine, waiting), tokenizer, config.context, min(most, config.context // 2), stops)
 
-    def chat(self, request: Generation, messages: Sequence[ChatMessage], lines: Sequence[Passage]) -> tuple[Text, Turn]:
+    def chat(self, request: Generation, turns: Sequence[Message], lines: Sequence[Passage]) -> tuple[Text, Turn]:
         """Returns the text to generate, and the turn with the lines and the earlier questions that the context holds.
 
-        Raises UserError where the model has no chat format, the last turn is not the user's, or it fills the context.
+        Raises UserError where the model has no chat format, or the last turn fills the context.
         """
         if not self.tokenizer.template:
             raise UserError("The model is a base without a chat format. Use /v1/completions.")
-        earlier = turns_of(messages)
-        newest = earlier.pop()
+        *earlier, newest = turns
         turn = fit_turn(self.tokenizer, earlier, newest.content, lines, self.context - self.most)
         return self.text(turn.prompt, request), turn
 
@@ -100,7 +106,7 @@ class Model:
         """Returns whether a prompt is ids that begin with a special token: a document or a turn of a conversation."""
         return not isinstance(prompt, str) and bool(prompt) and prompt[0] in self.tokenizer.special_ids
 
-    def text(self, prompt: np.ndarray, request: Generation, most: int | None = None) -> Text:
+    def text(self, prompt: np.ndarray, request: Generation) -> Text:
         """Returns a text to generate. Raises UserError for a prompt that fills the context."""
         possible = self.scheduler.engine.max_answer(len(prompt))
         asked = [each for each in (request.max_tokens, getattr(request, "max_completion_tokens", None)) if each]
