@@ -4,7 +4,7 @@ The objective compares options: the gold one shall be more likely than the other
 options beside one another, as branches that do not attend to each other (`ghost_jax.data.packing.Example`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,22 +18,21 @@ VERSION = 1  # raise it when the same questions give other rows
 
 def dataset(inputs: BuildInputs) -> Rows:
     """Returns the rows of the questions of `mcq`."""
-    return _rows(inputs, ((q, ()) for q in mcq.questions(inputs.documents, inputs.options.seed)))
+    asked = mcq.questions(inputs.documents, inputs.options.seed)
+    return by_split((q.split, row(inputs.vocabulary, q)) for q in asked)
 
 
 def fact_dataset(inputs: BuildInputs) -> Rows:
     """Returns the rows of the questions of `fact_mcq`."""
-    return _rows(inputs, ((q, ()) for q in fact_mcq.questions(inputs.documents, inputs.options.seed)))
+    asked = fact_mcq.questions(inputs.documents, inputs.options.seed)
+    return by_split((q.split, row(inputs.vocabulary, q)) for q in asked)
 
 
 def read_dataset(inputs: BuildInputs) -> Rows:
     """Returns the rows of the questions of `fact_mcq` behind passages drawn as in `raft`."""
     asked = fact_mcq.questions(inputs.documents, inputs.options.seed)
-    return _rows(inputs, raft.with_passages(asked, raft.index_of(inputs, asked), inputs.options.seed) if asked else ())
-
-
-def _rows(inputs: BuildInputs, asked: Iterable[tuple[Question, Sequence[str]]]) -> Rows:
-    return by_split((q.split, row(inputs.vocabulary, q, passages)) for q, passages in asked)
+    found = raft.with_passages(asked, raft.index_of(inputs, asked), inputs.options.seed) if asked else ()
+    return by_split((q.split, row(inputs.vocabulary, q, passages)) for q, passages in found)
 
 
 def row(tokenizer: Tokenizer, q: Question, passages: Sequence[str] = ()) -> dict:
