@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from ghost_jax.core.atomic_io import read_json
 from ghost_jax.core.errors import UserError
-from tests.bench import table
+from tests.bench import mutations, table
 from tests.bench.comparisons import COMPARISONS
 from tests.bench.speed import run
 from tests.bench.wanted import BEST, DEFAULT, Row, ratio
 from tests.bench.work import FLOAT32, PRECISIONS, precisions_of
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 
 @pytest.mark.parametrize("content", ['{"machine"', "[]", '{"machine": "a CPU", "packages": {}, "work": {}}'])
@@ -93,3 +94,8 @@ def test_the_tables_in_the_repository_are_those_of_its_records():
     assert [table.file_name(record) for record in records.values()] == list(records)
     page = table.PAGE.read_text(encoding="utf-8")
     assert page == table.with_table(page, records), "docs/performance.md is not of the records: run make bench-table"
+
+
+def test_every_mutation_changes_one_place_of_the_code():
+    for mutation in read_json(mutations.LIST):
+        assert (ROOT / mutation["file"]).read_text().count(mutation["before"]) == 1, mutation

@@ -158,8 +158,9 @@ def test_completions_have_the_log_probabilities_of_their_tokens(address, model):
     assert all(max(top.values()) >= own for top, own in zip(second.top_logprobs, second.token_logprobs, strict=True))
     more = create(prompt=text, **options | {"max_tokens": 4}).choices[0]
     assert create(model="tiny", prompt=text, max_tokens=0).choices[0].text == ""
-    of_ids = create(model="tiny", prompt=ids, max_tokens=4, stream=True)
-    assert "".join(chunk.choices[0].text for chunk in of_ids) == more.text
+    for prompt in (ids, [ids]):
+        chunks = create(model="tiny", prompt=prompt, max_tokens=4, stream=True)
+        assert "".join(chunk.choices[0].text for chunk in chunks) == more.text
     stopped = create(model="tiny", prompt=text, max_tokens=8, stop=[more.text[:1]])
     assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
 

@@ -6,7 +6,6 @@ between keys are in `ghost_jax.config.load`.
 
 import ctypes
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -54,12 +53,10 @@ def real(high: float, above: bool = False, below: bool = False) -> Domain:
     """
 
     def holds(value: Any) -> bool:
-        if type(value) not in (int, float):
+        if type(value) not in (int, float) or not 0 <= value <= high or 0 < value < SMALLEST_FLOAT32:
             return False
         rounded = ctypes.c_float(value).value
-        if not math.isfinite(rounded) or 0 < abs(value) < SMALLEST_FLOAT32:
-            return False
-        return (rounded > 0 if above else value >= 0) and (rounded < high if below else value <= high)
+        return (rounded > 0 or not above) and (rounded < high or not below)
 
     return Domain(f"a number in {'(' if above else '['}0, {high:g}{')' if below else ']'}", holds)
 

@@ -175,10 +175,8 @@ async def complete(
     name: str, model: Model, request: CompletionRequest, raw: fastapi.Request, seconds: float
 ) -> Response:
     """Answers one or several prompts, with echo and log-probabilities where they are asked for."""
-    given = request.prompt
-    prompts = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     answer, choices = Answer(request, name, "text_completion"), []
-    for index, prompt in enumerate(prompts):
+    for index, prompt in enumerate(request.prompts):
         if await raw.is_disconnected():
             break
         ids = await run_in_threadpool(model.ids, prompt)

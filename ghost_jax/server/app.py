@@ -96,10 +96,9 @@ def build(served: Served, *, key: str, seconds: float, hosts: Sequence[str]) -> 
     async def completions(request: CompletionRequest, raw: fastapi.Request) -> Response:
         _check_model(served, request.model)
         model = _model(served)
-        one = isinstance(request.prompt, str) or (bool(request.prompt) and isinstance(request.prompt[0], int))
-        if one and request.logprobs is None and not request.echo and request.max_tokens != 0:
+        if len(request.prompts) == 1 and request.logprobs is None and not request.echo and request.max_tokens != 0:
             answer = Answer(request, served.name, "text_completion")
-            text = model.text(await run_in_threadpool(model.ids, request.prompt), request)
+            text = model.text(await run_in_threadpool(model.ids, request.prompts[0]), request)
             return await generate(answer, model, text, raw, seconds)
         if request.stream:
             raise ApiError(400, "A stream has one prompt, without logprobs and echo. Leave stream out.", param="stream")

@@ -98,6 +98,12 @@ class CompletionRequest(Generation):
     best_of: Literal[1] | None = None
     suffix: None = None
 
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, also where one alone was given."""
+        several = isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int)
+        return self.prompt if several else [self.prompt]
+
 
 class ReadRequest(Strict):
     """The body of /v1/read: a question for the lexical reader, with up to ten options or none."""
