@@ -300,7 +300,8 @@ def test_an_imported_model_is_exported_with_its_vocabulary_and_template(tmp_path
     fields, tokenizer = check_export(tmp_path / "there", run, tmp_path / "out"), load(run / "tokenizer.json")
     qwen = "qwen" in str(name)
     assert fields["tokenizer.ggml.pre"] == ("qwen2" if qwen else "llama-bpe")
-    assert fields["tokenizer.ggml.add_bos_token"] == (not qwen)
+    adds_bos = theirs.encode("x").ids != theirs.encode("x", add_special_tokens=False).ids
+    assert fields["tokenizer.ggml.add_bos_token"] == adds_bos
     assert tokenizer.vocab_size == rows
     assert read_vocabulary(tmp_path / "out", rows).sha256 == tokenizer.sha256
     rng, alphabet = Random(0), [*ALPHABET, *map(chr, range(0x300, 0x340))]
