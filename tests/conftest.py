@@ -26,7 +26,7 @@ COMPILE_FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_u
 os.environ |= COMPILE_FAST | {"XLA_FLAGS": f"{COMPILE_FAST['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
 
 ROOT = Path(__file__).parents[1]
-WAIT = 180  # seconds that no command of a tiny run needs, on the slowest machine
+WAIT = 600  # seconds that no command of a test needs, also on a slow machine with other work
 # Both stages of a chat run, made as small as they can be; its stores and compiled programs are shared by the session.
 TINY = {
     "model.layers": 1, "model.width": 32, "model.heads": 2, "model.mlp_dim": 64, "model.vocab_size": 1024,
