@@ -127,7 +127,8 @@ def test_a_checkout_that_cannot_be_packed_is_refused_before_a_slice_is_requested
 
 
 def test_ctrl_c_deletes_the_slice(tmp_path):
-    env = {"PATH": f"{tools(tmp_path, gcloud=cloud(tmp_path, 'touch training; tail -f /dev/null'))}:/usr/bin:/bin"}
+    # The file is written without a process: bash that waits for one goes on where that ends by itself after SIGINT.
+    env = {"PATH": f"{tools(tmp_path, gcloud=cloud(tmp_path, ': >training; exec tail -f /dev/null'))}:/usr/bin:/bin"}
     process = subprocess.Popen([*POD, *POD_COMMAND], env=env, cwd=tmp_path, start_new_session=True)
     while not (tmp_path / "training").exists() and process.poll() is None:
         time.sleep(0.02)
