@@ -109,6 +109,7 @@ REFUSED = [
     ("architectures", {"architectures": ["LlamaForTokenClassification"]}),
     *((key, {key: value}) for key, value in (NOT_COMPUTED | INVALID).items()),
     ("layers is 1000000000", {"num_hidden_layers": 10**9}),
+    ("rope_theta", {"rope_theta": 10**400}),
     ("linear", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     ("partial_rotary_factor", {"rope_parameters": {"partial_rotary_factor": 0.5}}),
     ("factor", {"rope_scaling": {"rope_type": "llama3"}}),

@@ -5,7 +5,6 @@ Both rotate the halves of a head, and in both neighbouring heads share keys. The
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -141,7 +140,7 @@ def _object(found: Any, where: str) -> dict:
 def _value(config: Mapping, key: str, field: str, default: float | None = None) -> Any:
     """Returns the value of a field of our model. Raises UserError where it is invalid, or required and absent."""
     value, domain = config.get(key, default), DOMAINS[f"model.{field}"]
-    if (type(value) is int and abs(value) > sys.float_info.max) or not domain.holds(value):
+    if not domain.holds(value):
         raise UserError(
             f"By {key} in the checkpoint's config.json, {field} is {json.dumps(value)}; our model has {domain}. Import "
             "another checkpoint, or fetch this one again."
