@@ -23,6 +23,7 @@ import pytest
 from ghost_jax.core import object_store
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.core.object_store import leased, mirror, path_of
+from ghost_jax.core.paths import local_path
 from ghost_jax.runs import metrics
 from ghost_jax.training.checkpoint import Checkpoints
 from tests.conftest import ROOT, paragraph_of, set_all, tiny_base, tiny_chat
@@ -154,9 +155,11 @@ def resume_until_done(command: list[str], workdir, env: dict[str, str], log: Pat
 
 def test_a_typed_path_is_local_or_in_a_known_store():
     assert path_of("runs/x") == Path("runs/x")
-    for text in ("http://host/x", "s3://", "file:///x"):
-        with pytest.raises(UsageError, match=text.partition(":")[0]):
+    for text in ("http://host/x", "s3://", "file:///x", ""):
+        with pytest.raises(UsageError, match=text.partition(":")[0] or "empty"):
             path_of(text)
+        with pytest.raises(UsageError):
+            local_path(text)
 
 
 def test_a_store_path_resolves_without_a_folder_of_this_machine():

@@ -68,9 +68,11 @@ def is_remote(path: Path) -> bool:
 def path_of(text: str) -> Path:
     """Returns a typed path, local or in an object store; the `type=` of flags that may name either.
 
-    Raises UsageError for a URL of another kind, UserError where the package that reads the store is not installed or
-    GHOST_OFFLINE=1 forbids the connection.
+    Raises UsageError for nothing, which would be the working directory, or a URL of another kind; UserError where the
+    package that reads the store is not installed or GHOST_OFFLINE=1 forbids the connection.
     """
+    if not text:
+        raise UsageError("The path of a flag is empty. Name one; a shell variable in it may not be set.")
     scheme, separator, rest = text.partition("://")
     if not separator:
         return Path(text)

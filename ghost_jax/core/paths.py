@@ -10,10 +10,10 @@ from ghost_jax.core.object_store import is_remote, mirror, path_of
 
 
 def local_path(text: str) -> Path:
-    """Returns a typed path; the `type=` of every such flag. Raises UsageError for a URL."""
+    """Returns a typed path; the `type=` of every such flag. Raises UsageError for a URL or nothing."""
     if "://" in text:
         raise UsageError(f"{text} is a URL, and a local path is needed. Mount or download it, and name the local path.")
-    return Path(text)
+    return path_of(text)
 
 
 def cache_dir() -> Path:
