@@ -42,11 +42,12 @@ class Part:
     # base_hours, run_hours: of a base and a run on two idle cores, scores included; a base counts once a folder
     base_hours: float
     run_hours: float
+    dtype: str = "auto"  # named where runs of one folder may come from machines of different precision
 
 
 PARTS = (
     Part("configs/sweeps/knowledge.py:nano", "facts-nano", 0.8, 0.07),
-    Part("configs/sweeps/latch.py:nano", "facts-nano", 0.8, 0.07),
+    Part("configs/sweeps/latch.py:nano", "latch-nano", 1.5, 0.1, "float32"),
     Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
     Part("configs/sweeps/knowledge.py:mini", "facts-mini", 1.4, 0.2),
     Part("configs/sweeps/recipes.py:nano", "recipes-nano", 0.6, 0.07),
@@ -133,6 +134,7 @@ def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
     runs.mkdir(parents=True, exist_ok=True)
     restore(part, runs)
     words = [str(python_of(folder)), "-m", "ghost_jax.sweep", f"--config={part.sweep}", f"--runs={runs}"]
+    words.append(f"--config.model.dtype={part.dtype}")
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "GHOST_DATA": str(data)}
     print(f"$ {' '.join(words)}", flush=True)
     sweep = subprocess.Popen(words, cwd=tree, env=environment, preexec_fn=lambda: os.nice(LOWEST))

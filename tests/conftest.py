@@ -25,6 +25,9 @@ settings.load_profile("ci")  # the same examples every time, and no deadline tha
 COMPILE_FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 os.environ |= COMPILE_FAST | {"XLA_FLAGS": f"{COMPILE_FAST['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
 
+# A shell script's background processes ignore SIGINT, and all that they start do: tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parents[1]
 WAIT = 600  # seconds that no command of a test needs, also on a slow machine with other work
 # Both stages of a chat run, made as small as they can be; its stores and compiled programs are shared by the session.

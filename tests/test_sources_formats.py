@@ -71,13 +71,13 @@ def test_a_file_is_there_and_a_zip_holds_one(tmp_path, names):
         pass
 
 
-def test_nobody_is_told_to_delete_a_folder_that_was_named_as_a_file(tmp_path):
+def test_the_fix_for_a_folder_that_was_named_as_a_file_is_another_name(tmp_path):
     with (
         pytest.raises(UserError, match=f"{re.escape(str(tmp_path))} is a folder") as caught,
         files.open_bytes(tmp_path),
     ):
         pass
-    assert "delete" not in str(caught.value)
+    assert "delete" not in str(caught.value).replace(str(tmp_path), "")
 
 
 def test_a_decompression_bomb_is_not_held_in_memory(tmp_path, monkeypatch):
