@@ -56,6 +56,7 @@ PARTS = (
     Part("configs/sweeps/latch.py:mini", "facts-mini", 1.4, 0.2),
     Part("configs/sweeps/recipes.py:mini", "recipes-mini", 3.6, 0.2),
     Part("configs/sweeps/muon.py:mini", "muon-mini", 0.0, 0.5),
+    Part("configs/sweeps/size.py:mini", "size-mini", 0.0, 1.6, "float32"),
 )
 
 
