@@ -37,6 +37,7 @@ from ghost_jax.text.mcq_format import LAYOUTS, LETTERS, letter_ids
 from ghost_jax.text.tokenizer import ROLES, Tokenizer, load
 from ghost_jax.training.loading import load_model
 from tests.conftest import TINY, set_all
+from tests.llama_cpp import needs_llama_cpp, serving
 from tests.models import one_device, slow
 from tests.test_contamination import write_dataset
 from tests.test_export import build
@@ -309,6 +310,27 @@ def test_an_imported_model_is_exported_with_its_vocabulary_and_template(tmp_path
     ids = [encoding.ids for encoding in theirs.encode_batch(texts, add_special_tokens=False)]
     assert [tokenizer.encode(text) for text in texts] == tokenizer.encode_batch(texts) == ids
     assert [tokenizer.decode(each) for each in ids] == [unicodedata.normalize("NFC", x) if qwen else x for x in texts]
+
+
+@pytest.mark.slow
+@needs_llama_cpp
+@pytest.mark.parametrize("name", [*FAMILIES, *shipped()], ids=str)
+def test_llama_cpp_reads_the_vocabulary_and_the_template(tmp_path, name):
+    rows = save(tmp_path / "there", name).get_vocab_size()
+    run = imported(tmp_path / "run", tmp_path / "there", rows)
+    write_model(tmp_path, run, "float32", "gguf")
+    tokenizer, rng = load(run / "tokenizer.json"), Random(0)
+    texts = ["".join(rng.choices(ALPHABET, k=rng.randint(1, 60))) for _ in range(200)]
+    with serving(tmp_path / FILE, 64) as ask:
+        found = [ask("/tokenize", content=text, add_special=False)["tokens"] for text in texts]
+        assert found == tokenizer.encode_batch(texts)
+        for messages in (ROUND[:1], ROUND, [SYSTEM, *ROUND]):
+            turns = [{"role": message.role, "content": message.content} for message in messages]
+            # llama.cpp knows today's date, as transformers does; we show the template's own.
+            fixed = {"date_string": "26 Jul 2024"}
+            prompt = ask("/apply-template", messages=turns, chat_template_kwargs=fixed)["prompt"]
+            ids = ask("/tokenize", content=prompt, add_special=True, parse_special=True)["tokens"]
+            assert ids == render_prompt(tokenizer, messages).tolist()
 
 
 @pytest.mark.slow

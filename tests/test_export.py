@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from random import Random
 
@@ -33,6 +31,7 @@ from ghost_jax.text.tokenizer import END, EOS, Tokenizer
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
 from ghost_jax.training.loading import load_model
 from ghost_jax.training.step import new_state
+from tests.llama_cpp import needs_llama_cpp, serving
 from tests.models import drawn, one_device
 
 CORPUS = ("A buffer overflow lets an attacker run code.", "hello, phishing is T1566 in ATT&CK.", "Äpfel 日本語 🙂")
@@ -255,27 +254,9 @@ def test_a_split_without_a_name_there_and_a_v04_model_are_refused(tmp_path):
         write_model(tmp_path, tmp_path / "run", "float32", "gguf")
 
 
-ASK = """
-import json, sys
-import numpy as np
-from llama_cpp import Llama
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-asked = json.load(sys.stdin)
-model = Llama(asked["file"], logits_all=True, n_ctx=64, n_batch=64, verbose=False, type_k=0, type_v=0)
-ids = [model.tokenize(text.encode(), add_bos=False, special=False) for text in asked["texts"]]
-model.eval(asked["prompt"])
-logits = np.array(model.scores[: len(asked["prompt"])]).tolist()
-chat = Jinja2ChatFormatter(model.metadata["tokenizer.chat_template"], "", "")(messages=asked["messages"]).prompt
-print(json.dumps({"ids": ids, "logits": logits, "chat": chat}))
-"""
-
-
 @pytest.mark.slow
+@needs_llama_cpp
 def test_llama_cpp_computes_the_same(run, tmp_path):
-    """GHOST_LLAMA_PYTHON names a Python with llama-cpp-python, which is compiled from source."""
-    python = os.environ.get("GHOST_LLAMA_PYTHON")
-    if not python:
-        pytest.skip("GHOST_LLAMA_PYTHON names no Python with llama-cpp-python")
     write_model(tmp_path, run, "float32", "gguf")
     rng = Random(0)
     alphabet = [chr(code) for code in (*range(32, 127), *range(0xC0, 0x180), 0x1F642, 0x65E5, 10, 9)]
@@ -283,11 +264,16 @@ def test_llama_cpp_computes_the_same(run, tmp_path):
     texts.append("CVE-2021-44228  in log4j\n\n\tdef f(x): return 1234567 # don't")
     messages = [{"role": "user", "content": "Who sent it?"}]
     prompt = render_prompt(CHAT, [Message(**message) for message in messages]).tolist()
-    asked = {"file": str(tmp_path / gguf_lib.FILE), "texts": texts, "prompt": prompt, "messages": messages}
-    done = subprocess.run([python, "-c", ASK], input=json.dumps(asked), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
-    assert found["ids"] == [CHAT.encode(text) for text in texts]
-    assert found["chat"] == CHAT.decode(prompt)
     model, params, _ = load_model(run, one_device())
-    np.testing.assert_allclose(found["logits"], ours(model, params, prompt), atol=1e-2)
+    sampled = [[CHAT.encode("a")[0], 1e9]]  # a token that shows: of part of a character llama.cpp says nothing
+    expected = np.asarray(jax.nn.log_softmax(ours(model, params, prompt)))
+    with serving(tmp_path / gguf_lib.FILE, model.context) as ask:
+        assert [ask("/tokenize", content=text)["tokens"] for text in texts] == [CHAT.encode(text) for text in texts]
+        assert ask("/apply-template", messages=messages)["prompt"] == CHAT.decode(prompt)
+        for length, row in enumerate(expected, 1):
+            asked = {"prompt": prompt[:length], "n_predict": 1, "n_probs": CHAT.vocab_size, "logit_bias": sampled}
+            (found,) = ask("/completion", **asked, cache_prompt=False)["completion_probabilities"]
+            by_id = {each["id"]: each["logprob"] for each in found["top_logprobs"]}
+            np.testing.assert_allclose([by_id[i] for i in range(CHAT.vocab_size)], row, atol=1e-2)
+        answer = ask("/v1/chat/completions", messages=messages, max_tokens=8)
+        assert answer["usage"]["prompt_tokens"] == len(prompt)

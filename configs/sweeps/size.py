@@ -1,4 +1,4 @@
-"""What does size buy? The base of pretrain_exposure in three shapes: the same vocabulary, documents, batches and tokens.
+"""What does size buy? The base of pretrain_exposure in three shapes: one vocabulary, the same documents and batches.
 
     python -m ghost_jax.sweep --config=configs/sweeps/size.py:mini          # or :nano
 
