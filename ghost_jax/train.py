@@ -187,6 +187,9 @@ def main(argv: Sequence[str]) -> int:
         attention_of(stage.config, mesh_of(stage.config))
         if distributed.is_main():
             plan.announce(stage.config, stage.workdir, config, console)
+    if not unfinished and distributed.is_main():
+        note = f"{stages[-1].workdir} is finished, and is not trained again. For other data name another --workdir."
+        console.print(note, highlight=False, soft_wrap=True)
     if flags.plan:
         for stage in stages:
             plan.show(stage.config, prepare(stage.config, flags.data_dir), console)

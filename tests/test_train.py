@@ -73,9 +73,10 @@ def test_repeating_a_finished_run_trains_nothing_and_reports_the_score_again(gho
         return {path: path.stat().st_mtime_ns for path in (tiny_run.workdir / "checkpoints").rglob("*")}
 
     before = written()
-    result = ghost.here(*tiny_chat(tiny_run.workdir))
-    assert tiny_run.stdout.endswith(result.stdout)
-    assert "training " not in result.stdout
+    note, _, score = ghost.here(*tiny_chat(tiny_run.workdir)).stdout.partition("\n")
+    assert str(tiny_run.workdir) in note
+    assert tiny_run.stdout.endswith(score)
+    assert "training " not in score
     assert written() == before
 
 
