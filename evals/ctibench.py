@@ -91,7 +91,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if flags.reader != "model" and flags.book == "closed":
         raise UsageError(f"The reader {flags.reader} reads a book: add --book=open.")
     if kind in (RUN, READING_RUN) and not flags.workdir:
-        raise UsageError("Name the run to score with --workdir; only --book=open --reader=lexical needs none.")
+        raise UsageError(
+            "There is no model to score. Name a run with --workdir, or a model behind an API with --endpoint; only "
+            "--book=open --reader=lexical needs none."
+        )
     if kind == ENDPOINT and not (flags.out and flags.model):
         raise UsageError("--endpoint needs --model=NAME and --out=FILE; its raw answers are kept beside that report.")
     if flags.out and flags.out.is_dir():
@@ -120,11 +123,11 @@ def score_task(flags: argparse.Namespace, console: Console) -> None:
     task = TASKS[flags.task]
     items = open_answers.read_task(task, flags.items, flags.data_dir)
     out = flags.out or (flags.workdir and flags.workdir / "evals" / f"{items.name.removesuffix('.tsv')}.json")
-    rivals = task.baselines(items, flags.data_dir)  # first of all: their data may be missing, and answers take hours
     answers, fields = None, {}
     if flags.predictions:
         answers, fields["predictions_file"] = open_answers.read_answers(task, items, flags.predictions, flags.column)
-    elif flags.endpoint:
+    rivals = task.baselines(items, flags.data_dir)  # first: their data may be missing, and asking a model takes hours
+    if flags.endpoint:
         answers, fields["endpoint"] = ask_endpoint(flags, items)
     elif flags.workdir:
         answers, fields = ask_run(flags, items)

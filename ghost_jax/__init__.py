@@ -1,4 +1,4 @@
-"""ghost_jax: pretrain, chat-tune and honestly score small domain language models in JAX."""
+"""ghost_jax: pretrain, chat-tune and score small domain language models in JAX."""
 
 import importlib.util
 import os

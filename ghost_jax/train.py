@@ -172,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m ghost_jax.train", description=main.__doc__)
     add = parser.add_argument
     add("--workdir", type=path_of, metavar="DIR", help="run directory (default: runs/<config>-<preset>)")
-    add("--plan", action="store_true", help="print parameters, mesh, mixture, steps, ETA; train nothing")
+    add("--plan", action="store_true", help="prepare the data; print parameters, mesh, mixture, ETA; train nothing")
     config, flags = config_lib.parse(parser, argv)
     data_folders(flags.data_dir)  # refused where it is wrong, also when all stages are finished
     distributed.start()
@@ -187,6 +187,9 @@ def main(argv: Sequence[str]) -> int:
         attention_of(stage.config, mesh_of(stage.config))
         if distributed.is_main():
             plan.announce(stage.config, stage.workdir, config, console)
+    if not unfinished and distributed.is_main():
+        note = f"{stages[-1].workdir} is finished, and is not trained again. For other data name another --workdir."
+        console.print(note, highlight=False, soft_wrap=True)
     if flags.plan:
         for stage in stages:
             plan.show(stage.config, prepare(stage.config, flags.data_dir), console)

@@ -11,6 +11,7 @@ record that is absent is an error:
     {{hours FOLDER}}                    core-hours that the training of its runs and bases took
 """
 
+import argparse
 import re
 import statistics
 import sys
@@ -206,6 +207,7 @@ def results(records: Path = RECORDS) -> str:
 @command
 def main(argv: Sequence[str]) -> int:
     """Writes RESULTS.md and its pictures from the records in the repository."""
+    argparse.ArgumentParser(prog="python -m launch.results", description=main.__doc__).parse_args(argv)
     text, campaign = results(), RECORDS / "campaign"
     for name, (draw, folders) in PICTURES.items():
         if f"campaign/{name}" in text:

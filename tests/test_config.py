@@ -324,6 +324,10 @@ def test_keys_of_a_base_that_is_given_are_refused_and_records_do_not_have_its_pa
     assert str(base.parent) not in config_lib.to_json(config)
 
 
+def test_a_base_that_is_not_there_is_bad_usage(tmp_path):
+    assert "absent" in refusal(f"--config={CHAT}:nano", f"--base={tmp_path / 'absent'}")
+
+
 def test_the_run_directory_of_a_base_is_not_that_of_the_chat_run(tmp_path):
     with pytest.raises(UsageError, match="run directory of the base"):
         stages_of(parse(f"--config={CHAT}:nano")[0], tmp_path / "pretrain_v05-nano", None)

@@ -4,6 +4,7 @@ import csv
 import gc
 import hashlib
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -201,6 +202,13 @@ def without_collection():
 @pytest.mark.parametrize(("suffix", "rows", "parts"), [(suffix, rows, parts) for suffix, rows, *parts in REFUSED])
 def test_a_file_that_cannot_be_scored_is_refused_with_its_place(without_collection, tmp_path, suffix, rows, parts):
     refusal(written(tmp_path, suffix, rows), *parts)
+
+
+@pytest.mark.parametrize("name", ["absent", "absent.csv"])
+def test_a_file_that_is_not_there_has_no_format_and_is_not_to_be_deleted(tmp_path, name):
+    with pytest.raises(UserError, match=name) as caught:
+        read_items(tmp_path / name)
+    assert not re.search("SecQA|delete", str(caught.value))
 
 
 @each_format

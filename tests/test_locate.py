@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import requests
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UserError
@@ -60,6 +61,25 @@ def test_a_source_that_is_not_there_is_refused_with_its_files_the_folders_and_th
     command = f"--sources={name}" if name in PUBLISHED else f"corpus/{name}.jsonl"
     for named in (absent(name, [])[0], f"{data}, {cache / 'data'}", str(data / there), command):
         assert named in str(caught.value)
+
+
+def test_what_is_missing_is_printed_before_a_publisher_is_asked_and_none_is_for_a_run_that_is_refused(
+    data, monkeypatch, capsys
+):
+    printed = []
+
+    def ask(*_, **__):
+        printed.append(capsys.readouterr().out)
+        raise requests.ConnectionError
+
+    monkeypatch.delenv("GHOST_OFFLINE")
+    monkeypatch.setattr(requests, "head", ask)
+    with pytest.raises(UserError, match=r"--config\.data\.sources=attack,embedded[, ]"):
+        found(data, "attack", "cti", "embedded")
+    assert not printed
+    with pytest.raises(UserError):
+        found(data, "attack", "embedded")
+    assert "--sources=attack" in printed[0]
 
 
 def test_complete_sources_are_located_in_the_order_of_the_config_before_parts_elsewhere(data, cache):

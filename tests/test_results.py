@@ -76,3 +76,9 @@ def test_recall_is_pooled_over_rotations_and_drawn(records):
     assert {count: row[1] for count, row in found["question"].items()} == {10: 0.5, 100: 0.5}
     points = points_of(results.exposure_picture(folder))
     assert [line.tolist() for line in points] == [[[10, 25], [100, 100]], [[10, 50], [100, 50]]]
+
+
+def test_help_writes_nothing(monkeypatch):
+    monkeypatch.setattr(results, "write_text", lambda *_: pytest.fail("a file was written"))
+    with pytest.raises(SystemExit):
+        results.main(["--help"])

@@ -210,7 +210,9 @@ def test_the_command_writes_its_report_and_refuses_what_cannot_be_scored(ghost, 
         assert word.partition("=")[0] in message
     part = shutil.copytree(data, tmp_path / "part")
     (part / "ctibench" / "cti-taa.tsv").unlink()  # its items could be in the text of the baselines
-    assert "cti-taa.tsv" in ghost.refused_here("evals.ctibench", f"--data_dir={part}", f"--out={out}", "--task=rcm")
+    words = ("evals.ctibench", f"--data_dir={part}", f"--out={out}", "--task=rcm")
+    assert "cti-taa.tsv" in ghost.refused_here(*words)
+    assert "absent.csv" in ghost.refused_here(*words, "--predictions=absent.csv")  # before the baselines are fitted
     assert not out.exists()
 
 

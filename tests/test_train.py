@@ -19,7 +19,7 @@ from ghost_jax import train as train_command
 from ghost_jax.config import load as config_lib
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.runs import run_dir
+from ghost_jax.runs import plan, run_dir
 from ghost_jax.text import tokenizer
 from ghost_jax.training.checkpoint import Checkpoints
 from ghost_jax.training.loading import load_model
@@ -73,9 +73,10 @@ def test_repeating_a_finished_run_trains_nothing_and_reports_the_score_again(gho
         return {path: path.stat().st_mtime_ns for path in (tiny_run.workdir / "checkpoints").rglob("*")}
 
     before = written()
-    result = ghost.here(*tiny_chat(tiny_run.workdir))
-    assert tiny_run.stdout.endswith(result.stdout)
-    assert "training " not in result.stdout
+    note, _, score = ghost.here(*tiny_chat(tiny_run.workdir)).stdout.partition("\n")
+    assert str(tiny_run.workdir) in note
+    assert tiny_run.stdout.endswith(score)
+    assert "training " not in score
     assert written() == before
 
 
@@ -83,6 +84,14 @@ def test_a_plan_trains_nothing(ghost, tmp_path):
     result = ghost.here(*tiny_chat(tmp_path / "runs" / "chat", "--plan"))
     assert all(part in result.stdout for part in (f"data={DEVICES}", "Mixture", "8 updates"))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("preset", ["", "nano"])
+def test_a_long_run_names_a_smaller_preset_where_there_is_one(monkeypatch, capsys, preset):
+    config = config_lib.load(f"configs/chat_v5.py:{preset}")
+    monkeypatch.setattr(plan, "estimated_seconds", lambda _: 1e6)
+    plan.announce(config, Path("run"), config, Console())
+    assert (":nano" in capsys.readouterr().out) == (preset != "nano")
 
 
 CUTS = [("chat", 5, signal.SIGTERM), ("base", 3, signal.SIGKILL)]

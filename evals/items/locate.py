@@ -30,8 +30,8 @@ def find_items(data_dir: Path | None, workdir: Path | None) -> tuple[Items, str]
     if not path or not path.is_file():
         own = f" nor {path}" if path else ""
         raise NoItems(
-            f"There is no {FILE} in {searched}{own}. Set GHOST_DATA to the folder that holds ctibench/, or name a file "
-            "with --items."
+            f"There is no {FILE} in {searched}{own}. Fetch it (python -m ghost_jax.data.fetch --sources=ctibench), set "
+            "GHOST_DATA to the folder that holds ctibench/, or name a file with --items."
         )
     own = dataclasses.replace(held_out_of(workdir), name="held-out questions of this project, not CTIBench")
     note = (

@@ -169,6 +169,8 @@ def stand_on(config: ConfigDict, base: Path) -> None:
 
     Its model gets the base's shape. Raises UserError where there is no such run.
     """
+    if not (base / "config.json").is_file():
+        raise UsageError(f"--base={base} holds no run. Name the directory of a trained or imported base run.")
     found = read_config(base / "config.json")
     if config.stage != "chat" or found["stage"] == "chat":
         raise UsageError(f"--base={base} must be a base run, and {config.spec} a chat config, which starts from one.")

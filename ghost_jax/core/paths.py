@@ -32,7 +32,7 @@ def data_folders(data_dir: Path | None) -> list[Path]:
         if not folder.is_dir():
             raise UserError(
                 f"The data folder {folder} does not exist. Give --data_dir or GHOST_DATA a folder that holds raw/, "
-                "corpus/ and ctibench/, or leave both unset to use the embedded pack."
+                "corpus/ and ctibench/, or leave both unset: a preset named nano then uses the embedded pack."
             )
     return [*folders, cache_dir() / "data"]
 

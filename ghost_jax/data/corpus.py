@@ -18,6 +18,7 @@ import numpy as np
 
 from ghost_jax.config.keys import is_path
 from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir, data_folders
 from ghost_jax.data import dedup, fetch
 from ghost_jax.data.downloads.published import PUBLISHED
@@ -86,8 +87,13 @@ def locate(
     published = [name for name in names if name not in own]
     found, absent = _found(published, folders)
     reasons: dict[str, str] = {}
+    # Where a source without a publisher is missing, the run is refused, and nothing is fetched.
+    unpublished = [] if stand_in else [name for name in absent if name not in PUBLISHED]
     if wanted := [name for name in absent if not (stand_in and found[name])]:
-        reasons = fetch.bring(wanted, cache_dir() / "data", say)
+        if not unpublished and not is_offline():
+            listed = ",".join(wanted)
+            say(f"{listed}: not on this machine; fetching, as python -m ghost_jax.data.fetch --sources={listed} does")
+        reasons = fetch.bring(unpublished or wanted, cache_dir() / "data", say)
         found, absent = _found(published, folders)
     read = {path.resolve() for each in itertools.chain(*own.values()) for path in each.own}
     strays = [path for path in data_files.unclaimed(folders) if path.resolve() not in read]
@@ -96,10 +102,17 @@ def locate(
         what = f"No files of {', '.join(missing)}" if missing else f"Only a part of {', '.join(absent)}"
         where = _where(found, absent, folders, strays, reasons)
         if not stand_in or (missing and "embedded" not in names):
+            out = unpublished or list(absent)
+            kept = ",".join(name for name in names if name not in out)
             raise UserError(
-                f"{what} on this machine. {where} Or leave the source out of --config.data.sources, for the base of a "
-                "chat recipe --config.base.data.sources, or --book. Only a preset named nano trains without a source "
-                "that it names, and only where it names embedded too."
+                f"{what} on this machine. {where}"
+                + (
+                    f" Or leave out {', '.join(out)}: --config.data.sources={kept}, for the base of a chat recipe "
+                    f"--config.base.data.sources={kept} too, or of a book --book={kept}."
+                    if kept
+                    else ""
+                )
+                + " Only a preset named nano trains without a source that it names, where it names embedded too."
             )
         notes += [f"{what}: {'the embedded pack stands in for them' if missing else 'the run uses that part'}. {where}"]
     elif strays:
@@ -144,7 +157,7 @@ def _where(
         f"Missing: {', '.join(map(few, absent.values()))}.",
         f"Searched, plain and as .xz, .gz or .zip: {', '.join(map(str, folders))}, and raw/ and corpus/ in each.",
         f"Found there: {few(there)}." if there else "",
-        f"Not fetched: {'; '.join(dict.fromkeys(reasons.values()))}." if reasons else "",
+        f"Not fetched: {fetch.in_words(reasons)}." if reasons else "",
         "Set GHOST_DATA or --data_dir to the folder that holds raw/ and corpus/"
         + (f", or run python -m ghost_jax.data.fetch --sources={published}." if published else "."),
     ]

@@ -56,6 +56,14 @@ def bring(
     return reasons
 
 
+def in_words(reasons: dict[str, str]) -> str:
+    """Returns source -> reason as a list, sources of one reason together."""
+    sharing: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        sharing.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in sharing.items())
+
+
 def missing(name: str, folder: Path) -> list[File]:
     """Returns the files of a published source that a data folder lacks or has with another content."""
     return [file for file in PUBLISHED[name].files if not _is_there(file, folder)]
@@ -150,10 +158,9 @@ def main(argv: Sequence[str]) -> int:
         for file in missing(name, folder):
             for thing in (file,) if file.digest else (file.note, file):
                 _say(f"  {thing.url} as {folder / thing.path}")
-    why = " ".join(f"{name}: {reason}." for name, reason in reasons.items())
     raise UserError(
-        f"Not everything could be fetched. {why} Repeat the command when there is a connection, give --mirror a site's "
-        "own copy, or put the files listed above in their places by hand."
+        f"Not fetched: {in_words(reasons)}. Repeat the command when there is a connection, give --mirror a site's own "
+        "copy, or put the files listed above in their places by hand."
     )
 
 

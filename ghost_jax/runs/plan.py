@@ -24,10 +24,12 @@ def announce(config: ConfigDict, workdir: Path, asked: ConfigDict, console: Cons
     size, updates = ModelConfig(**config.model), f"{config.steps:,} updates of {config.batch_size} x "
     seconds = estimated_seconds(config)
     why = f"The base {workdir} is not trained yet, so it is trained first: " if config is not asked else ""
-    quick = f" For minutes instead, use the preset {asked.name}.py:nano." if seconds > LONG else ""
+    smaller = seconds > LONG and "nano" not in asked.preset.split(",")
+    quick = f" For a smaller model, use the preset {asked.name}.py:nano." if smaller else ""
     console.print(
         f"{why}{config.name} ({config.preset or 'full size'}, {size.parameters():,} parameters), {updates}"
-        f"{config.data.seq_len} tokens, about {duration(seconds)} on this machine ({run_dir.machine()}).{quick}",
+        f"{config.data.seq_len} tokens, about {duration(seconds)} on this machine ({run_dir.machine()}), without "
+        f"preparing data, compiling, validation and scoring.{quick}",
         highlight=False,
         soft_wrap=True,
     )
@@ -55,7 +57,7 @@ def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
         f"{rows // batch_shards(mesh)} a device; {config.model.dtype}; attention {setup.attention_of(config, mesh)}",
         f"{config.steps:,} updates, rate {config.optim.peak_lr:g} after {config.optim.warmup_steps:,}, "
         f"down to {config.optim.min_lr:g}; optimizer {config.optim.name}; "
-        f"about {duration(estimated_seconds(config))}",
+        f"about {duration(estimated_seconds(config))} for the updates alone",
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     mix = mix_of(config, prepared)

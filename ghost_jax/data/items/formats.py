@@ -130,6 +130,8 @@ def _recognised(path: Path) -> tuple[Format, Iterable[tables.Placed]]:
     _, first = next(tables.rows(path), ("", None)) if forms else ("", None)
     form = next((each for each in forms if first is not None and each.recognises(first)), None)
     if form is None:
+        if not path.exists():
+            raise UserError(f"There is no file {path}. Correct its name.")
         known = "; ".join(f"{each.name}: {each.shape}" for each in FORMATS)
         raise UserError(f"{path} holds no test items in a known format. Give one of these: {known}.")
     if form.inside:

@@ -22,7 +22,7 @@ MAX_TEXT = 512 << 20  # bytes read at once: ten times the largest catalogue, so 
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _UNREADABLE = (
-    *(FileNotFoundError, EOFError, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error),
+    *(EOFError, lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error),
     NotImplementedError,  # of zipfile, for a method of compression that it does not know
 )
 
@@ -69,9 +69,11 @@ def open_bytes(path: Path, suffix: str | None = None) -> Iterator[BinaryIO]:
             yield stream
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, and a file is needed. Name the file.") from None
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}. Correct its name.") from None
     except _UNREADABLE as fault:
         raise UserError(
-            f"{path} cannot be read ({fault}). It is missing, damaged or incomplete: delete it and fetch it again."
+            f"{path} cannot be read ({fault}). It is damaged or incomplete: delete it and fetch it again."
         ) from fault
 
 
