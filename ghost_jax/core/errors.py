@@ -41,7 +41,7 @@ def say_error(message: str) -> None:
 # System errors of a path that the user chose. Any other one is a defect.
 _PATH_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR),
-    *(errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EBUSY, errno.EXDEV),
+    *(errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EBUSY, errno.EXDEV, errno.EFBIG),
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # The system's words, and NumPy's, which drops the system's error: "1028 requested and 606 written"
