@@ -1,10 +1,12 @@
 """launch/campaign: what is left is run, what has ended is kept and restored, and nothing else is changed."""
 
 import json
+import os
 import time
 
 import pytest
 
+from ghost_jax.core.errors import UserError
 from launch import campaign
 from launch.campaign import Part
 from tests.conftest import ROOT
@@ -57,6 +59,22 @@ def test_what_has_ended_is_kept_without_weights_and_restored_on_another_machine(
     campaign.restore(part, elsewhere)
     assert {path.name for path in elsewhere.iterdir()} == {"one-seed0", "two-seed0"}, "a base needs its weights"
     assert campaign.ended(elsewhere / "two-seed0")
+
+
+def test_a_record_that_is_copied_in_part_is_no_run_and_a_failed_step_is_a_paragraph(part, tmp_path):
+    record = tmp_path / "records" / "few" / "one-seed0"
+    ended_run(record)
+    os.mkfifo(record / "evals" / "pipe")  # the one file that cannot be copied
+    with pytest.raises(OSError, match="pipe"):
+        campaign.restore(part, tmp_path / "runs")
+    assert not campaign.ended(tmp_path / "runs" / "one-seed0")
+    python = campaign.python_of(tmp_path)
+    for folder in (python.parent, tmp_path / "trees" / "few"):
+        folder.mkdir(parents=True)
+    (tmp_path / "records" / "few" / campaign.COMMIT).touch()
+    python.symlink_to("/bin/false")
+    with pytest.raises(UserError, match="pip"):
+        campaign.set_up(tmp_path, part)
 
 
 def test_the_list_and_a_start_without_data_make_nothing(ghost, tmp_path):
