@@ -69,6 +69,14 @@ def test_a_label_and_a_note_are_no_markup(monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("sigterm")
+def test_a_fault_that_causes_its_own_cause_is_raised():
+    first, second = ValueError("first"), KeyError("second")
+    second.__context__ = first
+    with pytest.raises(ValueError, match="first"):
+        command(failing(first, second))()
+
+
+@pytest.mark.usefixtures("sigterm")
 def test_a_defect_raises():
     with pytest.raises(FileNotFoundError):
         command(failing(FileNotFoundError(errno.ENOENT, "No such file", "/some/file")))()

@@ -49,9 +49,11 @@ _NO_SPACE = re.compile(r"No space left|\d+ requested and \d+ written")
 
 
 def chain_of(fault: BaseException | None) -> Iterator[BaseException]:
-    """Yields a fault, its cause, that one's cause, and so on: libraries wrap the system's error."""
-    while fault is not None:
+    """Yields a fault, its cause, that one's cause, and so on, each once: libraries wrap the system's error."""
+    seen = []
+    while fault is not None and fault not in seen:  # one that is raised from its own consequence is a circle
         yield fault
+        seen.append(fault)
         fault = fault.__cause__ or fault.__context__
 
 
