@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ghost_jax.core.atomic_io import new_folder, write_text
+from ghost_jax.core.atomic_io import locked, new_folder, write_text
 from ghost_jax.core.console import duration
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import data_folders, local_path
@@ -99,7 +99,7 @@ def set_up(folder: Path, part: Part) -> Path:
     if not tree.is_dir():
         _git("worktree", "prune")
         _git("worktree", "add", "--detach", str(tree), pinned.read_text(encoding="utf-8").strip())
-    if not python_of(folder).is_file():
+    if not python_of(folder).with_name("pip").is_file():  # made last
         _run(sys.executable, "-m", "venv", str(folder / "environment"))
     install = ("-m", "pip", "install", "--quiet", "--no-compile", "-r", str(tree / "requirements.txt"))
     _run(str(python_of(folder)), *install)
@@ -172,10 +172,11 @@ def main(argv: Sequence[str]) -> int:
     if not os.environ.get("GHOST_DATA"):
         raise UserError("The campaign reads raw/ and ctibench/ in $GHOST_DATA, and it is not set. Export it first.")
     data = data_folders(None)[0].resolve()
-    failed = []
-    for part, missing, *_ in left(folder):
-        if missing and not run(part, folder, set_up(folder, part), data):
-            failed.append(part.sweep)
+    failed, refusal = [], f"Another campaign is at work in {folder}. Wait until it is done, or name another --folder."
+    with locked(folder / ".lock", refusal=refusal):
+        for part, missing, *_ in left(folder):
+            if missing and not run(part, folder, set_up(folder, part), data):
+                failed.append(part.sweep)
     show(folder)
     if failed:
         raise UserError(f"Runs of {', '.join(failed)} failed; their logs in {folder / 'runs'} show why. Repeat it.")

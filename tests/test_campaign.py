@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.errors import UserError
 from launch import campaign
 from launch.campaign import Part
@@ -73,6 +74,7 @@ def test_a_record_that_is_copied_in_part_is_no_run_and_a_failed_step_is_a_paragr
         folder.mkdir(parents=True)
     (tmp_path / "records" / "few" / campaign.COMMIT).touch()
     python.symlink_to("/bin/false")
+    python.with_name("pip").touch()
     with pytest.raises(UserError, match="pip"):
         campaign.set_up(tmp_path, part)
 
@@ -82,6 +84,14 @@ def test_the_list_and_a_start_without_data_make_nothing(ghost, tmp_path):
     ghost.here("launch.campaign", f"--folder={folder}", "--list")
     assert "GHOST_DATA" in ghost.here("launch.campaign", f"--folder={folder}", check=False).stderr
     assert not folder.exists()
+
+
+@pytest.mark.usefixtures("part")
+def test_a_second_campaign_in_a_folder_is_refused(tmp_path, ghost):
+    with locked(tmp_path / ".lock"):
+        said = ghost.refused_here("launch.campaign", f"--folder={tmp_path}", env={"GHOST_DATA": str(tmp_path)})
+    assert str(tmp_path) in said
+    assert not (tmp_path / "trees").exists()
 
 
 def test_an_interrupted_campaign_stops_the_sweep_and_keeps_what_has_ended(part, tmp_path, monkeypatch):
