@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import functools
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ghost_jax.core.atomic_io import locked, new_folder, write_text
 from ghost_jax.core.console import duration
 from ghost_jax.core.errors import UserError, command
 from ghost_jax.core.paths import data_folders, local_path
@@ -94,15 +96,14 @@ def set_up(folder: Path, part: Part) -> Path:
     if not pinned.is_file():
         if _git("status", "--porcelain", "--untracked-files=no"):
             raise UserError(f"All runs of {part.folder} share one commit, and this checkout has changes: commit them.")
-        pinned.parent.mkdir(parents=True, exist_ok=True)
-        pinned.write_text(_git("rev-parse", "HEAD") + "\n", encoding="utf-8")
+        write_text(pinned, _git("rev-parse", "HEAD") + "\n")
     if not tree.is_dir():
         _git("worktree", "prune")
         _git("worktree", "add", "--detach", str(tree), pinned.read_text(encoding="utf-8").strip())
-    if not python_of(folder).is_file():
-        subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
-    install = [python_of(folder), "-m", "pip", "install", "--quiet", "--no-compile", "-r", tree / "requirements.txt"]
-    subprocess.run(install, check=True)
+    if not python_of(folder).with_name("pip").is_file():  # made last
+        _run(sys.executable, "-m", "venv", str(folder / "environment"))
+    install = ("-m", "pip", "install", "--quiet", "--no-compile", "-r", str(tree / "requirements.txt"))
+    _run(str(python_of(folder)), *install)
     return tree
 
 
@@ -116,7 +117,8 @@ def restore(part: Part, runs: Path) -> None:
     for name in names_of(part):
         record = ROOT / RECORDS / part.folder / name
         if ended(record) and not ended(runs / name):
-            shutil.copytree(record, runs / name, dirs_exist_ok=True)
+            with new_folder(runs / name) as partial:  # a part of a record may look like one that has ended
+                shutil.copytree(record, partial, dirs_exist_ok=True)
 
 
 def keep(part: Part, runs: Path) -> None:
@@ -124,8 +126,7 @@ def keep(part: Part, runs: Path) -> None:
     for config in runs.glob(f"*/{CONFIG}"):
         record = ROOT / RECORDS / part.folder / config.parent.name
         if ended(config.parent) and not (record / CONFIG).is_file():
-            into = ["make", "--silent", "record", f"RUN={config.parent}", f"INTO={RECORDS / part.folder}"]
-            subprocess.run(into, cwd=ROOT, check=True)
+            _run("make", "--silent", "record", f"RUN={config.parent}", f"INTO={RECORDS / part.folder}")
             print(f"recorded {part.folder}/{record.name}", flush=True)
 
 
@@ -172,14 +173,20 @@ def main(argv: Sequence[str]) -> int:
     if not os.environ.get("GHOST_DATA"):
         raise UserError("The campaign reads raw/ and ctibench/ in $GHOST_DATA, and it is not set. Export it first.")
     data = data_folders(None)[0].resolve()
-    failed = []
-    for part, missing, *_ in left(folder):
-        if missing and not run(part, folder, set_up(folder, part), data):
-            failed.append(part.sweep)
+    failed, refusal = [], f"Another campaign is at work in {folder}. Wait until it is done, or name another --folder."
+    with locked(folder / ".lock", refusal=refusal):
+        for part, missing, *_ in left(folder):
+            if missing and not run(part, folder, set_up(folder, part), data):
+                failed.append(part.sweep)
     show(folder)
     if failed:
         raise UserError(f"Runs of {', '.join(failed)} failed; their logs in {folder / 'runs'} show why. Repeat it.")
     return 0
+
+
+def _run(*words: str) -> None:
+    if subprocess.run(words, cwd=ROOT, check=False).returncode:
+        raise UserError(f"{shlex.join(words)} failed; the reason is above. Correct it and repeat the command.")
 
 
 def _git(*words: str) -> str:

@@ -16,8 +16,7 @@ from ghost_jax.core.errors import UsageError
 class Chip:
     """One chip's limits."""
 
-    # peak bfloat16 FLOP/s, of float32 products too: JAX rounds their factors to bfloat16 on a TPU by default
-    flops: float
+    kind: str  # what JAX calls the chip: its peak FLOP/s are in `ghost_jax.runs.metrics`
     hbm_bytes: int  # high-bandwidth memory as documented; the runtime keeps a little of it
     hbm_bytes_per_s: float  # to and from that memory
     ici_bytes_per_s: float  # to the other chips, over all links, one way; the pages state both ways together
@@ -30,10 +29,10 @@ class Chip:
 
 GIB = 2**30
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1200e9, 300e9, None, 3, "v4-{1}", "tpu-v4-podslice", 4096),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 3.125e9, 2, "v5litepod-{0}", "tpu-v5-lite-podslice", 256),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, 3, "v5p-{1}", "tpu-v5p-slice", 6144),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9, 12.5e9, 2, "v6e-{0}", "tpu-v6e-slice", 256),
+    "v4": Chip("TPU v4", 32 * GIB, 1200e9, 300e9, None, 3, "v4-{1}", "tpu-v4-podslice", 4096),
+    "v5e": Chip("TPU v5 lite", 16 * GIB, 819e9, 200e9, 3.125e9, 2, "v5litepod-{0}", "tpu-v5-lite-podslice", 256),
+    "v5p": Chip("TPU v5", 95 * GIB, 2765e9, 600e9, 6.25e9, 3, "v5p-{1}", "tpu-v5p-slice", 6144),
+    "v6e": Chip("TPU v6 lite", 32 * GIB, 1638e9, 400e9, 12.5e9, 2, "v6e-{0}", "tpu-v6e-slice", 256),
 }
 # Slices that GKE forms, and beyond them in three dimensions every box of cubes of 4x4x4, the shortest side first.
 SLICES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16", "2x2x1", "2x2x2", "2x2x4", "2x4x4")

@@ -32,6 +32,7 @@ from ghost_jax.core.paths import local_path
 from ghost_jax.data.sources import embedded
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.runs.metrics import PEAK_FLOPS
 from ghost_jax.text.mcq_format import LETTERS
 from ghost_jax.text.tokenizer import ROLES
 from ghost_jax.training.setup import TrainSetup, attention_of
@@ -99,7 +100,8 @@ def check(config: ConfigDict, topology: str, slices: int = 1) -> Report:
         "program": memory.generated_code_size_in_bytes,
     }
     seconds = {
-        "arithmetic": flops / len(devices) / chip.flops,
+        # The peak of bfloat16, of float32 too: on a TPU JAX rounds the factors of products to bfloat16 by default.
+        "arithmetic": flops / len(devices) / PEAK_FLOPS[chip.kind],
         "memory": moved.hbm_bytes / chip.hbm_bytes_per_s,
         "links": moved.sent_bytes / chip.ici_bytes_per_s,
     }
@@ -174,10 +176,11 @@ def trace_step(config: ConfigDict, mesh: Mesh) -> tuple["jax.stages.Traced", Mod
 
 
 def _does_not_fit(spec: str, topology: str, mesh: dict[str, int], why: str) -> str:
-    most = math.prod(mesh.values()) // mesh["replica"]
+    most = mesh["data"] * mesh["fsdp"]
+    split = f"Split the state over more chips (--config.mesh.data=1 --config.mesh.fsdp={most}), lower"
     return (
-        f"{spec} does not fit a chip of {topology} on the mesh {_axes(mesh)}: {why}. Split the state over more chips "
-        f"(--config.mesh.fsdp={most}), lower --config.micro_batch_size, or name a larger slice."
+        f"{spec} does not fit a chip of {topology} on the mesh {_axes(mesh)}: {why}. "
+        f"{split if mesh['data'] > 1 else 'Lower'} --config.micro_batch_size, or name a larger slice."
     )
 
 

@@ -19,6 +19,8 @@ SLICES = ("dynamic-slice", "slice", "gather")  # they read of their first operan
 FREE = frozenset(("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id", "replica-id"))
 FREE |= {"while", "call", "conditional", "after-all", "opt-barrier", "async-start", "async-update", "async-done"}
 FREE |= {"copy-done", "slice-done", "send-done", "recv-done", *(f"{kind}-done" for kind in COLLECTIVES)}
+# Their shape holds the operands and the result; that of an all-reduce-start is the result alone.
+WITH_OPERANDS = ("all-gather-start", "reduce-scatter-start", "all-to-all-start", "collective-permute-start")
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -91,10 +93,13 @@ def traffic(text: str, devices: int, slices: int = 1) -> Traffic:
             kind = "reduce-scatter"
         group = group_size(instruction.rest, devices)
         array = size(instruction.shape)
-        if instruction.opcode == "reduce-scatter":  # its result is a part
-            array *= group
-        if "-start" in instruction.opcode:  # its shape holds the operand and the result
-            array *= group / (group + 1) if kind == "all-gather" else 0.5
+        match instruction.opcode:
+            case "reduce-scatter":  # its result is a part
+                array *= group
+            case "all-gather-start" | "reduce-scatter-start":
+                array *= group / (group + 1)
+            case opcode if opcode in WITH_OPERANDS:
+                array *= 0.5
         inside[kind] = (inside[kind][0] + times, inside[kind][1] + times * array)
         sent += times * array * _share_sent(kind, group)
     return Traffic(dict(sorted(inside.items())), dict(sorted(across.items())), sent, dcn, hbm)
@@ -186,7 +191,7 @@ def _hbm_bytes(instruction: Instruction, around: Computation, computations: dict
         return 0
     if opcode == "fusion":
         return _fusion_bytes(computations[instruction.called[0]])
-    if opcode in ("copy-start", "send", "recv"):  # the shape holds both ends, or the one that is on the chip
+    if opcode in ("copy-start", "send", "recv", *WITH_OPERANDS):  # it holds both ends, or the one on the chip
         return size(shape, hbm_only=True)
     operands = [around[name].shape for name in instruction.operands if name in around]
     if opcode in SLICES or opcode == "slice-start":

@@ -36,7 +36,7 @@ def tpu_slices(topology: str, slices: int) -> dict[str, Any]:
 def gpu_nodes(gpu: str, nodes: int) -> dict[str, Any]:
     """Returns the template's values for nodes with GPUs, e.g. "nvidia-h100-80gb:8". Raises UsageError."""
     name, _, count = gpu.rpartition(":")
-    if not name or not count.isdecimal() or not int(count):
+    if not re.fullmatch("[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?:[1-9][0-9]{0,2}", gpu):
         raise UsageError(f"--gpu={gpu} is not GKE's name of a GPU and their count a node, as in nvidia-h100-80gb:8.")
     selector = {f"{GKE}accelerator": name}
     return {"slices": 1, "hosts": nodes, "resource": "nvidia.com/gpu", "devices": int(count), "selector": selector}
@@ -87,6 +87,8 @@ def main(argv: Sequence[str]) -> int:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    # Kubernetes puts variables in the place of $(NAME) and reads $$ as $.
+    words = [word.replace("$", "$$") for word in words]
     print(template.render(vars(flags) | nodes, words=words, tpu=bool(flags.topology)), end="")
     return 0
 

@@ -6,6 +6,7 @@ It does what a pod does; the tests use it. Each line of output begins with the n
 """
 
 import argparse
+import contextlib
 import ctypes
 import math
 import os
@@ -44,8 +45,9 @@ def environment(process: int, processes: int, port: int, devices: int | None) ->
 def run(words: list[str], processes: int, devices: int | None = None) -> int:
     """Runs `words` as so many processes and returns 0, or the exit code of the first that failed.
 
-    SIGTERM and SIGINT are passed on to all. Where one fails and the others do not end by themselves, they are ended
-    within LEAVING_SECONDS + STOPPING_SECONDS. A process that a signal killed counts as 128 + signal, as in a shell.
+    SIGTERM and SIGINT are passed on to all and to what they started. Where one fails and the others do not end by
+    themselves, they are ended within LEAVING_SECONDS + STOPPING_SECONDS. A process that a signal killed counts as 128 +
+    signal, as in a shell.
     """
     libc = ctypes.CDLL(None)
     with socket.socket() as probe:
@@ -56,17 +58,20 @@ def run(words: list[str], processes: int, devices: int | None = None) -> int:
         if sys.platform == "linux":
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
-    group = [
-        subprocess.Popen(
-            words,
-            env=environment(process, processes, port, devices),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
-            preexec_fn=die_with_parent,
-        )
-        for process in range(processes)
-    ]
+    try:
+        group = [
+            subprocess.Popen(
+                words,
+                env=environment(process, processes, port, devices),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
+                preexec_fn=die_with_parent,
+            )
+            for process in range(processes)
+        ]
+    except OSError as fault:
+        raise UsageError(f"{shlex.quote(words[0])} cannot be run here: {fault.strerror}.") from None
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda received, _: _signal(group, received))
     one_writer = threading.Lock()
@@ -103,15 +108,16 @@ def _wait(group: list[subprocess.Popen]) -> int:
 
 def _signal(group: list[subprocess.Popen], signum: int) -> None:
     for one in group:
-        if one.poll() is None:
-            one.send_signal(signum)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(one.pid, signum)  # also where it ended: what it started may run on, and hold its output open
 
 
 def _copy(source: IO[bytes], target: IO[bytes], prefix: bytes, one_writer: threading.Lock) -> None:
-    for line in source:
-        with one_writer:
-            target.write(prefix + line.rstrip(b"\n") + b"\n")
-            target.flush()
+    with source, contextlib.suppress(OSError):  # where nothing can be written, as behind `| head`, the process is told
+        for line in source:
+            with one_writer:
+                target.write(prefix + line.rstrip(b"\n") + b"\n")
+                target.flush()
 
 
 @command
@@ -129,10 +135,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--processes and --devices must be at least 1.")
     if words[0] in ("python", "python3"):
         words[0] = sys.executable  # the installation that this runs in, whatever PATH says
-    try:
-        return run(words, flags.processes, flags.devices)
-    except FileNotFoundError:
-        raise UsageError(f"{shlex.quote(words[0])} is no program that can be run here.") from None
+    return run(words, flags.processes, flags.devices)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ usage: launch/tpu_pod.sh --name=NAME --zone=ZONE --type=TYPE [options] -- COMMAN
   --spot              cheap capacity that may be preempted
   --attempts=N        slices to ask for at most, the first included (default: 20)
   --logs=DIR          where the workers' logs are gathered (default: runs/NAME-logs)
-  --keep              do not delete the slice at the end, or on Ctrl-C
+  --keep              do not delete the slice at the end, on Ctrl-C, or when the terminal closes
   --dry_run           print every command and run none
 
 The command runs on every worker from the root of a copy of this checkout, for example
@@ -150,11 +150,11 @@ gather() {
 
 # Deletes the slice that was requested here, or says that it stays.
 finish() {
-  trap '' INT TERM
+  trap '' HUP INT TERM
   if ((ours && !keep)); then
-    if delete; then return; fi
+    if delete; then return 0; fi # in a trap, `return` alone has the status of what was interrupted
   elif [[ "$(state)" == NONE ]]; then
-    return
+    return 0
   fi
   printf '%s stays, and is billed until it is deleted: gcloud compute tpus queued-resources delete %s %s --force\n' \
     "$name" "$name" "${where[*]}" >&2
@@ -170,7 +170,7 @@ archive="$scratch/ghost_jax.tar.gz"
 trap 'rm -rf "$scratch"' EXIT
 ((dry_run)) || command -v gcloud >/dev/null || fail 'gcloud is not installed. Install it and log in.'
 pack || fail "$root cannot be packed. Restore the files that tar names, or stage their removal by git rm."
-trap 'finish; exit 130' INT TERM
+trap 'finish; exit 130' HUP INT TERM
 for ((attempt = 1; attempt <= attempts; attempt++)); do
   printf '%s: attempt %d of %d\n' "$name" "$attempt" "$attempts" >&2
   code=1 ran=0 now="$(state)"

@@ -1,10 +1,13 @@
 """launch/campaign: what is left is run, what has ended is kept and restored, and nothing else is changed."""
 
 import json
+import os
 import time
 
 import pytest
 
+from ghost_jax.core.atomic_io import locked
+from ghost_jax.core.errors import UserError
 from launch import campaign
 from launch.campaign import Part
 from tests.conftest import ROOT
@@ -59,11 +62,36 @@ def test_what_has_ended_is_kept_without_weights_and_restored_on_another_machine(
     assert campaign.ended(elsewhere / "two-seed0")
 
 
+def test_a_record_that_is_copied_in_part_is_no_run_and_a_failed_step_is_a_paragraph(part, tmp_path):
+    record = tmp_path / "records" / "few" / "one-seed0"
+    ended_run(record)
+    os.mkfifo(record / "evals" / "pipe")  # the one file that cannot be copied
+    with pytest.raises(OSError, match="pipe"):
+        campaign.restore(part, tmp_path / "runs")
+    assert not campaign.ended(tmp_path / "runs" / "one-seed0")
+    python = campaign.python_of(tmp_path)
+    for folder in (python.parent, tmp_path / "trees" / "few"):
+        folder.mkdir(parents=True)
+    (tmp_path / "records" / "few" / campaign.COMMIT).touch()
+    python.symlink_to("/bin/false")
+    python.with_name("pip").touch()
+    with pytest.raises(UserError, match="pip"):
+        campaign.set_up(tmp_path, part)
+
+
 def test_the_list_and_a_start_without_data_make_nothing(ghost, tmp_path):
     folder = tmp_path / "campaign"
     ghost.here("launch.campaign", f"--folder={folder}", "--list")
     assert "GHOST_DATA" in ghost.here("launch.campaign", f"--folder={folder}", check=False).stderr
     assert not folder.exists()
+
+
+@pytest.mark.usefixtures("part")
+def test_a_second_campaign_in_a_folder_is_refused(tmp_path, ghost):
+    with locked(tmp_path / ".lock"):
+        said = ghost.refused_here("launch.campaign", f"--folder={tmp_path}", env={"GHOST_DATA": str(tmp_path)})
+    assert str(tmp_path) in said
+    assert not (tmp_path / "trees").exists()
 
 
 def test_an_interrupted_campaign_stops_the_sweep_and_keeps_what_has_ended(part, tmp_path, monkeypatch):

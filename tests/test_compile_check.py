@@ -1,7 +1,9 @@
 """launch/compile_check.py: what a compiled step needs and moves, from real compilations."""
 
+import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -11,9 +13,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ghost_jax.config import load as config_lib
-from ghost_jax.core.errors import UsageError
+from ghost_jax.core.errors import FAILED, UsageError
 from ghost_jax.parallel.mesh import make_mesh
-from launch import hlo
+from ghost_jax.runs.metrics import PEAK_FLOPS
+from launch import compile_check, hlo
 from launch.chips import CHIPS
 from launch.compile_check import describe, trace_step
 from tests.conftest import ROOT, set_all
@@ -92,6 +95,29 @@ def test_what_crosses_four_slices_is_counted_apart(kind, array, sent):
     assert hlo.traffic(CROSSING, 4, 4).across == {}  # a transfer to the host is none to other slices
 
 
+STARTED = """
+ENTRY %main (p: f32[64,32]) -> f32[64,32] {
+  %p = f32[64,32]{1,0} parameter(0)
+  %start = SHAPE KIND-start(%p), channel_id=1, replica_groups={{0,1,2,3}}
+  ROOT %done = f32[64,32]{1,0} KIND-done(%start)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "array", "result"),
+    [
+        ("all-reduce", "f32[64,32]{1,0}", ARRAY, ARRAY),
+        ("all-gather", "(f32[64,32]{1,0}, f32[256,32]{1,0})", 4 * ARRAY, 4 * ARRAY),
+        ("reduce-scatter", "((f32[64,32]{1,0}), f32[16,32]{1,0})", ARRAY, ARRAY / 4),
+        ("collective-permute", "(f32[64,32]{1,0}, f32[64,32]{1,0})", ARRAY, ARRAY),
+    ],
+)
+def test_a_collective_that_is_started_and_awaited_counts_once(kind, shape, array, result):
+    found = hlo.traffic(STARTED.replace("KIND", kind).replace("SHAPE", shape), 4)
+    assert (found.collectives, found.hbm_bytes) == ({kind: (1, array)}, ARRAY + result)
+
+
 def test_only_what_leaves_the_chip_is_memory_traffic():
     shape = "(f32[8,128]{1,0:T(8,128)S(1)}, bf16[8,128]{1,0}, u32[]{:S(2)})"
     assert hlo.size("f32[8,128]{1,0:T(8,128)}") == 4096
@@ -154,6 +180,17 @@ def test_a_step_is_compiled_for_slices_or_refused_with_what_it_needs(ghost, tmp_
     assert "exceeds available HBM" in ghost.refused(*check("--topology=v5e:2x2", *large), env=compiler)
     replica = ["--slices=2", "--config.mesh.replica=1", *split]
     assert "--config.mesh.replica=2" in ghost.refused(*check("--topology=v5e:2x2", *replica), env=compiler)
+
+
+@needs_eight
+def test_a_step_that_does_not_fit_is_refused_with_a_mesh_that_there_is(monkeypatch, capsys):
+    devices, chip = jax.devices()[:4], dataclasses.replace(CHIPS["v5e"], hbm_bytes=1)
+    monkeypatch.setattr(compile_check, "describe", lambda *_: (chip, devices))
+    flags = set_all({f"model.{key}": value for key, value in SMALL.items()} | {"mesh.tensor": 2})
+    assert compile_check.main([*check("--topology=v5e:2x2", *flags)[1:]]) == FAILED
+    advised = dict(re.findall(r"--config\.mesh\.(\w+)=(\d+)", capsys.readouterr().err))
+    make_mesh(tensor=2, devices=devices, **{axis: int(size) for axis, size in advised.items()})
+    assert {chip.kind for chip in CHIPS.values()} <= PEAK_FLOPS.keys()
 
 
 def test_a_step_that_trains_adapters_is_traced():

@@ -16,6 +16,7 @@ from evals.items.answers import ORDERS
 from ghost_jax.config import load as config_lib
 from ghost_jax.config.keys import DOMAINS, OPTIONS, integer, real, several_of
 from ghost_jax.config.validate import leaves
+from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import BAD_USAGE, UsageError, UserError
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.runs import run_dir, run_record
@@ -276,6 +277,7 @@ def test_values_outside_of_their_domain_or_that_contradict_each_other_are_refuse
         ("c.stage = 'imported'", "stage is imported"),
         ("c.data.mixture_schedule = {'40': dict(qa=2)}", "40"),  # the run has 40 updates, so none is left
         ("c.data.mixture_schedule = {'soon': dict(qa=2)}", "soon"),
+        ("c.data.mixture_schedule = {'05': dict(qa=2)}", "05"),  # beside '5' it would be lost
         ("c.data.mixture_schedule = {'10': dict(mqc=2)}", '"mcq"'),
         ("c.data.mixture_schedule = {'10': dict(qa=0, mcq=0, cot=0, small_talk=0)}", "update 10"),
         ("c.model.kv_heads = 3", "model.kv_heads (3)"),
@@ -331,6 +333,12 @@ def test_a_base_that_is_not_there_is_bad_usage(tmp_path):
 def test_the_run_directory_of_a_base_is_not_that_of_the_chat_run(tmp_path):
     with pytest.raises(UsageError, match="run directory of the base"):
         stages_of(parse(f"--config={CHAT}:nano")[0], tmp_path / "pretrain_v05-nano", None)
+
+
+def test_a_file_that_holds_no_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("5")
+    with pytest.raises(UserError, match=str(tmp_path)):
+        read_config(tmp_path / "config.json")
 
 
 def test_a_model_that_is_no_run_is_refused_with_the_command_that_imports_it(tmp_path):

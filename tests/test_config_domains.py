@@ -52,6 +52,7 @@ def fault_of(configs: list[ConfigDict], key: str, value: object) -> str:
 
 
 ODD = (True, 3, -5, 2.5, 10**400, 2**63, math.nan, math.inf, 1e300, 1e-40, None, "yes", "x" * 2000, "two\nlines")
+ODD += ("a{99999999999}", (["cwe"],), ConfigDict({1: "a"}))
 ODD += ("nul\0", "\udcff", (), ("cwe", "cwe"), ("",), (3,), ConfigDict({"1": 1.0}), ConfigDict({"1": {"mcq": -1.0}}))
 # Values that make no sense, whatever the table contains.
 ABSURD = {

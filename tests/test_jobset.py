@@ -15,6 +15,7 @@ from launch.jobset import main
 from tests.conftest import ROOT
 
 WORDS = ["python", "-m", "ghost_jax.train", "--config=configs/chat_v5.py", '--workdir=gs://b/it\'s <a> "b": {c}']
+WORDS += ["$$ $(XDG_CACHE_HOME) $"]
 NAMED = ["--name=base", "--image=registry.example/ghost:1"]
 TPU = ["--topology=v5e:4x4", "--slices=2", "--spot", "--service_account=trainer"]
 GPU = ["--gpu=nvidia-l4:2", "--nodes=3"]
@@ -51,7 +52,9 @@ def test_a_slice_is_a_job_with_a_pod_a_host(manifest, topology, hosts, chips, la
     jobs, job, pod = job_of(manifest(f"--topology={topology}"))
     assert (jobs, job["parallelism"], job["completions"]) == (1, hosts, hosts)
     (container,) = pod["containers"]
-    assert (container["resources"]["limits"], container["command"]) == ({"google.com/tpu": chips}, WORDS)
+    assert container["resources"]["limits"] == {"google.com/tpu": chips}
+    assert [word.replace("$$", "$") for word in container["command"]] == WORDS, "Kubernetes reads $$ as $"
+    assert not any("$(" in word.replace("$$", "") for word in container["command"])
     gke, shape = "cloud.google.com/gke-tpu", topology.partition(":")[2]
     assert pod["nodeSelector"] == {f"{gke}-accelerator": label, f"{gke}-topology": shape}
 
@@ -135,6 +138,7 @@ def test_processes_of_two_slices_are_counted_through(manifest, monkeypatch):
         (["--topology=v5e:2x2", "--slices=2"], "--slices=2"),
         (["--topology=v5e:4x4", "--nodes=2"], "--nodes"),
         (["--gpu=nvidia-l4:0"], "--gpu=nvidia-l4:0"),
+        (["--gpu=nvidia l4:1"], "--gpu=nvidia"),
         (["--topology=v5e:4x4", "--name=Base"], "metadata.name"),
         (["--topology=v5e:4x4", f"--name={'a' * 46}"], "metadata.name"),
         (["--topology=v5e:4x4", "--image="], "image"),

@@ -126,13 +126,14 @@ def test_a_checkout_that_cannot_be_packed_is_refused_before_a_slice_is_requested
     assert "cannot be packed" in result.stderr
 
 
-def test_ctrl_c_deletes_the_slice(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_delete_the_slice(tmp_path, signum):
     # The file is written without a process: bash that waits for one goes on where that ends by itself after SIGINT.
     env = {"PATH": f"{tools(tmp_path, gcloud=cloud(tmp_path, ': >training; exec tail -f /dev/null'))}:/usr/bin:/bin"}
     process = subprocess.Popen([*POD, *POD_COMMAND], env=env, cwd=tmp_path, start_new_session=True)
     while not (tmp_path / "training").exists() and process.poll() is None:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signum)
     assert (process.wait(30), requests_of(tmp_path)) == (130, (1, 1))
 
 
@@ -154,6 +155,21 @@ def test_a_signal_reaches_every_process(ghost, signum):
     assert sorted(ghost.finish(process).stdout.splitlines()) == ["[0] saved", "[1] saved"]
 
 
+def test_a_signal_reaches_what_a_process_that_ended_left_behind(ghost):
+    process = ghost.start("launch.local", "--processes=1", "--", "bash", "-c", "sleep 600 & echo ready; exit 3")
+    assert process.stdout.readline() == "[0] ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) != 0
+
+
+def test_processes_end_where_nobody_reads_them(ghost):
+    process = two_processes(ghost, "import os\nwhile True: os.write(1, b'x\\n')")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(30) != 0
+    assert "Exception in thread" not in process.stderr.read()
+
+
 def test_processes_end_with_a_launcher_that_is_killed(ghost):
     process = two_processes(ghost, "import os, time; print(os.getpid(), flush=True); time.sleep(600)")
     ids = [int(process.stdout.readline().split()[1]) for _ in range(2)]
@@ -165,6 +181,6 @@ def test_processes_end_with_a_launcher_that_is_killed(ghost):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("words", [[], ["--", "no-such-program"], ["--processes=0", "--", "true"]])
+@pytest.mark.parametrize("words", [[], ["--", "no-program"], ["--", "/etc/passwd"], ["--processes=0", "--", "true"]])
 def test_a_launcher_without_a_command_is_bad_usage(ghost, words):
     ghost.refused_here("launch.local", "--processes=2", *words, code=2)

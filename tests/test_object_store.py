@@ -155,7 +155,7 @@ def resume_until_done(command: list[str], workdir, env: dict[str, str], log: Pat
 
 def test_a_typed_path_is_local_or_in_a_known_store():
     assert path_of("runs/x") == Path("runs/x")
-    for text in ("http://host/x", "s3://", "file:///x", ""):
+    for text in ("http://host/x", "s3://", "file:///x", "gs:///x", "s3://b/run*", "s3://b/run[1]", ""):
         with pytest.raises(UsageError, match=text.partition(":")[0] or "empty"):
             path_of(text)
         with pytest.raises(UsageError):
@@ -264,6 +264,8 @@ def test_data_in_a_store_are_copied_once_and_again_where_they_changed(store, tmp
     assert (target / "raw/a.jsonl").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="nothing-here"):
         mirror(store.path("nothing-here"), tmp_path / "empty")
+    with pytest.raises(UserError, match=r"raw/a\.jsonl"):
+        mirror(source / "raw/a.jsonl", tmp_path / "empty")
 
 
 @pytest.mark.parametrize("name", ["/{outside}/x", "raw/../../x"])
@@ -330,6 +332,27 @@ def test_of_many_that_ask_at_once_one_has_the_lock_at_a_time(store, brief):
     for thread in threads:
         thread.join()
     assert set(most) == {1}
+
+
+def test_a_lock_that_a_newer_one_removed_is_asked_for_again(store, brief, monkeypatch):
+    folder, file_system = store.path("lock/removed"), object_store.file_system
+
+    def overtaken(path) -> SimpleNamespace:
+        """Two other processes lock and release the folder before the lock 1 is made, and remove it at once."""
+        fs = file_system(path)
+
+        def pipe_file(place: str, content: bytes, **mode: str) -> None:
+            fs.pipe_file(place, content, **mode)
+            if mode and place.endswith("000001.json"):
+                released = json.dumps({"owner": "", "machine": "", "renewals": 0, "released": True})
+                fs.pipe_file(place.replace("000001", "000002"), released.encode())
+                fs.rm(place)
+
+        return SimpleNamespace(pipe_file=pipe_file, cat_file=fs.cat_file)
+
+    monkeypatch.setattr(object_store, "file_system", overtaken)
+    with leased(folder, "this machine", "taken"):
+        assert [path.stem for path in (folder / "lock").glob("*.json")] == ["000003"]
 
 
 def lose(url: str) -> None:

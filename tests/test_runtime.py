@@ -13,6 +13,7 @@ import pytest
 import ghost_jax
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
+from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import BAD_USAGE, FAILED, UsageError, UserError, command
 from ghost_jax.runs import run_dir
 from tests.conftest import ROOT, tiny_base
@@ -47,14 +48,32 @@ NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
         (failing(RuntimeError("a library's words"), NO_SPACE), FAILED, "disk is full"),
         (failing(OSError("1028 requested and 606 written")), FAILED, "disk is full"),
         (failing(PermissionError(errno.EACCES, "Permission denied", "/some/file")), FAILED, "/some/file"),
+        (failing(OSError(errno.EFBIG, "File too large")), FAILED, "File too large"),
     ],
-    ids=["memory of NumPy", "memory of JAX", "usage", "interrupt", "full disk", "full disk of NumPy", "permission"],
+    ids=["memory of NumPy", "memory of JAX", "usage", "interrupt", "full disk", "disk of NumPy", "permission", "size"],
 )
 def test_a_fault_that_a_user_can_fix_ends_a_command_with_a_paragraph(capsys, main, code, named):
     assert command(main)() == code
     paragraph = capsys.readouterr().err
     assert paragraph.startswith("error: ")
     assert named in " ".join(paragraph.split())
+
+
+def test_a_label_and_a_note_are_no_markup(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with Progress("asking a[/b]", 1, unit="replies") as bar:
+        bar.advance(1, note="[c]")
+    shown = capsys.readouterr().out
+    assert "asking a[/b]" in shown
+    assert "[c]" in shown
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_fault_that_causes_its_own_cause_is_raised():
+    first, second = ValueError("first"), KeyError("second")
+    second.__context__ = first
+    with pytest.raises(ValueError, match="first"):
+        command(failing(first, second))()
 
 
 @pytest.mark.usefixtures("sigterm")

@@ -1,5 +1,6 @@
 """data/storage: a store is complete or absent, and found again while nothing it is made from changed; its rows."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from tensorflow_datasets.core import shuffle
 
-from ghost_jax.core.atomic_io import PARTIAL, is_free, new_folder
+from ghost_jax.core.atomic_io import PARTIAL, is_free, new_folder, write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.storage import artifact_cache, schema
@@ -183,6 +184,17 @@ def test_an_empty_folder_is_filled_and_not_replaced_as_it_may_be_a_mount_point(t
     assert place.stat().st_ino == before
     assert names(place) == ["config.json"]
     assert not is_free(place)
+
+
+def test_a_write_keeps_a_link_and_goes_into_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to("file")
+    write_text(tmp_path / "link", "content")
+    assert ((tmp_path / "link").is_symlink(), names(tmp_path)) == (True, ["file", "link"])
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "content")
+    assert os.read(reader, 99) == b"content"
+    os.close(reader)
 
 
 def test_an_id_that_comes_twice_is_refused_by_name(tmp_path):

@@ -42,7 +42,7 @@ def integer(low: int, high: int, also: int | None = None) -> Domain:
 def _is_pattern(value: Any) -> bool:
     try:
         return bool(value) and re.compile(value) is not None
-    except (re.error, TypeError):
+    except (re.error, TypeError, OverflowError, RecursionError):
         return False
 
 
@@ -66,13 +66,18 @@ def one_of(*names: str) -> Domain:
     return Domain(f"one of {', '.join(name or 'nothing' for name in names)}", lambda value: value in names, names)
 
 
+def _are_names(value: Any) -> bool:
+    """Returns whether a value is a tuple of at least one string, each once."""
+    is_of_strings = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+    return is_of_strings and 0 < len(value) == len(set(value))
+
+
 def several_of(*known: str) -> Domain:
     """Returns the domain of tuples of at least one name, each once, of `known` or without it of any names."""
+    fits = known.__contains__ if known else text(r"[^\s,()]+", "").holds
 
     def holds(value: Any) -> bool:
-        if not isinstance(value, tuple) or not value or len(set(value)) < len(value):
-            return False
-        return all(name in known if known else text(r"[^\s,()]+", "").holds(name) for name in value)
+        return _are_names(value) and all(map(fits, value))
 
     of_known = f" of {', '.join(known)}" if known else ""
     return Domain(f"at least one name{of_known}, each once, with commas between", holds)
@@ -100,15 +105,14 @@ def is_path(source: str) -> bool:
 
 
 def _are_sources(value: Any) -> bool:
-    are_distinct = isinstance(value, tuple) and 0 < len(value) == len(set(value))
-    return are_distinct and all(name in SOURCES or (LINE.holds(name) and is_path(name)) for name in value)
+    return _are_names(value) and all(name in SOURCES or (LINE.holds(name) and is_path(name)) for name in value)
 
 
 def _are_files(value: Any) -> bool:
     """Returns whether a value maps names, none of another dataset, to paths."""
+    fits = text("[A-Za-z][A-Za-z0-9_]{0,63}", "").holds
     return isinstance(value, ConfigDict) and all(
-        re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name) and name not in (*DATASETS, "shared") and LINE.holds(path)
-        for name, path in value.items()
+        fits(name) and name not in (*DATASETS, "shared") and LINE.holds(path) for name, path in value.items()
     )
 
 

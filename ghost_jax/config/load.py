@@ -229,7 +229,7 @@ def _model_and_optimizer(config: ConfigDict) -> Iterator[str]:
 
 def _mixture(config: ConfigDict) -> Iterator[str]:
     for start, changes in config.data.mixture_schedule.items():
-        if not re.fullmatch(r"[0-9]{1,10}", str(start)) or not 0 < int(start) < config.steps:
+        if not re.fullmatch(r"[1-9][0-9]{0,9}", str(start)) or int(start) >= config.steps:
             yield f"data.mixture_schedule has the key {start}; it must be an update between 1 and steps."
         for name in changes:
             if name not in config.data.mixture:

@@ -15,10 +15,12 @@ from ghost_jax.core.object_store import is_remote
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file and the folders above it."""
-    if is_remote(path):
-        path.write_bytes(content)  # atomic: a store shows an object when all of it has arrived
+    """Writes a file and the folders above it; a link stays one, and a device or pipe is written to."""
+    # A store shows an object when all of it has arrived; a rename would replace the device.
+    if is_remote(path) or (path.exists() and not path.is_file()):
+        path.write_bytes(content)
         return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes may write the same file
     try:
@@ -65,7 +67,8 @@ def read_config(path: Path) -> dict:
     """Reads the config.json of a run. Raises UserError where it is missing, invalid, of an earlier version, or not of a
     run.
     """
-    config = read_json(path)
+    found = read_json(path)
+    config = found if isinstance(found, dict) else {}
     if "watch" in config:  # as `divergence` was called before version 0.5, which renamed other keys too
         raise UserError(
             f"{path} is the config of a run of an earlier version of ghost_jax: it has the key watch. Train the run "

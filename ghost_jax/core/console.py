@@ -46,9 +46,9 @@ class Progress:
         self._shown, self._brief = shown, brief
         self._bar = None
         if shown and sys.stdout.isatty():
-            count, note = MofNCompleteColumn(), TextColumn("{task.fields[note]}")
+            name, note = (TextColumn(f"{{task.{of}}}", markup=False) for of in ("description", "fields[note]"))
             clock = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
-            self._bar = Bar(TextColumn("{task.description}"), BarColumn(), count, note, *clock, transient=brief)
+            self._bar = Bar(name, BarColumn(), MofNCompleteColumn(), note, *clock, transient=brief)
             self._task = self._bar.add_task(label, total=total, completed=done, note="")
 
     def __enter__(self) -> "Progress":

@@ -41,7 +41,7 @@ def say_error(message: str) -> None:
 # System errors of a path that the user chose. Any other one is a defect.
 _PATH_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR),
-    *(errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EBUSY, errno.EXDEV),
+    *(errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EBUSY, errno.EXDEV, errno.EFBIG),
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # The system's words, and NumPy's, which drops the system's error: "1028 requested and 606 written"
@@ -49,9 +49,11 @@ _NO_SPACE = re.compile(r"No space left|\d+ requested and \d+ written")
 
 
 def chain_of(fault: BaseException | None) -> Iterator[BaseException]:
-    """Yields a fault, its cause, that one's cause, and so on: libraries wrap the system's error."""
-    while fault is not None:
+    """Yields a fault, its cause, that one's cause, and so on, each once: libraries wrap the system's error."""
+    seen = []
+    while fault is not None and fault not in seen:  # one that is raised from its own consequence is a circle
         yield fault
+        seen.append(fault)
         fault = fault.__cause__ or fault.__context__
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import socket
 import tempfile
 import threading
@@ -68,16 +69,19 @@ def is_remote(path: Path) -> bool:
 def path_of(text: str) -> Path:
     """Returns a typed path, local or in an object store; the `type=` of flags that may name either.
 
-    Raises UsageError for nothing, which would be the working directory, or a URL of another kind; UserError where the
-    package that reads the store is not installed or GHOST_OFFLINE=1 forbids the connection.
+    Raises UsageError for nothing, which would be the working directory, a URL of another kind, or one without a bucket
+    or with a sign of glob patterns, which would name other runs too; UserError where the package that reads the store
+    is not installed or GHOST_OFFLINE=1 forbids the connection.
     """
     if not text:
         raise UsageError("The path of a flag is empty. Name one; a shell variable in it may not be set.")
     scheme, separator, rest = text.partition("://")
     if not separator:
         return Path(text)
-    if scheme not in PACKAGES or not rest.strip("/"):
-        raise UsageError(f"{text} is neither a local path nor gs://BUCKET/… or s3://BUCKET/…. Name one of these.")
+    if scheme not in PACKAGES or not re.fullmatch(r"[^/*?[][^*?[]*", rest):
+        raise UsageError(
+            f"{text} is neither a local path nor gs://BUCKET/… or s3://BUCKET/… without *, ? and [. Name one of these."
+        )
     if forbids(os.environ.get(SERVERS[scheme], "")):
         raise UserError(
             f"{text} is in an object store, and GHOST_OFFLINE=1 forbids the connection. Unset it, or name a local path."
@@ -119,12 +123,13 @@ def mirror(source: Path, target: Path) -> Path:
     Raises UserError where nothing is there, or where the name of an object leads out of `target`.
     """
     fs, known = file_system(source), target / ".mirrored.json"
-    found = {path: info for path, info in fs.find(str(source), detail=True).items() if info["size"]}
+    root = str(source).partition("://")[2].rstrip("/") + "/"
+    objects = fs.find(str(source), detail=True)  # or `source` itself, where it is an object
+    found = {path.removeprefix(root): info for path, info in objects.items() if info["size"] and path.startswith(root)}
     if not found:
         raise UserError(f"There is no object below {source}. Upload the data there, or name another --data_dir.")
     before = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
-    root = str(source).partition("://")[2].rstrip("/") + "/"
-    versions = {path.removeprefix(root): str(info.get("etag") or info["ETag"]) for path, info in found.items()}
+    versions = {name: str(info.get("etag") or info["ETag"]) for name, info in found.items()}
     if outside := [name for name in versions if PurePosixPath(name).is_absolute() or ".." in name.split("/")]:
         raise UserError(
             f"The object {root}{outside[0]} cannot be copied: its name leads out of the folder {target}. Rename it, or "
@@ -132,7 +137,7 @@ def mirror(source: Path, target: Path) -> Path:
         )
     changed = [name for name in versions if versions[name] != before.get(name) or not (target / name).is_file()]
     if changed:
-        size = sum(found[root + name]["size"] for name in changed)
+        size = sum(found[name]["size"] for name in changed)
         print(f"[data] copying {len(changed)} files, {size / 1e6:,.1f} MB, of {source} to {target}", flush=True)
     for name in before.keys() - versions:
         (target / name).unlink(missing_ok=True)
@@ -194,7 +199,8 @@ class _Lock:
                 file_system(self._folder).pipe_file(str(self._path()), self._content(), mode="create")
                 if self._newest() == self._number:
                     break
-                self._path().unlink()  # others locked and released the folder since it was listed
+                # Others locked and released the folder since it was listed. They may have removed this lock as well.
+                self._path().unlink(missing_ok=True)
         for path in self._folder.glob("*.json"):  # the newest is kept for ever, so that numbers only grow
             if int(path.stem) < self._number:
                 path.unlink(missing_ok=True)
