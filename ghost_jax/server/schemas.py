@@ -18,6 +18,9 @@ MOST_READ = 1 << 15  # characters of a question with its options, for the reader
 OPTIONS = 10
 
 Textual = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+# Of a list that may be long, one error is enough: to report half a million of them takes seconds.
+Ids = Annotated[list[int], Field(fail_fast=True)]
+Prompts = Field(max_length=MOST_PROMPTS, fail_fast=True)
 
 
 class Strict(BaseModel):
@@ -37,7 +40,7 @@ class ChatMessage(Strict):
     """A turn. A system turn is put in front of the user's first one, where the chat format has no system role."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Textual | list[TextPart]
+    content: Textual | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
     @property
@@ -52,7 +55,7 @@ class StreamOptions(Strict):
 class Generation(Strict):
     """What chat completions and completions share. Without a temperature the most probable token is chosen."""
 
-    model: str
+    model: Textual
     temperature: float = Field(0.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -92,7 +95,7 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     """The body of /v1/completions. A prompt may be ids; plain text is read behind the token that begins a document."""
 
-    prompt: Textual | list[int] | Annotated[list[Textual] | list[list[int]], Field(max_length=MOST_PROMPTS)]
+    prompt: Textual | Ids | Annotated[list[Textual], Prompts] | Annotated[list[Ids], Prompts]
     logprobs: int | None = Field(None, ge=0, le=TOP)
     echo: bool = False
     best_of: Literal[1] | None = None
@@ -116,10 +119,10 @@ class TokenizeRequest(Strict):
     """The body of /tokenize."""
 
     prompt: Textual
-    add_special_tokens: bool = False
+    add_special_tokens: Literal[False] = False
 
 
 class DetokenizeRequest(Strict):
     """The body of /detokenize."""
 
-    tokens: list[int] = Field(max_length=MOST_CHARACTERS)
+    tokens: Ids = Field(max_length=MOST_CHARACTERS)
