@@ -133,7 +133,9 @@ def test_answers_cite_the_lines_that_were_read_and_count_tokens(address):
     about = client(address).models.list().data[0]
     assert (about.id, about.note) == ("tiny", "Untrained.")
     create, options = client(address).chat.completions.create, BODY | {"max_tokens": 3}
+    before = value_of(address, "ghost_generated_tokens_total")
     whole = create(**options)
+    assert value_of(address, "ghost_generated_tokens_total") - before == whole.usage.completion_tokens
     assert whole.choices[0].message.citations[0]["title"] == "Phishing (T1566)"
     assert whole.usage.completion_tokens <= 3
     *_, last, counts = create(**options, stream=True, stream_options={"include_usage": True})
@@ -293,6 +295,12 @@ def test_a_failure_is_counted_and_an_engine_that_has_ended_fails_the_health_chec
         assert requests.get(f"{address}/health", timeout=60).ok
         alone.scheduler.stop()
         assert requests.get(f"{address}/health", timeout=60).status_code == 503
+
+
+def test_a_stream_that_fails_ends_with_the_error(address, model, monkeypatch):
+    monkeypatch.setattr(model.scheduler.engine, "step", lambda: 1 / 0)
+    with pytest.raises(openai.APIError, match="its log has the cause"):
+        list(client(address).chat.completions.create(**BODY, stream=True))
 
 
 def test_lines_that_the_context_does_not_hold_are_not_cited(address, monkeypatch):

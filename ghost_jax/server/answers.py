@@ -108,8 +108,10 @@ async def respond(answer: Answer, pieces: Pieces, seconds: float) -> Response:
             if options and options.include_usage:
                 yield _event(answer.last())
             yield "data: [DONE]\n\n"
-        except TimeoutError as fault:
+        except Exception as fault:
             yield _event(json.loads(error_of(fault, seconds).response().body))
+            if not isinstance(fault, TimeoutError):
+                raise  # to the log
         finally:
             await pieces.aclose()
 

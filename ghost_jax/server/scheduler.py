@@ -134,7 +134,6 @@ class Scheduler:
             self.engine.step()
             for job in self._running:
                 self._report(job)
-            GENERATED.inc(len(self._running))
             self._running = [job for job in self._running if not job.of.ended]
         RUNNING.set(len(self._running))
 
@@ -172,6 +171,7 @@ class Scheduler:
     @staticmethod
     def _report(job: _Job) -> None:
         job.send((job.of.ids[job.sent :], job.of.ended))
+        GENERATED.inc(len(job.of.ids) - job.sent)
         job.sent = len(job.of.ids)
 
 
