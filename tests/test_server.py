@@ -138,6 +138,8 @@ def test_answers_cite_the_lines_that_were_read_and_count_tokens(address):
     assert value_of(address, "ghost_generated_tokens_total") - before == whole.usage.completion_tokens
     assert whole.choices[0].message.citations[0]["title"] == "Phishing (T1566)"
     assert whole.usage.completion_tokens <= 3
+    for message in (whole.choices[0].message, whole.choices[0].message.model_dump()):  # the latter has nulls
+        assert create(**options | {"messages": [ASKED, message, ASKED], "temperature": None}).choices
     *_, last, counts = create(**options, stream=True, stream_options={"include_usage": True})
     assert counts.usage == whole.usage
     assert last.choices[0].delta.citations == whole.choices[0].message.citations

@@ -3,9 +3,9 @@
 Any other field is refused by its name, so that no request is answered as if an option had been followed.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ghost_jax.inference.engine import TOP
 from ghost_jax.inference.sampling import Sampling
@@ -24,9 +24,14 @@ Prompts = Field(max_length=MOST_PROMPTS, fail_fast=True)
 
 
 class Strict(BaseModel):
-    """An object without unknown fields, NaN or infinity."""
+    """An object without unknown fields, NaN or infinity. A null is the absence of a field, as the API has it."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, found: Any) -> Any:
+        return {key: value for key, value in found.items() if value is not None} if isinstance(found, dict) else found
 
 
 class TextPart(Strict):
@@ -42,6 +47,7 @@ class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: Textual | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
+    citations: list | None = None  # of an answer of this server that a client sends back; not read
 
     @property
     def text(self) -> str:
@@ -66,9 +72,9 @@ class Generation(Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     # Accepted at the values at which they change nothing.
-    n: Literal[1] | None = None
-    presence_penalty: float | None = Field(None, ge=0, le=0)
-    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    n: Literal[1] = 1
+    presence_penalty: float = Field(0, ge=0, le=0)
+    frequency_penalty: float = Field(0, ge=0, le=0)
     logit_bias: None = None
     user: str | None = None
 
@@ -88,7 +94,7 @@ class ChatRequest(Generation):
     max_tokens: int | None = Field(None, ge=1)
     messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: Literal[False] | None = None
+    logprobs: Literal[False] = False
     response_format: dict[str, Literal["text"]] | None = None
 
 
@@ -98,7 +104,7 @@ class CompletionRequest(Generation):
     prompt: Textual | Ids | Annotated[list[Textual], Prompts] | Annotated[list[Ids], Prompts]
     logprobs: int | None = Field(None, ge=0, le=TOP)
     echo: bool = False
-    best_of: Literal[1] | None = None
+    best_of: Literal[1] = 1
     suffix: None = None
 
     @property
