@@ -37,7 +37,7 @@ class Sampling:
         valid = {
             "temperature": (
                 self.temperature == 0 or SMALLEST <= self.temperature <= LARGEST,
-                "0, for greedy, or above",
+                f"0, for greedy, or {SMALLEST} to {LARGEST}",
             ),
             "top_k": (self.top_k >= 0, "0, for all tokens, or above"),
             "top_p": (SMALLEST <= self.top_p <= 1, "above 0 and at most 1"),
