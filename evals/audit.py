@@ -3,7 +3,6 @@
 A single column is reported in full; several have a row each. `evals/analysis/predictions.py` describes the file.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from evals.analysis.predictions import read_predictions
 from evals.analysis.report import asked_in, print_line, report_of, right, show
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import command
+from ghost_jax.core.errors import command, parser_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.runs.evaluation import Evaluation, PredictionsFile, percent, to_json
@@ -60,7 +59,7 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
 @command
 def main(argv: Sequence[str]) -> int:
     """Diagnoses predictions for multiple-choice items: collapse, shortcuts, and what the accuracy is worth."""
-    parser = argparse.ArgumentParser(prog="python -m evals.audit", description=main.__doc__)
+    parser = parser_of(main)
     option = parser.add_argument
     option("--items", required=True, type=local_path, metavar="FILE", help="the benchmark that was answered")
     option("--predictions", required=True, type=local_path, metavar="FILE", help=".tsv, .csv or .jsonl")

@@ -1,6 +1,5 @@
 """Compares runs item by item: `python -m evals.compare --runs=A,B[,C…] [--items=FILE]`."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from evals.analysis.recorded import check_alike, items_of, read_reports
 from evals.analysis.report import asked_in, print_line, right
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import command
+from ghost_jax.core.errors import command, parser_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.reporting.tables import NONE
 from ghost_jax.runs.evaluation import interval, percent, points
@@ -48,7 +47,7 @@ def show(comparison: dict, asked: str, console: Console) -> None:
 @command
 def main(argv: Sequence[str]) -> int:
     """Compares runs that were scored on the same items with the first of them."""
-    parser = argparse.ArgumentParser(prog="python -m evals.compare", description=main.__doc__)
+    parser = parser_of(main)
     option = parser.add_argument
     option("--runs", required=True, metavar="A,B", help="run directories or reports; first: reference")
     option("--items", type=local_path, metavar="FILE", help="the items, and so evals/<its name>.json of each run")

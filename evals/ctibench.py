@@ -20,7 +20,7 @@ from evals.tasks.mcq import contamination_of, evaluate_run, stem_of
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.errors import UsageError, UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.items.formats import read_items
@@ -56,7 +56,7 @@ OF_TEXTS = {
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the flags. Raises UsageError where they do not go together."""
-    parser = argparse.ArgumentParser(prog="python -m evals.ctibench", description=main.__doc__)
+    parser = parser_of(main)
     option = parser.add_argument
     option("--workdir", type=path_of, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     option("--items", type=local_path, metavar="FILE", help="items (.tsv, .jsonl, …) instead of CTIBench")

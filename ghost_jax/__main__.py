@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import ghost_jax
-from ghost_jax.core.errors import BAD_USAGE, DONE, UsageError, command, did_you_mean
+from ghost_jax.core.errors import BAD_USAGE, DONE, NAMES, UsageError, command, did_you_mean
 
 COMMANDS = {
     "train": ("ghost_jax.train", "train a recipe, with its base where it needs one"),
@@ -37,7 +37,9 @@ def main(words: Sequence[str]) -> int:
         return DONE if words else BAD_USAGE
     if words[0] not in COMMANDS:
         raise UsageError(f"ghost has no command {words[0]}.{did_you_mean(words[0], list(COMMANDS))}")
-    return importlib.import_module(COMMANDS[words[0]][0]).main(words[1:])
+    module, _ = COMMANDS[words[0]]
+    NAMES[module] = f"ghost {words[0]}"
+    return importlib.import_module(module).main(words[1:])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import without_bom
-from ghost_jax.core.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, say_error
+from ghost_jax.core.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, parser_of, say_error
 from ghost_jax.core.object_store import path_of
 from ghost_jax.data.corpus import book_corpus, index_store
 from ghost_jax.data.retrieval.bm25 import Index
@@ -177,7 +177,7 @@ def open_run(flags: argparse.Namespace, sampling: Sampling, index: Index | None)
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed command line. Raises UsageError for a number out of range."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.chat", description=main.__doc__)
+    parser = parser_of(main)
     add = parser.add_argument
     add("--workdir", type=path_of, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     add("--book", default="closed", metavar="BOOK", help="closed (default), open, or your files: FOLDER,cwe,…")

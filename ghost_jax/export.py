@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ghost_jax
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import is_free, new_folder, read_json, write_json, write_text
-from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.errors import UsageError, UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.hub import card, gguf, gpt2, llama, peft, vocabulary, weights
@@ -71,7 +71,7 @@ def write_model(folder: Path, workdir: Path, dtype: str, kind: str = "hf") -> st
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed command line. Raises UsageError for a type that the format has not."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.export", description=main.__doc__)
+    parser = parser_of(main)
     add = parser.add_argument
     add("--workdir", type=path_of, required=True, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     add("--out", type=local_path, required=True, metavar="DIR", help="the folder, new or empty")

@@ -4,7 +4,6 @@ DIR holds what transformers loads as a `LlamaForCausalLM` or `Qwen2ForCausalLM`:
 tokenizer.json. The run is finished with 0 updates: chat recipes start from it, and evaluations score it.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import optax
 
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import is_free, new_folder, read_text, write_json
-from ghost_jax.core.errors import UserError, command
+from ghost_jax.core.errors import UserError, command, parser_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.hub import llama, vocabulary
@@ -101,7 +100,7 @@ def write_run(folder: Path, name: str, source: Path) -> str:
 @command
 def main(argv: Sequence[str]) -> int:
     """Makes a base run of a Llama or Qwen 2 checkpoint in safetensors."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.import_model", description=main.__doc__)
+    parser = parser_of(main)
     add = parser.add_argument
     add("--from", type=local_path, required=True, metavar="DIR", dest="source", help="config.json and safetensors")
     add("--workdir", type=local_path, required=True, metavar="DIR", help="the new run, e.g. runs/smollm2")

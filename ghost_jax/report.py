@@ -4,7 +4,6 @@ Every number on the page is in a file of a run directory or of a report beside t
 its pictures.
 """
 
-import argparse
 import base64
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 import jinja2
 
 from ghost_jax.core.atomic_io import write_bytes, write_text
-from ghost_jax.core.errors import UserError, command
+from ghost_jax.core.errors import UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.reporting import plots, tables
 from ghost_jax.reporting.records import find_runs, read_beside, read_runs
@@ -84,7 +83,7 @@ def _run(run: RunRecord, out: Path) -> dict:
 @command
 def main(argv: Sequence[str]) -> int:
     """Writes RESULTS.md, pictures and one page from the records of runs."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.report", description=main.__doc__)
+    parser = parser_of(main)
     add = parser.add_argument
     add("--runs", type=path_of, default="runs", metavar="DIR", help="a run or a folder of runs (default: runs)")
     add("--out", type=path_of, default="report", metavar="DIR", help="where to write (default: report)")

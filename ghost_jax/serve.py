@@ -12,7 +12,7 @@ import uvicorn
 
 from evals.open_book.scoring import Book
 from ghost_jax.core import jax_setup
-from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.errors import UsageError, UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.runs import evaluation, run_dir
 from ghost_jax.server.app import build
@@ -23,7 +23,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """Returns the parsed command line. Raises UsageError for one that cannot be served."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.serve", description=main.__doc__)
+    parser = parser_of(main)
     add = parser.add_argument
     add("--workdir", type=path_of, metavar="DIR", help="the run; without it the reader alone answers")
     add("--book", default="closed", metavar="BOOK", help="closed (default), open, or your files: FOLDER,cwe,…")

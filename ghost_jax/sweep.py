@@ -5,7 +5,6 @@ trains it, and the others wait. A repeated command resumes what is unfinished. A
 At the end it writes a table, `sweep.json`, `sweep.md` and a picture.
 """
 
-import argparse
 import dataclasses
 import shlex
 import subprocess
@@ -22,7 +21,7 @@ from rich.table import Table
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.console import Progress, duration, make_console
-from ghost_jax.core.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command
+from ghost_jax.core.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command, parser_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.runs import run_dir, run_record
 from ghost_jax.sweeps import grid as sweep_grid
@@ -175,11 +174,8 @@ def show(table: Sequence[tuple[str, ...]], notes: Sequence[str], console: Consol
 @command
 def main(argv: Sequence[str]) -> int:
     """Runs a grid of settings and seeds, resumably, and pools their results in one table and one picture."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ghost_jax.sweep",
-        description=main.__doc__,
-        epilog="Any value of the configs can be set for every run by --config.KEY=VALUE or --config.KEY VALUE.",
-    )
+    parser = parser_of(main)
+    parser.epilog = "Any value of the configs can be set for every run by --config.KEY=VALUE or --config.KEY VALUE."
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:PRESET]", help="sweep file, e.g. configs/sweeps/lr.py:nano")
     add("--runs", type=local_path, metavar="DIR", help="their folder (default: runs/sweeps/<name>-<preset>)")

@@ -4,7 +4,6 @@ A chat config whose base is not trained yet trains it first. Repeating a command
 bit, and only reports what is done.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
@@ -20,7 +19,7 @@ from evals.tasks.mcq import check_questions
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.errors import UsageError, UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import data_folders
 from ghost_jax.data.prepare import prepare
@@ -169,7 +168,7 @@ def run_stage(
 @command
 def main(argv: Sequence[str]) -> int:
     """Trains a config and scores it; repeated, it resumes what is unfinished."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.train", description=main.__doc__)
+    parser = parser_of(main)
     add = parser.add_argument
     add("--workdir", type=path_of, metavar="DIR", help="run directory (default: runs/<config>-<preset>)")
     add("--plan", action="store_true", help="prepare the data; print parameters, mesh, mixture, ETA; train nothing")

@@ -111,6 +111,12 @@ def test_a_score_in_one_order_has_no_headline():
     assert "over 1 orders" not in text
 
 
+def test_a_card_names_how_many_duplicates_were_dropped_and_why():
+    text = card_text(read_records(RECORDS / "chat_v5-36m"))
+    assert "| mitre_d3fend | 3,433 | 157 (id), 3 (near) | " in text
+    assert "| attack | 2,007 | — | " in text
+
+
 def test_a_canonical_card_needs_the_verdict_knowledge():
     for verdict in ("collapsed", "chance", "shortcut", "gain"):
         assert channel_of(scored(verdict=verdict)) == "experimental"

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import functools
 import json
 import types
 
@@ -42,9 +41,8 @@ class Scripted:
 def completed(model, said: list[int], stop: int | None = None, until: str | None = None) -> dict:
     """The one choice of a completion whose ids are scripted, with how many it is said to have."""
     request = CompletionRequest(model="tiny", prompt="x", logprobs=TOP, max_tokens=50, stop=until)
-    raw = types.SimpleNamespace(is_disconnected=functools.partial(asyncio.sleep, 0, False))
     scripted = dataclasses.replace(model, scheduler=Scripted(said, stop))
-    answer = json.loads(asyncio.run(complete("tiny", scripted, request, raw, 60)).body)
+    answer = json.loads(asyncio.run(complete("tiny", scripted, request, 60)).body)
     return answer["choices"][0] | {"count": answer["usage"]["completion_tokens"]}
 
 
@@ -58,10 +56,12 @@ def test_a_completion_names_the_stop_that_was_chosen_and_ends_at_a_stop_text(mod
     assert (cut["text"], cut["finish_reason"]) == ("ab ", "stop")
     assert "".join(cut["logprobs"]["tokens"]).startswith("ab ")
     assert cut["count"] == len(cut["logprobs"]["tokens"]) < len(said)
+    assert completed(model, said, end, until="cd") == cut, "a stop that was chosen behind the stop text is not named"
 
 
 def test_a_part_of_a_character_is_spelled_as_its_bytes(model):
     first, second = model.tokenizer.encode("é".encode()[:1]), model.tokenizer.encode("é".encode()[1:])
-    found = completed(model, [*first, *second])["logprobs"]
-    assert found["tokens"] == [r"bytes:\xc3", r"bytes:\xa9"]
+    found = completed(model, [*first, *second, *model.tokenizer.encode("z!")], until="!")["logprobs"]
+    assert found["tokens"] == [r"bytes:\xc3", r"bytes:\xa9", "z"]
+    assert found["text_offset"] == [0, 0, 1]
     assert {r"bytes:\xc3", r"bytes:\xa9"} <= found["top_logprobs"][0].keys()

@@ -245,10 +245,24 @@ def test_a_file_has_the_models_tensors_and_vocabulary(run, tmp_path, dtype):
 
 def test_a_split_without_a_name_there_and_a_v04_model_are_refused(tmp_path):
     digits, last = {"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}
-    assert gguf_lib.split_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, last]}}) == "smollm"
-    for first in ({"type": "Punctuation"}, digits | {"individual_digits": False}):
+    (llama,) = next(kinds for kinds, name in gguf_lib.SPLITS.items() if name == "llama-bpe")
+    split, bare = {"type": "Split", "pattern": {"Regex": llama}, "behavior": "Isolated"}, last | {"use_regex": False}
+
+    def named(*parts: dict) -> str:
+        return gguf_lib.split_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}})
+
+    assert (named(last), named(digits, last), named(split, bare)) == ("gpt-2", "smollm", "llama-bpe")
+    for parts in (
+        ({"type": "Punctuation"}, last),
+        (digits | {"individual_digits": False}, last),
+        (digits, bare),
+        (bare,),
+        (digits, split, bare),
+        (split, last),
+        (split | {"behavior": "MergedWithNext"}, bare),
+    ):
         with pytest.raises(UserError, match="--format=hf"):
-            gguf_lib.split_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [first, last]}})
+            named(*parts)
     make_run(tmp_path / "run", MODELS["v04"], CHAT)
     with pytest.raises(UserError, match=r"v0\.4"):
         write_model(tmp_path, tmp_path / "run", "float32", "gguf")

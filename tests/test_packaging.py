@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import evals.audit
 import ghost_jax.__main__
 from tests.conftest import ROOT, WAIT
 
@@ -83,3 +84,10 @@ def test_ghost_has_commands_alone_and_refuses_other_words(capsys):
     assert {module for module, _ in ghost_jax.__main__.COMMANDS.values()} <= set(COMMANDS)
     assert ghost_jax.__main__.main(["trian"]) == 2
     assert '"train"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["python -m evals.audit", "ghost audit"])
+def test_a_usage_line_shows_what_was_typed(typed, capsys):
+    with pytest.raises(SystemExit):
+        evals.audit.main(["--help"]) if "-m" in typed else ghost_jax.__main__.main(["audit", "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {typed} ")

@@ -20,6 +20,7 @@ from random import Random
 import jax
 import numpy as np
 import openai
+import pydantic
 import pytest
 import requests
 import uvicorn
@@ -30,7 +31,7 @@ from ghost_jax.inference.sampling import Sampling
 from ghost_jax.server import guard
 from ghost_jax.server.app import build
 from ghost_jax.server.scheduler import Scheduler
-from ghost_jax.server.schemas import MOST_READ
+from ghost_jax.server.schemas import MOST_READ, CompletionRequest
 from ghost_jax.server.served import Model, Served
 from ghost_jax.text.chat_format import Message, render_prompt
 from tests.conftest import WAIT
@@ -132,9 +133,13 @@ def test_answers_cite_the_lines_that_were_read_and_count_tokens(address):
     about = client(address).models.list().data[0]
     assert (about.id, about.note) == ("tiny", "Untrained.")
     create, options = client(address).chat.completions.create, BODY | {"max_tokens": 3}
+    before = value_of(address, "ghost_generated_tokens_total")
     whole = create(**options)
+    assert value_of(address, "ghost_generated_tokens_total") - before == whole.usage.completion_tokens
     assert whole.choices[0].message.citations[0]["title"] == "Phishing (T1566)"
     assert whole.usage.completion_tokens <= 3
+    for message in (whole.choices[0].message, whole.choices[0].message.model_dump()):  # the latter has nulls
+        assert create(**options | {"messages": [ASKED, message, ASKED], "temperature": None}).choices
     *_, last, counts = create(**options, stream=True, stream_options={"include_usage": True})
     assert counts.usage == whole.usage
     assert last.choices[0].delta.citations == whole.choices[0].message.citations
@@ -169,6 +174,7 @@ def test_completions_have_the_log_probabilities_of_their_tokens(address, model):
     ("wrong", "param"),
     [
         ({"model": "other"}, "model"),
+        ({"model": "\ud800"}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": [ASKED] * 10_000}, "messages"),
         ({"messages": [ASKED | {"role": "tool"}]}, "messages.0.role"),
@@ -193,8 +199,16 @@ def test_bodies_paths_and_hosts_that_are_not_served_are_refused(address):
         assert answer.status_code == status
         error_of(answer)
     assert post(address, BODY, kind="text/plain").status_code == 415
+    assert post(address, {"prompt": "x", "add_special_tokens": True}, "/tokenize").status_code == 400
     assert error_of(requests.get(f"{address}/nowhere", timeout=60))
     assert error_of(requests.get(f"{address}/health", headers={"Host": "evil.example"}, timeout=60))
+
+
+@pytest.mark.parametrize("prompt", [["x", 1] * 1000, [["x"]] * 1000, [[1] * 1000 + ["x"] * 1000]])
+def test_a_long_list_of_a_wrong_type_has_few_errors(prompt):
+    with pytest.raises(pydantic.ValidationError) as error:
+        CompletionRequest(model="tiny", prompt=prompt)
+    assert error.value.error_count() < 10
 
 
 def test_slow_clients_hold_no_row(address, monkeypatch):
@@ -203,7 +217,8 @@ def test_slow_clients_hold_no_row(address, monkeypatch):
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(20)]
         for connection in slow:
-            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+            connection.sendall(b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
         assert post(address, BODY | {"max_tokens": 1}).ok
         assert b"408" in slow[0].recv(1000)
 
@@ -216,7 +231,12 @@ def test_a_full_queue_is_refused_and_a_client_that_leaves_frees_its_row(tiny_run
     monkeypatch.setattr(engine, "step", lambda: (time.sleep(1), step()))
     with running(served) as address:
         first = post(address, BODY | {"stream": True}, stream=True)
-        next(first.iter_lines())
+        lines = first.iter_lines()  # kept, since its end closes the connection
+        next(lines)
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(address + CHAT, json=BODY, timeout=1)
+        while value_of(address, "ghost_requests_waiting"):
+            time.sleep(0.01)
         waiting = threading.Thread(target=post, args=(address, BODY | {"max_tokens": 1}))
         waiting.start()
         while value_of(address, "ghost_requests_waiting") < 1:
@@ -277,6 +297,12 @@ def test_a_failure_is_counted_and_an_engine_that_has_ended_fails_the_health_chec
         assert requests.get(f"{address}/health", timeout=60).ok
         alone.scheduler.stop()
         assert requests.get(f"{address}/health", timeout=60).status_code == 503
+
+
+def test_a_stream_that_fails_ends_with_the_error(address, model, monkeypatch):
+    monkeypatch.setattr(model.scheduler.engine, "step", lambda: 1 / 0)
+    with pytest.raises(openai.APIError, match="its log has the cause"):
+        list(client(address).chat.completions.create(**BODY, stream=True))
 
 
 def test_lines_that_the_context_does_not_hold_are_not_cited(address, monkeypatch):

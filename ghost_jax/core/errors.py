@@ -1,5 +1,6 @@
 """Errors that a user can fix end a command with one paragraph and an exit code; a traceback is always a defect."""
 
+import argparse
 import difflib
 import errno
 import functools
@@ -125,3 +126,13 @@ def command(main: Callable[[Sequence[str]], int | None]) -> Callable[..., int]:
             return getattr(fault, "exit_code", FAILED)
 
     return wrapped
+
+
+NAMES: dict[str, str] = {}  # of commands that were not called by python -m: module -> what the user typed
+
+
+def parser_of(main: Callable[..., int]) -> argparse.ArgumentParser:
+    """Returns the parser of a command, without its flags; its usage line shows what the user typed."""
+    spec = sys.modules[main.__module__].__spec__  # None of a file that Python runs by its path
+    name = spec and NAMES.get(spec.name, f"python -m {spec.name}")
+    return argparse.ArgumentParser(prog=name, description=main.__doc__)

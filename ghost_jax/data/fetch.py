@@ -5,7 +5,6 @@ downloaded again, nor is a feed that its kept note verifies: delete it to get to
 GHOST_OFFLINE=1 in the environment, the command lists which file to put where.
 """
 
-import argparse
 import dataclasses
 import io
 import sys
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 
 from ghost_jax.config.validate import host_of
-from ghost_jax.core.errors import UsageError, UserError, command, did_you_mean
+from ghost_jax.core.errors import UsageError, UserError, command, did_you_mean, parser_of
 from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir, local_path
 from ghost_jax.data.downloads import download
@@ -132,7 +131,7 @@ def _say(line: str) -> None:
 @command
 def main(argv: Sequence[str]) -> int:
     """Downloads sources from their publishers: resumed, verified, and renamed when complete."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.fetch", description=main.__doc__)
+    parser = parser_of(main)
     add = parser.add_argument
     add("--sources", required=True, metavar="NAME,…", help=f"which: {','.join(PUBLISHED)}")
     add("--data_dir", type=local_path, metavar="DIR", help="where to (default: the user's cache)")

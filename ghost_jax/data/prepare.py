@@ -3,7 +3,6 @@
 `python -m ghost_jax.data.prepare --config=configs/chat_v5.py` builds the stores of a config; training does the same.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.config.keys import FILES
-from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.errors import UsageError, UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.data import beam, corpus, datasets
 from ghost_jax.data.builders import names_of
@@ -143,7 +142,7 @@ def _summary(prepared: Prepared) -> Iterator[str]:
 @command
 def main(argv: Sequence[str]) -> int:
     """Prepares the data of a config and prints the counts of each store."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.prepare", description=main.__doc__)
+    parser = parser_of(main)
     runner_help = "prepare by Apache Beam; --beam.KEY=VALUE sets one of its pipeline options"
     parser.add_argument("--runner", choices=beam.RUNNERS, help=runner_help)
     options, words = config_lib.overrides_in(argv, "--beam.")

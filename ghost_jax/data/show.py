@@ -3,7 +3,6 @@
 Supervised tokens are green on a terminal and in ⟦brackets⟧ elsewhere. Tokens that are cropped are struck out.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import UsageError, command
+from ghost_jax.core.errors import UsageError, command, parser_of
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import mix_of, prepare
 from ghost_jax.text.tokenizer import Tokenizer
@@ -51,7 +50,7 @@ def show(example: dict, name: str, tokenizer: Tokenizer, seq_len: int, console: 
 @command
 def main(argv: Sequence[str]) -> int:
     """Prints the first records that a run draws, with the supervised tokens marked."""
-    parser = argparse.ArgumentParser(prog="python -m ghost_jax.data.show", description=main.__doc__)
+    parser = parser_of(main)
     parser.add_argument("-n", type=int, default=3, metavar="N", help="records (default: 3)")
     config, flags = config_lib.parse(parser, argv)
     if flags.n < 1:

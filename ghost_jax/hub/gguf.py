@@ -37,6 +37,7 @@ SPLITS = {
     (_CONTRACTIONS + r"\p{N}{1,3}" + _REST,): "llama-bpe",
     (_CONTRACTIONS + r"\p{N}" + _REST,): "qwen2",
 }
+PLAIN = {"individual_digits": True, "behavior": "Isolated", "invert": False}  # fields of these parts there
 
 
 def write(
@@ -114,16 +115,14 @@ def split_of(vocabulary: Mapping) -> str:
     """Returns llama.cpp's name for how a `tokenizer.json` splits texts. Raises UserError where it has none."""
     part = vocabulary["pre_tokenizer"]
     parts = part["pretokenizers"] if part["type"] == "Sequence" else [part]
-    patterns = [each["pattern"]["Regex"] for each in parts if "Regex" in each.get("pattern", ())]
-    # A pattern alone splits the text; the bytes behind it are spelled without another split.
-    named = SPLITS.get(tuple(patterns) or tuple(each["type"] for each in parts))
-    digits = [each for each in parts if each["type"] == "Digits"]
-    if named is None or any(not each["individual_digits"] for each in digits):
+    # ByteLevel without its regex spells the bytes and splits nothing.
+    kinds = tuple(each.get("pattern", {}).get("Regex", each["type"]) for each in parts if each.get("use_regex", True))
+    if kinds not in SPLITS or any(each.get(key, value) != value for each in parts for key, value in PLAIN.items()):
         raise UserError(
             "llama.cpp has no name for the way in which this vocabulary splits texts. Export with --format=hf, or "
             "import a model with the vocabulary of GPT-2, SmolLM, Llama 3 or Qwen 2."
         )
-    return named
+    return SPLITS[kinds]
 
 
 def tensors_of(params: Mapping, model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:

@@ -35,7 +35,10 @@ class Sampling:
 
     def __post_init__(self):
         valid = {
-            "temperature": (0 <= self.temperature <= LARGEST, "0, for greedy, or above"),
+            "temperature": (
+                self.temperature == 0 or SMALLEST <= self.temperature <= LARGEST,
+                f"0, for greedy, or {SMALLEST} to {LARGEST}",
+            ),
             "top_k": (self.top_k >= 0, "0, for all tokens, or above"),
             "top_p": (SMALLEST <= self.top_p <= 1, "above 0 and at most 1"),
             "repetition_penalty": (SMALLEST <= self.repetition_penalty <= LARGEST, "above 0; 1 is none"),

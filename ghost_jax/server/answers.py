@@ -2,13 +2,13 @@
 
 import asyncio
 import codecs
+import contextlib
 import dataclasses
 import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 
-import fastapi
 import numpy as np
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import Histogram
@@ -83,17 +83,16 @@ def _choice(of: dict, finish: str | None) -> dict:
     return {"index": 0, **of, "logprobs": None, "finish_reason": finish}
 
 
-async def generate(answer: Answer, model: Model, text: Text, raw: fastapi.Request, seconds: float) -> Response:
+async def generate(answer: Answer, model: Model, text: Text, seconds: float) -> Response:
     """Answers with a text, whole or as a stream."""
     answer.read = len(text.prompt)
-    pieces = _pieces(model, text, answer.request.stops, seconds, answer.taken)
-    return await respond(answer, pieces, raw, seconds)
+    return await respond(answer, _pieces(model, text, answer.request.stops, seconds, answer.taken), seconds)
 
 
-async def respond(answer: Answer, pieces: Pieces, raw: fastapi.Request, seconds: float) -> Response:
+async def respond(answer: Answer, pieces: Pieces, seconds: float) -> Response:
     """Answers with the pieces of a text, whole or as a stream."""
     if not answer.request.stream:
-        return JSONResponse(answer.whole([answer.choice(*await _collected(pieces, raw))]))
+        return JSONResponse(answer.whole([answer.choice(*await _collected(pieces))]))
     first = await anext(pieces)  # a full queue is refused with a status, before the stream begins
 
     async def events() -> AsyncIterator[str]:
@@ -109,8 +108,10 @@ async def respond(answer: Answer, pieces: Pieces, raw: fastapi.Request, seconds:
             if options and options.include_usage:
                 yield _event(answer.last())
             yield "data: [DONE]\n\n"
-        except TimeoutError as fault:
-            yield _event(json.loads(error_of(fault, raw, seconds).response().body))
+        except Exception as fault:
+            yield _event(json.loads(error_of(fault, seconds).response().body))
+            if not isinstance(fault, TimeoutError):
+                raise  # to the log
         finally:
             await pieces.aclose()
 
@@ -154,31 +155,23 @@ def _first_stop(text: str, stops: Sequence[str]) -> int | None:
     return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
 
 
-async def _collected(pieces: Pieces, raw: fastapi.Request) -> tuple[str, str]:
-    """Returns the whole text and why it ended. A client that has left ends it."""
+async def _collected(pieces: Pieces) -> tuple[str, str]:
+    """Returns the whole text and why it ended."""
     found, finish = "", None
-    try:
+    async with contextlib.aclosing(pieces):
         while finish is None:
             piece, finish = await anext(pieces)
             found += piece
-            if await raw.is_disconnected():
-                return found, "length"
-    finally:
-        await pieces.aclose()
     return found, finish
 
 
 # ---- Completions with log-probabilities ----
 
 
-async def complete(
-    name: str, model: Model, request: CompletionRequest, raw: fastapi.Request, seconds: float
-) -> Response:
+async def complete(name: str, model: Model, request: CompletionRequest, seconds: float) -> Response:
     """Answers one or several prompts, with echo and log-probabilities where they are asked for."""
     answer, choices = Answer(request, name, "text_completion"), []
     for index, prompt in enumerate(request.prompts):
-        if await raw.is_disconnected():
-            break
         ids = await run_in_threadpool(model.ids, prompt)
         if len(ids) > model.context:
             raise ApiError(400, f"A prompt has {len(ids):,} tokens; the context is {model.context:,}.", param="prompt")
@@ -193,11 +186,11 @@ async def complete(
                 written, finish = written[:at], "stop"
         elif request.max_tokens != 0 and len(ids) < model.context:
             text, taken = model.text(ids, request), []
-            written, finish = await _collected(_pieces(model, text, request.stops, seconds, taken), raw)
-            if text.stop is not None and len(taken) == len(text.ids):
+            written, finish = await _collected(_pieces(model, text, request.stops, seconds, taken))
+            if finish == "stop" and model.tokenizer.decode(taken) == written:
                 taken.append(text.stop)
             elif finish == "stop":  # at a stop text, whose tokens are not part of the answer
-                while taken and len(model.tokenizer.decode(taken[:-1])) >= len(written):
+                while taken and model.tokenizer.decode(taken[:-1]).startswith(written):
                     taken.pop()
             chosen = np.array(taken, np.int32)
         hidden = not model.begins(prompt)
@@ -222,11 +215,12 @@ def _log_probs(
     first = int(hidden) if request.echo else prompt
     count = min(max(request.logprobs, 1), TOP)
     tokens, values, top, offsets, at = [], [], [], [], 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for place in range(first, len(ids)):
         token = _spelled(model, int(ids[place]))
         tokens.append(token)
         offsets.append(at)
-        at += len(model.tokenizer.decode([int(ids[place])]))
+        at += len(decoder.decode(model.tokenizer.decode_bytes([ids[place]])))
         if place == 0 or place > len(scores.top_ids):
             values.append(None)
             top.append(None)

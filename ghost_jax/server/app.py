@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ghost_jax.inference.conversation import quoted
 from ghost_jax.server.answers import Answer, Pieces, complete, generate, respond
-from ghost_jax.server.guard import ApiError, Guard, add_errors
+from ghost_jax.server.guard import ApiError, Guard, add_errors, while_connected
 from ghost_jax.server.scheduler import REGISTRY
 from ghost_jax.server.schemas import (
     MOST_READ,
@@ -85,12 +85,12 @@ def build(served: Served, *, key: str, seconds: float, hosts: Sequence[str]) -> 
         _check_model(served, request.model)
         turns = turns_of(request.messages)
         if served.model is None or served.quotes:
-            return await _read_chat(served, request, turns[-1].content, raw, seconds)
+            return await _read_chat(served, request, turns[-1].content, seconds)
         lines = await run_in_threadpool(served.lines, turns[-1].content)
         text, turn = await run_in_threadpool(served.model.chat, request, turns, lines)
         about = {"note": served.note, "forgotten": turn.forgotten, "lines_dropped": turn.lines_dropped}
         answer = Answer(request, served.name, "chat.completion", about, turn.lines if served.reader else None)
-        return await generate(answer, served.model, text, raw, seconds)
+        return await while_connected(raw, generate(answer, served.model, text, seconds))
 
     @app.post("/v1/completions")
     async def completions(request: CompletionRequest, raw: fastapi.Request) -> Response:
@@ -99,11 +99,11 @@ def build(served: Served, *, key: str, seconds: float, hosts: Sequence[str]) -> 
         if len(request.prompts) == 1 and request.logprobs is None and not request.echo and request.max_tokens != 0:
             answer = Answer(request, served.name, "text_completion")
             text = model.text(await run_in_threadpool(model.ids, request.prompts[0]), request)
-            return await generate(answer, model, text, raw, seconds)
+            return await while_connected(raw, generate(answer, model, text, seconds))
         if request.stream:
             raise ApiError(400, "A stream has one prompt, without logprobs and echo. Leave stream out.", param="stream")
         async with asyncio.timeout(seconds):
-            return await complete(served.name, model, request, raw, seconds)
+            return await while_connected(raw, complete(served.name, model, request, seconds))
 
     @app.post("/v1/read")
     async def read(request: ReadRequest) -> dict:
@@ -171,9 +171,7 @@ async def _reading(served: Served, question: str, options: Sequence[str], second
     return await asyncio.wait_for(asyncio.to_thread(served.read, question, options), seconds)
 
 
-async def _read_chat(
-    served: Served, request: ChatRequest, asked: str, raw: fastapi.Request, seconds: float
-) -> Response:
+async def _read_chat(served: Served, request: ChatRequest, asked: str, seconds: float) -> Response:
     """Answers a chat by the reader: the option that the book supports, or the lines that match the question."""
     question, options = question_of(asked)
     found = await _reading(served, question, options, seconds)
@@ -189,4 +187,4 @@ async def _read_chat(
         yield "", "stop"
 
     answer = Answer(request, served.name, "chat.completion", {"note": served.note}, lines)
-    return await respond(answer, pieces(), raw, seconds)
+    return await respond(answer, pieces(), seconds)

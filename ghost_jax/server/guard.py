@@ -5,7 +5,8 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 import fastapi
 from fastapi.exceptions import RequestValidationError
@@ -75,6 +76,9 @@ class Guard:
         host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1"))
         if self._hosts and host not in self._hosts:  # a page elsewhere may have pointed its own name at this machine
             raise ApiError(400, f"The server is not called {host}. Use {' or '.join(self._hosts)}.")
+        if scope["method"] == "POST" and b"json" not in headers.get(b"content-type", b""):
+            # A page elsewhere cannot send JSON unasked.
+            raise ApiError(415, "The body is not declared as JSON. Send Content-Type: application/json.")
         if not self._key or scope["path"] in OPEN_PATHS:
             return
         given = headers.get(b"authorization", b"")
@@ -97,23 +101,41 @@ async def _body(receive: Callable) -> bytes:
     return body
 
 
+async def while_connected(request: fastapi.Request, answering: Coroutine[Any, Any, Response]) -> Response:
+    """Returns an answer; cancels it and raises ApiError where the client leaves before it begins."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(answering), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ApiError(499, "The client has left.")
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 def add_errors(app: fastapi.FastAPI, seconds: float) -> None:
     """Gives every error the API's shape; `seconds` is what a request may take."""
 
-    async def handle(request: fastapi.Request, fault: Exception) -> Response:
-        return error_of(fault, request, seconds).response()
+    async def handle(_: fastapi.Request, fault: Exception) -> Response:
+        return error_of(fault, seconds).response()
 
     for kind in (ApiError, RequestValidationError, UserError, Busy, TimeoutError, HTTPException, Exception):
         app.add_exception_handler(kind, handle)
 
 
-def error_of(fault: Exception, request: fastapi.Request, seconds: float) -> ApiError:
+def error_of(fault: Exception, seconds: float) -> ApiError:
     """Returns the error that a client gets for a fault."""
     match fault:
         case ApiError():
             return fault
         case RequestValidationError():
-            return _invalid(fault, request)
+            return _invalid(fault)
         case UserError():
             return ApiError(400, str(fault))
         case Busy():
@@ -126,9 +148,7 @@ def error_of(fault: Exception, request: fastapi.Request, seconds: float) -> ApiE
             return ApiError(500, "The server failed; its log has the cause.", "server_error")
 
 
-def _invalid(fault: RequestValidationError, request: fastapi.Request) -> ApiError:
-    if "json" not in request.headers.get("content-type", ""):  # a page elsewhere cannot send JSON unasked
-        return ApiError(415, "The body is not declared as JSON. Send Content-Type: application/json.")
+def _invalid(fault: RequestValidationError) -> ApiError:
     first = fault.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, "The body is not valid JSON.")

@@ -1,9 +1,9 @@
 """The thread that owns the engine. Requests wait in a bounded queue, join the batch, and get their ids as they come."""
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
-import queue
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -49,7 +49,9 @@ class Scheduler:
 
     def __init__(self, engine: Engine, waiting: int):
         self.engine = engine
-        self._waiting: queue.Queue[_Job] = queue.Queue(waiting)
+        self._most = waiting
+        self._waiting: collections.deque[_Job] = collections.deque()
+        self._changed = threading.Condition()  # guards the queue
         self._running: list[_Job] = []
         self._reading: tuple[_Job, Iterator[None]] | None = None
         self._stopped = threading.Event()
@@ -79,7 +81,7 @@ class Scheduler:
                 ids, ended = _raised(await job.events.get())
                 yield ids, ended
         finally:
-            job.abandoned = True
+            self._leave(job)
 
     async def score(self, ids: np.ndarray) -> Scores:
         """Returns the log-probabilities of ids [T]. Raises Busy where the queue is full."""
@@ -87,16 +89,24 @@ class Scheduler:
         try:
             return _raised(await job.events.get())
         finally:
-            job.abandoned = True
+            self._leave(job)
 
     def _submit(self, of: Text | np.ndarray) -> _Job:
         job = _Job(of, asyncio.get_running_loop(), asyncio.Queue())
-        try:
-            self._waiting.put_nowait(job)
-        except queue.Full:
-            raise Busy from None
-        WAITING.set(self._waiting.qsize())
+        with self._changed:
+            if len(self._waiting) >= self._most:
+                raise Busy
+            self._waiting.append(job)
+            WAITING.set(len(self._waiting))
+            self._changed.notify()
         return job
+
+    def _leave(self, job: _Job) -> None:
+        job.abandoned = True
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            WAITING.set(len(self._waiting))
 
     # ---- The thread ----
 
@@ -124,19 +134,17 @@ class Scheduler:
             self.engine.step()
             for job in self._running:
                 self._report(job)
-            GENERATED.inc(len(self._running))
             self._running = [job for job in self._running if not job.of.ended]
         RUNNING.set(len(self._running))
 
     def _take(self) -> None:
-        idle = not self._running
-        try:
-            job = self._waiting.get(timeout=POLL) if idle else self._waiting.get_nowait()
-        except queue.Empty:
-            return
-        WAITING.set(self._waiting.qsize())
-        if job.abandoned:
-            return
+        with self._changed:
+            if not self._waiting and not self._running:
+                self._changed.wait(POLL)
+            if not self._waiting:
+                return
+            job = self._waiting.popleft()
+            WAITING.set(len(self._waiting))
         if isinstance(job.of, Text):
             READ.inc(len(job.of.prompt))
             self._reading = job, self.engine.admit(job.of)
@@ -163,6 +171,7 @@ class Scheduler:
     @staticmethod
     def _report(job: _Job) -> None:
         job.send((job.of.ids[job.sent :], job.of.ended))
+        GENERATED.inc(len(job.of.ids) - job.sent)
         job.sent = len(job.of.ids)
 
 

@@ -3,9 +3,9 @@
 Any other field is refused by its name, so that no request is answered as if an option had been followed.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ghost_jax.inference.engine import TOP
 from ghost_jax.inference.sampling import Sampling
@@ -18,12 +18,20 @@ MOST_READ = 1 << 15  # characters of a question with its options, for the reader
 OPTIONS = 10
 
 Textual = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+# Of a list that may be long, one error is enough: to report half a million of them takes seconds.
+Ids = Annotated[list[int], Field(fail_fast=True)]
+Prompts = Field(max_length=MOST_PROMPTS, fail_fast=True)
 
 
 class Strict(BaseModel):
-    """An object without unknown fields, NaN or infinity."""
+    """An object without unknown fields, NaN or infinity. A null is the absence of a field, as the API has it."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, found: Any) -> Any:
+        return {key: value for key, value in found.items() if value is not None} if isinstance(found, dict) else found
 
 
 class TextPart(Strict):
@@ -37,8 +45,9 @@ class ChatMessage(Strict):
     """A turn. A system turn is put in front of the user's first one, where the chat format has no system role."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Textual | list[TextPart]
+    content: Textual | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
+    citations: list | None = None  # of an answer of this server that a client sends back; not read
 
     @property
     def text(self) -> str:
@@ -52,7 +61,7 @@ class StreamOptions(Strict):
 class Generation(Strict):
     """What chat completions and completions share. Without a temperature the most probable token is chosen."""
 
-    model: str
+    model: Textual
     temperature: float = Field(0.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
@@ -63,9 +72,9 @@ class Generation(Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     # Accepted at the values at which they change nothing.
-    n: Literal[1] | None = None
-    presence_penalty: float | None = Field(None, ge=0, le=0)
-    frequency_penalty: float | None = Field(None, ge=0, le=0)
+    n: Literal[1] = 1
+    presence_penalty: float = Field(0, ge=0, le=0)
+    frequency_penalty: float = Field(0, ge=0, le=0)
     logit_bias: None = None
     user: str | None = None
 
@@ -85,17 +94,17 @@ class ChatRequest(Generation):
     max_tokens: int | None = Field(None, ge=1)
     messages: list[ChatMessage] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: Literal[False] | None = None
+    logprobs: Literal[False] = False
     response_format: dict[str, Literal["text"]] | None = None
 
 
 class CompletionRequest(Generation):
     """The body of /v1/completions. A prompt may be ids; plain text is read behind the token that begins a document."""
 
-    prompt: Textual | list[int] | Annotated[list[Textual] | list[list[int]], Field(max_length=MOST_PROMPTS)]
+    prompt: Textual | Ids | Annotated[list[Textual], Prompts] | Annotated[list[Ids], Prompts]
     logprobs: int | None = Field(None, ge=0, le=TOP)
     echo: bool = False
-    best_of: Literal[1] | None = None
+    best_of: Literal[1] = 1
     suffix: None = None
 
     @property
@@ -116,10 +125,10 @@ class TokenizeRequest(Strict):
     """The body of /tokenize."""
 
     prompt: Textual
-    add_special_tokens: bool = False
+    add_special_tokens: Literal[False] = False
 
 
 class DetokenizeRequest(Strict):
     """The body of /detokenize."""
 
-    tokens: list[int] = Field(max_length=MOST_CHARACTERS)
+    tokens: Ids = Field(max_length=MOST_CHARACTERS)
