@@ -9,7 +9,6 @@ for you to commit; a run with records there is not run again. Without the folder
 lost. All processes have the lowest priority. SIGTERM stops it, and the next start resumes.
 """
 
-import argparse
 import dataclasses
 import functools
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from ghost_jax.core.atomic_io import locked, new_folder, write_text
 from ghost_jax.core.console import duration
-from ghost_jax.core.errors import UserError, command
+from ghost_jax.core.errors import UserError, command, parser_of
 from ghost_jax.core.paths import data_folders, local_path
 from ghost_jax.runs.run_record import CONFIG, ended
 from ghost_jax.sweeps import grid as sweep_grid
@@ -156,7 +155,7 @@ def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
 @command
 def main(argv: Sequence[str]) -> int:
     """Runs or resumes every experiment of the campaign, in order, and keeps the records of what is finished."""
-    parser = argparse.ArgumentParser(prog="python -m launch.campaign", description=main.__doc__)
+    parser = parser_of(main)
     parser.add_argument(
         "--folder",
         type=local_path,

@@ -6,7 +6,6 @@ The TPU's compiler is in the package `libtpu`. The speed is a roofline: what the
 network between slices allow if it does nothing else; a real run is slower.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import math
@@ -27,7 +26,7 @@ import ghost_jax
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import duration, make_console
-from ghost_jax.core.errors import UsageError, UserError, command
+from ghost_jax.core.errors import UsageError, UserError, command, parser_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.sources import embedded
 from ghost_jax.model.config import ModelConfig
@@ -230,7 +229,7 @@ def _bytes(count: float) -> str:
 @command
 def main(argv: Sequence[str]) -> int:
     """Compiles a config's training step for TPU slices, without a TPU: memory, collectives, a roofline."""
-    parser = argparse.ArgumentParser(prog="python -m launch.compile_check", description=main.__doc__)
+    parser = parser_of(main)
     parser.add_argument("--topology", required=True, metavar="SLICE", help="v5e:4x4, v6e:4x4, v4:2x2x4, v5p:4x4x4, …")
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="slices of this shape (default: 1)")
     parser.add_argument("--out", type=local_path, metavar="FILE", help="also write the report as JSON")

@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from ghost_jax.core.errors import UsageError, command
+from ghost_jax.core.errors import UsageError, command, parser_of
 from launch.chips import CHIPS, gke_hosts, parse
 
 TEMPLATE = Path(__file__).with_name("jobset.yaml")
@@ -59,7 +59,7 @@ def check_names(name: str, image: str, account: str | None, nodes: dict[str, Any
 @command
 def main(argv: Sequence[str]) -> int:
     """Prints a Kubernetes JobSet that runs a command on TPU slices or GPU nodes of GKE."""
-    parser = argparse.ArgumentParser(prog="python -m launch.jobset", description=main.__doc__)
+    parser = parser_of(main)
     add = parser.add_argument
     add("--name", required=True, help="of the JobSet")
     add("--image", required=True, help="built by the Dockerfile, in a registry")

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from ghost_jax.core.errors import UsageError, command
+from ghost_jax.core.errors import UsageError, command, parser_of
 from ghost_jax.parallel.distributed import COORDINATOR, PROCESS, PROCESSES
 
 LEAVING_SECONDS = 45  # the others notice by missed heartbeats, at the latest, that a process failed
@@ -123,7 +123,7 @@ def _copy(source: IO[bytes], target: IO[bytes], prefix: bytes, one_writer: threa
 @command
 def main(argv: Sequence[str]) -> int:
     """Runs a command as several processes of one run on this machine."""
-    parser = argparse.ArgumentParser(prog="python -m launch.local", description=main.__doc__)
+    parser = parser_of(main)
     parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many to start")
     parser.add_argument("--devices", type=int, metavar="N", help="simulated CPU devices of each (default: its own)")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what each of them runs")

@@ -11,7 +11,6 @@ record that is absent is an error:
     {{hours FOLDER}}                    core-hours that the training of its runs and bases took
 """
 
-import argparse
 import re
 import statistics
 import sys
@@ -24,7 +23,7 @@ from matplotlib.figure import Figure
 
 from evals.analysis.stats import clustered_interval
 from ghost_jax.core.atomic_io import read_json, read_text, write_text
-from ghost_jax.core.errors import UserError, command
+from ghost_jax.core.errors import UserError, command, parser_of
 from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, new_figure
 from ghost_jax.reporting.records import find_runs, read_beside
 from ghost_jax.reporting.summary import parts_of, results_of
@@ -207,7 +206,7 @@ def results(records: Path = RECORDS) -> str:
 @command
 def main(argv: Sequence[str]) -> int:
     """Writes RESULTS.md and its pictures from the records in the repository."""
-    argparse.ArgumentParser(prog="python -m launch.results", description=main.__doc__).parse_args(argv)
+    parser_of(main).parse_args(argv)
     text, campaign = results(), RECORDS / "campaign"
     for name, (draw, folders) in PICTURES.items():
         if f"campaign/{name}" in text:
