@@ -245,6 +245,7 @@ def test_a_silent_network_is_noticed_within_five_seconds(tmp_path):
     [
         ("attack,capek", None, '"capec"'),
         ("cti", None, UNPUBLISHED["cti"]),
+        (",", None, "--sources"),
         ("attack", "ftp://somewhere", "http://"),
         ("attack", "http://[", "--mirror"),
         ("attack", "http://me:canary@somewhere", "--mirror"),

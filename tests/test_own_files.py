@@ -84,6 +84,7 @@ def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
         "my_notes/sub/b.txt": ("b", "# no heading"),
     }
     assert [each.id[9:] for each in documents(f"{folder}/*.md")] == ["a.md", "c.md", "f.md", "g.md"]
+    assert documents(folder.rename(tmp_path / "of [2024]") / "sub" / "*.txt")[0].text == "# no heading"
 
 
 def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path):
@@ -92,8 +93,13 @@ def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path):
     for name, each in content.items():
         lines(tmp_path / name, each, end=b"")
     (tmp_path / "empty").mkdir()
-    for name in (*content, "empty", "absent.md", "*.jsonl"):
+    bad = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.array([0, 1], "int32").buffers()[1], pyarrow.py_buffer(b"\xff")]
+    )
+    parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "g.parquet")
+    for name in (*content, "g.parquet", "empty", "absent.md", "*.jsonl", "a**.md"):
         assert name in refusal(documents, tmp_path / name)
+    assert "~no user/a.md" in refusal(documents, "~no user/a.md")
 
 
 def test_the_key_of_the_text_is_named_behind_the_path(tmp_path):
@@ -297,7 +303,7 @@ def test_files_are_read_by_processes_that_are_not_given_the_callers_say(tmp_path
     monkeypatch.setattr(corpus.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=Pool))
     for name in "ab":
         lines(tmp_path / "book" / f"{name}.jsonl", {"text": f"This is the text of {name}."})
-    store = corpus.book_corpus(None, lambda line: None, str(tmp_path / "book"))
+    store = corpus.book_corpus(None, lambda line: None, f"{tmp_path / 'book'}, ")
     assert artifact_cache.manifest(store).documents == {"book": 2}
 
 

@@ -116,7 +116,9 @@ def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
 
     Raises UserError where a source is missing or incomplete: a book without a part would give other scores.
     """
-    names = PUBLISHED_BOOK if named == "open" else named.split(",")
+    names = PUBLISHED_BOOK if named == "open" else [name for name in map(str.strip, named.split(",")) if name]
+    if not names:
+        raise UsageError(f"--book is empty. Use open, or name files, folders or sources ({', '.join(SOURCES)}).")
     for name in names:
         if not (name in SOURCES or is_path(name) or Path(name).exists()):
             raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(SOURCES)}).")

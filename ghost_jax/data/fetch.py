@@ -131,6 +131,8 @@ def main(argv: Sequence[str]) -> int:
     add("--mirror", metavar="URL", help="a site's own copy, with the publishers' paths, in place of their hosts")
     flags = parser.parse_args(argv)
     names = [name.strip() for name in flags.sources.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--sources is empty. Name some of {','.join(PUBLISHED)}; a shell variable may not be set.")
     for name in names:
         if name in UNPUBLISHED:
             raise UsageError(f"--sources names {name}, which has no single publisher: {UNPUBLISHED[name]}.")

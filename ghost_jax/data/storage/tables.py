@@ -134,7 +134,7 @@ def _parquet(path: Path) -> Iterator[Placed]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
-        except (ArrowException, OSError) as fault:
+        except (ArrowException, OSError, UnicodeDecodeError) as fault:
             raise refusal(path, f"after row {number}", f"not valid Parquet ({str(fault)[:200]})") from None
 
 
