@@ -4,13 +4,16 @@ import gzip
 import json
 import os
 import pickle
+import signal
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow
 import pytest
 from ml_collections import ConfigDict
@@ -290,21 +293,29 @@ def test_rows_of_two_files_with_one_id_are_refused(tmp_path, monkeypatch):
 
 
 def test_files_are_read_by_processes_that_are_not_given_the_callers_say(tmp_path, monkeypatch):
-    class Pool(ThreadPool):
+    class Pool(ThreadPoolExecutor):
         def __init__(self, processes: int, *_):
             super().__init__(processes)
 
-        def map(self, function, given, chunksize):
+        def map(self, function, given):
             return super().map(pickle.loads(pickle.dumps(function)), given)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(corpus, "PARALLEL_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(corpus.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=Pool))
+    monkeypatch.setattr(corpus, "ProcessPoolExecutor", Pool)
     for name in "ab":
         lines(tmp_path / "book" / f"{name}.jsonl", {"text": f"This is the text of {name}."})
     store = corpus.book_corpus(None, lambda line: None, f"{tmp_path / 'book'}, ")
     assert artifact_cache.manifest(store).documents == {"book": 2}
+
+
+def test_a_process_that_is_killed_while_it_reads_ends_the_command(monkeypatch):
+    monkeypatch.setattr(corpus, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(corpus, "part_store", signal.raise_signal)
+    with pytest.raises(UserError, match="killed"):
+        corpus.part_stores([np.int64(signal.SIGKILL)] * 2, print)  # in place of inputs, as they have a size too
 
 
 def test_of_several_processes_one_writes_a_dataset_of_the_library(tmp_path, monkeypatch):
