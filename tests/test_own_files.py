@@ -67,7 +67,8 @@ def test_a_table_gives_its_documents_with_what_they_state(tmp_path, name):
     (folder := tmp_path / "meine Dateien (ü)").mkdir()
     plain = lines(tmp_path / "plain", *ROWS, end=b"\r\n")
     if ".parquet" in name:
-        parquet.write_table(pyarrow.Table.from_pylist(ROWS), plain)
+        seen = pyarrow.array([1 << 60] * 2, pyarrow.timestamp("us"))  # in the year 38,504
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS).append_column("seen", seen), plain)
     stated = Record("u-1", "a", "Ü", "Ü is a letter.\nIt has dots.", URL, "CC0")
     bare = Record(f"{files.stem(name)}/2", "a", "", ROWS[1]["text"], "", "")
     assert documents(write(folder / name, plain.read_bytes())) == [stated, bare]
