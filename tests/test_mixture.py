@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data import mixture
+from ghost_jax.data import mixture, mixture_table
 from ghost_jax.data.mixture import Mix, Phase, cropped, read_from, train_batches, validation_batches
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.array_record import write_examples
@@ -174,6 +174,13 @@ def test_an_epoch_of_packed_rows_holds_each_record_complete_and_as_often_as_its_
 )
 def test_an_epoch_has_the_fewest_passes_that_give_each_multiplier(multipliers, copies):
     assert mixture.copies_of(multipliers) == copies
+
+
+def test_a_multiplier_that_is_too_small_for_an_epoch_is_named(mix):
+    phases = Phase(0, {"big": 1 / 3, "middle": 1.0}), Phase(5, {"big": 0.001}), Phase(9, {"big": 1.0, "small": 0.004})
+    few = dataclasses.replace(mix, phases=phases)
+    (found,) = (line for line in mixture_table.remarks(few, [], mixture.packing_of(few)) if "mixed in" in line)
+    assert "small is mixed in x0.01" in found
 
 
 def test_dropped_records_are_never_drawn_and_cropped_ones_are(mix):
