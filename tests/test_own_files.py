@@ -80,6 +80,7 @@ def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
     pages |= {"f.md": "---\n# a comment\n---\n# Front\nx", "g.md": "x\n~~~\n# code without an end"}
     for name, content in (pages | {".git/d.md": "hidden", "e.pdf": "not read", "sub/b.txt": "# no heading"}).items():
         lines(folder / name, f"\ufeff{content}".encode())
+    write(folder / "sub" / "b.txt.gz", b"packed before it was edited")
     assert {each.id: (each.title, each.text) for each in documents(folder)} == {
         "my_notes/a.md": ("C#", pages["a.md"][6:]),
         "my_notes/c.md": ("Title", pages["c.md"]),

@@ -28,7 +28,8 @@ def find(entry: str) -> tuple[str, Path, list[Path], str, list[Path]]:
     """Returns the name of an entry's documents, the folder that its files are in, these files in order, and the key.
 
     The name is that of the file without suffixes, or of the folder. The key of a row's text stands behind a `#`:
-    "notes.jsonl#body". Hidden files are left out; last are the others that cannot be read.
+    "notes.jsonl#body". Of one file in several compressions, the first is returned. Hidden files are left out; last are
+    the others that cannot be read.
 
     Raises UserError where there is no file that can be read.
     """
@@ -47,7 +48,10 @@ def find(entry: str) -> tuple[str, Path, list[Path], str, list[Path]]:
             matches = sorted(folder.glob(pattern) if pattern else _below(folder))
         except ValueError as fault:  # "a**"
             raise UserError(f"{entry} is no pattern of files ({fault}). Correct it.") from None
-        found = [each for each in matches if each.is_file() and not _HIDDEN.search(place_of(each, folder))]
+        firsts: dict[str, Path] = {}
+        for each in filter(Path.is_file, matches):
+            firsts.setdefault(place_of(each, folder), each)
+        found = [each for place, each in firsts.items() if not _HIDDEN.search(place)]
         name = folder.resolve().name or "files"
     readable = [each for each in found if tables.suffix_of(each) in TEXT_FILES]
     unread = [each for each in found if tables.suffix_of(each) not in TEXT_FILES]
