@@ -212,6 +212,14 @@ def test_a_wrong_hash_fails_the_command_and_the_other_sources_are_fetched(ghost,
     assert contents(tmp_path) == small_feeds
 
 
+@pytest.mark.parametrize("other", [FEEDS[3].path.removesuffix(".gz"), Path(FEEDS[3].path).name])
+def test_another_file_that_is_read_in_place_of_a_verified_one_is_named(ghost, publisher, small_feeds, tmp_path, other):
+    words = command("nvd", tmp_path, publisher.url)
+    ghost.here(*words, env=CONNECTED)
+    (tmp_path / other).write_bytes(b'{"vulnerabilities": []}')
+    assert str(tmp_path / other) in ghost.refused_here(*words, env={"GHOST_OFFLINE": "1"})
+
+
 @pytest.mark.parametrize(
     ("mirror", "env", "reason"),
     [
@@ -245,6 +253,7 @@ def test_a_silent_network_is_noticed_within_five_seconds(tmp_path):
     [
         ("attack,capek", None, '"capec"'),
         ("cti", None, UNPUBLISHED["cti"]),
+        (",", None, "--sources"),
         ("attack", "ftp://somewhere", "http://"),
         ("attack", "http://[", "--mirror"),
         ("attack", "http://me:canary@somewhere", "--mirror"),

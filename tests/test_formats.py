@@ -91,6 +91,7 @@ THREE = PLAIN | {"id": None, "url": None, "options": {"A": "1", "B": "2", "C": "
 READ_AS = [
     (".tsv", [HEADER, ROW, [""]], [item("line 2", url="https://x.org/1")]),
     (".csv", [SECQA_HEADER, SECQA], [item("line 2")]),
+    (".csv", [["", *SECQA_HEADER], ["0", *SECQA], ["0", *SECQA]], [item("line 2"), item("line 3")]),
     (".jsonl", [SECQA_RECORD, SECQA_RECORD | {"Answer": "D"}], [item("line 1"), item("line 2", 3)]),
     (".csv", [MMLU, [*MMLU[:-1], "A"]], [item("line 1"), item("line 2", 0)]),
     (".json", {"questions": [CYBERMETRIC, YES]}, [item("item 1"), item("item 2", 0, ("yes", "no"))]),

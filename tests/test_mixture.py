@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data import mixture
+from ghost_jax.data import mixture, mixture_table
 from ghost_jax.data.mixture import Mix, Phase, cropped, read_from, train_batches, validation_batches
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.array_record import write_examples
@@ -176,6 +176,13 @@ def test_an_epoch_has_the_fewest_passes_that_give_each_multiplier(multipliers, c
     assert mixture.copies_of(multipliers) == copies
 
 
+def test_a_multiplier_that_is_too_small_for_an_epoch_is_named(mix):
+    phases = Phase(0, {"big": 1 / 3, "middle": 1.0}), Phase(5, {"big": 0.001}), Phase(9, {"big": 1.0, "small": 0.004})
+    few = dataclasses.replace(mix, phases=phases)
+    (found,) = (line for line in mixture_table.remarks(few, [], mixture.packing_of(few)) if "mixed in" in line)
+    assert "small is mixed in x0.01" in found
+
+
 def test_dropped_records_are_never_drawn_and_cropped_ones_are(mix):
     long = {number for number in NUMBERS if len(example(number)["tokens"]) > 7}
     assert long & set(draws(train_batches(packed(mix, seq_len=6)), 60))
@@ -197,7 +204,7 @@ def test_the_table_agrees_with_the_draws_of_two_phases(mix):
     phases = (Phase(0, {"big": 1.0, "middle": 3.0}), Phase(50, {"middle": 0.5, "small": 0.0}))
     changing = dataclasses.replace(mix, phases=phases)
     seen = draws(train_batches(changing), 80)
-    big, middle = lines = mixture.shares(changing, steps=80, records_per_row=1.0)
+    big, middle = lines = mixture.shares(changing, steps=80)
     for line in lines:
         assert line.epochs * line.records == pytest.approx(len(own(seen, line.name)), abs=3)
         assert line.record_share == pytest.approx(len(own(seen, line.name)) / len(seen), abs=0.01)
@@ -208,6 +215,23 @@ def test_the_table_agrees_with_the_draws_of_two_phases(mix):
     assert (big.letters, middle.letters) == ((), (4, 4, 3, 3))
     supervised = [line.record_share * line.supervised / line.records for line in lines]
     assert big.supervised_share == pytest.approx(supervised[0] / sum(supervised))
+
+
+def test_a_phase_is_counted_by_its_own_rows_and_records_as_they_are_cropped(mix, stores, tmp_path):
+    ids = np.arange(20, dtype=np.int32)  # two answers; a row of 16 has places for the second
+    long = [{"id": f"{i}", "source": "", "letter": "", "tokens": ids, "mask": ids % 10 < 4} for i in range(5)]
+    Manifest(datasets={"long": write_examples(tmp_path, "long", {"train": long})}).write(tmp_path)
+    phases = Phase(0, {"small": 0.0, "long": 1.0}), Phase(40, {"small": 1.0, "long": 0.0})
+    changing = packed(mix, stores=stores | {"long": tmp_path}, phases=phases)
+    batches = [train_batches(changing)[t] for t in range(80)]
+    found, _ = mixture.shares(changing, steps=80)
+    for share, numbers in (
+        (found.record_share, [batch["segments"].max(axis=1).sum() for batch in batches]),
+        (found.supervised_share, [batch["weights"].sum() for batch in batches]),
+    ):
+        assert share == pytest.approx(sum(numbers[:40]) / sum(numbers), rel=0.02)
+    with pytest.raises(UserError, match="long"):
+        mixture.shares(dataclasses.replace(changing, truncation="drop", phases=phases[::-1]), steps=80)
 
 
 def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, stores, tmp_path):
@@ -243,7 +267,7 @@ def test_validation_batches_have_one_shape_and_are_padded_with_rows_of_no_weight
 def test_what_is_dropped_is_in_no_share_and_not_validated_on(mix):
     dropping = weighted(dataclasses.replace(mix, truncation="drop"), small=0.0)
     seen = draws(train_batches(dropping), 80)
-    for line in mixture.shares(dropping, steps=80, records_per_row=1.0):
+    for line in mixture.shares(dropping, steps=80):
         mine = own(seen, line.name)
         assert line.record_share == pytest.approx(len(mine) / len(seen), abs=0.01)
         assert line.epochs == pytest.approx(len(mine) / len(set(mine)), rel=0.05)
@@ -258,8 +282,9 @@ def test_what_is_dropped_is_in_no_share_and_not_validated_on(mix):
 def test_a_phase_is_packed_once_for_the_plan_the_record_and_the_batches(mix, monkeypatch):
     packings, pack = [], mixture.pack
     monkeypatch.setattr(mixture, "pack", lambda *given: packings.append(1) or pack(*given))
-    fresh = packed(mix, seed=11)
+    fresh = packed(mix, seed=11, phases=TWO_PHASES)
     for _ in range(2):
         mixture.packing_of(fresh)
+        mixture.shares(fresh, steps=80)
     train_batches(fresh)
-    assert len(packings) == 1
+    assert len(packings) == len(TWO_PHASES)

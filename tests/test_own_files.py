@@ -4,13 +4,16 @@ import gzip
 import json
 import os
 import pickle
+import signal
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow
 import pytest
 from ml_collections import ConfigDict
@@ -64,7 +67,8 @@ def test_a_table_gives_its_documents_with_what_they_state(tmp_path, name):
     (folder := tmp_path / "meine Dateien (ü)").mkdir()
     plain = lines(tmp_path / "plain", *ROWS, end=b"\r\n")
     if ".parquet" in name:
-        parquet.write_table(pyarrow.Table.from_pylist(ROWS), plain)
+        seen = pyarrow.array([1 << 60] * 2, pyarrow.timestamp("us"))  # in the year 38,504
+        parquet.write_table(pyarrow.Table.from_pylist(ROWS).append_column("seen", seen), plain)
     stated = Record("u-1", "a", "Ü", "Ü is a letter.\nIt has dots.", URL, "CC0")
     bare = Record(f"{files.stem(name)}/2", "a", "", ROWS[1]["text"], "", "")
     assert documents(write(folder / name, plain.read_bytes())) == [stated, bare]
@@ -76,6 +80,7 @@ def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
     pages |= {"f.md": "---\n# a comment\n---\n# Front\nx", "g.md": "x\n~~~\n# code without an end"}
     for name, content in (pages | {".git/d.md": "hidden", "e.pdf": "not read", "sub/b.txt": "# no heading"}).items():
         lines(folder / name, f"\ufeff{content}".encode())
+    write(folder / "sub" / "b.txt.gz", b"packed before it was edited")
     assert {each.id: (each.title, each.text) for each in documents(folder)} == {
         "my_notes/a.md": ("C#", pages["a.md"][6:]),
         "my_notes/c.md": ("Title", pages["c.md"]),
@@ -84,6 +89,7 @@ def test_a_folder_and_a_pattern_give_a_document_a_page(tmp_path):
         "my_notes/sub/b.txt": ("b", "# no heading"),
     }
     assert [each.id[9:] for each in documents(f"{folder}/*.md")] == ["a.md", "c.md", "f.md", "g.md"]
+    assert documents(folder.rename(tmp_path / "of [2024]") / "sub" / "*.txt")[0].text == "# no heading"
 
 
 def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path):
@@ -92,8 +98,13 @@ def test_bad_tables_and_missing_files_are_refused_with_their_paths(tmp_path):
     for name, each in content.items():
         lines(tmp_path / name, each, end=b"")
     (tmp_path / "empty").mkdir()
-    for name in (*content, "empty", "absent.md", "*.jsonl"):
+    bad = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.array([0, 1], "int32").buffers()[1], pyarrow.py_buffer(b"\xff")]
+    )
+    parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "g.parquet")
+    for name in (*content, "g.parquet", "empty", "absent.md", "*.jsonl", "a**.md"):
         assert name in refusal(documents, tmp_path / name)
+    assert "~no user/a.md" in refusal(documents, "~no user/a.md")
 
 
 def test_the_key_of_the_text_is_named_behind_the_path(tmp_path):
@@ -284,21 +295,29 @@ def test_rows_of_two_files_with_one_id_are_refused(tmp_path, monkeypatch):
 
 
 def test_files_are_read_by_processes_that_are_not_given_the_callers_say(tmp_path, monkeypatch):
-    class Pool(ThreadPool):
+    class Pool(ThreadPoolExecutor):
         def __init__(self, processes: int, *_):
             super().__init__(processes)
 
-        def map(self, function, given, chunksize):
+        def map(self, function, given):
             return super().map(pickle.loads(pickle.dumps(function)), given)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(corpus, "PARALLEL_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(corpus.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=Pool))
+    monkeypatch.setattr(corpus, "ProcessPoolExecutor", Pool)
     for name in "ab":
         lines(tmp_path / "book" / f"{name}.jsonl", {"text": f"This is the text of {name}."})
-    store = corpus.book_corpus(None, lambda line: None, str(tmp_path / "book"))
+    store = corpus.book_corpus(None, lambda line: None, f"{tmp_path / 'book'}, ")
     assert artifact_cache.manifest(store).documents == {"book": 2}
+
+
+def test_a_process_that_is_killed_while_it_reads_ends_the_command(monkeypatch):
+    monkeypatch.setattr(corpus, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(corpus, "part_store", signal.raise_signal)
+    with pytest.raises(UserError, match="killed"):
+        corpus.part_stores([np.int64(signal.SIGKILL)] * 2, print)  # in place of inputs, as they have a size too
 
 
 def test_of_several_processes_one_writes_a_dataset_of_the_library(tmp_path, monkeypatch):

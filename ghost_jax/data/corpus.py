@@ -12,6 +12,8 @@ import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +131,9 @@ def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
 
     Raises UserError where a source is missing or incomplete: a book without a part would give other scores.
     """
-    names = PUBLISHED_BOOK if named == "open" else named.split(",")
+    names = PUBLISHED_BOOK if named == "open" else [name for name in map(str.strip, named.split(",")) if name]
+    if not names:
+        raise UsageError(f"--book is empty. Use open, or name files, folders or sources ({', '.join(SOURCES)}).")
     for name in names:
         if not (name in SOURCES or is_path(name) or Path(name).exists()):
             raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(SOURCES)}).")
@@ -205,9 +209,21 @@ def part_stores(inputs: Sequence[Input], say: Say) -> list[Path]:
     say(f"reading {len(inputs)} files, {processes} at a time")
     # Spawned, not forked: JAX has threads, and a lock that one of them holds at a fork would never be released. `say`
     # stays here: that of a caller may be a closure, or start JAX's devices.
-    with multiprocessing.get_context("spawn").Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        longest_first = sorted(inputs, key=lambda each: -each.size)
-        places = pool.map(part_store, longest_first, chunksize=1)
+    longest_first = sorted(inputs, key=lambda each: -each.size)
+    spawned = multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ProcessPoolExecutor(processes, *spawned) as pool:
+            try:
+                places = list(pool.map(part_store, longest_first))
+            except KeyboardInterrupt:
+                for each in multiprocessing.active_children():
+                    each.terminate()
+                raise
+    except BrokenProcessPool:
+        raise UserError(
+            "A process that read the files was killed, as the system does where the memory is full. Free some memory, "
+            "and repeat the command: files that were read are kept."
+        ) from None
     store_of = dict(zip(longest_first, places, strict=True))
     return [store_of[each] for each in inputs]
 

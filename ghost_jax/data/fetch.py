@@ -21,6 +21,7 @@ from ghost_jax.core.paths import cache_dir, local_path
 from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.download import Unavailable
 from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED, File
+from ghost_jax.data.storage import files
 
 OFFLINE_SECONDS = 4.0  # in all, for one of the publishers to answer
 MAX_NOTE = 1 << 16  # bytes
@@ -38,20 +39,24 @@ def bring(
       mirror: an http address that replaces the scheme and the host of every publisher.
 
     Returns:
-      source -> why it could not be downloaded. Empty where everything is verified.
+      source -> why it could not be downloaded, or is not what would be read. Empty where everything is verified.
     """
     reasons = {name: UNPUBLISHED.get(name, "no publisher is known") for name in names if name not in PUBLISHED}
     wanted = {name: files for name in names if name in PUBLISHED and (files := missing(name, folder))}
-    if offline := _why_offline(_address(file.url, mirror) for files in wanted.values() for file in files):
-        return reasons | dict.fromkeys(wanted, offline)
+    if offline := _why_offline(_address(file.url, mirror) for lacking in wanted.values() for file in lacking):
+        reasons |= dict.fromkeys(wanted, offline)
+        wanted = {}
     with download.session() as http:
-        for name, files in wanted.items():
+        for name, lacking in wanted.items():
             say(f"{name}: {PUBLISHED[name].license}")
             try:
-                for file in files:
+                for file in lacking:
                     _bring_file(http, file, folder, say, mirror)
             except Unavailable as fault:
                 reasons[name] = str(fault)
+    for name in [name for name in names if name not in reasons]:
+        for other in filter(None, (_in_place_of(file, folder) for file in PUBLISHED[name].files)):
+            reasons[name] = f"{other} is read in place of the publisher's file and has another content: delete it"
     return reasons
 
 
@@ -70,10 +75,21 @@ def missing(name: str, folder: Path) -> list[File]:
 
 def _is_there(file: File, folder: Path) -> bool:
     try:
-        known = file if file.digest else read_note(file, (folder / file.note.path).read_bytes())
+        return download.is_verified(folder / file.path, _known(file, folder))
     except (OSError, ValueError):
         return False  # a feed without its note
-    return download.is_verified(folder / file.path, known)
+
+
+def _known(file: File, folder: Path) -> File:
+    return file if file.digest else read_note(file, (folder / file.note.path).read_bytes())
+
+
+def _in_place_of(file: File, folder: Path) -> Path | None:
+    """Returns the file that is read in place of a verified one, in another folder or compression, if it is another."""
+    place = folder / file.path
+    found = files.find(folder, files.stem(place.name)) if place.parent.name in files.FOLDERS else []
+    known = _known(file, folder)
+    return next((path for path in found if download.digest_of(path, known, path.suffix) != known.digest), None)
 
 
 def read_note(feed: File, note: bytes) -> File:
@@ -138,6 +154,8 @@ def main(argv: Sequence[str]) -> int:
     add("--mirror", metavar="URL", help="a site's own copy, with the publishers' paths, in place of their hosts")
     flags = parser.parse_args(argv)
     names = [name.strip() for name in flags.sources.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--sources is empty. Name some of {','.join(PUBLISHED)}; a shell variable may not be set.")
     for name in names:
         if name in UNPUBLISHED:
             raise UsageError(f"--sources names {name}, which has no single publisher: {UNPUBLISHED[name]}.")
@@ -152,11 +170,11 @@ def main(argv: Sequence[str]) -> int:
             _say(f"{name}: complete and verified in {folder}")
     if not reasons:
         return 0
-    _say("put these in their places, and repeat the command to verify them:")
-    for name in reasons:
-        for file in missing(name, folder):
-            for thing in (file,) if file.digest else (file.note, file):
-                _say(f"  {thing.url} as {folder / thing.path}")
+    if lacking := [file for name in reasons for file in missing(name, folder)]:
+        _say("put these in their places, and repeat the command to verify them:")
+    for file in lacking:
+        for thing in (file,) if file.digest else (file.note, file):
+            _say(f"  {thing.url} as {folder / thing.path}")
     raise UserError(
         f"Not fetched: {in_words(reasons)}. Repeat the command when there is a connection, give --mirror a site's own "
         "copy, or put the files listed above in their places by hand."

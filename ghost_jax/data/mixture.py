@@ -180,8 +180,8 @@ class _Epochs:
         return [list(itertools.islice(left, len(row))) for row in draws]
 
 
-# Packing takes seconds; the plan, the record and the batches of a run need the first phase, one after another.
-_epochs_of = functools.lru_cache(maxsize=1)(_Epochs)
+# Packing takes seconds; the plan, the record and the batches of a run need each phase, one after another.
+_epochs_of = functools.lru_cache(maxsize=4)(_Epochs)
 
 
 class _Batches:
@@ -296,9 +296,9 @@ class Packing:
     records_per_row: float
 
 
-def packing_of(mix: Mix) -> Packing:
-    """Measures the rows of the mix's first phase."""
-    epochs = _epochs_of(mix, 0)
+def packing_of(mix: Mix, number: int = 0) -> Packing:
+    """Measures the rows of one of the mix's phases."""
+    epochs = _epochs_of(mix, number)
     return Packing(epochs.places / (epochs.rows * mix.seq_len), epochs.draws / epochs.rows)
 
 
@@ -328,24 +328,25 @@ def _drawn_records(mix: Mix, count: SplitCounts) -> int:
 
 
 def _drawn_supervised(mix: Mix, name: str) -> int:
-    """Returns the number of supervised tokens of a training split's records that the run reads."""
+    """Returns the number of supervised tokens that the run reads of a training split, its records cropped."""
     count = _train_counts(mix, name)
-    if _drawn_records(mix, count) == count.records:
+    if max(count.lengths) <= mix.seq_len + 1:
         return count.supervised
     rows = open_examples(mix.stores[name], name, "train")
-    return sum(int(row["mask"].sum()) for row in rows if len(row["tokens"]) <= mix.seq_len + 1)
+    read = (row for row in rows if mix.truncation == "crop" or len(row["tokens"]) <= mix.seq_len + 1)
+    return sum(int(row["mask"][-mix.seq_len :].sum()) for row in read)
 
 
-def shares(mix: Mix, steps: int, records_per_row: float) -> list[Share]:
+def shares(mix: Mix, steps: int) -> list[Share]:
     """Returns the table of a run of `steps` updates; datasets that are never mixed in are left out."""
     counts = {name: _train_counts(mix, name) for name in mix.datasets}
     records = {name: _drawn_records(mix, count) for name, count in counts.items()}
     ends = [phase.start for phase in mix.phases[1:]] + [steps]
     drawn = dict.fromkeys(counts, 0.0)
-    for phase, end in zip(mix.phases, ends, strict=True):
+    for number, (phase, end) in enumerate(zip(mix.phases, ends, strict=True)):
         weights = dict.fromkeys(counts, 0.0)
         weights |= {name: copies * records[name] for name, copies in copies_of(phase.multipliers).items()}
-        draws = max(0, end - phase.start) * mix.batch_size * records_per_row
+        draws = max(0, end - phase.start) * mix.batch_size * packing_of(mix, number).records_per_row
         for name, weight in weights.items():
             drawn[name] += draws * weight / sum(weights.values())
     supervised = {name: drawn[name] * _drawn_supervised(mix, name) / records[name] for name in counts}

@@ -1,13 +1,14 @@
-"""The mixture table that is printed before update 0, with remarks on row filling, task share and missing validation."""
+"""The mixture table that is printed before update 0, with remarks on what a reader of it should know."""
 
 from collections.abc import Sequence
 
 from rich.table import Column, Table
 
-from ghost_jax.data.mixture import Mix, Packing, Share, validation_size
+from ghost_jax.data.mixture import MOST_PASSES, Mix, Packing, Share, copies_of, validation_size
 
 TASK_SHARE = 0.2  # below it, by the SmolLM2 reference of the study, small talk outweighs the task
 NO_TASK = "small_talk"
+INEXACT = 0.03  # of a multiplier; the passes of an epoch are good to 1%, of this dataset and of another
 COLUMNS = ("mult", "records", "tokens", "supervised", "share", "superv. share", "epochs", "truncated", "A/B/C/D")
 
 
@@ -47,6 +48,14 @@ def remarks(mix: Mix, lines: Sequence[Share], rows: Packing) -> list[str]:
             f"packing: {rows.share:.1%} of a row's {mix.seq_len} places hold a token; {rows.records_per_row:.2f} "
             f"records a row, about {rows.records_per_row * mix.batch_size:.0f} an update."
         )
+    for multipliers in (phase.multipliers for phase in mix.phases):
+        copies = copies_of(multipliers)
+        most = max(copies, key=multipliers.get)
+        for name, count in copies.items():
+            mixed = multipliers[most] * count / copies[most]
+            if abs(mixed / multipliers[name] - 1) > INEXACT:
+                limit = f"an epoch has at most {MOST_PASSES} passes of x1"
+                found.append(f"WARNING: {name} is mixed in x{mixed:g} and not x{multipliers[name]:g}: {limit}.")
     if not any(validation_size(mix, name) for name in mix.datasets):
         found.append("WARNING: no dataset of the mixture has a validation record: there is no validation loss.")
     if truncated := sum(line.truncated for line in lines):

@@ -62,7 +62,7 @@ def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     mix = mix_of(config, prepared)
     rows = mixture.packing_of(mix)
-    lines = mixture.shares(mix, config.steps, rows.records_per_row)
+    lines = mixture.shares(mix, config.steps)
     console.print(mixture_table.table(lines))
     for remark in mixture_table.remarks(mix, lines, rows):
         console.print(remark, highlight=False, soft_wrap=True)

@@ -145,7 +145,6 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
     """Writes what the run is trained on into its directory: data.json, the tokenizer, the held-out questions."""
     corpus = artifact_cache.manifest(prepared.corpus)
     mix = mix_of(config, prepared)
-    packing = mixture.packing_of(mix)
     # The windows of a base hold the documents of the corpus.
     before = [prepared.corpus.name] if config.stage == "pretrain" else run_record.read_data(base_workdir).trained_on
     data = run_record.DataRecord(
@@ -157,8 +156,8 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
         corpus=prepared.corpus.name,
         stores={name: place.name for name, place in prepared.stores.items()},
         trained_on=[*before, *(prepared.stores[name].name for name in mix.datasets if name != "pretrain")],
-        mixture=mixture.shares(mix, config.steps, packing.records_per_row),
-        packing=packing,
+        mixture=mixture.shares(mix, config.steps),
+        packing=mixture.packing_of(mix),
     )
     run_record.write(workdir, data)
     prepared.tokenizer.save(workdir / "tokenizer.json")

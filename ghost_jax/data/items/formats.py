@@ -152,8 +152,9 @@ def _item(form: Format, place: str, record: Any, page: str) -> tuple[Item, str]:
         options = _by_letter(form.options, _value(record, form.options))
     else:
         options = tuple(_text(record, part) for part in form.options)
-    gold, name = _text(record, form.answer), record.get(form.id)
-    url = _page(record, page) if page else str(record.get(form.url) or "")
+    gold = _text(record, form.answer)
+    name, url = (record.get(part) if part else None for part in (form.id, form.url))  # a column may be called ""
+    url = _page(record, page) if page else str(url or "")
     return Item(place if name is None else str(name), question, options, -1, url), gold
 
 

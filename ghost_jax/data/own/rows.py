@@ -22,7 +22,7 @@ def located(entry: str) -> Path:
     become a Parquet file in the cache. Raises UserError where it cannot be loaded.
     """
     if not entry.startswith(HUB):
-        return Path(entry).expanduser()
+        return Path(os.path.expanduser(entry))  # of an unknown user, the path as it is
     if is_offline():
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:

@@ -28,23 +28,30 @@ def find(entry: str) -> tuple[str, Path, list[Path], str, list[Path]]:
     """Returns the name of an entry's documents, the folder that its files are in, these files in order, and the key.
 
     The name is that of the file without suffixes, or of the folder. The key of a row's text stands behind a `#`:
-    "notes.jsonl#body". Hidden files are left out; last are the others that cannot be read.
+    "notes.jsonl#body". Of one file in several compressions, the first is returned. Hidden files are left out; last are
+    the others that cannot be read.
 
     Raises UserError where there is no file that can be read.
     """
     named, mark, key = entry.rpartition("#")
-    if not mark or not key or Path(entry).expanduser().exists():
+    if not mark or not key or os.path.exists(os.path.expanduser(entry)):
         named, key = entry, "text"
     path = rows.located(named)
     if path.is_file():
         folder, found, name = path.parent, [path], Path(files.stem(path.name)).stem
     else:
         parts = path.parts
-        wild = [] if path.is_dir() else [i for i, part in enumerate(parts) if set("*?[") & set(part)]
-        fixed = wild[0] if wild else len(parts)
-        folder = Path(*parts[:fixed])
-        matches = sorted(folder.glob("/".join(parts[fixed:])) if wild else _below(folder))
-        found = [each for each in matches if each.is_file() and not _HIDDEN.search(place_of(each, folder))]
+        is_wild = (set("*?[") & set(part) and not Path(*parts[: i + 1]).is_dir() for i, part in enumerate(parts))
+        fixed = next((i for i, wild in enumerate(is_wild) if wild), len(parts))
+        folder, pattern = Path(*parts[:fixed]), "/".join(parts[fixed:])
+        try:
+            matches = sorted(folder.glob(pattern) if pattern else _below(folder))
+        except ValueError as fault:  # "a**"
+            raise UserError(f"{entry} is no pattern of files ({fault}). Correct it.") from None
+        firsts: dict[str, Path] = {}
+        for each in filter(Path.is_file, matches):
+            firsts.setdefault(place_of(each, folder), each)
+        found = [each for place, each in firsts.items() if not _HIDDEN.search(place)]
         name = folder.resolve().name or "files"
     readable = [each for each in found if tables.suffix_of(each) in TEXT_FILES]
     unread = [each for each in found if tables.suffix_of(each) not in TEXT_FILES]
