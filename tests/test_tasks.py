@@ -56,8 +56,10 @@ def data(tmp_path_factory):
     lines.append({"id": "unlabelled", "source": "cve", "title": "CVE-2021-5555", "text": "No label."})
     write_text(folder / "corpus" / "cve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     (folder / "raw").mkdir()
-    for domain in ("enterprise", "mobile", "ics"):
-        shutil.copy(ROOT / "tests" / "samples" / "attack.json", folder / "raw" / f"{domain}-attack-15.1.json")
+    attack = (ROOT / "tests" / "samples" / "attack.json").read_text()
+    for domain, number in (("enterprise", "T1055"), ("mobile", "T1631"), ("ics", "T0800")):  # of Process Injection
+        bundle = attack.replace("enterprise-attack", f"{domain}-attack").replace("T1055", number)
+        (folder / "raw" / f"{domain}-attack-15.1.json").write_text(bundle)
     return folder
 
 
@@ -161,6 +163,9 @@ def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, tmp_path):
     assert report.headline.micro == pytest.approx(2 * 2 / (4 + 2))
     assert report.baselines["nearest lines"].value == 1
     assert report.baselines["look-up"].value == 0
+    path = tmp_path / "named.tsv"
+    path.write_text(tsv([("T1055", "It uses process injection in {}.")], "Enterprise"))
+    assert scored("ate", None, path).baselines["technique names"].value == 1
     path = tmp_path / "own.tsv"  # no other page is left where the one software is asked
     path.write_text(tsv(GOLDS["ate"], "Enterprise").replace("CVE-2024-1000", "S0091"))
     with pytest.raises(UserError, match="Enterprise"):
