@@ -118,7 +118,8 @@ def test_refusals_and_essays_are_no_letter(ghost, serve, items, tmp_path):
 
 READ_AS_C = "C| c |(C)|**C.**|C) Execution|C. Execution\nIt runs.|So.\nAnswer: C|Answer: A?\n**Answer:** C, not B"
 READ_AS_C += '|answer: C) x|A) no. Answer: C|Execution|"execution."|<think>Answer: A</think> C'
-NO_LETTER = "|E|Is it C?|Answer: Command|A command|Execution or Impact|A or B|Answer: A command|C-level staff|..."
+NO_LETTER = "<think>The form is 'Answer: A'. So|Answer: A, B|Answer: (A) and (B)|A) or C) fit|"
+NO_LETTER += "|E|Is it C?|Answer: Command|A command|Execution or Impact|A or B|Answer: A command|C-level staff|..."
 
 
 def test_the_letter_of_a_text():

@@ -155,6 +155,8 @@ def test_deviations_count_unparsed_answers_as_the_best_constant(scored):
     assert report.headline.value in (pytest.approx(0), pytest.approx(8.2 / 2))  # the constant is one of two that tie
     assert report.headline.ci95[0] <= report.headline.value <= report.headline.ci95[1]
     assert scored("vsp", [HIGH, LOW] * 6).baselines["best constant"].gain == pytest.approx(4.1)
+    thoughts = [f"<think>{HIGH}?</think> {LOW}", f"<think>{HIGH}"] * 6
+    assert scored("vsp", thoughts).predicted == (LOW, "") * 6
 
 
 def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, tmp_path):
