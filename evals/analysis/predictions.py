@@ -89,8 +89,8 @@ def read_predictions(
         )
     if mixed and (ordered := next((each for each in sources if each.order not in (None, default)), None)):
         raise UserError(
-            f"{path}: the column {quoted(ordered.columns[0])} has an order of {k} options, and the items of {items.path} "
-            "differ in their number of options. Give answers to their published order."
+            f"{path}: the column {quoted(ordered.columns[0])} has an order of {k} options, and the items of "
+            f"{items.path} differ in their number of options. Give answers to their published order."
         )
     of_letters = {each.name for each in sources if not each.of_scores}
     by_name: dict[str, list[_Source]] = defaultdict(list)

@@ -106,9 +106,9 @@ def score(
 ) -> TaskEvaluation:
     """Returns the evaluation of one text an item, or of the baselines alone; `others` are further fields of it.
 
-    `rivals` are what `task.baselines` returns. Thoughts are left out. A text without an answer has the credit 0, or for a deviation that of
-    the best constant: the gold answer that scores best if given to every item. Intervals are clustered by near copies
-    of a text.
+    `rivals` are what `task.baselines` returns. Thoughts are left out. A text without an answer has the credit 0, or for
+    a deviation that of the best constant: the gold answer that scores best if given to every item. Intervals are
+    clustered by near copies of a text.
     """
     golds, clusters = [item.gold for item in items], [copy_key(item.text) or item.id for item in items]
     of_constant = {each: np.array([task.credit(gold, each) for gold in golds]) for each in sorted(set(golds))}
