@@ -97,7 +97,7 @@ def accuracy_picture(score: Evaluation) -> Figure:
         if interval:
             ends = [[100 * (accuracy - interval[0])], [100 * (interval[1] - accuracy)]]
             axes.errorbar(100 * accuracy, place, xerr=ends, color=INK, capsize=3, linewidth=1)
-    axes.axvline(100 * chance_of(score), color=INK, linewidth=1, linestyle="--")
+    axes.axvline(100 * score.best_constant, color=INK, linewidth=1, linestyle="--")
     axes.invert_yaxis()
     orders = "one order" if score.orders_per_item == 1 else f"{score.orders_per_item} orders"
     _finish(axes, f"accuracy over {orders}, %", "", f"{score.items.name}, {asked_of(score)}")
@@ -171,17 +171,12 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.axvline(100 * score.baselines["always_C"], color=WARM, linewidth=1, linestyle="--")
-    axes.axvline(100 * chance_of(score), color=ACCENT, linewidth=1, linestyle="--")
+    axes.axvline(100 * score.best_constant, color=ACCENT, linewidth=1, linestyle="--")
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor=WARM, label="in the published order")
     axes.plot([], [], "o", color=ACCENT, markersize=5, label=f"over {score.orders_per_item} cyclic orders")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     _finish(axes, "accuracy, %", "", score.items.name)
     return figure
-
-
-def chance_of(score: Evaluation) -> float:
-    """Returns the accuracy of the best constant letter over the orders asked."""
-    return max(accuracy for name, accuracy in score.baselines_over_orders.items() if name.startswith("always_"))
 
 
 def _finish(axes: Axes, x: str, y: str, title: str) -> None:
