@@ -164,10 +164,14 @@ def test_broken_records_are_named_and_left_out(ghost, tmp_path):
 
 
 def test_a_damaged_comparison_is_named_and_foreign_json_is_ignored(tmp_path):
+    comparison = json.loads((RECORDS / "comparison.json").read_text())
     (tmp_path / "damaged.json").write_text('{"reference": "a", "orders": [], "rows": [{}, {}]}')
+    (tmp_path / "edited.json").write_text(json.dumps(comparison | {"n": "2,500"}))
     (tmp_path / "foreign.json").write_text('{"predictions": []}')
-    beside, (message,) = read_beside(sorted(tmp_path.glob("*.json")))
-    assert (beside, "damaged.json" in message) == (Beside(), True)
+    beside, (damaged, edited) = read_beside(sorted(tmp_path.glob("*.json")))
+    assert beside == Beside()
+    assert "damaged.json" in damaged
+    assert "edited.json" in edited
 
 
 def test_each_part_of_a_benchmark_has_its_baselines():
