@@ -11,6 +11,7 @@ import matplotlib.image
 import pytest
 
 import ghost_jax
+from ghost_jax.reporting.plots import loss_picture, png, study_picture
 from ghost_jax.reporting.records import Beside, read_beside
 from ghost_jax.reporting.summary import glance_table
 from ghost_jax.reporting.tables import NONE, notes_of
@@ -128,6 +129,12 @@ def test_a_phone_shows_every_picture_and_the_text_of_records_without_scrolling_s
     assert shown["pictures"] == len(list(report.glob("*.png")))
     assert shown["width"] <= PHONE
     assert all(text in shown["text"] for text in (NOTE, "<b>y</b>", "What we learned"))
+
+
+def test_a_name_that_looks_like_mathematics_is_drawn():
+    run = dataclasses.replace(run_record.read(CHAT), name="$x_$")
+    for figure in (loss_picture(run), study_picture([run])):
+        assert png(figure)
 
 
 def test_open_and_closed_book_never_share_a_column():

@@ -168,7 +168,7 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
             axes.plot([100 * published, 100 * over], [place, place], color=MUTED, linewidth=1, zorder=0)
             axes.plot(100 * over, place, "o", color=ACCENT, markersize=5)
         axes.plot(100 * published, place, "o", markerfacecolor="white", markeredgecolor=WARM)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.invert_yaxis()
     axes.axvline(100 * score.baselines["always_C"], color=WARM, linewidth=1, linestyle="--")
     axes.axvline(100 * score.best_constant, color=ACCENT, linewidth=1, linestyle="--")
@@ -181,4 +181,4 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
 
 def _finish(axes: Axes, x: str, y: str, title: str) -> None:
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)  # a name may hold "$"
