@@ -15,7 +15,10 @@ from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
 INK, ACCENT, MUTED, WARM = "#1d2733", "#2a6fb0", "#8d99a6", "#c4622d"
-LETTER_COLORS = (ACCENT, WARM, "#4f8f5b", "#8a5aa5", "#b0882a", MUTED)
+LETTER_COLORS = (  # as many as an item has options at most
+    *(ACCENT, WARM, "#4f8f5b", "#8a5aa5", "#b0882a", MUTED),
+    *("#c2518b", "#2f9c9c", "#7a5a3c", INK),
+)
 WIDTH = 5  # inches: text stays readable on a phone, which shows a picture 3.7 inches wide
 LOSSES = {
     "loss": ("-", MUTED, "training"),
