@@ -144,6 +144,20 @@ def test_predictions_for_other_items_are_refused_by_row_and_column(reading, line
     assert all(part in str(refused.value) for part in named), str(refused.value)
 
 
+@pytest.mark.parametrize("form", [list, lambda scores: dict(zip(LETTERS, scores, strict=False))])
+def test_scores_in_json_are_as_many_as_an_item_has_options(benchmark, tmp_path, form):
+    first, *others = benchmark
+    mixed = replace(benchmark, items=(replace(first, options=("a", "b", "c")), *others))
+    rows = [{"m": form([float(place == item.answer) for place, _ in enumerate(item.options)])} for item in mixed]
+    path = tmp_path / "answers.jsonl"
+    write_text(path, "\n".join(map(json.dumps, rows)))
+    (predictions,) = read_predictions(path, mixed)
+    assert (predictions.name, predictions.answers.mean_credits(mixed.items).tolist()) == ("m", [1] * 6)
+    write_text(path, "\n".join(json.dumps(row) for row in [*rows[:2], rows[0], *rows[3:]]))
+    with pytest.raises(UserError, match=r"line 3.*m_D"):
+        read_predictions(path, mixed)
+
+
 @pytest.mark.parametrize(("lines", "flags"), [(["m@BCDA", *["B"] * 6], {}), (["m", *["B"] * 6], {"order": "BCDA"})])
 def test_an_order_of_items_with_different_numbers_of_options_is_refused(benchmark, tmp_path, lines, flags):
     first, *others = benchmark

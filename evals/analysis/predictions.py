@@ -116,6 +116,8 @@ def _flat(path: Path, place: str, record: dict, lists_by_letter: bool) -> dict[s
     for key, value in record.items():
         if isinstance(value, list):
             value = dict(zip(LETTERS, value, strict=False)) if lists_by_letter else ", ".join(map(str, value))
+        if lists_by_letter and isinstance(value, dict) and value.keys() <= set(LETTERS):
+            value = dict.fromkeys(LETTERS) | value  # the items may differ in their number of options
         parts = {f"{key}_{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
         cells.extend((name, "" if each is None else str(each)) for name, each in parts.items())
     flat = dict(cells)
