@@ -88,6 +88,7 @@ def scored(data):
         ("vsp", HIGH.replace("/A:H", ""), ""),
         ("ate", "T1001 was considered.\nT1071.001, T1059, t1, T1059.003", "T1059, T1071"),
         ("ate", "T1001: no\n- T1071\n- T1059\n", "T1059, T1071"),
+        ("ate", "T1001: no\n1. T1071\n2) t1059.001", "T1059, T1071"),
         ("ate", "none", ""),
     ],
 )

@@ -13,8 +13,8 @@ from evals.tasks.open_answers import LOOK_UP, Task, TaskItems
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs.evaluation import BaselineText
 
-_ID = re.compile(r"\b(T\d{4})(?:\.\d{3})?\b")
-_IDS = re.compile(r"(?:[\s,;.*`\[\]-]|\band\b|T\d{4}(?:\.\d{3})?)+")
+_ID = re.compile(r"\b(T\d{4})(?:\.\d{3})?\b", re.IGNORECASE)
+_IDS = re.compile(r"(?:\s*\d+[.)])?(?:[\s,;.*`\[\]-]|\band\b|T\d{4}(?:\.\d{3})?)+", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 Page = list[tuple[str, str]]  # the techniques of a software and the lines that state them
@@ -32,7 +32,7 @@ def parse(text: str) -> str:
 
 
 def _joined(techniques: Sequence[str]) -> str:
-    return ", ".join(sorted(set(techniques)))
+    return ", ".join(sorted({each.upper() for each in techniques}))
 
 
 def _micro(golds: Sequence[str], answers: Sequence[str]) -> float:
