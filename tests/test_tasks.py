@@ -211,7 +211,11 @@ def test_the_command_writes_its_report_and_refuses_what_cannot_be_scored(ghost, 
     flags = ["evals.ctibench", f"--data_dir={data}", f"--out={out}"]
     ghost.here(*flags, "--task=vsp", f"--predictions={sheet}", "--column=model")
     assert (read(out, TaskEvaluation).headline.value, read(out, TaskEvaluation).n) == (0, 12)
-    out.unlink()
+    place = tmp_path / "run" / "evals" / "cti-rcm.json"
+    place.parent.mkdir(parents=True)
+    out.rename(place)
+    scored = ("evals.ctibench", f"--data_dir={data}", "--task=rcm", f"--workdir={tmp_path / 'run'}")
+    assert "other items" in ghost.refused_here(*scored)
     assert "gold" in ghost.refused_here(*flags, "--task=taa", code=2)
     for word in ("--workdir=runs/x", "--endpoint=http://localhost:1/v1", "--split=dev"):
         message = ghost.refused_here(*flags, "--task=rcm", word, "--predictions=x", code=2)
