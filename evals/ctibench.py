@@ -29,7 +29,7 @@ from ghost_jax.data.storage.artifact_cache import sha256_of
 from ghost_jax.inference.generate import Generator
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.runs import evaluation, run_dir
-from ghost_jax.runs.evaluation import EndpointModel, Evaluation
+from ghost_jax.runs.evaluation import EndpointModel, Evaluation, TaskEvaluation
 from ghost_jax.text.chat_format import Message, render_prompt
 from ghost_jax.training.loading import load_chat_model
 from ghost_jax.training.step import make_predict
@@ -122,7 +122,10 @@ def score_task(flags: argparse.Namespace, console: Console) -> None:
     """Prints and writes the evaluation of free-text answers to a task, or of its baselines."""
     task = TASKS[flags.task]
     items = open_answers.read_task(task, flags.items, flags.data_dir)
-    out = flags.out or (flags.workdir and flags.workdir / "evals" / f"{items.name.removesuffix('.tsv')}.json")
+    out = flags.out
+    if flags.workdir and not out:
+        out = flags.workdir / "evals" / f"{items.name.removesuffix('.tsv')}.json"
+        check_place(out, items.sha256, f"rename {items.path}", TaskEvaluation)
     answers, fields = None, {}
     if flags.predictions:
         answers, fields["predictions_file"] = open_answers.read_answers(task, items, flags.predictions, flags.column)
@@ -166,19 +169,29 @@ def ask_endpoint(flags: argparse.Namespace, items: open_answers.TaskItems) -> tu
 
 
 def place_of(flags: argparse.Namespace) -> Path | None:
-    """Returns the file of the report, None where it is only printed. Raises UserError for a report on other items."""
+    """Returns the file of the report, None where it is only printed.
+
+    Raises UserError where it is a report on other items, except that CTIBench takes the place of held-out questions.
+    """
     if flags.out or not flags.workdir:
         return flags.out
     name = stem_of(flags.items, flags.split, flags.orders, flags.book, flags.reader)
     place = flags.workdir / "evals" / f"{name}.json"
-    if flags.items and place.is_file():
-        before = evaluation.read(place).items
-        if before.sha256 != sha256_of(flags.items):
-            raise UserError(
-                f"{place} is the report on other items, {before.file}. Name another file with --out=FILE, or rename "
-                f"{flags.items}."
-            )
+    if flags.items:
+        check_place(place, sha256_of(flags.items), f"rename {flags.items}")
+    elif place.is_file():
+        items, note = find_items(flags.data_dir, flags.workdir)
+        if note:
+            check_place(place, items.sha256, "set GHOST_DATA to the folder that holds ctibench/")
     return place
+
+
+def check_place(place: Path, sha256: str, fix: str, kind: type = Evaluation) -> None:
+    """Raises UserError where `place` holds a report on other items than those of this hash."""
+    if place.is_file() and (before := evaluation.read(place, kind).items).sha256 != sha256:
+        raise UserError(
+            f"{place} is the report on other items, {before.file}. Name another file with --out=FILE, or {fix}."
+        )
 
 
 def benchmark(flags: argparse.Namespace) -> Items:

@@ -52,14 +52,18 @@ class Folder:
                 evaluations = {each.stem: read_json(each) for each in (run / "evals").glob("*.json")}
                 self.settings[named["setting"]].append(evaluations)
 
+    def records(self, setting: str, evaluation: str) -> list[dict]:
+        """Returns the evaluation of each seed. Raises UserError where no seed has it."""
+        found = [run[evaluation] for run in self.settings.get(setting, []) if evaluation in run]
+        return found or self.refuse(f"{setting} {evaluation}")
+
     def found(self, setting: str, evaluation: str, key: str) -> list[Interval]:
         """Returns the accuracy of each seed. Raises UserError where no record has it."""
         values = []
-        for evaluations in self.settings.get(setting, []):
-            value = evaluations.get(evaluation, {})
+        for value in self.records(setting, evaluation):
             for part in key.split("."):
-                value = value.get(part, {})
-            if "accuracy" in value:
+                value = value.get(part) if isinstance(value, dict) else None
+            if isinstance(value, dict) and "accuracy" in value:
                 values.append((value["accuracy"], *value["ci95"]))
         return values or self.refuse(f"{setting} {evaluation} {key}")
 
@@ -97,8 +101,8 @@ def shown(values: Sequence[Interval]) -> str:
 def readings(folder: Folder) -> list[Row]:
     """Returns a row a setting, the header first: held-out facts and CTIBench by letters, cloze and ranking."""
     rows = [("setting", *(f"facts, {name}" for name in READINGS), "top letter", "CTIBench, letters", "CTIBench, cloze")]
-    for setting, runs in folder.settings.items():
-        share = np.mean([max(run["facts"]["letter_share"].values()) for run in runs])
+    for setting in folder.settings:
+        share = np.mean([max(record["letter_share"].values()) for record in folder.records(setting, "facts")])
         facts = [shown(folder.found(setting, "facts", key)) for key in READINGS.values()]
         bench = [shown(folder.found(setting, "ctibench", READINGS[name])) for name in ("letters", "cloze")]
         rows.append((setting, *facts, f"{100 * share:.0f}%", *bench))
@@ -108,7 +112,7 @@ def readings(folder: Folder) -> list[Row]:
 def recall_by_exposure(folder: Folder) -> dict[str, dict[int, tuple[int, float, float, float]]]:
     """Returns for each way to ask: exposures -> facts, recall and its interval, over all rotations."""
     credits = {way: defaultdict(list) for way in ("statement", "question")}
-    for run in (run["recall"] for runs in folder.settings.values() for run in runs):
+    for run in (record for setting in folder.settings for record in folder.records(setting, "recall")):
         for way, by_count in credits.items():
             for name, count, credit in zip(run["ids"], run["exposures"], run["credits"][way], strict=True):
                 by_count[count].append((credit, name.rpartition("/")[0]))  # clustered by what the fact is of

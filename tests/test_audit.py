@@ -1,6 +1,7 @@
 """audit.py and predictions.py: published answers reach their known figures, and rows of other items are refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from evals.analysis.predictions import read_predictions
 from evals.analysis.report import report_of
+from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import LETTERS, cyclic_orders, order_name
@@ -140,6 +142,29 @@ def test_predictions_for_other_items_are_refused_by_row_and_column(reading, line
     with pytest.raises(UserError) as refused:
         reading(lines, **flags)
     assert all(part in str(refused.value) for part in named), str(refused.value)
+
+
+@pytest.mark.parametrize("form", [list, lambda scores: dict(zip(LETTERS, scores, strict=False))])
+def test_scores_in_json_are_as_many_as_an_item_has_options(benchmark, tmp_path, form):
+    first, *others = benchmark
+    mixed = replace(benchmark, items=(replace(first, options=("a", "b", "c")), *others))
+    rows = [{"m": form([float(place == item.answer) for place, _ in enumerate(item.options)])} for item in mixed]
+    path = tmp_path / "answers.jsonl"
+    write_text(path, "\n".join(map(json.dumps, rows)))
+    (predictions,) = read_predictions(path, mixed)
+    assert (predictions.name, predictions.answers.mean_credits(mixed.items).tolist()) == ("m", [1] * 6)
+    write_text(path, "\n".join(json.dumps(row) for row in [*rows[:2], rows[0], *rows[3:]]))
+    with pytest.raises(UserError, match=r"line 3.*m_D"):
+        read_predictions(path, mixed)
+
+
+@pytest.mark.parametrize(("lines", "flags"), [(["m@BCDA", *["B"] * 6], {}), (["m", *["B"] * 6], {"order": "BCDA"})])
+def test_an_order_of_items_with_different_numbers_of_options_is_refused(benchmark, tmp_path, lines, flags):
+    first, *others = benchmark
+    mixed = replace(benchmark, items=(replace(first, options=("a", "b", "c")), *others))
+    write_text(tmp_path / "answers.csv", "\n".join(lines))
+    with pytest.raises(UserError, match="number of options"):
+        read_predictions(tmp_path / "answers.csv", mixed, **flags)
 
 
 cell = st.sampled_from(["A", "b", "X", "", " C ", "0.5", "nan", "-1e400", "q0", "ſ", '"', "\t", ",", "\r", "\n", "{}"])

@@ -11,6 +11,7 @@ from evals import ctibench
 from evals.answering.evaluate import evaluate
 from evals.answering.letters import prompt_of
 from evals.items.locate import NoItems, find_items
+from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items, cyclic_orders, permute
@@ -150,6 +151,18 @@ def test_a_report_on_other_items_of_the_same_name_is_not_replaced(tmp_path):
     same = dataclasses.replace(before.items, sha256=read_items(path).sha256)
     evaluation.write(place, dataclasses.replace(before, items=same))
     assert ctibench.place_of(flags) == place
+
+
+def test_held_out_questions_do_not_replace_a_report_on_ctibench_and_it_replaces_theirs(tmp_path, monkeypatch):
+    monkeypatch.delenv("GHOST_DATA", raising=False)
+    flags = [f"--workdir={tmp_path}", f"--data_dir={tmp_path}"]
+    write_items(tmp_path / "heldout.jsonl", ITEMS)
+    shutil.copytree(ROOT / "evals" / "records" / "chat_v5-seed0" / "evals", tmp_path / "evals")
+    with pytest.raises(UserError, match=r"ctibench.json.*GHOST_DATA"):
+        ctibench.place_of(ctibench.parse(flags))
+    cells = {"Question": "Which?", **{f"Option {letter}": letter for letter in "ABCD"}, "GT": "A", "URL": ""}
+    write_text(tmp_path / "ctibench" / "cti-mcq.tsv", "".join("\t".join(row) + "\n" for row in (cells, cells.values())))
+    assert ctibench.place_of(ctibench.parse(flags)) == tmp_path / "evals" / "ctibench.json"
 
 
 def test_without_a_run_no_other_questions_take_the_place_of_ctibench(tiny_run, tmp_path, monkeypatch):

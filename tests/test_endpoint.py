@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,10 +50,10 @@ def right_letter(body: dict) -> str:
     return gold[1] if gold else "A"
 
 
-def completion(content: object, top: dict[str, float] | None = None) -> bytes:
+def completion(content: object, top: Sequence[tuple[str, float]] | None = None) -> bytes:
     choice = {"message": {"content": content}}
     if top is not None:
-        listed = [{"token": token, "logprob": value} for token, value in top.items()]
+        listed = [{"token": token, "logprob": value} for token, value in top]
         choice["logprobs"] = {"content": [listed[0] | {"top_logprobs": listed}]}
     return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 50, "completion_tokens": 1}}).encode()
 
@@ -61,8 +61,9 @@ def completion(content: object, top: dict[str, float] | None = None) -> bytes:
 def by_logprobs(body: dict, _: int = 1) -> Answer:
     assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
     other = "B" if (letter := right_letter(body)) == "A" else "A"
-    # The likeliest token is another letter; both forms of the right one together are likelier.
-    return completion(other, {other: math.log(0.4), letter: math.log(0.3), f" {letter}": math.log(0.29), "The": -9.0})
+    # The likeliest token is another letter; the three tokens of the right one together are likelier.
+    of_letter = [(form, math.log(0.19)) for form in (letter, f" {letter}", letter)]
+    return completion(other, [(other, math.log(0.4)), *of_letter, ("The", -9.0)])
 
 
 def by_text(body: dict, _: int = 1) -> Answer:
@@ -98,7 +99,7 @@ def refusing_logprobs(body: dict, _: int) -> Answer:
 
 
 def thinking(body: dict, _: int) -> Answer:
-    return completion(f"<think>A) or B)?</think>\n**{right_letter(body)}**", {"<think>": -0.1})
+    return completion(f"<think>A) or B)?</think>\n**{right_letter(body)}**", [("<think>", -0.1)])
 
 
 @pytest.mark.parametrize("answer", [by_text, refusing_logprobs, thinking])
@@ -110,7 +111,7 @@ def test_letters_by_text_where_logprobs_are_absent_refused_or_of_another_token(g
 
 def test_refusals_and_essays_are_no_letter(ghost, serve, items, tmp_path):
     words = ("I cannot help with that.", None, "word " * 500)
-    server = serve(lambda body, _: completion(words[int(question_in(body)) % 3], {"I": -0.1, "It": -3.0}))
+    server = serve(lambda body, _: completion(words[int(question_in(body)) % 3], [("I", -0.1), ("It", -3.0)]))
     score(ghost, server, items, tmp_path / "r.json", "--orders=published")
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["no_letter"], report["endpoint"]["unanswered"], report["headline"]["accuracy"]) == (1, 1, 0)
@@ -118,7 +119,8 @@ def test_refusals_and_essays_are_no_letter(ghost, serve, items, tmp_path):
 
 READ_AS_C = "C| c |(C)|**C.**|C) Execution|C. Execution\nIt runs.|So.\nAnswer: C|Answer: A?\n**Answer:** C, not B"
 READ_AS_C += '|answer: C) x|A) no. Answer: C|Execution|"execution."|<think>Answer: A</think> C'
-NO_LETTER = "|E|Is it C?|Answer: Command|A command|Execution or Impact|A or B|Answer: A command|C-level staff|..."
+NO_LETTER = "<think>The form is 'Answer: A'. So|Answer: A, B|Answer: (A) and (B)|A) or C) fit|"
+NO_LETTER += "|E|Is it C?|Answer: Command|A command|Execution or Impact|A or B|Answer: A command|C-level staff|..."
 
 
 def test_the_letter_of_a_text():

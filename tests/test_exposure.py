@@ -100,7 +100,8 @@ def test_recall_is_of_what_was_stated_often_and_a_quarter_of_the_rest(vocabulary
                 scores[row, read] = -0.5
         return scores
 
-    evaluated = functools.partial(recall.evaluate_run, predict, vocabulary, tmp_path, None, context=256, batch_size=4)
+    how = {"tokenizer": vocabulary, "workdir": tmp_path, "data_dir": None, "context": 256, "batch_size": 4}
+    evaluated = functools.partial(recall.evaluate_run, predict=predict, **how)
     with pytest.raises(UserError, match=recall.ITEMS):
         evaluated()
     (tmp_path / recall.ITEMS).write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -111,6 +112,8 @@ def test_recall_is_of_what_was_stated_often_and_a_quarter_of_the_rest(vocabulary
         assert of_counts == [0.25, 0.25, 1.0]
         low, high = getattr(report, way).ci95
         assert low < np.mean(of_counts) == getattr(report, way).accuracy < high
+    with pytest.raises(UserError, match="not finite"):
+        evaluated(predict=lambda batch, at, targets: np.full(targets.shape, np.nan))
     evaluation.write(tmp_path / "evals" / "recall.json", report)
     screen = StringIO()
     recall.show_run(tmp_path, Console(file=screen, width=100))

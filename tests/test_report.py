@@ -11,10 +11,13 @@ import matplotlib.image
 import pytest
 
 import ghost_jax
+from ghost_jax.reporting.plots import log_prob_picture, loss_picture, png, study_picture
 from ghost_jax.reporting.records import Beside, read_beside
 from ghost_jax.reporting.summary import glance_table
 from ghost_jax.reporting.tables import NONE, notes_of
 from ghost_jax.runs import run_record
+from ghost_jax.runs.evaluation import LetterLogProbs
+from ghost_jax.text.mcq_format import LETTERS
 from launch import results
 from tests.conftest import ROOT, score_of, updates_of
 
@@ -130,6 +133,25 @@ def test_a_phone_shows_every_picture_and_the_text_of_records_without_scrolling_s
     assert all(text in shown["text"] for text in (NOTE, "<b>y</b>", "What we learned"))
 
 
+def test_a_name_that_looks_like_mathematics_is_drawn():
+    run = dataclasses.replace(run_record.read(CHAT), name="$x_$")
+    for figure in (loss_picture(run), study_picture([run])):
+        assert png(figure)
+
+
+def test_every_letter_has_a_curve():
+    histogram = LetterLogProbs(edges=(-2.0, -1.0, 0.0), counts=dict.fromkeys(LETTERS, (1, 2)))
+    score = dataclasses.replace(run_record.read(CHAT).evals["ctibench"], letter_log_probs=histogram)
+    assert len(log_prob_picture(score).axes[0].patches) == len(LETTERS)
+
+
+def test_an_imported_model_at_a_glance_has_no_command():
+    run = run_record.read(CHAT)
+    config = run.config | {"spec": "", "imported": {"from": "llama"}}
+    run = dataclasses.replace(run, config=config, environment=run_record.Environment())
+    assert glance_table([run], Beside())[-1][-1] == NONE
+
+
 def test_open_and_closed_book_never_share_a_column():
     run = run_record.read(CHAT)
     reads = dataclasses.replace(run.evals["ctibench"], book="open", reader="model")
@@ -164,10 +186,14 @@ def test_broken_records_are_named_and_left_out(ghost, tmp_path):
 
 
 def test_a_damaged_comparison_is_named_and_foreign_json_is_ignored(tmp_path):
+    comparison = json.loads((RECORDS / "comparison.json").read_text())
     (tmp_path / "damaged.json").write_text('{"reference": "a", "orders": [], "rows": [{}, {}]}')
+    (tmp_path / "edited.json").write_text(json.dumps(comparison | {"n": "2,500"}))
     (tmp_path / "foreign.json").write_text('{"predictions": []}')
-    beside, (message,) = read_beside(sorted(tmp_path.glob("*.json")))
-    assert (beside, "damaged.json" in message) == (Beside(), True)
+    beside, (damaged, edited) = read_beside(sorted(tmp_path.glob("*.json")))
+    assert beside == Beside()
+    assert "damaged.json" in damaged
+    assert "edited.json" in edited
 
 
 def test_each_part_of_a_benchmark_has_its_baselines():

@@ -52,6 +52,9 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
         ("nowhere known facts headline", "nowhere"),
         ("facts known", "facts known"),
         ("items facts unknown facts", "unknown"),
+        ("facts known facts n", "known facts n"),
+        ("readings exposure", "facts"),
+        ("exposure facts", "recall"),
     ],
 )
 def test_a_look_up_that_no_record_answers_is_an_error_that_names_it(records, asked, named):

@@ -56,8 +56,10 @@ def data(tmp_path_factory):
     lines.append({"id": "unlabelled", "source": "cve", "title": "CVE-2021-5555", "text": "No label."})
     write_text(folder / "corpus" / "cve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     (folder / "raw").mkdir()
-    for domain in ("enterprise", "mobile", "ics"):
-        shutil.copy(ROOT / "tests" / "samples" / "attack.json", folder / "raw" / f"{domain}-attack-15.1.json")
+    attack = (ROOT / "tests" / "samples" / "attack.json").read_text()
+    for domain, number in (("enterprise", "T1055"), ("mobile", "T1631"), ("ics", "T0800")):  # of Process Injection
+        bundle = attack.replace("enterprise-attack", f"{domain}-attack").replace("T1055", number)
+        (folder / "raw" / f"{domain}-attack-15.1.json").write_text(bundle)
     return folder
 
 
@@ -86,6 +88,7 @@ def scored(data):
         ("vsp", HIGH.replace("/A:H", ""), ""),
         ("ate", "T1001 was considered.\nT1071.001, T1059, t1, T1059.003", "T1059, T1071"),
         ("ate", "T1001: no\n- T1071\n- T1059\n", "T1059, T1071"),
+        ("ate", "T1001: no\n1. T1071\n2) t1059.001", "T1059, T1071"),
         ("ate", "none", ""),
     ],
 )
@@ -153,6 +156,8 @@ def test_deviations_count_unparsed_answers_as_the_best_constant(scored):
     assert report.headline.value in (pytest.approx(0), pytest.approx(8.2 / 2))  # the constant is one of two that tie
     assert report.headline.ci95[0] <= report.headline.value <= report.headline.ci95[1]
     assert scored("vsp", [HIGH, LOW] * 6).baselines["best constant"].gain == pytest.approx(4.1)
+    thoughts = [f"<think>{HIGH}?</think> {LOW}", f"<think>{HIGH}"] * 6
+    assert scored("vsp", thoughts).predicted == (LOW, "") * 6
 
 
 def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, tmp_path):
@@ -161,6 +166,9 @@ def test_sets_of_techniques_have_a_macro_and_a_micro_f1(scored, tmp_path):
     assert report.headline.micro == pytest.approx(2 * 2 / (4 + 2))
     assert report.baselines["nearest lines"].value == 1
     assert report.baselines["look-up"].value == 0
+    path = tmp_path / "named.tsv"
+    path.write_text(tsv([("T1055", "It uses process injection in {}.")], "Enterprise"))
+    assert scored("ate", None, path).baselines["technique names"].value == 1
     path = tmp_path / "own.tsv"  # no other page is left where the one software is asked
     path.write_text(tsv(GOLDS["ate"], "Enterprise").replace("CVE-2024-1000", "S0091"))
     with pytest.raises(UserError, match="Enterprise"):
@@ -203,7 +211,11 @@ def test_the_command_writes_its_report_and_refuses_what_cannot_be_scored(ghost, 
     flags = ["evals.ctibench", f"--data_dir={data}", f"--out={out}"]
     ghost.here(*flags, "--task=vsp", f"--predictions={sheet}", "--column=model")
     assert (read(out, TaskEvaluation).headline.value, read(out, TaskEvaluation).n) == (0, 12)
-    out.unlink()
+    place = tmp_path / "run" / "evals" / "cti-rcm.json"
+    place.parent.mkdir(parents=True)
+    out.rename(place)
+    scored = ("evals.ctibench", f"--data_dir={data}", "--task=rcm", f"--workdir={tmp_path / 'run'}")
+    assert "other items" in ghost.refused_here(*scored)
     assert "gold" in ghost.refused_here(*flags, "--task=taa", code=2)
     for word in ("--workdir=runs/x", "--endpoint=http://localhost:1/v1", "--split=dev"):
         message = ghost.refused_here(*flags, "--task=rcm", word, "--predictions=x", code=2)

@@ -68,7 +68,7 @@ def read_predictions(
     if mixed and order is not None:
         raise UserError(f"{items.path}: its items differ in their number of options. Leave out --order.")
     default = tuple(range(k)) if order is None else parse_order(order, k)
-    sources = _sources(header, k, path.stem, with_orders=not mixed)
+    sources = _sources(header, k, path.stem)
     if column is None:
         sources = [each for each in sources if each.columns[0].lower() not in (ID_COLUMN, *GOLD_COLUMNS)]
     else:
@@ -86,6 +86,11 @@ def read_predictions(
             f"{path}: {where} a letter from A to {LETTERS[k - 1]} in most of its rows, or a number for each letter; "
             f"the columns are: {', '.join(header)[:200]}. Give one letter a row, or one score a letter in columns that "
             "end in _A, _B and so on."
+        )
+    if mixed and (ordered := next((each for each in sources if each.order not in (None, default)), None)):
+        raise UserError(
+            f"{path}: the column {quoted(ordered.columns[0])} has an order of {k} options, and the items of "
+            f"{items.path} differ in their number of options. Give answers to their published order."
         )
     of_letters = {each.name for each in sources if not each.of_scores}
     by_name: dict[str, list[_Source]] = defaultdict(list)
@@ -111,6 +116,8 @@ def _flat(path: Path, place: str, record: dict, lists_by_letter: bool) -> dict[s
     for key, value in record.items():
         if isinstance(value, list):
             value = dict(zip(LETTERS, value, strict=False)) if lists_by_letter else ", ".join(map(str, value))
+        if lists_by_letter and isinstance(value, dict) and value.keys() <= set(LETTERS):
+            value = dict.fromkeys(LETTERS) | value  # the items may differ in their number of options
         parts = {f"{key}_{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
         cells.extend((name, "" if each is None else str(each)) for name, each in parts.items())
     flat = dict(cells)
@@ -119,7 +126,7 @@ def _flat(path: Path, place: str, record: dict, lists_by_letter: bool) -> dict[s
     return flat
 
 
-def _sources(header: Sequence[str], k: int, unnamed: str, *, with_orders: bool) -> list[_Source]:
+def _sources(header: Sequence[str], k: int, unnamed: str) -> list[_Source]:
     """The possible columns of answers in file order; `unnamed` is the name of those with an order or letters alone."""
     scores: dict[str, dict[str, str]] = defaultdict(dict)  # name -> letter -> column
     for column in header:
@@ -133,7 +140,7 @@ def _sources(header: Sequence[str], k: int, unnamed: str, *, with_orders: bool) 
             name = score_name[column]
             columns = tuple(scores[name][letter] for letter in LETTERS[:k])
         before, _, after = name.rpartition("@")
-        order = parse_order(after, k) if with_orders and sorted(after) == list(LETTERS[:k]) else None
+        order = parse_order(after, k) if sorted(after) == list(LETTERS[:k]) else None
         found[columns] = _Source((before if order else name) or unnamed, order, columns)
     return list(found.values())
 

@@ -21,10 +21,9 @@ def judged(report: Evaluation) -> Evaluation:
 def verdict(report: Evaluation) -> str:
     """Returns "collapsed", "chance", "knowledge", "gain" or "shortcut", which docs/scoring.md#verdict defines."""
     low = report.headline.ci95[0] - ROUNDING
-    constants = [accuracy for name, accuracy in report.baselines_over_orders.items() if name.startswith("always_")]
     if _top_share(report) > COLLAPSED_SHARE:
         return COLLAPSED
-    if low <= max(constants):
+    if low <= report.best_constant:
         return "chance"
     if not set(NEEDED) & set(report.controls_missing):
         if low > _best_rival(report)[1]:
@@ -38,12 +37,12 @@ def readings_of(report: Evaluation) -> Readings:
     """Returns the accuracy by letters and by cloze, and whether they differ.
 
     They differ where the letters are collapsed or at chance, and cloze is not: its interval is above chance, and its
-    paired gain over every control is above zero.
+    paired gain over its control, which must have been run, is above zero.
     """
     cloze = report.cloze
     letters = Accuracy(accuracy=report.headline.accuracy, ci95=report.headline.ci95)
     above = cloze.found.ci95[0] > cloze.chance + ROUNDING
-    gained = all(control.gain_ci95[0] > ROUNDING for control in cloze.controls.values())
+    gained = bool(cloze.controls) and all(each.gain_ci95[0] > ROUNDING for each in cloze.controls.values())
     differs = report.verdict in (COLLAPSED, "chance") and above and gained
     return Readings(letters=letters, cloze=cloze.found, differs=differs)
 
@@ -57,7 +56,8 @@ def words_of(report: Evaluation) -> str:
         words = f"COLLAPSED to one letter: {_top_share(report):.1%} of the answers are {report.top_letter[0]}; "
         words += "the accuracy measures that letter."
     elif report.verdict == "chance":
-        words = "chance: not told apart from answering one letter without reading"
+        against = "below" if high < report.best_constant else "not told apart from"
+        words = f"chance: {against} answering one letter without reading"
         words += f", and below {rival}, which scores {100 * best:.2f}%." if high < best else "."
     elif report.verdict == "knowledge":
         words = f"knowledge: entirely above {rival} ({100 * best:.2f}%), the best of every baseline and control."

@@ -9,7 +9,7 @@ import numpy as np
 
 from evals.analysis.report import report_of
 from evals.answering.controls import controls_of, with_controls, without_questions
-from evals.items.answers import Answers, orders_of
+from evals.items.answers import Answers, orders_of, without_thoughts
 from ghost_jax.config.validate import host_of
 from ghost_jax.core.chat_api import ChatApi, Names, Refused, Reply
 from ghost_jax.data.items.items import LETTERS, Item, Items, Order, order_name, permute
@@ -149,17 +149,20 @@ def letter_scores(reply: Reply, count: int) -> np.ndarray:
 def letter_of(text: str, options: Sequence[str]) -> int:
     """Returns the index of the letter in a reply, -1 for none, by the first of these rules that fits.
 
-    What precedes "</think>" is left out. Then: the letter alone; the last "Answer: X"; "X)" or "X." at the beginning;
-    the exact text of one option. Case, blanks and marks around a letter or a text do not count, except that a letter
-    that does not stand alone is a capital.
+    Thoughts are left out. Then: the letter alone; the last "Answer: X"; "X)" or "X." at the beginning; the exact text
+    of one option. Case, blanks and marks around a letter or a text do not count, except that a letter that does not
+    stand alone is a capital. Several letters, "A, B" or "A) and B)", are none.
     """
-    text = text.rpartition("</think>")[2].strip()
+    text = without_thoughts(text).strip()
     letters = LETTERS[: len(options)]
     if alone := re.fullmatch(rf"[\W_]*((?ia:[{letters}]))[\W_]*", text):
         return letters.index(alone[1].upper())
-    if named := re.findall(rf"(?i:answer)[*_]*:[\W_]*([{letters}])(?=[).:,;*_\]\"']|[ \t]+[-–—]|\s*$)", text, re.M):
-        return letters.index(named[-1])
-    if leading := re.match(rf"[\W_]*([{letters}])[).][*_]*(?:\s|$)", text):
+    another = rf"[\s).\]*_\"']*(?:,|\band\b|\bor\b|&)[\W_]*(?:(?:and|or)\b[\W_]*)?[{letters}]\b"
+    ends = r"(?=[).:,;*_\]\"']|[ \t]+[-–—]|\s*$)"
+    if named := re.findall(rf"(?i:answer)[*_]*:[\W_]*([{letters}])(?:({another})|{ends})", text, re.M):
+        letter, more = named[-1]
+        return -1 if more else letters.index(letter)
+    if leading := re.match(rf"[\W_]*([{letters}])(?!{another})[).][*_]*(?:\s|$)", text):
         return letters.index(leading[1])
     same = [place for place, option in enumerate(options) if _bare(text) == _bare(option) != ""]
     return same[0] if len(same) == 1 else -1

@@ -21,6 +21,11 @@ ORDERS: dict[str, Callable[[int], list[Order]]] = {
 }
 
 
+def without_thoughts(text: str) -> str:
+    """Returns a reply without what precedes "</think>" or follows a "<think>" that does not end."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
+
+
 def orders_of(items: Sequence[Item], name: str) -> list[list[Order]]:
     """Returns the orders of each item by their name in `ORDERS`."""
     of_size = functools.cache(ORDERS[name])

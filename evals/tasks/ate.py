@@ -4,7 +4,7 @@ The texts restate ATT&CK's pages of software, from which the gold is: no baselin
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from evals.tasks.open_answers import LOOK_UP, Task, TaskItems
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs.evaluation import BaselineText
 
-_ID = re.compile(r"\b(T\d{4})(?:\.\d{3})?\b")
-_IDS = re.compile(r"(?:[\s,;.*`\[\]-]|\band\b|T\d{4}(?:\.\d{3})?)+")
+_ID = re.compile(r"\b(T\d{4})(?:\.\d{3})?\b", re.IGNORECASE)
+_IDS = re.compile(r"(?:\s*\d+[.)])?(?:[\s,;.*`\[\]-]|\band\b|T\d{4}(?:\.\d{3})?)+", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 Page = list[tuple[str, str]]  # the techniques of a software and the lines that state them
@@ -32,7 +32,7 @@ def parse(text: str) -> str:
 
 
 def _joined(techniques: Sequence[str]) -> str:
-    return ", ".join(sorted(set(techniques)))
+    return ", ".join(sorted({each.upper() for each in techniques}))
 
 
 def _micro(golds: Sequence[str], answers: Sequence[str]) -> float:
@@ -43,11 +43,12 @@ def _micro(golds: Sequence[str], answers: Sequence[str]) -> float:
 def _baselines(items: TaskItems, data_dir: Path | None) -> Rivals:
     records, inputs = records_of("attack", data_dir)
     pages: dict[tuple[str, str], Page] = {}
-    names: dict[str, str] = {}  # of a technique -> its main technique
+    # domain -> (name of a technique, its main technique): sub-techniques of several techniques share a name
+    names: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for record in records:
         domain, _, number = record.id.partition("/")
         if found := _ID.match(number):
-            names[record.title.rpartition(": ")[2].casefold()] = found[1]
+            names[domain].add((record.title.rpartition(": ")[2].casefold(), found[1]))
         facts = [fact for fact in record.facts if fact.relation == "software_technique"]
         if facts:
             pages[domain, number] = [(_ID.findall(fact.object)[-1], fact.evidence) for fact in facts]
@@ -57,7 +58,7 @@ def _baselines(items: TaskItems, data_dir: Path | None) -> Rivals:
     answers = {
         "most frequent": [""] * len(items),
         "nearest lines": [""] * len(items),
-        "technique names": [_named(item.text, names) for item in items],
+        "technique names": [_named(item.text, names[item.platform.lower()]) for item in items],
         LOOK_UP: [_joined([technique for technique, _ in page]) for page in own],
     }
     for platform in {item.platform for item in items}:
@@ -90,9 +91,9 @@ def _nearest(pages: Sequence[Page]) -> Callable[[str], str]:
     return answer
 
 
-def _named(text: str, names: dict[str, str]) -> str:
+def _named(text: str, names: set[tuple[str, str]]) -> str:
     """The techniques that a text names."""
-    return _joined([main for name, main in names.items() if re.search(rf"\b{re.escape(name)}\b", text.casefold())])
+    return _joined([main for name, main in names if re.search(rf"\b{re.escape(name)}\b", text.casefold())])
 
 
 ATE = Task("ate", "macro F1", parse, lambda gold, answer: _micro([gold], [answer]), _baselines, micro=_micro)

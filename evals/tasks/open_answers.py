@@ -15,6 +15,7 @@ from evals.analysis.predictions import GOLD_COLUMNS, ID_COLUMN, check_gold, matc
 from evals.analysis.report import file_of, print_line, right
 from evals.analysis.stats import clustered_interval, paired_difference
 from evals.analysis.verdict import COLLAPSED_SHARE, ROUNDING
+from evals.items.answers import without_thoughts
 from evals.tasks.baseline_text import Rivals, copy_key, task_file
 from ghost_jax.core.errors import UserError, did_you_mean
 from ghost_jax.data.items.items import Item, Items
@@ -105,9 +106,9 @@ def score(
 ) -> TaskEvaluation:
     """Returns the evaluation of one text an item, or of the baselines alone; `others` are further fields of it.
 
-    `rivals` are what `task.baselines` returns. A text without an answer has the credit 0, or for a deviation that of
-    the best constant: the gold answer that scores best if given to every item. Intervals are clustered by near copies
-    of a text.
+    `rivals` are what `task.baselines` returns. Thoughts are left out. A text without an answer has the credit 0, or for
+    a deviation that of the best constant: the gold answer that scores best if given to every item. Intervals are
+    clustered by near copies of a text.
     """
     golds, clusters = [item.gold for item in items], [copy_key(item.text) or item.id for item in items]
     of_constant = {each: np.array([task.credit(gold, each) for gold in golds]) for each in sorted(set(golds))}
@@ -129,7 +130,7 @@ def score(
 
     fields, own = {}, None
     if answers is not None:
-        parsed = tuple(map(task.parse, answers))
+        parsed = tuple(task.parse(without_thoughts(text)) for text in answers)
         own, answered = credits_of(parsed), np.array([bool(each) for each in parsed])
         top, count = Counter(filter(None, parsed)).most_common(1)[0] if answered.any() else ("", 0)
         fields = {"headline": figure(parsed), "predicted": parsed, "not_parsed": float(1 - answered.mean())}

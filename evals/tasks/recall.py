@@ -15,6 +15,7 @@ from rich.table import Table
 from evals.analysis.report import right
 from evals.analysis.stats import accuracy_of
 from evals.answering.prefix_tree import Predict, Tree, read, scored_text
+from evals.items.answers import Answers
 from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs import evaluation
@@ -45,9 +46,8 @@ def evaluate_run(predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir
     credits = {}
     for way, blank in WAYS.items():
         with_fact, without = (_log_probs(predict, tokenizer, items, key, **size) for key in (way, blank))
-        pmi = with_fact - without
-        best = pmi == pmi.max(axis=1, keepdims=True)
-        credits[way] = best[np.arange(len(items)), answers] / best.sum(axis=1)  # those that tie share one
+        said = Answers.from_log_probs([], with_fact - without).said  # those that tie share one answer
+        credits[way] = np.array([shares[answer] for shares, answer in zip(said, answers, strict=True)])
     counts = np.array([item["exposures"] for item in items])
     sets = np.array([str(item["set"]) for item in items])
 

@@ -184,12 +184,14 @@ class ChatApi:
     def _first_tokens(self, choice: dict) -> tuple[tuple[str, float], ...] | None:
         try:
             first = choice["logprobs"]["content"][0]
-            found = {each["token"]: float(each["logprob"]) for each in (first, *first["top_logprobs"])}
+            found = [(each["token"], float(each["logprob"])) for each in first["top_logprobs"]]
+            if first["token"] not in dict(found):  # a text may be there twice: servers strip the blank of " A"
+                found.append((first["token"], float(first["logprob"])))
         except MALFORMED:
             return None
         return tuple(
             (token.encode("utf-8", "replace").decode(), value)
-            for token, value in found.items()
+            for token, value in found
             if math.isfinite(value) and self._without_key(token) == token
         )
 

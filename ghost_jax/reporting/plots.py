@@ -15,7 +15,10 @@ from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
 INK, ACCENT, MUTED, WARM = "#1d2733", "#2a6fb0", "#8d99a6", "#c4622d"
-LETTER_COLORS = (ACCENT, WARM, "#4f8f5b", "#8a5aa5", "#b0882a", MUTED)
+LETTER_COLORS = (  # as many as an item has options at most
+    *(ACCENT, WARM, "#4f8f5b", "#8a5aa5", "#b0882a", MUTED),
+    *("#c2518b", "#2f9c9c", "#7a5a3c", INK),
+)
 WIDTH = 5  # inches: text stays readable on a phone, which shows a picture 3.7 inches wide
 LOSSES = {
     "loss": ("-", MUTED, "training"),
@@ -97,7 +100,7 @@ def accuracy_picture(score: Evaluation) -> Figure:
         if interval:
             ends = [[100 * (accuracy - interval[0])], [100 * (interval[1] - accuracy)]]
             axes.errorbar(100 * accuracy, place, xerr=ends, color=INK, capsize=3, linewidth=1)
-    axes.axvline(100 * chance_of(score), color=INK, linewidth=1, linestyle="--")
+    axes.axvline(100 * score.best_constant, color=INK, linewidth=1, linestyle="--")
     axes.invert_yaxis()
     orders = "one order" if score.orders_per_item == 1 else f"{score.orders_per_item} orders"
     _finish(axes, f"accuracy over {orders}, %", "", f"{score.items.name}, {asked_of(score)}")
@@ -168,10 +171,10 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
             axes.plot([100 * published, 100 * over], [place, place], color=MUTED, linewidth=1, zorder=0)
             axes.plot(100 * over, place, "o", color=ACCENT, markersize=5)
         axes.plot(100 * published, place, "o", markerfacecolor="white", markeredgecolor=WARM)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.invert_yaxis()
     axes.axvline(100 * score.baselines["always_C"], color=WARM, linewidth=1, linestyle="--")
-    axes.axvline(100 * chance_of(score), color=ACCENT, linewidth=1, linestyle="--")
+    axes.axvline(100 * score.best_constant, color=ACCENT, linewidth=1, linestyle="--")
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor=WARM, label="in the published order")
     axes.plot([], [], "o", color=ACCENT, markersize=5, label=f"over {score.orders_per_item} cyclic orders")
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
@@ -179,11 +182,6 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
     return figure
 
 
-def chance_of(score: Evaluation) -> float:
-    """Returns the accuracy of the best constant letter over the orders asked."""
-    return max(accuracy for name, accuracy in score.baselines_over_orders.items() if name.startswith("always_"))
-
-
 def _finish(axes: Axes, x: str, y: str, title: str) -> None:
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)  # a name may hold "$"

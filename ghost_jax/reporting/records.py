@@ -78,7 +78,7 @@ def read_beside(paths: Iterable[Path]) -> tuple[Beside, list[str]]:
                 found.sweeps.append(content | {"picture": path.with_suffix(".png")})
         except UserError as fault:
             left_out.append(str(fault))
-        except (LookupError, TypeError, AttributeError) as fault:
+        except (LookupError, TypeError, AttributeError, ValueError) as fault:
             left_out.append(f"{path} is damaged, or no report of this version ({fault!r}). Write it again.")
     return found, left_out
 

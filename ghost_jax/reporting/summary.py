@@ -79,7 +79,8 @@ def glance_table(runs: Sequence[RunRecord], beside: Beside) -> list[Row]:
     name, best = _best(scores)
     command = next(tables.command_of(run) for run in runs if run.name == name)
     ours = f"ours, the best of {len(scores)} runs: {name}" if len(scores) > 1 else f"ours: {name}"
-    rows.append((ours, percent(best.single_order), _headline(best), NONE, f"`{command}`"))
+    source = f"`{command}`" if command else NONE  # an imported model was trained elsewhere
+    rows.append((ours, percent(best.single_order), _headline(best), NONE, source))
     return rows + _open_book(runs, beside)
 
 

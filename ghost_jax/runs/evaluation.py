@@ -251,6 +251,11 @@ class Evaluation:
         )
 
     @property
+    def best_constant(self) -> float:
+        """The accuracy of the best constant letter over the orders asked."""
+        return max(each for name, each in self.baselines_over_orders.items() if name.startswith("always_"))
+
+    @property
     def top_letter(self) -> tuple[str, float]:
         """The letter answered most, and its share."""
         return max(self.letter_share.items(), key=lambda each: each[1])
