@@ -22,7 +22,7 @@ from rich.table import Table
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.console import Progress, duration, make_console
-from ghost_jax.core.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command
+from ghost_jax.core.errors import DONE, UsageError, UserError, command
 from ghost_jax.core.paths import local_path
 from ghost_jax.runs import run_dir, run_record
 from ghost_jax.sweeps import grid as sweep_grid
@@ -139,7 +139,7 @@ def run_all(tasks: Sequence[Task], jobs: int, lock: int) -> dict[str, str]:
                     if code is None:
                         continue
                     del running[task.name]
-                    states[task.name] = {DONE: "finished", STOPPED_BY_WATCH: "stopped"}.get(code, "failed")
+                    states[task.name] = run_record.ended(task.workdir) or "failed"  # also where its base was stopped
                     if task.trains_base:
                         failed_bases[task.base] = task.log
                     print(_outcome(task, states[task.name], code, time.monotonic() - started), flush=True)

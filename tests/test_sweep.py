@@ -13,9 +13,9 @@ import pytest
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import locked
-from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.errors import STOPPED_BY_WATCH, UsageError, UserError
 from ghost_jax.runs import run_dir
-from ghost_jax.sweep import config_of, tasks_of
+from ghost_jax.sweep import Task, config_of, run_all, tasks_of
 from ghost_jax.sweeps import results as sweep_table
 from ghost_jax.sweeps.grid import Setting, Sweep, grid, load
 from ghost_jax.sweeps.jobs import start, stop
@@ -103,6 +103,13 @@ def test_a_job_that_does_not_stop_is_killed(tmp_path, monkeypatch):
         time.sleep(0.02)
     stop([job])
     assert job.wait(10) == -signal.SIGKILL
+
+
+def test_a_run_whose_base_was_stopped_failed(tmp_path):
+    command = [sys.executable, "-c", f"exit({STOPPED_BY_WATCH})"]
+    with locked(tmp_path / ".lock") as lock:
+        states = run_all([Task("a-seed0", command, tmp_path / "a-seed0", tmp_path / "base")], 1, lock)
+    assert states == {"a-seed0": "failed"}
 
 
 SETTINGS = {"sound": {}, "diverges": {"optim.peak_lr": 1e30, "optim.clip_norm": 1e30}, "fails": {"mesh.data": 3}}
