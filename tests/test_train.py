@@ -232,6 +232,8 @@ def test_two_processes_on_a_mesh_stop_together_probe_and_score_as_one_device_doe
 REFUSALS = {  # flags, exit code, and what the paragraph names
     "a mesh of other devices": ("--config.mesh.data=3", 1, ["data=3", f"{DEVICES} device(s)"]),
     "a batch that does not divide": ("--config.batch_size=48 --config.micro_batch_size=4", 1, ["48", "1, 2, 3, 6"]),
+    "a mesh wider than the heads": ("--config.mesh.data=1 --config.mesh.tensor=8", 1, ["mesh.tensor"]),
+    "adapters of no kernel": ("--config.lora.rank=2 --config.lora.targets=q_proj", 2, ["lora.targets", "qkv"]),
     "another config": ("--workdir={run} --config.steps=9", 1, ["steps is 8 there and 9 here"]),
     "no data folder": ("--data_dir=/nowhere/at/all", 1, ["/nowhere/at/all"]),
     "a URL as the run directory": ("--workdir=ftp://host/run", 2, ["ftp://host/run"]),
