@@ -1,5 +1,6 @@
 """`python -m ghost_jax.train`: from nothing, again, interrupted, on other devices, and with wrong input."""
 
+import argparse
 import json
 import shutil
 import signal
@@ -66,6 +67,14 @@ def test_a_run_directory_records_config_data_and_every_update(tiny_run, stage, v
         assert (validation <= line.keys()) == (line["step"] in (4, 8))
     assert lines[0]["loss"] == pytest.approx(np.log(1024), abs=0.5)  # as good as chance before the first update
     assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_recorded_command_names_a_given_base(tiny_run, tmp_path):
+    words = ["--config=configs/chat_v5.py:nano", "--config.data.seq_len=96"]
+    config, _ = config_lib.parse(argparse.ArgumentParser(), [*words, f"--base={tiny_run.base}"])
+    run_dir.open_run(tmp_path, config, [*words, f"--base={tiny_run.base}"])
+    command = json.loads((tmp_path / "environment.json").read_text())["command"]
+    assert sorted(command) == sorted([*words, f"--base={tiny_run.base.name}"])
 
 
 def test_repeating_a_finished_run_trains_nothing_and_reports_the_score_again(ghost, tiny_run):
