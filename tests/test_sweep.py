@@ -239,6 +239,12 @@ def test_a_single_seed_has_the_interval_of_its_items_and_a_single_order_is_named
     assert any("one seed" in note for note in notes)
 
 
+def test_a_sweep_without_a_result_is_written_all_the_same(tmp_path, recwarn):
+    (_, row), _ = sweep_table.write(Sweep([Setting("alone", NANO)], seeds=(4,)), tmp_path, {"alone-seed4": "failed"})
+    assert row[-1] == "1 failed"
+    assert not recwarn.list
+
+
 def test_a_loss_that_is_not_finite_is_not_pooled(recorded):
     sweep, folder, states = recorded
     path = folder / "peak_lr=0.01-seed0" / "metrics.jsonl"
