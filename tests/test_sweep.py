@@ -105,11 +105,21 @@ def test_a_job_that_does_not_stop_is_killed(tmp_path, monkeypatch):
     assert job.wait(10) == -signal.SIGKILL
 
 
-def test_a_run_whose_base_was_stopped_failed(tmp_path):
-    command = [sys.executable, "-c", f"exit({STOPPED_BY_WATCH})"]
+@pytest.mark.parametrize("tried", ["stopped.json", "data.json", ""])
+def test_a_base_that_failed_stops_the_runs_on_it_and_a_run_that_failed_before_stops_none(tmp_path, tried):
+    def task(name: str, code: int, *written: str) -> Task:
+        script = f'[open(path, \'w\').write(\'{{"step": 2, "reason": ""}}\') for path in {written}]; exit({code})'
+        (tmp_path / name).mkdir()
+        return Task(name, [sys.executable, "-c", script], tmp_path / name, base)
+
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "data.json").touch()
+    os.utime(base / "data.json", (0, 0))  # of an earlier sweep
+    fails = task("a", STOPPED_BY_WATCH, *([str(base / tried)] if tried else []))
+    works = task("b", 0, str(base / "status.json"), str(tmp_path / "b" / "status.json"))
     with locked(tmp_path / ".lock") as lock:
-        states = run_all([Task("a-seed0", command, tmp_path / "a-seed0", tmp_path / "base")], 1, lock)
-    assert states == {"a-seed0": "failed"}
+        assert run_all([fails, works], 1, lock) == {"a": "failed", "b": "not started" if tried else "finished"}
 
 
 SETTINGS = {"sound": {}, "diverges": {"optim.peak_lr": 1e30, "optim.clip_norm": 1e30}, "fails": {"mesh.data": 3}}
