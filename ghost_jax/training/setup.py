@@ -115,12 +115,12 @@ def mesh_of(config: ConfigDict) -> Mesh:
 
 def attention_of(config: ConfigDict, mesh: Mesh) -> attention_kernels.Choice:
     """Returns the attention of a config's step on a mesh. Raises UsageError for a kernel that cannot be used there."""
-    mixed = {name for multipliers in config_lib.mixtures(config).values() for name, n in multipliers.items() if n}
+    ranked = config_lib.mixed(config).intersection(config_lib.RANKED)
     return attention_kernels.choose(
         config.model.get("attention", "auto"),
         attention_kernels.platform_of(mesh.devices.flat[0]),
         dtype=config.model.dtype,
         head_width=ModelConfig(**config.model).head_width,
-        mask="branches" if mixed & set(config_lib.RANKED) else "segments" if config.data.packing else "causal",
+        mask="branches" if ranked else "segments" if config.data.packing else "causal",
         length=config.data.seq_len,
     )
