@@ -21,7 +21,7 @@ from rich.table import Table
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.console import Progress, duration, make_console
-from ghost_jax.core.errors import DONE, STOPPED_BY_WATCH, UsageError, UserError, command, parser_of
+from ghost_jax.core.errors import DONE, UsageError, UserError, command, parser_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.runs import run_dir, run_record
 from ghost_jax.sweeps import grid as sweep_grid
@@ -129,7 +129,7 @@ def run_all(tasks: Sequence[Task], jobs: int, lock: int) -> dict[str, str]:
                         # A task that trains a base uses the cores of those that wait for it.
                         rivals = {other.base for other in tasks if other.trains_base} if task.trains_base else tasks
                         job = start(task.command, task.log, share=min(jobs, len(rivals)), jobs=jobs, lock=lock)
-                        running[task.name] = (task, job, time.monotonic())
+                        running[task.name] = (task, job, time.time())
                     else:
                         continue
                     waiting.remove(task)
@@ -138,15 +138,21 @@ def run_all(tasks: Sequence[Task], jobs: int, lock: int) -> dict[str, str]:
                     if code is None:
                         continue
                     del running[task.name]
-                    states[task.name] = {DONE: "finished", STOPPED_BY_WATCH: "stopped"}.get(code, "failed")
-                    if task.trains_base:
+                    states[task.name] = run_record.ended(task.workdir) or "failed"  # also where its base was stopped
+                    if task.trains_base and _was_tried(task.base, started):
                         failed_bases[task.base] = task.log
-                    print(_outcome(task, states[task.name], code, time.monotonic() - started), flush=True)
+                    print(_outcome(task, states[task.name], code, time.time() - started), flush=True)
                     progress.advance(1)
                 time.sleep(POLL_SECONDS)
         finally:
             stop([job for _, job, _ in running.values()])
     return states
+
+
+def _was_tried(base: Path, since: float) -> bool:
+    """Returns whether an unfinished base was stopped, or trained after a time: else its run failed by its own fault."""
+    data = base / run_record.DATA  # written when the training begins
+    return bool(run_record.stopped(base)) or (data.is_file() and data.stat().st_mtime >= since)
 
 
 def _outcome(task: Task, state: str, code: int, seconds: float) -> str:

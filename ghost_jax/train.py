@@ -32,7 +32,7 @@ from ghost_jax.training.checkpoint import check_place, facts_of
 from ghost_jax.training.loading import check_base, load_model, newest_record
 from ghost_jax.training.loop import train
 from ghost_jax.training.setup import TrainSetup, attention_of, mesh_of
-from ghost_jax.training.step import abstract_params, make_predict
+from ghost_jax.training.step import make_predict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ def probe_of(setup: TrainSetup, workdir: Path, tokenizer: Tokenizer) -> Callable
         return None
     from evals.answering.online_probe import make_probe  # not imported where the first update need not wait for it
 
-    predict = make_predict(model, abstract_params(model), setup.mesh)
+    predict = make_predict(model, setup.shapes, setup.mesh)
     questions = config.online_probe.questions
     probe = make_probe(workdir, tokenizer, config.data.layout, questions=questions, context=model.context)
     return lambda params: probe(functools.partial(predict, params))
@@ -121,6 +121,7 @@ def check_stages(stages: Sequence[Stage], data_dir: Path | None, evals: Sequence
         places = [Path(folder, stage.config.stage) for stage in stages]
         for stage, place in zip(stages, places, strict=True):
             prepared = prepare(stage.config, data_dir)
+            TrainSetup(stage.config, prepared.tokenizer.vocab_size)
             if distributed.is_main():
                 run_dir.record_data(stage.config, place, places[0], prepared)
                 check_data(place, data_dir, evals)

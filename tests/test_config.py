@@ -293,7 +293,8 @@ def test_a_config_file_with_a_wrong_key_or_value_is_refused(tmp_path, change, pa
 def test_multipliers_may_change_with_an_update():
     config = config_lib.load(f"{CHAT}:nano")
     with config.unlocked():
-        config.data.mixture_schedule = {"25": {"qa": 2}, "10": {"mcq": 0}}
+        config.data.mixture_schedule = {"25": {"qa": 2, "rank": 3}, "10": {"mcq": 0}}
+    config.objective.ranking = 1.0  # of questions that are mixed in later
     config_lib.validate(config)
     by_start = config_lib.mixtures(config)
     assert list(by_start) == [0, 10, 25]

@@ -1,4 +1,4 @@
-"""ghost_jax/runs: what metrics.py writes and computes, and which validation losses logger.py calls a divergence."""
+"""ghost_jax/runs: metrics, the estimate of a run's time, and which validation losses are a divergence."""
 
 import itertools
 import math
@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UserError
 from ghost_jax.model.config import SIZES
 from ghost_jax.parallel.mesh import make_mesh
-from ghost_jax.runs import logger, metrics
+from ghost_jax.runs import logger, metrics, plan
 from ghost_jax.runs.logger import divergence
 from ghost_jax.runs.metrics import MEASURED, Meter, MetricsLog, measured_flops
+from tests.conftest import ROOT
 
 close = pytest.approx
 
@@ -129,6 +131,52 @@ def test_the_main_process_drops_lines_after_all_have_read_them(tmp_path, monkeyp
     monkeypatch.setattr(logger, "barrier", lambda _: seen.append(len(metrics.read(tmp_path))))
     with logger.Journal(config, tmp_path, 1, SIZES["nano"], make_mesh()):
         assert (seen, len(metrics.read(tmp_path))) == ([2], 1)
+
+
+JOURNAL = {"steps": 9, "batch_size": 8, "data": {"seq_len": 8}, "log_every": 99, "log": {"wandb": ""}}
+WATCH = {"divergence": {"evaluations": 2, "stop": False}}
+
+
+def test_rates_are_of_updates_alone_and_a_rise_is_reported_once(tmp_path, monkeypatch, capsys):
+    now = 0.0
+
+    def later(seconds: float, result=None):
+        nonlocal now
+        now += seconds
+        return result
+
+    class Loss:
+        """One of an update that takes a second, waited for."""
+
+        def __float__(self) -> float:
+            return later(1.0, 3.0)
+
+    monkeypatch.setattr(logger, "time", SimpleNamespace(perf_counter=lambda: now))
+    figures = {update: {"val_loss": float(update), "val_share": 1.0} for update in (4, 6)} | {7: {"accuracy": 0.5}}
+    with logger.Journal(ConfigDict(JOURNAL | WATCH), tmp_path, 2, SIZES["nano"], make_mesh()) as journal:
+        for update in range(3, 9):
+            journal.next_batch(itertools.repeat({}))
+            later(50.0 if update == 3 else 0.0)  # a resumed run compiles again
+            journal.dispatched(update, 1e-3, {"loss": Loss(), "supervised": 4.0})
+            if update in figures:
+                journal.settle(lambda update=update: later(7.0, figures[update]))
+                later(9.0)  # a save
+    assert [(line["step"], line["tokens_per_s"]) for line in metrics.read(tmp_path)] == [(4, 64), (6, 64), (7, 64)]
+    assert capsys.readouterr().out.count("WARNING") == 1
+
+
+def test_a_damaged_line_is_left_out_alone(tmp_path):
+    (tmp_path / metrics.FILE).write_bytes(b'{"step": 1}\n{"step": 2, "loss": 1.\xb0}\n{"step": 3}\n')
+    assert [line["step"] for line in metrics.read(tmp_path)] == [1, 3]
+
+
+def test_the_simulated_devices_of_a_process_make_no_run_shorter(monkeypatch):
+    config = config_lib.load(f"{ROOT}/configs/pretrain_v05.py:nano")
+    monkeypatch.setattr(plan, "measured_flops", lambda dtype: 1e9)
+    together = plan.estimated_seconds(config)
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
+    assert together == plan.estimated_seconds(config)
 
 
 def test_offline_a_run_of_weights_and_biases_stays_here(tmp_path, monkeypatch):

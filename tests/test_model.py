@@ -52,7 +52,7 @@ PUBLISHED = {"nano": 1_330_304, "mini": 6_923_520, "small36m": 35_670_528, "base
 
 def test_parameters_are_counted_as_published_and_as_built():
     assert {name: config.parameters() for name, config in SIZES.items()} == PUBLISHED
-    for config in (*SIZES.values(), SHARED, dataclasses.replace(SHARED, attention_bias=False)):
+    for config in (*SIZES.values(), SHARED, dataclasses.replace(SHARED, attention_bias=False, context=1)):
         assert count(config) == config.parameters(), config
 
 

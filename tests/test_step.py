@@ -2,13 +2,17 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from ghost_jax.core.errors import UserError
+from ghost_jax.data import mixture
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.distributed import part_of_batch, to_global
@@ -17,6 +21,7 @@ from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
 from ghost_jax.training.optimizer import adamw, muon
 from ghost_jax.training.step import abstract_state, make_eval_step, make_train_step
+from ghost_jax.training.validation import make_validation
 from tests.models import drawn, needs_eight, one_device, slow
 
 TINY = ModelConfig(layers=1, width=64, heads=8, mlp_dim=128, vocab_size=512, context=32)
@@ -199,6 +204,24 @@ def test_the_evaluation_step_gives_sums_that_add_up():
     parts = [eval_step(params, batch | {"weights": batch["weights"] * half}) for half in (first, ~first)]
     assert sum(float(part) for part, _ in parts) == pytest.approx(float(total), rel=1e-5)
     assert sum(float(part) for _, part in parts) == float(weight)
+
+
+def test_a_dataset_without_a_supervised_token_has_no_validation_loss_and_cannot_choose_the_best(monkeypatch):
+    batch = batch_number(0)
+    batches = {"qa": [batch], "mine": [batch | {"weights": np.zeros_like(batch["weights"])}], "empty": []}
+    monkeypatch.setattr(mixture, "validation_batches", lambda mix, name, **_: batches[name])
+    monkeypatch.setattr(mixture, "validation_size", lambda mix, name: len(batches[name]))
+    mix = SimpleNamespace(stores=list(batches), datasets=list(batches))
+
+    def losses(best: str) -> dict:
+        config = ConfigDict({"data": {"validation_records": 9}, "keep_best": best})
+        params = first_state(TINY, ADAMW).params
+        setup = SimpleNamespace(config=config, rows=ROWS, model=Transformer(TINY), mesh=one_device(), shapes=params)
+        return make_validation(setup, mix)(params)
+
+    assert losses("val_loss") == {"val_loss": pytest.approx(reference().losses[0]), "val_share": 1.0}
+    with pytest.raises(UserError, match=r"val_loss_mine.*they give val_loss"):
+        losses("val_loss_mine")
 
 
 @needs_eight

@@ -13,9 +13,9 @@ import pytest
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import locked
-from ghost_jax.core.errors import UsageError, UserError
+from ghost_jax.core.errors import STOPPED_BY_WATCH, UsageError, UserError
 from ghost_jax.runs import run_dir
-from ghost_jax.sweep import config_of, tasks_of
+from ghost_jax.sweep import Task, config_of, run_all, tasks_of
 from ghost_jax.sweeps import results as sweep_table
 from ghost_jax.sweeps.grid import Setting, Sweep, grid, load
 from ghost_jax.sweeps.jobs import start, stop
@@ -103,6 +103,23 @@ def test_a_job_that_does_not_stop_is_killed(tmp_path, monkeypatch):
         time.sleep(0.02)
     stop([job])
     assert job.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("tried", ["stopped.json", "data.json", ""])
+def test_a_base_that_failed_stops_the_runs_on_it_and_a_run_that_failed_before_stops_none(tmp_path, tried):
+    def task(name: str, code: int, *written: str) -> Task:
+        script = f'[open(path, \'w\').write(\'{{"step": 2, "reason": ""}}\') for path in {written}]; exit({code})'
+        (tmp_path / name).mkdir()
+        return Task(name, [sys.executable, "-c", script], tmp_path / name, base)
+
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "data.json").touch()
+    os.utime(base / "data.json", (0, 0))  # of an earlier sweep
+    fails = task("a", STOPPED_BY_WATCH, *([str(base / tried)] if tried else []))
+    works = task("b", 0, str(base / "status.json"), str(tmp_path / "b" / "status.json"))
+    with locked(tmp_path / ".lock") as lock:
+        assert run_all([fails, works], 1, lock) == {"a": "failed", "b": "not started" if tried else "finished"}
 
 
 SETTINGS = {"sound": {}, "diverges": {"optim.peak_lr": 1e30, "optim.clip_norm": 1e30}, "fails": {"mesh.data": 3}}
@@ -230,6 +247,12 @@ def test_a_single_seed_has_the_interval_of_its_items_and_a_single_order_is_named
     assert cells["accuracy, %"] == "30.0 (one order)"
     assert (cells["95% interval"], cells["min to max"]) == ("28.0 to 32.0 (items)", "—")
     assert any("one seed" in note for note in notes)
+
+
+def test_a_sweep_without_a_result_is_written_all_the_same(tmp_path, recwarn):
+    (_, row), _ = sweep_table.write(Sweep([Setting("alone", NANO)], seeds=(4,)), tmp_path, {"alone-seed4": "failed"})
+    assert row[-1] == "1 failed"
+    assert not recwarn.list
 
 
 def test_a_loss_that_is_not_finite_is_not_pooled(recorded):

@@ -1,5 +1,6 @@
 """`python -m ghost_jax.train`: from nothing, again, interrupted, on other devices, and with wrong input."""
 
+import argparse
 import json
 import shutil
 import signal
@@ -66,6 +67,14 @@ def test_a_run_directory_records_config_data_and_every_update(tiny_run, stage, v
         assert (validation <= line.keys()) == (line["step"] in (4, 8))
     assert lines[0]["loss"] == pytest.approx(np.log(1024), abs=0.5)  # as good as chance before the first update
     assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_the_recorded_command_names_a_given_base(tiny_run, tmp_path):
+    words = ["--config=configs/chat_v5.py:nano", "--config.data.seq_len=96"]
+    config, _ = config_lib.parse(argparse.ArgumentParser(), [*words, f"--base={tiny_run.base}"])
+    run_dir.open_run(tmp_path, config, [*words, f"--base={tiny_run.base}"])
+    command = json.loads((tmp_path / "environment.json").read_text())["command"]
+    assert sorted(command) == sorted([*words, f"--base={tiny_run.base.name}"])
 
 
 def test_repeating_a_finished_run_trains_nothing_and_reports_the_score_again(ghost, tiny_run):
@@ -241,6 +250,8 @@ def test_two_processes_on_a_mesh_stop_together_probe_and_score_as_one_device_doe
 REFUSALS = {  # flags, exit code, and what the paragraph names
     "a mesh of other devices": ("--config.mesh.data=3", 1, ["data=3", f"{DEVICES} device(s)"]),
     "a batch that does not divide": ("--config.batch_size=48 --config.micro_batch_size=4", 1, ["48", "1, 2, 3, 6"]),
+    "a mesh wider than the heads": ("--config.mesh.data=1 --config.mesh.tensor=8", 1, ["mesh.tensor"]),
+    "adapters of no kernel": ("--config.lora.rank=2 --config.lora.targets=q_proj", 2, ["lora.targets", "qkv"]),
     "another config": ("--workdir={run} --config.steps=9", 1, ["steps is 8 there and 9 here"]),
     "no data folder": ("--data_dir=/nowhere/at/all", 1, ["/nowhere/at/all"]),
     "a URL as the run directory": ("--workdir=ftp://host/run", 2, ["ftp://host/run"]),

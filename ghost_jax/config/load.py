@@ -247,10 +247,9 @@ def _measurements(config: ConfigDict) -> Iterator[str]:
             yield f"{key} is {update}, but the last update is {config.steps}. Use at most that, or 0 for never."
     if config.keep_best and not config.data.validation_records:
         yield f"keep_best is {config.keep_best}, which data.validation_records=0 does not measure. Set it above 0."
-    mixed = {name for multipliers in mixtures(config).values() for name in multipliers if multipliers[name]}
     shared = set(SHARED if config.stage == "chat" else ())
-    of = (mixed | shared).difference(RANKED)  # ranked questions have no such loss
-    metrics = ["val_loss"] * bool(mixed.difference(RANKED)) + ["val_loss_shared"] * bool(shared)
+    of = (mixed(config) | shared).difference(RANKED)  # ranked questions have no such loss
+    metrics = ["val_loss"] * bool(mixed(config).difference(RANKED)) + ["val_loss_shared"] * bool(shared)
     metrics += [f"val_loss_{name}" for name in sorted(of)] if len(of) > 1 else []
     if config.keep_best and config.keep_best not in metrics:
         yield f"keep_best is {config.keep_best}, which is not measured here; use one of {', '.join(metrics)}, or none."
@@ -259,13 +258,13 @@ def _measurements(config: ConfigDict) -> Iterator[str]:
 def _objective(config: ConfigDict) -> Iterator[str]:
     if config.stage != "chat":
         return
-    weights, mixture = config.objective, config.data.mixture
+    weights = config.objective
     if max(weights.values()) <= 0:
         yield "objective is empty: give one of --config.objective.lm, .letter, .ranking above 0."
     if weights.letter and config.data.layout == "cloze":
         yield "objective.letter needs letters, and data.layout=cloze has none. Use objective.ranking."
     for name, datasets in (("letter", (*LETTERED, *config.data.questions)), ("ranking", RANKED)):
-        if weights[name] and not any(mixture[dataset] for dataset in datasets):
+        if weights[name] and not mixed(config).intersection(datasets):
             yield f"objective.{name} needs one of {', '.join(datasets)}: set a --config.data.mixture.NAME above 0."
 
 
@@ -280,6 +279,11 @@ def mixtures(config: ConfigDict) -> dict[int, dict[str, float]]:
         multipliers = multipliers | {name: float(value) for name, value in changes.items()}
         by_start[int(start)] = multipliers
     return by_start
+
+
+def mixed(config: ConfigDict) -> set[str]:
+    """Returns the datasets that are mixed in at any update."""
+    return {name for multipliers in mixtures(config).values() for name in multipliers if multipliers[name]}
 
 
 def decisive(config: Mapping, prefix: str = "") -> dict:

@@ -51,7 +51,7 @@ def prepare(config: ConfigDict, data_dir: Path | None, workers: beam.Beam | None
     inputs, notes = _located(config, data_dir)
     judged = workers.judged_parts if workers else corpus.judged_parts
     documents = corpus.corpus_store(inputs, _say, judged)
-    mixed = {name for multipliers in config_lib.mixtures(config).values() for name in multipliers if multipliers[name]}
+    mixed = config_lib.mixed(config)
     if config.stage == "pretrain":
         base = vocabulary = _vocabulary(config, documents)
         needed = mixed

@@ -272,7 +272,7 @@ class Transformer(nn.Module):
 def init(config: ModelConfig, key: Array) -> dict:
     """Returns initial float32 parameters, the same numbers with `scan` and without; padding rows are zero."""
     unstacked = Transformer(dataclasses.replace(config, scan=False, attention="blocks"))
-    params = unstacked.init(key, jnp.zeros((1, 8), jnp.int32))["params"]
+    params = unstacked.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
     params = stack_blocks(params) if config.scan else params
     real = jnp.arange(config.padded_vocab)[:, None] < config.vocab_size
     return {**params, **{name: jnp.where(real, params[name], 0.0) for name in tables_of(config)}}

@@ -55,12 +55,13 @@ class Journal(contextlib.ExitStack):
             log = MetricsLog(self._workdir, self._start, project=self._config.log.wandb, config=self._config.to_dict())
             self._log = self.enter_context(log)
         self.enter_context(self._progress)
-        self._clock = time.perf_counter()
         return self
 
     def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """Returns the batch of an update and measures the wait for it."""
         asked = time.perf_counter()
+        if self._pending is None:  # a validation and a save, or the start, lie before: their time belongs to no update
+            self._clock = asked
         batch = next(batches)
         self._meter.batch_waited(time.perf_counter() - asked)
         return batch
@@ -89,22 +90,24 @@ class Journal(contextlib.ExitStack):
         config = self._config
         values = {name: float(value) for name, value in metrics.items()}
         tokens, seconds = config.batch_size * config.data.seq_len, time.perf_counter() - self._clock
-        self._meter.update_done(tokens, values["supervised"], seconds)
         if not math.isfinite(values["loss"]):
             raise Diverged(update, f"The loss of update {update:,} is {values['loss']}: {ENDED}")
         self._progress.advance(1, f"loss {values['loss']:.3f}  lr {lr:.1e}  {tokens / seconds:,.0f} tok/s")
         losses = validate() if validate else {}
-        if losses or update % config.log_every == 0 or update == 1:
+        logged = losses or update % config.log_every == 0 or update == 1
+        if logged or update > self._start + 1:  # the first update of a process compiles: it joins no others' rates
+            self._meter.update_done(tokens, values["supervised"], seconds)
+        if logged:
             line = {"loss": values.pop("loss"), "lr": lr, **self._meter.line(), **values, **losses}
             self._history.append({"step": update, **line})
             if self._log:
                 self._log.write(update, **line)
-        wrong = divergence(self._history, config.divergence.evaluations) if losses else None
+        wrong = divergence(self._history, config.divergence.evaluations) if "val_loss" in losses else None
         if wrong and config.divergence.stop:
             raise Diverged(update, f"{wrong} As its config asks (divergence.stop): {ENDED}")
         if wrong and is_main():
             print(f"WARNING: {wrong} The run continues (divergence.stop is off).", flush=True)
-        self._clock = time.perf_counter()  # the time of the report and the validation belongs to no update
+        self._clock = time.perf_counter()  # the time of the report belongs to no update
         return losses
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from tensorboardX import SummaryWriter
 
-from ghost_jax.core.atomic_io import read_text, write_text
+from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import is_remote, upload
 from ghost_jax.core.offline import is_offline
@@ -168,14 +168,14 @@ def _wandb_run(workdir: Path, project: str, config: Mapping) -> Any:
 
 
 def read(workdir: Path) -> list[dict]:
-    """Returns the lines of a run's metrics, without an incomplete last one; what is not finite is NaN."""
+    """Returns the lines of a run's metrics, without damaged or incomplete ones; what is not finite is NaN."""
     paths = sorted((workdir / PARTS).glob("*.jsonl")) or [workdir / FILE]
     lines = []
-    for text in "".join(read_text(path) for path in paths if path.is_file()).splitlines():
+    for text in b"".join(path.read_bytes() for path in paths if path.is_file()).splitlines():
         try:
             line = json.loads(text)
         except ValueError:
-            break
+            continue
         if not lines or line["step"] > lines[-1]["step"]:
             lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines

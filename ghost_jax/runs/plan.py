@@ -39,7 +39,9 @@ def estimated_seconds(config: ConfigDict) -> float:
     """Returns an estimate of the time of a config's updates on the devices of this process."""
     tokens = config.steps * config.batch_size * config.data.seq_len
     work = tokens * ModelConfig(**config.model).flops_per_token(config.data.seq_len)
-    return work / (measured_flops(config.model.dtype) * jax.device_count() * EFFICIENCY)
+    # The simulated devices of a process share its cores.
+    workers = {device.process_index if device.platform == "cpu" else device.id for device in jax.devices()}
+    return work / (measured_flops(config.model.dtype) * len(workers) * EFFICIENCY)
 
 
 def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:

@@ -76,7 +76,8 @@ def open_run(workdir: Path, config: ConfigDict, words: Sequence[str] = ()) -> No
     if (workdir / run_record.CONFIG).is_file():
         check_same(workdir, config)
         return
-    run_record.write(workdir, environment(config.spec, words))
+    vocabulary = config.get("base", {}).get("vocabulary", "")  # of --base; its path is not published, its name is
+    run_record.write(workdir, environment(config.spec, words, Path(vocabulary).parent.name))
     if diff := _git("diff", "HEAD"):
         write_text(workdir / "git.diff", diff)
     write_json(workdir / run_record.CONFIG, json.loads(config_lib.to_json(config)))  # last: the run is opened
@@ -173,18 +174,20 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
             write_text(workdir / file, "".join(texts))
 
 
-def environment(spec: str = "", words: Sequence[str] = ()) -> run_record.Environment:
+def environment(spec: str = "", words: Sequence[str] = (), base: str = "") -> run_record.Environment:
     """Returns the code, packages and machine of this process; `spec` is the config and its preset.
 
-    Of `words` the record keeps those that decide what is trained; they name a user's own files as typed.
+    Of `words` the record keeps those that decide what is trained; they name a user's own files as typed. `base` is the
+    name of the base that --base named.
     """
     overrides, _ = config_lib.overrides_in(words)
+    given = [f"--config={spec}", *([f"--base={base}"] if base else [])]
     return run_record.Environment(
         ghost_jax=ghost_jax.__version__,
         git_commit=_git("rev-parse", "HEAD").strip(),
         git_dirty=bool(_git("status", "--porcelain")),
         python=platform.python_version(),
-        command=[f"--config={spec}", *(f"--config.{key}={text}" for key, text in overrides)] if spec else [],
+        command=[*given, *(f"--config.{key}={text}" for key, text in overrides)] if spec else [],
         packages={name: importlib.metadata.version(name) for name in PACKAGES},
         machine=machine(),
         processes=jax.process_count(),

@@ -179,7 +179,8 @@ def picture(sweep: Sweep, rows: Sequence[Row]) -> Figure:
     above.set_ylabel("accuracy, %")
     below.set(ylabel="loss, nats a token", xlabel=sweep.axis)
     for axes in (above, below):
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[0]:  # Matplotlib warns of an empty legend
+            axes.legend(frameon=False)
         if numeric and min(places) > 0 and max(places) >= 10 * min(places):
             axes.set_xscale("log")
         axes.set_xticks([], minor=True)

@@ -29,8 +29,8 @@ from ghost_jax.training.optimizer import OPTIMIZERS, schedule
 class TrainSetup:
     """Everything of a run's updates that follows from its config, the size of its vocabulary and the devices.
 
-    `mesh` is by default that of `mesh_of`. Raises UserError where the batch cannot be split over it, UsageError where
-    the config's attention cannot be used on it.
+    `mesh` is by default that of `mesh_of`. Raises UserError where the batch or a parameter cannot be split over it,
+    UsageError where the config's attention cannot be used on it or `lora.targets` is found in no kernel.
     """
 
     def __init__(self, config: ConfigDict, vocab_size: int, mesh: Mesh | None = None):
@@ -47,6 +47,8 @@ class TrainSetup:
             self.lora = Lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.base.model.vocab_size)
             self._merge = jax.jit(self.lora.merge)
         self.abstract = step.abstract_state(self.model.config, self.optimizer, self.lora)
+        self.shapes = step.abstract_params(self.model.config)  # of the whole model
+        self._placed = shardings(self.shapes, self.mesh)
         self.objective = dict(config.objective) if config.stage == "chat" else step.LM  # weight of each objective
 
     def identity(self, prepared: Prepared, base_workdir: Path) -> dict:
@@ -58,7 +60,7 @@ class TrainSetup:
     def make_step(self, letter_ids: np.ndarray | None) -> Callable:
         """Returns the jitted training step, see `make_train_step`; with `lora` its last argument is `base_params`."""
         built = (self.model, self.optimizer, self.abstract, self.mesh, self.rows)
-        rest = (self.lora.merge, step.abstract_params(self.model.config)) if self.lora else None
+        rest = (self.lora.merge, self.shapes) if self.lora else None
         return step.make_train_step(*built, self.objective, letter_ids, frozen=rest)
 
     def whole(self, params: dict, *frozen: dict) -> dict:
@@ -74,7 +76,8 @@ class TrainSetup:
         if self.config.stage != "chat":
             return step.from_scratch(self.config.seed, self.model.config, self.optimizer, self.abstract, self.mesh)
         if self.lora:
-            params = jax.jit(self.lora.init, static_argnums=1)(*frozen, self.model.config, key)
+            placed = shardings(self.abstract.params, self.mesh)  # as the state's, which takes their memory
+            params = jax.jit(self.lora.init, static_argnums=1, out_shardings=placed)(*frozen, self.model.config, key)
         else:
             params = self.base_params(base_workdir, prepared)
         begin = functools.partial(step.new_state, optimizer=self.optimizer, key=key)
@@ -99,8 +102,8 @@ class TrainSetup:
             return grow_vocabulary(params, base, self.model.config, key, self.config.init_tokens)
 
         in_shardings = (shardings(params, self.mesh), None)
-        placed = shardings(step.abstract_params(self.model.config), self.mesh)
-        return jax.jit(grown, in_shardings=in_shardings, out_shardings=placed)(params, jax.random.key(self.config.seed))
+        grow = jax.jit(grown, in_shardings=in_shardings, out_shardings=self._placed)
+        return grow(params, jax.random.key(self.config.seed))
 
 
 def mesh_of(config: ConfigDict) -> Mesh:
@@ -112,12 +115,12 @@ def mesh_of(config: ConfigDict) -> Mesh:
 
 def attention_of(config: ConfigDict, mesh: Mesh) -> attention_kernels.Choice:
     """Returns the attention of a config's step on a mesh. Raises UsageError for a kernel that cannot be used there."""
-    mixed = {name for multipliers in config_lib.mixtures(config).values() for name, n in multipliers.items() if n}
+    ranked = config_lib.mixed(config).intersection(config_lib.RANKED)
     return attention_kernels.choose(
         config.model.get("attention", "auto"),
         attention_kernels.platform_of(mesh.devices.flat[0]),
         dtype=config.model.dtype,
         head_width=ModelConfig(**config.model).head_width,
-        mask="branches" if mixed & set(config_lib.RANKED) else "segments" if config.data.packing else "causal",
+        mask="branches" if ranked else "segments" if config.data.packing else "causal",
         length=config.data.seq_len,
     )

@@ -86,8 +86,8 @@ def make_train_step(
     """Returns the jitted `(state, batch, learning_rate) -> (state, metrics)`; the old state's memory is donated.
 
     The batch [B, T] is cut into micro-batches of `micro_batch_rows` rows over all devices. Each contributes its sums
-    over the denominators of the full batch, so the update does not depend on the cut. An update whose gradient is not
-    finite changes nothing but `skipped`.
+    over the denominators of the full batch, so the update does not depend on the cut, except for which units dropout
+    draws. An update whose gradient is not finite changes nothing but `skipped`.
 
     Metrics: `loss` (minimised, in nats), `loss_<objective>` for each where there are several, `grad_norm` (before
     clipping), `supervised` (tokens of the loss), `skipped` (updates so far).
