@@ -25,8 +25,10 @@ settings.load_profile("ci")  # the same examples every time, and no deadline tha
 COMPILE_FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 os.environ |= COMPILE_FAST | {"XLA_FLAGS": f"{COMPILE_FAST['XLA_FLAGS']} --xla_force_host_platform_device_count=8"}
 
-# A shell script's background processes ignore SIGINT, and all that they start do: tests send it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# What nohup or a shell script starts may ignore signals, and so do the processes it starts. A handler is not inherited.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, lambda *_: None)
 
 ROOT = Path(__file__).parents[1]
 WAIT = 600  # seconds that no command of a test needs, also on a slow machine with other work
