@@ -161,10 +161,14 @@ def open_index(book: str, data_dir: Path | None) -> Index:
     return Index.load(index_store(corpus, artifact_cache.manifest(corpus).documents, say))
 
 
-def open_run(flags: argparse.Namespace, sampling: Sampling, index: Index | None) -> tuple[Conversation, int]:
-    """Returns a conversation with a run, and the run's step. Raises UserError where it is not a chat model."""
+def open_run(flags: argparse.Namespace, sampling: Sampling) -> tuple[Conversation, int]:
+    """Returns a conversation with a run, with the book that --book names, and the run's step.
+
+    Raises UserError where the run is not a chat model, or a source of the book is missing.
+    """
     mesh = make_mesh(devices=jax.devices()[:1])
     model, params, step, tokenizer = load_chat_model(flags.workdir, mesh)
+    index = open_index(flags.book, flags.data_dir) if flags.book != "closed" else None
     if not flags.jsonl and jax.default_backend() == "cpu":
         model = dataclasses.replace(model, dtype="float32")  # a CPU decodes one row slower in bfloat16
     size = {"batch_size": BATCH_SIZE, "new_tokens": flags.max_new_tokens, "stop_ids": tokenizer.special_ids}
@@ -207,8 +211,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     notes = Console(stderr=not typed, markup=False, emoji=False, highlight=False, soft_wrap=True, style="dim")
     jax_setup.set_up()
-    index = open_index(flags.book, flags.data_dir) if flags.book != "closed" else None
-    conversation, step = open_run(flags, sampling, index)
+    conversation, step = open_run(flags, sampling)
     if conversation.quotes:
         notes.print("Every score of this run is at chance or collapsed, so the lines of the book are the answer.")
     elif not flags.jsonl and evaluation.only_guesses(flags.workdir):

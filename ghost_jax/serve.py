@@ -73,13 +73,14 @@ def main(argv: Sequence[str]) -> int:
     flags = parse_flags(argv)
     with contextlib.closing(listen(flags.host, flags.port)) as listening:
         jax_setup.set_up()
-        opened = flags.book != "closed"
-        reader = Book.open(flags.book, flags.data_dir).reader if opened else None
-        model, name, guesses = None, READER, False
+        model, name, guesses, reader = None, READER, False, None
         if flags.workdir:
             model = Model.load(flags.workdir, rows=flags.batch_size, waiting=flags.waiting, most=flags.max_new_tokens)
             name = flags.workdir.resolve().name
             guesses = evaluation.only_guesses(flags.workdir)
+        if flags.book != "closed":
+            reader = Book.open(flags.book, flags.data_dir).reader
+        if model:
             run_dir.say("compiling")
             model.scheduler.engine.warm_up()
         note = "Every score of this run is at chance or collapsed to one letter." if guesses else ""

@@ -348,8 +348,8 @@ def test_a_tuned_model_stops_at_its_own_stop_token_and_is_scored_and_exported(gh
     tune = ("ghost_jax.train", "--config=configs/chat_v5.py:nano")
     words = [word for word in set_all(TINY | own) if "model." not in word]
     ghost(*tune, f"--base={base}", f"--workdir={run}", *words)
-    flags = argparse.Namespace(workdir=run, max_new_tokens=24, seed=0, jsonl=False)
-    (found,) = open_run(flags, GREEDY, None)[0].answers(["What is a port?"], 0)
+    flags = argparse.Namespace(workdir=run, max_new_tokens=24, seed=0, jsonl=False, book="closed")
+    (found,) = open_run(flags, GREEDY)[0].answers(["What is a port?"], 0)
     assert (found["answer"], found["cut"]) == ("A number.", False)
     score = json.loads((run / "evals" / "ctibench.json").read_text())
     assert score["n"] > 0

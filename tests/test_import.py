@@ -235,8 +235,8 @@ def test_an_imported_model_is_served_asked_and_exported_with_its_own_names(tmp_p
     assert ENDS in model.stops
 
     if kind == "chat":
-        flags = argparse.Namespace(workdir=run, max_new_tokens=24, seed=0, jsonl=False)
-        conversation, _ = open_run(flags, Sampling(temperature=3.0), None)
+        flags = argparse.Namespace(workdir=run, max_new_tokens=24, seed=0, jsonl=False, book="closed")
+        conversation, _ = open_run(flags, Sampling(temperature=3.0))
         answers = [each["answer"] for each in conversation.answers(["hello", "attackers?"], 0)]
         assert any(answers)
         assert not any(name in answer for answer in answers for name in ("<|endoftext|>", "<|im_start|>", *ROLES))

@@ -148,6 +148,13 @@ def test_each_form_of_conversation_is_read(tmp_path):
     pair = ["user", "assistant"]
     assert roles == [["system", *pair, *pair], ["system", *pair], pair, pair]
     assert [turn.train for turn in read[0].messages] == [True, True, True, True, False]
+    weighed = turns(ASKED, ANSWER, ASKED, ANSWER)
+    for turn, weight in zip(weighed["messages"], (0, 0, 0, 1), strict=True):
+        turn["weight"] = weight
+    (found,) = chats.read("mine", lines(tmp_path / "c.jsonl", weighed))
+    assert [turn.train for turn in found.messages] == [False, False, False, True]
+    weighed["messages"][3]["weight"] = 0.5
+    assert "weight" in refusal(chats.read, "mine", lines(tmp_path / "d.jsonl", weighed))
     assert [each.id for each in read] == ["7", "mine/3", "mine/5", "mine/7"]
 
 

@@ -27,7 +27,12 @@ WAYS = {"statement": "blank", "question": "blank_question"}  # how a fact is put
 
 
 def check_data(workdir: Path, data_dir: Path | None) -> None:
-    """Does nothing: the facts asked for are meant to be in the training data."""
+    """Raises UserError where the run has no dataset `exposure`; the facts asked for are meant to be in it."""
+    if not (path := workdir / ITEMS).is_file():
+        raise UserError(
+            f"There is no {path}: recall is measured of a base that the dataset exposure is mixed into. Train one by "
+            "--config=configs/pretrain_exposure.py."
+        )
 
 
 def evaluate_run(predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir: Path | None, **size: int) -> Recall:
@@ -35,13 +40,8 @@ def evaluate_run(predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir
 
     Raises UserError where the run was not trained on the dataset `exposure`.
     """
-    path = workdir / ITEMS
-    if not path.is_file():
-        raise UserError(
-            f"There is no {path}: recall is measured of a base that the dataset exposure is mixed into. Train one by "
-            "--config=configs/pretrain_exposure.py."
-        )
-    items = [json.loads(line) for line in read_text(path).splitlines()]
+    check_data(workdir, data_dir)
+    items = [json.loads(line) for line in read_text(workdir / ITEMS).splitlines()]
     answers = [item["answer"] for item in items]
     credits = {}
     for way, blank in WAYS.items():

@@ -1,6 +1,7 @@
 """A user's own conversations: a file of `data.chats` is a dataset of the chat stage. The keys of a row tell its form.
 
 messages  {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …, "train": false}, …]}
+          (OpenAI's tuning files: "weight": 0 for "train": false)
 ShareGPT  {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}
 Alpaca    {"instruction": …, "input": …, "output": …}
 """
@@ -17,7 +18,7 @@ from ghost_jax.data.storage import files, tables
 from ghost_jax.data.storage.schema import drawn_split
 from ghost_jax.text.chat_format import Message
 
-VERSION = 3  # raise it when the same file gives other conversations
+VERSION = 4  # raise it when the same file gives other conversations
 
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 
@@ -67,10 +68,12 @@ def _turn(turn: dict, role: str, content: str, where: str) -> Message:
     said_by = rows.string(turn, role, where, needed=True)
     if said_by not in ROLES:
         raise UserError(f'{where}: "{role}" is {said_by[:100]}; use one of {", ".join(ROLES)}.')
-    train = turn.get("train", True)
-    if not isinstance(train, bool) or ("train" in turn and train and ROLES[said_by] != "assistant"):
-        raise UserError(f'{where}: "train" must be true or false, and only a turn of the assistant can be learnt.')
-    return Message(ROLES[said_by], rows.string(turn, content, where, needed=True), train)
+    learnt = [turn[key] for key in ("train", "weight") if key in turn]
+    if any(each not in (0, 1) for each in learnt) or (learnt and all(learnt) and ROLES[said_by] != "assistant"):
+        raise UserError(
+            f'{where}: "train" must be true or false, "weight" 0 or 1, and only a turn of the assistant can be learnt.'
+        )
+    return Message(ROLES[said_by], rows.string(turn, content, where, needed=True), all(learnt))
 
 
 def _checked(turns: list[Message], where: str) -> list[Message]:
@@ -83,5 +86,5 @@ def _checked(turns: list[Message], where: str) -> list[Message]:
             "turns, the assistant last."
         )
     if not any(turn.train for turn in turns if turn.role == "assistant"):
-        raise UserError(f'{where}: "train" is false for every turn of the assistant. Remove the row, or let one learn.')
+        raise UserError(f"{where}: no turn of the assistant is learnt. Remove the row, or let one learn.")
     return turns
