@@ -1,5 +1,6 @@
 """ghost_jax/data/builders: mcq, qa, small_talk and pretrain, and which split a subject is in."""
 
+import dataclasses
 import re
 from collections import Counter, defaultdict
 
@@ -8,8 +9,9 @@ import pytest
 
 from ghost_jax.data.builders import mcq, pretrain, qa
 from ghost_jax.data.examples import Conversation, Question
+from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage.schema import RELATIONS, SPLITS, Fact, Record, split_of
-from ghost_jax.data.storage.text_cleaning import first_sentences
+from ghost_jax.data.storage.text_cleaning import first_sentence, first_sentences
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import BOS, EOS
 
@@ -120,6 +122,24 @@ def test_a_subject_is_in_one_split_and_a_document_with_a_held_out_fact_is_held_o
         assert [found[f"{each.source}/{each.id}/fact{i}"] for i in range(len(splits))] == splits
         assert "test" not in splits or found[f"{each.source}/{each.id}/about"] == "test"
     assert {split for name, split in found.items() if name.endswith("/about")} == set(SPLITS)
+
+
+def test_pages_of_one_title_are_in_one_split_wherever_they_come_from():
+    held_out = next(name for name in map(str, range(100)) if split_of(name) == "test")
+    pages = [Record(str(i), "test", "Same title", "It is described. " * 4, "", "") for i in range(20)]
+    pages[10] = dataclasses.replace(pages[10], title="same Title", facts=(fact(held_out, "expansion", "Word"),))
+    built = qa.build(lambda: pages, ["test"], per_source=100, seed=0)
+    assert {each.split for each in built} == {"test"}
+
+
+def test_answers_of_the_pack_describe_and_state_nothing_twice():
+    group = record("G1", Fact("APT (G1)", "group_software", "Tool (S1)", "APT (G1) uses Tool (S1)."))
+    pages = {f"{page.source}/{page.id}": page for page in [group, *embedded.read()]}
+    built = qa.build(lambda: iter(pages.values()), ["test", "embedded"], per_source=10_000, seed=0)
+    answers = {each.id: each.messages[1].content for each in built}
+    for name, page in pages.items():
+        assert first_sentence(page.text.rpartition("\n\n")[2]) in answers[f"{name}/about"]
+    assert answers["test/G1/fact0"].count("Tool") == 1
 
 
 @pytest.mark.parametrize(("split", "window", "batch"), [("train", 16, 7), ("train", 100, 512), ("validation", 100, 7)])

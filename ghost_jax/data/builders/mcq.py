@@ -10,7 +10,8 @@ from ghost_jax.data.storage.schema import Fact, Record, as_asked, split_of
 VERSION = 1  # raise it, with cot, raft, rank and own questions, when the same documents give others
 
 PHRASINGS = wordings.read("study_questions")  # relation -> its questions
-# The study's counts. The other relations are asked of test subjects alone: no training record has them.
+# The study's counts. The other relations are asked of test subjects alone. Other datasets ask for them too, and state
+# most names of test subjects beside their numbers, in questions on other relations: "Name (CWE-79)".
 COUNTS = {"weakness_class": 1000, "tactic": 655, "expansion": 147}
 LETTER_ONLY_SHARE = 0.7
 OPTIONS = 4

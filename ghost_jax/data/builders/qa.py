@@ -9,13 +9,15 @@ from ghost_jax.data import wordings
 from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Rows, rng_of
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.schema import SPLITS, Record, as_asked, split_of
-from ghost_jax.data.storage.text_cleaning import first_sentences
+from ghost_jax.data.storage.text_cleaning import first_sentences, flat
 from ghost_jax.text.chat_format import Message
 
-VERSION = 1  # raise it when the same documents give other conversations
+VERSION = 2  # raise it when the same documents give other conversations
 
 ABOUT = ("What is {title}?", "Explain {title}.", "Tell me about {title}.", "Describe {title} in a few sentences.")
 FACTS = wordings.read("answers")  # relation -> question and answer
+# Pages that begin with their name and what their facts state, in a paragraph of its own; what a thing is comes below.
+STATED_FIRST = ("embedded", "exploitdb")
 
 
 def dataset(inputs: BuildInputs) -> Rows:
@@ -37,14 +39,21 @@ def build(documents: Documents, asked_of: Sequence[str], per_source: int, seed: 
     def read() -> Iterator[Record]:
         return (record for record in documents() if record.source in asked_of)
 
-    sizes = Counter(record.source for record in read())
-    facts = Counter(record.source for record in read() for fact in record.facts if fact.relation in FACTS)
+    sizes, facts = Counter[str](), Counter[str]()
+    splits: dict[str, str] = {}  # title -> split
+    for record in read():
+        sizes[record.source] += 1
+        facts[record.source] += sum(fact.relation in FACTS for fact in record.facts)
+        # A fact is held out with its subject, a document that states such a fact with it, and with that the pages of
+        # the same title, of other sources and domains: they are asked about in the same words.
+        title = record.title.casefold()
+        drawn = map(split_of, (title, *(fact.subject for fact in record.facts)))
+        splits[title] = max(splits.get(title, "train"), *drawn, key=SPLITS.index)
     for record in read():
         rng = rng_of(seed, "qa", record.source, record.id)
-        # A fact is held out with its subject, and a document that states such a fact with it.
-        keys = [f"{record.source}/{record.id}", *(fact.subject for fact in record.facts)]
-        split = max(map(split_of, keys), key=SPLITS.index)
-        answer = first_sentences(record.text, count=3, limit=480)
+        split = splits[record.title.casefold()]
+        text = flat(record.text) if record.source in STATED_FIRST else record.text
+        answer = first_sentences(text, count=3, limit=480)
         if record.title and len(answer) > 40 and rng.random() * sizes[record.source] < per_source:
             yield _conversation(record, "about", rng.choice(ABOUT).format(title=record.title), answer, split)
         for i, fact in enumerate(record.facts):
