@@ -133,13 +133,13 @@ def test_pages_of_one_title_are_in_one_split_wherever_they_come_from():
 
 
 def test_answers_of_the_pack_describe_and_state_nothing_twice():
-    group = record("G1", Fact("APT (G1)", "group_software", "Tool (S1)", "APT (G1) uses Tool (S1)."))
-    pages = {f"{page.source}/{page.id}": page for page in [group, *embedded.read()]}
+    uses = Fact("APT (G1)", "group_software", "Tool (S1)", "APT (G1) uses Tool (S1).")
+    pages = {f"{page.source}/{page.id}": page for page in [record("G1", uses), record("G2", uses), *embedded.read()]}
     built = qa.build(lambda: iter(pages.values()), ["test", "embedded"], per_source=10_000, seed=0)
     answers = {each.id: each.messages[1].content for each in built}
     for name, page in pages.items():
         assert first_sentence(page.text.rpartition("\n\n")[2]) in answers[f"{name}/about"]
-    assert answers["test/G1/fact0"].count("Tool") == 1
+    assert [answer.count("Tool") for answer in answers.values() if "Tool (S1)" in answer] == [1]
 
 
 @pytest.mark.parametrize(("split", "window", "batch"), [("train", 16, 7), ("train", 100, 512), ("validation", 100, 7)])

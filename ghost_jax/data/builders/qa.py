@@ -49,6 +49,7 @@ def build(documents: Documents, asked_of: Sequence[str], per_source: int, seed: 
         title = record.title.casefold()
         drawn = map(split_of, (title, *(fact.subject for fact in record.facts)))
         splits[title] = max(splits.get(title, "train"), *drawn, key=SPLITS.index)
+    asked: set[tuple[str, str]] = set()  # facts that several pages state are asked once
     for record in read():
         rng = rng_of(seed, "qa", record.source, record.id)
         split = splits[record.title.casefold()]
@@ -65,7 +66,9 @@ def build(documents: Documents, asked_of: Sequence[str], per_source: int, seed: 
                     "evidence": first_sentences(fact.evidence, count=1, limit=300),
                 }
                 turns = question.format(**values), answer_form.format(**values)
-                yield _conversation(record, f"fact{i}", *turns, split_of(fact.subject))
+                if turns not in asked:
+                    yield _conversation(record, f"fact{i}", *turns, split_of(fact.subject))
+                asked.add(turns)
 
 
 def _conversation(record: Record, kind: str, question: str, answer: str, split: str) -> Conversation:
