@@ -15,7 +15,7 @@ from evals.items.answers import orders_of
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import LETTERS, Item
-from ghost_jax.data.retrieval.mcq_baselines import all_of_the_above, overlapping
+from ghost_jax.data.retrieval.mcq_baselines import all_of_the_above, overlapping, sharing_parts
 
 
 def over_orders(items: list[Item], name: str) -> float:
@@ -38,9 +38,11 @@ def test_ctibench_as_published_and_in_the_cyclic_orders(ghost_data):
         "shortest": 19.03,
         "all_of_the_above": 25.55,
         "question_overlap": 33.47,
+        "word_part_overlap": 35.98,
         "option_popularity": 27.67,
         "position_length": 45.96,
         "position_length_popularity": 49.12,
+        "position_length_popularity_overlap": 52.48,
     }
     every = {name: accuracies["all_orders"] for name, accuracies in table.items()}
     assert [every[f"always_{letter}"] for letter in "ABCD"] == [0.25] * 4
@@ -61,6 +63,7 @@ def test_each_baseline_chooses_the_option_of_its_name_in_every_order():
         "shortest": ([0, 0, 1, 0], [1 / 2, 1 / 2, 0]),
         "all_of_the_above": ([1 / 4] * 4, [1 / 3] * 3),
         "question_overlap": ([1, 0, 0, 0], [1 / 3] * 3),
+        "word_part_overlap": ([1, 0, 0, 0], [1 / 3] * 3),
         "option_popularity": ([0, 0, 0, 1], [1 / 2, 1 / 2, 0]),
     }
     for name, of_items in expected.items():
@@ -72,6 +75,11 @@ def test_overlap_counts_each_content_word_once_and_no_function_word():
     question = "Which flaw of the kernel is a use of freed memory?"
     options = ("the of is a which", "memory memory memory", "Use of MEMORY", "kernel")
     assert overlapping(Item("", question, options, 0)).tolist() == [0, 0, 1, 0]
+
+
+def test_parts_of_words_are_shared_where_words_are_not():
+    item = Item("", "Which weakness lets attackers inject commands?", ("Path Traversal", "Command Injection"), 1)
+    assert (sharing_parts(item).tolist(), overlapping(item).tolist()) == ([0, 1], [1 / 2, 1 / 2])
 
 
 def test_all_of_the_above_is_chosen_where_it_stands_unless_the_question_is_negated():
@@ -139,8 +147,9 @@ def test_items_of_one_page_do_not_answer_one_another_and_no_question_is_read():
     items = written(gold_of_page)
     asked = [dataclasses.replace(one, question=f"{one.options[one.answer]}?") for one in items]
     assert in_one_order(items, "position_length_popularity") < 0.4
-    for name in FITTED:
+    for name in ("position_length", "position_length_popularity"):
         assert in_one_order(asked, name) == in_one_order(items, name)
+    assert in_one_order(asked, "position_length_popularity_overlap") > 0.95
 
 
 @pytest.mark.parametrize("url", ["page {}", ""])

@@ -92,7 +92,7 @@ def test_every_run_is_paired_with_the_first(ghost, items, tmp_path):
         assert found == (difference.mean, *difference.ci95, difference.p, difference.detectable)
     strong, near = (row["against_reference"] for row in others)
     assert (strong["p_holm"], near["p_holm"]) == pytest.approx((2 * differences[0].p, differences[1].p))
-    assert "strong COLLAPSED is better than weak COLLAPSED by 18.8 points (12.2 to 25.3)" in strong["text"]
+    assert "strong is better than weak COLLAPSED by 18.8 points (12.2 to 25.3)" in strong["text"]
     assert "-0.8 points (-2.8 to +1.3)" in near["text"]
     ghost.refused_here("evals.compare", f"--runs={places[0]},", code=2)
 

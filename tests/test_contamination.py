@@ -26,6 +26,7 @@ NAMED = "Does the mitigation Execution Prevention keep unsigned applications fro
 SHORT = "What is phishing?"
 SHORTS = ("A social engineering attack by mail", "A scan of ports", "A rule of a firewall", "A kind of malware")
 SYMBOLS = "Which operator compares two values in this language without converting them?"
+CHINESE = "哪种技术最能描述攻击者使用脚本执行恶意命令"
 ITEMS = (
     Item("long", LONG, OPTIONS, 0),
     Item("language", LANGUAGE, LANGUAGES, 0),
@@ -33,6 +34,7 @@ ITEMS = (
     Item("short", SHORT, SHORTS, 0),
     Item("tiny", "Is it?", ("Yes", "No"), 0),
     Item("symbols", SYMBOLS, ("===", "=="), 0),
+    Item("chinese", CHINESE, ("命令与脚本解释器", "钓鱼攻击"), 0),
 )
 FAR = " ".join(f"filler{n}" for n in range(200))
 
@@ -48,6 +50,11 @@ REFUSED = {
     "full width": (LONG.replace("users", "ｕｓｅｒｓ") + f" {OPTIONS[0]}", {"long": BY_GOLD}),
     "soft hyphens": (LONG.replace("unsigned", "un\u00adsigned") + f" {OPTIONS[0]}", {"long": BY_GOLD}),
     "curly quotes": (f"“{LANGUAGE.replace(chr(39), '’')}” — ‘SQL’", {"language": BY_GOLD}),
+    "json in json": (json.dumps(json.dumps({"text": f"\n{LANGUAGE}\n{LANGUAGES[0]}"})), {"language": BY_GOLD}),
+    "html of html": (f"{LANGUAGE.replace(chr(39), '&amp;#39;')} SQL", {"language": BY_GOLD}),
+    "beside chinese": (f"问题是{LONG}正确答案是{OPTIONS[0]}。", {"long": BY_GOLD}),
+    "beside korean": (f"{LONG} 정답은 {OPTIONS[0]}입니다.", {"long": BY_GOLD}),
+    "in chinese": (f"请问{CHINESE}？答案是命令与脚本解释器。", {"chinese": BY_GOLD}),
     "gold of one word beside": (f"{LANGUAGE} The answer is {'quite ' * 15} SQL.", {"language": BY_GOLD}),
     "short stem beside its gold": (f"FAQ. {SHORT} {SHORTS[0]}.", {"short": BY_GOLD}),
     "two items at once": (f"{SHORT} {SHORTS[0]}. {LONG} {OPTIONS[0]}.", {"short": BY_GOLD, "long": BY_GOLD}),
@@ -103,7 +110,7 @@ def test_records_that_ask_and_answer_an_item_are_refused(tmp_path):
     texts = {name: text for name, (text, _) in REFUSED.items()}
     result = check([write_corpus(tmp_path, texts | ALLOWED)])
     assert found_in(result) == {name: expected for name, (_, expected) in REFUSED.items()}
-    with pytest.raises(UserError, match=r"items\.jsonl.* 3 of its 6 .*long .*as published.* 10 more"):
+    with pytest.raises(UserError, match=r"items\.jsonl.* 4 of its 7 .*long .*as published.* 15 more"):
         contamination.refuse(result)
 
 

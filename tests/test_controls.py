@@ -71,7 +71,8 @@ def peeks(each: Item) -> int:
 
 def answers_by(rule, items=ITEMS) -> Answers:
     orders = orders_of(items, "cyclic")
-    letters = [[order[rule(each)] for order in asked] for each, asked in zip(items, orders, strict=True)]
+    chosen = [rule(each) for each in items]
+    letters = [[-1 if c is None else o[c] for o in asked] for c, asked in zip(chosen, orders, strict=True)]
     return Answers.from_letters(orders, letters)
 
 
@@ -79,6 +80,18 @@ def report_on(rule) -> evaluation.Evaluation:
     answers = answers_by(rule)
     controls = controls_of(lambda items, doing: answers_by(rule, items), answers, ITEMS)
     return with_controls(report_of(answers, ITEMS), controls)
+
+
+def refuses(each: Item) -> int | None:
+    """Peeks, and answers nothing where the question is not the item's own."""
+    return peeks(each) if each.question == f"Question {each.id}?" else None
+
+
+def test_a_control_that_is_refused_shows_no_gain():
+    report = report_on(refuses)
+    assert report.verdict == "shortcut"
+    for control in report.controls.values():
+        assert (control.accuracy, control.gain, control.no_letter) == (1, 0, 1)
 
 
 @pytest.mark.parametrize(("rule", "accuracy", "verdict"), [(knows, 0.25, "knowledge"), (peeks, 1, "shortcut")])

@@ -31,18 +31,37 @@ def test_an_item_a_cluster_is_the_plain_t_interval(correct):
 
 
 def test_an_interval_and_a_difference_by_hand():
-    # Clusters {1, 1}, {0}, {1, 0}: mean 3/5, residual sums 0.8, -0.6, -0.2, so SE² = 3/2 · 1.04 / 25 = 0.0624. The
-    # quantiles of t with 2 degrees of freedom at 97.5% and 80% are 4.302653 and 1.060660, and P(|t| > x) is
-    # 1 - x / √(x² + 2) with x² = 0.36 / 0.0624.
+    # Clusters {1, 1}, {0}, {1, 0}: mean 3/5, and without each 1/3, 3/4 and 2/3. SE² = 2/3 · Σ (the difference)², and
+    # t has 25 / (4 + 1 + 4) - 1 degrees of freedom.
     credits = np.array([1, 1, 0, 1, 0])
-    half = 4.302653 * 0.0624**0.5 / 4
-    assert clustered_interval(credits / 4 + 0.35, FIVE) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    error, freedom = (2 / 3 * (0.8**2 / 9 + 0.6**2 / 16 + 0.2**2 / 9)) ** 0.5, 16 / 9
+    reach = t.ppf(0.975, freedom)
+    half = reach * error / 10
+    assert clustered_interval(credits / 10 + 0.44, FIVE) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
     difference = paired_difference(credits, [0] * 5, FIVE)
     assert difference.mean == pytest.approx(0.6)
-    assert difference.ci95 == (pytest.approx(0.6 - 4.302653 * 0.0624**0.5), 1.0)
-    squared = 0.36 / 0.0624
-    assert difference.p == pytest.approx(1 - (squared / (squared + 2)) ** 0.5)
-    assert difference.detectable == pytest.approx((4.302653 + 1.060660) * 0.0624**0.5)
+    assert difference.ci95 == (pytest.approx(0.6 - reach * error), 1.0)
+    assert difference.p == pytest.approx(2 * t.sf(0.6 / error, freedom))
+    assert difference.detectable is None, "no difference is above 1"
+    detectable = paired_difference(credits / 10, [0] * 5, FIVE).detectable
+    assert detectable == pytest.approx((reach + t.ppf(0.8, freedom)) * error / 10)
+
+
+@pytest.mark.parametrize("sizes", [[5] * 30, [100] + [1] * 30, [50] + [1] * 50])
+def test_intervals_cover_where_one_page_has_most_items(sizes):
+    rng, covered, equal = np.random.default_rng(0), 0, 0
+    pages = np.repeat(np.arange(len(sizes)), sizes)
+
+    def drawn(rates):
+        return (rng.random(len(pages)) < rates[pages]).astype(float)
+
+    for _ in range(200):
+        credits, other = (drawn(rng.beta(0.9, 1.4, len(sizes))) for _ in range(2))
+        _, low, high = clustered_interval(credits, [str(page) for page in pages])
+        covered += low <= 0.9 / 2.3 <= high
+        low, high = paired_difference(credits, other, [str(page) for page in pages]).ci95
+        equal += low <= 0 <= high
+    assert min(covered, equal) >= 0.9 * 200
 
 
 def test_one_cluster_has_no_spread_and_rounding_is_none():

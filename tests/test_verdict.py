@@ -14,6 +14,8 @@ ITEMS = Items("two questions", "", "", (Item("1", "Which?", ("a", "b"), 0), Item
 REPORT = report_of(Answers.from_letters([[(0, 1)]] * 2, [[0], [1]]), ITEMS)
 BASELINES = {**{f"always_{letter}": 0.25 for letter in "ABCD"}, "longest": 0.4}
 
+OVERLAP = BASELINES | {"position_length_popularity": 0.3, "position_length_popularity_overlap": 0.35}
+
 HIGH = {"options only": 0.5, "question swapped": 0.3}
 LOW = {"options only": 0.26, "question swapped": 0.27}
 ALL_HIGH = HIGH | {"trained options-only": 0.89}
@@ -45,12 +47,19 @@ def graded(accuracy: float, controls: dict[str, float] | None = None, gain: floa
     return judged(replace(report, **others))
 
 
+def mostly_a(share: float, recall: float) -> dict:
+    return {"letter_share": {"A": share, "B": 0.2}, "recall": {"A": recall, "B": 0.3}}
+
+
 @pytest.mark.parametrize(
     ("report", "verdict", "named"),
     [
         (graded(0.35), "shortcut", "below longest, which scores 40.00%"),
         (graded(0.9), "shortcut", "controls were not run"),
-        (graded(0.9, HIGH), "knowledge", "options only (50.00%)"),
+        (graded(0.9, HIGH, gain=0.01), "knowledge", "options only (50.00%)"),
+        (graded(0.9, HIGH), "shortcut", "the gain over options only is not shown"),
+        (graded(0.9, LOW, gain=0.1, baselines_over_orders=OVERLAP), "knowledge", "longest"),
+        (graded(0.9, LOW, gain=0.04, baselines_over_orders=OVERLAP), "gain", "5.00 points that shared words add"),
         (graded(0.51, HIGH), "shortcut", "options only"),
         (graded(0.9, {"options only": 0.5}), "shortcut", "not excluded"),
         (graded(0.9, ALL_HIGH), "shortcut", "trained options-only"),
@@ -63,9 +72,9 @@ def graded(accuracy: float, controls: dict[str, float] | None = None, gain: floa
         (graded(0.27, ALL_LOW, gain=0.01), "chance", "below longest, which scores 40.00%"),
         (graded(0.27, ALL_LOW), "chance", "not told apart from answering one letter"),
         (graded(0.05, ALL_LOW), "chance", "below answering one letter"),
-        (graded(0.9, HIGH, letter_share={"A": 0.6, "B": 0.4}), "knowledge", ""),
-        (graded(0.9, HIGH, letter_share={"A": 0.61, "B": 0.39}), "collapsed", "61.0% of the answers are A"),
-        (graded(0.31, ALL_LOW, gain=0.01, letter_share={"A": 0.4, "B": 0.2}, no_letter=0.4), "collapsed", "66.7%"),
+        (graded(0.625, LOW, gain=0.01, **mostly_a(0.625, 1.0)), "knowledge", ""),  # half is known, and A the rest
+        (graded(0.26, LOW, gain=0.01, **mostly_a(0.61, 0.61)), "collapsed", "61.0% of the answers are A"),
+        (graded(0.31, ALL_LOW, gain=0.01, **mostly_a(0.4, 0.4), no_letter=0.4), "collapsed", "66.7%"),
     ],
 )
 def test_the_verdict_names_the_best_rival_and_the_missing_controls(report, verdict, named):
@@ -81,12 +90,12 @@ def test_a_gain_over_two_controls_is_none_where_the_third_is_as_good():
     assert judged(replace(report, controls=report.controls | third)).verdict == "shortcut"
 
 
-def read_twice(accuracy: float, *, letters: float = 0.25, chance: float = 0.25, gain: float | None = 0.01):
+def read_twice(accuracy: float, *, letters: float = 0.25, chance: float = 0.25, gain: float | None = 0.01, **others):
     """A report with a cloze of this accuracy, its interval 0.1 to each side, and `gain` the lower bound of its gain."""
     controls = {} if gain is None else {"question swapped": control(0.25, gain)}
     found, other = around(accuracy, 0.1), around(0.9)
     cloze = Cloze(primary="pmi", chance=chance, controls=controls, pmi=found, sum=other, per_token=other)
-    return graded(letters, LOW, gain=-0.01, cloze=cloze)
+    return graded(letters, LOW, gain=-0.01, cloze=cloze, **others)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +105,7 @@ def read_twice(accuracy: float, *, letters: float = 0.25, chance: float = 0.25, 
         (read_twice(0.57, gain=None), False),
         (read_twice(0.57, gain=0.0), False),
         (read_twice(0.34), False),
+        (read_twice(0.57, baselines_over_orders=BASELINES | {"word_part_overlap": 0.48}), False),
         (read_twice(0.57, chance=0.5), False),
         (read_twice(0.57, letters=0.35), False),
     ],

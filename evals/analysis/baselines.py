@@ -11,7 +11,12 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.items import LETTERS, Item, Order
 from ghost_jax.data.retrieval import mcq_baselines
 
-FITTED = {"position_length": False, "position_length_popularity": True}  # whether the fit knows how popular texts are
+# Whether the fit knows how popular texts are, and what they share with the question.
+FITTED = {
+    "position_length": {"popularity": False, "overlap": False},
+    "position_length_popularity": {"popularity": True, "overlap": False},
+    "position_length_popularity_overlap": {"popularity": True, "overlap": True},
+}
 
 
 def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -> dict[str, Answers]:
@@ -26,6 +31,7 @@ def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -
         "shortest": mcq_baselines.shortest,
         "all_of_the_above": mcq_baselines.all_of_the_above,
         "question_overlap": mcq_baselines.overlapping,
+        "word_part_overlap": mcq_baselines.sharing_parts,
         "option_popularity": mcq_baselines.popular(mcq_baselines.times_offered(items)),
     }
     answers = {
@@ -34,8 +40,8 @@ def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -
     }
     for name, baseline in of_options.items():
         answers[name] = Answers.from_options(orders, [baseline(item) for item in items])
-    for name, popularity in FITTED.items():
-        answers[name] = fitted_baselines.answers(items, orders, popularity=popularity)
+    for name, clues in FITTED.items():
+        answers[name] = fitted_baselines.answers(items, orders, **clues)
     return answers
 
 

@@ -1,4 +1,4 @@
-"""Baselines fitted to the position of the gold option, how long it is and how popular, without the question.
+"""Baselines fitted to the position of the gold option, how long it is, how popular, and like the question's words.
 
 Each is a conditional logit (`conditional_logit.py`), scored in 5-fold cross-validation: the weights that answer an item
 were fitted on items of other components (`ghost_jax/data/items/clusters.py`). Where all items are one component,
@@ -14,20 +14,22 @@ from evals.analysis.conditional_logit import fit
 from evals.items.answers import Answers
 from ghost_jax.data.items.clusters import components
 from ghost_jax.data.items.items import Item, Order
+from ghost_jax.data.retrieval.mcq_baselines import is_negated, runs_shared
 
 FOLDS = 5
 RIDGE = 1.0  # of standardised weights: far below the evidence of a hundred items, enough to bound those of ten
 TIED = 1e-6  # scores this close are equal: rounding must not decide a tie
 
 
-def answers(items: Sequence[Item], orders: Sequence[Sequence[Order]], *, popularity: bool) -> Answers:
+def answers(items: Sequence[Item], orders: Sequence[Sequence[Order]], *, popularity: bool, overlap: bool) -> Answers:
     """Returns the answers by position and length.
 
     With `popularity` also by how often a text is offered, and is gold in the training folds. Both are counted outside
-    the component of the item: of four questions with the same four options, three would give away the fourth.
+    the component of the item: of four questions with the same four options, three would give away the fourth. With
+    `overlap` also by the share of a text that the question has.
     """
     options = _Options(items)
-    length = options.length()
+    clues = [options.length(), *[options.overlap(items)] * overlap]
     asked = np.array([len(of_item) for of_item in orders])
     item = np.repeat(np.arange(len(orders)), asked)  # [C], C the cases: an item in an order
     k = options.real.shape[1]
@@ -38,7 +40,7 @@ def answers(items: Sequence[Item], orders: Sequence[Sequence[Order]], *, popular
         held_out = (options.fold == fold)[item]
         if not held_out.any():
             continue
-        features = np.concatenate([length, options.popularity(fold)], axis=-1) if popularity else length
+        features = np.concatenate([*clues, *[options.popularity(fold)] * popularity], axis=-1)
         spread = features[options.real].std(axis=0)
         cases = np.concatenate([letters, (features / np.where(spread > 0, spread, 1))[item]], axis=-1)
         train = item[~held_out]
@@ -81,6 +83,14 @@ class _Options:
             _shares(-lengths, real),
         )
         return np.stack(features, axis=-1)
+
+    def overlap(self, items: Sequence[Item]) -> np.ndarray:
+        """[N, K, 1] the share of the text that is in the question, negated where the question is."""
+        shared = np.zeros((*self.real.shape, 1))
+        for row, item in enumerate(items):
+            found = [runs_shared(item.question, text) for text in item.options]
+            shared[row, : len(found), 0] = np.negative(found) if is_negated(item.question) else found
+        return shared
 
     def popularity(self, held_out: int) -> np.ndarray:
         """[N, K, 3] logs: how often other components offer the text, how often those outside a fold have it as gold,

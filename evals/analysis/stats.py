@@ -22,14 +22,16 @@ Clusters = Sequence[str] | Sequence[tuple[str, str]]
 def clustered_interval(correct: np.ndarray, clusters: Clusters) -> tuple[float, float, float]:
     """Returns the mean credit and its 95% interval, clustered by the page a question comes from.
 
-    Questions from one page are right or wrong together, so N items carry less than N items' worth of evidence. With G
-    clusters and mean m,
+    Questions from one page are right or wrong together, so N items carry less than N items' worth of evidence. With n
+    clusters of N_g items, mean m, and m_g the mean without cluster g,
 
-        SE² = G / (G - 1) · Σ_g (Σ_{i in g} (correct_i - m))² / N²,    interval = m ± t_{G-1; 0.975} · SE,
+        SE² = (n - 1) / n · Σ_g (m_g - m)²,    G = N² / Σ_g N_g²,    interval = m ± t_{G-1; 0.975} · SE,
 
-    clipped to [0, 1] (Liang & Zeger 1986; Miller 2024, "Adding Error Bars to Evals"). One cluster has the interval
-    (0, 1). Where all is right or all is wrong, the interval is the exact one of G trials. Other credits that are all
-    equal give an interval of width zero.
+    clipped to [0, 1]: the jackknife, with the effective number of clusters G (Carter, Schnepel & Steigerwald 2017).
+    Clusters of one size have G = n and the usual clustered error (Liang & Zeger 1986; Miller 2024, "Adding Error Bars
+    to Evals"). That error is far too small where one cluster has most items, since it draws the mean to itself. One
+    cluster has the interval (0, 1). Where all is right or all is wrong, the interval is the exact one of G trials.
+    Other credits that are all equal give an interval of width zero.
 
     Args:
       correct: [N] credit of each item in [0, 1], the mean over its orders.
@@ -62,23 +64,24 @@ def _credits(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _clustered(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[float, float, int]:
-    """The mean of [N] values, its standard error, which is infinite for one cluster, and the number of clusters G."""
+def _clustered(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[float, float, float]:
+    """The mean of [N] values, its error, which is infinite for one cluster, and the effective number of clusters G."""
     if len(clusters) and isinstance(clusters[0], tuple):
         return _two_way(values, clusters)
     if values.ndim != 1 or len(values) == 0 or len(values) != len(clusters):
         raise ValueError(f"expected [N] credits and N clusters, got {values.shape} and {len(clusters)}")
     index_of: dict[Hashable, int] = {}
     cluster = [index_of.setdefault(name or row, len(index_of)) for row, name in enumerate(clusters)]
-    g, mean = len(index_of), float(values.mean())
-    if g == 1:
-        return mean, math.inf, g
-    residual_sums = np.bincount(cluster, weights=values - mean)  # [G]
-    error = math.sqrt(g / (g - 1) * np.sum(residual_sums**2)) / len(values)
-    return mean, error if error > _ROUNDING else 0.0, g
+    n, mean = len(index_of), float(values.mean())
+    if n == 1:
+        return mean, math.inf, 1
+    sizes = np.bincount(cluster)  # [n]
+    shifts = np.bincount(cluster, weights=values - mean) / (len(values) - sizes)  # [n] of the mean without a cluster
+    error = math.sqrt((n - 1) / n * np.sum(shifts**2))
+    return mean, error if error > _ROUNDING else 0.0, len(values) ** 2 / int(np.sum(sizes**2))
 
 
-def _two_way(values: np.ndarray, clusters: Sequence[tuple[str, str]]) -> tuple[float, float, int]:
+def _two_way(values: np.ndarray, clusters: Sequence[tuple[str, str]]) -> tuple[float, float, float]:
     """`_clustered` by two groupings at once: SE² = SE²_first + SE²_second - SE²_both, and G is the smaller number.
 
     Cameron, Gelbach & Miller (2011, "Robust inference with multiway clustering"). The error is at least that of either
@@ -103,7 +106,8 @@ class Difference:
     mean: float  # above zero where the run is better than its reference
     ci95: tuple[float, float]  # its interval, clustered and clipped to [-1, 1]
     p: float  # two-sided p-value of no difference
-    detectable: float | None  # the true difference that would have p < 0.05 four times in five; None without any spread
+    # the true difference that would have p < 0.05 four times in five; None without any spread, or above 1
+    detectable: float | None
 
 
 def paired_difference(credits: np.ndarray, reference: np.ndarray, clusters: Clusters) -> Difference:
@@ -125,7 +129,9 @@ def paired_difference(credits: np.ndarray, reference: np.ndarray, clusters: Clus
         return Difference(mean, (mean, mean) if p < 0.05 else (min(mean, 0.0), max(mean, 0.0)), p, None)
     reach, power = float(stdtrit(g - 1, 0.975)), float(stdtrit(g - 1, 0.8))
     ci95 = (max(-1.0, mean - reach * error), min(1.0, mean + reach * error))
-    return Difference(mean, ci95, 2 * float(stdtr(g - 1, -abs(mean) / error)), (reach + power) * error)
+    detectable = (reach + power) * error
+    p = 2 * float(stdtr(g - 1, -abs(mean) / error))
+    return Difference(mean, ci95, p, detectable if detectable <= 1 else None)
 
 
 def control_of(credits: np.ndarray, control: np.ndarray, clusters: Clusters, **more: Any) -> Control:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from ghost_jax.runs.evaluation import COLLAPSED, Accuracy, Evaluation, Readings
 
 ROUNDING = 1e-9  # means of thirds do not cancel to the last bit
-COLLAPSED_SHARE = 0.6  # share of one letter among the answers above which they are collapsed
+COLLAPSED_SHARE = 0.6  # share of one letter among the answers where it is wrong, above which they are collapsed
 CONTROLS = ("options only", "question swapped", "trained options-only")
+COMPARE_WORDS = ("question_overlap", "word_part_overlap")
 NEEDED = CONTROLS[:2]  # without these, what the options alone give away is unknown, and the verdict is not "knowledge"
 
 
@@ -21,14 +22,15 @@ def judged(report: Evaluation) -> Evaluation:
 def verdict(report: Evaluation) -> str:
     """Returns "collapsed", "chance", "knowledge", "gain" or "shortcut", which docs/scoring.md#verdict defines."""
     low = report.headline.ci95[0] - ROUNDING
-    if _top_share(report) > COLLAPSED_SHARE:
+    if _share_where_wrong(report) > COLLAPSED_SHARE:
         return COLLAPSED
     if low <= report.best_constant:
         return "chance"
     if not set(NEEDED) & set(report.controls_missing):
-        if low > _best_rival(report)[1]:
+        least = min(control.gain_ci95[0] for control in report.controls.values())
+        if low > _best_rival(report)[1] and least > _added_by_overlap(report) + ROUNDING:
             return "knowledge"
-        if all(control.gain_ci95[0] > ROUNDING for control in report.controls.values()):
+        if least > ROUNDING:
             return "gain"
     return "shortcut"
 
@@ -36,12 +38,14 @@ def verdict(report: Evaluation) -> str:
 def readings_of(report: Evaluation) -> Readings:
     """Returns the accuracy by letters and by cloze, and whether they differ.
 
-    They differ where the letters are collapsed or at chance, and cloze is not: its interval is above chance, and its
-    paired gain over its control, which must have been run, is above zero.
+    They differ where the letters are collapsed or at chance, and cloze is not: its interval is above chance and above
+    the baselines that compare words, because a model that copies is no better, and its paired gain over its control,
+    which must have been run, is above zero.
     """
     cloze = report.cloze
     letters = Accuracy(accuracy=report.headline.accuracy, ci95=report.headline.ci95)
-    above = cloze.found.ci95[0] > cloze.chance + ROUNDING
+    words = [report.baselines_over_orders.get(name, 0.0) for name in COMPARE_WORDS]
+    above = cloze.found.ci95[0] > max(cloze.chance, *words) + ROUNDING
     gained = bool(cloze.controls) and all(each.gain_ci95[0] > ROUNDING for each in cloze.controls.values())
     differs = report.verdict in (COLLAPSED, "chance") and above and gained
     return Readings(letters=letters, cloze=cloze.found, differs=differs)
@@ -54,7 +58,7 @@ def words_of(report: Evaluation) -> str:
     missing = f" Controls missing: {', '.join(report.controls_missing)}." if report.controls_missing else ""
     if report.verdict == COLLAPSED:
         words = f"COLLAPSED to one letter: {_top_share(report):.1%} of the answers are {report.top_letter[0]}; "
-        words += "the accuracy measures that letter."
+        words += f"that letter alone scores {report.baselines_over_orders[f'always_{report.top_letter[0]}']:.2%}."
     elif report.verdict == "chance":
         against = "below" if high < report.best_constant else "not told apart from"
         words = f"chance: {against} answering one letter without reading"
@@ -62,16 +66,23 @@ def words_of(report: Evaluation) -> str:
     elif report.verdict == "knowledge":
         words = f"knowledge: entirely above {rival} ({100 * best:.2f}%), the best of every baseline and control."
     elif report.verdict == "gain":
-        below = "below" if high < best else "not entirely above"
-        words = f"gain: shown over every control that was run, but {below} {rival}, which scores {100 * best:.2f}%."
-    elif low > best:
-        words = "shortcut not excluded: above every baseline that reads no question, but controls were not run."
+        against = f"{'below' if high < best else 'not entirely above'} {rival}, which scores {100 * best:.2f}%"
+        if low - ROUNDING > best:
+            against = f"not by more than the {100 * _added_by_overlap(report):.2f} points that shared words add"
+        words = f"gain: shown over every control that was run, but {against}."
+    elif low - ROUNDING > best:
+        no_gain = [name for name, control in report.controls.items() if control.gain_ci95[0] <= ROUNDING]
+        why = f"the gain over {no_gain[0]} is not shown" if no_gain else "controls were not run"
+        words = f"shortcut not excluded: above every baseline, but {why}."
     else:
         excluded = " not excluded" if missing else ""
         against = "below" if high < best else "not told apart from"
         words = f"shortcut{excluded}: {against} {rival}, which scores {100 * best:.2f}%."
     if report.readings and report.readings.differs:
         words += f" {_differing(report)}"
+    for name, control in report.controls.items():
+        if control.no_letter:
+            words += f" {name}: {control.no_letter:.1%} have no letter and count as the model's own answers."
     return words + missing
 
 
@@ -96,6 +107,28 @@ def _best_rival(report: Evaluation) -> tuple[str, float]:
 
 def _baselines(report: Evaluation) -> dict[str, float]:
     return {name.replace("_", " "): accuracy for name, accuracy in report.baselines_over_orders.items()}
+
+
+def _added_by_overlap(report: Evaluation) -> float:
+    """What words shared with the question add to the fit by position, length and popularity.
+
+    A model with better clues than that fit has to gain more than this over its controls, which withhold shared words.
+    """
+    without = "position_length_popularity"
+    fitted = report.baselines_over_orders
+    return max(0.0, fitted.get(f"{without}_overlap", 0.0) - fitted.get(without, 0.0))
+
+
+def _share_where_wrong(report: Evaluation) -> float:
+    """The share of the most frequent letter among the answers that are letters, where that letter is wrong.
+
+    Right answers are left out: a model that is right in 60% and else says A has more than 60% of A where A is often
+    gold.
+    """
+    letter, share = report.top_letter
+    gold = report.baselines_over_orders[f"always_{letter}"]
+    wrong = (share - gold * (report.recall[letter] or 0)) / max(1 - gold, ROUNDING)
+    return wrong / max(1 - report.no_letter, ROUNDING)
 
 
 def _top_share(report: Evaluation) -> float:

@@ -104,6 +104,16 @@ def with_controls(report: Evaluation, controls: dict[str, Control]) -> Evaluatio
 
 
 def _control(answers: Answers, control: Answers, items: Items, run: str | None = None) -> Control:
-    own, other = (each.mean_credits(items.items) for each in (answers, control))
-    single = float(control.first_credits(items.items).mean())
-    return stats.control_of(own, other, clusters_of(items.items), single_order=single, run=run)
+    """The control, and the gain over it. Where it has no letter, the model's own answer counts in its place.
+
+    A model may refuse whatever lacks a fitting question. As a wrong answer, each refusal would count as knowledge.
+    """
+    answered = [said.any(axis=1) for said in control.said]
+    own, other = (each.credits(items.items) for each in (answers, control))
+    credits = [np.where(named, of, its) for named, of, its in zip(answered, other, own, strict=True)]
+    figures = {
+        "single_order": float(np.mean([each[0] for each in credits])),
+        "no_letter": 1 - float(np.mean([named.mean() for named in answered])) or None,
+    }
+    means = ([each.mean() for each in of_items] for of_items in (own, credits))
+    return stats.control_of(*means, clusters_of(items.items), run=run, **figures)

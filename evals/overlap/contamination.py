@@ -23,7 +23,7 @@ from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.data.storage import artifact_cache
 
-VERSION = 2  # raise it when the same items and stores give another result
+VERSION = 3  # raise it when the same items and stores give another result
 HELD_OUT = ("test",)  # the split that no run is trained or chosen on
 NGRAM = 8  # words in a row that are no coincidence
 BESIDE = 20  # words between a stem and its answer, such as "The correct answer to this question is option B)"
@@ -31,21 +31,27 @@ BESIDE = 20  # words between a stem and its answer, such as "The correct answer 
 # An attribute must have a value: "x <b or y and c>" is a comparison of words that must not vanish.
 _ATTRIBUTE = r"""\s+[\w:.-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'|[^\s"'<>]+)"""
 _TAG = re.compile(rf"</?[a-z][a-z0-9:]*(?:{_ATTRIBUTE})*\s*/?>", re.IGNORECASE)
-_WORD = re.compile(r"[^\W_]+")
+_ESCAPE = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|[nrt])")  # of JSON, and of JSON within JSON
+# Chinese and Japanese have no blanks: each character is a word. They and Korean put none beside a Latin word either.
+_HAN_KANA, _HANGUL = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff", "\uac00-\ud7a3"
+_WORD = re.compile(rf"[{_HAN_KANA}]|[{_HANGUL}]+|[^\W_{_HAN_KANA}{_HANGUL}]+")
+_ASCII_WORD = re.compile(r"[a-z0-9]+")
 _INVISIBLE = re.compile("[\u00ad\u200b\u200c\u200d\u2060\ufeff]+")  # may be inside a word
 UNKNOWN = "\0"
 _FIRST = 0x10000  # above all surrogates; enough characters follow for a million words
 
 
 def words_of(text: str) -> list[str]:
-    """Returns the words of a text without markup, punctuation, blanks and case."""
-    if "&" in text:
-        text = html.unescape(text)
+    """Returns the words of a text without markup, escapes, punctuation, blanks and case."""
+    if "\\" in text:
+        text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else " ", text)
+    while "&" in text and (once := html.unescape(text)) != text:
+        text = once
     if "<" in text:
         text = _TAG.sub(" ", text)
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
-    return _WORD.findall(text.casefold())
+    if text.isascii():
+        return _ASCII_WORD.findall(text.lower())
+    return _WORD.findall(unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,12 +43,16 @@ class Headline(Accuracy):
 
 @dataclass(frozen=True, kw_only=True)
 class Control(Accuracy):
-    """The accuracy of a control, and the paired gain of the model over it; `run` names a second run."""
+    """The accuracy of a control, and the paired gain of the model over it; `run` names a second run.
+
+    `no_letter` is the share of its answers without a letter, where the model's own count; None for none.
+    """
 
     single_order: float | None = None
     gain: float
     gain_ci95: Interval
     run: str | None = None
+    no_letter: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

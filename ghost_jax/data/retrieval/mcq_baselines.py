@@ -16,6 +16,7 @@ from ghost_jax.data.items.items import Item
 
 Baseline = Callable[[Item], np.ndarray]
 
+RUN = 4  # characters of a word that an inflection of it has, too
 _WORD = re.compile(r"\w+(?:\.\w+)*")  # an id such as T1566.001 is one word
 _FUNCTION_WORDS = frozenset(
     _WORD.findall(
@@ -47,6 +48,18 @@ _ALL_OF_THE_ABOVE = re.compile(r"\ball (?:of )?(?:the |these )?(?:above|these|li
 def content_words(text: str) -> frozenset[str]:
     """Returns the lower-cased words of a text, an id with dots being one, without the function words of English."""
     return frozenset(_WORD.findall(text.lower())) - _FUNCTION_WORDS
+
+
+@functools.lru_cache(4096)
+def _runs(text: str) -> frozenset[str]:
+    """Returns the runs of `RUN` characters in a text, in lower case and with a blank on each side."""
+    spaced = f" {' '.join(text.lower().split())} "
+    return frozenset(spaced[start : start + RUN] for start in range(len(spaced) - RUN + 1))
+
+
+def runs_shared(question: str, option: str) -> float:
+    """Returns the share of an option's runs of `RUN` characters that the question has: "injecting", "injection"."""
+    return len(_runs(option) & _runs(question)) / max(1, len(_runs(option)))
 
 
 def is_negated(question: str) -> bool:
@@ -86,6 +99,7 @@ longest = _choosing(lambda question, option: len(option))
 shortest = _choosing(lambda question, option: -len(option))
 all_of_the_above = _choosing(is_all_of_the_above)  # where no option is one, all tie
 overlapping = _choosing(lambda question, option: len(content_words(option) & content_words(question)))
+sharing_parts = _choosing(runs_shared)
 
 
 def popular(popularity: Mapping[str, int]) -> Baseline:
