@@ -26,6 +26,7 @@ from ghost_jax.data.storage import artifact_cache
 VERSION = 3  # raise it when the same items and stores give another result
 HELD_OUT = ("test",)  # the split that no run is trained or chosen on
 NGRAM = 8  # words in a row that are no coincidence
+HTML_DEPTH = 3  # "&amp;amp;lt;"
 BESIDE = 20  # words between a stem and its answer, such as "The correct answer to this question is option B)"
 
 # An attribute must have a value: "x <b or y and c>" is a comparison of words that must not vanish.
@@ -45,8 +46,9 @@ def words_of(text: str) -> list[str]:
     """Returns the words of a text without markup, escapes, punctuation, blanks and case."""
     if "\\" in text:
         text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else " ", text)
-    while "&" in text and (once := html.unescape(text)) != text:
-        text = once
+    for _ in range(HTML_DEPTH):
+        if "&" in text:
+            text = html.unescape(text)
     if "<" in text:
         text = _TAG.sub(" ", text)
     if text.isascii():
