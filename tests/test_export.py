@@ -210,7 +210,8 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ghost, tiny_r
 
 # ---- GGUF ----
 
-BLOCKS = dataclasses.replace(V05, width=64, mlp_dim=96)  # rows of whole blocks of q8_0
+# Rows of whole blocks of q8_0; as many heads of keys as of queries, which is one fused projection.
+BLOCKS = dataclasses.replace(V05, width=64, mlp_dim=96, kv_heads=V05.heads)
 SHARED = dataclasses.replace(BLOCKS, kv_heads=2, head_dim=32, attention_bias=False, tied=False, **STRETCHED)
 
 

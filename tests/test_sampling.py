@@ -39,6 +39,12 @@ def test_tokens_are_drawn_as_often_as_they_are_probable(sampling, expected):
     assert chi_square < 23.5  # the 99.99th percentile with four degrees of freedom
 
 
+def test_the_least_temperature_takes_the_most_probable_token():
+    logits = np.array([[-6.0, -5.0, -7.0, MASKED], [6.0, 5.0, 7.0, MASKED]], np.float32)
+    *how, _ = columns([Sampling(1e-30)] * 2)
+    assert np.asarray(draw(logits, jax.random.split(jax.random.key(0), 2), *how)).tolist() == [1, 2]
+
+
 def test_a_crop_is_that_of_a_sorted_vocabulary_and_keeps_ties():
     logits = 3 * np.random.default_rng(0).standard_normal((8, 1000)).astype(np.float32)
     limited = jax.jit(crop)

@@ -90,8 +90,10 @@ def test_repeating_a_finished_run_trains_nothing_and_reports_the_score_again(gho
 
 
 def test_a_plan_trains_nothing(ghost, tmp_path):
-    result = ghost.here(*tiny_chat(tmp_path / "runs" / "chat", "--plan"))
+    least = {"optim.schedule": "constant", "optim.min_lr": 1.25e-7}  # which a constant rate does not reach
+    result = ghost.here(*tiny_chat(tmp_path / "runs" / "chat", "--plan", *set_all(least)))
     assert all(part in result.stdout for part in (f"data={DEVICES}", "Mixture", "8 updates"))
+    assert "1.25e-07" not in result.stdout
     assert not (tmp_path / "runs").exists()
 
 

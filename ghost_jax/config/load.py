@@ -25,7 +25,7 @@ from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.core.object_store import path_of
 from ghost_jax.data.builders import DATASETS
-from ghost_jax.model.config import ModelConfig
+from ghost_jax.model.config import LATER, ModelConfig
 
 # Keys that do not decide what a run computes, or what its base computed. They may change when it is resumed.
 FREE_KEYS = {
@@ -218,6 +218,9 @@ def _model_and_optimizer(config: ConfigDict) -> Iterator[str]:
         yield f"model.heads ({heads}) must divide model.width ({model.width}) into parts of an even size."
     if heads % (model.get("kv_heads") or heads):
         yield f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
+    of_v05 = ModelConfig(**model).record().keys() & {*LATER} - {"attention", "norm_eps"}  # set, and not to the default
+    if model.generation == "v04" and of_v05:
+        yield f"model.{min(of_v05)} is for model.generation=v05 alone; v04 has GPT-2's shape. Leave it out."
     if [config.mesh[axis] for axis in ("data", "fsdp", "tensor")].count(-1) > 1:
         yield f"mesh has -1, the devices that are left, more than once: {dict(config.mesh)}. Set one size."
     if optim.schedule != "constant" and optim.min_lr > optim.peak_lr:

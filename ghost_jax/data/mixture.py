@@ -105,8 +105,8 @@ def _open(mix: Mix, name: str) -> _Dataset:
 def copies_of(multipliers: dict[str, float]) -> dict[str, int]:
     """Returns the passes over each dataset in an epoch of the mix; multipliers of 0 are left out.
 
-    They are the smallest integers whose proportions are those of the multipliers to 1%, or as near as `MOST_PASSES`
-    passes of a multiplier of 1 allow.
+    They are the multipliers times the smallest whole number, at most `MOST_PASSES`, at which each is whole to 1%, or
+    times that at which they are nearest to it.
     """
     wanted = {name: m for name, m in sorted(multipliers.items()) if m > 0}
 

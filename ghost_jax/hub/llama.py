@@ -165,7 +165,7 @@ def tensors_of(params: Mapping, model: ModelConfig) -> Iterator[tuple[str, np.nd
 def _layer(block: Mapping, model: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     attention = block["attention"]
     for kind, suffix in (("kernel", "weight"), ("bias", "bias"))[: 1 + model.attention_bias]:
-        if model.kv_heads:
+        if "q" in attention:
             parts = [np.asarray(attention["q"][kind]), *np.moveaxis(np.asarray(attention["kv"][kind]), -3, 0)]
         else:
             parts = np.moveaxis(np.asarray(attention["qkv"][kind]), -3, 0)

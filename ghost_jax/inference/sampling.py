@@ -65,7 +65,9 @@ def choose(logits: jax.Array, keys: jax.Array, temperature: jax.Array, top_k: ja
 
     def draw() -> jax.Array:
         divisor = jnp.where(temperature > 0, temperature, 1.0)[:, None]
-        scaled = jnp.where(logits > MASKED, logits / divisor, MASKED)  # padding rows stay masked
+        # Padding rows stay masked, and no quotient of the most probable token is below them.
+        highest = logits.max(axis=-1, keepdims=True)
+        scaled = jnp.where(logits > MASKED, (logits - highest) / divisor, MASKED)
         limits = ((top_k > 0) | (top_p < 1)).any()
         limited = jax.lax.cond(limits, lambda: crop(scaled, top_k[:, None], top_p[:, None]), lambda: scaled)
         drawn = jax.vmap(jax.random.categorical)(keys, limited).astype(jnp.int32)

@@ -51,14 +51,16 @@ def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
     size = ModelConfig(**config.model)
     axes = ", ".join(f"{axis}={count}" for axis, count in mesh.shape.items())
     grown = prepared.tokenizer.vocab_size - size.vocab_size
+    optim = config.optim
+    then = "constant" if optim.schedule == "constant" else f"{optim.schedule} to {optim.min_lr:g}"
     lines = [
         *(f"NOTE: {note}" for note in prepared.notes),
         f"{config.name}: {size.parameters():,} parameters ({size.layers} layers x {size.width}), "
         f"vocabulary {size.vocab_size:,}" + (f" + {grown} chat tokens" if grown else ""),
         f"mesh {axes} on {run_dir.machine()}; {config.batch_size // rows} micro-batch(es) of {rows} rows, "
         f"{rows // batch_shards(mesh)} a device; {config.model.dtype}; attention {setup.attention_of(config, mesh)}",
-        f"{config.steps:,} updates, rate {config.optim.peak_lr:g} after {config.optim.warmup_steps:,}, "
-        f"down to {config.optim.min_lr:g}; optimizer {config.optim.name}; "
+        f"{config.steps:,} updates, rate {optim.peak_lr:g} after {optim.warmup_steps:,}, then {then}; "
+        f"optimizer {optim.name}; "
         f"about {duration(estimated_seconds(config))} for the updates alone",
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
