@@ -28,7 +28,7 @@ import uvicorn
 from evals.open_book.lexical import LexicalReader
 from ghost_jax.data.retrieval.bm25 import Index, Passage
 from ghost_jax.inference.sampling import Sampling
-from ghost_jax.server import answers, guard
+from ghost_jax.server import guard
 from ghost_jax.server.app import build
 from ghost_jax.server.scheduler import Scheduler
 from ghost_jax.server.schemas import MOST_READ, CompletionRequest
@@ -305,8 +305,9 @@ def test_a_stream_that_fails_ends_with_the_error(address, model, monkeypatch):
         list(client(address).chat.completions.create(**BODY, stream=True))
 
 
-def test_a_line_of_a_stream_ends_nowhere_else_for_clients_that_know_more_line_ends():
-    assert answers._event({"text": "a\u2028\x85\ndata: [DONE]"}).splitlines()[1:] == [""]
+def test_a_stream_has_no_line_end_that_some_clients_alone_know(address, monkeypatch):
+    monkeypatch.setattr(Served, "lines", lambda *_: [Passage("1", "attack", "a\u2028data: [DONE]", "", "\x85", "")])
+    assert post(address, BODY | {"max_tokens": 1, "stream": True}).content.isascii()
 
 
 def test_lines_that_the_context_does_not_hold_are_not_cited(address, monkeypatch):
