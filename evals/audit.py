@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from evals.analysis.predictions import read_predictions
@@ -34,7 +33,7 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
         letter, share = report.top_letter
         by_length = [report.gold_longest.get(group) for group in ("longest", "not longest")]
         table.add_row(
-            escape(report.predictions_file.name),
+            report.predictions_file.name,
             *[asked_in(report) for _ in asked],
             report.headline.shown(),
             percent(report.balanced_accuracy, digits=2),

@@ -4,15 +4,15 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import ghost_jax
 from evals.analysis.comparison import compare, p_shown, rows_of
 from evals.analysis.recorded import check_alike, items_of, read_reports
 from evals.analysis.report import asked_in, print_line, right
 from ghost_jax.core.atomic_io import write_json
-from ghost_jax.core.console import make_console
+from ghost_jax.core.console import escape_controls, make_console
 from ghost_jax.core.errors import command, parser_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.reporting.tables import NONE
@@ -35,7 +35,7 @@ def show(comparison: dict, asked: str, console: Console) -> None:
             detectable = NONE if found["detectable"] is None else percent(found["detectable"])
             ps = p_shown(found["p"]), p_shown(found["p_holm"])
             against = [points(found["mean"], found["ci95"], 1), *ps, detectable]
-        name = f"{escape(row['name'])} [bold]{row['collapsed']}[/bold]"
+        name = Text.assemble(escape_controls(row["name"]), " ", (row["collapsed"], "bold"))
         table.add_row(name, percent(row["accuracy"], row["ci95"]), *[spread] * several, *against)
     console.print(table)
     for row in rows[1:]:

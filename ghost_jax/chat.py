@@ -22,12 +22,13 @@ from rich.console import Console
 
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import without_bom
+from ghost_jax.core.console import escape_controls
 from ghost_jax.core.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, parser_of, say_error
 from ghost_jax.core.object_store import path_of
 from ghost_jax.data.corpus import book_corpus, index_store
 from ghost_jax.data.retrieval.bm25 import Index
 from ghost_jax.data.storage import artifact_cache
-from ghost_jax.inference.conversation import Conversation, Turn, decode_stream, escape_controls, quoted
+from ghost_jax.inference.conversation import Conversation, Turn, decode_stream, quoted
 from ghost_jax.inference.generate import Generator
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.parallel.mesh import make_mesh

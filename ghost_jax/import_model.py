@@ -37,13 +37,19 @@ def read_model(folder: Path) -> tuple[ModelConfig, dict, Tokenizer, list[Path]]:
     """
     try:
         config = json.loads(read_text(folder / "config.json"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise UserError(
             f"{folder} holds no checkpoint ({fault}). Name a folder with config.json, tokenizer.json and safetensors."
         ) from None
     model = llama.model_of(config)
-    tokenizer = vocabulary.read_vocabulary(folder, model.vocab_size)
     weights = Weights(folder)
+    # A parameter has two bytes. Else a size that only config.json has would fill the memory before a tensor is read.
+    if (size := sum(path.stat().st_size for path in weights.files)) < model.parameters():
+        raise UserError(
+            f"By its config.json the checkpoint in {folder} has {model.parameters():,} parameters, and its safetensors "
+            f"have {size:,} bytes, which hold fewer. Fetch the checkpoint again."
+        )
+    tokenizer = vocabulary.read_vocabulary(folder, model.vocab_size)
     params = llama.params_of(weights, model, output_bias=config["model_type"] != llama.QWEN)
     if llama.HEAD in weights.unread:  # transformers 4 would use the embedding in its place, transformers 5 this head
         head = weights(llama.HEAD, (model.vocab_size, model.width))

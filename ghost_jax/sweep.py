@@ -174,7 +174,7 @@ def show(table: Sequence[tuple[str, ...]], notes: Sequence[str], console: Consol
         drawn.add_row(*row)
     console.print(drawn)
     for note in notes:
-        console.print(note, highlight=False, soft_wrap=True, markup=False)
+        console.print(note, highlight=False, soft_wrap=True)
 
 
 @command

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from ghost_jax.chat import prompt_of
+from ghost_jax.core.console import escape_controls
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.retrieval.bm25 import Passage
 from ghost_jax.inference import conversation
-from ghost_jax.inference.conversation import decode_stream, escape_controls, fit_turn
+from ghost_jax.inference.conversation import decode_stream, fit_turn
 from ghost_jax.runs import evaluation
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.chat_format import Message, render_prompt

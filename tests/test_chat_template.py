@@ -22,7 +22,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from evals.overlap.store_text import parts_of
 from ghost_jax.chat import open_run
 from ghost_jax.export import write_model
-from ghost_jax.hub import llama
+from ghost_jax.hub import chat_template, llama
 from ghost_jax.hub.gguf import FILE, SPLITS
 from ghost_jax.hub.vocabulary import read_vocabulary
 from ghost_jax.hub.weights import write
@@ -216,11 +216,14 @@ UNUSABLE = {
     "the last turn differs": QWEN.replace("message.role + '\\n'", "message.role + ('.\\n' if loop.last else '\\n')"),
     "roles are text": QWEN.replace("|>", ">").replace("<|", "<"),
     "begins with text": "Chat:" + QWEN,
+    "has no end": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "fills the memory": "{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = n.x * 2 %}{% endfor %}",
 }
 
 
 @pytest.mark.parametrize("template", UNUSABLE.values(), ids=UNUSABLE)
-def test_a_template_that_is_not_made_of_parts_is_not_used_and_named(tmp_path, capsys, template):
+def test_a_template_that_is_not_made_of_parts_is_not_used_and_named(tmp_path, capsys, monkeypatch, template):
+    monkeypatch.setattr(chat_template, "SECONDS", 3.0)
     _, tokenizer = made(tmp_path, "qwen", template)
     assert tokenizer.template is None
     assert str(tmp_path) in capsys.readouterr().out

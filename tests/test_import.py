@@ -162,10 +162,16 @@ def write_index(folder: Path, places: object) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": places}))
 
 
+def edit_config(folder: Path, **values: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | values))
+
+
 K, NORM, HEAD = "model.layers.1.self_attn.k_proj.weight", "model.norm.weight", "lm_head.weight"
 DAMAGES = [
     ("config.json", lambda folder: (folder / "config.json").write_text("[]")),
     ("config.json", lambda folder: (folder / "config.json").unlink()),
+    ("holds no checkpoint", lambda folder: (folder / "config.json").write_text("[" * 100_000)),
     (K, lambda folder: replace(folder, {K: None})),
     ("F32 [9, 32]", lambda folder: replace(folder, {K: np.zeros((9, 32), np.float32)})),
     ("I8 [32, 32]", lambda folder: replace(folder, {K: np.zeros((32, 32), np.int8)})),
@@ -174,6 +180,10 @@ DAMAGES = [
     ("adapter", lambda folder: replace(folder, {"adapter": np.zeros(3, np.float32)})),
     ("two checkpoints", lambda folder: write_index(folder, {K: "model-1.safetensors"})),
     (INDEX, lambda folder: write_index(folder, [FILE])),
+    (f"{INDEX} is corrupt", lambda folder: (folder / INDEX).write_text("[" * 100_000)),
+    ("hold fewer", lambda folder: edit_config(folder, vocab_size=1 << 20)),
+    ("hold fewer", lambda folder: edit_config(folder, num_hidden_layers=512)),
+    ("layer_types 5", lambda folder: edit_config(folder, model_type="qwen2", layer_types=5)),
     ("model-9.safetensors", lambda folder: shard(folder, {K: "model-9.safetensors"})),
     (f"{NORM} in model-1.safetensors", lambda folder: shard(folder, {NORM: "model-1.safetensors"})),
     (FILE, lambda folder: (folder / FILE).write_text("\x08")),

@@ -165,8 +165,11 @@ def test_rates_are_of_updates_alone_and_a_rise_is_reported_once(tmp_path, monkey
     assert capsys.readouterr().out.count("WARNING") == 1
 
 
-def test_a_damaged_line_is_left_out_alone(tmp_path):
-    (tmp_path / metrics.FILE).write_bytes(b'{"step": 1}\n{"step": 2, "loss": 1.\xb0}\n{"step": 3}\n')
+@pytest.mark.parametrize(
+    "damaged", [b'{"step": 2, "loss": 1.\xb0}', b"2", b'{"step": "2"}', b'{"loss": 1}', b"[" * 100_000], ids=range(5)
+)
+def test_a_damaged_line_is_left_out_alone(tmp_path, damaged):
+    (tmp_path / metrics.FILE).write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 3}\n')
     assert [line["step"] for line in metrics.read(tmp_path)] == [1, 3]
 
 

@@ -155,7 +155,7 @@ def resume_until_done(command: list[str], workdir, env: dict[str, str], log: Pat
 
 def test_a_typed_path_is_local_or_in_a_known_store():
     assert path_of("runs/x") == Path("runs/x")
-    for text in ("http://host/x", "s3://", "file:///x", "gs:///x", "s3://b/run*", "s3://b/run[1]", ""):
+    for text in ("http://host/x", "s3://", "file:///x", "gs:///x", "s3://b/run*", "s3://b/run[1]", "s3://a:b@c/x", ""):
         with pytest.raises(UsageError, match=text.partition(":")[0] or "empty"):
             path_of(text)
         with pytest.raises(UsageError):
@@ -373,10 +373,16 @@ def test_a_process_that_lost_its_lock_ends_at_once(store):
 
 def test_offline_a_store_is_refused_unless_its_server_is_on_this_machine(monkeypatch):
     monkeypatch.setenv("GHOST_OFFLINE", "1")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")  # restored at the end
     for server in ("", "https://s3.example.org", "http://127.0.0.1.example.org:80"):
         monkeypatch.setenv("AWS_ENDPOINT_URL", server)
         with pytest.raises(UserError, match="GHOST_OFFLINE"):
             path_of("s3://bucket/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9000")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example.org")  # which the client prefers
+    with pytest.raises(UserError, match="GHOST_OFFLINE"):
+        path_of("s3://bucket/x")
     monkeypatch.setattr(object_store, "PACKAGES", {"gs": "json"})
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", "localhost:9000")
     assert str(path_of("gs://bucket/x")) == "gs://bucket/x"

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from ghost_jax.core.console import make_console
 from ghost_jax.data.prepare import letters_of
 from ghost_jax.data.show import show
 from ghost_jax.data.sources import embedded
@@ -93,7 +93,9 @@ def test_without_a_question_four_letters_may_be_gold():
     assert letters_of(SimpleNamespace(stores={})) == 4
 
 
-def test_an_id_is_shown_and_is_no_markup(capsys):
-    example = {"id": b"a[/b]c", "source": b"x", "letter": b"", "tokens": [], "mask": np.zeros(0, bool)}
-    show(example, "mine", None, 8, Console(width=80))
-    assert "a[/b]c" in capsys.readouterr().out
+def test_an_id_is_shown_and_is_no_markup_and_no_text_controls_the_terminal(capsys):
+    example = {"id": b"a[/b]c\x1b", "source": b"x", "letter": b"", "tokens": [1], "mask": np.zeros(1, bool)}
+    show(example, "mine", SimpleNamespace(decode=lambda _: "\x1b]0;x\x07"), 8, make_console())
+    shown = capsys.readouterr().out
+    assert r"a[/b]c\x1b" in shown
+    assert r"\x1b]0;x\x07" in shown

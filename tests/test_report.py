@@ -169,19 +169,29 @@ def test_open_and_closed_book_never_share_a_column():
 
 def test_broken_records_are_named_and_left_out(ghost, tmp_path):
     runs = tmp_path / "runs"
-    for name in ("sound", "cut", "foreign"):
+    for name in ("sound", "cut", "foreign", "deep", "untyped"):
         shutil.copytree(RECORDS / "pretrain_v04-nano", runs / name)
         (runs / name / "evals").mkdir()
     (runs / "sound" / "evals" / "other.json").write_text("{}")
     (runs / "cut" / "evals" / "ctibench.json").write_text('{"book": "clo')
     (runs / "foreign" / "config.json").write_text("{}")
+    (runs / "deep" / "config.json").write_text("[" * 100_000)
+    config = json.loads((runs / "sound" / "config.json").read_text())
+    (runs / "untyped" / "config.json").write_text(json.dumps(config | {"steps": "many"}))
+    sweep = {"name": "/../../escaped", "axis": "", "settings": [], "notes": []}
+    for name, values in (("outside", {}), ("cells", {"name": "n", "table": [[1]]})):
+        (runs / f"{name}.json").write_text(json.dumps(sweep | values))
+        (runs / f"{name}.png").write_bytes(b"")
     (runs / "notes.json").write_text("[1, 2]")
     (runs / "torn.json").write_text("[1, 2")
     report = make(ghost, runs, tmp_path / "report")
     assert list(tables_of(report, "Runs")) == ["sound"]
     left_out = (report / "RESULTS.md").read_text().partition("## Left out")[2]
-    for path in ("cut/evals/ctibench.json", "foreign/config.json", "torn.json"):
+    for run in ("foreign", "deep", "untyped"):
+        assert str(runs / run / "config.json") in left_out
+    for path in ("cut/evals/ctibench.json", "torn.json", "outside.json", "cells.json"):
         assert str(runs / path) in left_out
+    assert not list(tmp_path.rglob("escaped*"))
     assert "notes.json" not in left_out
 
 

@@ -13,8 +13,8 @@ import pytest
 import ghost_jax
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import jax_setup
-from ghost_jax.core.console import Progress
-from ghost_jax.core.errors import BAD_USAGE, FAILED, UsageError, UserError, command
+from ghost_jax.core.console import Progress, make_console
+from ghost_jax.core.errors import BAD_USAGE, FAILED, UsageError, UserError, command, say_error
 from ghost_jax.runs import run_dir
 from tests.conftest import ROOT, tiny_base
 
@@ -66,6 +66,15 @@ def test_a_label_and_a_note_are_no_markup(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "asking a[/b]" in shown
     assert "[c]" in shown
+
+
+def test_no_printed_text_controls_the_terminal_or_shows_a_password(capsys):
+    make_console().print("run[a] \x1b[31m")
+    say_error("no file \x1b]0;x\x07 at https://me:canary@host/x")
+    printed = capsys.readouterr()
+    assert r"run[a] \x1b[31m" in printed.out
+    assert r"\x1b]0;x\x07" in printed.err
+    assert "canary" not in printed.err
 
 
 @pytest.mark.usefixtures("sigterm")

@@ -305,6 +305,11 @@ def test_a_stream_that_fails_ends_with_the_error(address, model, monkeypatch):
         list(client(address).chat.completions.create(**BODY, stream=True))
 
 
+def test_a_stream_has_no_line_end_that_some_clients_alone_know(address, monkeypatch):
+    monkeypatch.setattr(Served, "lines", lambda *_: [Passage("1", "attack", "a\u2028data: [DONE]", "", "\x85", "")])
+    assert post(address, BODY | {"max_tokens": 1, "stream": True}).content.isascii()
+
+
 def test_lines_that_the_context_does_not_hold_are_not_cited(address, monkeypatch):
     lines = [Passage(str(n), "attack", "Phishing", "", "word " * 50, "") for n in range(20)]
     monkeypatch.setattr(Served, "lines", lambda *_: lines)

@@ -188,6 +188,16 @@ def test_a_redirect_is_named_and_takes_the_key_nowhere(serve, monkeypatch, locat
     assert there.seen == []
 
 
+def test_offline_an_endpoint_of_this_machine_is_asked_without_a_proxy(serve, monkeypatch, cache):
+    proxy, server = serve(), serve()
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")  # restored at the end
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    monkeypatch.setenv("GHOST_OFFLINE", "1")
+    teacher.ask(teacher.open_api(server.url, "model:14b"), questions(1))
+    assert (len(proxy.seen), len(server.seen)) == (0, 1)
+
+
 ECHOES = [
     (401, {}, f"Incorrect API key: {KEY}".encode()),
     (400, {}, json.dumps({"error": {"message": f"bad {KEY}"}}).encode()),

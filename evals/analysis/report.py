@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 from scipy.special import log_softmax
 
 import ghost_jax
@@ -187,7 +188,7 @@ def _histogram(log_probs: Sequence[np.ndarray]) -> LetterLogProbs:
 
 def print_line(console: Console, text: str, style: str = "") -> None:
     """Prints a line as it is."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
 def show(report: Evaluation, console: Console) -> None:
@@ -262,12 +263,12 @@ def _accuracies(report: Evaluation) -> Table:
     first = [_name_of(headline.orders[0])] * several
     table = Table("accuracy, %", *right(*first, asked_in(report), "95% interval", "gain over it"))
 
-    def add(name: str, single: float | None, accuracy: float, ends: str = "", gained: str = "") -> None:
+    def add(name: str | Text, single: float | None, accuracy: float, ends: str = "", gained: str = "") -> None:
         first = ["" if single is None else percent(single, digits=2)] * several
         table.add_row(name, *first, percent(accuracy, digits=2), ends, gained)
 
     who = {"lexical": "the lexical reader", "both": "reader and model"}.get(report.reader, "this model")
-    add(f"[bold]{who}[/bold]", report.single_order, headline.accuracy, interval(*headline.ci95, ".2f"))
+    add(Text(who, "bold"), report.single_order, headline.accuracy, interval(*headline.ci95, ".2f"))
     for name, single in report.baselines.items():
         accuracy = report.baselines_over_orders[name]
         add(name.replace("_", " "), single, accuracy, gained=points(headline.accuracy - accuracy))

@@ -56,11 +56,11 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file of a run directory. Raises UserError where it is missing or invalid."""
     try:
         return json.loads(read_text(path))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise UserError(f"{path} cannot be read ({fault}). Restore it, or delete the run and train it again.") from None
 
 
-OF_A_CONFIG = ("stage", "model", "data", "optim", "steps")  # keys that the config of every run has
+OF_A_CONFIG = {"stage": str, "model": dict, "data": dict, "optim": dict, "steps": int}  # what every run's config has
 
 
 def read_config(path: Path) -> dict:
@@ -74,12 +74,12 @@ def read_config(path: Path) -> dict:
             f"{path} is the config of a run of an earlier version of ghost_jax: it has the key watch. Train the run "
             "again, or use the version that environment.json beside it names."
         )
-    missing = [key for key in OF_A_CONFIG if key not in config]
+    missing = [key for key, kind in OF_A_CONFIG.items() if not isinstance(config.get(key), kind)]
     if missing:
         hint = "Repeat the command that made the run."
         if "architectures" in config:  # an export, or a model of Hugging Face's hub
             hint = f"Import this model first: python -m ghost_jax.import_model --from={path.parent} --workdir=DIR."
-        raise UserError(f"{path} is not the config of a run: it lacks {', '.join(missing)}. {hint}")
+        raise UserError(f"{path} is not the config of a run: it has no valid {', '.join(missing)}. {hint}")
     return config
 
 

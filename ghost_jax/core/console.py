@@ -1,19 +1,39 @@
 """Progress of long work: a live bar on a terminal, a line every few seconds in a log, an ETA in both."""
 
+import re
 import shutil
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 LINE_SECONDS = 10.0
 
+# Control characters move a terminal's cursor, change its title or paste into it; only tab and newline are harmless.
+# Direction marks make a line read in another order than it is written.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_controls(text: str) -> str:
+    r"""Returns text with control characters escaped, e.g. `\x1b`."""
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class _Console(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(escape_controls(text), **options)
+
 
 def make_console() -> Console:
-    """Returns the console for tables: as wide as the terminal, or 120 columns without one."""
-    return Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 120)
+    """Returns the console for tables: as wide as the terminal, or 120 columns without one.
+
+    Strings are printed as they are, without markup: names of files and runs may have brackets.
+    """
+    return _Console(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else 120, markup=False, emoji=False)
 
 
 def duration(seconds: float) -> str:

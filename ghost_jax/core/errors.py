@@ -12,6 +12,8 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
+from ghost_jax.core.console import escape_controls
+
 DONE, FAILED, BAD_USAGE, STOPPED_BY_WATCH = 0, 1, 2, 3
 
 
@@ -33,9 +35,12 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f' Did you mean "{near[0]}"?' if near else f" Known: {', '.join(sorted(known))}."
 
 
+_SECRET = re.compile(r"//[^/@\s]*@")  # the user name and password of an address
+
+
 def say_error(message: str) -> None:
     """Prints one paragraph on standard error."""
-    text = "error: " + " ".join(message.split())
+    text = _SECRET.sub("//…@", escape_controls("error: " + " ".join(message.split())))
     print(textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr, flush=True)
 
 

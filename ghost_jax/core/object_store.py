@@ -26,8 +26,8 @@ from ghost_jax.core.errors import FAILED, UsageError, UserError, say_error
 from ghost_jax.core.offline import forbids
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
-# The environment variable that leads a store's client to a server of one's own
-SERVERS = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
+# The environment variables that lead a store's client to a server of one's own; the first that is set counts.
+SERVERS = {"gs": ("STORAGE_EMULATOR_HOST",), "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")}
 LEASE_SECONDS = 30.0  # without a renewal, after which the holder of a lock counts as lost
 RENEWAL_SECONDS = 5.0
 
@@ -78,11 +78,11 @@ def path_of(text: str) -> Path:
     scheme, separator, rest = text.partition("://")
     if not separator:
         return Path(text)
-    if scheme not in PACKAGES or not re.fullmatch(r"[^/*?[][^*?[]*", rest):
+    if scheme not in PACKAGES or not re.fullmatch(r"[^/*?[@]+(/[^*?[]*)?", rest):
         raise UsageError(
             f"{text} is neither a local path nor gs://BUCKET/… or s3://BUCKET/… without *, ? and [. Name one of these."
         )
-    if forbids(os.environ.get(SERVERS[scheme], "")):
+    if forbids(next(filter(None, map(os.environ.get, SERVERS[scheme])), "")):
         raise UserError(
             f"{text} is in an object store, and GHOST_OFFLINE=1 forbids the connection. Unset it, or name a local path."
         )

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.config.keys import FILES
+from ghost_jax.core.console import escape_controls
 from ghost_jax.core.errors import UsageError, UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.data import beam, corpus, datasets
@@ -125,7 +126,7 @@ def _base_vocabulary(config: ConfigDict, data_dir: Path | None) -> Tokenizer:
 
 
 def _say(line: str) -> None:
-    print(f"[data] {line}", flush=True)
+    print(f"[data] {escape_controls(line)}", flush=True)
 
 
 def _summary(prepared: Prepared) -> Iterator[str]:

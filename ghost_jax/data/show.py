@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from ghost_jax.config import load as config_lib
-from ghost_jax.core.console import make_console
+from ghost_jax.core.console import escape_controls, make_console
 from ghost_jax.core.errors import UsageError, command, parser_of
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import mix_of, prepare
@@ -30,7 +29,7 @@ def drawn(example: dict, tokenizer: Tokenizer, seq_len: int, coloured: bool) -> 
         elif place:
             text.append("│", style="dim")
         inside = bool(supervised)
-        shown = tokenizer.decode([int(token)]).replace("\n", "⏎\n")
+        shown = escape_controls(tokenizer.decode([int(token)])).replace("\n", "⏎\n")
         text.append(shown, style=CROPPED if place < cropped else SUPERVISED if supervised else "")
     if not coloured and inside:
         text.append("⟧")
@@ -42,7 +41,7 @@ def show(example: dict, name: str, tokenizer: Tokenizer, seq_len: int, console: 
     letter = example["letter"].decode()
     about = f"{name}  {example['id'].decode()}  from {example['source'].decode()}"
     counts = f"{len(example['tokens'])} tokens, {int(example['mask'].sum())} learnt"
-    console.rule(f"[bold]{escape(about)}", align="left")  # an id may hold what reads as markup
+    console.rule(Text(escape_controls(about), "bold"), align="left")
     console.print(f"{counts}{f', gold letter {letter}' if letter else ''}", style="dim", highlight=False)
     console.print(drawn(example, tokenizer, seq_len, console.is_terminal), soft_wrap=True)
 

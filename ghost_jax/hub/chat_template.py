@@ -6,7 +6,9 @@ needs no more. There is no clock: stores and scores must not depend on the day, 
 
 import contextlib
 import re
-from collections.abc import Mapping
+import resource
+import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import tokenizers
@@ -16,6 +18,7 @@ from ghost_jax.core.atomic_io import read_text
 from ghost_jax.runs.run_dir import say
 from ghost_jax.text.tokenizer import Template
 
+SECONDS, MEMORY = 10.0, 1 << 30  # that a template may take; bytes
 SYSTEM = ("system", "\nBe brief. ")
 TURNS = [("user", " 1 + 1?\n"), ("assistant", "It is 2. "), ("user", "\n\n  Naïve\t{{ x }}"), ("assistant", "x:\n y")]
 
@@ -30,9 +33,35 @@ def read_template(folder: Path, settings: Mapping, names: Mapping, backend: toke
         text = next((each["template"] for each in text if each["name"] == "default"), None)
     text = read_text(file) if file.is_file() else text
     try:
-        return _parts(text, names, backend) if text else None
-    except ValueError as why:
+        with _limited():
+            return _parts(text, names, backend) if text else None
+    except (ValueError, TimeoutError, MemoryError) as why:
         say(f"The chat template in {folder} is not used: {why}. Chat recipes will add role tokens of their own.")
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Raises TimeoutError in a block that takes over SECONDS, and MemoryError, on Linux, in one that takes over MEMORY.
+
+    The sandbox bounds neither.
+    """
+
+    def stop(*_) -> None:
+        raise TimeoutError(f"it takes over {SECONDS:g} s")
+
+    size, (soft, hard) = Path("/proc/self/statm"), resource.getrlimit(resource.RLIMIT_AS)
+    if size.is_file():
+        used = int(size.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        if soft == resource.RLIM_INFINITY or used + MEMORY < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _parts(text: str, names: Mapping, backend: tokenizers.Tokenizer) -> Template:

@@ -125,7 +125,8 @@ def model_of(config: Any) -> ModelConfig:
 def _of_qwen(config: Mapping) -> dict:
     """Returns the config of the Llama that computes what a Qwen 2 does: its QKV has a bias, and its output has none."""
     windows = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
-    full = not config.get("use_sliding_window") and set(config.get("layer_types", ())) <= {"full_attention"}
+    types = config.get("layer_types", [])
+    full = not config.get("use_sliding_window") and isinstance(types, list) and types == ["full_attention"] * len(types)
     kept = {key: value for key, value in config.items() if not (full and key in windows)}
     return kept | {"architectures": [ARCHITECTURE], "attention_bias": True}
 

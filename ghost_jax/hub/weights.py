@@ -80,7 +80,7 @@ def _read_index(path: Path) -> set[tuple[str, str]]:
     """Returns each tensor that an index names, with the name of its file."""
     try:
         return {(name, Path(file).name) for name, file in json.loads(read_text(path))["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise UserError(f"{path} is corrupt ({fault}). Fetch the checkpoint again.") from None
 
 

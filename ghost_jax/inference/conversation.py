@@ -4,7 +4,6 @@ import bisect
 import codecs
 import dataclasses
 import functools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -65,16 +64,6 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
             yield piece
     if rest := decoder.decode(b"", final=True):
         yield rest
-
-
-# Control characters move a terminal's cursor, change its title or paste into it; only tab and newline are harmless.
-# Direction marks make a line read in another order than it is written.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-def escape_controls(text: str) -> str:
-    r"""Returns text with control characters escaped, e.g. `\x1b`."""
-    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def quoted(question: str, lines: Sequence[Passage]) -> str:

@@ -6,6 +6,9 @@ A file that cannot be read is named and left out, so that one broken file does n
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from ghost_jax.core.atomic_io import read_json
 from ghost_jax.core.errors import UserError
@@ -14,6 +17,16 @@ from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
 SIGNIFICANT = 0.05  # for p by Holm
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What the page shows of a sweep; its picture is copied under the name, which must not lead to another folder."""
+
+    name: Annotated[str, Field(pattern=r"^[^/]+$")]
+    axis: str
+    notes: list[str]
+    table: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ def read_beside(paths: Iterable[Path]) -> tuple[Beside, list[str]]:
                 sentences_of(content), runs_compared(content)  # read once here, where a damaged file is named
                 found.comparisons.append(content)
             elif keys >= {"name", "axis", "settings", "notes"}:
+                evaluation.from_json(content, Sweep, path, "Repeat the sweep's command.")
                 found.sweeps.append(content | {"picture": path.with_suffix(".png")})
         except UserError as fault:
             left_out.append(str(fault))

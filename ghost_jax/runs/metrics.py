@@ -4,6 +4,7 @@ An object store cannot append: there the lines are in numbered parts, `metrics/0
 the first update in it.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -172,12 +173,10 @@ def read(workdir: Path) -> list[dict]:
     paths = sorted((workdir / PARTS).glob("*.jsonl")) or [workdir / FILE]
     lines = []
     for text in b"".join(path.read_bytes() for path in paths if path.is_file()).splitlines():
-        try:
+        with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
             line = json.loads(text)
-        except ValueError:
-            continue
-        if not lines or line["step"] > lines[-1]["step"]:
-            lines.append({name: math.nan if value is None else value for name, value in line.items()})
+            if line["step"] > (lines[-1]["step"] if lines else -1):
+                lines.append({name: math.nan if value is None else value for name, value in line.items()})
     return lines
 
 

@@ -22,6 +22,7 @@ import ghost_jax
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import atomic_io, jax_setup
 from ghost_jax.core.atomic_io import read_config, write_json, write_text
+from ghost_jax.core.console import escape_controls
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import is_remote, leased
 from ghost_jax.core.paths import cache_dir
@@ -37,7 +38,7 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-dat
 def say(line: str) -> None:
     """Prints a line in the main process only."""
     if distributed.is_main():
-        print(line, flush=True)
+        print(escape_controls(line), flush=True)
 
 
 def name_of(config: ConfigDict) -> str:

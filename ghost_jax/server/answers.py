@@ -119,7 +119,7 @@ async def respond(answer: Answer, pieces: Pieces, seconds: float) -> Response:
 
 
 def _event(content: dict) -> str:
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(content)}\n\n"  # in ASCII: some clients end a line at U+0085 or U+2028 too
 
 
 async def _pieces(model: Model, text: Text, stops: Sequence[str], seconds: float, taken: list[int]) -> Pieces:
