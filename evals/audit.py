@@ -50,7 +50,7 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
     for way, report in ways.items():
         baselines = report.baselines_over_orders.items()
         listed = ", ".join(f"{name.replace('_', ' ')} {100 * accuracy:.2f}" for name, accuracy in baselines)
-        print_line(console, f"without the question, {way}, %: {listed}")
+        print_line(console, f"without a model, {way}, %: {listed}")
     missing = ", ".join(first.controls_missing)
     print_line(console, f"Nothing here is called knowledge, because controls are missing: {missing}.")
 

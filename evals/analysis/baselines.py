@@ -1,4 +1,4 @@
-"""Trivial baselines: answers without reading the question. A model that does not beat them knows nothing."""
+"""Baselines: answers without a model. Those of overlap compare words with the question; the others do not read it."""
 
 import functools
 from collections import Counter

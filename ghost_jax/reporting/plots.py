@@ -90,7 +90,7 @@ def mixture_picture(run: RunRecord) -> Figure:
 
 
 def accuracy_picture(score: Evaluation) -> Figure:
-    """Draws the headline with its interval beside its controls and the baselines that read no question."""
+    """Draws the headline with its interval beside its controls and the baselines."""
     bars = [(answerer_of(score) + collapsed(score), score.headline.accuracy, score.headline.ci95, ACCENT)]
     bars += [(name, control.accuracy, control.ci95, WARM) for name, control in score.controls.items()]
     bars += [(name.replace("_", " "), each, None, MUTED) for name, each in score.baselines_over_orders.items()]
