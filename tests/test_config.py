@@ -281,6 +281,7 @@ def test_values_outside_of_their_domain_or_that_contradict_each_other_are_refuse
         ("c.data.mixture_schedule = {'10': dict(mqc=2)}", '"mcq"'),
         ("c.data.mixture_schedule = {'10': dict(qa=0, mcq=0, cot=0, small_talk=0)}", "update 10"),
         ("c.model.kv_heads = 3", "model.kv_heads (3)"),
+        ("c.model.rope_low = 4.0", "model.rope_low (4)"),
         ("c.model.update(generation='v04', tied=False)", "model.tied"),
         ("c.base.model.rope_base = 5e5", "model.rope_base"),
     ],

@@ -218,7 +218,10 @@ def _model_and_optimizer(config: ConfigDict) -> Iterator[str]:
         yield f"model.heads ({heads}) must divide model.width ({model.width}) into parts of an even size."
     if heads % (model.get("kv_heads") or heads):
         yield f"model.kv_heads ({model.kv_heads}) must divide model.heads ({heads})."
-    of_v05 = ModelConfig(**model).record().keys() & {*LATER} - {"attention", "norm_eps"}  # set, and not to the default
+    size = ModelConfig(**model)
+    if size.rope_low >= size.rope_high:
+        yield f"model.rope_low ({size.rope_low:g}) must be below model.rope_high ({size.rope_high:g})."
+    of_v05 = size.record().keys() & {*LATER} - {"attention", "norm_eps"}  # set, and not to the default
     if model.generation == "v04" and of_v05:
         yield f"model.{min(of_v05)} is for model.generation=v05 alone; v04 has GPT-2's shape. Leave it out."
     if [config.mesh[axis] for axis in ("data", "fsdp", "tensor")].count(-1) > 1:
