@@ -1,4 +1,4 @@
-"""Paths of object stores, `gs://BUCKET/…` and `s3://BUCKET/…`, and what a store lacks: folders, appending, locks.
+"""Paths of object stores, `gs://BUCKET/…` and `s3://BUCKET/…`, and replacements for what a store lacks, such as locks.
 
 The packages gcsfs and s3fs (requirements-stores.txt) read and write the objects; each write is atomic.
 """
