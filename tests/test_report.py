@@ -139,6 +139,12 @@ def test_a_name_that_looks_like_mathematics_is_drawn():
         assert png(figure)
 
 
+def test_beside_validation_losses_the_training_loss_is_the_language_models():
+    run = run_record.read(RECORDS / "campaign" / "facts-nano" / "knowledge-seed0")
+    (training,) = [line for line in loss_picture(run).axes[0].lines if line.get_label() == "training"]
+    assert training.get_ydata().tolist() == [line["loss_lm"] for line in run.metrics]
+
+
 def test_every_letter_has_a_curve():
     histogram = LetterLogProbs(edges=(-2.0, -1.0, 0.0), counts=dict.fromkeys(LETTERS, (1, 2)))
     score = dataclasses.replace(run_record.read(CHAT).evals["ctibench"], letter_log_probs=histogram)

@@ -62,8 +62,10 @@ def score_pictures(score: Evaluation) -> dict[str, Figure]:
 def loss_picture(run: RunRecord) -> Figure:
     """Draws the training loss, and validation losses where there are any."""
     figure, (axes,) = new_figure(3.6)
+    # Of several objectives only the language model's is in nats a token.
+    metrics = [line | {"loss": line["loss_lm"]} if "loss_lm" in line else line for line in run.metrics]
     for key, (form, color, label) in LOSSES.items():
-        if lines := [line for line in run.metrics if key in line]:
+        if lines := [line for line in metrics if key in line]:
             axes.plot([line["step"] for line in lines], [line[key] for line in lines], form, color=color, label=label)
     axes.legend(frameon=False)
     _finish(axes, "update", "loss, nats a token", run.name)
