@@ -1,6 +1,7 @@
 """The pictures of a report: figures drawn from a run's record or a score. `page.html` has their captions."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -186,4 +187,10 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
 
 def _finish(axes: Axes, x: str, y: str, title: str) -> None:
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, loc="left", fontsize=11, parse_math=False)  # a name may hold "$"
+    set_title(axes.figure, title)
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """Writes a title above a figure in as many lines as it needs: beside long labels the panel itself is narrow."""
+    lines = textwrap.fill(title, int(10.5 * figure.get_figwidth()))  # characters an inch
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=11, parse_math=False)  # a name may hold "$"

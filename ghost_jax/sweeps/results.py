@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 import ghost_jax
 from evals.analysis.stats import ENOUGH_SEEDS, pool
 from ghost_jax.core.atomic_io import write_bytes, write_json, write_text
-from ghost_jax.reporting.plots import ACCENT, LETTER_COLORS, WARM, WIDTH, new_figure, png
+from ghost_jax.reporting.plots import ACCENT, LETTER_COLORS, WARM, WIDTH, new_figure, png, set_title
 from ghost_jax.reporting.tables import NONE, losses_of, markdown
 from ghost_jax.runs import run_record
 from ghost_jax.runs.evaluation import Evaluation, interval
@@ -198,8 +198,8 @@ def picture(sweep: Sweep, rows: Sequence[Row]) -> Figure:
     for name, color in zip(sweep.metrics, itertools.cycle(LETTER_COLORS), strict=False):
         _draw(below, places, rows, name, color, line)
     over = {accuracy["over"] for row in rows if (accuracy := row.pooled["accuracy"])}
-    one_seed = "\n(of one seed: the interval over its items)" if "items" in over else ""
-    above.set_title(f"{sweep.name}: mean with 95% interval, a dot a seed{one_seed}", loc="left", fontsize=11)
+    one_seed = " (of one seed: the interval over its items)" if "items" in over else ""
+    set_title(figure, f"{sweep.name}: mean with 95% interval, a dot a seed{one_seed}")
     above.set_ylabel("accuracy, %")
     below.set(ylabel="loss, nats a token", xlabel=sweep.axis)
     for axes in (above, below):
