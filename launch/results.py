@@ -11,8 +11,8 @@ record that is absent is an error:
     {{hours FOLDER}}                    core-hours that the training of its runs and bases took
 """
 
+import itertools
 import re
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -48,41 +48,44 @@ class Folder:
             raise UserError(f"{TEXT} asks for {path.name}, and there are no records of it. Run make campaign.")
         self.path, self.settings = path, defaultdict(list)
         for run in sorted(path.iterdir()):
-            if (named := SEED.fullmatch(run.name)) and (run / "evals").is_dir():
+            if named := SEED.fullmatch(run.name):
                 evaluations = {each.stem: read_json(each) for each in (run / "evals").glob("*.json")}
                 self.settings[named["setting"]].append(evaluations)
 
     def records(self, setting: str, evaluation: str) -> list[dict]:
-        """Returns the evaluation of each seed. Raises UserError where no seed has it."""
-        found = [run[evaluation] for run in self.settings.get(setting, []) if evaluation in run]
-        return found or self.refuse(f"{setting} {evaluation}")
+        """Returns the evaluation of each seed. Raises UserError where one lacks it, or was asked other questions."""
+        found = [run.get(evaluation, {}) for run in self.settings.get(setting, [])]
+        if not found or {} in found or len({str([each.get("items"), each.get("n")]) for each in found}) > 1:
+            self.refuse(f"{setting} {evaluation}")
+        return found
 
     def found(self, setting: str, evaluation: str, key: str) -> list[Interval]:
-        """Returns the accuracy of each seed. Raises UserError where no record has it."""
+        """Returns the accuracy of each seed. Raises UserError where a record lacks it."""
         values = []
         for value in self.records(setting, evaluation):
             for part in key.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
-            if isinstance(value, dict) and "accuracy" in value:
-                values.append((value["accuracy"], *value["ci95"]))
-        return values or self.refuse(f"{setting} {evaluation} {key}")
+            if not isinstance(value, dict) or "accuracy" not in value:
+                self.refuse(f"{setting} {evaluation} {key}")
+            values.append((value["accuracy"], *value["ci95"]))
+        return values
 
     def items(self, setting: str, evaluation: str) -> int:
-        """Returns how many questions every seed was asked. Raises UserError where that is not one number."""
-        counts = {run.get(evaluation, {}).get("n") for run in self.settings.get(setting, [])}
-        return counts.pop() if len(counts) == 1 and None not in counts else self.refuse(f"items {setting} {evaluation}")
+        """Returns how many questions every seed was asked. Raises UserError where there is no record."""
+        return self.records(setting, evaluation)[0]["n"]
 
     def hours(self) -> float:
-        """Returns the core-hours of training: tokens over tokens a second, of every run and base."""
+        """Returns the core-hours of training of every run and base: between two lines, tokens over tokens a second."""
         seconds = 0.0
         for run in map(run_record.read, find_runs(self.path)):
-            tokens = run.config["steps"] * run.config["batch_size"] * run.config["data"]["seq_len"]
-            seconds += tokens / statistics.median(line["tokens_per_s"] for line in run.metrics)
+            tokens = run.config["batch_size"] * run.config["data"]["seq_len"]
+            for before, line in itertools.pairwise([{"step": 0}, *run.metrics]):
+                seconds += (line["step"] - before["step"]) * tokens / line["tokens_per_s"]
         return CORES * seconds / 3600
 
     def refuse(self, asked: str):
         """Raises UserError for a look-up that no record answers."""
-        raise UserError(f"{TEXT} asks for {self.path.name} {asked}, and no run of {self.path} has it.")
+        raise UserError(f"{TEXT} asks for {self.path.name} {asked}, and not every run of {self.path} has the same.")
 
 
 def pooled(values: Sequence[Interval]) -> Interval:

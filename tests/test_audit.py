@@ -88,6 +88,12 @@ def test_letters_and_scores_are_read_from_every_container(reading, suffix):
     np.testing.assert_allclose(np.exp(found["p"].answers.log_probs[0]), [[1, 0, 0, 0]], atol=1e-9)
 
 
+def test_probabilities_among_all_tokens_are_calibrated_among_the_letters(benchmark, reading):
+    rows = [[0.72 if letter == gold else 0.06 for letter in "ABCD"] for gold in GOLDS]
+    (found,) = reading(lines_of(".csv", ["p_A", "p_B", "p_C", "p_D"], rows), ".csv").values()
+    assert report_of(found.answers, benchmark).calibration.ece == pytest.approx(1 - 0.72 / 0.9)
+
+
 @pytest.mark.parametrize(
     ("suffix", "lines", "scores", "shares"),
     [

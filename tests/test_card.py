@@ -122,3 +122,5 @@ def test_a_canonical_card_needs_the_verdict_knowledge():
         assert channel_of(scored(verdict=verdict)) == "experimental"
     assert channel_of(read_records(RECORDS / "pretrain_v05-nano")) == "experimental"
     assert "canonical" in ModelCard(card_of(scored(verdict="knowledge"), EXPORTED)).data.tags
+    items = dataclasses.replace(scored().evals["ctibench"].items, name="held-out questions, not CTIBench")
+    assert channel_of(scored(verdict="knowledge", items=items)) == "experimental"

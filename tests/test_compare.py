@@ -125,6 +125,10 @@ def test_seeds_of_a_recipe_are_one_row(items, tmp_path):
     expected = ttest_rel(credit(range(150)), np.mean([credit(known) for known in knows], axis=0))
     assert row["against_reference"]["p"] == pytest.approx(expected.pvalue)
     assert len(compared(seeds)["rows"]) == 1
+    write_json(tmp_path / "high" / "environment.json", {"git_commit": "abc", "git_dirty": True})
+    notes = "\n".join(compared([seeds[0], single])["notes"])
+    assert "leave out the effect of the seed" in notes
+    assert "code: not recorded (low-seed0); abc with changes (high)" in notes
 
 
 @pytest.mark.parametrize(

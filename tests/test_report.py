@@ -11,7 +11,7 @@ import matplotlib.image
 import pytest
 
 import ghost_jax
-from ghost_jax.reporting.plots import log_prob_picture, loss_picture, png, study_picture
+from ghost_jax.reporting.plots import accuracy_picture, log_prob_picture, loss_picture, png, study_picture
 from ghost_jax.reporting.records import Beside, read_beside
 from ghost_jax.reporting.summary import glance_table
 from ghost_jax.reporting.tables import NONE, notes_of
@@ -137,6 +137,23 @@ def test_a_name_that_looks_like_mathematics_is_drawn():
     run = dataclasses.replace(run_record.read(CHAT), name="$x_$")
     for figure in (loss_picture(run), study_picture([run])):
         assert png(figure)
+
+
+def test_a_title_of_any_length_is_inside_the_picture():
+    run = run_record.read(CHAT)
+    score = run.evals["ctibench"]
+    long = dataclasses.replace(score, items=dataclasses.replace(score.items, name="held-out questions, " * 9))
+    for figure in (accuracy_picture(long), loss_picture(dataclasses.replace(run, name="chat_facts-" * 18))):
+        figure.canvas.draw()
+        (title,) = [each.get_window_extent() for each in figure.texts]
+        assert title.x1 <= figure.bbox.x1
+        assert title.y1 <= figure.bbox.y1
+
+
+def test_beside_validation_losses_the_training_loss_is_the_language_models():
+    run = run_record.read(RECORDS / "campaign" / "facts-nano" / "knowledge-seed0")
+    (training,) = [line for line in loss_picture(run).axes[0].lines if line.get_label() == "training"]
+    assert training.get_ydata().tolist() == [line["loss_lm"] for line in run.metrics]
 
 
 def test_every_letter_has_a_curve():

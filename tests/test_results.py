@@ -1,9 +1,11 @@
 """launch/results: the figures of the campaign are look-ups in records, and an absent record is an error."""
 
+import shutil
+
 import numpy as np
 import pytest
 
-from ghost_jax.core.atomic_io import write_json, write_text
+from ghost_jax.core.atomic_io import read_json, write_json, write_text
 from ghost_jax.core.errors import UserError
 from launch import results
 from launch.results import Folder
@@ -28,7 +30,8 @@ def records(tmp_path):
             write_json(facts / f"known-seed{seed}" / "evals" / f"{name}.json", score)
     config = {"stage": "pretrain", "model": {}, "optim": {}, "steps": 90, "batch_size": 8, "data": {"seq_len": 50}}
     write_json(facts / "pretrain_facts-nano" / "config.json", config)
-    write_text(facts / "pretrain_facts-nano" / "metrics.jsonl", '{"step": 1, "loss": 1, "tokens_per_s": 5.0}\n')
+    lines = '{"step": 30, "tokens_per_s": 2.0}\n{"step": 40, "tokens_per_s": 5.0}\n{"step": 60, "tokens_per_s": 5.0}\n'
+    write_text(facts / "pretrain_facts-nano" / "metrics.jsonl", lines)  # stopped after two thirds
     for turn, counts in enumerate(([100] * 8 + [10] * 8, [10] * 8 + [100] * 8)):
         credits = [float(count == 100 or row % 4 == 0) for row, count in enumerate(counts)]
         ids = [f"tactic/{row // 4}/{row % 4}" for row in range(16)]
@@ -41,7 +44,8 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
     text = "{{items facts known facts}} questions: {{facts known facts headline}}, {{facts known facts cloze.pmi}}"
     figures = "1,156 questions: 26.0 (25.0 to 28.0, 3 seeds), 61.0 (55.0 to 65.0, 3 seeds)"
     assert results.filled(text, records) == figures
-    assert float(results.filled("{{hours facts}}", records)) == pytest.approx(2 * 90 * 8 * 50 / 5 / 3600, abs=0.05)
+    hours = 2 * 8 * 50 * (30 / 2 + 30 / 5) / 3600
+    assert float(results.filled("{{hours facts}}", records)) == pytest.approx(hours, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,17 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
 def test_a_look_up_that_no_record_answers_is_an_error_that_names_it(records, asked, named):
     with pytest.raises(UserError, match=named):
         results.filled(f"{{{{{asked}}}}}", records)
+
+
+@pytest.mark.parametrize("changed", [{"n": 1156, "cloze": {}}, {"n": 1155}, {"n": 1156, "items": "others"}, None])
+def test_seeds_are_pooled_only_where_all_were_asked_the_same(records, changed):
+    place = records / "campaign" / "facts" / "known-seed1" / "evals" / "facts.json"
+    if changed:
+        write_json(place, read_json(place) | changed)
+    else:  # it was stopped, and so not scored
+        shutil.rmtree(place.parent)
+    with pytest.raises(UserError, match=r"facts known facts.*not every run"):
+        results.filled("{{facts known facts cloze.pmi}}", records)
 
 
 def points_of(figure) -> list[np.ndarray]:

@@ -1,7 +1,9 @@
 """`python -m ghost_jax.sweep`: settings by seeds, refusals before anything starts, pooled tables, and real sweeps."""
 
 import argparse
+import itertools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -212,7 +214,7 @@ def recorded(tmp_path):
     sweep = Sweep(rates, seeds=(0, 1, 2), axis="optim.peak_lr", metrics=("val_loss",), name="rates-nano")
     for number, run in enumerate(sweep.runs()):
         rate = run.setting.overrides["optim.peak_lr"]
-        cropped = {"prompts_cropped": 3, "n": 2, "predicted": ["ABCD", "DCBA"]} if number == 2 else {}
+        cropped = {"prompts_cropped": 3 if number == 2 else None, "n": 2, "predicted": ["ABCD", "DCBA"]}
         write_run(tmp_path / run.name, rate=rate, loss=3 + 0.1 * number, accuracy=0.25 + 0.01 * number, **cropped)
     states = {run.name: "finished" for run in sweep.runs()} | {"peak_lr=0.01-seed2": "stopped"}
     return sweep, tmp_path, states
@@ -260,4 +262,37 @@ def test_a_loss_that_is_not_finite_is_not_pooled(recorded):
     path = folder / "peak_lr=0.01-seed0" / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 41, "loss": 5.0, "tokens_per_s": 320.0, "val_loss": null}\n')
     (header, _, second), _ = sweep_table.write(sweep, folder, states)
-    assert dict(zip(header, second, strict=True))["val loss"] == "3.300"  # of the other finished seed
+    assert dict(zip(header, second, strict=True))["val loss"] == "3.300 (1 of 2)"  # of the other finished seed
+
+
+def test_accuracies_on_other_questions_are_not_pooled_and_runs_that_differ_are_named(recorded):
+    sweep, folder, states = recorded
+    place = folder / "peak_lr=0.001-seed1"
+    score = json.loads((place / "evals" / "ctibench.json").read_text())
+    score["items"] |= {"name": "held-out questions", "sha256": "0" * 64}
+    (place / "evals" / "ctibench.json").write_text(json.dumps(score))
+    (place / "environment.json").write_text(json.dumps({"git_commit": "abc", "resumed": [{"git_commit": "def"}]}))
+    (header, first, _), notes = sweep_table.write(sweep, folder, states)
+    cells = dict(zip(header, first, strict=True))
+    assert (cells["accuracy, %"], cells["top letter, %"], cells["val loss"]) == ("—", "—", "3.200 ± 0.497")
+    for part in ("held-out questions (00000000)", "code: abc, then def (peak_lr=0.001-seed1); not rec"):
+        assert any(part in note for note in notes), part
+
+
+def test_a_picture_has_no_interval_of_few_seeds_every_metric_and_a_place_for_every_setting(tmp_path):
+    metrics = tuple(f"val_loss{name}" for name in ("", "_shared", "_qa", "_mcq", "_cot"))
+    settings = grid(NANO, {"optim.peak_lr": (0.001, 0.01), "optim.clip_norm": (1.0, 2.0)})
+    sweep = Sweep(settings, seeds=(0, 1), axis="optim.peak_lr", metrics=metrics, name="two-keys")
+    for run in sweep.runs():
+        write_run(tmp_path / run.name, rate=0.001, loss=3.0, accuracy=0.25)
+        lines = (tmp_path / run.name / "metrics.jsonl").read_text().splitlines()
+        last = json.loads(lines[-1]) | dict.fromkeys(metrics, 3.0)
+        (tmp_path / run.name / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]))
+    rows = sweep_table.rows_of(sweep, tmp_path, {run.name: "finished" for run in sweep.runs()})
+    above, below = sweep_table.picture(sweep, rows).axes
+    assert len(below.get_legend().get_texts()) == len(metrics)
+    (means,) = [line for line in above.lines if line.get_marker() == "o"]
+    assert (means.get_xdata().tolist(), means.get_linestyle()) == ([0, 1, 2, 3], "None")
+    ends = [line.get_ydata() for line in above.lines if line.get_marker() == "_"]
+    assert ends
+    assert all(math.isnan(end) for end in itertools.chain(*ends))

@@ -13,6 +13,7 @@ from evals.analysis import stats
 from evals.analysis.recorded import Report, answers_of
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import Items
+from ghost_jax.runs import run_record
 from ghost_jax.runs.evaluation import COLLAPSED, SIGNIFICANT, interval, percent, points
 
 HOW = (
@@ -20,7 +21,7 @@ HOW = (
     "table. Detectable: the true difference that would be found at 5% with a power of 80%."
 )
 ONE_ORDER = "All was asked in one order of the options, where a constant letter can look like knowledge."
-SEEDS = "Intervals are over items. They leave out the effect of the seed, which is the spread beside them."
+SEEDS = "Intervals and p are over items. They leave out the effect of the seed, which one seed does not show."
 ONE_RECIPE = "All runs are seeds of one recipe: there is no other to compare it with."
 
 
@@ -128,10 +129,12 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
     notes = [HOW]
     if rows[0].reports[0].evaluation.orders_per_item == 1:
         notes.append(ONE_ORDER)
-    if any(len(row.reports) > 1 for row in rows):
+    runs = [report.workdir for row in rows for report in row.reports if report.workdir]
+    if runs:
         notes.append(SEEDS)
     if len(rows) == 1:
         notes.append(ONE_RECIPE)
+    notes += run_record.differences([run_record.read(workdir, scored=False) for workdir in runs])
     for row in rows:
         for report, credits in zip(row.reports, row.credits, strict=True):
             if cropped := report.evaluation.cropping:

@@ -23,7 +23,7 @@ from ghost_jax.data.storage.files import quoted, refusal
 SHAPE = "Give a .tsv, .csv or .jsonl file with a header, or keys, and one row an item."
 ID_COLUMN = "id"
 GOLD_COLUMNS = ("gt", "gold", "answer")
-SUM_OF_PROBABILITIES = 0.01  # how far from 1 rounded probabilities may add up
+ROUNDED = 0.01  # by how much the sum of rounded probabilities may be above 1
 
 Row = tuple[str, dict[str, str]]  # "line 58", and its cells by column
 
@@ -251,6 +251,9 @@ def _scores(path: Path, row: Row, source: _Source, item: Item) -> list[float]:
 
 
 def _as_logs(scores: list[np.ndarray]) -> list[np.ndarray]:
-    """The logarithms of scores that are probabilities in every row; log-probabilities and logits unchanged."""
-    probable = all((each >= 0).all() and (abs(each.sum(axis=1) - 1) < SUM_OF_PROBABILITIES).all() for each in scores)
+    """The logarithms of scores that are probabilities in every row; log-probabilities and logits unchanged.
+
+    Probabilities of letters among all tokens add up to less than 1.
+    """
+    probable = all((each >= 0).all() and (each.sum(axis=1) < 1 + ROUNDED).all() for each in scores)
     return [np.log(np.maximum(each, np.finfo(float).tiny)) for each in scores] if probable else scores

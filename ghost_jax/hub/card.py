@@ -35,8 +35,8 @@ def read_records(workdir: Path) -> RunRecord:
 
 def channel_of(run: RunRecord) -> str:
     """Returns "canonical" where the closed-book score on CTIBench has the verdict "knowledge", else "experimental"."""
-    score = run.evals.get("ctibench")
-    return "canonical" if score and score.verdict == "knowledge" else "experimental"
+    scores = tables.benchmark_scores([run]).values()
+    return "canonical" if any(score.verdict == "knowledge" for score in scores) else "experimental"
 
 
 def card_of(run: RunRecord, exported: dict) -> str:

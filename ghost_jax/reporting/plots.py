@@ -1,6 +1,7 @@
 """The pictures of a report: figures drawn from a run's record or a score. `page.html` has their captions."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -62,8 +63,10 @@ def score_pictures(score: Evaluation) -> dict[str, Figure]:
 def loss_picture(run: RunRecord) -> Figure:
     """Draws the training loss, and validation losses where there are any."""
     figure, (axes,) = new_figure(3.6)
+    # Of several objectives only the language model's is in nats a token.
+    metrics = [line | {"loss": line["loss_lm"]} if "loss_lm" in line else line for line in run.metrics]
     for key, (form, color, label) in LOSSES.items():
-        if lines := [line for line in run.metrics if key in line]:
+        if lines := [line for line in metrics if key in line]:
             axes.plot([line["step"] for line in lines], [line[key] for line in lines], form, color=color, label=label)
     axes.legend(frameon=False)
     _finish(axes, "update", "loss, nats a token", run.name)
@@ -184,4 +187,10 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
 
 def _finish(axes: Axes, x: str, y: str, title: str) -> None:
     axes.set(xlabel=x, ylabel=y)
-    axes.set_title(title, loc="left", fontsize=11, parse_math=False)  # a name may hold "$"
+    set_title(axes.figure, title)
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """Writes a title above a figure in as many lines as it needs: beside long labels the panel itself is narrow."""
+    lines = textwrap.fill(title, int(10.5 * figure.get_figwidth()))  # characters an inch
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=11, parse_math=False)  # a name may hold "$"

@@ -38,7 +38,7 @@ class Part(NamedTuple):
 def parts_of(runs: Sequence[RunRecord], beside: Beside) -> list[Part]:
     """Returns the tables and notes of a report, in their order."""
     parts = [
-        Part(f"At a glance, {CTIBENCH}, %", glance_table(runs, beside), []),
+        Part(f"At a glance, {CTIBENCH}, %", glance_table(runs, beside), chosen(runs)),
         Part("What we learned", [], learned(runs, beside.comparisons)),
         Part("Runs", tables.result_table(runs), tables.notes_of(runs)),
     ]
@@ -82,6 +82,12 @@ def glance_table(runs: Sequence[RunRecord], beside: Beside) -> list[Row]:
     source = f"`{command}`" if command else NONE  # an imported model was trained elsewhere
     rows.append((ours, percent(best.single_order), _headline(best), NONE, source))
     return rows + _open_book(runs, beside)
+
+
+def chosen(runs: Sequence[RunRecord]) -> list[str]:
+    """Returns a note on the best of several runs."""
+    several = len(tables.benchmark_scores(runs)) > 1
+    return ["Ours is chosen by its score here: the luck of the choice is in it, and not in its interval."] * several
 
 
 def story(runs: Sequence[RunRecord], beside: Beside) -> list[tuple[str, str]]:

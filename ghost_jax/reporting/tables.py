@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ghost_jax.data.builders import DATASETS
 from ghost_jax.runs.evaluation import COLLAPSED, Evaluation, interval, percent, points
-from ghost_jax.runs.run_record import RunRecord
+from ghost_jax.runs.run_record import RunRecord, differences
 
 NONE = "—"
 CTIBENCH = "CTIBench MCQ"
@@ -41,14 +41,25 @@ def notes_of(runs: Sequence[RunRecord]) -> list[str]:
         notes.append(
             "The study's figures are of one run each, in the published order alone; `published order` is ours."
         )
+    notes += [*losses_of(runs), *differences(runs)]
     scores = [(run.name, score) for run in runs for score in run.evals.values()]
     for name, score in scores:
         if cropped := score.cropping:
             notes.append(f"{name}, {score.items.name}, {asked_of(score)}: {cropped}")
     for score in {(score.items.sha256, score.items.name): score for _, score in scores}.values():
         baselines = ", ".join(f"{name.replace('_', ' ')} {100 * each:.1f}" for name, each in score.baselines.items())
-        notes.append(f"Without reading a question, {score.items.name} in the published order, %: {baselines}.")
+        notes.append(f"Without a model, {score.items.name} in the published order, %: {baselines}.")
     return notes
+
+
+def losses_of(runs: Sequence[RunRecord]) -> list[str]:
+    """Returns how far the validation losses of runs compare; nothing on runs of one recipe."""
+    recipes = {recipe_of(run.config) for run in runs if run.config}
+    note = (
+        "Validation losses are in nats a token of a run's own vocabulary: those of two vocabularies do not compare. "
+        "`val` is of the datasets that a run mixes, `val shared` of the same ones for all chat recipes."
+    )
+    return [note] * (len(recipes) > 1)
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -1,6 +1,9 @@
 """The record of a run, typed: one reader and one writer of the JSON files in a run directory."""
 
 import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +14,7 @@ from ghost_jax.runs.evaluation import Evaluation
 
 CONFIG, ENVIRONMENT, DATA = "config.json", "environment.json", "data.json"
 STATUS, STOPPED = "status.json", "stopped.json"
+NAMED = 4  # as many runs of one kind are "the others"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,9 +76,49 @@ class RunRecord:
     stopped: Stopped | None
     evals: dict[str, Evaluation]
 
+    @property
+    def code(self) -> str:
+        """The version and commit of each start with other ones than the start before."""
+        dirty = " with changes"
+        return self._of_starts(lambda at: f"{at['ghost_jax']} {at['git_commit'][:10]}{dirty * at['git_dirty']}".strip())
 
-def read(workdir: Path) -> RunRecord:
-    """Reads the record of a run. Raises UserError where a file is broken, or config.json is not a run's."""
+    @property
+    def machine(self) -> str:
+        """The machine of each start on another one than the start before."""
+        return self._of_starts(lambda at: at["machine"])
+
+    def _of_starts(self, value_of: Callable[[dict], str]) -> str:
+        first = dataclasses.asdict(self.environment)
+        starts = [first, *(first | each for each in self.environment.resumed or [])]
+        return ", then ".join(value for value, _ in itertools.groupby(map(value_of, starts)))
+
+
+def differences(runs: Sequence[RunRecord]) -> list[str]:
+    """Returns a sentence on each thing in which runs differ beside their settings: code, machine, type, input files."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))  # what -> value -> names of runs
+    for run in runs:
+        data = defaultdict(list)
+        for each in run.data.made_from.get("inputs", []):
+            data[f"files of {each['source']}"].append(each["sha256"][:8])
+        files = {what: " ".join(sorted(hashes)) for what, hashes in data.items()}
+        of_run = {"code": run.code, "machine": run.machine, "type": run.config.get("model", {}).get("dtype", "")}
+        for what, value in (of_run | files).items():
+            found[what][value or "not recorded"].append(run.name)
+    sentences = []
+    for what, by_value in found.items():
+        *few, (most, names) = sorted(by_value.items(), key=lambda each: len(each[1]))
+        if few:
+            last = (most, names if len(names) < NAMED else ["the others"])
+            listed = [f"{value} ({', '.join(of_value)})" for value, of_value in [*few, last]]
+            sentences.append(f"These runs differ in their {what}: {'; '.join(listed)}.")
+    return sentences
+
+
+def read(workdir: Path, *, scored: bool = True) -> RunRecord:
+    """Reads the record of a run, its evaluations only where `scored` is on.
+
+    Raises UserError where a file is broken, or config.json is not a run's.
+    """
     return RunRecord(
         name=workdir.name,
         config=read_config(workdir / CONFIG) if (workdir / CONFIG).is_file() else {},
@@ -83,7 +127,7 @@ def read(workdir: Path) -> RunRecord:
         metrics=metrics.read(workdir),
         finished=is_finished(workdir),
         stopped=stopped(workdir),
-        evals=evaluation.read_all(workdir),
+        evals=evaluation.read_all(workdir) if scored else {},
     )
 
 

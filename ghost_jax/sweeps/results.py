@@ -4,10 +4,10 @@ The seeds of a setting are pooled: mean, range, and from three seeds on Student'
 """
 
 import dataclasses
+import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 import ghost_jax
 from evals.analysis.stats import ENOUGH_SEEDS, pool
 from ghost_jax.core.atomic_io import write_bytes, write_json, write_text
-from ghost_jax.reporting.plots import ACCENT, INK, LETTER_COLORS, MUTED, WARM, WIDTH, new_figure, png
-from ghost_jax.reporting.tables import NONE, markdown
+from ghost_jax.reporting.plots import ACCENT, LETTER_COLORS, WARM, WIDTH, new_figure, png, set_title
+from ghost_jax.reporting.tables import NONE, losses_of, markdown
 from ghost_jax.runs import run_record
-from ghost_jax.runs.evaluation import Evaluation, interval, percent
+from ghost_jax.runs.evaluation import Evaluation, interval
+from ghost_jax.runs.run_record import RunRecord
 from ghost_jax.sweeps.grid import Setting, Sweep
 
 
@@ -30,6 +31,7 @@ class SweepRun:
 
     name: str
     state: str  # "finished", "stopped" (by the divergence watch), "failed" or "not started"
+    record: RunRecord
     score: Evaluation | None  # on the benchmark
     curve: list[tuple[float, float, float]]  # tokens, seconds and validation loss
     # steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss; what the run
@@ -61,7 +63,7 @@ def read(workdir: Path, state: str, metrics: Sequence[str]) -> SweepRun:
         figures |= {"accuracy": score.headline.accuracy, "letter_share": score.top_letter[1]}
     # The last loss of a run that diverged may be NaN, which has no mean.
     figures = {key: value for key, value in figures.items() if math.isfinite(value)}
-    return SweepRun(record.name, state, score, curve_of(config, lines), figures)
+    return SweepRun(record.name, state, record, score, curve_of(config, lines), figures)
 
 
 def rows_of(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
@@ -78,13 +80,21 @@ def rows_of(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
         keys = ("steps", "rate", *sweep.metrics, "letter_share", "accuracy")
         pooled = {key: pool([run.figures[key] for run in counted if key in run.figures]) for key in keys}
         scores = [run.score for run in counted if run.score]
-        if len(scores) == 1:
+        if len({asked_of(score) for score in scores}) > 1:
+            pooled |= {"accuracy": None, "letter_share": None}
+        elif len(scores) == 1:
             pooled["accuracy"] |= {"ci95": scores[0].headline.ci95, "over": "items"}
         elif scores:
             pooled["accuracy"]["over"] = "seeds"
         verdicts = Counter(score.verdict for score in scores)
         rows.append(Row(setting, runs, counted, pooled, Counter(run.state for run in runs), verdicts))
     return rows
+
+
+def asked_of(score: Evaluation) -> str:
+    """Returns what a score is on: only accuracies on the same are pooled and compared."""
+    orders = " ".join(score.headline.orders)
+    return f"{score.items.name} ({score.items.sha256[:8]}), {score.n:,} questions in the orders {orders}"
 
 
 def table_of(sweep: Sweep, rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -94,11 +104,11 @@ def table_of(sweep: Sweep, rows: Sequence[Row]) -> list[tuple[str, ...]]:
     for row in rows:
         cells = (
             row.setting.name,
-            _mean(row.pooled["steps"], ",.0f"),
-            _mean(row.pooled["rate"], "g"),
-            *(_loss_cell(row.pooled[name]) for name in sweep.metrics),
+            _mean(row, "steps", ",.0f"),
+            _mean(row, "rate", "g"),
+            *(_loss_cell(row, name) for name in sweep.metrics),
             *_accuracy_cells(row),
-            _mean(row.pooled["letter_share"], ".0f", 100),
+            _mean(row, "letter_share", ".0f", 100),
             _counts(row.verdicts),
             _counts(row.states, usual="finished"),
         )
@@ -114,20 +124,25 @@ def _accuracy_cells(row: Row) -> tuple[str, ...]:
     one_order = any(run.score and run.score.orders_per_item == 1 for run in row.counted)
     over = " (items)" if accuracy["over"] == "items" else ""
     return (
-        percent(accuracy["mean"]) + (" (one order)" if one_order else ""),
+        _mean(row, "accuracy", ".1f", 100) + (" (one order)" if one_order else ""),
         f"{interval(*accuracy['ci95'])}{over}" if accuracy["ci95"] else NONE,
         interval(accuracy["min"], accuracy["max"]) if accuracy["n"] > 1 else NONE,
     )
 
 
-def _loss_cell(loss: dict | None) -> str:
+def _loss_cell(row: Row, key: str) -> str:
     """Returns a mean loss with half the width of its interval, where it has one."""
+    loss = row.pooled[key]
     half = f" ± {loss['ci95'][1] - loss['mean']:.3f}" if loss and loss["ci95"] else ""
-    return _mean(loss, ".3f") + half
+    return _mean(row, key, ".3f") + half
 
 
-def _mean(values: dict | None, form: str, scale: float = 1) -> str:
-    return NONE if values is None else format(scale * values["mean"], form)
+def _mean(row: Row, key: str, form: str, scale: float = 1) -> str:
+    """Returns the mean of a figure, and of how many runs it is where some lack it or it was not finite there."""
+    if (values := row.pooled[key]) is None:
+        return NONE
+    n, counted = values["n"], len(row.counted)
+    return format(scale * values["mean"], form) + (f" ({n} of {counted})" if n < counted else "")
 
 
 def _counts(counts: Mapping[str, int], usual: str = "") -> str:
@@ -142,6 +157,12 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
     runs = [run for row in rows for run in row.runs]
     scores = {run.name: run.score for run in runs if run.score}
     notes = list(dict.fromkeys(score.note for score in scores.values() if score.note))
+    by_questions: dict[str, list[str]] = defaultdict(list)
+    for name, score in scores.items():
+        by_questions[asked_of(score)].append(name)
+    if len(by_questions) > 1:
+        listed = "; ".join(f"{asked}: {', '.join(names)}" for asked, names in by_questions.items())
+        notes.append(f"Accuracies on other questions do not compare, and are not pooled. {listed}.")
     notes += [f"In {name}, {cropped}" for name, score in scores.items() if (cropped := score.cropping)]
     few = [row.setting.name for row in rows if row.states["finished"] < ENOUGH_SEEDS]
     if few:
@@ -156,6 +177,8 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
         )
     if any(score.orders_per_item == 1 for score in scores.values()):
         notes.append("Scored in one order of the options: there a constant letter can look like knowledge.")
+    records = [run.record for run in runs if run.record.config]
+    notes += [*losses_of(records), *run_record.differences(records)]
     if unfinished := [run.name for run in runs if run.state != "finished"]:
         notes.append(f"Not finished, and so not pooled with finished ones: {', '.join(unfinished)}.")
     return notes
@@ -165,17 +188,18 @@ def picture(sweep: Sweep, rows: Sequence[Row]) -> Figure:
     """Draws accuracy and losses by setting: each seed a small dot, the mean a large one, its interval a bar."""
     values = [row.setting.overrides.get(sweep.axis) for row in rows]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    numeric = numeric and len(set(values)) == len(values)  # of a grid of two keys several settings share a place
     places = values if numeric else list(range(len(rows)))
     figure, (above, below) = new_figure(6.4, max(WIDTH, 0.6 * len(rows) + 1), panels=2)
     letters = next((len(run.score.letter_share) for row in rows for run in row.runs if run.score), 4)
     above.axhline(100 / letters, color=WARM, linewidth=1, linestyle="--", label="chance")
     line = "o-" if numeric else "o"  # there is nothing between two names
     _draw(above, places, rows, "accuracy", ACCENT, line)
-    for name, color in zip(sweep.metrics, (ACCENT, WARM, INK, MUTED), strict=False):
+    for name, color in zip(sweep.metrics, itertools.cycle(LETTER_COLORS), strict=False):
         _draw(below, places, rows, name, color, line)
     over = {accuracy["over"] for row in rows if (accuracy := row.pooled["accuracy"])}
-    one_seed = "\n(of one seed: the interval over its items)" if "items" in over else ""
-    above.set_title(f"{sweep.name}: mean with 95% interval, a dot a seed{one_seed}", loc="left", fontsize=11)
+    one_seed = " (of one seed: the interval over its items)" if "items" in over else ""
+    set_title(figure, f"{sweep.name}: mean with 95% interval, a dot a seed{one_seed}")
     above.set_ylabel("accuracy, %")
     below.set(ylabel="loss, nats a token", xlabel=sweep.axis)
     for axes in (above, below):
@@ -199,7 +223,7 @@ def _draw(axes: Axes, places: Sequence[float], rows: Sequence[Row], key: str, co
     if drawn:
         at, figures = zip(*drawn, strict=True)
         means = scale * np.array([each["mean"] for each in figures])
-        ends = scale * np.array([each["ci95"] or [each["mean"]] * 2 for each in figures])
+        ends = scale * np.array([each["ci95"] or [np.nan] * 2 for each in figures])
         bars = abs(ends.T - means)
         axes.errorbar(at, means, bars, fmt=line, color=color, capsize=4, label=key.replace("_", " "))
 
@@ -216,7 +240,7 @@ def curve_of(config: Mapping, lines: Sequence[Mapping]) -> list[tuple[float, flo
     if not all("tokens_per_s" in line for line in lines) or "batch_size" not in config:
         return []
     tokens, seconds, curve = config["batch_size"] * config["data"]["seq_len"], 0.0, []  # tokens of an update
-    for before, line in pairwise(lines):
+    for before, line in itertools.pairwise(lines):
         seconds += (line["step"] - before["step"]) * tokens / line["tokens_per_s"]
         if "val_loss" in line:
             curve.append((line["step"] * tokens, seconds, line["val_loss"]))
@@ -237,8 +261,10 @@ def curves(rows: Sequence[Row]) -> Figure | None:
     for config, (by_tokens, by_time) in zip(configs, panels, strict=True):
         for number, row in enumerate(row for row in drawn if row.setting.spec == config):
             color = LETTER_COLORS[number % len(LETTER_COLORS)]
+            dashes = ("-", "--", ":", "-.")[number // len(LETTER_COLORS) % 4]
             for seed, run in enumerate(row.runs):
-                style = {"color": color, "linewidth": 1, "label": None if seed else row.setting.name}
+                label = None if seed else row.setting.name
+                style = {"color": color, "linestyle": dashes, "linewidth": 1, "label": label}
                 losses = [loss for _, _, loss in run.curve]
                 by_tokens.plot([tokens / 1e6 for tokens, *_ in run.curve], losses, **style)
                 by_time.plot([seconds / 60 for _, seconds, _ in run.curve], losses, **style)
