@@ -93,7 +93,8 @@ def computing(ghost, folder: Path) -> tuple:
 
 
 @pytest.mark.parametrize(
-    ("lost", "signum"), [(0, signal.SIGKILL), pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow), (1, signal.SIGTERM)]
+    ("lost", "signum"),
+    [(0, signal.SIGKILL), pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow), (1, signal.SIGTERM)],
 )
 def test_a_process_whose_peer_is_killed_ends_with_a_paragraph(ghost, tmp_path, lost, signum):
     process, ids = computing(ghost, tmp_path)

@@ -78,8 +78,8 @@ def check_shared(workdir: Path) -> None:
         time.sleep(1.0)
     if distributed.any_process(not config.is_file()):
         raise UserError(
-            f"{workdir} is not one folder for all processes of this run: some do not see the {config.name} there. Name a "
-            "--workdir in an object store, or on a disk that every machine mounts at that path."
+            f"{workdir} is not one folder for all processes of this run: some do not see the {config.name} there. Name "
+            "a --workdir in an object store, or on a disk that every machine mounts at that path."
         )
 
 
