@@ -197,6 +197,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.plan:
         for stage in stages:
             plan.show(stage.config, prepare(stage.config, flags.data_dir), console)
+        distributed.barrier("the plan")  # see below
         return 0
     if len(unfinished) > 1:
         check_stages(unfinished, flags.data_dir, list(config.evals))
