@@ -1,8 +1,8 @@
-"""A base for measuring knowledge: all typed facts of CAPEC and CWE, about a hundred statements of each.
+"""A base for measuring knowledge: all typed facts of CAPEC and CWE, 70 to 100 statements of each.
 
     python -m ghost_jax.train --config=configs/pretrain_facts.py          # or :mini, :nano
 
-CAPEC and CWE state a quarter of the typed facts of the reference pages, few enough for a hundred statements of each in
+CAPEC and CWE state a quarter of the typed facts of the reference pages, few enough for so many statements of each in
 hours on two cores; `chat_facts.py` asks for them. Nine rows in ten are facts. 35,670,528 parameters at full size, as
 the study's.
 """

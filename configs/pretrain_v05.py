@@ -1,7 +1,7 @@
 """The v0.5 base of the study: 35,670,528 parameters, RoPE + RMSNorm + SwiGLU, trained on the cyber corpus.
 
 python -m ghost_jax.train --config=configs/pretrain_v05.py          # full size: a GPU or a TPU slice
-python -m ghost_jax.train --config=configs/pretrain_v05.py:mini     # 7M, an hour or two on a laptop
+python -m ghost_jax.train --config=configs/pretrain_v05.py:mini     # 7M, two to four hours on two cores
 python -m ghost_jax.train --config=configs/pretrain_v05.py:nano     # 1.3M, about a minute on two cores
 """
 

@@ -1,4 +1,8 @@
-"""Scores a run on CTIBench, or on any items: `python -m evals.ctibench --workdir=runs/NAME`; see docs/scoring.md."""
+"""Scores a run on CTIBench, or on any items: `python -m evals.ctibench --workdir=runs/NAME`; see docs/scoring.md.
+
+It also scores a model behind an API (`--endpoint`), the lexical reader (`--book=open --reader=lexical`), and free-text
+answers (`--task`).
+"""
 
 import argparse
 import functools
@@ -243,7 +247,7 @@ def score_run(flags: argparse.Namespace) -> Evaluation:
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Scores a run, or the open-book reader, on CTIBench MCQ or on items of your own."""
+    """Scores a run, an endpoint or the lexical reader on CTIBench or on items of your own."""
     flags = parse(argv)
     console = make_console()
     if flags.task != "mcq":

@@ -1,4 +1,4 @@
-"""Serves a run, or the reader of the book alone, over the OpenAI API; docs/serving.md describes it."""
+"""Serves a run, or the lexical reader alone, over the OpenAI API: `python -m ghost_jax.serve`; see docs/serving.md."""
 
 import argparse
 import contextlib

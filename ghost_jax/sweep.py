@@ -2,7 +2,7 @@
 
 Every run is a process of the train command in one folder. Runs on the same base share it: the first that needs it
 trains it, and the others wait. A repeated command resumes what is unfinished. A failed run does not stop the others.
-At the end it writes a table, `sweep.json`, `sweep.md` and a picture.
+At the end it writes a table (`sweep.json`, `sweep.md`) and pictures.
 """
 
 import dataclasses

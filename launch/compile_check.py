@@ -1,6 +1,6 @@
 """Compiles a config's training step for TPU slices, without a TPU: does it fit, and how fast can it be?
 
-    python -m launch.compile_check --config=configs/chat_v5.py --topology=v5e:4x4 [--slices=2] [--config.mesh.fsdp=4]
+    python -m launch.compile_check --config=configs/pretrain_base350m.py --topology=v5e:4x4 [--slices=2]
 
 The TPU's compiler is in the package `libtpu`. The speed is a roofline: what the chip's arithmetic, memory, links or the
 network between slices allow if it does nothing else; a real run is slower.

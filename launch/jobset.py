@@ -1,7 +1,8 @@
-"""Prints a JobSet, several pods as one run, for TPU slices or GPU nodes of GKE. It asks no cluster.
+"""Prints a JobSet, several pods as one run, for TPU slices or GPU nodes of GKE. It needs no cluster.
 
     python -m launch.jobset --name=base --image=IMAGE --topology=v5e:4x4 [--slices=2] [--spot] -- \\
-      python -m ghost_jax.train --config=configs/chat_v5.py --workdir=gs://BUCKET/runs/base | kubectl apply -f -
+      python -m ghost_jax.train --config=configs/pretrain_base350m.py --data_dir=gs://BUCKET/data \\
+      --workdir=gs://BUCKET/runs/base | kubectl apply -f -
 
 Every pod runs the command. Where one is lost or preempted, all of them start again and resume.
 """

@@ -20,7 +20,8 @@ usage: launch/tpu_pod.sh --name=NAME --zone=ZONE --type=TYPE [options] -- COMMAN
 
 The command runs on every worker from the root of a copy of this checkout, for example
   launch/tpu_pod.sh --name=base --zone=us-west4-a --type=v5litepod-16 --spot -- \
-    .venv/bin/python -m ghost_jax.train --config=configs/pretrain_base350m.py --workdir=gs://BUCKET/runs/base
+    .venv/bin/python -m ghost_jax.train --config=configs/pretrain_base350m.py --data_dir=gs://BUCKET/data \
+    --workdir=gs://BUCKET/runs/base
 Several workers, and a run that outlives its slice, need a --workdir in a bucket (gs://BUCKET/…) or on a disk that all mount.
 gcloud must be installed and logged in. Exit codes: that of the command; 1 where no slice could be had; 2 bad usage.
 TEXT

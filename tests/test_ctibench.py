@@ -153,6 +153,11 @@ def test_a_report_on_other_items_of_the_same_name_is_not_replaced(tmp_path):
     assert ctibench.place_of(flags) == place
 
 
+def test_reports_on_several_books_are_several_files(tmp_path):
+    books = [[f"--workdir={tmp_path}", f"--book={book}"] for book in ("open", "A", "B")]
+    assert len({ctibench.place_of(ctibench.parse(flags)) for flags in books}) == 3
+
+
 def test_held_out_questions_do_not_replace_a_report_on_ctibench_and_it_replaces_theirs(tmp_path, monkeypatch):
     monkeypatch.delenv("GHOST_DATA", raising=False)
     flags = [f"--workdir={tmp_path}", f"--data_dir={tmp_path}"]

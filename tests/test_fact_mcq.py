@@ -105,8 +105,9 @@ def test_most_facts_are_asked_once_in_sound_sets(asked):
 
 
 # Two techniques of three numbers each, and four others; CWE-1 is above CWE-2, and that above CWE-3.
-TECHNIQUES = [f"Way (T{number})" for number in ("1000", "1000.001", "1000.002", "1001", "1001.001", "1001.002")]
-TECHNIQUES += [f"Way (T200{i})" for i in range(4)]
+NUMBERS = ("1000", "1000.001", "1000.002", "1001", "1001.001", "1001.002", "2000", "2001", "2002", "2003")
+TECHNIQUES = [f"Way{i} (T{number})" for i, number in enumerate(NUMBERS)]
+SAME_NAME = ["Audio Capture (T1123)", "Audio capture (T1429)", "Evasion (T1500)", "Defense Evasion (T1600)"]
 TREE = [record("cwe", n, fact(f"CWE-{n}", "weakness_name", f"Weakness {n} of all")) for n in range(1, 9)]
 for n in (1, 2):
     TREE.append(record("cwe", n, fact(f"Weakness {n + 1} (CWE-{n + 1})", "parent_weakness", f"Weakness {n} (CWE-{n})")))
@@ -116,6 +117,7 @@ for n in (1, 2):
     ("relation", "subject", "objects", "related"),
     [
         ("group_technique", "Group {}", TECHNIQUES, [{0, 1}, {0, 2}, {3, 4}, {3, 5}]),
+        ("software_technique", "Tool {}", SAME_NAME + TECHNIQUES[6:], [{0, 1}, {2, 3}]),
         (
             "weakness_class",
             "Of what went wrong {} times {}",
@@ -125,7 +127,7 @@ for n in (1, 2):
         ("related_weakness", "Pattern {}", [f"CWE-{n}" for n in range(1, 9)], [{0, 1, 2}]),
     ],
 )
-def test_nothing_broader_or_narrower_than_a_true_object_is_offered(relation, subject, objects, related):
+def test_nothing_broader_or_narrower_than_a_true_object_or_of_its_name_is_offered(relation, subject, objects, related):
     subjects = [subject.format(i, "and again " * 5) for i in range(200)]
     stated = [record("test", i, fact(each, relation, objects[i % len(objects)])) for i, each in enumerate(subjects)]
     asked = [q for q in questions([*TREE, *stated]) if relation_of(q) == relation]

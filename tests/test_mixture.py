@@ -170,6 +170,7 @@ def test_an_epoch_of_packed_rows_holds_each_record_complete_and_as_often_as_its_
         ({"a": 1.0, "b": 0.25, "c": 0.0}, {"a": 4, "b": 1}),
         ({"a": 1 / 3, "b": 2.0}, {"a": 1, "b": 6}),
         ({"a": 0.01, "b": 30.0}, {"a": 1, "b": 3000}),
+        ({"a": 1000.0, "b": 3000.0}, {"a": 1, "b": 3}),
     ],
 )
 def test_an_epoch_has_the_fewest_passes_that_give_each_multiplier(multipliers, copies):

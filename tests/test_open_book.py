@@ -168,7 +168,7 @@ def test_with_a_model_an_empty_option_is_never_chosen_and_one_order_has_no_contr
     report = both_report(knows, "published", part, book)
     assert report.model_alone.accuracy == 1
     assert report.headline.accuracy == 0
-    assert report.headline.orders_per_item == 1
+    assert report.orders_per_item == 1
     assert not report.controls
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import email.message
+import gzip
 import http.server
 import json
 import re
@@ -173,6 +174,15 @@ def test_another_answer_than_a_completion_is_reported_with_what_the_server_says(
     assert named in message
     assert "sk-part" not in message, "services quote a part of a key that they do not know"
     assert server.asked == {0: 6 if status == 500 else 1}
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_reply_that_would_fill_the_memory_is_refused_and_not_asked_for_again(serve, monkeypatch, status):
+    monkeypatch.setattr(chat_api, "MOST_BYTES", 1 << 20)
+    sent = gzip.compress(completion("x" * (1 << 20)))
+    server = serve(lambda *_: (status, {"Content-Encoding": "gzip"}, sent))
+    assert "over 1 MiB" in failure_of(server)
+    assert server.asked == {0: 1}
 
 
 @pytest.mark.parametrize("location", ["", "http://[", "//", "/v2/chat/completions", "http://a..b/"])

@@ -158,11 +158,13 @@ def test_a_document_of_our_own_base_begins_with_bos_in_exports_and_a_conversatio
 def test_a_gguf_file_begins_documents_alone_with_bos_and_types_added_tokens(tmp_path):
     foreign = foreign_vocabulary()
     foreign.add_tokens([tokenizers.AddedToken("<tool>", normalized=False)])
+    save_vocabulary(tmp_path, foreign)
+    without = read_vocabulary(tmp_path, foreign.get_vocab_size())
     begins = {"single": "<|endoftext|> $A", "special_tokens": [("<|endoftext|>", 0)]}
     foreign.post_processor = processors.TemplateProcessing(**begins)
     save_vocabulary(tmp_path, foreign)
     base = read_vocabulary(tmp_path, foreign.get_vocab_size())
-    for tokenizer, adds in ((base, True), (base.with_chat_tokens(["xyzzy"]), False)):
+    for tokenizer, adds in ((without, False), (base, True), (base.with_chat_tokens(["xyzzy"]), False)):
         writer = Mock()
         tokenizer.save(tmp_path / "run.json")
         gguf._add_vocabulary(writer, tokenizer, json.loads((tmp_path / "run.json").read_text()))

@@ -13,9 +13,8 @@ from evals.analysis import stats
 from evals.analysis.recorded import Report, answers_of
 from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.items import Items
-from ghost_jax.runs.evaluation import COLLAPSED, interval, percent, points
+from ghost_jax.runs.evaluation import COLLAPSED, SIGNIFICANT, interval, percent, points
 
-SIGNIFICANT = 0.05
 HOW = (
     "Differences, intervals and p are paired by item and clustered by page; Holm's p is corrected for the rows of the "
     "table. Detectable: the true difference that would be found at 5% with a power of 80%."

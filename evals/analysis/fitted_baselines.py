@@ -1,4 +1,5 @@
-"""Baselines fitted to the position of the gold option, how long it is, how popular, and like the question's words.
+"""Baselines fitted to the position, length and popularity of the gold option, and to the text that it shares with the
+question.
 
 Each is a conditional logit (`conditional_logit.py`), scored in 5-fold cross-validation: the weights that answer an item
 were fitted on items of other components (`ghost_jax/data/items/clusters.py`). Where all items are one component,

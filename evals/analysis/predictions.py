@@ -1,7 +1,7 @@
 """Reads predictions: a table with a row an item, in which any model wrote its answers.
 
 A column holds one letter a row, or several columns hold a score for each letter: `A`, `B`, `C`, `D`, or the same after
-a name (`phi_A` … `phi_D`). A column that ends in `@BCDA`, or is called so, was asked in that order of the options;
+a name (`phi_A` … `phi_D`). A column whose name is or ends in `@BCDA` was asked in that order of the options;
 several such columns of one name are answers over orders. A cell that is no letter of its item is a wrong answer. A
 column `id` matches rows to items, and a column `GT`, `gold` or `answer` must agree with them.
 """

@@ -1,4 +1,4 @@
-"""Evaluations read back: the run each is of, what it was asked, and the credits that its letters earn."""
+"""Reads evaluations back: the run of each, what it was asked, and the credits of its letters."""
 
 import dataclasses
 import json

@@ -72,7 +72,6 @@ def report_of(
             clusters,
             Headline,
             orders=tuple(order_name(order) for size in sorted(first_of_size) for order in first_of_size[size]),
-            orders_per_item=max(len(asked) for asked in answers.orders),
         ),
         single_order=single.accuracy,
         single_order_ci95=single.ci95,

@@ -1,7 +1,7 @@
 """The open-book reader without a neural model; docs/scoring.md#open-book says how it chooses an option.
 
-What a passage holds of an option is measured in terms, each weighted by idf, and in character trigrams, which see
-through inflections and keep the signs that terms lose ("C++", "-Indexes"). No feature depends on the order of the
+The share of an option that a passage holds is measured in terms, each weighted by idf, and in character trigrams, which
+match inflections and keep characters that terms lose ("C++", "-Indexes"). No feature depends on the order of the
 options: the reader scores the same in every order.
 """
 

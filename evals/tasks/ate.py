@@ -1,6 +1,7 @@
 """CTIBench ATE: a text about malware to the ids of its main ATT&CK techniques; F1 of the two sets.
 
-The texts restate ATT&CK's pages of software, from which the gold is: no baseline reads the page of an asked software.
+The texts restate ATT&CK's pages of software, from which the gold answers are. No baseline reads the page of an asked
+software; the answer of that page is reported as `look-up`.
 """
 
 import re

@@ -119,7 +119,7 @@ def stem_of(
     if orders != "cyclic":
         parts.append(orders)
     if book != "closed":
-        parts += [book if book == "open" else "own", reader]
+        parts += [book if book == "open" else f"own-{artifact_cache.fingerprint(book)[:8]}", reader]
     return "-".join(parts)
 
 

@@ -242,8 +242,8 @@ CHAT: dict[str, Key] = {f"data.mixture.{name}": (0.0, MULTIPLIER) for name in CH
     "lora.targets": ("kernel", PATTERN),
     # how the new rows of the embedding start: as the mean of the old ones or at random
     "init_tokens": ("mean", one_of("mean", "random")),
-    # weights of the objectives: masked language-model loss, cross-entropy over the option letters, softmax over the
-    # log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read")
+    # weights of the objectives: next-token loss of supervised tokens, cross-entropy over the option letters, softmax
+    # over the log-probabilities of the options' texts (of the datasets "rank", "fact_rank" and "read")
     "objective.lm": (1.0, WEIGHT),
     "objective.letter": (0.0, WEIGHT),
     "objective.ranking": (0.0, WEIGHT),

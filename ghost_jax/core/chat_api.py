@@ -23,10 +23,11 @@ from pydantic import TypeAdapter
 
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError, chain_of
-from ghost_jax.core.offline import forbids
+from ghost_jax.core.offline import avoid_proxies, forbids
 
 TIMEOUT = openai.Timeout(300.0, connect=10.0)  # seconds without a byte: a 14B model on a CPU takes minutes
 MAX_RETRIES = 5  # after HTTP 408, 409, 429 and 5xx, a lost connection and a time-out; as the server asks or within 8 s
+MOST_BYTES = 64 << 20  # of a reply; 8,192 tokens with 20 log-probabilities each have 30 MB
 MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # raised by reading foreign JSON
 
 logging.getLogger("httpcore2").setLevel(logging.WARNING)  # it logs response headers, in which servers quote the key
@@ -38,6 +39,25 @@ class Refused(UserError):
     def __init__(self, message: str, said: str):
         super().__init__(message)
         self.said = said
+
+
+class _TooLong(openai.OpenAIError):  # which the client neither repeats nor wraps
+    """A reply of over `MOST_BYTES`."""
+
+
+class _Bounded(openai.DefaultAsyncHttpxClient):
+    """An HTTP client that reads at most `MOST_BYTES` of a response, decompressed."""
+
+    async def send(self, request, **options):
+        response = await super().send(request, **options | {"stream": True})
+        content = bytearray()
+        async with contextlib.aclosing(response.aiter_bytes()) as parts:
+            async for part in parts:
+                content += part
+                if len(content) > MOST_BYTES:
+                    raise _TooLong
+        headers = {name: value for name, value in response.headers.items() if name != "content-encoding"}
+        return type(response)(response.status_code, headers=headers, content=bytes(content), request=request)
 
 
 @dataclass(frozen=True)
@@ -118,12 +138,13 @@ class ChatApi:
 
     async def _ask_all(self, pending: dict[str, tuple[dict, str]], bar: Progress) -> None:
         """Asks with several requests in flight; each reply is in the file before the next request of its worker."""
+        avoid_proxies()
         client = openai.AsyncOpenAI(
             api_key=self._key() or "none",
             base_url=self._base_url,
             timeout=TIMEOUT,
             max_retries=MAX_RETRIES,
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),  # the key goes to one address alone
+            http_client=_Bounded(follow_redirects=False),  # the key goes to one address alone
         )
         client.organization = client.project = None  # else those of OPENAI_ORG_ID and OPENAI_PROJECT_ID
         waiting = iter(pending.items())
@@ -159,6 +180,9 @@ class ChatApi:
             return self._read(answer)
         except openai.APIStatusError as fault:
             raise self._refused(fault) from None
+        except _TooLong:
+            what = f"answers with over {MOST_BYTES >> 20} MiB"
+            raise self._failure(what, "Check that it is a model's server.") from None
         except openai.APITimeoutError:
             what = f"is silent for longer than {TIMEOUT.read:g} s"
             raise self._failure(what, "Check that the server is not overloaded.") from None

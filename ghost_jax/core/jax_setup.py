@@ -1,4 +1,4 @@
-"""Settings of a process that computes."""
+"""Settings of a process that uses JAX: the cache of compiled programs, its log, and the type that is fast here."""
 
 import errno
 import functools

@@ -1,4 +1,4 @@
-"""Paths of object stores, `gs://BUCKET/…` and `s3://BUCKET/…`, and what a store lacks: folders, appending, locks.
+"""Paths of object stores, `gs://BUCKET/…` and `s3://BUCKET/…`, and replacements for what a store lacks, such as locks.
 
 The packages gcsfs and s3fs (requirements-stores.txt) read and write the objects; each write is atomic.
 """
@@ -23,7 +23,7 @@ import fsspec
 from etils import epath
 
 from ghost_jax.core.errors import FAILED, UsageError, UserError, say_error
-from ghost_jax.core.offline import forbids
+from ghost_jax.core.offline import avoid_proxies, forbids
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 # The environment variables that lead a store's client to a server of one's own; the first that is set counts.
@@ -92,6 +92,7 @@ def path_of(text: str) -> Path:
         raise UserError(
             f"{text} is in an object store, and GHOST_OFFLINE=1 forbids the connection. Unset it, or name a local path."
         )
+    avoid_proxies()
     if importlib.util.find_spec(PACKAGES[scheme]) is None:
         raise UserError(
             f"{text} is in an object store, and the package {PACKAGES[scheme]} is not installed. Install it with "

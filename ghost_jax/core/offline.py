@@ -13,11 +13,12 @@ def is_offline() -> bool:
 
 
 def forbids(address: str) -> bool:
-    """Returns whether a URL, or "HOST:PORT", may not be connected to: it is not on this machine.
-
-    Offline, this process then uses no proxy, which is another machine and would get what is sent to this one.
-    """
-    if is_offline():
-        os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}
+    """Returns whether a URL, or "HOST:PORT", may not be connected to: it is not on this machine."""
     host = urlsplit(address if "://" in address else f"//{address}").hostname or ""
     return is_offline() and not _LOOPBACK.fullmatch(host)
+
+
+def avoid_proxies() -> None:
+    """Offline, makes this process use no proxy: it is another machine and would get what is sent to this one."""
+    if is_offline():
+        os.environ |= {"NO_PROXY": "*", "no_proxy": "*"}

@@ -1,4 +1,4 @@
-"""Preparation on the workers of Apache Beam: parts and what they have in common, and the windows of a corpus.
+"""Preparation on the workers of Apache Beam: parts, the documents that share a key, and the windows of a corpus.
 
 The functions are those of one machine, and the stores get the same names and records. Every worker needs this package,
 and the inputs and `$XDG_CACHE_HOME` under the same absolute paths.

@@ -24,7 +24,7 @@ from ghost_jax.data.storage.artifact_cache import SplitCounts, counts_of
 from ghost_jax.text.mcq_format import LETTERS
 
 ENDLESS = 1 << 40  # the length of a stream that repeats for ever
-VERSION = 2  # of the order of batches; raise it with any change of what batch t is
+VERSION = 3  # of the order of batches; raise it with any change of what batch t is
 READ_ROWS = 128  # rows read together: each read of ArrayRecord starts threads, which takes as long as 30 records
 LEAST_DRAWS = 1024  # packed together, so that the last row, which is not full, does not matter
 MOST_PASSES = 100  # that make an epoch of fractional multipliers
@@ -106,7 +106,7 @@ def copies_of(multipliers: dict[str, float]) -> dict[str, int]:
     """Returns the passes over each dataset in an epoch of the mix; multipliers of 0 are left out.
 
     They are the multipliers times the smallest whole number, at most `MOST_PASSES`, at which each is whole to 1%, or
-    times that at which they are nearest to it.
+    times that at which they are nearest to it; divided by what divides all, so that 30 and 70 are packed as 3 and 7.
     """
     wanted = {name: m for name, m in sorted(multipliers.items()) if m > 0}
 
@@ -117,7 +117,9 @@ def copies_of(multipliers: dict[str, float]) -> dict[str, int]:
         return max(abs(copies / (passes * wanted[name]) - 1) for name, copies in rounded(passes).items())
 
     good = (passes for passes in range(1, MOST_PASSES + 1) if error(passes) <= 0.01)
-    return rounded(next(good, None) or min(range(1, MOST_PASSES + 1), key=error))
+    copies = rounded(next(good, None) or min(range(1, MOST_PASSES + 1), key=error))
+    divisor = math.gcd(*copies.values())
+    return {name: count // divisor for name, count in copies.items()}
 
 
 class _Epochs:

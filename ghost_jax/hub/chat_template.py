@@ -1,7 +1,8 @@
 """The chat template of an imported vocabulary: what it puts between the contents of two roles.
 
-That is read once, at import, from conversations rendered as transformers renders them, and `ghost_jax.text.chat_format`
-needs no more. There is no clock: stores and scores must not depend on the day, so a template takes its default date.
+The ids are read once, at import, from conversations rendered as transformers renders them, and
+`ghost_jax.text.chat_format` needs no more. There is no clock: stores and scores must not depend on the day, so a
+template takes its default date.
 """
 
 import contextlib

@@ -96,9 +96,9 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocabulary: M
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
-    # A document begins with it. Our conversations do not; of others the vocabulary's own post-processor tells.
+    # A document of a vocabulary of ours begins with it, a conversation does not; an imported post-processor tells.
     begins = json.dumps(tokenizer.decode([tokenizer.bos_id])) in json.dumps(as_imported(vocabulary)["post_processor"])
-    writer.add_add_bos_token(not tokenizer.template or (begins and not tokenizer.has(END)))
+    writer.add_add_bos_token(not tokenizer.has(END) and (begins or vocabulary["post_processor"] is None))
     if tokenizer.template:
         writer.add_eot_token_id(tokenizer.end_ids[0])
         writer.add_chat_template(tokenizer.template.text)

@@ -1,4 +1,4 @@
-"""Several processes of one run: start, this one's part, and a common end.
+"""Several processes of one run: their start, the part of a batch that each reads, and their end.
 
 A computation over all processes waits for all of them. Where one is lost, the others end within a minute, each with one
 paragraph.

@@ -12,11 +12,10 @@ from pydantic import Field
 
 from ghost_jax.core.atomic_io import read_json
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.items import orders_per_item
 from ghost_jax.runs import evaluation, run_record
-from ghost_jax.runs.evaluation import Evaluation
+from ghost_jax.runs.evaluation import SIGNIFICANT, Evaluation
 from ghost_jax.runs.run_record import RunRecord
-
-SIGNIFICANT = 0.05  # for p by Holm
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,7 @@ def sentences_of(comparison: dict) -> list[str]:
     others = [row["against_reference"] for row in comparison["rows"][1:]]
     apart = [each for each in others if each["p_holm"] < SIGNIFICANT]
     better = sum(each["mean"] > 0 for each in apart)
-    orders = comparison["orders"]
-    in_one = len(orders) == len(set(map(len, orders)))  # the name of an order is as long as its item has options
+    in_one = orders_per_item(comparison["orders"]) == 1
     asked = "in one order, where a constant letter can look like knowledge" if in_one else "in all orders"
     found = f"none of {len(others)} told apart from it"
     if apart:

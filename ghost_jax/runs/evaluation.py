@@ -13,11 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from ghost_jax.core.atomic_io import read_json, write_json
 from ghost_jax.core.errors import UserError
+from ghost_jax.data.items.items import orders_per_item
 
 Interval = tuple[float, float]
 Record = TypeVar("Record")
 
 COLLAPSED = "collapsed"
+SIGNIFICANT = 0.05  # for p by Holm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +37,9 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline(Accuracy):
-    """The accuracy over all orders of the options that were asked; the oldest records lack `orders_per_item`."""
+    """The accuracy over all orders of the options that were asked."""
 
     orders: tuple[str, ...]
-    orders_per_item: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +238,7 @@ class Evaluation:
     @property
     def orders_per_item(self) -> int:
         """In how many orders each question was asked."""
-        return self.headline.orders_per_item or len(self.headline.orders)
+        return orders_per_item(self.headline.orders)
 
     @property
     def cropping(self) -> str:

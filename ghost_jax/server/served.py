@@ -1,4 +1,4 @@
-"""What is served: a model, the reader of a book, or a model that reads the book. Requests become prompts here."""
+"""What is served: a model, the lexical reader, or a model with the reader's lines. Requests become prompts here."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""The training loss: masked language modelling, and two objectives of multiple choice.
+"""The training loss: next-token prediction on the supervised tokens, and two objectives of multiple choice.
 
 Each objective is a sum and a denominator: means would not add up across micro-batches and devices with different
 numbers of supervised tokens, letters and questions, and sums over the denominators of the full batch do.

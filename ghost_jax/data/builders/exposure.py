@@ -3,10 +3,10 @@
 The facts come in sets of four with the same four options (`fact_mcq`), and all facts of a set are stated equally often,
 so that no option is more frequent than the other three. `data.seed` rotates which sets get which number: over five
 seeds every fact is stated every number of times. All other rows are documents, each once, without the pages that state
-one of the facts or name both of its ends as the fact does. A page's own number is not beside its title, so the page of
-one end may still name the other: of ATT&CK, CAPEC and CWE, 78 of 1,000 facts are stated once more by one. One wording
-of each relation is in no statement; recall is measured in it and in a question of `QUESTIONS`
-(`evals/tasks/recall.py`).
+one of the facts in a field or hold both its subject and its object. A page has its own number apart from its title, so
+the page of a subject ("Name (CWE-79)") may still name the object: of ATT&CK, CAPEC and CWE, some 80 of 1,000 facts are
+stated once more in this way. One wording of each relation is in no statement; recall is measured in it and in a
+question of `QUESTIONS` (`evals/tasks/recall.py`).
 """
 
 import itertools
@@ -21,7 +21,7 @@ from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.wordings import FORMS, QUESTIONS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
-VERSION = 1  # raise it when the same facts give other statements, documents or items
+VERSION = 2  # raise it when the same facts give other statements, documents or items
 
 COUNTS = (10, 30, 100, 300, 1000)  # statements of a fact
 SETS = 50  # of four facts, for each count

@@ -24,7 +24,7 @@ from ghost_jax.data.storage.schema import SPLITS, Fact, split_of
 from ghost_jax.data.wordings import QUESTIONS
 from ghost_jax.text.mcq_format import LETTERS
 
-VERSION = 2  # raise it, with exposure and rank, when the same documents give other questions
+VERSION = 3  # raise it, with exposure and rank, when the same documents give other questions
 
 MOST = 4000  # facts asked a relation, so that none dominates
 CONSIDERED = 3 * MOST  # facts drawn a relation, of which the ones asked remain
@@ -34,6 +34,7 @@ FEWEST = 12  # words of a description that is asked about
 HELD_OUT_FORMS = 2  # wordings of each relation that no question of the train split has, and all other questions have
 NEAR = 12  # a set is completed from so many objects, the nearest in length: options that look alike are harder
 
+_ID = re.compile(r" \([A-Z]+-?[\d.]+\)$")  # behind a name
 _NUMBER = re.compile(r"(?:^|\()(?P<id>CWE-\d+|(?P<technique>T\d{4})(?:\.\d{3})?)\)?$")
 
 
@@ -115,6 +116,7 @@ class _Truths:
         self.weaknesses = {fact.object for fact in facts if fact.relation == "weakness_name"}  # as a catalogue has them
         self._number = {fact.object.casefold(): fact.subject for fact in facts if fact.relation == "weakness_name"}
         self._entry = {name: self._entry_of(name) for fact in facts for name in (fact.subject, fact.object)}
+        self._words = {fact.object: _words_of(fact.object) for fact in facts}
         parents: dict[str, set[str]] = defaultdict(set)
         for fact in facts:
             if fact.relation == "parent_weakness":
@@ -122,20 +124,33 @@ class _Truths:
         self._broader = {entry: _all_broader(entry, parents) for entry in set(self._entry.values())}
         self._true: dict[tuple[str, str], set[str]] = defaultdict(set)
         self._implied: dict[tuple[str, str], set[str]] = defaultdict(set)
+        self._named: dict[tuple[str, str], set[str]] = defaultdict(set)
         for fact in facts:
             key, entry = (fact.relation, fact.subject.casefold()), self._entry[fact.object]
             self._true[key].add(entry)
             self._implied[key] |= {entry} | self._broader[entry]
+            self._named[key].add(self._words[fact.object])
 
     def exclude(self, fact: Fact, option: str) -> bool:
-        """Returns whether an option is false for the fact's subject: not even broader or narrower than a true one."""
-        key, entry = (fact.relation, fact.subject.casefold()), self._entry[option]
-        return entry not in self._implied[key] and self._broader[entry].isdisjoint(self._true[key])
+        """Returns whether an option is false for the fact's subject: not even broader or narrower than a true one.
+
+        Nor is its name that of a true one, or a part of it: ATT&CK has "Audio Capture" as T1123 and as T1429.
+        """
+        key, entry, words = (fact.relation, fact.subject.casefold()), self._entry[option], self._words[option]
+        if entry in self._implied[key] or not self._broader[entry].isdisjoint(self._true[key]):
+            return False
+        return not any(words in true or true in words for true in self._named[key])
 
     def _entry_of(self, text: str) -> str:
         """Returns the id that the text ends in or is the name of, else the text in lower case."""
         number = _NUMBER.search(text)
         return number["id"] if number else self._number.get(text.casefold(), text.casefold())
+
+
+def _words_of(name: str) -> str:
+    """Returns the words of a name without its id, between blanks: " audio capture " of "Audio Capture (T1123)"."""
+    words = re.findall(r"\w+", _ID.sub("", name).casefold())
+    return f" {' '.join(words)} "
 
 
 def _all_broader(entry: str, parents: Mapping[str, set[str]]) -> set[str]:

@@ -1,9 +1,9 @@
 """Reading a benchmark exactly as it was published. `FORMATS` is the one table to extend.
 
-A benchmark is scored complete or not at all. A row with a blemish (an empty option, a lower-case gold letter) is kept,
-scored and named as a *quirk*. A row whose gold is unknown stops the reading with its file and place. A question that
-its publisher answers with several letters, or none, is *left out*, named and counted: an accuracy over "the rows that
-parsed" is an accuracy over another benchmark.
+No row is dropped silently, because the accuracy over "the rows that parsed" is that of another benchmark. A row with a
+blemish (an empty option, a lower-case gold letter) is kept, scored and named as a *quirk*. A row whose gold is unknown
+stops the reading with its file and place. A question that its publisher answers with several letters, or none, is *left
+out*, named and counted.
 """
 
 import dataclasses

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ghost_jax.core.errors import UsageError, UserError
@@ -61,6 +62,11 @@ def every_order(k: int) -> list[Order]:
 def order_name(order: Order) -> str:
     """Returns the new letter of each original option in turn: (2, 1, 3, 0) is "CBDA"."""
     return "".join(LETTERS[position] for position in order)
+
+
+def orders_per_item(names: Sequence[str]) -> int:
+    """Returns in how many of the orders of these names each item was asked; a name has a letter for each option."""
+    return max(Counter(map(len, names)).values())
 
 
 def parse_order(name: str, k: int) -> Order:

@@ -1,8 +1,8 @@
-"""BM25 over single fact lines: the index of training with context, open-book evaluation and chat.
+"""BM25 over lines or paragraphs of pages: the index of training with context, open-book evaluation, chat and server.
 
-A passage is one line of a page under the page's title and section, because the right line of a page is harder to find
-than the page. Terms are Snowball stems; the title's count several times. bm25s computes every term's score in every
-passage when the index is built, so that a search only adds; the arrays are memory-mapped.
+A passage is a line or paragraph of a page under the page's title and section, because the right line of a page is
+harder to find than the page. Terms are Snowball stems; the title's count several times. bm25s computes every term's
+score in every passage when the index is built, so that a search only adds; the arrays are memory-mapped.
 """
 
 import dataclasses

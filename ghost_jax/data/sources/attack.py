@@ -8,7 +8,7 @@ from ghost_jax.data.sources.stix import Bundle, Edge
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.storage.text_cleaning import clean, first_sentence, headed, labelled, listing, paragraphs, with_list
 
-VERSION = 2  # raise it when the same file gives other records
+VERSION = 3  # raise it when the same file gives other records
 
 LICENSE = "MITRE ATT&CK terms of use"
 
@@ -20,6 +20,8 @@ _USES = {
     "tool": {"attack-pattern": "software_technique"},
     "campaign": {"attack-pattern": "campaign_technique"},
 }
+# Entries for techniques against which there is no measure, or no particular one
+_NO_MEASURE = ("Do Not Mitigate", "Mitigation Limited or Not Effective", "Pre-compromise")
 _TECHNIQUE_FIELDS = {
     "Platforms": "x_mitre_platforms",
     "Permissions required": "x_mitre_permissions_required",
@@ -47,7 +49,8 @@ def read(path: Path) -> Iterator[Record]:
             text = _tactic(bundle, thing, tactics)
         elif thing["type"] == "course-of-action":
             mitigated = bundle.outgoing("mitigates", thing, "attack-pattern")
-            text = (_ends(f"{_named(bundle, thing)} mitigates", bundle, mitigated),)
+            does = "is listed for" if thing["name"] in _NO_MEASURE else "mitigates"
+            text = (_ends(f"{_named(bundle, thing)} {does}", bundle, mitigated),)
         elif thing["type"] == "x-mitre-data-source":
             text = _data_source(bundle, thing)
         elif thing["type"] in _USES:
@@ -76,8 +79,9 @@ def _domain(bundle: Bundle) -> str:
 
 
 def _named(bundle: Bundle, thing: dict) -> str:
-    """Returns "Phishing (T1566)"."""
-    return f"{thing['name']} ({bundle.reference(thing)[0]})"
+    """Returns "Phishing (T1566)", and "C0015" of a campaign without another name."""
+    number, _ = bundle.reference(thing)
+    return number if thing["name"] == number else f"{thing['name']} ({number})"
 
 
 def _numbered(bundle: Bundle, thing: dict) -> str:
@@ -146,8 +150,9 @@ def _technique_facts(bundle: Bundle, technique: dict, tactics: list[str]) -> Ite
         yield Fact(subject, "tactic", tactic, f"{subject} serves the tactic {tactic}.")
     for edge in bundle.incoming("mitigates", technique, "course-of-action"):
         name = edge.other["name"]
-        evidence = first_sentence(edge.description) or f"{subject} is mitigated by {name}."
-        yield Fact(subject, "mitigation", name, evidence)
+        if name not in _NO_MEASURE:
+            evidence = first_sentence(edge.description) or f"{subject} is mitigated by {name}."
+            yield Fact(subject, "mitigation", name, evidence)
     detected = f"{subject} is detected with the data component"
     for edge in bundle.incoming("detects", technique, "x-mitre-data-component"):
         name = _component_name(bundle, edge.other)
