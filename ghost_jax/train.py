@@ -23,6 +23,7 @@ from ghost_jax.core.errors import UsageError, UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import data_folders
 from ghost_jax.data.prepare import prepare
+from ghost_jax.data.storage.artifact_cache import fingerprint
 from ghost_jax.parallel import distributed
 from ghost_jax.runs import evaluation, plan, run_dir, run_record
 from ghost_jax.runs.logger import Diverged, Journal
@@ -75,6 +76,7 @@ def check_bound(stages: Sequence[Stage]) -> None:
     """
     for stage in stages:
         check_place(stage.workdir)
+        run_dir.check_shared(stage.workdir)
         run_dir.settle(stage.config, stage.workdir)
         run_dir.check_same(stage.workdir, stage.config)
         if stage.config.stage == "chat" and (run_record.is_finished(stage.base_workdir) or not stage.finished):
@@ -143,6 +145,7 @@ def run_stage(
             raise Diverged(stopped.step, stopped.reason)
         prepared = prepare(config, data_dir)
         distributed.barrier(f"the preparation of {workdir.name}")
+        run_dir.check_shared(workdir)
         setup = TrainSetup(config, prepared.tokenizer.vocab_size)
         identity = setup.identity(prepared, stage.base_workdir)
         distributed.check_same(facts_of(identity))
@@ -178,6 +181,7 @@ def main(argv: Sequence[str]) -> int:
     distributed.start()
     jax_setup.set_up()
     console = make_console()
+    distributed.check_same({"config": fingerprint(config_lib.to_json(config))})
     stages = stages_of(config, flags.workdir, flags.base)
     check_bound(stages)
     # A finished chat run is shown without its base.
@@ -193,6 +197,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.plan:
         for stage in stages:
             plan.show(stage.config, prepare(stage.config, flags.data_dir), console)
+        distributed.barrier("the plan")  # see below
         return 0
     if len(unfinished) > 1:
         check_stages(unfinished, flags.data_dir, list(config.evals))
@@ -206,6 +211,7 @@ def main(argv: Sequence[str]) -> int:
         folder = stages[-1].workdir
         report.write([folder], folder / "report")
         console.print(f"report: {folder / 'report' / 'index.html'}", highlight=False, soft_wrap=True)
+    distributed.barrier("the report")  # a process that ends waits for the others for seconds, and then all of them fail
     return 0
 
 

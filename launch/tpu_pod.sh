@@ -22,7 +22,7 @@ The command runs on every worker from the root of a copy of this checkout, for e
   launch/tpu_pod.sh --name=base --zone=us-west4-a --type=v5litepod-16 --spot -- \
     .venv/bin/python -m ghost_jax.train --config=configs/pretrain_base350m.py --data_dir=gs://BUCKET/data \
     --workdir=gs://BUCKET/runs/base
-For a run that outlives its slice, name a --workdir in a bucket (gs://BUCKET/…), or on a disk that all workers mount.
+Several workers, and a run that outlives its slice, need a --workdir in a bucket (gs://BUCKET/…) or on a disk that all mount.
 gcloud must be installed and logged in. Exit codes: that of the command; 1 where no slice could be had; 2 bad usage.
 TEXT
 }

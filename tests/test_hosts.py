@@ -17,6 +17,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.items import Items
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import AXES, make_mesh
+from ghost_jax.runs import run_dir
 from ghost_jax.training.step import make_predict
 
 MESHES = {"mixed": (2, 2, 2), "data": (8, 1, 1), "fsdp": (1, 8, 1), "tensor": (1, 1, 8), "replica": (1, 4, 1, 2)}
@@ -91,14 +92,17 @@ def computing(ghost, folder: Path) -> tuple:
     return process, [int(mark.read_text()) for mark in marks]
 
 
-@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_process_whose_peer_is_killed_ends_with_a_paragraph(ghost, tmp_path, lost):
+@pytest.mark.parametrize(
+    ("lost", "signum"),
+    [(0, signal.SIGKILL), pytest.param(1, signal.SIGKILL, marks=pytest.mark.slow), (1, signal.SIGTERM)],
+)
+def test_a_process_whose_peer_is_killed_ends_with_a_paragraph(ghost, tmp_path, lost, signum):
     process, ids = computing(ghost, tmp_path)
-    os.kill(ids[lost], signal.SIGKILL)
+    os.kill(ids[lost], signum)
     started = time.monotonic()
     result = ghost.finish(process, check=False)
     assert time.monotonic() - started < 60
-    assert f"[{lost}] ended with exit code {128 + signal.SIGKILL}" in result.stderr
+    assert f"[{lost}] ended with exit code {128 + signum}" in result.stderr
     assert f"[{1 - lost}] error: Another process of this run is gone" in result.stderr
     assert f"[{1 - lost}] ended with exit code 1" in result.stderr
 
@@ -125,6 +129,14 @@ def test_processes_with_other_data_are_refused_with_both_values(monkeypatch):
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: np.stack([mine, other]))
     with pytest.raises(UserError, match="Processes 0 and 1 of this run differ: dtype is float32 and bfloat16"):
         distributed.check_same({"data": "abc", "dtype": "float32"})
+
+
+def test_processes_that_do_not_share_the_run_directory_are_refused(monkeypatch, tmp_path):
+    run_dir.check_shared(tmp_path)  # no process sees a run
+    monkeypatch.setattr(run_dir, "NFS_SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "any_process", lambda _: True)
+    with pytest.raises(UserError, match="not one folder for all processes"):
+        run_dir.check_shared(tmp_path)
 
 
 def test_processes_with_other_items_are_refused_before_any_is_asked(monkeypatch, tmp_path):

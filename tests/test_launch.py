@@ -1,5 +1,6 @@
 """launch/: the scripts work without a cluster, and the local launcher treats its processes as one."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -38,17 +39,34 @@ def test_a_script_parses_and_shellcheck_finds_nothing(script):
         assert result.returncode == 0, result.stdout
 
 
-def test_a_slurm_job_that_is_asked_to_stop_waits_for_its_tasks_and_is_requeued(tmp_path):
-    # The step saves for a moment when it is asked to stop, as training does.
-    srun = "trap 'sleep 0.5; echo saved; exit 1' TERM\necho ready $*\nwhile true; do sleep 0.1; done"
-    path = f"{tools(tmp_path, srun=srun, scontrol='echo $*')}:/usr/bin:/bin"
-    env = {"PATH": path, "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
-    job = subprocess.Popen([*SLURM, "--config=configs/chat_v5.py"], env=env, stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(
+    ("signum", "preempted", "said"),
+    [
+        (signal.SIGUSR1, "None", ["saved", "requeue 7"]),  # out of time: the tasks save
+        (None, "2026-11-28T04:09:34", ["saved", "requeue 7"]),  # preempted: Slurm asks the tasks alone
+        (None, "None", ["saved"]),  # they failed
+        (signal.SIGTERM, "None", []),  # cancelled: what a user stops does not start again
+    ],
+)
+def test_a_slurm_job_saves_and_is_requeued_unless_it_failed_or_was_cancelled(tmp_path, signum, preempted, said):
+    # The tasks save when they get SIGTERM. srun itself answers it by killing them.
+    task = "trap 'sleep 0.5; echo saved; exit 1' TERM; echo $$ >task; while true; do sleep 0.1; done"
+    srun = f"trap 'kill -9 $(cat task); echo killed; exit 1' TERM\n({task}) & echo ready $*\nwait $!"
+    asked = f'case "$1" in show) echo " PreemptTime={preempted} ";; *) echo $*;; esac'
+    programs = tools(tmp_path, srun=srun.replace("$$", "$BASHPID"), scontrol=asked, scancel="kill -TERM $(cat task)")
+    env = {"PATH": f"{programs}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    words = [*SLURM, "--config=configs/chat_v5.py"]
+    job = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert "ghost_jax.train --config=configs/chat_v5.py" in job.stdout.readline()
-    job.send_signal(signal.SIGTERM)
-    out, _ = job.communicate(timeout=30)
-    assert out.splitlines() == ["saved", "requeue 7"]
-    assert job.returncode == 1
+    while not (tmp_path / "task").exists() or not (task_id := (tmp_path / "task").read_text()):
+        time.sleep(0.01)
+    try:
+        job.send_signal(signum) if signum else os.kill(int(task_id), signal.SIGTERM)
+        assert job.wait(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.stdout.read().splitlines() == said
 
 
 def test_a_dry_run_of_the_pod_prints_every_command_and_runs_none(tmp_path):

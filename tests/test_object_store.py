@@ -163,6 +163,7 @@ def test_a_typed_path_is_local_or_in_a_known_store():
 
 
 def test_a_store_path_resolves_without_a_folder_of_this_machine():
+    assert str(object_store.StorePath("gs://bucket").parent / "base") == "gs://bucket/base"  # not another bucket
     pytest.importorskip("s3fs")
     assert str((path_of("s3://bucket/runs/a") / "../b").resolve()) == "s3://bucket/runs/b"
 

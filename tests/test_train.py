@@ -198,7 +198,7 @@ def test_a_stop_during_the_last_save_ends_the_run_before_it_is_scored(ghost, tin
         assert "Stopped on request" in ghost.refused_here(*tiny_base(workdir))
     assert (workdir / "checkpoints" / "8").is_dir()
     assert not (workdir / "status.json").exists()
-    assert {"data", "tokenizer", "dtype"} <= set(compared)
+    assert {"config", "data", "tokenizer", "dtype"} <= set(compared)
 
 
 def test_a_lost_process_ends_the_others_wherever_a_stage_waits(tmp_path, monkeypatch):
@@ -309,9 +309,12 @@ def test_an_unfinished_run_whose_data_changed_keeps_its_records(ghost, tiny_run,
 
 def test_a_finished_run_is_shown_without_its_base(ghost, tiny_run, tmp_path, monkeypatch):
     workdir = shutil.copytree(tiny_run.workdir, tmp_path / "chat")
-    monkeypatch.setattr("ghost_jax.report.write", lambda runs, out: out)
+    calls = []
+    monkeypatch.setattr("ghost_jax.report.write", lambda *_: calls.append("written"))
+    monkeypatch.setattr(distributed, "barrier", calls.append)
     assert "verdict: " in ghost.here(*tiny_chat(workdir)).stdout
     assert list(tmp_path.iterdir()) == [workdir]
+    assert calls == ["written", "the report"]  # processes end together, however long one of them writes
 
 
 @pytest.fixture

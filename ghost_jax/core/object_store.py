@@ -52,6 +52,12 @@ class StorePath(epath.gpath.PosixGPath):
     def write_bytes(self, data: bytes) -> None:
         file_system(self).pipe_file(str(self), data)
 
+    @property
+    def parent(self) -> "StorePath":
+        """The path above; of a bucket, as of a root, itself."""
+        above = super().parent
+        return self if str(above).endswith("://") else above
+
     def resolve(self, strict: bool = False) -> "StorePath":
         """Returns the path without `..`."""
         scheme, _, rest = str(self).partition("://")

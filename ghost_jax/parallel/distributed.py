@@ -63,6 +63,8 @@ def start() -> None:
             f"The processes of this run did not connect within {START_SECONDS} s ({str(fault).splitlines()[0]}). Check "
             "that all of them are started and reach the first one's machine over the network."
         ) from None
+    # JAX takes SIGTERM for a notice of its own, and a process that prepares data would not end.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     # Registered after JAX's own exit function, so run before it: an abort at the end needs no paragraph.
     atexit.register(lambda: ctypes.CDLL(None).signal(signal.SIGABRT, _exit_on_abort))
 

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from ghost_jax.data.storage import artifact_cache
 from ghost_jax.parallel import distributed
 from ghost_jax.runs import run_record
 
+NFS_SECONDS = 90.0  # for which its clients may remember that a file was absent
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml_collections", "tokenizers")
 
 
@@ -64,6 +66,21 @@ def locked(workdir: Path) -> Iterator[None]:
         start = boot.read_text(encoding="ascii").strip() if boot.is_file() else uuid.uuid4().hex
         with leased(workdir, f"{start} {of_lock.st_dev} {of_lock.st_ino}", refusal):
             yield
+
+
+def check_shared(workdir: Path) -> None:
+    """Raises UserError, in every process, where one sees a started run in `workdir` and another does not."""
+    config = workdir / run_record.CONFIG
+    if not distributed.any_process(config.is_file()):
+        return
+    end = time.monotonic() + NFS_SECONDS
+    while not config.is_file() and time.monotonic() < end:
+        time.sleep(1.0)
+    if distributed.any_process(not config.is_file()):
+        raise UserError(
+            f"{workdir} is not one folder for all processes of this run: some do not see the {config.name} there. Name "
+            "a --workdir in an object store, or on a disk that every machine mounts at that path."
+        )
 
 
 def open_run(workdir: Path, config: ConfigDict, words: Sequence[str] = ()) -> None:
