@@ -20,10 +20,9 @@ from ghost_jax.data.downloads.download import Unavailable
 from ghost_jax.data.downloads.published import PUBLISHED, UNPUBLISHED, File
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.storage import files
-from tests.bench.place import dripping_server
 from tests.conftest import paragraph_of
 from tests.test_sources_formats import COMPRESSIONS, write
-from tests.web_server import PATH, Publisher, endless, publishing
+from tests.web_server import DRIPS, PATH, Publisher, endless, publishing
 
 FEEDS = PUBLISHED["nvd"].files
 CONNECTED = {"GHOST_OFFLINE": "0", "NO_PROXY": "*"}  # the environment of a command that may open connections
@@ -79,7 +78,6 @@ def proof_of(content: bytes) -> File:
 
 
 def downloaded(url: str, place: Path) -> dict[str, bytes]:
-    """Downloads `CONTENT` and returns what is in the folder then."""
     with download.session() as session:
         download.download(session, url + PATH, place, proof_of(CONTENT))
     return contents(place.parent)
@@ -135,7 +133,7 @@ def test_wrong_content_is_deleted_and_the_right_hash_is_named(publisher, tmp_pat
 
 def test_a_slow_server_is_given_up_and_its_part_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "SILENCE_SECONDS", 1.5)  # three bytes
-    with dripping_server() as url, pytest.raises(Unavailable, match="bytes/s"):
+    with endless(*DRIPS) as (url, _), pytest.raises(Unavailable, match="bytes/s"):
         downloaded(url, tmp_path / "thing.json")
     assert contents(tmp_path).keys() == {"thing.json.partial"}
 
@@ -190,6 +188,10 @@ def command(names: str, folder: Path, mirror: str | None = None) -> list[str]:
     return [*words, f"--mirror={mirror}"] if mirror else words
 
 
+def fetched(publisher: Publisher) -> set[str]:
+    return {path for method, path, _ in publisher.asked if method == "GET"}
+
+
 def test_the_command_fetches_from_a_mirror_and_repairs(ghost, publisher, small_feeds, tmp_path):
     words = command("nvd", tmp_path, publisher.url)
     ghost.here(*words, env=CONNECTED)
@@ -200,8 +202,12 @@ def test_the_command_fetches_from_a_mirror_and_repairs(ghost, publisher, small_f
     (tmp_path / FEEDS[3].path).write_bytes(b"damaged")
     assert str(tmp_path / FEEDS[3].path) in ghost.here(*words, env=CONNECTED).stdout
     assert contents(tmp_path) == small_feeds
-    fetched = {path for method, path, _ in publisher.asked if method == "GET"}
-    assert fetched == {urlsplit(FEEDS[3].url).path, urlsplit(FEEDS[3].note.url).path}
+    assert fetched(publisher) == {urlsplit(FEEDS[3].url).path, urlsplit(FEEDS[3].note.url).path}
+    publisher.asked.clear()
+    (tmp_path / FEEDS[3].note.path).unlink()  # a feed is verified by a new one, and not replaced
+    assert "replacing" not in ghost.here(*words, env=CONNECTED).stdout
+    assert contents(tmp_path) == small_feeds
+    assert fetched(publisher) == {urlsplit(FEEDS[3].note.url).path}
 
 
 def test_a_wrong_hash_fails_the_command_and_the_other_sources_are_fetched(ghost, publisher, small_feeds, tmp_path):
@@ -264,13 +270,3 @@ def test_invalid_flags_are_refused_without_showing_secrets(ghost, tmp_path, name
     message = ghost.refused_here(*command(names, tmp_path, mirror), code=2)
     assert named in message
     assert "canary" not in message
-
-
-def test_a_feed_without_its_note_is_verified_by_a_new_one_and_not_replaced(ghost, publisher, small_feeds, tmp_path):
-    words = command("nvd", tmp_path, publisher.url)
-    ghost.here(*words, env=CONNECTED)
-    publisher.asked.clear()
-    (tmp_path / FEEDS[3].note.path).unlink()
-    assert "replacing" not in ghost.here(*words, env=CONNECTED).stdout
-    assert contents(tmp_path) == small_feeds
-    assert {path for method, path, _ in publisher.asked if method == "GET"} == {urlsplit(FEEDS[3].note.url).path}

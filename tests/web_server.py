@@ -5,6 +5,7 @@ import http.server
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 PATH = "/thing.json"
@@ -46,8 +47,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Publisher(http.server.ThreadingHTTPServer):
-    """A web server that tests set."""
-
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -57,7 +56,6 @@ class Publisher(http.server.ThreadingHTTPServer):
         self.asked: list[tuple[str, str, dict[str, str]]] = []  # method, path and headers of every request
 
     def gets(self, path: str = PATH) -> list[str | None]:
-        """Returns the range of each download of a path."""
         return [headers.get("Range") for method, asked, headers in self.asked if (method, asked) == ("GET", path)]
 
 
@@ -69,10 +67,13 @@ def publishing() -> Iterator[Publisher]:
         publisher.shutdown()
 
 
+DRIPS = (b"200 OK\r\nContent-Length: 1000000", 1, 0.5)  # of `endless`: no read of a byte times out
+
+
 @contextlib.contextmanager
-def endless(head: bytes) -> Iterator[tuple[str, list[int]]]:
-    """A server that answers with a head and then sends without end; yields its address and the bytes sent."""
-    sent, block = [0], b"x" * (1 << 16)
+def endless(head: bytes, size: int = 1 << 16, pause: float = 0.0) -> Iterator[tuple[str, list[int]]]:
+    """A server that answers with a head and then with blocks without end; yields its address and the bytes sent."""
+    sent, block = [0], b"x" * size
 
     def serve() -> None:
         with contextlib.suppress(OSError):  # closed, at the end
@@ -84,6 +85,7 @@ def endless(head: bytes) -> Iterator[tuple[str, list[int]]]:
                     while True:
                         connection.sendall(block)
                         sent[0] += len(block)
+                        time.sleep(pause)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve, daemon=True).start()

@@ -5,9 +5,7 @@ import dataclasses
 import random
 import shutil
 import signal
-import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -138,9 +136,6 @@ def noticed(said: str) -> str:
     return said
 
 
-# ---- Corruption ----
-
-
 def damage(folder: Path, rng: random.Random, cut: bool, least: int = 1) -> None:
     """Flips a random bit in the files below a folder, or cuts a random file in half, weighted by size.
 
@@ -168,25 +163,3 @@ def disk(folder: Path, options: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
-
-
-@contextlib.contextmanager
-def dripping_server() -> Iterator[str]:
-    """Serves every file one byte at a time, so that no read times out; yields its address."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def drip(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):
-                connection.recv(1 << 16)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-                while True:
-                    connection.sendall(b"x")
-                    time.sleep(0.5)
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):  # closed, at the end
-                while True:
-                    threading.Thread(target=drip, args=(server.accept()[0],), daemon=True).start()
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
