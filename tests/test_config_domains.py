@@ -1,6 +1,8 @@
 """ghost_jax/config/validate.py and the rules of load.py: a value outside of its domain is refused with its key."""
 
+import functools
 import math
+import operator
 
 import pytest
 from ml_collections import ConfigDict
@@ -12,45 +14,6 @@ from ghost_jax.core.errors import UsageError
 from tests.conftest import ROOT
 
 SPECS = [f"{ROOT}/configs/{name}.py:nano" for name in ("chat_v5", "pretrain_v05", "chat_facts", "pretrain_exposure")]
-
-
-def value_of(config: ConfigDict, key: str):
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
-@pytest.fixture(scope="module")
-def configs() -> list[ConfigDict]:
-    """Unlocked configs that have every key between them; a test restores what it changes."""
-    found = [config_lib.load(spec) for spec in SPECS]
-    for config in found:
-        config.unlock()
-        config.model.update({key.removeprefix("model."): 1 for key in OPTIONS if key != "model.tied"} | {"tied": True})
-        config.model.update(head_dim=0, kv_heads=0)
-    return found
-
-
-def group_of(configs: list[ConfigDict], key: str) -> tuple[ConfigDict, ConfigDict, str]:
-    """Returns the first config that has a key, the group that holds it, and the key's name in it."""
-    config = next(config for config in configs if key in dict(leaves(config)))
-    group, _, name = key.rpartition(".")
-    return config, value_of(config, group) if group else config, name
-
-
-def fault_of(configs: list[ConfigDict], key: str, value: object) -> str:
-    """Returns the message that refuses a value of a key."""
-    config, group, name = group_of(configs, key)
-    before = group[name]
-    del group[name]  # a key that is there keeps its type
-    group[name] = value
-    with pytest.raises(UsageError) as caught:
-        check(config)
-    del group[name]
-    group[name] = before
-    return str(caught.value)
-
-
 ODD = (True, 3, -5, 2.5, 10**400, 2**63, math.nan, math.inf, 1e300, 1e-40, None, "yes", "x" * 2000, "two\nlines")
 ODD += ("a{99999999999}", (["cwe"],), ConfigDict({1: "a"}))
 ODD += ("nul\0", "\udcff", (), ("cwe", "cwe"), ("",), (3,), ConfigDict({"1": 1.0}), ConfigDict({"1": {"mcq": -1.0}}))
@@ -71,13 +34,30 @@ ABSURD = {
 }
 
 
+@pytest.fixture(scope="module")
+def configs() -> list[ConfigDict]:
+    """Unlocked configs that have every key between them."""
+    found = [config_lib.load(spec) for spec in SPECS]
+    for config in found:
+        config.unlock()
+        config.model.update({key.removeprefix("model."): 1 for key in OPTIONS if key != "model.tied"} | {"tied": True})
+        config.model.update(head_dim=0, kv_heads=0)
+    return found
+
+
 @pytest.mark.parametrize("key", DOMAINS)
 def test_a_value_outside_of_its_domain_is_refused_with_its_key(configs, key):
-    domain = DOMAINS[key]
-    assert domain.holds(dict(leaves(group_of(configs, key)[0]))[key])
+    domain, (*groups, name) = DOMAINS[key], key.split(".")
+    config = next(config for config in configs if key in dict(leaves(config))).copy_and_resolve_references()
+    group = functools.reduce(operator.getitem, groups, config)
+    assert domain.holds(group[name])
     assert not any(map(domain.holds, ABSURD.get(key, ())))
     for value in [value for value in (*ODD, *ABSURD.get(key, ())) if not domain.holds(value)]:
-        message = fault_of(configs, key, value)
+        del group[name]  # a key that is there keeps its type
+        group[name] = value
+        with pytest.raises(UsageError) as caught:
+            check(config)
+        message = str(caught.value)
         assert message.startswith(f"{key} is ")
         assert str(domain) in message
         assert len(message) < 1000

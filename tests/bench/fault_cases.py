@@ -22,8 +22,9 @@ from safetensors.numpy import load_file, save_file
 from ghost_jax.core.atomic_io import read_json, write_text
 from ghost_jax.core.errors import BAD_USAGE, FAILED
 from ghost_jax.runs import run_record
-from tests.bench.place import SAME, NotTried, Place, damage, disk, dripping_server, noticed
+from tests.bench.place import SAME, NotTried, Place, damage, disk, noticed
 from tests.conftest import ROOT, WAIT, losses_of, paragraph_of, set_all, tiny_base, tiny_chat, updates_of
+from tests.web_server import DRIPS, endless
 
 TOGETHER_SECONDS = 60  # in which the other processes end when one is lost
 ARRAYS = 1 << 14  # bytes; smaller files of a checkpoint are records and indexes, and not all of them are read
@@ -41,9 +42,6 @@ def attempt(name: str, at: Place) -> dict:
         survived, said = False, f"{type(why).__name__}: {str(why)[-600:] or line}"
     said = said.replace(str(at.folder), "…").replace(str(at.finished.workdir.parent), "…")
     return {"fault": name, "survived": survived, "output": " ".join(said.split()), "seconds": time.monotonic() - start}
-
-
-# ---- The faults: each returns the message, and fails an assertion where it is not survived ----
 
 
 def killed_in_a_step(at: Place) -> str:
@@ -102,13 +100,18 @@ def killed_in_a_sweep(at: Place) -> str:
 def full_disk_under_a_run(at: Place) -> str:
     with disk(at.folder / "disk", "size=300k") as full:
         said = at.ghost.refused(*tiny_base(full / "base"))
+        assert "disk is full" in said
         assert not run_record.is_finished(full / "base")
+        subprocess.run(["mount", "-o", "remount,size=64m", full], check=True)
+        at.ghost(*tiny_base(full / "base"))
+        assert losses_of(full / "base") == losses_of(at.finished.base)
     return said
 
 
 def full_disk_under_the_cache(at: Place) -> str:
     with disk(at.folder / "cache", "size=1m") as full:
         said = at.ghost.refused(*at.train(), env={"XDG_CACHE_HOME": str(full)})
+        assert "disk is full" in said
         assert all((store / "manifest.json").is_file() for store in at.stores().glob("*-*"))
     return said
 
@@ -208,7 +211,7 @@ def a_lost_worker(at: Place) -> str:
 
 def a_download_that_drips(at: Place) -> str:
     online = {"GHOST_OFFLINE": "0", "NO_PROXY": "*"}
-    with dripping_server() as url:
+    with endless(*DRIPS) as (url, _):
         fetch = ["ghost_jax.data.fetch", "--sources=capec", f"--data_dir={at.folder}", f"--mirror={url}"]
         said = at.ghost.refused(*fetch, env=online)
     assert not list(at.folder.rglob("*.json"))
