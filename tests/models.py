@@ -1,5 +1,6 @@
 """Models, parameters and meshes that several test files share."""
 
+import dataclasses
 import functools
 
 import jax
@@ -41,6 +42,15 @@ def drawn(config: ModelConfig, std: float, seed: int = 0) -> dict:
         return np.float32(path[-1].key == "scale") + np.float32(std) * rng.standard_normal(leaf.shape, np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, abstract(config))
+
+
+@functools.cache
+def build(config: ModelConfig, std: float = 0.2) -> dict:
+    """Weights so large that a wrong one shows; rows of no token are zero."""
+    params = drawn(dataclasses.replace(config, scan=False), std)
+    for table in transformer.tables_of(config):
+        params[table][config.vocab_size :] = 0.0
+    return transformer.stack_blocks(params) if config.scan else params
 
 
 def named(tree) -> dict:

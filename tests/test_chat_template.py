@@ -38,9 +38,8 @@ from ghost_jax.text.tokenizer import ROLES, Tokenizer, load
 from ghost_jax.training.loading import load_model
 from tests.conftest import TINY, set_all
 from tests.llama_cpp import needs_llama_cpp, serving
-from tests.models import one_device, slow
+from tests.models import build, one_device, slow
 from tests.test_contamination import write_dataset
-from tests.test_export import build
 from tests.test_vocabulary import foreign_vocabulary, save_vocabulary
 
 QWEN = (
@@ -256,9 +255,6 @@ def test_a_conversation_is_searched_in_one_piece(tmp_path):
     rows = [{"id": f"{n}", "source": "mine", "letter": "", "tokens": tokens, "mask": mask} for n in range(2)]
     (part,) = parts_of(write_dataset(tmp_path / "store", tokenizer, "mine", {"train": rows}))
     assert [text.text for text in part.texts] == [shown(tmp_path, ROUND[:2], "")] * 2
-
-
-# ---- Runs ----
 
 
 def imported(folder: Path, there: Path, rows: int, context: int = 96) -> Path:

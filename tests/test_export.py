@@ -20,7 +20,6 @@ from ghost_jax.export import write_model
 from ghost_jax.hub import gguf as gguf_lib
 from ghost_jax.hub.weights import FILE
 from ghost_jax.inference.generate import Generator
-from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
@@ -32,7 +31,7 @@ from ghost_jax.training.checkpoint import Checkpoints, identity_of
 from ghost_jax.training.loading import load_model
 from ghost_jax.training.step import new_state
 from tests.llama_cpp import needs_llama_cpp, serving
-from tests.models import drawn, one_device
+from tests.models import build, one_device
 
 CORPUS = ("A buffer overflow lets an attacker run code.", "hello, phishing is T1566 in ATT&CK.", "Äpfel 日本語 🙂")
 CHAT = tokenizer_lib.train(CORPUS * 5, 400).with_chat_tokens(["hello", "goodbye"])
@@ -51,24 +50,14 @@ USER = Message("user", " Which\nis it? {{ x }} <b>'\"</b>\n")
 MESSAGES = [USER, Message("assistant", "B. 日本語 🙂 "), Message("user", "")]
 
 
-def build(model: ModelConfig) -> dict:
-    """Weights so large that a wrong one shows; rows of no token are zero."""
-    params = drawn(dataclasses.replace(model, scan=False), 0.2)
-    for table in transformer.tables_of(model):
-        params[table][model.vocab_size :] = 0.0
-    return params
-
-
 def make_run(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> dict:
     """Writes a finished run directory of a model as training leaves it; returns its unstacked parameters."""
-    params = build(model)
-    kept = transformer.stack_blocks(params) if model.scan else jax.tree.map(jnp.asarray, params)
     with Checkpoints(folder, keep=1) as checkpoints:
-        state = new_state(kept, optax.identity(), jax.random.key(0))
+        state = new_state(jax.tree.map(jnp.asarray, build(model)), optax.identity(), jax.random.key(0))
         checkpoints.save(state, identity_of(model, tokenizer.sha256, ""), {})
     tokenizer.save(folder / "tokenizer.json")
     run_record.write_finished(folder, steps=0)
-    return params
+    return build(dataclasses.replace(model, scan=False))
 
 
 def export(folder: Path, model: ModelConfig) -> tuple[dict, Path]:
@@ -139,13 +128,6 @@ def test_transformers_reads_the_vocabulary_as_we_do_and_renders_chats_byte_by_by
         tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
 
 
-LLAMA_LAYER = {
-    "input_layernorm.weight": (32,), "post_attention_layernorm.weight": (32,),
-    "mlp.gate_proj.weight": (48, 32), "mlp.up_proj.weight": (48, 32), "mlp.down_proj.weight": (32, 48),
-    "self_attn.q_proj.weight": (48, 32), "self_attn.k_proj.weight": (24, 32), "self_attn.v_proj.weight": (24, 32),
-    "self_attn.q_proj.bias": (48,), "self_attn.k_proj.bias": (24,), "self_attn.v_proj.bias": (24,),
-    "self_attn.o_proj.weight": (32, 48), "self_attn.o_proj.bias": (32,),
-}  # fmt: skip
 GPT2_LAYER = {
     "ln_1.weight": (32,), "ln_1.bias": (32,), "ln_2.weight": (32,), "ln_2.bias": (32,),
     "attn.c_attn.weight": (32, 96), "attn.c_attn.bias": (96,), "mlp.c_fc.weight": (32, 48), "mlp.c_fc.bias": (48,),
@@ -153,29 +135,14 @@ GPT2_LAYER = {
 }  # fmt: skip
 
 
-def check_tensors(folder: Path, top: dict, layers: str, layer: dict) -> None:
-    """Asserts the names and shapes of an export: those at the top, and those of each of two layers."""
-    of_layers = {f"{layers}.{i}.{name}": shape for i in range(2) for name, shape in layer.items()}
-    assert {name: values.shape for name, values in load_file(folder / FILE).items()} == top | of_layers
-
-
-def test_names_shapes_and_config_of_a_llama(tmp_path):
-    _, out = export(tmp_path, WIDE)
-    table = (CHAT.vocab_size, 32)
-    top = {"model.embed_tokens.weight": table, "model.norm.weight": (32,), "lm_head.weight": table}
-    check_tensors(out, top, "model.layers", LLAMA_LAYER)
-    config = json.loads((out / "config.json").read_text())
-    assert config["ghost_jax"] == {"version": ghost_jax.__version__, "run": "run", "step": 0, "format": "hf"}
-    assert config["eos_token_id"] == [CHAT.id(END), CHAT.id(EOS)]
-    assert (config["vocab_size"], config["rope_theta"], config["rms_norm_eps"]) == (CHAT.vocab_size, 50_000.0, 1e-5)
-
-
 def test_names_shapes_and_config_of_a_gpt2(tmp_path):
     _, out = export(tmp_path, MODELS["v04"])
     top = {"transformer.wte.weight": (CHAT.vocab_size, 32), "transformer.wpe.weight": (64, 32)}
     top |= {"transformer.ln_f.weight": (32,), "transformer.ln_f.bias": (32,)}
-    check_tensors(out, top, "transformer.h", GPT2_LAYER)
+    layers = {f"transformer.h.{i}.{name}": shape for i in range(2) for name, shape in GPT2_LAYER.items()}
+    assert {name: values.shape for name, values in load_file(out / FILE).items()} == top | layers
     config = json.loads((out / "config.json").read_text())
+    assert config["ghost_jax"] == {"version": ghost_jax.__version__, "run": "run", "step": 0, "format": "hf"}
     assert (config["activation_function"], config["layer_norm_epsilon"], config["n_inner"]) == ("gelu_new", 1e-6, 48)
 
 
@@ -207,8 +174,6 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ghost, tiny_r
     assert "q8_0" in ghost.refused_here(*command, "--dtype=q8_0", code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
 
-
-# ---- GGUF ----
 
 # Rows of whole blocks of q8_0; as many heads of keys as of queries, which is one fused projection.
 BLOCKS = dataclasses.replace(V05, width=64, mlp_dim=96, kv_heads=V05.heads)

@@ -12,11 +12,11 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.inference.engine import TOP, Engine, Text
 from ghost_jax.inference.generate import CHUNK, TAIL, Generator
 from ghost_jax.inference.sampling import GREEDY, Sampling
-from ghost_jax.model import transformer
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
 from ghost_jax.parallel.mesh import make_mesh
-from tests.models import drawn, needs_eight, one_device, slow
+from tests import models
+from tests.models import needs_eight, one_device, slow
 
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=64)
 V04 = dataclasses.replace(V05, generation="v04")
@@ -29,12 +29,8 @@ WARM = Sampling(temperature=1.5)
 ONCE = Sampling(repetition_penalty=1e4)  # no token twice
 
 
-@functools.cache
-def build(config: ModelConfig) -> dict:
-    """Weights so large that texts do not repeat themselves: a token in a wrong place changes what follows."""
-    params = drawn(dataclasses.replace(config, scan=False), 0.3)
-    params["embedding"][config.vocab_size :] = 0.0
-    return transformer.stack_blocks(params) if config.scan else params
+# So large that texts do not repeat themselves: a token in a wrong place changes what follows.
+build = functools.partial(models.build, std=0.3)
 
 
 @functools.cache
@@ -60,7 +56,6 @@ def forward(config: ModelConfig, params: dict, tokens: jax.Array) -> jax.Array:
 
 
 def plainly(config: ModelConfig, prompt: np.ndarray, new_tokens: int = NEW, stop_ids=(99,)) -> list[int]:
-    """Greedy text by a full forward pass for each token."""
     ids = prompt.tolist()
     while len(ids) < min(len(prompt) + new_tokens, config.context):
         tokens = np.pad(ids, (0, config.context - len(ids))).astype(np.int32)
@@ -177,9 +172,6 @@ def test_a_repetition_penalty_counts_prompt_and_text_and_spares_the_stops():
     assert list(generator().stream(prompt, ONCE)) == text
     stop = plainly(SMALL, prompt, 1)[0]
     assert not len(generator(stop_ids=(stop,))([prompt], ONCE)[0])
-
-
-# ---- The engine ----
 
 
 def engine_of(config: ModelConfig, rows: int) -> Engine:

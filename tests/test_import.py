@@ -142,7 +142,6 @@ def copy(checkpoint, tmp_path) -> Path:
 
 
 def replace(folder: Path, tensors: dict[str, np.ndarray | None]) -> None:
-    """Replaces tensors of a checkpoint; None removes one."""
     kept = {name: values for name, values in (load_file(folder / FILE) | tensors).items() if values is not None}
     save_file(kept, folder / FILE)
 
@@ -221,8 +220,6 @@ def test_the_command_makes_a_finished_run_and_overwrites_none(ghost, checkpoint,
     assert "nowhere" in ghost.refused_here(command[0], "--from=nowhere", f"--workdir={new}")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
-
-# ---- The vocabulary's own names for begin, end and padding of a text ----
 
 ENDS = 0  # the id of <|endoftext|>, which begins and ends every text there
 

@@ -12,20 +12,13 @@ import pytest
 from ghost_jax.model import transformer
 from ghost_jax.model.config import SIZES, ModelConfig
 from ghost_jax.model.transformer import Transformer
-from tests.models import abstract, drawn, named
+from tests.models import abstract, build, drawn, named
 
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=32)  # 100 of 128 rows are real
 V04 = dataclasses.replace(V05, generation="v04")
 SHARED = dataclasses.replace(V05, kv_heads=2, head_dim=12, tied=False, rope_base=50_000.0, norm_eps=1e-3)
 both_generations = pytest.mark.parametrize("config", [V05, V04], ids=["v05", "v04"])
 initial = jax.jit(transformer.init, static_argnums=0)
-
-
-@functools.cache
-def build(config: ModelConfig) -> dict:
-    params = drawn(config, 0.2)
-    params["embedding"][config.vocab_size :] = 0.0
-    return params
 
 
 def tokens_of(config: ModelConfig, rows: int = 3, length: int = 12) -> np.ndarray:
@@ -176,8 +169,7 @@ def logits_and_gradient(config: ModelConfig) -> tuple:
         logits = Transformer(config).apply({"params": params}, tokens, None, segments)[..., : config.vocab_size]
         return jnp.square(logits).mean(), logits
 
-    params = build(dataclasses.replace(config, remat=False, scan=False))
-    params = transformer.stack_blocks(params) if config.scan else jax.tree.map(jnp.asarray, params)
+    params = jax.tree.map(jnp.asarray, build(dataclasses.replace(config, remat=False)))
     gradient, logits = jax.jit(jax.grad(total, has_aux=True))(params)
     return transformer.unstack_blocks(gradient) if config.scan else gradient, logits
 

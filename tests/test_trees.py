@@ -12,8 +12,8 @@ from evals.answering import prefix_tree as trees_lib
 from evals.answering.prefix_tree import ROWS, Branch, Tree, cropped, read, shared_beginning
 from ghost_jax.parallel.mesh import make_mesh
 from ghost_jax.training.step import make_predict
-from tests.models import one_device
-from tests.test_model import V04, V05, build, logits_of
+from tests.models import build, one_device
+from tests.test_model import V04, V05, logits_of
 
 TARGETS = np.array([[3, 99, 17]], np.int32)
 
