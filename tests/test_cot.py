@@ -42,12 +42,8 @@ OTHERS += ("B. Execution. It runs code at once.", "The correct answer is Executi
 OTHERS += ("Execution is the correct answer as it runs.", "Answer: Command and Control. It beacons home.")
 OTHERS += ("<think>B it is.</think>D. It runs after a reboot.",)
 EMPTY = ("", "  \n", "B", "B.", "**B) Persistence**", "Answer: B", "<think>It is", "Persistence.")
-REFUSALS = (
-    "I'm sorry, but I can't help with that.",
-    "I cannot assist with attacks.",
-    "I’m unable to say.",
-    "As an AI, I",
-)
+REFUSALS = ("I'm sorry, but I can't help with that.", "I cannot assist with attacks.", "I’m unable to say.")
+REFUSALS += ("As an AI, I",)
 
 
 @pytest.mark.parametrize(

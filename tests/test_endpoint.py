@@ -3,17 +3,13 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from evals.answering import endpoint
-from ghost_jax.core import chat_api
-from ghost_jax.core.chat_api import ChatApi
-from ghost_jax.core.errors import UserError
 from tests.test_ctibench import write_items
-from tests.test_teacher import KEY, Answer, Server
+from tests.test_teacher import KEY, Answer, Server, completion
 
 COUNT = 6  # questions; each is asked in 4 orders, as it is and in both controls
 REQUESTS = COUNT * 4 * 3
@@ -22,15 +18,6 @@ BUSY = (429, {"Retry-After": "0.01"}, b"slow down")
 
 class Model(Server):
     question_of = staticmethod(lambda body: body["messages"][0]["content"])
-
-
-@pytest.fixture
-def serve() -> Iterator:
-    started = []
-    yield lambda answer: started.append(Model(answer)) or started[-1]
-    for server in started:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture
@@ -48,14 +35,6 @@ def right_letter(body: dict) -> str:
     """The letter of one who reads: gold where the question is its own, else A."""
     gold = re.search(rf"^([A-D])\) gold {question_in(body)}$", body["messages"][0]["content"], re.MULTILINE)
     return gold[1] if gold else "A"
-
-
-def completion(content: object, top: Sequence[tuple[str, float]] | None = None) -> bytes:
-    choice = {"message": {"content": content}}
-    if top is not None:
-        listed = [{"token": token, "logprob": value} for token, value in top]
-        choice["logprobs"] = {"content": [listed[0] | {"top_logprobs": listed}]}
-    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 50, "completion_tokens": 1}}).encode()
 
 
 def by_logprobs(body: dict, _: int = 1) -> Answer:
@@ -76,9 +55,9 @@ def score(ghost, server: Server, items: str, out: Path, *flags: str, refused: in
     return ghost.refused_here(*command, code=refused, env=env) if refused else ghost.here(*command, env=env).stdout
 
 
-def test_letters_by_logprobs_get_the_report_of_a_run(ghost, serve, items, tmp_path, caplog):
+def test_letters_by_logprobs_get_the_report_of_a_run(ghost, items, tmp_path, caplog):
     caplog.set_level("DEBUG")
-    server, out = serve(by_logprobs), tmp_path / "deep" / "report.json"
+    server, out = Model(by_logprobs), tmp_path / "deep" / "report.json"
     screen = score(ghost, server, items, out, OPENAI_API_KEY=KEY)
     report = json.loads(out.read_text())
     assert (report["headline"]["accuracy"], report["reader"], report["book"]) == (1.0, "endpoint", "closed")
@@ -103,15 +82,15 @@ def thinking(body: dict, _: int) -> Answer:
 
 
 @pytest.mark.parametrize("answer", [by_text, refusing_logprobs, thinking])
-def test_letters_by_text_where_logprobs_are_absent_refused_or_of_another_token(ghost, serve, items, tmp_path, answer):
-    score(ghost, serve(answer), items, tmp_path / "report.json")
+def test_letters_by_text_where_logprobs_are_absent_refused_or_of_another_token(ghost, items, tmp_path, answer):
+    score(ghost, Model(answer), items, tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["headline"]["accuracy"], report["endpoint"]["letters_by"]) == (1.0, "text")
 
 
-def test_refusals_and_essays_are_no_letter(ghost, serve, items, tmp_path):
+def test_refusals_and_essays_are_no_letter(ghost, items, tmp_path):
     words = ("I cannot help with that.", None, "word " * 500)
-    server = serve(lambda body, _: completion(words[int(question_in(body)) % 3], [("I", -0.1), ("It", -3.0)]))
+    server = Model(lambda body, _: completion(words[int(question_in(body)) % 3], [("I", -0.1), ("It", -3.0)]))
     score(ghost, server, items, tmp_path / "r.json", "--orders=published")
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["no_letter"], report["endpoint"]["unanswered"], report["headline"]["accuracy"]) == (1, 1, 0)
@@ -131,15 +110,13 @@ def test_the_letter_of_a_text():
     assert endpoint.letter_of("İ", tuple("123456789")) == -1, "no I, in whatever case"
 
 
-def test_a_fault_that_passes_is_repeated_and_a_repeated_command_asks_only_what_is_missing(
-    ghost, serve, items, tmp_path
-):
+def test_a_fault_that_passes_is_repeated_and_a_repeated_command_asks_only_what_is_missing(ghost, items, tmp_path):
     out, kept = tmp_path / "report.json", tmp_path / "report.answers.jsonl"
-    score(ghost, serve(lambda body, attempt: BUSY if attempt == 1 else by_text(body)), items, out)
+    score(ghost, Model(lambda body, attempt: BUSY if attempt == 1 else by_text(body)), items, out)
     lines = kept.read_bytes().splitlines(keepends=True)
     assert len({json.loads(line)["key"] for line in lines}) == len(lines) == REQUESTS
     kept.write_bytes(b"".join(lines[:10]) + lines[10][:-9])  # killed while it wrote
-    score(ghost, again := serve(by_text), items, out)
+    score(ghost, again := Model(by_text), items, out)
     assert again.asked.total() == REQUESTS - 10
 
 
@@ -152,24 +129,15 @@ def test_a_fault_that_passes_is_repeated_and_a_repeated_command_asks_only_what_i
         (b'{"error": {"message": "the upstream is gone"}}', "the upstream is gone"),
     ],
 )
-def test_a_fault_that_stays_keeps_the_answers(ghost, serve, items, tmp_path, fault, named):
+def test_a_fault_that_stays_keeps_the_answers(ghost, items, tmp_path, fault, named):
     out = tmp_path / "report.json"
-    broken = serve(lambda body, _: fault if question_in(body) == "3" else by_text(body))
+    broken = Model(lambda body, _: fault if question_in(body) == "3" else by_text(body))
     message = score(ghost, broken, items, out, "--concurrency=1", refused=1, OPENAI_API_KEY=KEY)
     assert all(part in message for part in (named, "report.answers.jsonl"))
     assert KEY not in message
     assert not out.exists()
-    score(ghost, server := serve(by_text), items, out)
+    score(ghost, server := Model(by_text), items, out)
     assert server.asked.total() == REQUESTS - 3 * 4
-
-
-def test_a_connection_that_breaks_is_a_paragraph(serve, tmp_path, monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(chat_api, "MAX_RETRIES", 0)
-    server = serve(lambda *_: (200, {"Content-Length": "1000"}, b'{"choices": ['))
-    api = ChatApi(server.url, "127.0.0.1", "m", endpoint.NAMES, tmp_path / "a", in_flight=2)
-    with pytest.raises(UserError, match=server.url):
-        endpoint.ask_all(api, {"Which?": "q"}, 1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import openai
@@ -39,8 +39,12 @@ def number_in(body: dict) -> int:
     return int(re.search(r"What is number (\d+)\?", body["messages"][0]["content"])[1])
 
 
-def completion(content: object) -> bytes:
-    return json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": content}}]}).encode()
+def completion(content: object, top: Sequence[tuple[str, float]] | None = None) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}}
+    if top is not None:
+        listed = [{"token": token, "logprob": value} for token, value in top]
+        choice["logprobs"] = {"content": [listed[0] | {"top_logprobs": listed}]}
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 50, "completion_tokens": 1}}).encode()
 
 
 def right_reply(body: dict, attempt: int = 1) -> bytes:
@@ -148,10 +152,16 @@ def test_an_incomplete_last_line_is_skipped(serve, cache, left):
         assert server.asked == {0: 1, 1: 1, 2: 1, 3: 1}
 
 
-def test_a_server_that_hangs_is_given_up(serve, monkeypatch):
+BREAKS_OFF = (200, {"Content-Length": "1000"}, b'{"choices": [')
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"), [(lambda *_: time.sleep(1), "0.3 s"), (lambda *_: BREAKS_OFF, "cannot be reached")]
+)
+def test_a_server_that_hangs_or_breaks_off_is_given_up(serve, monkeypatch, answer, named):
     monkeypatch.setattr(chat_api, "TIMEOUT", openai.Timeout(0.3))
     monkeypatch.setattr(chat_api, "MAX_RETRIES", 0)
-    assert "0.3 s" in failure_of(serve(lambda *_: time.sleep(1)))
+    assert named in failure_of(serve(answer))
 
 
 NO_COMPLETIONS = (b"<html>Welcome</html>", b"[]", b'{"choices": []}', b"[" * 100_000, completion(7))
