@@ -1,11 +1,9 @@
 """ghost_jax/data/retrieval/bm25.py: every word of a page is in one passage; the index finds, saves and loads them."""
 
-import math
 import os
 import re
 import subprocess
 import sys
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.retrieval import bm25
 from ghost_jax.data.retrieval.bm25 import LINE, SHOWN_CHARACTERS, Index, Passage, missing, passages_of, shown, terms
 from ghost_jax.data.storage.schema import Record
 from tests.conftest import ROOT
@@ -141,38 +138,6 @@ def test_terms_are_stems_and_numbers_are_one_term():
     assert terms("What is T1566.002, or CWE-79?") == ["t1566.002", "cwe-79"]
 
 
-def published_bm25(query: str, passages: list[Passage], k1: float = 1.5, b: float = 0.75) -> list[float]:
-    """Robertson's formula with Lucene's idf."""
-    bags = [Counter(terms(p.title) * bm25.TITLE_WEIGHT + terms(p.section) + terms(p.text)) for p in passages]
-    mean = sum(bag.total() for bag in bags) / len(bags)
-
-    def score(bag: Counter, term: str) -> float:
-        df = sum(term in other for other in bags)
-        idf = math.log(1 + (len(bags) - df + 0.5) / (df + 0.5))
-        return idf * bag[term] / (bag[term] + k1 * (1 - b + b * bag.total() / mean))
-
-    return [sum(score(bag, term) for term in terms(query)) for bag in bags]
-
-
-NAMES = st.sampled_from(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"])
-TEXT = st.lists(NAMES, min_size=1, max_size=8).map(" ".join)
-QUERY = TEXT | st.sampled_from(["", "the of", "xyzzy"])
-PARTS = st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=8, unique=True)
-
-
-@given(PARTS, st.lists(QUERY, max_size=2))
-def test_a_search_gives_the_highest_bm25_scores_in_order_and_the_lower_row_of_equals(parts, queries):
-    passages = [passage(text, title, section) for title, section, text in parts]
-    rows, scores = Index.build(passages).search(queries, 5)
-    assert rows.shape == scores.shape == (len(queries), min(5, len(passages)))
-    for query, found, given_scores in zip(queries, rows, scores, strict=True):
-        expected = np.asarray(published_bm25(query, passages))
-        np.testing.assert_allclose(given_scores, expected[found], rtol=1e-5)
-        np.testing.assert_allclose(given_scores, np.sort(expected)[::-1][: len(found)], rtol=1e-5)
-        pairs = list(zip(-given_scores, found, strict=True))
-        assert pairs == sorted(set(pairs))
-
-
 def test_of_equal_passages_the_lower_rows_are_found_first():
     texts = ("alpha alpha", "alpha beta")  # 200 of each score, and 100 of them just within reach
     rows, _ = Index.build(passage(texts[i % 2], f"Page {i}") for i in range(400)).search(["alpha"], 300)
@@ -223,8 +188,5 @@ def test_a_search_initializes_no_devices_so_that_jax_can_still_be_distributed():
 
 def test_words_of_a_question_that_no_passage_has_are_named_once_as_they_are_spelled():
     found = [Passage("t", "attack", "Phishing (T1566)", "Detection", "Read the mails.", "")]
-    assert missing("How do I bake a Chocolate cake by phishing mail, chocolate T1566?", found) == [
-        "bake",
-        "Chocolate",
-        "cake",
-    ]
+    asked = "How do I bake a Chocolate cake by phishing mail, chocolate T1566?"
+    assert missing(asked, found) == ["bake", "Chocolate", "cake"]
