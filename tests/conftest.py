@@ -47,6 +47,11 @@ def set_all(values: dict) -> list[str]:
     return [f"--config.{key}={value}" for key, value in values.items()]
 
 
+def both_stages(values: dict) -> list[str]:
+    """Returns the flags that set these keys of a chat config and of its base."""
+    return set_all(values | {f"base.{key}": value for key, value in values.items()})
+
+
 def tiny_base(workdir: Path, *flags: str) -> list[str]:
     """Returns the command line of the tiny run's base alone in `workdir`; `flags` come last and win."""
     return ["ghost_jax.train", "--config=configs/pretrain_v05.py:nano", f"--workdir={workdir}", *set_all(TINY), *flags]
@@ -54,8 +59,8 @@ def tiny_base(workdir: Path, *flags: str) -> list[str]:
 
 def tiny_chat(workdir: Path, *flags: str) -> list[str]:
     """Returns the command line of the tiny chat run in `workdir`; `flags` come last and win."""
-    both = set_all(TINY) + set_all({f"base.{key}": value for key, value in TINY.items()})
-    return ["ghost_jax.train", "--config=configs/chat_v5.py:nano", f"--workdir={workdir}", *both, *flags]
+    chat = ["ghost_jax.train", "--config=configs/chat_v5.py:nano", f"--workdir={workdir}"]
+    return [*chat, *both_stages(TINY), *flags]
 
 
 Environment = dict[str, str | None]  # a variable that is None is not set

@@ -55,11 +55,10 @@ def tree(tmp_path) -> Path:
     return tmp_path
 
 
-def test_the_recipe_of_the_page_is_trained_on_its_dataset_and_scored_by_its_evaluation(ghost, tree):
+def test_the_recipe_of_the_page_is_trained_on_its_dataset_and_scored_by_its_evaluation(ghost, tiny_run, tree):
     run = tree / "runs" / "chat"
-    small = TINY | {"steps": 2, "eval_every": 2, "optim.warmup_steps": 1}
-    flags = set_all(small) + set_all({f"base.{key}": value for key, value in small.items()})
-    which = ("--config=configs/chat_flashcards.py:nano", f"--data_dir={tree / 'data'}")
+    flags = set_all(TINY | {"steps": 2, "eval_every": 2, "optim.warmup_steps": 1})
+    which = ("--config=configs/chat_flashcards.py:nano", f"--data_dir={tree / 'data'}", f"--base={tiny_run.base}")
     result = ghost("ghost_jax.train", *which, f"--workdir={run}", *flags, cwd=tree)
 
     assert re.search(r"flashcards\W+x2\W+\d", result.stdout), result.stdout

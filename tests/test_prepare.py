@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from ghost_jax.core.console import make_console
-from ghost_jax.data.prepare import letters_of
 from ghost_jax.data.show import show
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage.artifact_cache import fingerprint
-from tests.conftest import TINY, set_all
+from tests.conftest import TINY, both_stages, set_all
 
-CHAT = ["--config=configs/chat_v5.py:nano", *set_all(TINY | {f"base.{key}": value for key, value in TINY.items()})]
+CHAT = ["--config=configs/chat_v5.py:nano", *both_stages(TINY)]
 MORE = ("fact_mcq", "raft", "rank", "read")  # datasets that the recipe does not mix in
 PREPARE = ["ghost_jax.data.prepare", *CHAT]
 PREPARE += set_all({f"data.mixture.{name}": 1.0 for name in MORE} | {"base.data.mixture.facts": 1.0})
@@ -25,7 +24,6 @@ CONTENTS = Path(__file__).with_name("store_contents.json")  # name of a store ->
 
 
 def manifests(cache: Path) -> dict[str, dict]:
-    """Returns the manifest of every store by its name."""
     paths = (cache / "ghost_jax" / "stores").glob("*/manifest.json")
     return {path.parent.name: json.loads(path.read_text()) for path in paths}
 
@@ -87,10 +85,6 @@ def test_the_first_records_are_printed_with_supervised_tokens_in_brackets(ghost)
         assert "ghost_user" not in supervised
     assert "<|ghost_assistant|>⟦" in shown
     assert "-n is 0" in ghost.refused_here("ghost_jax.data.show", *CHAT, "-n", "0", code=2)
-
-
-def test_without_a_question_four_letters_may_be_gold():
-    assert letters_of(SimpleNamespace(stores={})) == 4
 
 
 def test_an_id_is_shown_and_is_no_markup_and_no_text_controls_the_terminal(capsys):
