@@ -3,12 +3,10 @@
 import gzip
 import json
 import os
-import pickle
 import signal
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +25,7 @@ from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.own import chats, questions, rows, text
 from ghost_jax.data.storage import artifact_cache, files
 from ghost_jax.data.storage.schema import Record
-from tests.conftest import TINY, set_all
+from tests.conftest import TINY, both_stages, set_all
 from tests.test_config import CHAT, parse
 from tests.test_sources_formats import write
 
@@ -38,7 +36,6 @@ NO_TASK = dict.fromkeys((f"data.mixture.{name}" for name in ("qa", "mcq", "cot",
 
 
 def turns(*given: tuple, **more) -> dict:
-    """Returns a row of (role, content) or (role, content, train)."""
     return {"messages": [dict(zip(("role", "content", "train"), turn, strict=False)) for turn in given], **more}
 
 
@@ -241,9 +238,8 @@ def test_text_and_chats_are_prepared_and_nothing_of_a_bad_file_is_kept(ghost, tm
     lines(notes / "t.jsonl", FULL)
     asked = [turns(("user", f"What is port {n}?"), ANSWER, id=f"c{n}") for n in range(40)]
     prepare = ["ghost_jax.data.prepare", "--config=configs/chat_v5.py:nano"]
-    prepare += set_all(TINY | {f"base.{key}": value for key, value in TINY.items()} | NO_TASK)
-    prepare += set_all({f"{base}data.sources": f"{notes},embedded" for base in ("", "base.")})
-    prepare += set_all({"data.chats.mine": lines(own, *asked)})
+    prepare += both_stages(TINY | {"data.sources": f"{notes},embedded"})
+    prepare += set_all(NO_TASK | {"data.chats.mine": lines(own, *asked)})
     env = {"XDG_CACHE_HOME": str(cache)}
     ghost.here(*prepare, env=env)
     found = {manifest["kind"]: manifest for manifest in map(read_json, cache.rglob("stores/*/manifest.json"))}
@@ -276,9 +272,6 @@ def test_own_files_become_a_scored_run_and_a_held_out_question_in_the_chats_stop
     assert f"item {item.id}" in ghost.refused(*words, f"--workdir={tmp_path / 'other'}")
 
 
-# ---- Several files ----
-
-
 def test_files_below_a_folder_are_read_also_behind_links_and_others_are_named(tmp_path):
     notes = tmp_path / "notes"
     lines(notes / "E.JSONL.GZ", gzip.compress(b'{"text": "one"}'), end=b"")
@@ -301,27 +294,14 @@ def test_rows_of_two_files_with_one_id_are_refused(tmp_path, monkeypatch):
         corpus.corpus_store(corpus.locate([str(tmp_path / "notes")], None, print, stand_in=True)[0], print)
 
 
-def test_files_are_read_by_processes_that_are_not_given_the_callers_say(tmp_path, monkeypatch):
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, processes: int, *_):
-            super().__init__(processes)
-
-        def map(self, function, given):
-            return super().map(pickle.loads(pickle.dumps(function)), given)
-
+def test_files_are_read_by_processes_of_which_none_may_be_killed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(corpus, "PARALLEL_BYTES", 0)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(corpus, "ProcessPoolExecutor", Pool)
     for name in "ab":
         lines(tmp_path / "book" / f"{name}.jsonl", {"text": f"This is the text of {name}."})
-    store = corpus.book_corpus(None, lambda line: None, f"{tmp_path / 'book'}, ")
+    store = corpus.book_corpus(None, lambda line: None, f"{tmp_path / 'book'}, ")  # a function that no process is given
     assert artifact_cache.manifest(store).documents == {"book": 2}
-
-
-def test_a_process_that_is_killed_while_it_reads_ends_the_command(monkeypatch):
-    monkeypatch.setattr(corpus, "PARALLEL_BYTES", 0)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(corpus, "part_store", signal.raise_signal)
     with pytest.raises(UserError, match="killed"):
         corpus.part_stores([np.int64(signal.SIGKILL)] * 2, print)  # in place of inputs, as they have a size too
@@ -342,9 +322,6 @@ def test_of_several_processes_one_writes_a_dataset_of_the_library(tmp_path, monk
         first, second = pool.map(rows.located, ["hf:a", "hf:a:train"], chunksize=1)
     assert first == second
     assert (first.read_bytes(), len(written)) == (b"rows", 1)
-
-
-# ---- Splits, nulls, letters ----
 
 
 def test_the_split_of_a_conversation_is_drawn_from_all_words_of_its_first_turn(tmp_path):
@@ -378,9 +355,8 @@ def test_a_held_out_question_in_the_text_of_the_base_is_found_before_that_is_tra
     asked = quiz(40)
     texts = [{"text": f"{row['question']} {', '.join(row['options'].values())}"} for row in asked]
     text = lines(tmp_path / "t.jsonl", *texts, {"text": "A port is a number."})
-    words = set_all(TINY | {f"base.{key}": value for key, value in TINY.items()} | NO_TASK)
-    words += set_all({f"{base}data.sources": text for base in ("", "base.")})
-    words += set_all({"data.questions.quiz": lines(tmp_path / "q.jsonl", *asked)})
+    words = both_stages(TINY | {"data.sources": text})
+    words += set_all(NO_TASK | {"data.questions.quiz": lines(tmp_path / "q.jsonl", *asked)})
     command = ["ghost_jax.train", "--config=configs/chat_v5.py:nano", *words, f"--workdir={tmp_path / 'runs' / 'mine'}"]
     assert "questions-quiz.jsonl: the data hold" in ghost.refused_here(*command)
     lines(text, {"text": "A port is a number."})
