@@ -105,14 +105,14 @@ def value_of(address: str, name: str) -> float:
     return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
 
 
-def test_every_client_gets_its_own_text_as_if_it_were_alone(tiny_run):
-    alone, served = (loaded(tiny_run) for _ in range(2))
-    rng, expected, asked = Random(0), [], []
+def test_every_client_gets_its_own_text_as_if_it_were_alone(model):
+    engine, rng, expected, asked = model.scheduler.engine, Random(0), [], []
+    served = dataclasses.replace(model, scheduler=Scheduler(engine, 64))
     for seed in range(12):
         question, temperature = " ".join(rng.choices(WORDS, k=seed + 1)), rng.choice((0.0, 1.3))
-        prompt = render_prompt(alone.tokenizer, [Message("user", question)])
-        ids = alone.scheduler.engine.stream(prompt, Sampling(temperature), jax.random.key(seed))
-        expected.append(alone.tokenizer.decode(list(itertools.islice(ids, alone.most))))
+        prompt = render_prompt(model.tokenizer, [Message("user", question)])
+        ids = engine.stream(prompt, Sampling(temperature), jax.random.key(seed))
+        expected.append(model.tokenizer.decode(list(itertools.islice(ids, model.most))))
         asked.append({"messages": [ASKED | {"content": question}], "temperature": temperature, "seed": seed})
 
     with running(Served("tiny", served, None)) as address:
@@ -256,12 +256,10 @@ def test_a_request_that_takes_too_long_ends_and_a_key_is_asked_for(tiny_run):
             client(address, "wrong").models.list()
         known = client(address, "secret")
         assert known.models.list().data
-        for late in (
-            lambda: known.chat.completions.create(**BODY),
-            lambda: known.completions.create(model="tiny", prompt=["x"], max_tokens=1, logprobs=1),
-        ):
+        scored = {"model": "tiny", "prompt": ["x"], "max_tokens": 1, "logprobs": 1}
+        for create, body in ((known.chat.completions.create, BODY), (known.completions.create, scored)):
             with pytest.raises(openai.APIStatusError) as error:
-                late()
+                create(**body)
             assert error.value.status_code == 504
 
 
@@ -281,8 +279,9 @@ def test_the_reader_alone_answers_with_its_lines():
         assert post(address, {"question": "x " * MOST_READ}, "/v1/read").status_code == 400
 
 
-def test_the_reader_answers_for_a_model_that_only_guesses(tiny_run):
-    with running(Served("tiny", loaded(tiny_run), reader(), note="It guesses.", quotes=True)) as address:
+def test_the_reader_answers_for_a_model_that_only_guesses(model):
+    guessing = dataclasses.replace(model, scheduler=Scheduler(model.scheduler.engine, 1))
+    with running(Served("tiny", guessing, reader(), note="It guesses.", quotes=True)) as address:
         answer = client(address).chat.completions.create(**BODY)
     assert "User Training" in answer.choices[0].message.content
     assert answer.ghost_jax["note"] == "It guesses."
@@ -327,9 +326,6 @@ def test_nothing_to_serve_or_a_host_for_all_without_a_key_is_bad_usage(ghost):
     public, endless = ("GHOST_API_KEY", "--book=open", "--host=0.0.0.0"), ("--timeout", "--book=open", "--timeout=inf")
     for named, *flags in (("--workdir",), public, endless):
         assert named in ghost.refused_here("ghost_jax.serve", *flags, code=2)
-
-
-# ---- Programs of others ----
 
 
 @pytest.mark.slow
