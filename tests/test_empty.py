@@ -68,7 +68,6 @@ def prepared(data: Path, config: str, sources: str, mixed: Sequence[str], **opti
         ("chat_v5", "kev", ["qa"], {"qa_per_source": 0}, "data.qa_per_source"),
         ("chat_v5", "kev", ["qa"], {"qa_sources": "()"}, "data.qa_sources"),
         ("chat_v5", "kev", ["qa"], {"qa_sources": "nobody"}, "data.qa_sources"),
-        ("chat_v5", "kev", [], {}, "config.data.mixture"),
     ],
 )
 def test_empty_datasets_and_options_are_named(data, config, sources, mixed, options, named):

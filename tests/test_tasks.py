@@ -1,12 +1,7 @@
 """evals/tasks/: RCM, VSP and ATE, their parsing, figures, baselines without test items, and verdicts."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 
 import pytest
 
@@ -16,8 +11,10 @@ from evals.tasks.open_answers import read_answers, read_task, score
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs.evaluation import TaskEvaluation, read
+from tests.bench.serving import serving
 from tests.conftest import ROOT
-from tests.test_endpoint import Model, completion
+from tests.test_endpoint import Model
+from tests.test_teacher import completion
 
 HIGH, LOW = "CVSS:3.1/AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H", "CVSS:3.1/AV:P/AC:H/PR:H/UI:R/S:U/C:N/I:N/A:L"  # 9.8, 1.6
 SQL = "SQL injection in the login form of shop {} lets attackers read the database."
@@ -267,28 +264,9 @@ def test_the_served_export_of_a_run_writes_what_the_run_writes(ghost, tiny_run, 
     exported, flags = tmp_path / "export", [f"--data_dir={data}", "--task=rcm", "--max_tokens=8"]
     ghost.here("ghost_jax.export", f"--workdir={tiny_run.workdir}", f"--out={exported}")
     ghost.here("evals.ctibench", *flags, f"--workdir={tiny_run.workdir}", f"--out={tmp_path / 'run.json'}")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = [
-        "-m",
-        "transformers.cli.transformers",
-        "serve",
-        exported,
-        "--host=127.0.0.1",
-        f"--port={port}",
-        "--device=cpu",
-    ]
-    with subprocess.Popen([sys.executable, *words], env=os.environ | {"HF_HUB_OFFLINE": "1"}) as server:
-        try:
-            until = time.monotonic() + 120
-            while (
-                socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < until and server.poll() is None
-            ):
-                time.sleep(0.5)
-            flags += [f"--endpoint=http://127.0.0.1:{port}/v1", f"--model={exported}"]
-            ghost.here("evals.ctibench", *flags, f"--out={tmp_path / 'served.json'}", env={"NO_PROXY": "127.0.0.1"})
-        finally:
-            server.kill()
+    with serving("transformers", tmp_path) as (address, model):
+        flags += [f"--endpoint={address.removesuffix('/chat/completions')}", f"--model={model}"]
+        ghost.here("evals.ctibench", *flags, f"--out={tmp_path / 'served.json'}", env={"NO_PROXY": "127.0.0.1"})
     run, served = (
         [json.loads(line) for line in (tmp_path / f"{name}.answers.jsonl").read_text().splitlines()]
         for name in ("run", "served")
