@@ -221,7 +221,7 @@ def recorded(tmp_path):
 def test_the_table_pools_finished_seeds_and_notes_what_is_not_pooled(recorded):
     (header, first, second), notes = sweep_table.write(*recorded)
     losses, accuracies = "3.200 ± 0.497", ["27.0", "22.0 to 32.0", "25.0 to 29.0"]  # of 3.0, 3.2 and 3.4
-    assert first == ["peak_lr=0.001", "40", "0.001", losses, *accuracies, "40", "3 chance", "3"]
+    assert list(first) == ["peak_lr=0.001", "40", "0.001", losses, *accuracies, "40", "3 chance", "3"]
     cells = dict(zip(header, second, strict=True))
     assert (cells["val loss"], cells["95% interval"], cells["min to max"]) == ("3.200", "—", "26.0 to 28.0")
     assert cells["runs"] == "2 finished, 1 stopped"
