@@ -71,13 +71,10 @@ def test_each_baseline_chooses_the_option_of_its_name_in_every_order():
             np.testing.assert_allclose(found, [of_item] * len(found))
 
 
-def test_overlap_counts_each_content_word_once_and_no_function_word():
+def test_overlap_counts_each_content_word_once_and_no_function_word_and_parts_of_words_are_shared():
     question = "Which flaw of the kernel is a use of freed memory?"
     options = ("the of is a which", "memory memory memory", "Use of MEMORY", "kernel")
     assert overlapping(Item("", question, options, 0)).tolist() == [0, 0, 1, 0]
-
-
-def test_parts_of_words_are_shared_where_words_are_not():
     item = Item("", "Which weakness lets attackers inject commands?", ("Path Traversal", "Command Injection"), 1)
     assert (sharing_parts(item).tolist(), overlapping(item).tolist()) == ([0, 1], [1 / 2, 1 / 2])
 
@@ -106,9 +103,6 @@ def test_over_the_cyclic_orders_a_constant_is_exactly_one_in_k(case):
     items = [Item("1", "Which?", tuple(LETTERS[:k]), gold) for gold in golds]
     table = baselines(items, orders_of(items, "cyclic"))
     assert [table[f"always_{letter}"]["all_orders"] for letter in LETTERS[:k]] == [1 / k] * k
-
-
-# ---- Those that are fitted ----
 
 
 def written(answer_of, *, pages: int = 40, url: str = "page {}") -> list[Item]:

@@ -104,15 +104,11 @@ def test_a_card_does_not_publish_the_folders_of_a_user():
     assert "lovelace" not in text
 
 
-def test_a_score_in_one_order_has_no_headline():
+def test_a_score_in_one_order_has_no_headline_and_dropped_duplicates_are_counted():
     text = card_text(read_records(RECORDS / "chat_v5-36m"))
     assert "| this model | 15.0 | — | 13.4 to 16.5 |" in text
     assert "asked in one order of the options" in text
     assert "over 1 orders" not in text
-
-
-def test_a_card_names_how_many_duplicates_were_dropped_and_why():
-    text = card_text(read_records(RECORDS / "chat_v5-36m"))
     assert "| mitre_d3fend | 3,433 | 157 (id), 3 (near) | " in text
     assert "| attack | 2,007 | — | " in text
 

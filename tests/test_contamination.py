@@ -178,11 +178,6 @@ def test_documents_include_the_facts_that_their_text_does_not_state(tmp_path):
     assert [text.text for text in part.texts] == ["Phishing\n\nMessages.\nInitial Access\nIt serves access."]
 
 
-def test_a_folder_that_is_no_store_is_refused(tmp_path):
-    with pytest.raises(UserError, match="nowhere"):
-        check([tmp_path / "nowhere"])
-
-
 @pytest.mark.slow  # reads and searches all of ATT&CK
 def test_attack_shares_sentences_with_ctibench_and_no_question(ghost_data, tmp_path):
     records = attack.read(next((ghost_data / "raw").glob("enterprise-attack-15.1.json*")))

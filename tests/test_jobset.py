@@ -23,8 +23,6 @@ GPU = ["--gpu=nvidia-l4:2", "--nodes=3"]
 
 @pytest.fixture
 def manifest(capsys):
-    """Returns the manifest of a command line."""
-
     def of(*flags: str) -> dict:
         assert main([*NAMED, *flags, "--", *WORDS]) == 0
         return yaml.safe_load(capsys.readouterr().out)
@@ -66,15 +64,10 @@ def test_the_models_generated_from_the_api_of_kubernetes_keep_every_field(manife
     assert models.JobsetV1alpha2JobSet.from_dict(whole).to_dict() == whole
 
 
-def test_spot_nodes_and_an_account_are_asked_for_where_they_are_named(manifest):
-    _, _, pod = job_of(manifest(*TPU))
-    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
-    assert pod["serviceAccountName"] == "trainer"
-
-
-def test_exit_codes_that_would_come_again_fail_the_set_and_a_disruption_does_not_count(manifest):
+def test_exit_codes_that_would_come_again_fail_the_set_and_the_loss_of_a_spot_node_does_not_count(manifest):
     whole = manifest(*TPU)
     _, job, pod = job_of(whole)
+    assert (pod["nodeSelector"]["cloud.google.com/gke-spot"], pod["serviceAccountName"]) == ("true", "trainer")
     by_code, by_condition = job["podFailurePolicy"]["rules"]
     codes = by_code["onExitCodes"]
     assert (codes["values"], codes["containerName"]) == ([BAD_USAGE, STOPPED_BY_WATCH], pod["containers"][0]["name"])

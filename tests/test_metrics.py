@@ -42,15 +42,18 @@ def test_the_file_of_a_resumed_run_equals_that_of_an_uninterrupted_one(tmp_path)
     assert [line["step"] for line in metrics.read(cut)] == [1, 2, 3, 4]
 
 
-def test_weights_and_biases_without_the_package_names_it(tmp_path, monkeypatch):
+def test_weights_and_biases_are_named_where_they_are_missing_and_stay_here_offline(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails as if it were not there
     with pytest.raises(UserError, match="pip install wandb"):
         MetricsLog(tmp_path, 0, project="ghost")
     assert not (tmp_path / metrics.FILE).exists()
+    monkeypatch.setitem(sys.modules, "wandb", wandb := MagicMock())
+    monkeypatch.setenv("GHOST_OFFLINE", "1")
+    with MetricsLog(tmp_path, 0, project="ghost"):
+        assert wandb.init.call_args.kwargs["mode"] == "offline"
 
 
 def accelerators(kind: str, *peak_bytes: int) -> list:
-    """Devices as JAX describes those that are not here."""
     common = {"platform": "gpu", "device_kind": kind, "process_index": 0}
     return [SimpleNamespace(**common, memory_stats=lambda n=n: {"peak_bytes_in_use": n}) for n in peak_bytes]
 
@@ -80,8 +83,6 @@ def test_utilisation_is_of_all_chips_together_and_of_known_ones_alone():
     unknown.update_done(1000, 1.0, 1.0)
     assert set(MEASURED) - set(unknown.line()) == {"mfu"}
 
-
-# ---- The divergence watch ----
 
 RECORDED = (3.175, 3.285, 3.403)  # of the study's run that was stopped by hand at update 300
 nan, inf = math.nan, math.inf
@@ -180,11 +181,3 @@ def test_the_simulated_devices_of_a_process_make_no_run_shorter(monkeypatch):
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
     assert together == plan.estimated_seconds(config)
-
-
-def test_offline_a_run_of_weights_and_biases_stays_here(tmp_path, monkeypatch):
-    wandb = MagicMock()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    monkeypatch.setenv("GHOST_OFFLINE", "1")
-    with MetricsLog(tmp_path, 0, project="ghost"):
-        assert wandb.init.call_args.kwargs["mode"] == "offline"

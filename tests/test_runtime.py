@@ -78,15 +78,11 @@ def test_no_printed_text_controls_the_terminal_or_shows_a_password(capsys):
 
 
 @pytest.mark.usefixtures("sigterm")
-def test_a_fault_that_causes_its_own_cause_is_raised():
+def test_a_defect_raises_also_where_it_causes_its_own_cause():
     first, second = ValueError("first"), KeyError("second")
     second.__context__ = first
     with pytest.raises(ValueError, match="first"):
         command(failing(first, second))()
-
-
-@pytest.mark.usefixtures("sigterm")
-def test_a_defect_raises():
     with pytest.raises(FileNotFoundError):
         command(failing(FileNotFoundError(errno.ENOENT, "No such file", "/some/file")))()
     assert command(lambda argv: None)([]) == 0

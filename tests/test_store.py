@@ -169,9 +169,13 @@ def test_a_split_that_is_sorted_on_disk_has_the_same_bytes_and_leaves_no_file(wr
     assert not [*temporary.iterdir(), *tmp_path.rglob("*.tmp")]
 
 
-def test_a_row_without_a_supervised_token_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"record mute of mcq \(train\)"):
-        write_examples(tmp_path, "mcq", {"train": [TRAIN[0], example("mute", [1, 2], 0)]})
+MUTE = example("mute", [1, 2], 0)
+
+
+@pytest.mark.parametrize(("row", "named"), [(MUTE, r"record mute of mcq \(train\)"), (TRAIN[1], "mcq have the id b")])
+def test_a_row_without_a_supervised_token_and_an_id_that_comes_twice_are_refused(tmp_path, row, named):
+    with pytest.raises(UserError, match=named):
+        write_examples(tmp_path, "mcq", {"train": [*TRAIN, row]})
 
 
 def test_an_empty_folder_is_filled_and_not_replaced_as_it_may_be_a_mount_point(tmp_path):
@@ -195,8 +199,3 @@ def test_a_write_keeps_a_link_and_goes_into_a_pipe(tmp_path):
     write_text(tmp_path / "pipe", "content")
     assert os.read(reader, 99) == b"content"
     os.close(reader)
-
-
-def test_an_id_that_comes_twice_is_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match="mcq have the id b"):
-        write_examples(tmp_path, "mcq", {"train": [*TRAIN, TRAIN[1]]})
