@@ -99,8 +99,6 @@ def test_long_waves_are_stretched_short_ones_are_not_and_those_between_in_part()
     np.testing.assert_allclose(rope_frequencies(stretched) / rope_frequencies(plain), expected, rtol=1e-6)
 
 
-# ---- The kernel of a platform ----
-
 RUN = {"dtype": "bfloat16", "head_width": 128, "mask": "segments", "length": 512}  # every kernel can be used
 
 

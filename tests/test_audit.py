@@ -42,7 +42,6 @@ def reading(benchmark, tmp_path):
 
 
 def lines_of(suffix: str, header: list[str], rows: list) -> list[str]:
-    """Returns a table as the lines of a file of this kind."""
     if suffix == ".jsonl":
         return [json.dumps(dict(zip(header, row, strict=True))) for row in rows]
     return [{".tsv": "\t", ".csv": ","}[suffix].join(map(str, row)) for row in [header, *rows]]
@@ -104,9 +103,7 @@ def test_probabilities_among_all_tokens_are_calibrated_among_the_letters(benchma
         (".csv", ["m_A,m_B,m_C,m_D", *["-3,-1e400,-2,-1"] * 6], [-3, -np.inf, -2, -1], [0, 0, 0, 1]),
     ],
 )
-def test_scores_that_are_no_probabilities_stay_and_the_highest_is_the_answer(
-    benchmark, reading, suffix, lines, scores, shares
-):
+def test_scores_stay_and_the_highest_is_the_answer(benchmark, reading, suffix, lines, scores, shares):
     (predictions,) = reading(lines, suffix).values()
     np.testing.assert_array_equal(predictions.answers.log_probs[0], [scores])
     np.testing.assert_array_equal(predictions.answers.said[0], [shares])

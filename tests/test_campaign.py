@@ -21,7 +21,6 @@ def get_sweep(preset=""):
 
 
 def ended_run(folder, ending: str = "status.json") -> None:
-    """Makes the directory of a run that has ended, with weights."""
     for name in ("config.json", "evals/ctibench.json", "checkpoints/weights"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")

@@ -19,7 +19,6 @@ def tokenizer():
 
 
 def said(*contents: str) -> list[Message]:
-    """Returns messages of user and assistant in turn."""
     return [Message(("user", "assistant")[number % 2], content) for number, content in enumerate(contents)]
 
 

@@ -29,7 +29,6 @@ ARRAY = 64 * 32 * 4  # bytes of the array that the collectives below move
 
 
 def moved(function, source: P, result: P) -> hlo.Traffic:
-    """The traffic of a function of an array [64, 32] on eight devices."""
     mesh = make_mesh(2, 4, 1)
     places = {"in_shardings": NamedSharding(mesh, source), "out_shardings": NamedSharding(mesh, result)}
     array = jax.ShapeDtypeStruct((64, 32), jnp.float32)

@@ -65,7 +65,6 @@ def knows(each: Item) -> int:
 
 
 def peeks(each: Item) -> int:
-    """Chooses the gold option whatever the question is."""
     return int(each.id) % 4
 
 

@@ -42,13 +42,11 @@ BYTES = st.binary(max_size=8) | st.sampled_from(
 
 
 def places_in(value: object, place: tuple = ()) -> list[tuple]:
-    """Returns the path of every value of a JSON document."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [place, *(found for key, child in inner for found in places_in(child, (*place, key)))]
 
 
 def replaced(node: object, place: tuple, new: object) -> object:
-    """Returns a JSON document with another value at a place."""
     if not place:
         return new
     changed = copy.copy(node)

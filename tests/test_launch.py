@@ -23,7 +23,6 @@ def shell(words: list[str], cwd: Path, tools: Path | str = "/bin") -> subprocess
 
 
 def tools(folder: Path, **programs: str) -> Path:
-    """Writes programs in place of the cluster's, and returns their folder."""
     for name, text in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
@@ -111,7 +110,6 @@ POD_COMMAND = ["--", "echo", "the", "command"]
 
 
 def requests_of(folder: Path) -> tuple[int, int]:
-    """How often a slice was requested and deleted."""
     asked = (folder / "calls").read_text() if (folder / "calls").exists() else ""
     return asked.count("queued-resources create"), asked.count("queued-resources delete")
 
@@ -127,9 +125,7 @@ def requests_of(folder: Path) -> tuple[int, int]:
         ("SUSPENDED", "true", 0, (1, 2)),
     ],
 )
-def test_a_slice_is_used_while_it_is_active_and_deleted_where_it_was_requested_here(
-    tmp_path, before, training, code, requests
-):
+def test_a_slice_is_used_while_active_and_deleted_if_requested_here(tmp_path, before, training, code, requests):
     if before:
         (tmp_path / "state").write_text(before)
     programs = tools(tmp_path, gcloud=cloud(tmp_path, training), sleep="")

@@ -63,9 +63,7 @@ def test_a_source_that_is_not_there_is_refused_with_its_files_the_folders_and_th
         assert named in str(caught.value)
 
 
-def test_what_is_missing_is_printed_before_a_publisher_is_asked_and_none_is_for_a_run_that_is_refused(
-    data, monkeypatch, capsys
-):
+def test_what_is_missing_is_printed_before_a_publisher_is_asked_and_none_where_it_is_refused(data, monkeypatch, capsys):
     printed = []
 
     def ask(*_, **__):

@@ -69,7 +69,6 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def token_losses(ids: np.ndarray) -> np.ndarray:
-    """The cross-entropy of each token but the first."""
     return -log_softmax(logits_alone(tuple(ids[:-1].tolist())))[np.arange(len(ids) - 1), ids[1:]]
 
 
@@ -82,7 +81,6 @@ def option_log_probs(example: Example) -> np.ndarray:
 
 @jax.jit
 def mixed(params: dict, batch: dict, over: dict) -> tuple:
-    """Returns (loss, parts) of all objectives."""
     return loss(MODEL, params, batch, over, MIXED, LETTER_IDS)
 
 

@@ -32,7 +32,6 @@ def example(number: int) -> dict:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory) -> dict[str, Path]:
-    """One store a dataset, as they are prepared."""
     made = {}
     for name in RECORDS:
         made[name] = tmp_path_factory.mktemp(name)
@@ -57,7 +56,6 @@ def weighted(mix: Mix, **multipliers: float) -> Mix:
 
 
 def drawn(batch: dict) -> list[int]:
-    """Returns the numbers of the records of a batch, in order."""
     return [int(token) for token in batch["tokens"].flat if token >= 1000]
 
 

@@ -64,9 +64,6 @@ def score(ghost, data, tmp_path):
     return call
 
 
-# ---- The lexical reader ----
-
-
 def test_the_lexical_reader_finds_the_answers_in_the_book_and_not_in_other_lines(score):
     result, report = score("--reader=lexical", "--evidence", "--controls")
     assert (report["book"], report["reader"], report["fallbacks"]) == ("open", "lexical", 0)
@@ -113,9 +110,6 @@ def test_an_unknown_or_incomplete_book_is_refused_with_what_is_missing(score, gh
     paragraph, report = score("--reader=lexical", folder=part, run=ghost.refused_here)
     assert "mobile-attack-15.1.json" in paragraph
     assert report is None
-
-
-# ---- A model ----
 
 
 @pytest.mark.parametrize("layout", ["classic", "cloze"])

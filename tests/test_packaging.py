@@ -26,7 +26,6 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel of this checkout, built from a copy."""
     source = tmp_path_factory.mktemp("source")
     for package in (*SHIPPED, "launch", "tests"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))

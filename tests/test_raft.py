@@ -68,7 +68,6 @@ def index() -> Index:
 
 @pytest.fixture(scope="module")
 def found(index) -> list[list[str]]:
-    """The passages in front of each question."""
     return contexts(ASKED, index)
 
 

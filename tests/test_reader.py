@@ -56,9 +56,6 @@ def asked(question: str, *options: str) -> Item:
     return Item("1", question, options, 0)
 
 
-# ---- Reading ----
-
-
 @pytest.mark.parametrize(
     ("item", "chosen", "evidence"),
     [
@@ -69,9 +66,7 @@ def asked(question: str, *options: str) -> Item:
         (asked("Examples of Divide By Zero are in?", "C-", "C++", "C|"), 1, "Examples are in C++ and in C#."),
     ],
 )
-def test_the_option_of_the_best_line_is_chosen_or_the_least_supported_one_of_a_negated_question(
-    reader, item, chosen, evidence
-):
+def test_the_option_of_the_best_line_or_the_least_supported_if_negated_is_chosen(reader, item, chosen, evidence):
     read = reader.read(item)
     scores = read.scores()
     assert np.flatnonzero(scores == scores.max()).tolist() == [chosen]
@@ -149,9 +144,6 @@ def test_a_fit_learns_which_features_the_answers_have(reader):
     assert read.scores(weights).argmax() == 1
 
 
-# ---- Retrieval and controls ----
-
-
 def test_a_page_has_one_name():
     for url in (f"{ATTACK}/T1566/001", f"{ATTACK}/T1566.001/", "http://www.attack.mitre.org/techniques/t1566/001#a"):
         assert retrieval.page_of(url) == "attack.mitre.org/techniques/t1566.001"
@@ -178,9 +170,6 @@ def test_controls_read_other_lines(reader):
     assert not any(read.known for read in retrieval.passages_of_another(reader, [HASH, other]))
     first, second = (retrieval.random_passages(reader, [HASH]) for _ in range(2))
     np.testing.assert_array_equal(first[0].evidence, second[0].evidence)
-
-
-# ---- The book ----
 
 
 def test_the_embedded_book_is_built_once(tmp_path, monkeypatch):

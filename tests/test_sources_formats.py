@@ -118,7 +118,6 @@ def thing(kind: str, number: str, name: str, **fields) -> dict:
 
 
 def link(kind: str, source: dict, target: dict, description: str = "") -> dict:
-    """Returns a STIX relationship."""
     link = {"type": "relationship", "id": f"relationship--{source['id']}-{target['id']}", "relationship_type": kind}
     return link | {"source_ref": source["id"], "target_ref": target["id"], "description": description}
 
@@ -186,7 +185,6 @@ def test_a_damaged_archive_is_refused_by_its_name(tmp_path, name, suffix):
 
 @contextlib.contextmanager
 def at_most(size: int) -> Iterator[None]:
-    """Fails where the block holds more bytes at a time."""
     tracemalloc.start()
     yield
     peak = tracemalloc.get_traced_memory()[1]

@@ -38,7 +38,6 @@ both_optimizers = pytest.mark.parametrize(("config", "optimizer"), [(TINY, ADAMW
 
 @functools.cache
 def first_state(config: ModelConfig, optimizer: optax.GradientTransformation):
-    """The state before the first update, on the host."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_state(config, optimizer))
     start = {"opt_state": optimizer.init(zeros.params), "key": np.array([0, 1], np.uint32)}
     return zeros.replace(params=drawn(config, 0.02), **start)
