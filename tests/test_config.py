@@ -234,8 +234,6 @@ def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
         (["lora.rank=4", "optim.name=muon"], ("optim.name is muon", "lora.rank")),
         (["mesh.fsdp=-1"], ("mesh", "-1")),
         (["log.trace_at=41"], ("log.trace_at is 41", "40")),
-        (["keep_best=val_loss_read"], ("keep_best", "val_loss_shared, val_loss_cot")),
-        (["keep_best=val_loss", "data.validation_records=0"], ("keep_best is val_loss", "data.validation_records")),
         (["objective.lm=0"], ("objective",)),
         (["objective.letter=1", "data.layout=cloze"], ("objective.letter", "data.layout=cloze")),
         (["objective.letter=1", "data.mixture.mcq=0", "data.mixture.cot=0"], ("objective.letter", "fact_mcq")),

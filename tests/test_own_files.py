@@ -225,7 +225,7 @@ def test_a_name_that_is_taken_or_unknown_is_a_wrong_command_line(words):
 
 def test_a_chats_file_enters_the_mixture_under_its_name():
     path = "--config.data.chats.mine=a b.jsonl"
-    config, _ = parse(f"--config={CHAT}:nano", "--config.data.mixture.mine=3", path, "--config.keep_best=val_loss_mine")
+    config, _ = parse(f"--config={CHAT}:nano", "--config.data.mixture.mine=3", path)
     assert (config.data.mixture.mine, config.data.chats.mine, config.is_locked) == (3.0, "a b.jsonl", True)
     assert parse(f"--config={CHAT}:nano", path)[0].data.mixture.mine == 1.0
     letters = ["--config.data.questions.quiz=q.csv", "--config.objective.letter=1", "--config.data.mixture.mcq=0"]

@@ -11,7 +11,6 @@ import pytest
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ghost_jax.core.errors import UserError
 from ghost_jax.data import mixture
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
@@ -205,22 +204,16 @@ def test_the_evaluation_step_gives_sums_that_add_up():
     assert sum(float(part) for _, part in parts) == float(weight)
 
 
-def test_a_dataset_without_a_supervised_token_has_no_validation_loss_and_cannot_choose_the_best(monkeypatch):
+def test_a_dataset_without_a_supervised_token_has_no_validation_loss(monkeypatch):
     batch = batch_number(0)
     batches = {"qa": [batch], "mine": [batch | {"weights": np.zeros_like(batch["weights"])}], "empty": []}
     monkeypatch.setattr(mixture, "validation_batches", lambda mix, name, **_: batches[name])
     monkeypatch.setattr(mixture, "validation_size", lambda mix, name: len(batches[name]))
     mix = SimpleNamespace(stores=list(batches), datasets=list(batches))
-
-    def losses(best: str) -> dict:
-        config = ConfigDict({"data": {"validation_records": 9}, "keep_best": best})
-        params = first_state(TINY, ADAMW).params
-        setup = SimpleNamespace(config=config, rows=ROWS, model=Transformer(TINY), mesh=one_device(), shapes=params)
-        return make_validation(setup, mix)(params)
-
-    assert losses("val_loss") == {"val_loss": pytest.approx(reference().losses[0]), "val_share": 1.0}
-    with pytest.raises(UserError, match=r"val_loss_mine.*they give val_loss"):
-        losses("val_loss_mine")
+    config, params = ConfigDict({"data": {"validation_records": 9}}), first_state(TINY, ADAMW).params
+    setup = SimpleNamespace(config=config, rows=ROWS, model=Transformer(TINY), mesh=one_device(), shapes=params)
+    losses = make_validation(setup, mix)(params)
+    assert losses == {"val_loss": pytest.approx(reference().losses[0]), "val_share": 1.0}
 
 
 @needs_eight

@@ -217,8 +217,6 @@ BOTH: dict[str, Key] = {
     "eval_every": (100, COUNT),  # updates between validation losses
     "save_every": (100, COUNT),  # updates between checkpoints
     "keep": (2, COUNT),  # checkpoints kept
-    # a metric of the validation, e.g. "val_loss", whose best checkpoint is kept beside them
-    "keep_best": ("", one_of("", *LOSSES)),
     # after so many evaluations in a row, each with a higher loss, the run stops or warns
     "divergence.evaluations": (3, integer(2, MOST)),
     "divergence.stop": (False, FLAG),

@@ -27,7 +27,8 @@ from ghost_jax.core.object_store import path_of
 from ghost_jax.data.builders import DATASETS
 from ghost_jax.model.config import LATER, ModelConfig
 
-# Keys that do not decide what a run computes, or what its base computed. They may change when it is resumed.
+# Keys that do not decide what a run computes, or what its base computed. They may change when it is resumed;
+# keep_best is of older runs.
 FREE_KEYS = {
     *("name", "preset", "spec", "published", "log_every", "log", "online_probe", "keep", "keep_best", "evals"),
     *("mesh", "micro_batch_size", "save_every", "model.attention", "model.remat"),
@@ -246,19 +247,11 @@ def _mixture(config: ConfigDict) -> Iterator[str]:
 
 
 def _measurements(config: ConfigDict) -> Iterator[str]:
-    """Yields updates that the run does not reach, and a `keep_best` that not every validation of the run measures."""
+    """Yields updates that the run does not reach."""
     probe_every = config.online_probe.every if config.stage == "chat" else 0
     for key, update in (("log.trace_at", config.log.trace_at), ("online_probe.every", probe_every)):
         if update > config.steps:
             yield f"{key} is {update}, but the last update is {config.steps}. Use at most that, or 0 for never."
-    if config.keep_best and not config.data.validation_records:
-        yield f"keep_best is {config.keep_best}, which data.validation_records=0 does not measure. Set it above 0."
-    shared = set(SHARED if config.stage == "chat" else ())
-    of = (mixed(config) | shared).difference(RANKED)  # ranked questions have no such loss
-    metrics = ["val_loss"] * bool(mixed(config).difference(RANKED)) + ["val_loss_shared"] * bool(shared)
-    metrics += [f"val_loss_{name}" for name in sorted(of)] if len(of) > 1 else []
-    if config.keep_best and config.keep_best not in metrics:
-        yield f"keep_best is {config.keep_best}, which is not measured here; use one of {', '.join(metrics)}, or none."
 
 
 def _objective(config: ConfigDict) -> Iterator[str]:

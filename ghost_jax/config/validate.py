@@ -37,7 +37,6 @@ def check(config: ConfigDict, prefix: str = "") -> None:
     if twice := [name for name in own if own.count(name) > 1]:
         raise UsageError(f"{' and '.join(FILES)} both have {twice[0]}. Give each file another name.")
     known |= {f"data.mixture.{name}": keys.MULTIPLIER for name in own}
-    known["keep_best"] = keys.one_of("", *keys.LOSSES, *(f"val_loss_{name}" for name in own))
     for key, value in found.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)

@@ -8,13 +8,11 @@ A checkpoint is corrupt only where its bytes cannot be decoded or a checksum fai
 an error that names each difference.
 """
 
-import contextlib
-import dataclasses
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,33 +149,14 @@ def check_place(workdir: Path, read_only: bool = False) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Lowest:
-    """Orbax's form of a rule: preserves the checkpoint of the lowest loss. (Its own `BestN` forgets losses on exit.)"""
-
-    losses: dict[int, float]
-
-    def add(self, step: int, losses: Mapping[str, float], name: str) -> None:
-        if name in losses:
-            self.losses[step] = losses[name]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        lowest = min(self.losses.keys() & set(steps), key=self.losses.__getitem__, default=None)
-        return [step == lowest for step in steps]
-
-
 class Checkpoints:
-    """The checkpoints of one run directory. Use as a context manager: leaving it waits for saves under way."""
+    """The `keep` newest checkpoints of a run directory. A context manager: leaving it waits for saves under way."""
 
-    def __init__(self, workdir: Path, keep: int, keep_best: str = "", read_only: bool = False):
-        """Keeps the `keep` newest, and the one whose metric `keep_best` ("val_loss") is the lowest."""
+    def __init__(self, workdir: Path, keep: int = 0, read_only: bool = False):
         check_place(workdir, read_only)
-        self._workdir, self._read_only, self._keep_best = workdir, read_only, keep_best
-        self._best = _Lowest({})
-        kept = preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), self._best])
+        self._workdir, self._read_only = workdir, read_only
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=None if read_only else kept,
+            preservation_policy=None if read_only else preservation_policy.LatestN(keep),
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
             # A store cannot rename a folder: there a checkpoint is complete when its commit_success.txt is written.
@@ -185,9 +164,6 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager((workdir / FOLDER).resolve(), options=options)
         self._reader = ocp.CompositeCheckpointHandler()
-        for step in self._manager.all_steps() if keep_best else ():
-            with contextlib.suppress(Corrupt):  # it is reported when it is restored
-                self._best.add(step, self.record(step).get("losses", {}), keep_best)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -221,7 +197,6 @@ class Checkpoints:
                 "command."
             )
         saved["identity"] = ocp.args.JsonSave(record | {"sha256": fingerprint(record)})
-        self._best.add(step, record["losses"], self._keep_best)
         self._manager.save(step, args=ocp.args.Composite(**saved))
 
     def wait(self) -> None:

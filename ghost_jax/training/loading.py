@@ -31,7 +31,7 @@ def newest_record(workdir: Path, identity: dict | None = None) -> tuple[int, dic
     """
     if not (workdir / FOLDER).is_dir():
         return 0, {}
-    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         return checkpoints.newest(lambda step: (step, checkpoints.record(step, identity))) or (0, {})
 
 
@@ -135,7 +135,7 @@ def _newest(workdir: Path, mesh: Mesh) -> tuple[ModelConfig, dict, Adapters | No
             f"{workdir} holds no run. Train one first, for example: python -m ghost_jax.train "
             "--config=configs/chat_v5.py:nano."
         )
-    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
 
         def read(step: int) -> tuple[ModelConfig, dict, Adapters | None, int]:
             identity = checkpoints.record(step)["identity"]

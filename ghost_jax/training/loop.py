@@ -44,7 +44,7 @@ def train(
     """
     config, mesh = setup.config, setup.mesh
     mix = mix_of(config, prepared)
-    with Checkpoints(workdir, config.keep, config.keep_best) as checkpoints:
+    with Checkpoints(workdir, config.keep) as checkpoints:
         state = checkpoints.newest(lambda step: checkpoints.restore(step, setup.abstract, mesh, identity))
         frozen = [setup.base_params(base_workdir, prepared)] if setup.lora else []
         if state is None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import jax
 
 from ghost_jax.config.load import SHARED
-from ghost_jax.core.errors import UserError
 from ghost_jax.data import mixture
 from ghost_jax.data.mixture import Mix
 from ghost_jax.parallel.distributed import place
@@ -21,9 +20,9 @@ def make_validation(setup: TrainSetup, mix: Mix) -> Callable[[dict], dict[str, f
     `val_loss_<name>` is one dataset's. `val_loss_shared` is over those that every chat recipe is prepared with, mixed
     in or not, so that the losses of two recipes compare. Of a dataset the same `data.validation_records` are read;
     `val_share` is their share of the mixed datasets' validation records. A dataset without a supervised token in them
-    has no loss. Raises UserError where the config's `keep_best` is not among the losses.
+    has no loss.
     """
-    records, best = setup.config.data.validation_records, setup.config.keep_best
+    records = setup.config.data.validation_records
     read = {name: mixture.validation_batches(mix, name, batch_size=setup.rows, records=records) for name in mix.stores}
     read = {name: batches for name, batches in read.items() if any(batch["weights"].any() for batch in batches)}
     sizes = [mixture.validation_size(mix, name) for name in mix.datasets]
@@ -44,12 +43,6 @@ def make_validation(setup: TrainSetup, mix: Mix) -> Callable[[dict], dict[str, f
             losses |= {f"val_loss_{name}": total / weight for name, (total, weight) in sums.items()}
         return losses
 
-    measured = [name for name in losses_of(dict.fromkeys(read, (0.0, 1.0))) if name != "val_share"]
-    if best and best not in measured:
-        raise UserError(
-            f"keep_best is {best}, which the validation records here do not measure: they give "
-            f"{', '.join(measured) or 'no loss'}. Name one of these with --config.keep_best, or leave it empty."
-        )
     return lambda params: losses_of({name: sums_of(params, batches) for name, batches in read.items()})
 
 
