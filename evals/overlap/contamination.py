@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ahocorasick_rs import AhoCorasick
 
-from evals.overlap.store_text import Part, manifest, parts_of
+from evals.overlap.store_text import Part, parts_of
 from ghost_jax.core.atomic_io import locked, read_json, write_json
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError
@@ -154,7 +154,9 @@ def check(items: Items, stores: Sequence[Path], held_out: Sequence[str] = HELD_O
     Records of the splits `held_out` are counted and not refused. The result is cached under the items, the stores and
     `VERSION`. Raises UserError for a folder that is not a store with text.
     """
-    named = [{"name": folder.resolve().name, "fingerprint": manifest(folder).fingerprint} for folder in stores]
+    named = [
+        {"name": folder.resolve().name, "fingerprint": artifact_cache.manifest(folder).fingerprint} for folder in stores
+    ]
     key = artifact_cache.fingerprint([VERSION, [dataclasses.asdict(item) for item in items], named, *held_out])
     place = cache_dir() / "contamination" / f"{key[:16]}.json"
     with locked(place.with_suffix(".lock"), f"the search for {items.name}"):  # runs of a sweep share their stores
@@ -188,14 +190,8 @@ def _searched(items: Items, parts: Iterable[Part], held_out: Sequence[str]) -> d
     if counts["contaminated"]:
         verdict = f"CONTAMINATED: the data hold {counts['contaminated']:,} of {n:,} items together with an answer."
     verdict += f" {counts['ngram']:,} of {n:,} items share {NGRAM} words in a row with the data: reported, not refused."
-    return {
-        "n": n,
-        "ngram_words": NGRAM,
-        "counts": counts,
-        "parts": rows,
-        "contaminated": contaminated,
-        "verdict": verdict,
-    }
+    of_all = {"n": n, "ngram_words": NGRAM, "counts": counts, "parts": rows}
+    return of_all | {"contaminated": contaminated, "verdict": verdict}
 
 
 def refuse(result: dict) -> None:
@@ -208,6 +204,5 @@ def refuse(result: dict) -> None:
     more = f"; and {len(found) - 3:,} more" if len(found) > 3 else ""
     raise UserError(
         f"{result['items']['file']}: the data hold {result['counts']['contaminated']:,} of its {result['n']:,} items "
-        f"together with an answer: {named}{more}. Remove the records from the sources, prepare the data again and "
-        "retrain."
+        f"together with an answer: {named}{more}. Remove the records from the sources and train again."
     )

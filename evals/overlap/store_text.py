@@ -2,17 +2,15 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ghost_jax.core.console import Progress
-from ghost_jax.core.errors import UserError
+from ghost_jax.data import corpus
 from ghost_jax.data.builders import names_of
-from ghost_jax.data.storage import artifact_cache as store
 from ghost_jax.data.storage.array_record import open_examples
-from ghost_jax.data.storage.files import parse_json
+from ghost_jax.data.storage.artifact_cache import manifest
 from ghost_jax.text import tokenizer as tokenizer_lib
 
 
@@ -41,51 +39,27 @@ class Part:
 
 
 def parts_of(folder: Path) -> Iterator[Part]:
-    """Yields the parts of a store. Raises UserError where the folder is not a store with text."""
-    name = folder.resolve().name
-    documents, datasets = folder / "documents.jsonl", manifest(folder).datasets or {}
+    """Yields the parts of a store. Raises UserError where the folder is no store."""
+    name, documents = folder.resolve().name, folder / corpus.DOCUMENTS
     if documents.is_file():
         with documents.open("rb") as file:
             lines = sum(1 for _ in file)
-        yield Part(name, "documents", lines, _documents(documents))
-    elif not datasets:
-        raise UserError(f"{folder} holds neither documents nor examples. Give the store of a corpus or dataset.")
-    for dataset, splits in datasets.items():
+        yield Part(name, "documents", lines, _documents(folder))
+    for dataset, splits in (manifest(folder).datasets or {}).items():
         vocabulary = tokenizer_lib.load(folder / "tokenizer.json")
         for split in splits:
-            rows = open_examples(folder, dataset, split)
-            with Progress(f"reading {name} {dataset}/{split}", len(rows), unit="records", brief=True) as progress:
-                bos = vocabulary.bos_id if dataset in names_of("pretrain") else None
-                joined = join_windows(_counted(rows, progress), bos)
+            bos = vocabulary.bos_id if dataset in names_of("pretrain") else None
+            joined = join_windows(open_examples(folder, dataset, split), bos)
             texts = (Text(id, source, vocabulary.decode(np.concatenate(ids).tolist())) for id, source, ids in joined)
             yield Part(name, f"{dataset}/{split}", len(joined), texts)
 
 
-def manifest(folder: Path) -> store.Manifest:
-    """Reads a store's manifest. Raises UserError where the folder is not a store."""
-    if not (folder / "manifest.json").is_file():
-        raise UserError(
-            f"{folder} is not a prepared store: it has no manifest.json. Give a folder that "
-            "`python -m ghost_jax.data.prepare` names."
-        )
-    return store.manifest(folder)
-
-
-def _documents(path: Path) -> Iterator[Text]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            record = parse_json(line, path, number)
-            text = "\n".join((record["id"], record["title"], record["text"]))
-            # Builders make questions of facts, so facts are trained on even where the text does not state them.
-            stated = [fact[key] for fact in record["facts"] for key in ("subject", "object", "evidence")]
-            text = "\n".join([text, *(part for part in stated if part not in text)])
-            yield Text(record["id"], record["source"], text)
-
-
-def _counted(rows: Sequence[dict], progress: Progress) -> Iterator[dict]:
-    for i in range(len(rows)):
-        yield rows[i]
-        progress.advance(1)
+def _documents(folder: Path) -> Iterator[Text]:
+    for record in corpus.documents_of(folder):
+        text = "\n".join((record.id, record.title, record.text))
+        # Builders make questions of facts, so facts are trained on even where the text does not state them.
+        stated = [part for fact in record.facts for part in (fact.subject, fact.object, fact.evidence)]
+        yield Text(record.id, record.source, "\n".join([text, *(part for part in stated if part not in text)]))
 
 
 def join_windows(rows: Iterable[dict], bos: int | None) -> list[tuple[str, str, list[np.ndarray]]]:
