@@ -4,7 +4,8 @@ The text is hand-written, in evals/records/campaign/results.md. Its figures are 
 record that is absent is an error:
 
     {{FOLDER SETTING EVALUATION KEY}}   e.g. {{facts-nano knowledge facts cloze.pmi}}: the mean over the setting's seeds
-                                        in percent, and from the lowest to the highest end of their intervals
+                                        in percent, and from the lowest to the highest end of their intervals; with
+                                        `.gain` behind a control the paired gain over it
     {{items FOLDER SETTING EVALUATION}} how many questions every seed was asked
     {{readings FOLDER}}                 a table: letters, cloze and ranking of every setting
     {{exposure FOLDER}}                 a table: recall by how often a fact was stated
@@ -36,6 +37,7 @@ RECORDS = ROOT / "evals" / "records"
 TEXT = "campaign/results.md"
 SEED = re.compile(r"(?P<setting>.+)-seed(?P<seed>\d+)")
 READINGS = {"letters": "headline", "cloze": "cloze.pmi", "ranking": "cloze.ranked"}
+GAIN = ".gain"
 CORES = 2  # of the machines that the campaign runs on
 Interval = tuple[float, float, float]  # a figure and the ends of its 95% interval
 
@@ -61,13 +63,13 @@ class Folder:
 
     def found(self, setting: str, evaluation: str, key: str) -> list[Interval]:
         """Returns the accuracy of each seed. Raises UserError where a record lacks it."""
-        values = []
+        values, (figure, ends) = [], ("gain", "gain_ci95") if key.endswith(GAIN) else ("accuracy", "ci95")
         for value in self.records(setting, evaluation):
-            for part in key.split("."):
+            for part in key.removesuffix(GAIN).split("."):
                 value = value.get(part) if isinstance(value, dict) else None
-            if not isinstance(value, dict) or "accuracy" not in value:
+            if not isinstance(value, dict) or figure not in value:
                 self.refuse(f"{setting} {evaluation} {key}")
-            values.append((value["accuracy"], *value["ci95"]))
+            values.append((value[figure], *value[ends]))
         return values
 
     def items(self, setting: str, evaluation: str) -> int:
@@ -155,12 +157,13 @@ def exposure_picture(*folders: Folder) -> Figure:
     return figure
 
 
-def readings_picture(folder: Folder) -> Figure:
-    """Draws, a row a setting, accuracy on held-out facts by letters, cloze and ranking, with intervals."""
-    names = list(folder.settings)
+def readings_picture(*folders: Folder) -> Figure:
+    """Draws, a row a size and setting, accuracy on held-out facts by letters, cloze and ranking, with intervals."""
+    drawn = [(folder, setting) for folder in folders for setting in folder.settings]
+    names = [f"{folder.path.name.rpartition('-')[2]}, {setting}" for folder, setting in drawn]
     figure, (axes,) = new_figure(1.2 + 0.45 * len(names), 6)
     for shift, (name, key), color in zip((-0.2, 0.0, 0.2), READINGS.items(), (WARM, ACCENT, INK), strict=True):
-        rows = [pooled(folder.found(setting, "facts", key)) for setting in names]
+        rows = [pooled(folder.found(setting, "facts", key)) for folder, setting in drawn]
         means, lows, highs = (100 * np.array(column) for column in zip(*rows, strict=True))
         places = np.arange(len(names)) + shift
         axes.errorbar(means, places, xerr=[means - lows, highs - means], fmt="o", color=color, label=name)
@@ -173,7 +176,7 @@ def readings_picture(folder: Folder) -> Figure:
 
 
 PICTURES = {
-    "readings.png": (readings_picture, ["facts-nano"]),
+    "readings.png": (readings_picture, ["facts-nano", "facts-mini"]),
     "exposure.png": (exposure_picture, ["exposure-nano", "exposure-mini"]),
 }
 

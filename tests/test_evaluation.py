@@ -16,6 +16,8 @@ REMOVED, REMOVED_OF_SEARCH = {"weights"}, {"shares", "sources", "examples"}  # f
 def kept(content: dict) -> dict:
     """Returns the JSON of a record without the fields that no version reads any more."""
     found = {key: value for key, value in content.items() if key not in REMOVED}
+    if headline := found.get("headline"):
+        found["headline"] = {key: value for key, value in headline.items() if key != "orders_per_item"}
     if search := found.get("contamination"):
         found["contamination"] = {key: value for key, value in search.items() if key not in REMOVED_OF_SEARCH}
     return found
@@ -31,7 +33,7 @@ def test_a_recorded_evaluation_keeps_every_key_and_value(path, tmp_path):
 
 def test_the_recorded_audit_keeps_every_key_and_value():
     for content in json.loads((RECORDS / "published_models.json").read_text())["predictions"].values():
-        assert to_json(from_json(content)) == content
+        assert to_json(from_json(content)) == kept(content)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,11 @@ def records(tmp_path):
             "n": 1156,
             "headline": accuracy(0.25 + seed / 100, low, high),
             "letter_share": {"A": 0.9, "B": 0.1},
-            "cloze": {"pmi": accuracy(0.6 + seed / 100, 0.55, 0.65), "ranked": accuracy(0.5, 0.4, 0.6)},
+            "cloze": {
+                "pmi": accuracy(0.6 + seed / 100, 0.55, 0.65),
+                "ranked": accuracy(0.5, 0.4, 0.6),
+                "controls": {"question swapped": accuracy(0.3, 0.2, 0.4) | {"gain": 0.1, "gain_ci95": [0.05, 0.15]}},
+            },
         }
         for name in ("facts", "ctibench"):
             write_json(facts / f"known-seed{seed}" / "evals" / f"{name}.json", score)
@@ -44,6 +48,8 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
     text = "{{items facts known facts}} questions: {{facts known facts headline}}, {{facts known facts cloze.pmi}}"
     figures = "1,156 questions: 26.0 (25.0 to 28.0, 3 seeds), 61.0 (55.0 to 65.0, 3 seeds)"
     assert results.filled(text, records) == figures
+    gain = results.filled("{{facts known ctibench cloze.controls.question swapped.gain}}", records)
+    assert gain == "10.0 (5.0 to 15.0, 3 seeds)"
     hours = 2 * 8 * 50 * (30 / 2 + 30 / 5) / 3600
     assert float(results.filled("{{hours facts}}", records)) == pytest.approx(hours, abs=0.05)
 
@@ -57,6 +63,7 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
         ("facts known", "facts known"),
         ("items facts unknown facts", "unknown"),
         ("facts known facts n", "known facts n"),
+        ("facts known facts cloze.pmi.gain", "cloze.pmi.gain"),
         ("readings exposure", "facts"),
         ("exposure facts", "recall"),
     ],
