@@ -171,7 +171,7 @@ def readings_picture(*folders: Folder) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xlabel="accuracy on held-out facts, %", xlim=(0, 100))
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
     return figure
 
 
