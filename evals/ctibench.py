@@ -182,6 +182,8 @@ def place_of(flags: argparse.Namespace) -> Path | None:
     name = stem_of(flags.items, flags.split, flags.orders, flags.book, flags.reader)
     place = flags.workdir / "evals" / f"{name}.json"
     if flags.items:
+        if not flags.items.is_file():
+            raise UserError(f"There is no file {flags.items}. Name a file of questions with --items.")
         check_place(place, sha256_of(flags.items), f"rename {flags.items}")
     elif place.is_file():
         items, note = find_items(flags.data_dir, flags.workdir)

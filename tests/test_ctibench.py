@@ -151,6 +151,9 @@ def test_a_report_on_other_items_of_the_same_name_is_not_replaced(tmp_path):
     same = dataclasses.replace(before.items, sha256=read_items(path).sha256)
     evaluation.write(place, dataclasses.replace(before, items=same))
     assert ctibench.place_of(flags) == place
+    (tmp_path / "own.jsonl").unlink()
+    with pytest.raises(UserError, match=r"no file .*own.jsonl"):
+        ctibench.place_of(flags)
 
 
 def test_reports_on_several_books_are_several_files(tmp_path):
