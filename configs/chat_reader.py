@@ -11,6 +11,8 @@
 - fact_mcq's questions: each option is right in one question of its four, so that only reading tells them apart.
 - Q&A at a tenth of the objective, so that it still answers in a chat.
 
+At the end the evaluation `reading` asks about held-out subjects behind random, found and oracle passages.
+
 The lexical reader finds the line; this decides which option the line supports where the words differ. The second
 command prints what it adds as a paired difference.
 """
@@ -23,4 +25,5 @@ def get_config(preset=""):
     c.data.layout = "cloze"
     c.data.truncation = "drop"  # a question that loses options cannot be ranked
     c.objective.lm, c.objective.ranking = 0.1, 1.0
+    c.evals.reading = {"batch_size": 16}
     return c

@@ -44,21 +44,20 @@ class Part:
     # base_hours, run_hours: of a base and a run on two idle cores, scores included; a base counts once a folder
     base_hours: float
     run_hours: float
-    dtype: str = "auto"  # named where runs of one folder may come from machines of different precision
 
 
 PARTS = (
     Part("configs/sweeps/knowledge.py:nano", "facts-nano", 0.8, 0.07),
-    Part("configs/sweeps/latch.py:nano", "latch-nano", 1.5, 0.1, "float32"),
-    Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
     Part("configs/sweeps/knowledge.py:mini", "facts-mini", 1.5, 0.2),
-    Part("configs/sweeps/recipes.py:nano", "recipes-nano", 0.6, 0.07),
-    Part("configs/sweeps/muon.py:nano", "muon-nano", 0.0, 0.17),
+    Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
     Part("configs/sweeps/exposure.py:mini", "exposure-mini", 0.0, 0.6),
     Part("configs/sweeps/latch.py:mini", "facts-mini", 1.5, 0.2),
-    Part("configs/sweeps/recipes.py:mini", "recipes-mini", 3.6, 0.2),
+    Part("configs/sweeps/recipes.py:mini", "recipes-mini", 2.8, 0.2),
+    Part("configs/sweeps/reader.py:mini", "recipes-mini", 1.4, 0.3),
+    Part("configs/sweeps/muon.py:nano", "muon-nano", 0.0, 0.17),
     Part("configs/sweeps/muon.py:mini", "muon-mini", 0.0, 0.5),
-    Part("configs/sweeps/size.py:mini", "size-mini", 0.0, 1.6, "float32"),
+    Part("configs/sweeps/size.py:mini", "size-mini", 0.0, 0.6),
+    Part("configs/sweeps/chat36m.py", "chat-36m", 2.0, 0.7),
 )
 
 
@@ -136,7 +135,6 @@ def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
     runs.mkdir(parents=True, exist_ok=True)
     restore(part, runs)
     words = [str(python_of(folder)), "-m", "ghost_jax.sweep", f"--config={part.sweep}", f"--runs={runs}"]
-    words.append(f"--config.model.dtype={part.dtype}")
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "GHOST_DATA": str(data)}
     print(f"$ {' '.join(words)}", flush=True)
     # In a session of its own: Linux shares the cores between sessions first, each with a priority of its own.

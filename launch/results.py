@@ -157,9 +157,18 @@ def exposure_picture(*folders: Folder) -> Figure:
     return figure
 
 
-def readings_picture(*folders: Folder) -> Figure:
+def knowledge_picture(*folders: Folder) -> Figure:
+    """Draws the readings of chat_facts at each size."""
+    return readings_picture([(folder, "knowledge") for folder in folders])
+
+
+def latch_picture(folder: Folder) -> Figure:
+    """Draws the readings of every setting of a folder."""
+    return readings_picture([(folder, setting) for setting in folder.settings])
+
+
+def readings_picture(drawn: Sequence[tuple[Folder, str]]) -> Figure:
     """Draws, a row a size and setting, accuracy on held-out facts by letters, cloze and ranking, with intervals."""
-    drawn = [(folder, setting) for folder in folders for setting in folder.settings]
     names = [f"{folder.path.name.rpartition('-')[2]}, {setting}" for folder, setting in drawn]
     figure, (axes,) = new_figure(1.2 + 0.45 * len(names), 6)
     for shift, (name, key), color in zip((-0.2, 0.0, 0.2), READINGS.items(), (WARM, ACCENT, INK), strict=True):
@@ -176,7 +185,8 @@ def readings_picture(*folders: Folder) -> Figure:
 
 
 PICTURES = {
-    "readings.png": (readings_picture, ["facts-nano", "facts-mini"]),
+    "readings.png": (knowledge_picture, ["facts-nano", "facts-mini"]),
+    "latch.png": (latch_picture, ["facts-mini"]),
     "exposure.png": (exposure_picture, ["exposure-nano", "exposure-mini"]),
 }
 

@@ -128,10 +128,13 @@ pack() {
   run bash -c 'cd "$1" && git ls-files -z --cached --others --exclude-standard | tar -czf "$2" --null -T -' _ "$root" "$archive"
 }
 
+# The images' python3 is 3.10 in part; uv finds a Python that this project runs on, or downloads one.
 install() {
   run gcloud compute tpus tpu-vm scp "$archive" "$name:ghost_jax.tar.gz" "${where[@]}" --worker=all &&
-    on_workers 'mkdir -p ghost_jax && tar -xzf ghost_jax.tar.gz -C ghost_jax && cd ghost_jax &&
-      { [ -x .venv/bin/python ] || python3 -m venv .venv; } && .venv/bin/python -m pip install --quiet -r requirements-tpu.txt'
+    on_workers 'mkdir -p ghost_jax && tar -xzf ghost_jax.tar.gz -C ghost_jax && cd ghost_jax && python3 -m venv .uv &&
+      .uv/bin/python -m pip install --quiet uv && { [ -x .venv/bin/python ] ||
+      .uv/bin/uv venv --quiet --seed --python ">=3.11,<3.14" .venv; } &&
+      .venv/bin/python -m pip install --quiet -r requirements-tpu.txt'
 }
 
 train() {

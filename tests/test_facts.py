@@ -1,13 +1,19 @@
-"""evals/tasks/facts.py: held-out facts asked of a chat run, and what is held out of its data."""
+"""evals/tasks/facts.py and reading.py: held-out facts asked of a chat run, closed book and behind passages."""
 
 import json
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
-from evals.tasks import facts, mcq
+from evals.items.answers import Answers
+from evals.tasks import facts, mcq, reading
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.storage.array_record import open_examples
+from ghost_jax.runs import evaluation
+from ghost_jax.text.mcq_format import LETTERS
 from tests.conftest import set_all, tiny_chat
+from tests.test_reader import ATTACK, HASH, small_reader
 
 
 @pytest.mark.slow
@@ -43,3 +49,42 @@ def test_a_run_without_questions_is_refused(tmp_path):
         facts.check_data(tmp_path, None)
     with pytest.raises(UserError, match=mcq.FACTS):
         facts.evaluate_run(None, None, tmp_path, None, context=64, batch_size=2)
+
+
+def test_reading_asks_about_pages_of_the_corpus_and_the_oracle_is_always_among_what_is_read(tmp_path, monkeypatch):
+    shared = {"options": dict(zip(LETTERS, HASH.options, strict=False)), "answer": "B"}
+    of_others = "Are there malicious links, attachments, crashes, exits or examples in C++?"
+    page = f"{ATTACK}/T1550/002"
+    asked = [
+        ("named", HASH.question, page),
+        ("of others", of_others, page),
+        ("no page", HASH.question, "https://example.org"),
+    ]
+    lines = [json.dumps(shared | {"id": name, "question": text, "url": url}) for name, text, url in asked]
+    (tmp_path / mcq.FACTS).write_text("\n".join(lines))
+    config = {"stage": "chat", "model": {}, "data": {"layout": "cloze"}, "optim": {}, "steps": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def put(items, orders, *, passages, doing):
+        """Right where a passage has the gold option."""
+        scores = []
+        for item, read in zip(items, passages, strict=True):
+            known = any(item.options[item.answer] in line for line in read)
+            scores.append([float((k == item.answer) == known) for k in range(4)])
+        return Answers.from_options(orders, scores), sum(map(bool, passages))
+
+    monkeypatch.setattr(reading, "index_of", lambda _: small_reader().index)
+    monkeypatch.setattr(reading, "putting", lambda *_, **__: put)
+    report = reading.evaluate_run(None, None, tmp_path, None, context=64, batch_size=2)
+    assert (report.n, report.oracle_found, report.layout) == (2, 0.5, "cloze")
+    assert (report.closed.accuracy, report.found.accuracy, report.oracle.accuracy) == (0, 0.5, 1)
+    assert (report.closed.gain, report.found.gain, report.oracle.gain) == (0, 0.5, 1)
+    assert (report.closed.prompts_cropped, report.oracle.prompts_cropped) == (0, 2)
+    evaluation.write(tmp_path / "evals" / "reading.json", report)
+    screen = StringIO()
+    reading.show_run(tmp_path, Console(file=screen, width=100))
+    assert "100.0" in screen.getvalue()
+
+    (tmp_path / mcq.FACTS).write_text(lines[2])
+    with pytest.raises(UserError, match="reading"):
+        reading.evaluate_run(None, None, tmp_path, None, context=64, batch_size=2)

@@ -5,11 +5,16 @@
 
 from types import ModuleType
 
-from evals.tasks import facts, mcq, recall
+from evals.tasks import facts, mcq, reading, recall
 from evals.tasks.ate import ATE
 from evals.tasks.open_answers import Task
 from evals.tasks.rcm import RCM
 from evals.tasks.vsp import VSP
 
-EVALUATIONS: dict[str, ModuleType] = {"ctibench": mcq, "facts": facts, "recall": recall}
+EVALUATIONS: dict[str, ModuleType] = {
+    "ctibench": mcq,
+    "facts": facts,
+    "reading": reading,
+    "recall": recall,
+}
 TASKS: dict[str, Task] = {task.name: task for task in (RCM, VSP, ATE)}

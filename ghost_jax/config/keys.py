@@ -261,6 +261,7 @@ STAGES = {"pretrain": PRETRAIN, "chat": CHAT}
 PRETRAIN_OPTIONS: dict[str, Domain] = {"evals.recall.batch_size": integer(1, 2**20)}
 CHAT_OPTIONS: dict[str, Domain] = {
     "evals.facts.batch_size": integer(1, 2**20),
+    "evals.reading.batch_size": integer(1, 2**20),
     "evals.ctibench.batch_size": integer(1, 2**20),
     "evals.ctibench.orders": one_of("cyclic", "published", "all"),
 }

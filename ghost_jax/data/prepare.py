@@ -60,7 +60,8 @@ def prepare(config: ConfigDict, data_dir: Path | None, workers: beam.Beam | None
         base = _base_vocabulary(config.base, data_dir)
         vocabulary = base.with_chat_tokens(embedded.anchors())
         letter_ids(vocabulary)  # checks them
-        asked = {"fact_mcq"} if "facts" in config.evals else set()  # its questions, also where it is not trained on
+        # The questions of fact_mcq, also where it is not trained on.
+        asked = {"fact_mcq"} if {"facts", "reading"} & set(config.evals) else set()
         needed = mixed | set(config_lib.SHARED) | asked
     stores = {
         name: datasets.dataset_store(name, config, documents, vocabulary, _say, workers)
