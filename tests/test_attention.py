@@ -9,12 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 from ml_collections import ConfigDict
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UsageError
 from ghost_jax.model import attention_kernels, transformer
-from ghost_jax.model.attention import BLOCK, MOST_BLOCKS, attention_mask, causal_attention, rope_frequencies
+from ghost_jax.model.attention import (
+    BLOCK,
+    MOST_BLOCKS,
+    apply_rope,
+    attention_mask,
+    causal_attention,
+    rope_cos_sin,
+    rope_frequencies,
+)
 from ghost_jax.model.attention_kernels import LANES, Choice, choose, splash
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
@@ -97,6 +106,13 @@ def test_long_waves_are_stretched_short_ones_are_not_and_those_between_in_part()
     share = (turns - 0.5) / 4.5
     expected = [1, share[1] + (1 - share[1]) / 8, share[2] + (1 - share[2]) / 8, 1 / 8]
     np.testing.assert_allclose(rope_frequencies(stretched) / rope_frequencies(plain), expected, rtol=1e-6)
+
+
+def test_the_gradient_of_rotary_positions_is_the_derivative():
+    config = ModelConfig(layers=1, width=32, heads=4, mlp_dim=48, vocab_size=100)
+    cos_sin = rope_cos_sin(jnp.arange(6)[None], config)
+    x, weights = (jax.random.normal(jax.random.key(seed), (1, 6, 4, 8)) for seed in range(2))
+    check_grads(lambda x: jnp.sum(weights * apply_rope(x, cos_sin) ** 2), (x,), order=1, modes=["rev"], rtol=1e-2)
 
 
 RUN = {"dtype": "bfloat16", "head_width": 128, "mask": "segments", "length": 512}  # every kernel can be used

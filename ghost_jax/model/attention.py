@@ -37,12 +37,27 @@ def rope_frequencies(config: ModelConfig) -> jax.Array:
     return frequency * (unchanged + (1 - unchanged) / c.rope_factor)
 
 
+@jax.custom_vjp
 def apply_rope(x: jax.Array, cos_sin: CosSin) -> jax.Array:
-    """Applies rotary positions to x [B, T, H, K]; the halves of K are the pairs."""
-    cos, sin = cos_sin
+    """Applies rotary positions to x [B, T, H, K]; the halves of K are the pairs.
+
+    Its gradient is the rotation back. Positions have none.
+    """
+    return _rotated(x, *cos_sin)
+
+
+def _rotated(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     half = x.shape[-1] // 2
     left, right = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
+
+
+def _rope_backward(cos_sin: CosSin, to_y: jax.Array) -> tuple[jax.Array, None]:
+    cos, sin = cos_sin
+    return _rotated(to_y, cos, -sin), None
+
+
+apply_rope.defvjp(lambda x, cos_sin: (apply_rope(x, cos_sin), cos_sin), _rope_backward)
 
 
 def gather_positions(x: jax.Array, at: jax.Array) -> jax.Array:

@@ -115,8 +115,12 @@ class FeedForward(nn.Module):
     def __call__(self, x: Array) -> Array:
         c, bias = self.config, self.config.generation == "v04"
         dense = functools.partial(Dense, bias=bias, dtype=c.dtype)
-        up = dense((c.mlp_dim,), INIT_STD, name="up")(x)
-        h = nn.gelu(up, approximate=True) if bias else nn.silu(dense((c.mlp_dim,), INIT_STD, name="gate")(x)) * up
+        # In float32: XLA's CPU compiler rounds to bfloat16 and back after each operation between bfloat16 values.
+        up = dense((c.mlp_dim,), INIT_STD, name="up")(x).astype(jnp.float32)
+        if bias:
+            h = nn.gelu(up, approximate=True)
+        else:
+            h = nn.silu(dense((c.mlp_dim,), INIT_STD, name="gate")(x).astype(jnp.float32)) * up
         return dense((c.width,), INIT_STD / math.sqrt(2 * c.layers), name="down")(h)
 
 
