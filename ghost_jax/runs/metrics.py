@@ -15,6 +15,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,10 @@ def _wandb_run(workdir: Path, project: str, config: Mapping) -> Any:
 def read(workdir: Path) -> list[dict]:
     """Returns the lines of a run's metrics, without damaged or incomplete ones; what is not finite is NaN."""
     paths = sorted((workdir / PARTS).glob("*.jsonl")) or [workdir / FILE]
+    with ThreadPoolExecutor() as pool:  # a store answers many requests at once, each after a while
+        parts = list(pool.map(lambda path: path.read_bytes() if path.is_file() else b"", paths))
     lines = []
-    for text in b"".join(path.read_bytes() for path in paths if path.is_file()).splitlines():
+    for text in b"".join(parts).splitlines():
         with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
             line = json.loads(text)
             if line["step"] > (lines[-1]["step"] if lines else -1):
