@@ -9,7 +9,8 @@ record that is absent is an error:
     {{items FOLDER SETTING EVALUATION}} how many questions every seed was asked
     {{readings FOLDER}}                 a table: letters, cloze and ranking of every setting
     {{exposure FOLDER}}                 a table: recall by how often a fact was stated
-    {{hours FOLDER}}                    core-hours that the training of its runs and bases took
+    {{paired FOLDER OTHER SETTING WAY}} by how many points recall is higher than in the other folder, by fact
+    {{hours FOLDER [SETTING]}}          core-hours that the training of its runs, or of a setting's, and bases took
 """
 
 import itertools
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from evals.analysis.stats import clustered_interval
+from evals.analysis.stats import clustered_interval, paired_difference
 from ghost_jax.core.atomic_io import read_json, read_text, write_text
 from ghost_jax.core.errors import UserError, command, parser_of
 from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, new_figure
@@ -76,10 +77,15 @@ class Folder:
         """Returns how many questions every seed was asked. Raises UserError where there is no record."""
         return self.records(setting, evaluation)[0]["n"]
 
-    def hours(self) -> float:
-        """Returns the core-hours of training of every run and base: between two lines, tokens over tokens a second."""
+    def hours(self, setting: str = "") -> float:
+        """Returns the core-hours of training of every run and base: between two lines, tokens over tokens a second.
+
+        With a setting, the runs of others are left out: sweeps that share a base share a folder.
+        """
         seconds = 0.0
         for run in map(run_record.read, find_runs(self.path)):
+            if setting and (named := SEED.fullmatch(run.name)) and named["setting"] != setting:
+                continue
             tokens = run.config["batch_size"] * run.config["data"]["seq_len"]
             for before, line in itertools.pairwise([{"step": 0}, *run.metrics]):
                 seconds += (line["step"] - before["step"]) * tokens / line["tokens_per_s"]
@@ -127,6 +133,16 @@ def recall_by_exposure(folder: Folder) -> dict[str, dict[int, tuple[int, float, 
             earned, clusters = zip(*pairs, strict=True)
             recall[way][count] = len(pairs), *clustered_interval(np.array(earned), list(clusters))
     return recall
+
+
+def paired_recall(folder: Folder, other: Folder, setting: str, way: str) -> Interval:
+    """Returns by how much recall is higher than in another folder, of the same facts stated as often."""
+    ours, theirs = (each.records(setting, "recall")[0] for each in (folder, other))
+    if any(ours[key] != theirs[key] for key in ("ids", "exposures")):
+        folder.refuse(f"{setting} recall, as {other.path.name}")
+    sets = [name.rpartition("/")[0] for name in ours["ids"]]
+    found = paired_difference(*(np.array(each["credits"][way]) for each in (ours, theirs)), sets)
+    return found.mean, *found.ci95
 
 
 def exposure(folder: Folder) -> list[Row]:
@@ -204,8 +220,10 @@ def filled(text: str, records: Path) -> str:
                 return markdown(readings(Folder(campaign / folder)))
             case ["exposure", folder]:
                 return markdown(exposure(Folder(campaign / folder)))
-            case ["hours", folder]:
-                return f"{Folder(campaign / folder).hours():.1f}"
+            case ["paired", folder, other, setting, way]:
+                return shown([paired_recall(Folder(campaign / folder), Folder(campaign / other), setting, way)])
+            case ["hours", folder, *setting]:
+                return f"{Folder(campaign / folder).hours(*setting):.1f}"
             case [folder, setting, evaluation, *key] if key:  # the name of a control has blanks
                 return shown(Folder(campaign / folder).found(setting, evaluation, " ".join(key)))
         raise UserError(f"{TEXT} has {asked[0]}. Write a look-up as {{{{FOLDER SETTING EVALUATION KEY}}}}.")

@@ -51,7 +51,10 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
     gain = results.filled("{{facts known ctibench cloze.controls.question swapped.gain}}", records)
     assert gain == "10.0 (5.0 to 15.0, 3 seeds)"
     hours = 2 * 8 * 50 * (30 / 2 + 30 / 5) / 3600
-    assert float(results.filled("{{hours facts}}", records)) == pytest.approx(hours, abs=0.05)
+    folder = records / "campaign" / "facts"
+    shutil.copytree(folder / "pretrain_facts-nano", folder / "other-seed0")  # a sweep on the same base
+    assert float(results.filled("{{hours facts known}}", records)) == pytest.approx(hours, abs=0.05)
+    assert float(results.filled("{{hours facts}}", records)) == pytest.approx(2 * hours, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,7 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
         ("facts known facts cloze.pmi.gain", "cloze.pmi.gain"),
         ("readings exposure", "facts"),
         ("exposure facts", "recall"),
+        ("paired exposure facts rotation0 question", "rotation0"),
     ],
 )
 def test_a_look_up_that_no_record_answers_is_an_error_that_names_it(records, asked, named):
@@ -101,6 +105,18 @@ def test_recall_is_pooled_over_rotations_and_drawn(records):
     assert {count: row[1] for count, row in found["question"].items()} == {10: 0.5, 100: 0.5}
     points = points_of(results.exposure_picture(folder))
     assert [line.tolist() for line in points] == [[[10, 25], [100, 100]], [[10, 50], [100, 50]]]
+
+
+def test_recall_is_paired_by_fact(records):
+    larger = shutil.copytree(records / "campaign" / "exposure", records / "campaign" / "larger")
+    place = larger / "rotation0-seed0" / "evals" / "recall.json"
+    recall = read_json(place)
+    recall["credits"]["question"] = [0.75] * 8 + [0.5] * 8  # two sets of four
+    write_json(place, recall)
+    assert results.filled("{{paired larger exposure rotation0 question}}", records) == "12.5 (-10.5 to 35.5)"
+    write_json(place, recall | {"exposures": recall["exposures"][::-1]})
+    with pytest.raises(UserError, match="exposure"):
+        results.filled("{{paired larger exposure rotation0 question}}", records)
 
 
 def test_help_writes_nothing(monkeypatch):
