@@ -14,7 +14,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 import jax
@@ -155,13 +154,6 @@ def answer_lines(conversation: Conversation, lines: Iterable[str]) -> int:
 # ---- The command ----
 
 
-def open_index(book: str, data_dir: Path | None) -> Index:
-    """Returns the index of the lines of a book, built if need be. Raises UserError where a source is missing."""
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    corpus = book_corpus(data_dir, say, book)
-    return Index.load(index_store(corpus, artifact_cache.manifest(corpus).documents, say))
-
-
 def open_run(flags: argparse.Namespace, sampling: Sampling) -> tuple[Conversation, int]:
     """Returns a conversation with a run, with the book that --book names, and the run's step.
 
@@ -169,7 +161,11 @@ def open_run(flags: argparse.Namespace, sampling: Sampling) -> tuple[Conversatio
     """
     mesh = make_mesh(devices=jax.devices()[:1])
     model, params, step, tokenizer = load_chat_model(flags.workdir, mesh)
-    index = open_index(flags.book, flags.data_dir) if flags.book != "closed" else None
+    index = None
+    if flags.book != "closed":
+        say = functools.partial(print, file=sys.stderr, flush=True)
+        corpus = book_corpus(flags.data_dir, say, flags.book)
+        index = Index.load(index_store(corpus, artifact_cache.manifest(corpus).documents, say))
     if not flags.jsonl and jax.default_backend() == "cpu":
         model = dataclasses.replace(model, dtype="float32")  # a CPU decodes one row slower in bfloat16
     size = {"batch_size": BATCH_SIZE, "new_tokens": flags.max_new_tokens, "stop_ids": tokenizer.special_ids}

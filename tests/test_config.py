@@ -15,7 +15,7 @@ from evals.analysis import recorded
 from evals.items.answers import ORDERS
 from ghost_jax.config import load as config_lib
 from ghost_jax.config.keys import DOMAINS, OPTIONS, integer, real, several_of
-from ghost_jax.config.validate import leaves
+from ghost_jax.config.load import leaves
 from ghost_jax.core.errors import BAD_USAGE, UsageError, UserError
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.runs import run_dir, run_record
@@ -241,6 +241,7 @@ def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
         ([f"data.mixture.{name}=0" for name in ("qa", "mcq", "cot", "small_talk")], ("data.mixture from update 0",)),
         (["model.width=256"], ("model.width", "--config.base.model.width")),
         (["data.cot.teacher=http://me:secret@host/v1"], ("data.cot.teacher",)),
+        (["data.cot.teacher=http://localhost:1/v1"], ("data.cot.model",)),
     ],
     ids=lambda value: value[0],
 )

@@ -1,4 +1,4 @@
-"""ghost_jax/config/validate.py and the rules of load.py: a value outside of its domain is refused with its key."""
+"""ghost_jax/config/load.py: a value outside of its domain is refused with its key."""
 
 import functools
 import math
@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.config.keys import DOMAINS, OPTIONS
-from ghost_jax.config.validate import check, leaves
+from ghost_jax.config.load import check, leaves
 from ghost_jax.core.errors import UsageError
 from tests.conftest import ROOT
 
-SPECS = [f"{ROOT}/configs/{name}.py:nano" for name in ("chat_v5", "pretrain_v05", "chat_facts", "pretrain_exposure")]
+NAMES = ("chat_v5", "pretrain_v05", "chat_facts", "chat_reader", "pretrain_exposure")
+SPECS = [f"{ROOT}/configs/{name}.py:nano" for name in NAMES]
 ODD = (True, 3, -5, 2.5, 10**400, 2**63, math.nan, math.inf, 1e300, 1e-40, None, "yes", "x" * 2000, "two\nlines")
 ODD += ("a{99999999999}", (["cwe"],), ConfigDict({1: "a"}))
 ODD += ("nul\0", "\udcff", (), ("cwe", "cwe"), ("",), (3,), ConfigDict({"1": 1.0}), ConfigDict({"1": {"mcq": -1.0}}))

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from evals.items.ctibench import development_split, part_of
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.items.clusters import clusters_of, components
+from ghost_jax.data.items import items
 from ghost_jax.data.items.formats import read_items
-from ghost_jax.data.items.items import LETTERS, Item, Items, cyclic_orders, order_name, parse_order, permute
+from ghost_jax.data.items.items import Item, clusters_of, components, cyclic_orders, order_name, parse_order, permute
+from ghost_jax.text.mcq_format import LETTERS
 
 
 def test_an_order_names_the_new_letter_of_each_original_option():
@@ -108,4 +109,4 @@ def test_the_clusters_and_the_splits_of_ctibench(ghost_data):
 
 def test_other_items_have_no_split():
     with pytest.raises(UserError, match="mine"):
-        part_of(Items("mine", "mine.csv", "", (item(1, "abcd"),)), "dev")
+        part_of(items.Items("mine", "mine.csv", "", (item(1, "abcd"),)), "dev")

@@ -60,27 +60,25 @@ def accelerators(kind: str, *peak_bytes: int) -> list:
 
 def test_rates_are_over_all_updates_since_the_last_line():
     meter = Meter(2e6, jax.devices(), "float32")
-    meter.batch_waited(0.25)
-    meter.update_done(1000, 300.0, 1.0)
-    meter.batch_waited(0.5)
-    meter.update_done(1000, 100.0, 3.0)
+    meter.add(waited=0.25, tokens=1000, supervised=300.0, seconds=1.0)
+    meter.add(waited=0.5, tokens=1000, supervised=100.0, seconds=3.0)
     line = meter.line()
     assert tuple(line) == MEASURED
     assert line["tokens_per_s"] == close(500)
     assert line["supervised_tokens_per_s"] == close(100)
     assert line["mfu"] == close(500 * 2e6 / measured_flops("float32"))
     assert line["data_wait_s"] == close(0.75)
-    meter.update_done(1000, 50.0, 0.5)
+    meter.add(tokens=1000, supervised=50.0, seconds=0.5)
     assert meter.line()["tokens_per_s"] == close(2000), "of the updates since that line"
 
 
 def test_utilisation_is_of_all_chips_together_and_of_known_ones_alone():
     meter = Meter(6 * 36e6, accelerators("NVIDIA H200", 10, 30, 20), "bfloat16")
-    meter.update_done(1_000_000, 1.0, 1.0)
+    meter.add(tokens=1_000_000, supervised=1.0, seconds=1.0)
     line = meter.line()
     assert (line["mfu"], line["memory_bytes"]) == (close(1e6 * 6 * 36e6 / (3 * 989e12)), 30)
     unknown = Meter(1e6, accelerators("Abacus 9", 10), "bfloat16")
-    unknown.update_done(1000, 1.0, 1.0)
+    unknown.add(tokens=1000, supervised=1.0, seconds=1.0)
     assert set(MEASURED) - set(unknown.line()) == {"mfu"}
 
 

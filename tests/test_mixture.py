@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.data import mixture, mixture_table
-from ghost_jax.data.mixture import Mix, Phase, cropped, read_from, train_batches, validation_batches
+from ghost_jax.data import mixture
+from ghost_jax.data.mixture import Mix, cropped, read_from, train_batches, validation_batches
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.data.storage.array_record import write_examples
 from ghost_jax.data.storage.artifact_cache import Manifest
+from ghost_jax.runs import plan
 
 RECORDS = {"big": 20, "middle": 14, "small": 6}
 WEIGHTS = {"big": 1.0, "middle": 3.0, "small": 0.5}
@@ -44,7 +45,7 @@ def stores(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def mix(stores) -> Mix:
-    return Mix(stores, (Phase(0, WEIGHTS),), 3, 4, 6, packing=False, truncation="crop", loss_norm="token_mean")
+    return Mix(stores, {0: WEIGHTS}, 3, 4, 6, packing=False, truncation="crop", loss_norm="token_mean")
 
 
 def packed(mix: Mix, **changes) -> Mix:
@@ -52,7 +53,7 @@ def packed(mix: Mix, **changes) -> Mix:
 
 
 def weighted(mix: Mix, **multipliers: float) -> Mix:
-    return dataclasses.replace(mix, phases=(Phase(0, WEIGHTS | multipliers),))
+    return dataclasses.replace(mix, phases={0: WEIGHTS | multipliers})
 
 
 def drawn(batch: dict) -> list[int]:
@@ -79,7 +80,7 @@ def assert_batches_equal(batch: dict, other: dict) -> None:
         assert batch[key].tobytes() == other[key].tobytes(), key
 
 
-TWO_PHASES = (Phase(0, WEIGHTS), Phase(9, WEIGHTS | {"middle": 0.0, "small": 4.0}))
+TWO_PHASES = {0: WEIGHTS, 9: WEIGHTS | {"middle": 0.0, "small": 4.0}}
 KINDS = {
     "one a row": {"packing": False, "seq_len": 6},
     "packed": {},
@@ -109,7 +110,7 @@ def test_the_order_depends_on_the_seed_and_not_on_the_batch_size(mix, numbers):
 
 
 def test_the_first_examples_are_the_first_draws_uncropped(mix, numbers):
-    later = dataclasses.replace(mix, phases=(Phase(0, WEIGHTS), Phase(5, {"small": 1.0})))
+    later = dataclasses.replace(mix, phases={0: WEIGHTS, 5: {"small": 1.0}})
     found = list(mixture.first_examples(later, 40))
     assert [example["tokens"][-2] for _, example in found] == numbers[:40]
     assert all(example["source"].decode() == name for name, example in found)
@@ -142,7 +143,7 @@ EPOCH = Counter({number: PASSES[name] for name in RECORDS for number in own(NUMB
 
 
 def test_an_epoch_of_packed_rows_holds_each_record_complete_and_as_often_as_its_multiplier_says(mix):
-    one = packed(mix, batch_size=1, phases=(Phase(0, WEIGHTS), Phase(10**6, {"small": 1.0})))
+    one = packed(mix, batch_size=1, phases={0: WEIGHTS, 10**6: {"small": 1.0}})
     packing, stream = mixture.packing_of(one), train_batches(one)
     rows = round(EPOCH.total() / packing.records_per_row)
     epochs = [[], []]  # of the numbers in each row
@@ -176,9 +177,9 @@ def test_an_epoch_has_the_fewest_passes_that_give_each_multiplier(multipliers, c
 
 
 def test_a_multiplier_that_is_too_small_for_an_epoch_is_named(mix):
-    phases = Phase(0, {"big": 1 / 3, "middle": 1.0}), Phase(5, {"big": 0.001}), Phase(9, {"big": 1.0, "small": 0.004})
+    phases = {0: {"big": 1 / 3, "middle": 1.0}, 5: {"big": 0.001}, 9: {"big": 1.0, "small": 0.004}}
     few = dataclasses.replace(mix, phases=phases)
-    (found,) = (line for line in mixture_table.remarks(few, [], mixture.packing_of(few)) if "mixed in" in line)
+    (found,) = (line for line in plan.remarks(few, [], mixture.packing_of(few)) if "mixed in" in line)
     assert "small is mixed in x0.01" in found
 
 
@@ -200,7 +201,7 @@ def test_a_long_record_loses_its_beginning(seq_len, kept):
 
 
 def test_the_table_agrees_with_the_draws_of_two_phases(mix):
-    phases = (Phase(0, {"big": 1.0, "middle": 3.0}), Phase(50, {"middle": 0.5, "small": 0.0}))
+    phases = {0: {"big": 1.0, "middle": 3.0}, 50: {"middle": 0.5, "small": 0.0}}
     changing = dataclasses.replace(mix, phases=phases)
     seen = draws(train_batches(changing), 80)
     big, middle = lines = mixture.shares(changing, steps=80)
@@ -220,7 +221,7 @@ def test_a_phase_is_counted_by_its_own_rows_and_records_as_they_are_cropped(mix,
     ids = np.arange(20, dtype=np.int32)  # two answers; a row of 16 has places for the second
     long = [{"id": f"{i}", "source": "", "letter": "", "tokens": ids, "mask": ids % 10 < 4} for i in range(5)]
     Manifest(datasets={"long": write_examples(tmp_path, "long", {"train": long})}).write(tmp_path)
-    phases = Phase(0, {"small": 0.0, "long": 1.0}), Phase(40, {"small": 1.0, "long": 0.0})
+    phases = {0: {"small": 0.0, "long": 1.0}, 40: {"small": 1.0, "long": 0.0}}
     changing = packed(mix, stores=stores | {"long": tmp_path}, phases=phases)
     batches = [train_batches(changing)[t] for t in range(80)]
     found, _ = mixture.shares(changing, steps=80)
@@ -229,15 +230,16 @@ def test_a_phase_is_counted_by_its_own_rows_and_records_as_they_are_cropped(mix,
         (found.supervised_share, [batch["weights"].sum() for batch in batches]),
     ):
         assert share == pytest.approx(sum(numbers[:40]) / sum(numbers), rel=0.02)
+    late = {0: phases[40], 40: phases[0]}
     with pytest.raises(UserError, match="long"):
-        mixture.shares(dataclasses.replace(changing, truncation="drop", phases=phases[::-1]), steps=80)
+        mixture.shares(dataclasses.replace(changing, truncation="drop", phases=late), steps=80)
 
 
 def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, stores, tmp_path):
     changes = [{}, {"seed": 4}, {"batch_size": 8}, {"seq_len": 5}, {"packing": True}, {"truncation": "drop"}]
     changes += [{"loss_norm": "record_mean"}]
-    changes += [{"phases": (Phase(0, WEIGHTS | change),)} for change in ({"big": 2.0}, {"small": 0.0}, {"middle": 3.5})]
-    changes += [{"phases": (Phase(0, WEIGHTS), Phase(start, WEIGHTS | {"big": 2.0}))} for start in (5, 6)]
+    changes += [{"phases": {0: WEIGHTS | change}} for change in ({"big": 2.0}, {"small": 0.0}, {"middle": 3.5})]
+    changes += [{"phases": {0: WEIGHTS, start: WEIGHTS | {"big": 2.0}}} for start in (5, 6)]
     found = [mixture.fingerprint(dataclasses.replace(mix, **change)) for change in changes]
     assert len(set(found)) == len(changes)
     train = artifact_cache.manifest(stores["big"]).datasets["big"]["train"]

@@ -5,7 +5,7 @@ import pytest
 
 from ghost_jax.data.builders import rank
 from ghost_jax.data.examples import Question, by_split
-from ghost_jax.data.mixture import Mix, Phase, train_batches, validation_batches
+from ghost_jax.data.mixture import Mix, train_batches, validation_batches
 from ghost_jax.data.storage.array_record import write_examples
 from ghost_jax.data.storage.artifact_cache import Manifest
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -49,7 +49,7 @@ def stores(tmp_path_factory, vocabulary) -> dict:
 
 
 def mix_of(stores: dict, *names: str, packing: bool = True, loss_norm: str = "token_mean") -> Mix:
-    phases = (Phase(0, dict.fromkeys(names, 1.0)),)
+    phases = {0: dict.fromkeys(names, 1.0)}
     return Mix(stores, phases, 0, batch_size=4, seq_len=256, packing=packing, truncation="crop", loss_norm=loss_norm)
 
 

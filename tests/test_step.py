@@ -18,9 +18,9 @@ from ghost_jax.parallel.distributed import part_of_batch, to_global
 from ghost_jax.parallel.mesh import batch_sharding, make_mesh, micro_batch_rows
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.checkpoint import Checkpoints, identity_of
+from ghost_jax.training.loop import make_validation
 from ghost_jax.training.optimizer import adamw, muon
 from ghost_jax.training.step import abstract_state, make_eval_step, make_train_step
-from ghost_jax.training.validation import make_validation
 from tests.models import drawn, needs_eight, one_device, slow
 
 TINY = ModelConfig(layers=1, width=64, heads=8, mlp_dim=128, vocab_size=512, context=32)

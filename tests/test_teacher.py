@@ -256,7 +256,6 @@ LOCAL = "http://localhost:11434/v1"
     [
         *((url, "m", "", "data.cot.teacher") for url in NO_URLS),
         *((url, "m", "", "GHOST_TEACHER_KEY") for url in SECRETS),
-        (LOCAL, "", "", "data.cot.model"),
         *((LOCAL, "m", key, "GHOST_TEACHER_KEY") for key in ("a secret", "a\nsecret", "sécret")),
     ],
 )

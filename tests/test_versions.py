@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from ghost_jax.data import corpus, datasets
+from ghost_jax.data import corpus, prepare
 from ghost_jax.data.builders import DATASETS
 from ghost_jax.data.corpus import Input
 from ghost_jax.data.sources import SOURCES, embedded
@@ -63,9 +63,9 @@ def names(folder: Path, edited: str = "") -> dict[str, str]:
             found[f"part of {each.source}"] = found.pop("part")
         documents = corpus.corpus_store(inputs, print)
         corpus.index_store(documents, ("attack",), print)
-        datasets.vocabulary_store(config, documents, print)
+        prepare.vocabulary_store(config, documents)
         for name in (*DATASETS, *OWN):
-            datasets.dataset_store(name, config, documents, VOCABULARY, print)
+            prepare.dataset_store(name, config, documents, VOCABULARY)
     return found
 
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from evals.analysis import stats
 from evals.analysis.recorded import Report, answers_of
-from ghost_jax.data.items.clusters import clusters_of
-from ghost_jax.data.items.items import Items
+from ghost_jax.data.items.items import Items, clusters_of
 from ghost_jax.runs import run_record
 from ghost_jax.runs.evaluation import COLLAPSED, SIGNIFICANT, interval, percent, points
 

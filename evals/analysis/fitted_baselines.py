@@ -2,7 +2,7 @@
 question.
 
 Each is a conditional logit (`conditional_logit.py`), scored in 5-fold cross-validation: the weights that answer an item
-were fitted on items of other components (`ghost_jax/data/items/clusters.py`). Where all items are one component,
+were fitted on items of other components (`ghost_jax/data/items/items.py`). Where all items are one component,
 nothing is fitted and the options tie.
 """
 
@@ -13,8 +13,7 @@ import numpy as np
 
 from evals.analysis.conditional_logit import fit
 from evals.items.answers import Answers
-from ghost_jax.data.items.clusters import components
-from ghost_jax.data.items.items import Item, Order
+from ghost_jax.data.items.items import Item, Order, components
 from ghost_jax.data.retrieval.mcq_baselines import is_negated, runs_shared
 
 FOLDS = 5

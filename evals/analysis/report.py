@@ -15,8 +15,7 @@ from evals.analysis.stats import accuracy_of
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
 from evals.items.ctibench import doubtful
-from ghost_jax.data.items.clusters import clusters_of
-from ghost_jax.data.items.items import LETTERS, Item, Items, order_name
+from ghost_jax.data.items.items import LETTERS, Item, Items, clusters_of, order_name
 from ghost_jax.data.retrieval.mcq_baselines import longest
 from ghost_jax.runs.evaluation import (
     Accuracy,
@@ -44,7 +43,7 @@ def report_of(
     """Returns the evaluation of answers to items, without controls; `others` are further fields of it.
 
     `headline` is over all the orders asked, `single_order` over the first of each item. Intervals are clustered by
-    `ghost_jax.data.items.clusters`. None stands for what is unknown: `flip_rate` of one order, the recall of a
+    `ghost_jax.data.items.items`. None stands for what is unknown: `flip_rate` of one order, the recall of a
     letter that is never gold, `calibration` and `letter_log_probs` where only letters are known.
     """
     rows, clusters = items.items, clusters_of(items.items)

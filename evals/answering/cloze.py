@@ -11,8 +11,7 @@ from evals.analysis import stats
 from evals.answering.controls import SWAPPED, swapped
 from evals.answering.prefix_tree import Predict, Tree, read, scored_text
 from evals.items.answers import Answers, orders_of
-from ghost_jax.data.items.clusters import clusters_of
-from ghost_jax.data.items.items import Item, Items, Order
+from ghost_jax.data.items.items import Item, Items, Order, clusters_of
 from ghost_jax.runs.evaluation import Cloze
 from ghost_jax.text import mcq_format
 from ghost_jax.text.tokenizer import Tokenizer

@@ -18,8 +18,7 @@ from evals.items.answers import Answers
 from ghost_jax.config.load import recipe_of
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UserError
-from ghost_jax.data.items.clusters import clusters_of, components
-from ghost_jax.data.items.items import Item, Items
+from ghost_jax.data.items.items import Item, Items, clusters_of, components
 from ghost_jax.runs.evaluation import Control, Evaluation
 
 OPTIONS_ONLY, SWAPPED, TRAINED = CONTROLS
@@ -43,7 +42,7 @@ def without_questions(items: Items) -> dict[str, list[Item]]:
 def swapped(items: Sequence[Item]) -> list[Item]:
     """Returns the items with questions of others, a fixed permutation.
 
-    Items are sorted by component (`ghost_jax.data.items.clusters`) and page, and each has the question of the item that
+    Items are sorted by component (`ghost_jax.data.items.items`) and page, and each has the question of the item that
     is as far on as the largest component is long. That item is never of the same component: of two questions with the
     same options, each would be answered by a wrong option of the other, and the control be below chance. Where one
     component has more than half of all items, the largest page counts in its place.

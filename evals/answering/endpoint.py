@@ -10,7 +10,6 @@ import numpy as np
 from evals.analysis.report import report_of
 from evals.answering.controls import controls_of, with_controls, without_questions
 from evals.items.answers import Answers, orders_of, without_thoughts
-from ghost_jax.config.validate import host_of
 from ghost_jax.core.chat_api import ChatApi, Names, Refused, Reply
 from ghost_jax.data.items.items import LETTERS, Item, Items, Order, order_name, permute
 from ghost_jax.runs import run_dir
@@ -27,9 +26,10 @@ Orders = Sequence[Sequence[Order]]  # of each item
 
 def open_api(base_url: str, model: str, out: Path, concurrency: int) -> ChatApi:
     """Returns the API whose replies are kept beside the report `out`. Raises UserError for a malformed URL or key."""
-    host, kept = host_of(base_url, "--endpoint", NAMES.key), out.with_suffix(".answers.jsonl")
+    kept = out.with_suffix(".answers.jsonl")
+    api = ChatApi(base_url, model, NAMES, kept, in_flight=concurrency)
     print(f"raw answers are kept in {kept}")
-    return ChatApi(base_url, host, model, NAMES, kept, in_flight=concurrency)
+    return api
 
 
 def evaluate(items: Items, api: ChatApi, *, orders: str, max_tokens: int) -> Evaluation:

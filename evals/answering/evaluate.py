@@ -12,8 +12,7 @@ from evals.answering.controls import controls_of, with_controls
 from evals.answering.letters import letter_answers
 from evals.answering.prefix_tree import Predict
 from evals.items.answers import Answers, orders_of
-from ghost_jax.data.items.clusters import clusters_of
-from ghost_jax.data.items.items import Item, Items
+from ghost_jax.data.items.items import Item, Items, clusters_of
 from ghost_jax.runs.evaluation import ContextualCalibration, Evaluation
 from ghost_jax.text.tokenizer import Tokenizer
 

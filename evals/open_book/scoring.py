@@ -23,9 +23,8 @@ from evals.items.ctibench import development_split
 from evals.open_book import retrieval
 from evals.open_book.lexical import FEATURES, NOTHING_FITTED, WITH_ALL_OF_THEM, LexicalReader, Read, Weights, answers_of
 from ghost_jax.data.corpus import book_corpus, index_store
-from ghost_jax.data.items.clusters import clusters_of
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
-from ghost_jax.data.items.items import Item, Items
+from ghost_jax.data.items.items import Item, Items, clusters_of
 from ghost_jax.data.retrieval.bm25 import LINE, PARAGRAPH, Index, shown
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs import run_dir

@@ -25,8 +25,7 @@ from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import BOOK
 from ghost_jax.data.corpus import index_store
-from ghost_jax.data.items.clusters import clusters_of
-from ghost_jax.data.items.items import Item
+from ghost_jax.data.items.items import Item, clusters_of
 from ghost_jax.data.retrieval.bm25 import Index, shown
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs import evaluation, run_dir, run_record

@@ -1,7 +1,7 @@
 """Every key of a config, a row a key: its default, the values that it may have, and its meaning.
 
-A recipe changes only what it is about. `ghost_jax.config.validate` checks values before anything is written; rules
-between keys are in `ghost_jax.config.load`.
+A recipe changes only what it is about. `ghost_jax.config.load` checks values before anything is written, and the
+rules between keys.
 """
 
 import ctypes

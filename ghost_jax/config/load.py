@@ -19,8 +19,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ghost_jax.config import files as config_files
+from ghost_jax.config import keys
 from ghost_jax.config.keys import DOMAINS, FILES
-from ghost_jax.config.validate import check, host_of_teacher, leaves
+from ghost_jax.core.addresses import host_of
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, did_you_mean
 from ghost_jax.core.object_store import path_of
@@ -181,11 +182,49 @@ def stand_on(config: ConfigDict, base: Path) -> None:
         config.model = ConfigDict(found["model"] | own)
 
 
+# ---- Checks: the keys of a stage, each in its domain (`ghost_jax.config.keys`) ----
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the value of every key, without those of the base."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if name == "base":
+            continue
+        is_group = isinstance(value, ConfigDict) and name not in DOMAINS
+        if is_group and (value or any(key.startswith(f"{name}.") for key in DOMAINS)):
+            yield from leaves(value, f"{name}.")
+        else:  # an empty group without known keys counts as an unknown key
+            yield name, value
+
+
+def check(config: ConfigDict, prefix: str = "") -> None:
+    """Raises UsageError where a config has a value outside of its domain, lacks a key, or has an unknown one."""
+    found, stage = dict(leaves(config)), config.get("stage")
+    if not DOMAINS["stage"].holds(stage):
+        raise UsageError(f"{prefix}stage is {str(stage)[:200]}; use {DOMAINS['stage']}.")
+    needed = keys.domains_of(stage)
+    known = needed | keys.OPTIONS | (keys.CHAT_OPTIONS if stage == "chat" else keys.PRETRAIN_OPTIONS)
+    own = [name for group in FILES if DOMAINS[group].holds(found.get(group)) for name in found[group]]
+    if twice := [name for name in own if own.count(name) > 1]:
+        raise UsageError(f"{' and '.join(FILES)} both have {twice[0]}. Give each file another name.")
+    known |= {f"data.mixture.{name}": keys.MULTIPLIER for name in own}
+    for key, value in found.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f' Did you mean "{prefix}{near[0]}"?' if near else ""
+            raise UsageError(f"A {stage} config has no key {prefix}{key}, but this one sets it.{hint}")
+        if not known[key].holds(value):
+            raise UsageError(f"{prefix}{key} is {str(value)[:200] or 'empty'}; use {known[key]}.")
+    if missing := [f"{prefix}{key}" for key in needed if key not in found]:
+        raise UsageError(f"The config lacks {', '.join(missing)}. Make it with common.defaults of configs/common.py.")
+
+
 # ---- Rules between keys: each yields what is wrong, beginning with the name of a key; the first fault is raised ----
 
 
 def validate(config: ConfigDict, prefix: str = "") -> None:
-    """Raises UsageError where a value is outside of its domain (`ghost_jax.config.validate`) or contradicts another.
+    """Raises UsageError where a value is outside of its domain or contradicts another.
 
     Messages put `prefix` before a key: "base." for the base of a chat config.
     """
@@ -196,7 +235,9 @@ def validate(config: ConfigDict, prefix: str = "") -> None:
     if config.stage != "chat":
         return
     if config.data.cot.teacher != "offline":
-        host_of_teacher(config.data.cot.teacher, config.data.cot.model)
+        host_of(config.data.cot.teacher, "data.cot.teacher", keys.KEY_VARIABLE, ' or "offline"')
+        if not config.data.cot.model:
+            raise UsageError('data.cot.teacher is a URL and data.cot.model is empty: name its model ("qwen2.5:14b").')
     if not isinstance(config.get("base"), ConfigDict):
         raise UsageError("A chat config needs a base, and this one has none. Use chat_on of configs/common.py.")
     if "vocabulary" not in config.base:  # else a finished run, which was validated before

@@ -21,9 +21,9 @@ from pathlib import Path
 import openai
 from pydantic import TypeAdapter
 
+from ghost_jax.core.addresses import avoid_proxies, forbids, host_of
 from ghost_jax.core.console import Progress
 from ghost_jax.core.errors import UserError, chain_of
-from ghost_jax.core.offline import avoid_proxies, forbids
 
 TIMEOUT = openai.Timeout(300.0, connect=10.0)  # seconds without a byte: a 14B model on a CPU takes minutes
 MAX_RETRIES = 5  # after HTTP 408, 409, 429 and 5xx, a lost connection and a time-out; as the server asks or within 8 s
@@ -92,18 +92,19 @@ class ChatApi:
     model has moved to another host.
 
     Args:
-      base_url: the address before "/chat/completions": "http://localhost:11434/v1"; `host` is its host.
+      base_url: the address before "/chat/completions": "http://localhost:11434/v1".
       path: the file of the replies, JSON lines that are only appended to; processes may share it.
       in_flight: requests at once; servers batch them.
 
-    Raises UserError where the key is malformed.
+    Raises UserError where the key is malformed, UsageError for an address that `host_of` refuses.
     """
 
-    def __init__(self, base_url: str, host: str, model: str, names: Names, path: Path, *, in_flight: int):
-        self._base_url, self._host, self.model, self._names = base_url.rstrip("/"), host, model, names
+    def __init__(self, base_url: str, model: str, names: Names, path: Path, *, in_flight: int):
+        self._host = host_of(base_url, names.url, names.key)
+        self._base_url, self.model, self._names = base_url.rstrip("/"), model, names
         self._path, self._in_flight = path, in_flight
         self._key()
-        self.label = f"{model} at {host}"
+        self.label = f"{model} at {self._host}"
         self._replies: dict[str, Reply] = {}  # by the key of the request
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             for line in file:

@@ -22,8 +22,8 @@ from typing import IO, Any
 import fsspec
 from etils import epath
 
+from ghost_jax.core.addresses import avoid_proxies, forbids
 from ghost_jax.core.errors import FAILED, UsageError, UserError, say_error
-from ghost_jax.core.offline import avoid_proxies, forbids
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 # The environment variables that lead a store's client to a server of one's own; the first that is set counts.

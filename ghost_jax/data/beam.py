@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ghost_jax.core.addresses import is_offline
 from ghost_jax.core.errors import UsageError, UserError
-from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data import corpus, dedup
 from ghost_jax.data.builders import pretrain

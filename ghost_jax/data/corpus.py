@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ghost_jax.config.keys import is_path
+from ghost_jax.core.addresses import is_offline
 from ghost_jax.core.errors import UsageError, UserError
-from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir, data_folders
 from ghost_jax.data import dedup, fetch
 from ghost_jax.data.downloads.published import PUBLISHED

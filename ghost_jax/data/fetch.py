@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 
 import requests
 
-from ghost_jax.config.validate import host_of
+from ghost_jax.core.addresses import host_of, is_offline
 from ghost_jax.core.errors import UsageError, UserError, command, did_you_mean, parser_of
-from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir, local_path
 from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.download import Unavailable

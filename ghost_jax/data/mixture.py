@@ -35,19 +35,12 @@ PACKED = (*ALONE, "positions", "segments")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Phase:
-    """The multipliers from update `start` on: dataset -> how often each record is in one epoch of the mix."""
-
-    start: int
-    multipliers: dict[str, float] = dataclasses.field(hash=False)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Mix:
     """All that decides what batch t is."""
 
     stores: dict[str, Path] = dataclasses.field(hash=False)  # dataset -> its store
-    phases: tuple[Phase, ...]  # in the order of their start; the first starts at 0
+    # first update, from 0 in their order -> multipliers: dataset -> how often each record is in one epoch of the mix
+    phases: dict[int, dict[str, float]] = dataclasses.field(hash=False)
     seed: int  # of the shuffles
     batch_size: int  # rows of the global batch
     seq_len: int  # tokens of a row
@@ -58,13 +51,13 @@ class Mix:
     @property
     def datasets(self) -> list[str]:
         """The datasets that some phase mixes in, sorted."""
-        return sorted({name for phase in self.phases for name, m in phase.multipliers.items() if m > 0})
+        return sorted({name for multipliers in self.phases.values() for name, m in multipliers.items() if m > 0})
 
 
 def fingerprint(mix: Mix) -> str:
     """Returns the hash of all that decides what batch t is: the rows mixed in, how, and in which order."""
     rows = {name: _train_counts(mix, name).sha256 for name in mix.datasets}
-    phases = [(phase.start, sorted(phase.multipliers.items())) for phase in mix.phases]
+    phases = [(start, sorted(multipliers.items())) for start, multipliers in mix.phases.items()]
     return artifact_cache.fingerprint(
         [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.truncation, mix.loss_norm]
     )
@@ -102,6 +95,10 @@ def _open(mix: Mix, name: str) -> _Dataset:
     return _Dataset(open_examples(mix.stores[name], name, "train"), drawn, np.minimum(lengths[drawn] - 1, mix.seq_len))
 
 
+def _drawn_records(mix: Mix, name: str, split: str) -> int:
+    return len(_drawn(mix, lengths_of(mix.stores[name], name, split)))
+
+
 def copies_of(multipliers: dict[str, float]) -> dict[str, int]:
     """Returns the passes over each dataset in an epoch of the mix; multipliers of 0 are left out.
 
@@ -127,7 +124,7 @@ class _Epochs:
 
     def __init__(self, mix: Mix, number: int):
         self._mix, self._number = mix, number
-        copies = copies_of(mix.phases[number].multipliers)
+        copies = copies_of(list(mix.phases.values())[number])
         self.datasets = {name: _open(mix, name) for name in copies}
         draws = sum(copies[name] * len(dataset.drawn) for name, dataset in self.datasets.items())
         self._copies = {name: count * math.ceil(LEAST_DRAWS / draws) for name, count in copies.items()}
@@ -201,8 +198,9 @@ class _Batches:
         return ENDLESS
 
     def __getitem__(self, t: int) -> dict[str, np.ndarray]:
-        phase = bisect.bisect_right([phase.start for phase in self._mix.phases], t) - 1
-        group, number = divmod(t - self._mix.phases[phase].start, self._together)
+        starts = list(self._mix.phases)
+        phase = bisect.bisect_right(starts, t) - 1
+        group, number = divmod(t - starts[phase], self._together)
         with self._lock:
             rows = self._batches(phase, group)
         here = slice(number * self._local, (number + 1) * self._local)
@@ -263,7 +261,7 @@ def validation_size(mix: Mix, name: str) -> int:
     It is 0 for ranked questions, which no LM loss is defined on.
     """
     count = counts_of(mix.stores[name], name).get("validation")
-    return _drawn_records(mix, count) if count and not count.ranked else 0
+    return _drawn_records(mix, name, "validation") if count and not count.ranked else 0
 
 
 def validation_batches(mix: Mix, name: str, *, batch_size: int, records: int) -> list[dict[str, np.ndarray]]:
@@ -323,12 +321,6 @@ class Share:
     letters: tuple[int, ...]  # number of records whose gold letter is A, B, C, D
 
 
-def _drawn_records(mix: Mix, count: SplitCounts) -> int:
-    """Returns the number of records of a split that the run reads."""
-    fitting = sum(number for length, number in count.lengths.items() if length <= mix.seq_len + 1)
-    return fitting if mix.truncation == "drop" else count.records
-
-
 def _drawn_supervised(mix: Mix, name: str) -> int:
     """Returns the number of supervised tokens that the run reads of a training split, its records cropped."""
     count = _train_counts(mix, name)
@@ -342,20 +334,20 @@ def _drawn_supervised(mix: Mix, name: str) -> int:
 def shares(mix: Mix, steps: int) -> list[Share]:
     """Returns the table of a run of `steps` updates; datasets that are never mixed in are left out."""
     counts = {name: _train_counts(mix, name) for name in mix.datasets}
-    records = {name: _drawn_records(mix, count) for name, count in counts.items()}
-    ends = [phase.start for phase in mix.phases[1:]] + [steps]
+    records = {name: _drawn_records(mix, name, "train") for name in counts}
+    ends = [*list(mix.phases)[1:], steps]
     drawn = dict.fromkeys(counts, 0.0)
-    for number, (phase, end) in enumerate(zip(mix.phases, ends, strict=True)):
+    for number, ((start, multipliers), end) in enumerate(zip(mix.phases.items(), ends, strict=True)):
         weights = dict.fromkeys(counts, 0.0)
-        weights |= {name: copies * records[name] for name, copies in copies_of(phase.multipliers).items()}
-        draws = max(0, end - phase.start) * mix.batch_size * packing_of(mix, number).records_per_row
+        weights |= {name: copies * records[name] for name, copies in copies_of(multipliers).items()}
+        draws = max(0, end - start) * mix.batch_size * packing_of(mix, number).records_per_row
         for name, weight in weights.items():
             drawn[name] += draws * weight / sum(weights.values())
     supervised = {name: drawn[name] * _drawn_supervised(mix, name) / records[name] for name in counts}
     return [
         Share(
             name=name,
-            multiplier=tuple(phase.multipliers.get(name, 0.0) for phase in mix.phases),
+            multiplier=tuple(multipliers.get(name, 0.0) for multipliers in mix.phases.values()),
             records=count.records,
             tokens=count.tokens,
             supervised=count.supervised,

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import importlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,16 @@ from ghost_jax.config.keys import FILES
 from ghost_jax.core.console import escape_controls
 from ghost_jax.core.errors import UsageError, UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
-from ghost_jax.data import beam, corpus, datasets
-from ghost_jax.data.builders import names_of
-from ghost_jax.data.mixture import Mix, Phase
-from ghost_jax.data.own import rows
+from ghost_jax.data import beam, corpus
+from ghost_jax.data.builders import DATASETS, OPTIONS, Dataset, names_of, pretrain
+from ghost_jax.data.corpus import documents_of
+from ghost_jax.data.examples import BuildInputs
+from ghost_jax.data.mixture import Mix
+from ghost_jax.data.own import chats, questions, rows
 from ghost_jax.data.sources import embedded
-from ghost_jax.data.storage import artifact_cache
+from ghost_jax.data.storage import array_record, artifact_cache
 from ghost_jax.data.storage.artifact_cache import counts_of
+from ghost_jax.data.storage.schema import Record
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.mcq_format import LETTERS, letter_ids
 from ghost_jax.text.tokenizer import Tokenizer
@@ -33,7 +37,7 @@ class Prepared:
     """The stores of a config."""
 
     corpus: Path  # the store of the documents
-    stores: dict[str, Path]  # dataset -> its store; of a chat config also the ones on which all recipes validate
+    mix: Mix  # of the datasets; of a chat config its stores are also the ones on which all recipes validate
     tokenizer: Tokenizer  # the vocabulary of the datasets
     base_tokenizer: Tokenizer  # the vocabulary of the base; the same for a base
     notes: tuple[str, ...]  # sentences on missing sources, for the first lines of the run and its report
@@ -64,26 +68,25 @@ def prepare(config: ConfigDict, data_dir: Path | None, workers: beam.Beam | None
         asked = {"fact_mcq"} if {"facts", "reading"} & set(config.evals) else set()
         needed = mixed | set(config_lib.SHARED) | asked
     stores = {
-        name: datasets.dataset_store(name, config, documents, vocabulary, _say, workers)
+        name: dataset_store(name, config, documents, vocabulary, workers)
         for name in (*names_of(config.stage), *(name for _, name in own))
         if name in needed
     }
     empty = [name for name in stores if name in mixed and "train" not in counts_of(stores[name], name)]
     _refuse_empty(config, documents, empty)
-    return Prepared(documents, stores, vocabulary, base, notes)
+    return Prepared(documents, _mix_of(config, stores), vocabulary, base, notes)
 
 
 def letters_of(prepared: Prepared) -> int:
     """Returns how many letters may be gold: 4, or up to the last one that is."""
-    splits = [each for name, store in prepared.stores.items() for each in counts_of(store, name).values()]
+    splits = [each for name, store in prepared.mix.stores.items() for each in counts_of(store, name).values()]
     return max([4, *(1 + LETTERS.index(letter) for each in splits for letter in each.letters)])
 
 
-def mix_of(config: ConfigDict, prepared: Prepared) -> Mix:
-    """Returns the mixture of a run."""
+def _mix_of(config: ConfigDict, stores: dict[str, Path]) -> Mix:
     return Mix(
-        stores=prepared.stores,
-        phases=tuple(Phase(start, multipliers) for start, multipliers in config_lib.mixtures(config).items()),
+        stores=stores,
+        phases=config_lib.mixtures(config),
         seed=config.seed,
         batch_size=config.batch_size,
         seq_len=config.data.seq_len,
@@ -105,7 +108,7 @@ def _refuse_empty(config: ConfigDict, documents: Path, empty: list[str]) -> None
             "and none is left to train on. Add conversations with another first turn, or leave out the file."
         )
     if empty:
-        wanted = "; ".join(f"{name}: {datasets.row_of(name, config).about.format_map(config.data)}" for name in empty)
+        wanted = "; ".join(f"{name}: {row_of(name, config).about.format_map(config.data)}" for name in empty)
         here = corpus.few(list(artifact_cache.manifest(documents).documents))
         raise UserError(
             f"The mixture asks for {', '.join(empty)}, of which there is no training record ({wanted}). There are the "
@@ -116,7 +119,7 @@ def _refuse_empty(config: ConfigDict, documents: Path, empty: list[str]) -> None
 
 
 def _vocabulary(config: ConfigDict, documents: Path) -> Tokenizer:
-    return tokenizer_lib.load(datasets.vocabulary_store(config, documents, _say) / "tokenizer.json")
+    return tokenizer_lib.load(vocabulary_store(config, documents) / "tokenizer.json")
 
 
 def _base_vocabulary(config: ConfigDict, data_dir: Path | None) -> Tokenizer:
@@ -124,6 +127,69 @@ def _base_vocabulary(config: ConfigDict, data_dir: Path | None) -> Tokenizer:
     if "vocabulary" in config:
         return tokenizer_lib.load(path_of(config.vocabulary))
     return _vocabulary(config, corpus.corpus_store(_located(config, data_dir)[0], _say))
+
+
+# ---- The stores of the vocabulary and of each dataset: token ids and loss mask of each row, by split ----
+
+
+def vocabulary_store(config: ConfigDict, corpus: Path) -> Path:
+    """Returns the store of the byte-level BPE of a config's base, trained on the corpus."""
+    size = config.model.vocab_size
+    made_from = {"corpus": corpus.name, "vocab_size": size}
+
+    def write(folder: Path) -> dict:
+        _say(f"training a byte-level BPE of {size:,} ids")
+        vocabulary = tokenizer_lib.train(map(pretrain.text_of, documents_of(corpus)), size)
+        vocabulary.save(folder / "tokenizer.json")
+        return {"tokenizer": vocabulary.sha256, "vocab_size": vocabulary.vocab_size}
+
+    return artifact_cache.build("vocabulary", {"pretrain": pretrain.VERSION}, made_from, write)
+
+
+def row_of(name: str, config: ConfigDict) -> Dataset:
+    """Returns the row of one of `DATASETS`, or of the file of `data.chats` or `data.questions` under this name."""
+    if name in DATASETS:
+        return DATASETS[name]
+    if name in config.data.chats:
+        return Dataset("chat", name, f"conversations of {{chats[{name}]}}")
+    return Dataset("chat", name, f"questions of {{questions[{name}]}}", options=("question_group",), lettered=True)
+
+
+def dataset_store(
+    name: str, config: ConfigDict, corpus: Path, vocabulary: Tokenizer, workers: beam.Beam | None = None
+) -> Path:
+    """Returns the store of a dataset, see `row_of`, built where it is missing; windows of documents by `workers`."""
+    dataset = row_of(name, config)
+    module, function = (dataset.builder or f"{name}.dataset").split(".")
+    path = None
+    if name in DATASETS:
+        builder = importlib.import_module(f"ghost_jax.data.builders.{module}")
+        made_from: dict = {"corpus": corpus.name}
+    else:
+        builder, group = (chats, "chats") if name in config.data.chats else (questions, "questions")
+        path, function = rows.located(config.data[group][name]), "dataset"
+        made_from = {"file": path.name, "sha256": artifact_cache.sha256_of(path), "bytes": path.stat().st_size}
+    data = config.data.to_dict()
+    made_from |= {key: data[key] for key in (*OPTIONS[dataset.stage], *dataset.options)}
+    made_from["tokenizer"] = vocabulary.sha256
+
+    def documents() -> Iterator[Record]:
+        return (each for each in documents_of(corpus) if dataset.sources is None or each.source in dataset.sources)
+
+    def write(folder: Path) -> dict:
+        _say(f"building {name}: {dataset.about.format_map(config.data)}")
+        vocabulary.save(folder / "tokenizer.json")
+        if workers and builder is pretrain:
+            return {"datasets": {name: workers.write_windows(folder, name, corpus, config.data.seq_len)}}
+        inputs = BuildInputs(corpus, documents, config.data, vocabulary, folder, _say)
+        found = getattr(builder, function)(inputs, *([name, path] if path else []))
+        counts = array_record.write_examples(folder, name, found)
+        return {"datasets": {name: counts}} | inputs.recorded
+
+    return artifact_cache.build(name, {name: builder.VERSION}, made_from, write)
+
+
+# ---- The command ----
 
 
 def _say(line: str) -> None:
@@ -135,7 +201,7 @@ def _summary(prepared: Prepared) -> Iterator[str]:
     documents = artifact_cache.manifest(prepared.corpus).documents
     yield f"corpus      {prepared.corpus}: {sum(documents.values()):,} documents of {len(documents)} sources"
     yield f"vocabulary  {prepared.tokenizer.vocab_size:,} ids"
-    for name, store in prepared.stores.items():
+    for name, store in prepared.mix.stores.items():
         splits = counts_of(store, name).items()
         counts = ", ".join(f"{split} {each.records:,} records / {each.tokens:,} tokens" for split, each in splits)
         yield f"{name:11} {counts or 'no record'}"

@@ -13,7 +13,7 @@ from ghost_jax.config import load as config_lib
 from ghost_jax.core.console import escape_controls, make_console
 from ghost_jax.core.errors import UsageError, command, parser_of
 from ghost_jax.data import mixture
-from ghost_jax.data.prepare import mix_of, prepare
+from ghost_jax.data.prepare import prepare
 from ghost_jax.text.tokenizer import Tokenizer
 
 SUPERVISED, CROPPED = "bold green", "strike dim"
@@ -55,8 +55,8 @@ def main(argv: Sequence[str]) -> int:
     if flags.n < 1:
         raise UsageError(f"-n is {flags.n}; at least one record must be shown.")
     prepared = prepare(config, flags.data_dir)
-    mix, console = mix_of(config, prepared), make_console()
-    for name, example in mixture.first_examples(mix, flags.n):
+    console = make_console()
+    for name, example in mixture.first_examples(prepared.mix, flags.n):
         show(example, name, prepared.tokenizer, config.data.seq_len, console)
     return 0
 

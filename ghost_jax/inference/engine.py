@@ -161,25 +161,19 @@ class Engine(Generator):
 
 
 def _place(batch: Cache, state: State, cache: Cache, chosen: State, row: jax.Array) -> tuple[Cache, State]:
-    """Returns the batch and its state with a text of one row in this row."""
-    slots = batch.filled.shape[1]
-    kept = min(slots, cache.filled.shape[1])  # more slots of the one row have no token
+    """Returns the batch and its state with a text of one row in this row; slots behind its tokens stay as they are."""
+    slots = batch.filled.shape[1]  # more slots of the one row have no token
 
-    def put(into: jax.Array, value: jax.Array, axis: int) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(into, value, row, axis)
+    def put(into: jax.Array, value: jax.Array, axis: int = 0) -> jax.Array:
+        return jax.lax.dynamic_update_slice(into, value, [row if each == axis else 0 for each in range(into.ndim)])
 
-    def wide(each: jax.Array) -> jax.Array:
-        return jnp.pad(each[:, :, :, :kept], ((0, 0), (0, 0), (0, 0), (0, slots - kept), (0, 0)))
-
-    filled = jnp.pad(cache.filled[:, :kept], ((0, 0), (0, slots - kept)))
-    batch = Cache(
-        put(batch.keys, wide(cache.keys), 1),
-        put(batch.values, wide(cache.values), 1),
-        put(batch.filled, filled, 0),
-        put(batch.length, cache.length, 0),
-        batch.used,
+    batch = batch.replace(
+        keys=put(batch.keys, cache.keys[:, :, :, :slots], 1),
+        values=put(batch.values, cache.values[:, :, :, :slots], 1),
+        filled=put(batch.filled.at[row].set(False), cache.filled[:, :slots]),
+        length=put(batch.length, cache.length),
     )
-    return batch, jax.tree.map(lambda into, value: put(into, value, 0), state, chosen)
+    return batch, jax.tree.map(put, state, chosen)
 
 
 def _compact(batch: Cache) -> Cache:

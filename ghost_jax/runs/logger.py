@@ -63,7 +63,7 @@ class Journal(contextlib.ExitStack):
         if self._pending is None:  # a validation and a save, or the start, lie before: their time belongs to no update
             self._clock = asked
         batch = next(batches)
-        self._meter.batch_waited(time.perf_counter() - asked)
+        self._meter.add(waited=time.perf_counter() - asked)
         return batch
 
     def dispatched(self, update: int, lr: float, metrics: dict) -> None:
@@ -96,7 +96,7 @@ class Journal(contextlib.ExitStack):
         losses = validate() if validate else {}
         logged = losses or update % config.log_every == 0 or update == 1
         if logged or update > self._start + 1:  # the first update of a process compiles: it joins no others' rates
-            self._meter.update_done(tokens, values["supervised"], seconds)
+            self._meter.add(tokens=tokens, supervised=values["supervised"], seconds=seconds)
         if logged:
             line = {"loss": values.pop("loss"), "lr": lr, **self._meter.line(), **values, **losses}
             self._history.append({"step": update, **line})

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,10 +24,10 @@ import jax
 import jax.numpy as jnp
 from tensorboardX import SummaryWriter
 
+from ghost_jax.core.addresses import is_offline
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import is_remote, upload
-from ghost_jax.core.offline import is_offline
 
 FILE, PARTS = "metrics.jsonl", "metrics"
 PART_SECONDS = 60.0  # from one part to the next, at most
@@ -193,30 +194,23 @@ class Meter:
     def __init__(self, flops_per_token: float, devices: Sequence[jax.Device], dtype: str):
         self._flops_per_token, self._devices = flops_per_token, devices
         self._peak = peak_flops(devices, dtype)
-        self._tokens = self._supervised = self._seconds = self._waited = 0.0
+        self._sums: Counter[str] = Counter()
 
-    def batch_waited(self, seconds: float) -> None:
-        """Adds the time that the loop waited for a batch; it is part of the update's own time too."""
-        self._waited += seconds
-
-    def update_done(self, tokens: int, supervised: float, seconds: float) -> None:
-        """Adds an update of the global batch: its tokens, its supervised tokens, its wall-clock time."""
-        self._tokens += tokens
-        self._supervised += supervised
-        self._seconds += seconds
+    def add(self, **measured: float) -> None:
+        """Adds an update's `tokens`, those `supervised`, its `seconds`, and those that it `waited` for its batch."""
+        self._sums.update(measured)
 
     def line(self) -> dict[str, float]:
         """Returns `MEASURED` over the updates since the last line; without `mfu` where the chip's peak is not known.
 
         Model FLOP utilisation is the work of the model's arithmetic over the peak of the devices.
         """
-        rate = self._tokens / self._seconds
-        measured = {"tokens_per_s": rate, "supervised_tokens_per_s": self._supervised / self._seconds}
+        sums, self._sums = self._sums, Counter()
+        rate = sums["tokens"] / sums["seconds"]
+        measured = {"tokens_per_s": rate, "supervised_tokens_per_s": sums["supervised"] / sums["seconds"]}
         if self._peak is not None:
             measured["mfu"] = rate * self._flops_per_token / self._peak
-        measured |= {"memory_bytes": memory_bytes(self._devices), "data_wait_s": self._waited}
-        self._tokens = self._supervised = self._seconds = self._waited = 0.0
-        return measured
+        return measured | {"memory_bytes": memory_bytes(self._devices), "data_wait_s": sums["waited"]}
 
 
 def peak_flops(devices: Sequence[jax.Device], dtype: str) -> float | None:

@@ -22,13 +22,13 @@ from ml_collections import ConfigDict
 import ghost_jax
 from ghost_jax.config import load as config_lib
 from ghost_jax.core import atomic_io, jax_setup
-from ghost_jax.core.atomic_io import read_config, write_json, write_text
+from ghost_jax.core.atomic_io import read_config, read_json, write_json, write_text
 from ghost_jax.core.console import escape_controls
 from ghost_jax.core.errors import UserError
 from ghost_jax.core.object_store import is_remote, leased
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data import mixture
-from ghost_jax.data.prepare import Prepared, mix_of
+from ghost_jax.data.prepare import Prepared
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.parallel import distributed
 from ghost_jax.runs import run_record
@@ -140,7 +140,7 @@ def settle(config: ConfigDict, workdir: Path) -> None:
 def evals_of(workdir: Path, config: ConfigDict) -> list[str]:
     """Returns the evaluations of a config that scored a finished run; says where it asks for others, or otherwise."""
     asked = json.loads(config_lib.to_json(config))["evals"]
-    scored = run_record.scored_by(workdir, asked)
+    scored = read_json(workdir / run_record.STATUS).get("evals", asked)
     if differences := list(_differences(scored, asked, "evals.")):
         say(
             f"NOTE: {workdir} was finished with other evaluations, which are shown: {'; '.join(differences)}. To score "
@@ -163,7 +163,7 @@ def _differences(found: dict, asked: dict, prefix: str = "") -> Iterator[str]:
 def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared: Prepared) -> None:
     """Writes what the run is trained on into its directory: data.json, the tokenizer, the held-out questions."""
     corpus = artifact_cache.manifest(prepared.corpus)
-    mix = mix_of(config, prepared)
+    mix = prepared.mix
     # The windows of a base hold the documents of the corpus.
     before = [prepared.corpus.name] if config.stage == "pretrain" else run_record.read_data(base_workdir).trained_on
     data = run_record.DataRecord(
@@ -173,8 +173,8 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
         licenses=corpus.licenses,
         notes=prepared.notes,
         corpus=prepared.corpus.name,
-        stores={name: place.name for name, place in prepared.stores.items()},
-        trained_on=[*before, *(prepared.stores[name].name for name in mix.datasets if name != "pretrain")],
+        stores={name: place.name for name, place in mix.stores.items()},
+        trained_on=[*before, *(mix.stores[name].name for name in mix.datasets if name != "pretrain")],
         mixture=mixture.shares(mix, config.steps),
         packing=mixture.packing_of(mix),
     )
@@ -187,8 +187,8 @@ def record_data(config: ConfigDict, workdir: Path, base_workdir: Path, prepared:
         "exposure.jsonl": ("exposure", ("exposure.jsonl",)),
     } | {f"questions-{name}.jsonl": (name, ("items-test.jsonl",)) for name in config.data.get("questions", {})}
     for file, (dataset, parts) in questions.items():
-        if dataset in prepared.stores:
-            texts = [(prepared.stores[dataset] / part).read_text(encoding="utf-8") for part in parts]
+        if dataset in mix.stores:
+            texts = [(mix.stores[dataset] / part).read_text(encoding="utf-8") for part in parts]
             write_text(workdir / file, "".join(texts))
 
 

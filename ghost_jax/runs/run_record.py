@@ -171,10 +171,5 @@ def write_finished(workdir: Path, steps: int, evals: dict | None = None) -> None
     write_json(workdir / STATUS, {"status": "finished", "steps": steps, "evals": evals or {}})
 
 
-def scored_by(workdir: Path, otherwise: dict) -> dict:
-    """Returns the evaluations that scored a finished run, with their options; `otherwise` for one of older versions."""
-    return read_json(workdir / STATUS).get("evals", otherwise)
-
-
 def _read(kind: type[Part], path: Path) -> Part:
     return evaluation.from_json(read_json(path), kind, path, "Train the run again.")

@@ -1,4 +1,4 @@
-"""The training loop of one stage: updates, validations and checkpoints, from the newest checkpoint on."""
+"""The training loop of one stage: updates, validation losses and checkpoints, from the newest checkpoint on."""
 
 import contextlib
 import signal
@@ -8,16 +8,18 @@ from typing import Any
 
 import jax
 
+from ghost_jax.config.load import SHARED
 from ghost_jax.core.object_store import local_folder
 from ghost_jax.data import mixture
-from ghost_jax.data.prepare import Prepared, letters_of, mix_of
+from ghost_jax.data.mixture import Mix
+from ghost_jax.data.prepare import Prepared, letters_of
 from ghost_jax.parallel import distributed
 from ghost_jax.parallel.mesh import batch_sharding
 from ghost_jax.text.mcq_format import letter_ids
 from ghost_jax.training.checkpoint import Checkpoints
 from ghost_jax.training.loading import write_adapted
 from ghost_jax.training.setup import TrainSetup
-from ghost_jax.training.validation import make_validation
+from ghost_jax.training.step import make_eval_step
 
 Measure = Callable[[dict], dict[str, float]]  # parameters to named figures
 
@@ -43,7 +45,6 @@ def train(
       KeyboardInterrupt: the process was asked to stop; the state is saved.
     """
     config, mesh = setup.config, setup.mesh
-    mix = mix_of(config, prepared)
     with Checkpoints(workdir, config.keep) as checkpoints:
         state = checkpoints.newest(lambda step: checkpoints.restore(step, setup.abstract, mesh, identity))
         frozen = [setup.base_params(base_workdir, prepared)] if setup.lora else []
@@ -56,8 +57,8 @@ def train(
         start, first_save = int(state.step), checkpoints.latest is None
         letters = letter_ids(prepared.tokenizer, letters_of(prepared)) if config.stage == "chat" else None
         train_step = setup.make_step(letters)
-        validate = make_validation(setup, mix)
-        stream = mixture.train_batches(mix, *distributed.part_of_batch(batch_sharding(mesh)))
+        validate = make_validation(setup, prepared.mix)
+        stream = mixture.train_batches(prepared.mix, *distributed.part_of_batch(batch_sharding(mesh)))
         batches = mixture.read_from(stream, start)
         stop_vote = distributed.StopVote()
         with open_journal(start) as journal, stop_requests() as asked_to_stop:
@@ -90,6 +91,43 @@ def train(
 
 def _measured(measures: list[Measure], params: dict) -> Callable[[], dict[str, float]]:
     return lambda: {name: value for measure in measures for name, value in measure(params).items()}
+
+
+def make_validation(setup: TrainSetup, mix: Mix) -> Measure:
+    """Returns `params -> losses` in nats a supervised token.
+
+    `val_loss` is over the datasets that the mixture holds at any time, each once, whatever its multiplier;
+    `val_loss_<name>` is one dataset's. `val_loss_shared` is over those that every chat recipe is prepared with, mixed
+    in or not, so that the losses of two recipes compare. Of a dataset the same `data.validation_records` are read;
+    `val_share` is their share of the mixed datasets' validation records. A dataset without a supervised token in them
+    has no loss.
+    """
+    records = setup.config.data.validation_records
+    read = {name: mixture.validation_batches(mix, name, batch_size=setup.rows, records=records) for name in mix.stores}
+    read = {name: batches for name, batches in read.items() if any(batch["weights"].any() for batch in batches)}
+    sizes = [mixture.validation_size(mix, name) for name in mix.datasets]
+    share = sum(min(size, records) for size in sizes) / max(sum(sizes), 1)
+    eval_step = make_eval_step(setup.model, setup.shapes, setup.mesh)
+    sharding = batch_sharding(setup.mesh)
+
+    def sums_of(params: dict, batches: list[dict]) -> tuple[float, float]:
+        parts = [eval_step(params, distributed.place(batch, sharding)) for batch in batches]
+        return jax.tree.map(lambda *xs: sum(float(x) for x in xs), *parts)
+
+    def losses_of(sums: dict[str, tuple[float, float]]) -> dict[str, float]:
+        mixed = [sums[name] for name in sums if name in mix.datasets]
+        shared = [sums[name] for name in sums if name in SHARED]
+        losses = {"val_loss": _mean(mixed), "val_share": share} if mixed else {}
+        if len(sums) > 1:
+            losses |= {"val_loss_shared": _mean(shared)} if shared else {}
+            losses |= {f"val_loss_{name}": total / weight for name, (total, weight) in sums.items()}
+        return losses
+
+    return lambda params: losses_of({name: sums_of(params, batches) for name, batches in read.items()})
+
+
+def _mean(sums: list[tuple[float, float]]) -> float:
+    return sum(total for total, _ in sums) / sum(weight for _, weight in sums)
 
 
 def profiled(step: Callable, folder: Path) -> Callable:

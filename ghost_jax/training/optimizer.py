@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
@@ -125,11 +124,3 @@ def _clipped_and_decayed(
 
 # `optim.name` of a config -> the optimizer of (b1, b2, weight_decay, clip_norm).
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
-
-
-def skip_nonfinite(old: Any, new: Any, finite: jax.Array) -> Any:
-    """Returns the tree `new` if the scalar `finite` is true, else `old`.
-
-    Selected leaf by leaf and not multiplied by zero, because zero times NaN is NaN.
-    """
-    return jax.tree.map(lambda before, after: jnp.where(finite, after, before), old, new)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.errors import UserError
 from ghost_jax.data import mixture
-from ghost_jax.data.prepare import Prepared, mix_of
+from ghost_jax.data.prepare import Prepared
 from ghost_jax.model import attention_kernels
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.lora import Lora
@@ -53,7 +53,7 @@ class TrainSetup:
 
     def identity(self, prepared: Prepared, base_workdir: Path) -> dict:
         """Returns what a run's checkpoints must agree with: model, vocabulary, data, and the base's parameters."""
-        data = mixture.fingerprint(mix_of(self.config, prepared))
+        data = mixture.fingerprint(prepared.mix)
         base = params_of(newest_record(base_workdir)[1]) if self.config.stage == "chat" else ""
         return identity_of(self.model.config, prepared.tokenizer.sha256, data, base)
 

@@ -22,7 +22,6 @@ from ghost_jax.parallel.mesh import BATCH, batch_sharding, batch_shards, replica
 from ghost_jax.parallel.sharding_rules import shardings
 from ghost_jax.training.cross_entropy import log_probabilities
 from ghost_jax.training.loss import denominators, loss, loss_sum
-from ghost_jax.training.optimizer import skip_nonfinite
 
 LM = MappingProxyType({"lm": 1.0})
 
@@ -117,7 +116,8 @@ def make_train_step(
         finite = jnp.isfinite(grad_norm)
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-        params, opt_state = skip_nonfinite((state.params, state.opt_state), (params, opt_state), finite)
+        # Selected and not multiplied by zero: zero times NaN is NaN.
+        params, opt_state = optax.tree.where(finite, (params, opt_state), (state.params, state.opt_state))
         skipped = state.skipped + (1 - finite.astype(jnp.int32))
         new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped)
         metrics = losses if len(losses) > 2 else {"loss": losses["loss"]}

@@ -14,7 +14,7 @@ from evals.answering.letters import letter_answers
 from evals.items.answers import orders_of
 from ghost_jax.core import jax_setup
 from ghost_jax.data import mixture
-from ghost_jax.data.prepare import mix_of, prepare
+from ghost_jax.data.prepare import prepare
 from ghost_jax.inference.generate import Generator
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.transformer import Transformer
@@ -98,7 +98,7 @@ class Sft(Training):
         config = subject.chat_config(self.work, dtype)
         prepared = prepare(config, None)
         self.begin(subject.chat_model(config, prepared), config.micro_batch_size)
-        self._batches = mixture.read_from(mixture.train_batches(mix_of(config, prepared)), 0)
+        self._batches = mixture.read_from(mixture.train_batches(prepared.mix), 0)
 
     def turn(self) -> float:
         places = 0
@@ -116,7 +116,7 @@ class Loader(OnJax):
     def __init__(self, work: dict, folder: str):
         super().__init__(work, folder, FLOAT32)  # nothing is computed
         config = subject.chat_config(self.work)
-        self._batches = mixture.read_from(mixture.train_batches(mix_of(config, prepare(config, None))), 0)
+        self._batches = mixture.read_from(mixture.train_batches(prepare(config, None).mix), 0)
 
     def turn(self) -> float:
         batches = itertools.islice(self._batches, self.work.batches)

@@ -21,7 +21,7 @@ from ghost_jax.core import jax_setup
 from ghost_jax.data import mixture
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Item, permute
-from ghost_jax.data.prepare import Prepared, mix_of, prepare
+from ghost_jax.data.prepare import Prepared, prepare
 from ghost_jax.export import write_model
 from ghost_jax.hub import llama, weights
 from ghost_jax.model import transformer
@@ -126,7 +126,7 @@ def write_records(work: Work, folder: str) -> None:
     A conversation that lost its beginning to a row's length has lost it here too.
     """
     config = chat_config(work)
-    batches, rng = mixture.train_batches(mix_of(config, prepare(config, None))), np.random.default_rng(SEED)
+    batches, rng = mixture.train_batches(prepare(config, None).mix), np.random.default_rng(SEED)
     columns = {}
     for turn in range(work.turns):
         records = [each for t in range(work.steps) for each in records_of(batches[turn * work.steps + t])]
@@ -161,7 +161,7 @@ def write_chat(work: Work, folder: str) -> dict:
     files.exported.mkdir()
     write_model(files.exported, files.chat, FLOAT32)
 
-    source = Path(work.items) if work.items else prepared.stores["mcq"] / "items-test.jsonl"
+    source = Path(work.items) if work.items else prepared.mix.stores["mcq"] / "items-test.jsonl"
     parts = parts_of(source, work)
     prompts = {f"part {number}": _prompts(tokenizer, part) for number, part in enumerate(parts)}
     whole = np.concatenate([prompt for of_part in prompts.values() for prompt in of_part])

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 
 from ghost_jax.config.keys import KEY_VARIABLE
-from ghost_jax.config.validate import host_of_teacher
 from ghost_jax.core.chat_api import ChatApi, Names
 from ghost_jax.core.paths import cache_dir
 from ghost_jax.data.examples import Question
@@ -30,10 +29,10 @@ formatting, and do not refer to the evidence as such."""
 def open_api(base_url: str, model: str) -> ChatApi:
     """Returns the API of a model, whose replies are cached, one file a model.
 
-    Raises UserError where the URL or the key is malformed, the URL holds credentials, or there is no model.
+    Raises UserError where the key is malformed; the URL and the model were checked with the config.
     """
     path = cache_dir() / "teacher" / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', model)[:100]}.jsonl"
-    return ChatApi(base_url, host_of_teacher(base_url, model), model, NAMES, path, in_flight=IN_FLIGHT)
+    return ChatApi(base_url, model, NAMES, path, in_flight=IN_FLIGHT)
 
 
 def ask(api: ChatApi, questions: Sequence[Question]) -> tuple[list[str], dict]:

@@ -12,9 +12,8 @@ from pathlib import Path
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import mcq
 from ghost_jax.data.examples import BuildInputs, Question, Rows, rng_of
-from ghost_jax.data.items.clusters import components
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256, read_items
-from ghost_jax.data.items.items import Item, cyclic_orders, permute
+from ghost_jax.data.items.items import Item, components, cyclic_orders, permute
 
 VERSION = 2  # raise it when the same file gives other questions or another split
 

@@ -6,9 +6,9 @@ import re
 import sys
 from pathlib import Path
 
+from ghost_jax.core.addresses import is_offline
 from ghost_jax.core.atomic_io import locked, new_folder
 from ghost_jax.core.errors import UserError
-from ghost_jax.core.offline import is_offline
 from ghost_jax.core.paths import cache_dir
 
 DATASETS = "datasets==5.2.0"  # the version that is tested
