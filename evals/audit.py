@@ -63,12 +63,11 @@ def main(argv: Sequence[str]) -> int:
     option("--items", required=True, type=local_path, metavar="FILE", help="the benchmark that was answered")
     option("--predictions", required=True, type=local_path, metavar="FILE", help=".tsv, .csv or .jsonl")
     option("--column", metavar="NAME", help="audit this column alone (default: all that hold answers)")
-    option("--order", metavar="CBDA", help="the new letter of each option in turn (default: as published)")
     option("--out", type=local_path, metavar="FILE", help="writes the report as JSON")
     flags = parser.parse_args(argv)
 
     items = read_items(flags.items)
-    read = read_predictions(flags.predictions, items, column=flags.column, order=flags.order)
+    read = read_predictions(flags.predictions, items, column=flags.column)
     reports = []
     for each in read:
         file = PredictionsFile(file=flags.predictions.name, name=each.name, lower_case=each.lower_case)

@@ -16,15 +16,14 @@ from rich.console import Console
 
 from evals.analysis.report import show
 from evals.items.answers import ORDERS
-from evals.items.ctibench import SPLITS, part_of
-from evals.items.locate import find_items
+from evals.items.ctibench import SPLITS, find_items, part_of
 from evals.open_book.scoring import Book, lexical_report, show_evidence, show_open
 from evals.tasks import TASKS, open_answers
 from evals.tasks.mcq import contamination_of, evaluate_run, stem_of
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.console import make_console
-from ghost_jax.core.errors import UsageError, UserError, command, parser_of
+from ghost_jax.core.errors import UsageError, UserError, command, parser_of, positive
 from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.items.formats import read_items
@@ -65,7 +64,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--workdir", type=path_of, metavar="DIR", help="the run, e.g. runs/chat_v5-nano")
     option("--items", type=local_path, metavar="FILE", help="items (.tsv, .jsonl, …) instead of CTIBench")
     option("--data_dir", type=path_of, metavar="DIR", help="folder with ctibench/ (default: $GHOST_DATA)")
-    option("--batch_size", type=int, default=16, help="rows a forward pass (default: 16)")
+    option("--batch_size", type=positive, default=16, help="rows a forward pass (default: 16)")
     option("--orders", choices=ORDERS, default="cyclic", help="default: cyclic")
     option("--book", default="closed", metavar="BOOK", help="closed (default), open, or your files: FOLDER,cwe,…")
     option("--reader", choices=READERS, default="model", help="of the book (default: model)")
@@ -79,8 +78,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     option("--out", type=local_path, metavar="FILE", help="the JSON report (default: in the run's evals/)")
     option("--endpoint", metavar="URL", help="an OpenAI-compatible API, http://HOST/v1; its key: $OPENAI_API_KEY")
     option("--model", metavar="NAME", help="the endpoint's name of the model")
-    option("--concurrency", type=int, default=8, metavar="N", help="requests to it at once (default: 8)")
-    option("--max_tokens", type=int, metavar="N", help="of a reply (default: 64, of a --task 1,024)")
+    option("--concurrency", type=positive, default=8, metavar="N", help="requests to it at once (default: 8)")
+    option("--max_tokens", type=positive, metavar="N", help="of a reply (default: 64, of a --task 1,024)")
     flags = parser.parse_args(argv)
     if flags.task == "taa":
         raise UsageError("TAA cannot be scored: its published file has no gold column (URL, Text, Prompt).")
@@ -103,9 +102,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError("--endpoint needs --model=NAME and --out=FILE; its raw answers are kept beside that report.")
     if flags.out and flags.out.is_dir():
         raise UsageError(f"--out={flags.out} is a folder. Name the file of the report.")
-    for name in ("batch_size", "concurrency", "max_tokens"):
-        if (count := getattr(flags, name)) is not None and count < 1:
-            raise UsageError(f"--{name} is {count}; it must be at least 1.")
     return flags
 
 

@@ -12,7 +12,7 @@ import uvicorn
 
 from evals.open_book.scoring import Book
 from ghost_jax.core import jax_setup
-from ghost_jax.core.errors import UsageError, UserError, command, parser_of
+from ghost_jax.core.errors import UsageError, UserError, command, parser_of, positive
 from ghost_jax.core.object_store import path_of
 from ghost_jax.runs import evaluation, run_dir
 from ghost_jax.server.app import build
@@ -30,16 +30,14 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--data_dir", type=path_of, metavar="DIR", help="folder with the book's raw/ (default: $GHOST_DATA)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, default=8000, help="0 for any free one (default: 8000)")
-    add("--batch_size", type=int, default=16, metavar="N", help="texts generated at once (default: 16)")
-    add("--waiting", type=int, default=64, metavar="N", help="requests that may queue beside them (default: 64)")
+    add("--batch_size", type=positive, default=16, metavar="N", help="texts generated at once (default: 16)")
+    add("--waiting", type=positive, default=64, metavar="N", help="requests that may queue beside them (default: 64)")
     answers = "of an answer, unless the request says (default: 256)"
-    add("--max_new_tokens", type=int, default=256, metavar="N", help=answers)
+    add("--max_new_tokens", type=positive, default=256, metavar="N", help=answers)
     add("--timeout", type=float, default=120, metavar="SECONDS", help="the longest that a request takes (default: 120)")
     flags = parser.parse_args(argv)
     if not flags.workdir and flags.book == "closed":
         raise UsageError("There is nothing to serve. Name a run with --workdir, or add --book=open.")
-    if min(flags.batch_size, flags.waiting, flags.max_new_tokens) < 1:
-        raise UsageError("--batch_size, --waiting and --max_new_tokens must be at least 1.")
     if not 1 <= flags.timeout <= 86_400:
         raise UsageError(f"--timeout is {flags.timeout}; it must be 1 to 86,400 seconds.")
     if flags.host not in LOOPBACK and not os.environ.get("GHOST_API_KEY"):

@@ -21,7 +21,7 @@ from rich.table import Table
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.console import Progress, duration, make_console
-from ghost_jax.core.errors import DONE, UsageError, UserError, command, parser_of
+from ghost_jax.core.errors import DONE, UsageError, UserError, command, parser_of, positive
 from ghost_jax.core.paths import local_path
 from ghost_jax.runs import run_dir, run_record
 from ghost_jax.sweeps import grid as sweep_grid
@@ -185,13 +185,11 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:PRESET]", help="sweep file, e.g. configs/sweeps/lr.py:nano")
     add("--runs", type=local_path, metavar="DIR", help="their folder (default: runs/sweeps/<name>-<preset>)")
-    add("--jobs", type=int, metavar="N", help="runs at a time (default: one per two cores); on a TPU: 1")
+    add("--jobs", type=positive, metavar="N", help="runs at a time (default: one per two cores); on a TPU: 1")
     add("--data_dir", type=local_path, metavar="DIR", help="folder of raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
     add("--dry_run", action="store_true", help="print every run's command; start nothing")
     overrides, words = config_lib.overrides_in(argv)
     flags = parser.parse_args(words)
-    if flags.jobs is not None and flags.jobs < 1:
-        raise UsageError(f"--jobs is {flags.jobs}; at least one run at a time is needed.")
     sweep = sweep_grid.load(flags.config)
     folder = flags.runs or Path("runs") / "sweeps" / sweep.name
     tasks = tasks_of(sweep, folder, overrides, flags.data_dir)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from evals.answering.letters import make_probe
 from evals.tasks import EVALUATIONS
 from evals.tasks.mcq import check_questions
 from ghost_jax.config import load as config_lib
@@ -88,8 +89,6 @@ def probe_of(setup: TrainSetup, workdir: Path, tokenizer: Tokenizer) -> Callable
     config, model = setup.config, setup.model.config
     if config.stage != "chat" or not config.online_probe.every:
         return None
-    from evals.answering.online_probe import make_probe  # not imported where the first update need not wait for it
-
     predict = make_predict(model, setup.shapes, setup.mesh)
     questions = config.online_probe.questions
     probe = make_probe(workdir, tokenizer, config.data.layout, questions=questions, context=model.context)

@@ -157,23 +157,16 @@ def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
 def main(argv: Sequence[str]) -> int:
     """Runs or resumes every experiment of the campaign, in order, and keeps the records of what is finished."""
     parser = parser_of(main)
-    parser.add_argument(
-        "--folder",
-        type=local_path,
-        metavar="DIR",
-        default=Path(os.environ.get("CAMPAIGN", ROOT.parent / "ghost_jax-campaign")),
-        help="of its worktree, environment, caches and runs (default: $CAMPAIGN, else ../ghost_jax-campaign)",
-    )
     parser.add_argument("--list", action="store_true", help="print what is done and what is left; run nothing")
     flags = parser.parse_args(argv)
-    folder = flags.folder.resolve()
+    folder = local_path(os.environ.get("CAMPAIGN") or str(ROOT.parent / "ghost_jax-campaign")).resolve()
     show(folder)
     if flags.list:
         return 0
     if not os.environ.get("GHOST_DATA"):
         raise UserError("The campaign reads raw/ and ctibench/ in $GHOST_DATA, and it is not set. Export it first.")
     data = data_folders(None)[0].resolve()
-    failed, refusal = [], f"Another campaign is at work in {folder}. Wait until it is done, or name another --folder."
+    failed, refusal = [], f"Another campaign is at work in {folder}. Wait until it is done, or name another CAMPAIGN."
     with locked(folder / ".lock", refusal=refusal):
         for part, missing, *_ in left(folder):
             if missing and not run(part, folder, set_up(folder, part), data):

@@ -26,7 +26,7 @@ import ghost_jax
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import duration, make_console
-from ghost_jax.core.errors import UsageError, UserError, command, parser_of
+from ghost_jax.core.errors import UsageError, UserError, command, parser_of, positive
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.sources import embedded
 from ghost_jax.model.config import ModelConfig
@@ -131,8 +131,6 @@ def describe(topology: str, slices: int = 1) -> tuple[Chip, Sequence[jax.Device]
     """Returns the chip and the devices of slices, one a chip, without them. Raises as `check`."""
     generation, sides = parse(topology)
     chip, chips = CHIPS[generation], math.prod(sides)
-    if slices < 1:
-        raise UsageError(f"--slices={slices} is below 1. Name how many slices the run has.")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "The TPU compiler is not installed: it is in the package libtpu, which needs no TPU. Install the release "
@@ -231,7 +229,7 @@ def main(argv: Sequence[str]) -> int:
     """Compiles a config's training step for TPU slices, without a TPU: memory, collectives, a roofline."""
     parser = parser_of(main)
     parser.add_argument("--topology", required=True, metavar="SLICE", help="v5e:4x4, v6e:4x4, v4:2x2x4, v5p:4x4x4, …")
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="slices of this shape (default: 1)")
+    parser.add_argument("--slices", type=positive, default=1, metavar="N", help="slices of this shape (default: 1)")
     parser.add_argument("--out", type=local_path, metavar="FILE", help="also write the report as JSON")
     config, flags = config_lib.parse(parser, argv)
     report = check(config, flags.topology, flags.slices)

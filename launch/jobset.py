@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from ghost_jax.core.errors import UsageError, command, parser_of
+from ghost_jax.core.errors import UsageError, command, parser_of, positive
 from launch.chips import CHIPS, gke_hosts, parse
 
 TEMPLATE = Path(__file__).with_name("jobset.yaml")
@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> int:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--topology", metavar="SLICE", help="a TPU slice: v5e:4x4, v6e:4x4, v4:2x2x4, v5p:4x4x4, …")
     kind.add_argument("--gpu", metavar="NAME:COUNT", help="the GPUs of a node: nvidia-h100-80gb:8, nvidia-l4:1, …")
-    add("--slices", type=int, default=1, metavar="N", help="how many TPU slices (default: 1)")
-    add("--nodes", type=int, default=1, metavar="N", help="how many nodes with GPUs (default: 1)")
+    add("--slices", type=positive, default=1, metavar="N", help="how many TPU slices (default: 1)")
+    add("--nodes", type=positive, default=1, metavar="N", help="how many nodes with GPUs (default: 1)")
     add("--spot", action="store_true", help="cheap capacity that may be preempted")
     add("--service_account", metavar="NAME", help="of Kubernetes, that may use the bucket (default: the namespace's)")
     add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what every pod runs")
@@ -76,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
     words = flags.command[1:] if flags.command[:1] == ["--"] else flags.command
     if not words:
         raise UsageError("There is no command to run: write it after --, e.g. -- python -m ghost_jax.train --help.")
-    if min(flags.slices, flags.nodes) < 1 or (flags.slices > 1 and flags.gpu) or (flags.nodes > 1 and flags.topology):
-        raise UsageError("--slices counts TPU slices and --nodes counts nodes with GPUs: 1 or more, of what is asked.")
+    if (flags.slices > 1 and flags.gpu) or (flags.nodes > 1 and flags.topology):
+        raise UsageError("--slices counts TPU slices and --nodes counts nodes with GPUs. Give the one that is asked.")
     nodes = tpu_slices(flags.topology, flags.slices) if flags.topology else gpu_nodes(flags.gpu, flags.nodes)
     check_names(flags.name, flags.image, flags.service_account, nodes)
     if flags.spot:

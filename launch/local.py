@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from ghost_jax.core.errors import UsageError, command, parser_of
+from ghost_jax.core.errors import UsageError, command, parser_of, positive
 from ghost_jax.parallel.distributed import COORDINATOR, PROCESS, PROCESSES
 
 LEAVING_SECONDS = 45  # the others notice by missed heartbeats, at the latest, that a process failed
@@ -124,15 +124,14 @@ def _copy(source: IO[bytes], target: IO[bytes], prefix: bytes, one_writer: threa
 def main(argv: Sequence[str]) -> int:
     """Runs a command as several processes of one run on this machine."""
     parser = parser_of(main)
-    parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many to start")
-    parser.add_argument("--devices", type=int, metavar="N", help="simulated CPU devices of each (default: its own)")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what each of them runs")
+    add = parser.add_argument
+    add("--processes", type=positive, required=True, metavar="N", help="how many to start")
+    add("--devices", type=positive, metavar="N", help="simulated CPU devices of each (default: its own)")
+    add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what each of them runs")
     flags = parser.parse_args(argv)
     words = flags.command[1:] if flags.command[:1] == ["--"] else flags.command
     if not words:
         raise UsageError("There is no command to run: write it after --, e.g. -- python -m ghost_jax.train --help.")
-    if flags.processes < 1 or (flags.devices is not None and flags.devices < 1):
-        raise UsageError("--processes and --devices must be at least 1.")
     if words[0] in ("python", "python3"):
         words[0] = sys.executable  # the installation that this runs in, whatever PATH says
     return run(words, flags.processes, flags.devices)

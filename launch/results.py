@@ -13,6 +13,7 @@ record that is absent is an error:
     {{hours FOLDER [SETTING]}}          core-hours that the training of its runs, or of a setting's, and bases took
 """
 
+import functools
 import itertools
 import re
 import sys
@@ -72,10 +73,6 @@ class Folder:
                 self.refuse(f"{setting} {evaluation} {key}")
             values.append((value[figure], *value[ends]))
         return values
-
-    def items(self, setting: str, evaluation: str) -> int:
-        """Returns how many questions every seed was asked. Raises UserError where there is no record."""
-        return self.records(setting, evaluation)[0]["n"]
 
     def hours(self, setting: str = "") -> float:
         """Returns the core-hours of training of every run and base: between two lines, tokens over tokens a second.
@@ -173,18 +170,12 @@ def exposure_picture(*folders: Folder) -> Figure:
     return figure
 
 
-def knowledge_picture(*folders: Folder) -> Figure:
-    """Draws the readings of chat_facts at each size."""
-    return readings_picture([(folder, "knowledge") for folder in folders])
+def readings_picture(*folders: Folder, settings: Sequence[str] = ()) -> Figure:
+    """Draws, a row a size and setting, accuracy on held-out facts by letters, cloze and ranking, with intervals.
 
-
-def latch_picture(folder: Folder) -> Figure:
-    """Draws the readings of every setting of a folder."""
-    return readings_picture([(folder, setting) for setting in folder.settings])
-
-
-def readings_picture(drawn: Sequence[tuple[Folder, str]]) -> Figure:
-    """Draws, a row a size and setting, accuracy on held-out facts by letters, cloze and ranking, with intervals."""
+    By default the settings are all of each folder.
+    """
+    drawn = [(folder, setting) for folder in folders for setting in settings or folder.settings]
     names = [f"{folder.path.name.rpartition('-')[2]}, {setting}" for folder, setting in drawn]
     figure, (axes,) = new_figure(1.2 + 0.45 * len(names), 6)
     for shift, (name, key), color in zip((-0.2, 0.0, 0.2), READINGS.items(), (WARM, ACCENT, INK), strict=True):
@@ -196,13 +187,13 @@ def readings_picture(drawn: Sequence[tuple[Folder, str]]) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xlabel="accuracy on held-out facts, %", xlim=(0, 100))
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(READINGS))
     return figure
 
 
 PICTURES = {
-    "readings.png": (knowledge_picture, ["facts-nano", "facts-mini"]),
-    "latch.png": (latch_picture, ["facts-mini"]),
+    "readings.png": (functools.partial(readings_picture, settings=["knowledge"]), ["facts-nano", "facts-mini"]),
+    "latch.png": (readings_picture, ["facts-mini"]),
     "exposure.png": (exposure_picture, ["exposure-nano", "exposure-mini"]),
 }
 
@@ -215,7 +206,7 @@ def filled(text: str, records: Path) -> str:
     def look_up(asked: re.Match) -> str:
         match asked[1].split():
             case ["items", folder, setting, evaluation]:
-                return f"{Folder(campaign / folder).items(setting, evaluation):,}"
+                return f"{Folder(campaign / folder).records(setting, evaluation)[0]['n']:,}"
             case ["readings", folder]:
                 return markdown(readings(Folder(campaign / folder)))
             case ["exposure", folder]:

@@ -80,15 +80,15 @@ def test_a_record_that_is_copied_in_part_is_no_run_and_a_failed_step_is_a_paragr
 
 def test_the_list_and_a_start_without_data_make_nothing(ghost, tmp_path):
     folder = tmp_path / "campaign"
-    ghost.here("launch.campaign", f"--folder={folder}", "--list")
-    assert "GHOST_DATA" in ghost.here("launch.campaign", f"--folder={folder}", check=False).stderr
+    ghost.here("launch.campaign", "--list", env={"CAMPAIGN": str(folder)})
+    assert "GHOST_DATA" in ghost.here("launch.campaign", check=False, env={"CAMPAIGN": str(folder)}).stderr
     assert not folder.exists()
 
 
 @pytest.mark.usefixtures("part")
 def test_a_second_campaign_in_a_folder_is_refused(tmp_path, ghost):
     with locked(tmp_path / ".lock"):
-        said = ghost.refused_here("launch.campaign", f"--folder={tmp_path}", env={"GHOST_DATA": str(tmp_path)})
+        said = ghost.refused_here("launch.campaign", env={"CAMPAIGN": str(tmp_path), "GHOST_DATA": str(tmp_path)})
     assert str(tmp_path) in said
     assert not (tmp_path / "trees").exists()
 

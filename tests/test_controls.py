@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from evals.analysis.report import report_of
 from evals.answering.controls import (
-    check_trained_without_questions,
     controls_of,
+    read_trained_without_questions,
     swapped,
     trained_without_questions,
     with_controls,
+    without_questions,
 )
 from evals.items.answers import Answers, orders_of
 from ghost_jax.core.errors import UserError
@@ -77,8 +78,8 @@ def answers_by(rule, items=ITEMS) -> Answers:
 
 def report_on(rule) -> evaluation.Evaluation:
     answers = answers_by(rule)
-    controls = controls_of(lambda items, doing: answers_by(rule, items), answers, ITEMS)
-    return with_controls(report_of(answers, ITEMS), controls)
+    without = {name: answers_by(rule, items) for name, items in without_questions(ITEMS).items()}
+    return with_controls(report_of(answers, ITEMS), controls_of(without, answers, ITEMS))
 
 
 def refuses(each: Item) -> int | None:
@@ -120,8 +121,8 @@ def third_control(tmp_path):
         items = dataclasses.replace(ITEMS, sha256=sha256)
         peeking = dataclasses.replace(report_of(answers_by(peeks), items), step=step)
         other = write("control", {"data": {"layout": "options_only"}} | config, peeking)
-        check_trained_without_questions(other, run, "ctibench", ITEMS)
-        return trained_without_questions(other, run, "ctibench", report_of(answers, ITEMS), answers, ITEMS)
+        found = read_trained_without_questions(other, run, "ctibench", ITEMS)
+        return trained_without_questions(found, run, report_of(answers, ITEMS), answers, ITEMS)
 
     return control
 

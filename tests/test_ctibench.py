@@ -10,7 +10,7 @@ import pytest
 from evals import ctibench
 from evals.answering.evaluate import evaluate
 from evals.answering.letters import prompt_of
-from evals.items.locate import NoItems, find_items
+from evals.items.ctibench import NoItems, find_items
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items

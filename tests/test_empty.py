@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.answering.online_probe import make_probe
-from evals.items.locate import HELD_OUT
+from evals.answering.letters import make_probe
+from evals.items.ctibench import HELD_OUT
 from evals.tasks.mcq import check_data
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import write_json

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from evals.items.locate import FILE as CTIBENCH_FILE
+from evals.items.ctibench import FILE as CTIBENCH_FILE
 from ghost_jax.data import fetch, sources
 from ghost_jax.data.downloads import download
 from ghost_jax.data.downloads.download import Unavailable

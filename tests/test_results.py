@@ -94,7 +94,7 @@ def points_of(figure) -> list[np.ndarray]:
 
 
 def test_the_readings_are_drawn_with_a_row_a_setting(records):
-    points = points_of(results.latch_picture(Folder(records / "campaign" / "facts")))
+    points = points_of(results.readings_picture(Folder(records / "campaign" / "facts")))
     assert [accuracy for ((accuracy, _),) in points] == pytest.approx([26, 61, 50])
 
 

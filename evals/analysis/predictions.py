@@ -42,7 +42,7 @@ class _Source:
     """The answers in one order: a column of letters, or a column of scores for each letter."""
 
     name: str
-    order: Order | None  # None where the column's name has none
+    order: Order  # the published one where the column's name has none
     columns: tuple[str, ...]
 
     @property
@@ -50,24 +50,16 @@ class _Source:
         return len(self.columns) > 1
 
 
-def read_predictions(
-    path: Path, items: Items, *, column: str | None = None, order: str | None = None
-) -> list[Predictions]:
+def read_predictions(path: Path, items: Items, *, column: str | None = None) -> list[Predictions]:
     """Reads every column of a file that holds letters or scores for these items.
 
-    Args:
-      column: reads this one alone, by its name or with its order.
-      order: the order, such as "CBDA", of columns whose name has none, and of the gold column; default: published.
+    With `column` that one alone, by its name or with its order.
 
     Raises UserError where the file is no such table, its rows are not those of the items, or a cell is invalid.
     """
     rows = read_rows(path)
     header = list(rows[0][1])
     k = max(len(item.options) for item in items)
-    mixed = any(len(item.options) < k for item in items)
-    if mixed and order is not None:
-        raise UserError(f"{items.path}: its items differ in their number of options. Leave out --order.")
-    default = tuple(range(k)) if order is None else parse_order(order, k)
     sources = _sources(header, k, path.stem)
     if column is None:
         sources = [each for each in sources if each.columns[0].lower() not in (ID_COLUMN, *GOLD_COLUMNS)]
@@ -77,7 +69,7 @@ def read_predictions(
             raise UserError(f'{path}: there is no column "{column}".{did_you_mean(column, header)}')
 
     rows = matched(path, rows, items)
-    golds = [LETTERS[default[item.answer]] for item in items]
+    golds = [LETTERS[item.answer] for item in items]
     check_gold(path, rows, items, golds, lambda cell: cell.strip().upper(), column)
     sources = [each for each in sources if _holds_answers(each, rows, k)]
     if not sources:
@@ -87,7 +79,8 @@ def read_predictions(
             f"the columns are: {', '.join(header)[:200]}. Give one letter a row, or one score a letter in columns that "
             "end in _A, _B and so on."
         )
-    if mixed and (ordered := next((each for each in sources if each.order not in (None, default)), None)):
+    ordered = next((each for each in sources if each.order != tuple(range(k))), None)
+    if ordered and any(len(item.options) < k for item in items):
         raise UserError(
             f"{path}: the column {quoted(ordered.columns[0])} has an order of {k} options, and the items of "
             f"{items.path} differ in their number of options. Give answers to their published order."
@@ -96,7 +89,7 @@ def read_predictions(
     by_name: dict[str, list[_Source]] = defaultdict(list)
     for each in sources:
         by_name[f"{each.name} (scores)" if each.of_scores and each.name in of_letters else each.name].append(each)
-    return [_predictions(path, name, rows, items, together, default) for name, together in by_name.items()]
+    return [_predictions(path, name, rows, items, together) for name, together in by_name.items()]
 
 
 def read_rows(path: Path, *, lists_by_letter: bool = True) -> list[Row]:
@@ -140,8 +133,9 @@ def _sources(header: Sequence[str], k: int, unnamed: str) -> list[_Source]:
             name = score_name[column]
             columns = tuple(scores[name][letter] for letter in LETTERS[:k])
         before, _, after = name.rpartition("@")
-        order = parse_order(after, k) if sorted(after) == list(LETTERS[:k]) else None
-        found[columns] = _Source((before if order else name) or unnamed, order, columns)
+        ordered = sorted(after) == list(LETTERS[:k])
+        order = parse_order(after if ordered else LETTERS[:k], k)
+        found[columns] = _Source((before if ordered else name) or unnamed, order, columns)
     return list(found.values())
 
 
@@ -186,8 +180,8 @@ def check_gold(
             if spell(cells[name]) != gold:
                 fault = f"{name} is {quoted(cells[name])}, but the gold answer of {quoted(item.id)} is {gold}"
                 fix = (
-                    f"Give rows in the order of {items.path} or a column {ID_COLUMN}, letters in that of --order. If "
-                    f"{name} holds the answers of a model, add --column={name}."
+                    f"Give rows in the order of {items.path} or a column {ID_COLUMN}, letters in the published order. "
+                    f"If {name} holds the answers of a model, add --column={name}."
                 )
                 raise refusal(path, place, fault, fix)
 
@@ -199,12 +193,10 @@ def _holds_answers(source: _Source, rows: Sequence[Row], k: int) -> bool:
     return sum(holding) > len(cells) / 2
 
 
-def _predictions(
-    path: Path, name: str, rows: Sequence[Row], items: Items, sources: list[_Source], default: Order
-) -> Predictions:
+def _predictions(path: Path, name: str, rows: Sequence[Row], items: Items, sources: list[_Source]) -> Predictions:
     by_order: dict[Order, _Source] = {}
     for source in sources:
-        if by_order.setdefault(source.order or default, source) is not source:
+        if by_order.setdefault(source.order, source) is not source:
             raise UserError(
                 f"{path}: the column {quoted(source.columns[0])} holds answers in an order that another column of that "
                 f'name holds too. Name each column after its order, such as "{source.name}@BCDA".'

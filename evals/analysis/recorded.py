@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals.items.answers import Answers
-from evals.items.ctibench import part_of
-from evals.items.locate import FILE, HELD_OUT
+from evals.items.ctibench import FILE, HELD_OUT, part_of
 from ghost_jax.config.load import recipe_of
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UsageError, UserError

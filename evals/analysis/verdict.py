@@ -57,8 +57,10 @@ def words_of(report: Evaluation) -> str:
     low, high = report.headline.ci95
     missing = f" Controls missing: {', '.join(report.controls_missing)}." if report.controls_missing else ""
     if report.verdict == COLLAPSED:
-        words = f"COLLAPSED to one letter: {_top_share(report):.1%} of the answers are {report.top_letter[0]}; "
-        words += f"that letter alone scores {report.baselines_over_orders[f'always_{report.top_letter[0]}']:.2%}."
+        letter, share = report.top_letter
+        among_letters = share / max(1 - report.no_letter, ROUNDING)
+        words = f"COLLAPSED to one letter: {among_letters:.1%} of the answers are {letter}; "
+        words += f"that letter alone scores {report.baselines_over_orders[f'always_{letter}']:.2%}."
     elif report.verdict == "chance":
         against = "below" if high < report.best_constant else "not told apart from"
         words = f"chance: {against} answering one letter without reading"
@@ -129,8 +131,3 @@ def _share_where_wrong(report: Evaluation) -> float:
     gold = report.baselines_over_orders[f"always_{letter}"]
     wrong = (share - gold * (report.recall[letter] or 0)) / max(1 - gold, ROUNDING)
     return wrong / max(1 - report.no_letter, ROUNDING)
-
-
-def _top_share(report: Evaluation) -> float:
-    """The share of the most frequent letter among the answers that are letters."""
-    return report.top_letter[1] / max(1 - report.no_letter, ROUNDING)

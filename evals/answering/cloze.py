@@ -117,19 +117,13 @@ def _token_scores(
     returns how many items were cropped.
     """
     options = [list(dict.fromkeys(option for option in item.options if option.strip())) for item in items]
-    trees = [
-        _tree_of(tokenizer, item.question, texts, shown)
-        for item, texts, shown in zip(items, options, passages or [()] * len(items), strict=True)
-    ]
+    trees = []  # the question is the trunk, each option with the end of its turn a branch
+    for item, texts, shown in zip(items, options, passages or [()] * len(items), strict=True):
+        trunk, turns = mcq_format.cloze(tokenizer, item.question, texts, shown)
+        trees.append(Tree(trunk, tuple(scored_text(ids[: np.flatnonzero(learnt)[-1] + 1]) for ids, learnt in turns)))
     found = read(predict, trees, context=context, batch_size=batch_size, doing=doing)
     scores = [
         {text: log_probs[:, 0].astype(np.float64) for text, log_probs in zip(texts, of_tree, strict=True)}
         for texts, of_tree in zip(options, found, strict=True)
     ]
     return scores, sum(tree.depth > context for tree in trees)
-
-
-def _tree_of(tokenizer: Tokenizer, question: str, options: Sequence[str], passages: Sequence[str]) -> Tree:
-    """Returns the question as a trunk and each option with the end of its turn as a branch, all tokens scored."""
-    trunk, turns = mcq_format.cloze(tokenizer, question, options, passages)
-    return Tree(trunk, tuple(scored_text(ids[: np.flatnonzero(learnt)[-1] + 1]) for ids, learnt in turns))

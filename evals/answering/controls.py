@@ -6,13 +6,13 @@ recipe trained without questions.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from evals.analysis import stats
-from evals.analysis.recorded import answers_of, check_alike, read_report
+from evals.analysis.recorded import Report, answers_of, check_alike, read_report
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
 from ghost_jax.config.load import recipe_of
@@ -24,17 +24,13 @@ from ghost_jax.runs.evaluation import Control, Evaluation
 OPTIONS_ONLY, SWAPPED, TRAINED = CONTROLS
 
 
-def controls_of(ask: Callable[[Sequence[Item], str], Answers], answers: Answers, items: Items) -> dict[str, Control]:
-    """Returns the controls of the model itself: options only, and, of several items, question swapped.
-
-    `ask` takes items and the label of the progress line, and returns answers in the orders of `answers`.
-    """
-    asked = without_questions(items)
-    return {name: _control(answers, ask(those, f"scoring, {name}"), items) for name, those in asked.items()}
+def controls_of(without: dict[str, Answers], answers: Answers, items: Items) -> dict[str, Control]:
+    """Returns the controls of a model by its answers to `without_questions`, in the orders of `answers`."""
+    return {name: _control(answers, each, items) for name, each in without.items()}
 
 
 def without_questions(items: Items) -> dict[str, list[Item]]:
-    """Returns what each control of a model asks in place of the items."""
+    """Returns what each control of a model asks in place of the items: options only, of several question swapped."""
     controls = {OPTIONS_ONLY: [dataclasses.replace(item, question="") for item in items]}
     return controls | ({SWAPPED: swapped(items.items)} if len(items) > 1 else {})
 
@@ -59,10 +55,10 @@ def swapped(items: Sequence[Item]) -> list[Item]:
     return [dataclasses.replace(item, question=question_of[row]) for row, item in enumerate(items)]
 
 
-def check_trained_without_questions(other: Path, workdir: Path, stem: str, items: Items) -> None:
-    """Raises UserError where `other` is no finished run of the recipe `workdir` has, with data.layout=options_only.
+def read_trained_without_questions(other: Path, workdir: Path, stem: str, items: Items) -> Report:
+    """Returns the report `stem` in the directory of a run, its score on `items`.
 
-    Its score on `items` must be the report `stem` in its directory.
+    Raises UserError where `other` is no finished run of the recipe `workdir` has, with data.layout=options_only.
     """
     if not (other / "config.json").is_file():
         raise UserError(f"{other} is not a run directory. Name the run trained with data.layout=options_only.")
@@ -79,7 +75,7 @@ def check_trained_without_questions(other: Path, workdir: Path, stem: str, items
     elif found.evaluation.items.sha256 != items.sha256:
         fault = f"{found.path} is of other items than {items.path}"
     else:
-        return
+        return found
     raise UserError(
         f"{other} is not a control of {workdir}: {fault}. Train the control to its end with the same command and "
         "--config.data.layout=options_only, and score it again."
@@ -87,12 +83,11 @@ def check_trained_without_questions(other: Path, workdir: Path, stem: str, items
 
 
 def trained_without_questions(
-    other: Path, workdir: Path, stem: str, report: Evaluation, answers: Answers, items: Items
+    found: Report, workdir: Path, report: Evaluation, answers: Answers, items: Items
 ) -> Control:
     """Returns the control that is a second run's report. Raises UserError where it was asked otherwise."""
-    found = read_report(other, stem)
     check_alike([dataclasses.replace(found, path=workdir, evaluation=report), found])
-    return _control(answers, answers_of(found, items), items, run=other.name)
+    return _control(answers, answers_of(found, items), items, run=found.name)
 
 
 def with_controls(report: Evaluation, controls: dict[str, Control]) -> Evaluation:

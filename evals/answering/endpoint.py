@@ -56,10 +56,7 @@ def evaluate(items: Items, api: ChatApi, *, orders: str, max_tokens: int) -> Eva
     answers, *of_controls = read[chosen]
     model = replace(model, letters_by=chosen, unanswered=silent[chosen])
     report = report_of(answers, items, reader="endpoint", layout=LAYOUT, endpoint=model)
-    if not controls:
-        return report
-    in_turn = iter(of_controls)
-    return with_controls(report, controls_of(lambda *_: next(in_turn), answers, items))
+    return with_controls(report, controls_of(dict(zip(controls, of_controls, strict=True)), answers, items))
 
 
 def ask_all(

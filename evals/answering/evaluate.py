@@ -8,7 +8,7 @@ from evals.analysis import stats
 from evals.analysis.report import report_of
 from evals.analysis.verdict import judged
 from evals.answering import cloze
-from evals.answering.controls import controls_of, with_controls
+from evals.answering.controls import controls_of, with_controls, without_questions
 from evals.answering.letters import letter_answers
 from evals.answering.prefix_tree import Predict
 from evals.items.answers import Answers, orders_of
@@ -61,7 +61,8 @@ def evaluate(
     answers, cropped = ask(items.items, "scoring")
     report = report_of(answers, items, prompts_cropped=cropped, layout=layout, **others)
     if orders != "published":
-        report = with_controls(report, controls_of(lambda those, doing: ask(those, doing)[0], answers, items))
+        without = {name: ask(those, f"scoring, {name}")[0] for name, those in without_questions(items).items()}
+        report = with_controls(report, controls_of(without, answers, items))
     if layout == "cloze":  # the scores of options' texts are not those of letters
         report = replace(report, calibration=None, letter_log_probs=None)
     else:

@@ -1,11 +1,14 @@
 """Letter scores: the log-probability of each letter, for every item in every order that it is asked in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from evals.analysis.report import letter_figures
 from evals.answering.prefix_tree import Branch, Predict, Tree, read, shared_beginning
-from evals.items.answers import Answers
+from evals.items.answers import Answers, orders_of
+from evals.items.ctibench import held_out_of
 from ghost_jax.data.items.items import Item, Order, permute
 from ghost_jax.text.chat_format import Message, render_prompt
 from ghost_jax.text.mcq_format import ask, letter_ids, with_context
@@ -57,3 +60,27 @@ def prompt_of(tokenizer: Tokenizer, item: Item, layout: str = "classic", passage
     """Returns the ids [T] after which the model's next token is its letter."""
     asked = with_context(ask(item.question, item.options, layout), passages)
     return render_prompt(tokenizer, [Message("user", asked)])
+
+
+# ---- While a model trains ----
+
+
+def make_probe(
+    workdir: Path, tokenizer: Tokenizer, layout: str, *, questions: int, context: int
+) -> Callable[[Predict], dict[str, float]]:
+    """Returns `predict -> {"held_out_accuracy", "held_out_top_letter"}`, both fractions, for `metrics.jsonl`.
+
+    The second is the share of the letter answered most: a collapse shows here long before the end. The `questions` are
+    spread evenly over those that the run's own data held out. A benchmark scored during training would be tuned on.
+    """
+    every = held_out_of(workdir).items
+    items = [every[row] for row in np.linspace(0, len(every) - 1, min(questions, len(every))).astype(int)]
+    orders = orders_of(items, "cyclic")
+
+    def probe(predict: Predict) -> dict[str, float]:
+        how = {"context": context, "batch_size": 16, "layout": lettered(layout), "doing": "probing"}
+        answers, _ = letter_answers(predict, tokenizer, items, orders, **how)
+        accuracy, shares = float(answers.mean_credits(items).mean()), letter_figures(answers, items)["letter_share"]
+        return {"held_out_accuracy": accuracy, "held_out_top_letter": max(shares.values())}
+
+    return probe

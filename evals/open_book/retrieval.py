@@ -1,6 +1,5 @@
 """How often the page of a question is found in the open book, and the reader's controls: other passages to read."""
 
-import dataclasses
 import re
 import time
 from collections import defaultdict
@@ -93,14 +92,8 @@ def _pages(index: Index) -> list[str]:
     return [page_of(passage.url) for passage in index.passages]
 
 
-def options_only(reader: LexicalReader, items: Sequence[Item]) -> list[Read]:
-    """Reads each item with its question blank: nothing is found, and only the form of the options is left."""
-    return [reader.read(dataclasses.replace(item, question="")) for item in items]
-
-
 CONTROLS: dict[str, Callable[[LexicalReader, Sequence[Item]], list[Read]]] = {
     "random passages": random_passages,
     "passages of another question": passages_of_another,
     "oracle page": oracle_page,
-    "options only": options_only,
 }

@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from evals.analysis import conditional_logit, stats
 from evals.analysis.report import print_line, report_of, right
 from evals.analysis.verdict import judged
-from evals.answering.controls import TRAINED, controls_of, with_controls
+from evals.answering.controls import TRAINED, controls_of, with_controls, without_questions
 from evals.answering.evaluate import Put
 from evals.items.answers import Answers, orders_of
 from evals.items.ctibench import development_split
@@ -98,11 +98,9 @@ def lexical_report(items: Items, book: Book, split: str, *, controls: bool) -> t
     # Scores of BM25 are not log-probabilities, so they have no calibration.
     report = replace(report, calibration=None, letter_log_probs=None)
     if controls:
-
-        def ask(others: Sequence[Item], doing: str) -> Answers:
-            return answers_of(book.reader.read_all(others), orders)
-
-        report = with_controls(report, controls_of(ask, answers, items))
+        asked = without_questions(items).items()
+        without = {name: answers_of(book.reader.read_all(those), orders) for name, those in asked}
+        report = with_controls(report, controls_of(without, answers, items))
     # Without training there is no control trained without questions.
     missing = tuple(name for name in report.controls_missing if name != TRAINED)
     return judged(replace(report, controls_missing=missing)), reads
@@ -183,9 +181,6 @@ def both_report(put: Put, orders: str, items: Items, book: Book) -> Evaluation:
         passages = book.passages([item.question for item in those])
         return put(those, orders_of(those, orders), passages=passages, doing=doing)
 
-    def ask_both(those: Sequence[Item], doing: str) -> Answers:
-        return _together(book.reader.read_all(those), ask(those, doing)[0])
-
     answers, cropped = ask(items.items, "scoring")
     reads = book.reader.read_all(items.items)
     both = _together(reads, answers)
@@ -206,7 +201,11 @@ def both_report(put: Put, orders: str, items: Items, book: Book) -> Evaluation:
     report = replace(report, calibration=None, letter_log_probs=None)  # the reader's part is no log-probability
     if orders == "published":
         return report
-    return with_controls(report, controls_of(ask_both, both, items))
+    without = {
+        name: _together(book.reader.read_all(those), ask(those, f"scoring, {name}")[0])
+        for name, those in without_questions(items).items()
+    }
+    return with_controls(report, controls_of(without, both, items))
 
 
 def _together(reads: Sequence[Read], answers: Answers) -> Answers:

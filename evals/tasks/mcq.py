@@ -7,12 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 from evals.analysis.report import show
-from evals.answering.controls import TRAINED, check_trained_without_questions, trained_without_questions, with_controls
+from evals.answering.controls import TRAINED, read_trained_without_questions, trained_without_questions, with_controls
 from evals.answering.evaluate import evaluate, putting
 from evals.answering.letters import lettered
 from evals.answering.prefix_tree import Predict
-from evals.items.ctibench import part_of
-from evals.items.locate import NoItems, find_items
+from evals.items.ctibench import NoItems, find_items, part_of
 from evals.open_book.scoring import Book, both_report
 from evals.overlap.contamination import HELD_OUT, check, refuse
 from ghost_jax.core.atomic_io import read_config
@@ -54,8 +53,7 @@ def evaluate_run(
     items, note = (read_items(path), "") if path else find_items(data_dir, workdir)
     distributed.check_same({"items": items.sha256})
     if options_only:  # before hours of scoring
-        control_name = stem_of(path, split, orders)
-        check_trained_without_questions(options_only, workdir, control_name, items)
+        without = read_trained_without_questions(options_only, workdir, stem_of(path, split, orders), items)
     if note:
         run_dir.say(note)
     contamination = contamination_of(items, workdir)
@@ -75,7 +73,7 @@ def evaluate_run(
         report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, **of_book)
     report = replace(report, note=note, split=split, contamination=contamination, layout=layout)
     if options_only:
-        control = trained_without_questions(options_only, workdir, control_name, report, answers, items)
+        control = trained_without_questions(without, workdir, report, answers, items)
         report = with_controls(report, {TRAINED: control})
     return report
 

@@ -141,3 +141,10 @@ def parser_of(main: Callable[..., int]) -> argparse.ArgumentParser:
     spec = sys.modules[main.__module__].__spec__  # None of a file that Python runs by its path
     name = spec and NAMES.get(spec.name, f"python -m {spec.name}")
     return argparse.ArgumentParser(prog=name, description=main.__doc__)
+
+
+def positive(text: str) -> int:
+    """Returns a typed number of 1 or more; the `type=` of every such flag."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return number

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.console import escape_controls, make_console
-from ghost_jax.core.errors import UsageError, command, parser_of
+from ghost_jax.core.errors import command, parser_of, positive
 from ghost_jax.data import mixture
 from ghost_jax.data.prepare import prepare
 from ghost_jax.text.tokenizer import Tokenizer
@@ -50,10 +50,8 @@ def show(example: dict, name: str, tokenizer: Tokenizer, seq_len: int, console: 
 def main(argv: Sequence[str]) -> int:
     """Prints the first records that a run draws, with the supervised tokens marked."""
     parser = parser_of(main)
-    parser.add_argument("-n", type=int, default=3, metavar="N", help="records (default: 3)")
+    parser.add_argument("-n", type=positive, default=3, metavar="N", help="records (default: 3)")
     config, flags = config_lib.parse(parser, argv)
-    if flags.n < 1:
-        raise UsageError(f"-n is {flags.n}; at least one record must be shown.")
     prepared = prepare(config, flags.data_dir)
     console = make_console()
     for name, example in mixture.first_examples(prepared.mix, flags.n):

@@ -44,18 +44,12 @@ class Beside:
 def find_runs(folder: Path) -> list[Path]:
     """Returns the run directories at or below `folder`, by name. Raises UserError where there is none."""
     configs = [*folder.glob("config.json"), *folder.glob("*/config.json")]
-    runs = sorted(path.parent for path in configs if not _is_exported(path))
+    runs = sorted(path.parent for path in configs if b'"architectures"' not in path.read_bytes())  # else an export
     if not runs:
         raise UserError(
             f"There is no run in {folder}. Train one: python -m ghost_jax.train --config=configs/chat_v5.py:nano."
         )
     return runs
-
-
-def _is_exported(path: Path) -> bool:
-    """Returns whether a config.json is that of a model exported into the same folder."""
-    content = path.read_bytes()
-    return b'"architectures"' in content and b'"stage"' not in content
 
 
 def read_runs(workdirs: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:

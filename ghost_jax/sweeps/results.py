@@ -24,46 +24,35 @@ from ghost_jax.runs.evaluation import Evaluation, interval
 from ghost_jax.runs.run_record import RunRecord
 from ghost_jax.sweeps.grid import Setting, Sweep
 
-
-@dataclasses.dataclass(frozen=True)
-class SweepRun:
-    """A run of a sweep."""
-
-    name: str
-    state: str  # "finished", "stopped" (by the divergence watch), "failed" or "not started"
-    record: RunRecord
-    score: Evaluation | None  # on the benchmark
-    curve: list[tuple[float, float, float]]  # tokens, seconds and validation loss
-    # steps, rate, letter_share (of the most frequent letter), accuracy, and the last value of each loss; what the run
-    # lacks, or is not finite, is absent. Accuracies and shares are fractions, losses nats a token.
-    figures: dict[str, float]
+BENCHMARK = "ctibench"  # the evaluation that is pooled
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A setting with its runs; `pooled` has what `pool` returns of each figure over the runs that are `counted`."""
+    """A setting with its runs. The finished ones are counted, all where there is none."""
 
     setting: Setting
-    runs: list[SweepRun]
-    counted: list[SweepRun]
-    pooled: dict[str, dict | None]
+    runs: list[RunRecord]
+    figures: list[dict[str, float]]  # `figures_of` each run that is counted
+    pooled: dict[str, dict | None]  # what `pool` returns of each figure
     states: Counter  # of the runs
-    verdicts: Counter  # of the runs that are counted
+    scores: list[Evaluation]  # of the runs that are counted
+    verdicts: Counter  # of these scores
 
 
-def read(workdir: Path, state: str, metrics: Sequence[str]) -> SweepRun:
-    """Reads the results of one run from its directory."""
-    record = run_record.read(workdir)
-    lines, config, score = record.metrics, record.config, record.evals.get("ctibench")
-    figures = {"steps": lines[-1]["step"] if lines else 0}
-    figures |= {key: line[key] for line in lines for key in metrics if key in line}
-    if config:
-        figures["rate"] = config["optim"]["peak_lr"]
-    if score:
+def figures_of(run: RunRecord, metrics: Sequence[str]) -> dict[str, float]:
+    """Returns steps, rate, accuracy, `letter_share` of the most frequent letter, and the last value of each loss.
+
+    What the run lacks, or is not finite, is absent. Accuracies and shares are fractions, losses nats a token.
+    """
+    figures = {"steps": run.metrics[-1]["step"] if run.metrics else 0}
+    figures |= {key: line[key] for line in run.metrics for key in metrics if key in line}
+    if run.config:
+        figures["rate"] = run.config["optim"]["peak_lr"]
+    if score := run.evals.get(BENCHMARK):
         figures |= {"accuracy": score.headline.accuracy, "letter_share": score.top_letter[1]}
     # The last loss of a run that diverged may be NaN, which has no mean.
-    figures = {key: value for key, value in figures.items() if math.isfinite(value)}
-    return SweepRun(record.name, state, record, score, curve_of(config, lines), figures)
+    return {key: value for key, value in figures.items() if math.isfinite(value)}
 
 
 def rows_of(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
@@ -73,13 +62,13 @@ def rows_of(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
     """
     rows = []
     for setting in sweep.settings:
-        names = [run.name for run in sweep.runs() if run.setting == setting]
-        runs = [read(folder / name, states[name], sweep.metrics) for name in names]
+        runs = [run_record.read(folder / run.name) for run in sweep.runs() if run.setting == setting]
         # A loss from halfway does not compare with one of the end.
-        counted = [run for run in runs if run.state == "finished"] or runs
+        counted = [run for run in runs if states[run.name] == "finished"] or runs
         keys = ("steps", "rate", *sweep.metrics, "letter_share", "accuracy")
-        pooled = {key: pool([run.figures[key] for run in counted if key in run.figures]) for key in keys}
-        scores = [run.score for run in counted if run.score]
+        figures = [figures_of(run, sweep.metrics) for run in counted]
+        pooled = {key: pool([each[key] for each in figures if key in each]) for key in keys}
+        scores = [run.evals[BENCHMARK] for run in counted if BENCHMARK in run.evals]
         if len({asked_of(score) for score in scores}) > 1:
             pooled |= {"accuracy": None, "letter_share": None}
         elif len(scores) == 1:
@@ -87,7 +76,7 @@ def rows_of(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> list[Row]:
         elif scores:
             pooled["accuracy"]["over"] = "seeds"
         verdicts = Counter(score.verdict for score in scores)
-        rows.append(Row(setting, runs, counted, pooled, Counter(run.state for run in runs), verdicts))
+        rows.append(Row(setting, runs, figures, pooled, Counter(states[run.name] for run in runs), scores, verdicts))
     return rows
 
 
@@ -121,7 +110,7 @@ def _accuracy_cells(row: Row) -> tuple[str, ...]:
     accuracy = row.pooled["accuracy"]
     if accuracy is None:
         return (NONE,) * 3
-    one_order = any(run.score and run.score.orders_per_item == 1 for run in row.counted)
+    one_order = any(score.orders_per_item == 1 for score in row.scores)
     over = " (items)" if accuracy["over"] == "items" else ""
     return (
         _mean(row, "accuracy", ".1f", 100) + (" (one order)" if one_order else ""),
@@ -141,7 +130,7 @@ def _mean(row: Row, key: str, form: str, scale: float = 1) -> str:
     """Returns the mean of a figure, and of how many runs it is where some lack it or it was not finite there."""
     if (values := row.pooled[key]) is None:
         return NONE
-    n, counted = values["n"], len(row.counted)
+    n, counted = values["n"], len(row.figures)
     return format(scale * values["mean"], form) + (f" ({n} of {counted})" if n < counted else "")
 
 
@@ -152,10 +141,10 @@ def _counts(counts: Mapping[str, int], usual: str = "") -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items()) or NONE
 
 
-def notes_of(rows: Sequence[Row]) -> list[str]:
+def notes_of(rows: Sequence[Row], states: Mapping[str, str]) -> list[str]:
     """Returns the limits of the table: cropped prompts, too few seeds, a single order, runs that are not pooled."""
     runs = [run for row in rows for run in row.runs]
-    scores = {run.name: run.score for run in runs if run.score}
+    scores = {run.name: run.evals[BENCHMARK] for run in runs if BENCHMARK in run.evals}
     notes = list(dict.fromkeys(score.note for score in scores.values() if score.note))
     by_questions: dict[str, list[str]] = defaultdict(list)
     for name, score in scores.items():
@@ -177,9 +166,9 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
         )
     if any(score.orders_per_item == 1 for score in scores.values()):
         notes.append("Scored in one order of the options: there a constant letter can look like knowledge.")
-    records = [run.record for run in runs if run.record.config]
+    records = [run for run in runs if run.config]
     notes += [*losses_of(records), *run_record.differences(records)]
-    if unfinished := [run.name for run in runs if run.state != "finished"]:
+    if unfinished := [run.name for run in runs if states[run.name] != "finished"]:
         notes.append(f"Not finished, and so not pooled with finished ones: {', '.join(unfinished)}.")
     return notes
 
@@ -191,7 +180,7 @@ def picture(sweep: Sweep, rows: Sequence[Row]) -> Figure:
     numeric = numeric and len(set(values)) == len(values)  # of a grid of two keys several settings share a place
     places = values if numeric else list(range(len(rows)))
     figure, (above, below) = new_figure(6.4, max(WIDTH, 0.6 * len(rows) + 1), panels=2)
-    letters = next((len(run.score.letter_share) for row in rows for run in row.runs if run.score), 4)
+    letters = next((len(score.letter_share) for row in rows for score in row.scores), 4)
     above.axhline(100 / letters, color=WARM, linewidth=1, linestyle="--", label="chance")
     line = "o-" if numeric else "o"  # there is nothing between two names
     _draw(above, places, rows, "accuracy", ACCENT, line)
@@ -217,7 +206,7 @@ def picture(sweep: Sweep, rows: Sequence[Row]) -> Figure:
 def _draw(axes: Axes, places: Sequence[float], rows: Sequence[Row], key: str, color: str, line: str) -> None:
     scale = 100 if key == "accuracy" else 1
     for place, row in zip(places, rows, strict=True):
-        seeds = [scale * run.figures[key] for run in row.counted if key in run.figures]
+        seeds = [scale * each[key] for each in row.figures if key in each]
         axes.plot([place] * len(seeds), seeds, ".", color=color, alpha=0.4)
     drawn = [(place, row.pooled[key]) for place, row in zip(places, rows, strict=True) if row.pooled[key]]
     if drawn:
@@ -231,16 +220,16 @@ def _draw(axes: Axes, places: Sequence[float], rows: Sequence[Row], key: str, co
 # ---- Validation loss against tokens and training time ----
 
 
-def curve_of(config: Mapping, lines: Sequence[Mapping]) -> list[tuple[float, float, float]]:
+def curve_of(run: RunRecord) -> list[tuple[float, float, float]]:
     """Returns tokens, seconds and validation loss of each evaluation of a run, [] where records lack speeds.
 
     Tokens include padding. Seconds are those of updates after the first one, which compiles; evaluations, checkpoints
     and interruptions are not counted.
     """
-    if not all("tokens_per_s" in line for line in lines) or "batch_size" not in config:
+    if not all("tokens_per_s" in line for line in run.metrics) or "batch_size" not in run.config:
         return []
-    tokens, seconds, curve = config["batch_size"] * config["data"]["seq_len"], 0.0, []  # tokens of an update
-    for before, line in itertools.pairwise(lines):
+    tokens, seconds, curve = run.config["batch_size"] * run.config["data"]["seq_len"], 0.0, []  # tokens of an update
+    for before, line in itertools.pairwise(run.metrics):
         seconds += (line["step"] - before["step"]) * tokens / line["tokens_per_s"]
         if "val_loss" in line:
             curve.append((line["step"] * tokens, seconds, line["val_loss"]))
@@ -252,22 +241,23 @@ def curves(rows: Sequence[Row]) -> Figure | None:
 
     Configs share no panel: losses over different vocabularies do not compare. None where no run has two evaluations.
     """
-    drawn = [row for row in rows if any(len(run.curve) > 1 for run in row.runs)]
-    configs = list(dict.fromkeys(row.setting.spec for row in drawn))
+    every = [(row.setting, [curve_of(run) for run in row.runs]) for row in rows]
+    drawn = [(setting, of_runs) for setting, of_runs in every if any(len(curve) > 1 for curve in of_runs)]
+    configs = list(dict.fromkeys(setting.spec for setting, _ in drawn))
     if not configs:
         return None
     figure = Figure(figsize=(10, 3.6 * len(configs)), layout="constrained")
     panels = figure.subplots(len(configs), 2, sharey="row", squeeze=False)
     for config, (by_tokens, by_time) in zip(configs, panels, strict=True):
-        for number, row in enumerate(row for row in drawn if row.setting.spec == config):
+        for number, (setting, of_runs) in enumerate(each for each in drawn if each[0].spec == config):
             color = LETTER_COLORS[number % len(LETTER_COLORS)]
             dashes = ("-", "--", ":", "-.")[number // len(LETTER_COLORS) % 4]
-            for seed, run in enumerate(row.runs):
-                label = None if seed else row.setting.name
+            for seed, curve in enumerate(of_runs):
+                label = None if seed else setting.name
                 style = {"color": color, "linestyle": dashes, "linewidth": 1, "label": label}
-                losses = [loss for _, _, loss in run.curve]
-                by_tokens.plot([tokens / 1e6 for tokens, *_ in run.curve], losses, **style)
-                by_time.plot([seconds / 60 for _, seconds, _ in run.curve], losses, **style)
+                losses = [loss for _, _, loss in curve]
+                by_tokens.plot([tokens / 1e6 for tokens, *_ in curve], losses, **style)
+                by_time.plot([seconds / 60 for _, seconds, _ in curve], losses, **style)
         by_tokens.set(xlabel="tokens, millions", ylabel="validation loss, nats a token")
         by_time.set(xlabel="training time without evaluations, minutes")
         by_tokens.legend(frameon=False)
@@ -285,7 +275,7 @@ def write(sweep: Sweep, folder: Path, states: Mapping[str, str]) -> tuple[list[t
     There is no `curves.png` where no run has two validation losses.
     """
     rows = rows_of(sweep, folder, states)
-    table, notes = table_of(sweep, rows), notes_of(rows)
+    table, notes = table_of(sweep, rows), notes_of(rows, states)
     signed = {"ghost_jax": ghost_jax.__version__, "name": sweep.name, "axis": sweep.axis}
     settings = [
         {"setting": row.setting.name, "states": row.states, "verdicts": row.verdicts, **row.pooled} for row in rows
