@@ -84,7 +84,7 @@ def test_the_first_records_are_printed_with_supervised_tokens_in_brackets(ghost)
         assert supervised.endswith("<|ghost_end|>")
         assert "ghost_user" not in supervised
     assert "<|ghost_assistant|>⟦" in shown
-    assert "-n is 0" in ghost.refused_here("ghost_jax.data.show", *CHAT, "-n", "0", code=2)
+    assert "-n: 0" in ghost.refused_here("ghost_jax.data.show", *CHAT, "-n", "0", code=2)
 
 
 def test_an_id_is_shown_and_is_no_markup_and_no_text_controls_the_terminal(capsys):
