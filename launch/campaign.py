@@ -4,9 +4,10 @@
     python -m launch.campaign --list          # what is done, what is left and for how long
 
 One folder outside of this checkout holds worktrees, an environment, caches and run directories. Runs that are compared
-share a commit, that of the first of them. The records of a finished run are copied to evals/records/campaign at once,
-for you to commit; a run with records there is not run again. Without the folder only unfinished runs and the bases are
-lost. All processes have the lowest priority. SIGTERM stops it, and the next start resumes.
+share a commit, that of the first of them; the sweep files are those of this checkout. The records of a finished run are
+copied to evals/records/campaign at once, for you to commit; a run with records there is not run again. Without the
+folder only unfinished runs and the bases are lost. All processes have the lowest priority. SIGTERM stops it, and the
+next start resumes.
 """
 
 import contextlib
@@ -52,7 +53,7 @@ PARTS = (
     Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
     Part("configs/sweeps/exposure.py:mini", "exposure-mini", 0.0, 0.6),
     Part("configs/sweeps/latch.py:mini", "facts-mini", 1.5, 0.2),
-    Part("configs/sweeps/unread.py:mini", "unread-mini", 1.5, 0.2),
+    Part("configs/sweeps/unread.py:mini", "facts-mini", 0.0, 0.7),  # a base of its own, in the same folder
     Part("configs/sweeps/recipes.py:mini", "recipes-mini", 2.8, 0.2),
     Part("configs/sweeps/reader.py:mini", "recipes-mini", 1.4, 0.3),
     Part("configs/sweeps/muon.py:nano", "muon-nano", 0.0, 0.17),
@@ -135,7 +136,7 @@ def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
     runs = folder / "runs" / part.folder
     runs.mkdir(parents=True, exist_ok=True)
     restore(part, runs)
-    words = [str(python_of(folder)), "-m", "ghost_jax.sweep", f"--config={part.sweep}", f"--runs={runs}"]
+    words = [str(python_of(folder)), "-m", "ghost_jax.sweep", f"--config={ROOT / part.sweep}", f"--runs={runs}"]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "GHOST_DATA": str(data)}
     print(f"$ {' '.join(words)}", flush=True)
     # In a session of its own: Linux shares the cores between sessions first, each with a priority of its own.
