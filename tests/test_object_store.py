@@ -132,7 +132,7 @@ def resume_until_done(command: list[str], workdir, env: dict[str, str], log: Pat
     """Repeats a command and kills it, or one of its processes, at random moments; returns how many it survived."""
     rng, survived = random.Random(0), 0
     while not (workdir / "status.json").is_file():
-        before = len(metrics.read(workdir))
+        before = saved_lines(workdir)
         with log.open("w") as out:
             words = [sys.executable, "-m", *command]
             process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
@@ -146,8 +146,15 @@ def resume_until_done(command: list[str], workdir, env: dict[str, str], log: Pat
         else:
             assert process.wait(900) == 0, log.read_text()
         assert "Traceback" not in log.read_text()
-        assert len(metrics.read(workdir)) >= min(before, 1)
+        assert metrics.read(workdir)[: len(before)] == before
     return survived
+
+
+def saved_lines(workdir) -> list[dict]:
+    """Returns the metrics up to the newest checkpoint, which a resumed run keeps."""
+    with Checkpoints(workdir, keep=0, read_only=True) as checkpoints:
+        latest = checkpoints.latest or 0
+    return [line for line in metrics.read(workdir) if line["step"] <= latest]
 
 
 # ---- Without a server ----
