@@ -10,24 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-from rich.table import Table
 
-from evals.analysis.report import right
 from ghost_jax.core.atomic_io import write_bytes, write_text
-from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.reporting import plots, tables
 from ghost_jax.reporting.records import find_runs, read_beside, read_runs
-from ghost_jax.reporting.summary import SIGNATURE, SIGNED, Part, glance_table, parts_of, results_of
-from ghost_jax.reporting.tables import Row
+from ghost_jax.reporting.summary import SIGNATURE, SIGNED, Part, parts_of, results_of, story
 from ghost_jax.runs.run_record import RunRecord
 
 TEMPLATE = Path(__file__).parent / "reporting" / "page.html"
 
 
-def write(workdirs: Sequence[Path], out: Path, beside: Sequence[Path] = ()) -> list[Row]:
-    """Writes `RESULTS.md`, PNG pictures and `index.html` into `out`; returns the table at a glance.
+def write(workdirs: Sequence[Path], out: Path, beside: Sequence[Path] = ()) -> list[tuple[str, str]]:
+    """Writes `RESULTS.md`, PNG pictures and `index.html` into `out`; returns the `story` of the runs.
 
     Args:
       beside: JSON reports that are no run's: of the open book, audits, comparisons, and sweeps with their pictures.
@@ -59,7 +55,7 @@ def write(workdirs: Sequence[Path], out: Path, beside: Sequence[Path] = ()) -> l
         tables=tables,
     )
     write_text(out / "index.html", page)
-    return glance_table(runs, reports)
+    return story(runs, reports)
 
 
 def _embedded(png: bytes, path: Path) -> str:
@@ -93,13 +89,9 @@ def main(argv: Sequence[str]) -> int:
     add("--out", type=path_of, default="report", metavar="DIR", help="where to write (default: report)")
     flags = parser.parse_args(argv)
     beside = sorted([*flags.runs.glob("*.json"), *flags.runs.glob("sweeps/*/sweep.json")])
-    glance = write(find_runs(flags.runs), flags.out, beside)
-    if glance:
-        header, *rows = [row[:-1] for row in glance]  # without the last column, long commands
-        table = Table(header[0], *right(*header[1:]))
-        for row in rows:
-            table.add_row(*row)
-        make_console().print(table)
+    rows = write(find_runs(flags.runs), flags.out, beside)
+    for who, accuracy in rows:
+        print(f"{who:{max(len(name) for name, _ in rows)}}  {accuracy}")
     print(flags.out / "index.html")
     return 0
 

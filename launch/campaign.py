@@ -49,11 +49,10 @@ class Part:
 
 PARTS = (
     Part("configs/sweeps/knowledge.py:nano", "facts-nano", 0.8, 0.07),
-    Part("configs/sweeps/knowledge.py:mini", "facts-mini", 1.5, 0.2),
+    Part("configs/sweeps/knowledge.py:mini", "facts-mini", 1.5, 0.2),  # of either setting
     Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
     Part("configs/sweeps/exposure.py:mini", "exposure-mini", 0.0, 0.6),
     Part("configs/sweeps/latch.py:mini", "facts-mini", 1.5, 0.2),
-    Part("configs/sweeps/unread.py:mini", "facts-mini", 0.0, 0.7),  # a base of its own, in the same folder
     Part("configs/sweeps/recipes.py:mini", "recipes-mini", 2.8, 0.2),
     Part("configs/sweeps/reader.py:mini", "recipes-mini", 1.4, 0.3),
     Part("configs/sweeps/muon.py:nano", "muon-nano", 0.0, 0.17),

@@ -12,8 +12,8 @@ import pytest
 
 import ghost_jax
 from ghost_jax.reporting.plots import accuracy_picture, log_prob_picture, loss_picture, png, study_picture
-from ghost_jax.reporting.records import Beside, read_beside
-from ghost_jax.reporting.summary import glance_table
+from ghost_jax.reporting.records import Beside, find_runs, read_beside
+from ghost_jax.reporting.summary import glance_table, story
 from ghost_jax.reporting.tables import NONE, notes_of
 from ghost_jax.runs import run_record
 from ghost_jax.runs.evaluation import LetterLogProbs
@@ -239,3 +239,11 @@ def test_a_folder_without_runs_is_refused(ghost, tmp_path):
 
 def test_the_results_in_the_repository_are_those_of_its_records():
     assert results.results() == (ROOT / "RESULTS.md").read_text(), "run `make results`"
+
+
+def test_a_report_ends_with_this_model_the_best_answer_without_reading_and_the_open_book():
+    runs = [run_record.read(workdir) for workdir in find_runs(RECORDS)]
+    beside, broken = read_beside(sorted(RECORDS.glob("*.json")))
+    assert not broken
+    rows = story(runs, beside)
+    assert [float(accuracy.split()[0]) for _, accuracy in rows] == [pytest.approx(25, abs=1), 46.3, 83.8]

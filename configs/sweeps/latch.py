@@ -26,7 +26,7 @@ CELLS = {  # name -> objectives, layout, questions and their multiplier
 
 def get_sweep(preset=""):
     spec = at_preset("configs/chat_facts.py", preset)
-    settings = list(knowledge.get_sweep(preset).settings)
+    settings = [knowledge.get_sweep(preset).settings[0]]
     for name, (objectives, layout, questions, multiplier) in CELLS.items():
         changes = {f"objective.{each}": float(each in objectives) for each in ("lm", "letter", "ranking")}
         changes |= {f"data.mixture.{each}": multiplier if each == questions else 0.0 for each in MCQ}

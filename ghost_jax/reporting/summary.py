@@ -78,12 +78,35 @@ def glance_table(runs: Sequence[RunRecord], beside: Beside) -> list[Row]:
             headline = audit[SHOWN_MODEL].headline
             accuracy = percent(headline.accuracy, headline.ci95)
             rows.append(("GPT-4, published answers", accuracy, NONE, NONE, "`python -m evals.audit`"))
-    name, best = max(scores.items(), key=lambda each: each[1].headline.accuracy)
+    name, best = _best(scores)
     command = next(tables.command_of(run) for run in runs if run.name == name)
     ours = f"ours, the best of {len(scores)} runs: {name}" if len(scores) > 1 else f"ours: {name}"
     source = f"`{command}`" if command else NONE  # an imported model was trained elsewhere
     rows.append((ours, percent(best.single_order), _headline(best), NONE, source))
     return rows + _open_book(runs, beside)
+
+
+def story(runs: Sequence[RunRecord], beside: Beside) -> list[tuple[str, str]]:
+    """Returns name and accuracy over all orders of the best run, the best baseline that does not read, and the reader.
+
+    Empty without a run that was scored on the benchmark.
+    """
+    scores = tables.benchmark_scores(runs)
+    if not scores:
+        return []
+    name, best = _best(scores)
+    unread = {name: each for name, each in best.baselines_over_orders.items() if "overlap" not in name}
+    baseline, accuracy = max(unread.items(), key=lambda each: each[1])
+    known = BASELINES.get(baseline, baseline.replace("_", " "))
+    rows = [(f"{name}, closed book", _headline(best)), (f"without reading the question: {known}", percent(accuracy))]
+    for score in beside.lexical:
+        if score.reader == "lexical" and score.book == "open" and tables.on_benchmark(score):
+            rows.append(("the open-book reader, without a model", _headline(score)))
+    return rows
+
+
+def _best(scores: dict[str, Evaluation]) -> tuple[str, Evaluation]:
+    return max(scores.items(), key=lambda each: each[1].headline.accuracy)
 
 
 def _open_book(runs: Iterable[RunRecord], beside: Beside) -> list[Row]:
