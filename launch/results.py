@@ -77,12 +77,14 @@ class Folder:
     def hours(self, setting: str = "") -> float:
         """Returns the core-hours of training of every run and base: between two lines, tokens over tokens a second.
 
-        With a setting, the runs of others are left out: sweeps that share a base share a folder.
+        With a setting, the runs of others and the bases that only they stand on are left out: sweeps share folders.
         """
-        seconds = 0.0
-        for run in map(run_record.read, find_runs(self.path)):
-            if setting and (named := SEED.fullmatch(run.name)) and named["setting"] != setting:
-                continue
+        seconds, runs = 0.0, list(map(run_record.read, find_runs(self.path)))
+        others = [run for run in runs if (named := SEED.fullmatch(run.name)) and named["setting"] != setting]
+        if setting:
+            runs = [run for run in runs if run not in others]
+            runs = [run for run in runs if run.name not in _bases(others) - _bases(runs)]
+        for run in runs:
             tokens = run.config["batch_size"] * run.config["data"]["seq_len"]
             for before, line in itertools.pairwise([{"step": 0}, *run.metrics]):
                 seconds += (line["step"] - before["step"]) * tokens / line["tokens_per_s"]
@@ -91,6 +93,12 @@ class Folder:
     def refuse(self, asked: str):
         """Raises UserError for a look-up that no record answers."""
         raise UserError(f"{TEXT} asks for {self.path.name} {asked}, and not every run of {self.path} has the same.")
+
+
+def _bases(runs: Sequence[run_record.RunRecord]) -> set[str]:
+    """Returns the names of the bases of chat runs."""
+    bases = [run.config["base"] for run in runs if "base" in run.config]
+    return {f"{base['name']}-{base['preset'] or 'full'}" for base in bases}
 
 
 def pooled(values: Sequence[Interval]) -> Interval:

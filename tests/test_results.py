@@ -52,9 +52,14 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
     assert gain == "10.0 (5.0 to 15.0, 3 seeds)"
     hours = 2 * 8 * 50 * (30 / 2 + 30 / 5) / 3600
     folder = records / "campaign" / "facts"
-    shutil.copytree(folder / "pretrain_facts-nano", folder / "other-seed0")  # a sweep on the same base
-    assert float(results.filled("{{hours facts known}}", records)) == pytest.approx(hours, abs=0.05)
-    assert float(results.filled("{{hours facts}}", records)) == pytest.approx(2 * hours, abs=0.05)
+    for name in ("pretrain_pages-nano", "known-seed0", "other-seed0"):  # other stands on pretrain_pages alone
+        shutil.copytree(folder / "pretrain_facts-nano", folder / name, dirs_exist_ok=True)
+    config = read_json(folder / "other-seed0" / "config.json")
+    for name, base in {"known": "pretrain_facts", "other": "pretrain_pages"}.items():
+        standing = {"base": {"name": base, "preset": "nano"}}
+        write_json(folder / f"{name}-seed0" / "config.json", config | standing)
+    assert float(results.filled("{{hours facts known}}", records)) == pytest.approx(2 * hours, abs=0.05)
+    assert float(results.filled("{{hours facts}}", records)) == pytest.approx(4 * hours, abs=0.05)
 
 
 @pytest.mark.parametrize(

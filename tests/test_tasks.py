@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from evals.tasks import TASKS, vsp
+from evals.tasks import TASKS, baseline_text, vsp
+from evals.tasks.baseline_text import Labelled
 from evals.tasks.open_answers import read_answers, read_task, score
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
@@ -99,6 +100,11 @@ def test_no_baseline_learns_from_a_test_item(scored, data):
     values = {"best constant": 0.5, "most frequent": 0.5, "nearest neighbour": 1, "linear model": 1}
     assert {name: each.value for name, each in report.baselines.items()} == values
     assert report.headline is None
+    items = read_task(TASKS["rcm"], None, data)
+    copied = items.items[0].text.upper()
+    for held in (Labelled("CVE-2024-1003", "Another text.", "CWE-1"), Labelled("CVE-1999-1", copied, "CWE-1")):
+        with pytest.raises(UserError, match=held.id):
+            baseline_text.answers([held], items)
 
 
 @pytest.mark.parametrize(

@@ -98,10 +98,13 @@ def answers(records: Sequence[Labelled], items: Items) -> dict[str, list[str]]:
     """Returns the answers of the most frequent label, of the nearest text and of a linear model, by name.
 
     The linear model fits a classifier for each label, or for each part of it between slashes (a metric of a vector).
-    No record may be a test item. Raises UserError where there is none.
+    Raises UserError where a record is a test item by id or text, and where there is none.
     """
     from sklearn.neighbors import KNeighborsClassifier  # not above: it takes a second
 
+    ids, keys = {item.id.upper() for item in items}, {copy_key(item.text) for item in items} - {""}
+    if held := [each.id for each in records if each.id.upper() in ids or copy_key(each.text) in keys]:
+        raise UserError(f"The baselines' text holds test items, the first of them {held[0]}. Leave them out.")
     if not records:
         raise UserError("The corpus holds no labelled vulnerability but test items. Give a complete cve.jsonl.")
     labels = [each.label for each in records]

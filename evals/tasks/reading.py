@@ -1,8 +1,9 @@
 """Reading: a chat run's held-out fact questions, asked closed book and behind passages; see docs/scoring.md#reading.
 
 Each question is asked four times: without passages, behind random ones, behind those that a search finds, and behind
-these with the oracle among them, the passage of the question's page that fits question and answer best. Search, prompts
-and answers are those of training: options are ranked in the layout `cloze`, and letters answer in the others.
+these with the oracle among them, the passage of the question's page that fits question and answer best. Pages are those
+of `BOOK` in the run's corpus. Search, prompts and answers are those of training: options are ranked in the layout
+`cloze`, and letters answer in the others.
 """
 
 from collections import defaultdict
@@ -44,7 +45,7 @@ class BehindPassages(Accuracy):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The accuracies of a run by what it reads, over the `n` questions whose page is in its corpus."""
+    """The accuracies of a run by what it reads, over the `n` questions about a page of the book."""
 
     n: int
     layout: str
@@ -68,7 +69,9 @@ def evaluate_run(predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir
         rows_of[passage.url].append(row)
     items = [item for item in facts.items_of(workdir) if item.url in rows_of]
     if not items:
-        raise UserError(f"No question of {workdir} is about a page of its corpus. Take reading out of its evals.")
+        raise UserError(
+            f"No question of {workdir} is about a page of {', '.join(BOOK)}. Take reading out of its evals."
+        )
     oracles = [_oracle(index, item, rows_of[item.url]) for item in items]
     rows = rows_read(index, items, oracles)
     layout = read_config(workdir / "config.json")["data"]["layout"]
@@ -90,7 +93,7 @@ def evaluate_run(predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir
 
 
 def index_of(workdir: Path) -> Index:
-    """Returns the index that the run's training searched. Raises UserError where its corpus is not in the cache."""
+    """Returns the index of the book's pages in a run's corpus. Raises UserError where that is not in the cache."""
     name = run_record.read_data(workdir).corpus
     if not (corpus := artifact_cache.find(name)):
         raise UserError(f"{name}, the corpus of {workdir}, is not in the cache. Repeat the run's command.")
