@@ -103,8 +103,9 @@ def accuracy_picture(score: Evaluation) -> Figure:
         if interval:
             ends = [[100 * (accuracy - interval[0])], [100 * (interval[1] - accuracy)]]
             axes.errorbar(100 * accuracy, place, xerr=ends, color=INK, capsize=3, linewidth=1)
-    axes.axvline(100 * score.best_constant, color=INK, linewidth=1, linestyle="--")
+    axes.axvline(100 * score.best_constant, color=INK, linewidth=1, linestyle="--", label="best constant letter")
     axes.invert_yaxis()
+    figure.legend(frameon=False, loc="outside lower center")
     orders = "one order" if score.orders_per_item == 1 else f"{score.orders_per_item} orders"
     _finish(axes, f"accuracy over {orders}, %", "", f"{score.items.name}, {asked_of(score)}")
     return figure
@@ -114,8 +115,9 @@ def letter_picture(score: Evaluation) -> Figure:
     """Draws the share of each answered letter."""
     figure, (axes,) = new_figure(3)
     axes.bar(list(score.letter_share), [100 * share for share in score.letter_share.values()], color=ACCENT)
-    axes.axhline(100 / len(score.letter_share), color=WARM, linewidth=1, linestyle="--")
+    axes.axhline(100 / len(score.letter_share), color=WARM, linewidth=1, linestyle="--", label="equal shares")
     axes.set_ylim(0, 100)
+    axes.legend(frameon=False)
     _finish(axes, "letter answered", "share of answers, %", f"verdict: {collapsed(score).strip() or score.verdict}")
     return figure
 
@@ -176,10 +178,12 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
         axes.plot(100 * published, place, "o", markerfacecolor="white", markeredgecolor=WARM)
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.invert_yaxis()
-    axes.axvline(100 * score.baselines["always_C"], color=WARM, linewidth=1, linestyle="--")
-    axes.axvline(100 * score.best_constant, color=ACCENT, linewidth=1, linestyle="--")
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor=WARM, label="in the published order")
     axes.plot([], [], "o", color=ACCENT, markersize=5, label=f"over {score.orders_per_item} cyclic orders")
+    constant_lines = {"always C, published order": (score.baselines["always_C"], WARM)}
+    constant_lines["best constant letter, all orders"] = score.best_constant, ACCENT
+    for name, (accuracy, color) in constant_lines.items():
+        axes.axvline(100 * accuracy, color=color, linewidth=1, linestyle="--", label=name)
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     _finish(axes, "accuracy, %", "", score.items.name)
     return figure
