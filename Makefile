@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 RUN_NAME = $(notdir $(RUN:/=))
 INTO := evals/records
-RECORDS := config.json environment.json data.json metrics.jsonl status.json stopped.json
+RECORDS := config.json environment.json data.json metrics metrics.jsonl status.json stopped.json
 
 .DELETE_ON_ERROR:
 .PHONY: quickstart test test-all lint ablation bench bench-table campaign record results image-lock docs clean

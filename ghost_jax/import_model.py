@@ -74,7 +74,7 @@ def write_run(folder: Path, name: str, source: Path) -> str:
     identity = identity_of(model, tokenizer.sha256, fingerprint)
     state = new_state(jax.tree.map(jax.numpy.asarray, params), optax.identity(), jax.random.key(0))
     with Checkpoints(folder, keep=1) as checkpoints:
-        checkpoints.save(state, identity, {})
+        checkpoints.save(state, identity)
         checkpoints.read_back(state, make_mesh(), identity)
     tokenizer.save(folder / "tokenizer.json")
     origin = source.resolve().name

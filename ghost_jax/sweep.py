@@ -22,6 +22,7 @@ from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.console import Progress, duration, make_console
 from ghost_jax.core.errors import DONE, UsageError, UserError, command, parser_of, positive
+from ghost_jax.core.object_store import path_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.runs import run_dir, run_record
 from ghost_jax.sweeps import grid as sweep_grid
@@ -39,6 +40,7 @@ class Task:
 
     name: str
     command: list[str]
+    config: ConfigDict
     workdir: Path
     base: Path | None
 
@@ -76,7 +78,7 @@ def tasks_of(sweep: Sweep, folder: Path, overrides: Sequence[tuple[str, str]], d
         flags = [f"--config.{key}={text}" for key, text in (*run.overrides.items(), *overrides)]
         flags += [f"--workdir={workdir}"] + ([f"--data_dir={data_dir}"] if data_dir else [])
         words = [sys.executable, "-m", "ghost_jax.train", f"--config={run.setting.spec}", *flags]
-        tasks.append(Task(run.name, words, workdir, base))
+        tasks.append(Task(run.name, words, config, workdir, base))
     if shared := sorted({base.name for base in bases} & {task.name for task in tasks}):
         raise UsageError(f"{sweep.name}: a run and a base are both called {shared[0]}. Give the setting another name.")
     return tasks
@@ -113,6 +115,9 @@ def run_all(tasks: Sequence[Task], jobs: int, lock: int) -> dict[str, str]:
     states = {task.name: ended for task in tasks if (ended := run_record.ended(task.workdir))}
     if states:
         print(f"{len(states)} of {len(tasks)} runs had ended before", flush=True)
+    for task in tasks:
+        if states.get(task.name) == "finished":
+            run_dir.evals_of(task.workdir, task.config)  # says where it was scored otherwise
     waiting = [task for task in tasks if task.name not in states]
     running: dict[str, tuple[Task, subprocess.Popen, float]] = {}
     failed_bases: dict[Path, Path] = {}  # run directory of a base -> the log that shows why
@@ -186,7 +191,7 @@ def main(argv: Sequence[str]) -> int:
     add("--config", required=True, metavar="FILE[:PRESET]", help="sweep file, e.g. configs/sweeps/lr.py:nano")
     add("--runs", type=local_path, metavar="DIR", help="their folder (default: runs/sweeps/<name>-<preset>)")
     add("--jobs", type=positive, metavar="N", help="runs at a time (default: one per two cores); on a TPU: 1")
-    add("--data_dir", type=local_path, metavar="DIR", help="folder of raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
+    add("--data_dir", type=path_of, metavar="DIR", help="folder of raw/, corpus/, ctibench/ (default: $GHOST_DATA)")
     add("--dry_run", action="store_true", help="print every run's command; start nothing")
     overrides, words = config_lib.overrides_in(argv)
     flags = parser.parse_args(words)

@@ -30,7 +30,7 @@ from ghost_jax.runs import evaluation, plan, run_dir, run_record
 from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.training.checkpoint import check_place, facts_of
+from ghost_jax.training.checkpoint import FOLDER, check_place, facts_of
 from ghost_jax.training.loading import check_base, load_model, newest_record
 from ghost_jax.training.loop import train
 from ghost_jax.training.setup import TrainSetup, attention_of, mesh_of
@@ -80,8 +80,13 @@ def check_bound(stages: Sequence[Stage]) -> None:
         run_dir.check_shared(stage.workdir)
         run_dir.settle(stage.config, stage.workdir)
         run_dir.check_same(stage.workdir, stage.config)
-        if stage.config.stage == "chat" and (run_record.is_finished(stage.base_workdir) or not stage.finished):
+        if stage.config.stage == "chat" and not (stage.finished and is_gone(stage.base_workdir)):
             check_base(stage.workdir, stage.base_workdir)
+
+
+def is_gone(base: Path) -> bool:
+    """Returns whether a base is not trained, or its parameters were deleted."""
+    return not (run_record.is_finished(base) and (base / FOLDER).is_dir())
 
 
 def probe_of(setup: TrainSetup, workdir: Path, tokenizer: Tokenizer) -> Callable[[dict], dict[str, float]] | None:

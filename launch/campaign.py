@@ -149,8 +149,6 @@ def run(part: Part, folder: Path, tree: Path, data: Path) -> bool:
         sweep.terminate()
         sweep.wait()
         keep(part, runs)
-    if sweep.returncode == 0:
-        shutil.copy(runs / "sweep.json", ROOT / RECORDS / part.folder)
     return sweep.returncode == 0
 
 

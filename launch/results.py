@@ -14,7 +14,6 @@ record that is absent is an error:
 """
 
 import functools
-import itertools
 import re
 import sys
 from collections import defaultdict
@@ -33,6 +32,7 @@ from ghost_jax.reporting.summary import parts_of, results_of
 from ghost_jax.reporting.tables import Row, markdown
 from ghost_jax.runs import run_record
 from ghost_jax.runs.evaluation import percent
+from ghost_jax.runs.metrics import seconds_of
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "evals" / "records"
@@ -59,7 +59,8 @@ class Folder:
     def records(self, setting: str, evaluation: str) -> list[dict]:
         """Returns the evaluation of each seed. Raises UserError where one lacks it, or was asked other questions."""
         found = [run.get(evaluation, {}) for run in self.settings.get(setting, [])]
-        if not found or {} in found or len({str([each.get("items"), each.get("n")]) for each in found}) > 1:
+        asked = {str([each.get(key) for key in ("items", "n", "sha256")]) for each in found}
+        if {} in found or len(asked) != 1:
             self.refuse(f"{setting} {evaluation}")
         return found
 
@@ -86,8 +87,7 @@ class Folder:
             runs = [run for run in runs if run.name not in _bases(others) - _bases(runs)]
         for run in runs:
             tokens = run.config["batch_size"] * run.config["data"]["seq_len"]
-            for before, line in itertools.pairwise([{"step": 0}, *run.metrics]):
-                seconds += (line["step"] - before["step"]) * tokens / line["tokens_per_s"]
+            seconds += seconds_of(run.metrics, tokens)[-1]
         return CORES * seconds / 3600
 
     def refuse(self, asked: str):
@@ -143,7 +143,7 @@ def recall_by_exposure(folder: Folder) -> dict[str, dict[int, tuple[int, float, 
 def paired_recall(folder: Folder, other: Folder, setting: str, way: str) -> Interval:
     """Returns by how much recall is higher than in another folder, of the same facts stated as often."""
     ours, theirs = (each.records(setting, "recall")[0] for each in (folder, other))
-    if any(ours[key] != theirs[key] for key in ("ids", "exposures")):
+    if any(ours.get(key) != theirs.get(key) for key in ("ids", "exposures", "sha256")):
         folder.refuse(f"{setting} recall, as {other.path.name}")
     sets = [name.rpartition("/")[0] for name in ours["ids"]]
     found = paired_difference(*(np.array(each["credits"][way]) for each in (ours, theirs)), sets)

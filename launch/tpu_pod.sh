@@ -140,9 +140,9 @@ install() {
 train() {
   local words
   printf -v words ' %q' "$@"
-  # Where the connection broke, the command may still run; the next one waits for its end.
+  # Where the connection broke, the command still runs, because tee -p goes on; the next one waits for its end.
   local lock="exec 9>train.lock && { flock -n 9 || { echo 'waiting for what runs here' && flock 9; }; }"
-  on_workers "cd ghost_jax && set -o pipefail && $lock &&$words 2>&1 | tee -a train.log"
+  on_workers "cd ghost_jax && set -o pipefail && $lock &&$words 2>&1 | tee -a -p train.log"
 }
 
 gather() {

@@ -87,6 +87,12 @@ def test_letters_and_scores_are_read_from_every_container(reading, suffix):
     np.testing.assert_allclose(np.exp(found["p"].answers.log_probs[0]), [[1, 0, 0, 0]], atol=1e-9)
 
 
+def test_a_model_that_refuses_most_questions_is_audited_and_a_comment_is_not(benchmark, reading):
+    answers = ["A", "", "I cannot say", "", "", "None of these"]
+    found = reading(lines_of(".csv", ["m", "notes"], [(answer, f"A note on {answer}") for answer in answers]))
+    assert {name: "".join(each.answers.spelled()) for name, each in found.items()} == {"m": "A-----"}
+
+
 def test_probabilities_among_all_tokens_are_calibrated_among_the_letters(benchmark, reading):
     rows = [[0.72 if letter == gold else 0.06 for letter in "ABCD"] for gold in GOLDS]
     (found,) = reading(lines_of(".csv", ["p_A", "p_B", "p_C", "p_D"], rows), ".csv").values()

@@ -35,7 +35,7 @@ def state_at(step: int, mesh=None) -> TrainState:
 def save(workdir, *steps: int, mesh=None, identity=IDENTITY) -> None:
     with Checkpoints(workdir, keep=5) as checkpoints:
         for step in steps:
-            checkpoints.save(state_at(step, mesh), identity, {})
+            checkpoints.save(state_at(step, mesh), identity)
 
 
 def restore(workdir, mesh=None, identity=IDENTITY, abstract=ABSTRACT) -> TrainState:
@@ -72,7 +72,7 @@ def test_a_state_is_restored_as_it_was_on_any_mesh(tmp_path, before, after):
 def test_the_newest_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2, 3):
-            checkpoints.save(state_at(step), IDENTITY, {})
+            checkpoints.save(state_at(step), IDENTITY)
     assert saved_in(tmp_path) == ["2", "3"]
 
 
@@ -180,9 +180,9 @@ def test_a_corrupt_checkpoint_is_reported_and_moved_and_the_one_before_it_used(t
 def test_a_save_is_read_back_where_it_was_and_a_corrupt_one_ends_the_run(tmp_path):
     mesh = make_mesh(2, 2, 2)
     with Checkpoints(tmp_path, keep=5) as checkpoints:
-        checkpoints.save(state_at(2, mesh), IDENTITY, {})
+        checkpoints.save(state_at(2, mesh), IDENTITY)
         assert_same(checkpoints.read_back(state_at(2, mesh), mesh, IDENTITY), state_at(2), mesh)
-        checkpoints.save(state_at(4), IDENTITY, {})
+        checkpoints.save(state_at(4), IDENTITY)
         checkpoints.wait()
         with_other_arrays(tmp_path / FOLDER / "4")
         with pytest.raises(UserError, match="step 4") as refusal:

@@ -84,7 +84,7 @@ def test_every_run_is_paired_with_the_first(ghost, items, tmp_path):
     assert comparison["ghost_jax"] == ghost_jax.__version__
     assert (comparison["reference"], comparison["items"]["sha256"]) == ("weak", items.sha256)
     _, *others = comparison["rows"]
-    differences = [paired_difference(credit(known[row["name"]]), credit(range(50)), [""] * N) for row in others]
+    differences = [paired_difference(credit(known[row["name"]]), credit(range(50)), [""] * N, of=2) for row in others]
     for row, difference in zip(others, differences, strict=True):
         against, knows = row["against_reference"], known[row["name"]]
         assert row["accuracy"] == pytest.approx(credit(knows).mean())

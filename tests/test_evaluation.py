@@ -56,3 +56,9 @@ def test_a_score_beside_the_lexical_reader_does_not_say_that_a_run_knows():
     both = read(RECORDS / "chat_reader-mini" / "evals" / "ctibench-open-both.json")
     assert (both.reader, both.verdict) == ("both", "knowledge")
     assert only_guesses(RECORDS / "chat_reader-mini")
+
+
+def test_a_run_that_knows_by_cloze_does_not_only_guess():
+    run = RECORDS / "campaign" / "facts-mini" / "knowledge-seed0"
+    assert read(run / "evals" / "facts.json").readings.differs
+    assert not only_guesses(run)

@@ -54,7 +54,7 @@ def make_run(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> dict:
     """Writes a finished run directory of a model as training leaves it; returns its unstacked parameters."""
     with Checkpoints(folder, keep=1) as checkpoints:
         state = new_state(jax.tree.map(jnp.asarray, build(model)), optax.identity(), jax.random.key(0))
-        checkpoints.save(state, identity_of(model, tokenizer.sha256, ""), {})
+        checkpoints.save(state, identity_of(model, tokenizer.sha256, ""))
     tokenizer.save(folder / "tokenizer.json")
     run_record.write_finished(folder, steps=0)
     return build(dataclasses.replace(model, scan=False))

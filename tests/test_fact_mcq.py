@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import random
 from collections import Counter, defaultdict
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -92,6 +93,17 @@ def test_held_out_questions_have_wordings_that_no_train_question_and_no_statemen
     held_out = itertools.chain.from_iterable(forms[-2:] for forms in QUESTIONS.values())
     statements = list(itertools.chain(*FORMS.values()))
     assert not [form for form in held_out if any(form in statement for statement in statements)]
+
+
+def test_the_held_out_items_have_no_fact_that_questions_on_other_subjects_show():
+    items: list[Question] = []
+    options = SimpleNamespace(seed=0, layout="classic")
+    hooks = {"documents": lambda: RECORDS, "write_items": items.extend, "say": print, "render": list}
+    fact_mcq.dataset(SimpleNamespace(options=options, recorded={}, **hooks))
+    held_out = {relation_of(q) for q in items if q.split != "train"}
+    assert held_out
+    assert not held_out & set(fact_mcq.LINKED)
+    assert "weakness_name" in {relation_of(q) for q in items if q.split == "train"}
 
 
 def test_most_facts_are_asked_once_in_sound_sets(asked):

@@ -24,6 +24,30 @@ def test_an_order_names_the_new_letter_of_each_original_option():
         permute(moved, (0, 1, 2))
 
 
+@pytest.mark.parametrize(
+    ("option", "moved"),
+    [
+        ("Both A and B", "Both B and C"),
+        ("A, B, and C.", "B, C, and D."),
+        ("neither (B) nor (C)", "neither (C) nor (D)"),
+        ("Only options A & C are correct", "Only options B & D are correct"),
+        ("A or E", "A or E"),
+        ("C and C++", "C and C++"),
+        ("A and a half", "A and a half"),
+        ("Plan A and B of the book", "Plan A and B of the book"),
+    ],
+)
+def test_the_letters_in_an_option_that_names_others_follow_them(option, moved):
+    item = Item("1", "Which?", ("one", "two", "three", option), answer=3)
+    assert permute(item, cyclic_orders(4)[1]).options == (moved, "one", "two", "three")
+
+
+def test_letters_of_statements_in_the_question_stay():
+    options = ("A only", "B only", "Both A and B", "Neither A nor B")
+    moved = permute(Item("1", "A: fire is hot. B: ice is hot. Which is true?", options, answer=0), cyclic_orders(4)[1])
+    assert sorted(moved.options) == sorted(options)
+
+
 @pytest.mark.parametrize("name", ["", "ABC", "ABCC", "ABCE", "ABCDE", "abcd"])
 def test_a_name_of_no_order_is_refused(name):
     with pytest.raises(UserError, match="4 options"):

@@ -50,10 +50,12 @@ def test_a_script_parses_and_shellcheck_finds_nothing(script):
 def test_a_slurm_job_saves_and_is_requeued_unless_it_failed_or_was_cancelled(tmp_path, signum, preempted, said):
     # The tasks save when they get SIGTERM. srun itself answers it by killing them.
     task = "trap 'sleep 0.5; echo saved; exit 1' TERM; echo $$ >task; while true; do sleep 0.1; done"
-    srun = f"trap 'kill -9 $(cat task); echo killed; exit 1' TERM\n({task}) & echo ready $*\nwait $!"
+    srun = "test $SRUN_CPUS_PER_TASK = 6 || exit 9\n"
+    srun += f"trap 'kill -9 $(cat task); echo killed; exit 1' TERM\n({task}) & echo ready $*\nwait $!"
     asked = f'case "$1" in show) echo " PreemptTime={preempted} ";; *) echo $*;; esac'
     programs = tools(tmp_path, srun=srun.replace("$$", "$BASHPID"), scontrol=asked, scancel="kill -TERM $(cat task)")
     env = {"PATH": f"{programs}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    env["SLURM_CPUS_PER_TASK"] = "6"
     words = [*SLURM, "--config=configs/chat_v5.py"]
     job = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert "ghost_jax.train --config=configs/chat_v5.py" in job.stdout.readline()

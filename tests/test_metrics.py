@@ -42,6 +42,14 @@ def test_the_file_of_a_resumed_run_equals_that_of_an_uninterrupted_one(tmp_path)
     assert [line["step"] for line in metrics.read(cut)] == [1, 2, 3, 4]
 
 
+def test_a_run_that_was_copied_from_a_store_keeps_its_lines(tmp_path):
+    (tmp_path / metrics.PARTS).mkdir()
+    (tmp_path / metrics.PARTS / "0000000001.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 9.0}\n')
+    for start in (1, 2):
+        log(tmp_path, start, {start + 1: 0.5})
+    assert [(line["step"], line["loss"]) for line in metrics.read(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 0.5)]
+
+
 def test_weights_and_biases_are_named_where_they_are_missing_and_stay_here_offline(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails as if it were not there
     with pytest.raises(UserError, match="pip install wandb"):
@@ -70,6 +78,12 @@ def test_rates_are_over_all_updates_since_the_last_line():
     assert line["data_wait_s"] == close(0.75)
     meter.add(tokens=1000, supervised=50.0, seconds=0.5)
     assert meter.line()["tokens_per_s"] == close(2000), "of the updates since that line"
+    assert not {"tokens_per_s", "mfu"} & meter.line().keys(), "of no update"
+
+
+def test_the_seconds_up_to_a_line_without_a_rate_are_by_the_last_one():
+    lines = [{"step": 1, "tokens_per_s": 8.0}, {"step": 11, "tokens_per_s": 80.0}, {"step": 21}]
+    assert metrics.seconds_of(lines, tokens=8) == [1, 2, 3]
 
 
 def test_utilisation_is_of_all_chips_together_and_of_known_ones_alone():
@@ -151,7 +165,8 @@ def test_rates_are_of_updates_alone_and_a_rise_is_reported_once(tmp_path, monkey
             return later(1.0, 3.0)
 
     monkeypatch.setattr(logger, "time", SimpleNamespace(perf_counter=lambda: now))
-    figures = {update: {"val_loss": float(update), "val_share": 1.0} for update in (4, 6)} | {7: {"accuracy": 0.5}}
+    figures = {update: {"val_loss": float(update), "val_share": 1.0} for update in (4, 6)}
+    figures |= {3: {"accuracy": 0.5}, 7: {"accuracy": 0.5}}
     with logger.Journal(ConfigDict(JOURNAL | WATCH), tmp_path, 2, SIZES["nano"], make_mesh()) as journal:
         for update in range(3, 9):
             journal.next_batch(itertools.repeat({}))
@@ -160,7 +175,8 @@ def test_rates_are_of_updates_alone_and_a_rise_is_reported_once(tmp_path, monkey
             if update in figures:
                 journal.settle(lambda update=update: later(7.0, figures[update]))
                 later(9.0)  # a save
-    assert [(line["step"], line["tokens_per_s"]) for line in metrics.read(tmp_path)] == [(4, 64), (6, 64), (7, 64)]
+    rates = [(line["step"], line.get("tokens_per_s")) for line in metrics.read(tmp_path)]
+    assert rates == [(3, None), (4, 64), (6, 64), (7, 64)]
     assert capsys.readouterr().out.count("WARNING") == 1
 
 

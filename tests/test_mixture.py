@@ -242,12 +242,12 @@ def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, store
     changes += [{"phases": {0: WEIGHTS, start: WEIGHTS | {"big": 2.0}}} for start in (5, 6)]
     found = [mixture.fingerprint(dataclasses.replace(mix, **change)) for change in changes]
     assert len(set(found)) == len(changes)
-    train = artifact_cache.manifest(stores["big"]).datasets["big"]["train"]
-    alone = weighted(mix, middle=0.0, small=0.0)
-    for name in ("small", "new", "big"):
-        Manifest(datasets={name: {"train": dataclasses.replace(train, sha256="0" * 64)}}).write(tmp_path)
-        other = mixture.fingerprint(dataclasses.replace(alone, stores=stores | {name: tmp_path}))
-        assert (other == mixture.fingerprint(alone)) == (name != "big"), "only rows that are mixed in decide it"
+    for name, store in mix.stores.items():
+        splits = artifact_cache.manifest(store).datasets[name]
+        for split, counts in splits.items():
+            Manifest(datasets={name: splits | {split: dataclasses.replace(counts, sha256="0" * 64)}}).write(tmp_path)
+            other = mixture.fingerprint(dataclasses.replace(mix, stores=mix.stores | {name: tmp_path}))
+            assert other != found[0], (name, split)
 
 
 def test_validation_batches_have_one_shape_and_are_padded_with_rows_of_no_weight(mix):

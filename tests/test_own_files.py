@@ -343,12 +343,11 @@ def test_null_is_the_absence_of_a_key_in_a_conversation(tmp_path):
     ]
 
 
-def test_options_that_name_others_by_letter_keep_their_order(tmp_path):
-    named = [row | {"options": row["options"] | {"C": "Both A and B"}} for row in quiz(40, answer="C")]
-    for row, shifted in zip((quiz(40), named), (True, False), strict=True):
-        found = questions.read("quiz", lines(tmp_path / "q.jsonl", *row), "topic", 0)
-        kept = [each.options == tuple(given["options"].values()) for each, given in zip(found, row, strict=True)]
-        assert all(kept) != shifted
+def test_questions_that_are_trained_on_have_their_options_shifted(tmp_path):
+    asked = quiz(40)
+    found = questions.read("quiz", lines(tmp_path / "q.jsonl", *asked), "topic", 0)
+    kept = [each.options == tuple(given["options"].values()) for each, given in zip(found, asked, strict=True)]
+    assert 0 < sum(kept) < len(kept)
 
 
 def test_a_held_out_question_in_the_text_of_the_base_is_found_before_that_is_trained(ghost, tmp_path):

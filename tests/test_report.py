@@ -75,7 +75,7 @@ def test_the_tables_hold_the_figures_of_the_records(report):
     assert {rows["base"][column] for column in rows["base"] if "study" in column or column == "verdict"} == {"—"}
     text = (report / "RESULTS.md").read_text()
     assert f"always A {100 * score['baselines']['always_A']:.1f}, " in text
-    assert text.splitlines()[-1].startswith(f"Written by ghost_jax {ghost_jax.__version__}, ")
+    assert text.splitlines()[-1].startswith(f"Written by ghost_jax {ghost_jax.__version__}.")
 
 
 def test_unfinished_and_stopped_runs_are_labelled(report):
@@ -99,7 +99,7 @@ def test_the_page_is_one_file_with_every_picture_and_takes_notes_as_text(report)
     assert "<script" not in page
     assert "&lt;script&gt;alert" in page
     assert score_of(CHAT)["verdict_text"] in page
-    assert f"Written by ghost_jax {ghost_jax.__version__}, " in page
+    assert f"Written by ghost_jax {ghost_jax.__version__}." in page
 
 
 # The page is loaded into a frame as wide as a phone, and measured with all its parts open.
@@ -182,6 +182,11 @@ def test_open_and_closed_book_never_share_a_column():
     assert any(name.endswith("+1.23 points (+0.45 to +2.01) over the lexical reader alone") for name in names)
     for _, *closed, opened, _ in rows:
         assert set(closed) == {NONE} or opened == NONE
+    (lexical,) = beside.lexical
+    other = dataclasses.replace(lexical, items=dataclasses.replace(lexical.items, name="own questions"))
+    assert len(glance_table([run], dataclasses.replace(beside, lexical=[lexical, other]))) == len(
+        glance_table([run], beside)
+    )
 
 
 def test_broken_records_are_named_and_left_out(ghost, tmp_path):
@@ -219,6 +224,8 @@ def test_a_damaged_comparison_is_named_and_foreign_json_is_ignored(tmp_path):
     (tmp_path / "foreign.json").write_text('{"predictions": []}')
     beside, (damaged, edited) = read_beside(sorted(tmp_path.glob("*.json")))
     assert beside == Beside()
+    (tmp_path / "one.json").write_text(json.dumps(comparison | {"rows": comparison["rows"][:1]}))
+    assert not read_beside([tmp_path / "one.json"])[0].comparisons, "the seeds of one recipe are no comparison"
     assert "damaged.json" in damaged
     assert "edited.json" in edited
 

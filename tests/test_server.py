@@ -168,6 +168,7 @@ def test_completions_have_the_log_probabilities_of_their_tokens(address, model):
         assert "".join(chunk.choices[0].text for chunk in chunks) == more.text
     stopped = create(model="tiny", prompt=text, max_tokens=8, stop=[more.text[:1]])
     assert (stopped.choices[0].text, stopped.choices[0].finish_reason) == ("", "stop")
+    assert create(model="tiny", prompt=text, max_tokens=8, stop=[more.text[:1]], echo=True).usage == stopped.usage
 
 
 @pytest.mark.parametrize(
@@ -267,8 +268,10 @@ def test_the_reader_alone_answers_with_its_lines():
     with running(Served("reader", None, reader())) as address:
         asked = {"question": "Which mitigation addresses pass the hash?", "options": OPTIONS}
         found = post(address, asked, "/v1/read").json()
-        assert found["answer"] == "A"
-        assert "KB2871997" in found["options"][0]["lines"][0]["text"]
+        assert (found["answer"], found["lines"]) == ("A", found["options"][0]["lines"])
+        assert "KB2871997" in found["lines"][0]["text"]
+        other = post(address, asked | {"question": "Which does NOT address pass the hash?"}, "/v1/read").json()
+        assert (other["answer"], other["negated"], other["lines"][:1]) == ("B", True, found["lines"][:1])
         chat = client(address).chat.completions
         content = f"Question: Which mitigation addresses phishing?\n(See A.)\nA) {OPTIONS[0]}\nB: {OPTIONS[1]}\nAnswer:"
         message = chat.create(model="reader", messages=[ASKED | {"content": content}]).choices[0].message
@@ -309,11 +312,12 @@ def test_a_stream_has_no_line_end_that_some_clients_alone_know(address, monkeypa
     assert post(address, BODY | {"max_tokens": 1, "stream": True}).content.isascii()
 
 
-def test_lines_that_the_context_does_not_hold_are_not_cited(address, monkeypatch):
-    lines = [Passage(str(n), "attack", "Phishing", "", "word " * 50, "") for n in range(20)]
-    monkeypatch.setattr(Served, "lines", lambda *_: lines)
-    answer = client(address).chat.completions.create(**BODY, max_tokens=1)
-    assert 0 < answer.ghost_jax["lines_dropped"] == 20 - len(answer.choices[0].message.citations)
+def test_lines_that_the_context_does_not_hold_are_not_cited(address, model, monkeypatch):
+    found = [Passage(str(n), "attack", "Phishing", "", "word " * 50, "") for n in range(20)]
+    monkeypatch.setattr(Served, "lines", lambda *_: found)
+    short, long = (client(address).chat.completions.create(**BODY, max_tokens=n) for n in (1, model.context // 2))
+    assert 20 - short.ghost_jax["lines_dropped"] == len(short.choices[0].message.citations)
+    assert short.ghost_jax["lines_dropped"] < long.ghost_jax["lines_dropped"]
 
 
 def test_the_page_runs_its_own_script_alone(address):

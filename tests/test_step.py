@@ -171,7 +171,7 @@ def test_a_batch_without_a_supervised_token_changes_nothing_and_the_rate_compile
 def test_a_resumed_muon_run_is_the_same_bit_for_bit(tmp_path):
     run, identity = Run(one_device(), config=STACKED, optimizer=MUON).updates(2), identity_of(STACKED, "t", "d")
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(run.state, identity, {})
+        checkpoints.save(run.state, identity)
         checkpoints.wait()
         run.state = checkpoints.restore(2, abstract_state(STACKED, MUON), one_device(), identity)
     for t in (2, 3, 4):

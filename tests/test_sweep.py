@@ -159,6 +159,7 @@ def test_failures_are_isolated_a_stop_is_a_result_and_what_ended_is_only_reporte
     ghost.here(*command)
     assert {path: path.read_text() for path in folder.glob("*.log")} == logs, "nothing was started"
     assert states() == ended
+    assert "evals.ctibench.orders" in ghost.here(*command, "--config.evals.ctibench.orders=published").stdout
 
 
 @pytest.mark.slow

@@ -68,7 +68,8 @@ def compare(rows: Sequence[Row], items: Items) -> dict:
     clusters = clusters_of(items.items)
     reference, *others = rows
     differences = [
-        stats.paired_difference(row.credits.mean(axis=0), reference.credits.mean(axis=0), clusters) for row in others
+        stats.paired_difference(row.credits.mean(axis=0), reference.credits.mean(axis=0), clusters, of=len(others))
+        for row in others
     ]
     corrected = stats.holm([difference.p for difference in differences])
     table = [_row(reference, clusters) | {"against_reference": None}]
@@ -116,7 +117,7 @@ def sentence(name: str, reference: str, difference: stats.Difference, p_holm: fl
         better = "better" if difference.mean > 0 else "worse"
         by = f"{percent(abs(difference.mean))} points ({interval(low, high)})"
         return f"{name} is {better} than {reference} by {by}, Holm's p {p_shown(p_holm)}."
-    by = f"{points(difference.mean, digits=1)} points ({interval(low, high, '+.1f')})"
+    by = f"{points(difference.mean, digits=1)} points ({interval(low, high, '+.1f')}), Holm's p {p_shown(p_holm)}"
     seen = "too few pages to say more"
     if difference.detectable is not None:
         seen = f"only differences above {percent(difference.detectable)} points would be seen"

@@ -23,6 +23,7 @@ from ghost_jax.data.storage.files import quoted, refusal
 SHAPE = "Give a .tsv, .csv or .jsonl file with a header, or keys, and one row an item."
 ID_COLUMN = "id"
 GOLD_COLUMNS = ("gt", "gold", "answer")
+SOME = 0.1  # of the rows, more than hold one letter by chance where a column is a comment or a prompt
 ROUNDED = 0.01  # by how much the sum of rounded probabilities may be above 1
 
 Row = tuple[str, dict[str, str]]  # "line 58", and its cells by column
@@ -71,12 +72,13 @@ def read_predictions(path: Path, items: Items, *, column: str | None = None) -> 
     rows = matched(path, rows, items)
     golds = [LETTERS[item.answer] for item in items]
     check_gold(path, rows, items, golds, lambda cell: cell.strip().upper(), column)
-    sources = [each for each in sources if _holds_answers(each, rows, k)]
+    least = 0.0 if column else SOME
+    sources = [each for each in sources if _share_of_answers(each, rows, k) > least]
     if not sources:
-        where = f"the column {quoted(column)} does not hold" if column else "no column holds"
+        where = f"the column {quoted(column)} has no row with" if column else f"no column has in {SOME:.0%} of its rows"
         raise UserError(
-            f"{path}: {where} a letter from A to {LETTERS[k - 1]} in most of its rows, or a number for each letter; "
-            f"the columns are: {', '.join(header)[:200]}. Give one letter a row, or one score a letter in columns that "
+            f"{path}: {where} a letter from A to {LETTERS[k - 1]}, or a number for each letter; the "
+            f"columns are: {', '.join(header)[:200]}. Give one letter a row, or one score a letter in columns that "
             "end in _A, _B and so on."
         )
     ordered = next((each for each in sources if each.order != tuple(range(k))), None)
@@ -186,11 +188,10 @@ def check_gold(
                 raise refusal(path, place, fault, fix)
 
 
-def _holds_answers(source: _Source, rows: Sequence[Row], k: int) -> bool:
-    """Whether most rows hold an answer: a column of another kind (a prompt, a comment) may hold some by chance."""
+def _share_of_answers(source: _Source, rows: Sequence[Row], k: int) -> float:
     cells = [row[source.columns[0]].strip() for _, row in rows]
     holding = [not math.isnan(_number(cell)) if source.of_scores else _letter_index(cell, k) >= 0 for cell in cells]
-    return sum(holding) > len(cells) / 2
+    return sum(holding) / len(cells)
 
 
 def _predictions(path: Path, name: str, rows: Sequence[Row], items: Items, sources: list[_Source]) -> Predictions:

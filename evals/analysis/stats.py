@@ -110,13 +110,14 @@ class Difference:
     detectable: float | None
 
 
-def paired_difference(credits: np.ndarray, reference: np.ndarray, clusters: Clusters) -> Difference:
+def paired_difference(credits: np.ndarray, reference: np.ndarray, clusters: Clusters, *, of: int = 1) -> Difference:
     """Returns by how much [N] credits are higher than a reference's [N] on the same items.
 
     Mean d and SE of the differences are as for `clustered_interval`; with G clusters t = d / SE has G - 1 degrees of
-    freedom, and the minimum detectable effect at 80% power and 5% (Bloom 1995) is
+    freedom, and the minimum detectable effect at 80% power and 5% (Bloom 1995), corrected for the number `of`
+    comparisons, is
 
-        detectable = (t_{G-1; 0.975} + t_{G-1; 0.8}) · SE.
+        detectable = (t_{G-1; 1 - 0.025 / of} + t_{G-1; 0.8}) · SE.
 
     One cluster gives the interval (-1, 1) and p = 1. Differences d without any spread give p = 1 where they are zero,
     else that of the sign test, 2^(1 - G), and an interval of width zero, or from 0 to d while p is not below 0.05.
@@ -129,7 +130,7 @@ def paired_difference(credits: np.ndarray, reference: np.ndarray, clusters: Clus
         return Difference(mean, (mean, mean) if p < 0.05 else (min(mean, 0.0), max(mean, 0.0)), p, None)
     reach, power = float(stdtrit(g - 1, 0.975)), float(stdtrit(g - 1, 0.8))
     ci95 = (max(-1.0, mean - reach * error), min(1.0, mean + reach * error))
-    detectable = (reach + power) * error
+    detectable = (float(stdtrit(g - 1, 1 - 0.025 / of)) + power) * error
     p = 2 * float(stdtr(g - 1, -abs(mean) / error))
     return Difference(mean, ci95, p, detectable if detectable <= 1 else None)
 

@@ -4,6 +4,7 @@ Each fact is put as the beginning of a text, in a wording that training had for 
 objects as its end by PMI, the difference to the same wording about "it".
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ def evaluate_run(predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir
         credits={way: tuple(each.tolist()) for way, each in credits.items()},
         ids=tuple(item["id"] for item in items),
         exposures=tuple(counts.tolist()),
+        sha256=hashlib.sha256(json.dumps([item | {"exposures": None} for item in items]).encode()).hexdigest(),
     )
 
 

@@ -202,7 +202,7 @@ BOTH: dict[str, Key] = {
         ),
     ),
     "data.seq_len": (512, integer(1, 2**20)),  # tokens a row
-    "data.mixture_schedule": ({}, SCHEDULE),  # "1500": {"qa": 0.0}: multipliers that change with update 1500
+    "data.mixture_schedule": ({}, SCHEDULE),  # "1500": {"qa": 0.0}: multipliers after update 1500
     "data.packing": (False, FLAG),  # several conversations in a row, none seeing another
     # of a conversation longer than a row: crop cuts its beginning off, drop leaves it out
     "data.truncation": ("crop", one_of("crop", "drop")),

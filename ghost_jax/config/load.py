@@ -278,13 +278,13 @@ def _model_and_optimizer(config: ConfigDict) -> Iterator[str]:
 def _mixture(config: ConfigDict) -> Iterator[str]:
     for start, changes in config.data.mixture_schedule.items():
         if not re.fullmatch(r"[1-9][0-9]{0,9}", str(start)) or int(start) >= config.steps:
-            yield f"data.mixture_schedule has the key {start}; it must be an update between 1 and steps."
+            yield f"data.mixture_schedule has the key {start}; it must be an update between 1 and steps - 1."
         for name in changes:
             if name not in config.data.mixture:
                 yield f"data.mixture_schedule.{start} names {name}.{did_you_mean(name, list(config.data.mixture))}"
     for start, multipliers in mixtures(config).items():
         if max(multipliers.values()) <= 0:
-            yield f"data.mixture from update {start} on is empty: give a --config.data.mixture.NAME above 0."
+            yield f"data.mixture after update {start} is empty: give a --config.data.mixture.NAME above 0."
 
 
 def _measurements(config: ConfigDict) -> Iterator[str]:

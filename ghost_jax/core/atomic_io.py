@@ -121,6 +121,7 @@ def locked(lock: Path, what: str = "", refusal: str = "") -> Iterator[int]:
     """Holds a lock file and yields its descriptor; the system releases it when the process dies.
 
     Where another process holds it, waits and says that it makes `what`, or raises UserError with the message `refusal`.
+    Raises UserError on a file system without locks.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
@@ -131,4 +132,9 @@ def locked(lock: Path, what: str = "", refusal: str = "") -> Iterator[int]:
                 raise UserError(refusal) from None
             print(f"another process makes {what}: waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as fault:
+            raise UserError(
+                f"{lock.parent} is on a file system without locks ({fault.strerror}). Mount it with them (Lustre: -o "
+                "flock), or use another --workdir or XDG_CACHE_HOME."
+            ) from None
         yield file.fileno()

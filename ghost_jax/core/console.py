@@ -14,8 +14,8 @@ from rich.text import Text
 LINE_SECONDS = 10.0
 
 # Control characters move a terminal's cursor, change its title or paste into it; only tab and newline are harmless.
-# Direction marks make a line read in another order than it is written.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Direction marks make a line read in another order than it is written. Surrogates cannot be printed.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escape_controls(text: str) -> str:

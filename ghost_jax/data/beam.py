@@ -55,6 +55,8 @@ class Beam:
         """
         import apache_beam as beam
 
+        # The workers have another working directory.
+        inputs = [each.absolute() for each in inputs]
         with tempfile.TemporaryDirectory(dir=cache_dir()) as folder, self._faults():
             with beam.Pipeline(options=self.options) as pipeline:
                 keyed = (

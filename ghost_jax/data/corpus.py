@@ -56,6 +56,11 @@ class Input:
     def __str__(self) -> str:
         return str(self.own[0] if len(self.own) == 1 else self.path or "in the package")
 
+    def absolute(self) -> "Input":
+        """Returns the same input by absolute paths."""
+        path, own = self.path and self.path.absolute(), tuple(each.absolute() for each in self.own)
+        return dataclasses.replace(self, path=path, own=own)
+
     def identity(self) -> dict:
         """Returns what identifies its content."""
         if self.path is None:
@@ -268,8 +273,9 @@ def _named(licenses: dict[str, dict[str, None]]) -> dict[str, str]:
 
 
 def _versions(inputs: Iterable[Input]) -> dict[str, int]:
-    """Returns the version of the module that reads each source."""
-    return {each.source: text.VERSION if each.own else data_files.reader_of(each.source).VERSION for each in inputs}
+    """Returns the version of the module that reads each source, of all texts of one's own under one name."""
+    readers = [("own text", text) if each.own else (each.source, data_files.reader_of(each.source)) for each in inputs]
+    return {name: reader.VERSION for name, reader in readers}
 
 
 # ---- Together ----

@@ -55,8 +55,8 @@ class Mix:
 
 
 def fingerprint(mix: Mix) -> str:
-    """Returns the hash of all that decides what batch t is: the rows mixed in, how, and in which order."""
-    rows = {name: _train_counts(mix, name).sha256 for name in mix.datasets}
+    """Returns the hash of the rows of all splits, and of all that decides how and in which order they are mixed."""
+    rows = {name: [each.sha256 for each in counts_of(store, name).values()] for name, store in mix.stores.items()}
     phases = [(start, sorted(multipliers.items())) for start, multipliers in mix.phases.items()]
     return artifact_cache.fingerprint(
         [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.truncation, mix.loss_norm]

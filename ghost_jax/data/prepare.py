@@ -172,6 +172,8 @@ def dataset_store(
     data = config.data.to_dict()
     made_from |= {key: data[key] for key in (*OPTIONS[dataset.stage], *dataset.options)}
     made_from["tokenizer"] = vocabulary.sha256
+    if name == "small_talk":  # of the package, whatever the corpus holds
+        made_from["pack"] = embedded.sha256()
 
     def documents() -> Iterator[Record]:
         return (each for each in documents_of(corpus) if dataset.sources is None or each.source in dataset.sources)

@@ -79,7 +79,8 @@ def read_beside(paths: Iterable[Path]) -> tuple[Beside, list[str]]:
                 found.audits.append({name: evaluation.from_json(each, name=path) for name, each in audited})
             elif keys >= {"reference", "rows", "orders"}:
                 sentences_of(content), runs_compared(content)  # read once here, where a damaged file is named
-                found.comparisons.append(content)
+                if len(content["rows"]) > 1:  # the seeds of one recipe are no comparison
+                    found.comparisons.append(content)
             elif keys >= {"name", "axis", "settings", "notes"}:
                 evaluation.from_json(content, Sweep, path, "Repeat the sweep's command.")
                 found.sweeps.append(content | {"picture": path.with_suffix(".png")})

@@ -16,7 +16,7 @@ from ghost_jax.runs.evaluation import Evaluation, percent
 from ghost_jax.runs.run_record import RunRecord
 
 SIGNATURE = "Written by ghost_jax"  # in reports of every version: marks a file that a report may replace
-SIGNED = f"{SIGNATURE} {ghost_jax.__version__}, and every number of it read from the records of runs."
+SIGNED = f"{SIGNATURE} {ghost_jax.__version__}."
 HEADER = ("who", "closed book, published order", "closed book, over all orders", "open book, over all orders", "from")
 BASELINES = {
     "always_C": "always C",
@@ -111,8 +111,9 @@ def _best(scores: dict[str, Evaluation]) -> tuple[str, Evaluation]:
 
 def _open_book(runs: Iterable[RunRecord], beside: Beside) -> list[Row]:
     command = "python -m evals.ctibench --book=open"
+    lexical = [score for score in beside.lexical if score.book == "open" and tables.on_benchmark(score)]
     rows = []
-    for fit in [fit for score in beside.lexical if score.book == "open" for fit in score.fits or ()]:
+    for fit in [fit for score in lexical for fit in score.fits or ()]:
         name = f"ours: lexical reader, fitted on {fit.fitted_on}, scored on {fit.scored_on}"
         rows.append((name, NONE, NONE, percent(fit.accuracy, fit.ci95), f"`{command} --reader=lexical`"))
     for run in runs:

@@ -245,14 +245,12 @@ class Evaluation:
         """A sentence on prompts that did not fit the model's context; empty where all did."""
         if not self.prompts_cropped:
             return ""
-        lost = "the instruction and the start of the question"
-        if self.book != "closed":
-            lost = f"lines of the book, then {lost}"
+        lines = "" if self.book == "closed" else "lines of the book, then "
         # A cloze asks a question once for all its orders.
         prompts = self.n if self.layout == "cloze" else sum(map(len, self.predicted))
         return (
             f"{self.prompts_cropped:,} of {prompts:,} prompts were longer than the model's context and lost their "
-            f"beginning: {lost}."
+            f"beginning: {lines}the instruction and the start of the question."
         )
 
     @property
@@ -281,6 +279,7 @@ class Recall(ExposureRecall):
     credits: dict[str, tuple[float, ...]]
     ids: tuple[str, ...]
     exposures: tuple[int, ...]
+    sha256: str | None = None  # of the facts and their wordings, because other facts have the same ids
     step: int | None = None
     machine: str | None = None
 
@@ -394,6 +393,7 @@ def read_all(workdir: Path) -> dict[str, Evaluation]:
 
 
 def only_guesses(workdir: Path) -> bool:
-    """Returns whether a run was scored alone, and every such score is at chance or collapsed to one letter."""
+    """Returns whether a run was scored alone, every such score is at chance or collapsed, and cloze shows no more."""
     scores = [score for score in read_all(workdir).values() if score.reader == "model"]  # not with the lexical reader
-    return bool(scores) and all(score.verdict in (COLLAPSED, "chance") for score in scores)
+    knows = any(score.readings and score.readings.differs for score in scores)
+    return bool(scores) and not knows and all(score.verdict in (COLLAPSED, "chance") for score in scores)

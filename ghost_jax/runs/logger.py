@@ -75,18 +75,17 @@ class Journal(contextlib.ExitStack):
             self._report(*self._pending, validate=None)
         self._pending = (update, lr, metrics)
 
-    def settle(self, validate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
-        """Waits for the dispatched update and reports it with the losses of `validate`, which it returns.
+    def settle(self, validate: Callable[[], dict[str, float]] | None) -> None:
+        """Waits for the dispatched update and reports it with the losses of `validate`.
 
         Raises Diverged where its loss is not finite, or where losses rise and `divergence.stop` is on.
         """
         pending, self._pending = self._pending, None
-        losses = self._report(*pending, validate=validate)
+        self._report(*pending, validate=validate)
         if self._log:
             self._log.flush()  # before a checkpoint from which a resumed run would not write them again
-        return losses
 
-    def _report(self, update: int, lr: float, metrics: dict, validate: Callable | None) -> dict[str, float]:
+    def _report(self, update: int, lr: float, metrics: dict, validate: Callable | None) -> None:
         config = self._config
         values = {name: float(value) for name, value in metrics.items()}
         tokens, seconds = config.batch_size * config.data.seq_len, time.perf_counter() - self._clock
@@ -95,7 +94,7 @@ class Journal(contextlib.ExitStack):
         self._progress.advance(1, f"loss {values['loss']:.3f}  lr {lr:.1e}  {tokens / seconds:,.0f} tok/s")
         losses = validate() if validate else {}
         logged = losses or update % config.log_every == 0 or update == 1
-        if logged or update > self._start + 1:  # the first update of a process compiles: it joins no others' rates
+        if update == 1 or update > self._start + 1:  # the first update of a process compiles: it joins no others' rates
             self._meter.add(tokens=tokens, supervised=values["supervised"], seconds=seconds)
         if logged:
             line = {"loss": values.pop("loss"), "lr": lr, **self._meter.line(), **values, **losses}
@@ -108,7 +107,6 @@ class Journal(contextlib.ExitStack):
         if wrong and is_main():
             print(f"WARNING: {wrong} The run continues (divergence.stop is off).", flush=True)
         self._clock = time.perf_counter()  # the time of the report belongs to no update
-        return losses
 
 
 # ---- The divergence watch ----

@@ -86,6 +86,8 @@ class MetricsLog:
                 path.unlink()
         else:
             write_text(workdir / FILE, _jsonl(kept))
+            for path in (workdir / PARTS).glob("*.jsonl"):  # of a run that was copied from a store
+                path.unlink()
         self._events = Path(tempfile.mkdtemp()) if self._remote else workdir / "tensorboard"
         self._board = SummaryWriter(str(self._events), purge_step=start_step + 1, flush_secs=10)
 
@@ -184,6 +186,16 @@ def read(workdir: Path) -> list[dict]:
     return lines
 
 
+def seconds_of(lines: Sequence[Mapping], tokens: int) -> list[float]:
+    """Returns the seconds of training up to each line, by its rate or the last known one; an update has `tokens`."""
+    spent, step, rate, found = 0.0, 0, math.nan, []
+    for line in lines:
+        rate = line.get("tokens_per_s", rate)
+        spent, step = spent + (line["step"] - step) * tokens / rate, line["step"]
+        found.append(spent)
+    return found
+
+
 class Meter:
     """Speed and cost of a run from one logged line to the next.
 
@@ -201,15 +213,19 @@ class Meter:
         self._sums.update(measured)
 
     def line(self) -> dict[str, float]:
-        """Returns `MEASURED` over the updates since the last line; without `mfu` where the chip's peak is not known.
+        """Returns `MEASURED` over the updates added since the last line.
+
+        Speeds are absent where none was added, and `mfu` also where the chip's peak is not known.
 
         Model FLOP utilisation is the work of the model's arithmetic over the peak of the devices.
         """
         sums, self._sums = self._sums, Counter()
-        rate = sums["tokens"] / sums["seconds"]
-        measured = {"tokens_per_s": rate, "supervised_tokens_per_s": sums["supervised"] / sums["seconds"]}
-        if self._peak is not None:
-            measured["mfu"] = rate * self._flops_per_token / self._peak
+        measured = {}
+        if sums["seconds"]:
+            rate = sums["tokens"] / sums["seconds"]
+            measured = {"tokens_per_s": rate, "supervised_tokens_per_s": sums["supervised"] / sums["seconds"]}
+            if self._peak is not None:
+                measured["mfu"] = rate * self._flops_per_token / self._peak
         return measured | {"memory_bytes": memory_bytes(self._devices), "data_wait_s": sums["waited"]}
 
 

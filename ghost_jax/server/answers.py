@@ -180,6 +180,7 @@ async def complete(name: str, model: Model, request: CompletionRequest, seconds:
             scores = await model.scheduler.score(ids)
             chosen = scores.top_ids[-1:, 0]
             written = model.tokenizer.decode(chosen.tolist())
+            answer.taken += [each for each in chosen.tolist() if each not in model.stops]
             if chosen[0] in model.stops:
                 written, finish = "", "stop"
             elif (at := _first_stop(written, request.stops)) is not None:
@@ -187,6 +188,7 @@ async def complete(name: str, model: Model, request: CompletionRequest, seconds:
         elif request.max_tokens != 0 and len(ids) < model.context:
             text, taken = model.text(ids, request), []
             written, finish = await _collected(_pieces(model, text, request.stops, seconds, taken))
+            answer.taken += taken  # counted as in a request without log-probabilities
             if finish == "stop" and model.tokenizer.decode(taken) == written:
                 taken.append(text.stop)
             elif finish == "stop":  # at a stop text, whose tokens are not part of the answer
@@ -201,7 +203,6 @@ async def complete(name: str, model: Model, request: CompletionRequest, seconds:
         shown_text = (model.tokenizer.decode(ids[hidden:]) if request.echo else "") + written
         choices.append({"index": index, "text": shown_text, "logprobs": log_probs, "finish_reason": finish})
         answer.read += len(ids)
-        answer.taken += chosen.tolist()
     return JSONResponse(answer.whole(choices))
 
 

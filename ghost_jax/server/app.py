@@ -178,7 +178,7 @@ async def _read_chat(served: Served, request: ChatRequest, asked: str, seconds: 
     lines = found["lines"]
     if found["answer"]:
         chosen = found["options"][LETTERS.index(found["answer"])]
-        content, lines = f"{chosen['letter']}) {chosen['text']}", chosen["lines"]
+        content = f"{chosen['letter']}) {chosen['text']}"
     else:
         content = quoted(question, lines)
 

@@ -45,11 +45,12 @@ class Served:
         return self.reader.index.answering(question) if self.reader and question.strip() else []
 
     def read(self, question: str, options: Sequence[str]) -> dict:
-        """Returns the reader's answer: the lines of a question, and each option's letter, score and lines.
+        """Returns the reader's answer: the lines that support it, and each option's letter, score and lines.
 
-        `answer` is the letter of the option that the book supports best; None for no word of it, or no options.
+        `answer` is the letter of the option that the book supports best, or least for a negated question; the lines
+        are then those of the others. It is None for no word of it, or no options, and the lines match the question.
         """
-        found = {"answer": None, "lines": self.lines(question), "options": []}
+        found = {"answer": None, "negated": False, "lines": self.lines(question), "options": []}
         if not options:
             return found
         read = self.reader.read(Item("", question, tuple(options), 0))
@@ -58,7 +59,7 @@ class Served:
             lines = [self.reader.index.passages[row] for row in rows.tolist()]
             found["options"].append({"letter": letter, "text": option, "score": float(score), "lines": lines})
         if read.known:
-            found["answer"] = LETTERS[scores.argmax()]
+            found |= {"answer": LETTERS[scores.argmax()], "lines": self.reader.evidence(read), "negated": read.negated}
         return found
 
 
@@ -82,7 +83,7 @@ class Model:
         tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
         stops = tokenizer.special_ids if tokenizer.template else tokenizer.end_ids
         engine = Engine(config, params, mesh, batch_size=rows, new_tokens=config.context, stop_ids=stops)
-        return cls(Scheduler(engine, waiting), tokenizer, config.context, min(most, config.context // 2), stops)
+        return cls(Scheduler(engine, waiting), tokenizer, config.context, most, stops)
 
     def chat(self, request: Generation, turns: Sequence[Message], lines: Sequence[Passage]) -> tuple[Text, Turn]:
         """Returns the text to generate, and the turn with the lines and the earlier questions that the context holds.
@@ -92,7 +93,8 @@ class Model:
         if not self.tokenizer.template:
             raise UserError("The model is a base without a chat format. Use /v1/completions.")
         *earlier, newest = turns
-        turn = fit_turn(self.tokenizer, earlier, newest.content, lines, self.context - self.most)
+        room = max(self.context - self._asked(request), self.context // 2)
+        turn = fit_turn(self.tokenizer, earlier, newest.content, lines, room)
         return self.text(turn.prompt, request), turn
 
     def ids(self, prompt: str | Sequence[int]) -> np.ndarray:
@@ -109,10 +111,14 @@ class Model:
     def text(self, prompt: np.ndarray, request: Generation) -> Text:
         """Returns a text to generate. Raises UserError for a prompt that fills the context."""
         possible = self.scheduler.engine.max_answer(len(prompt))
-        asked = [each for each in (request.max_tokens, getattr(request, "max_completion_tokens", None)) if each]
         seed = secrets.randbits(32) if request.seed is None else request.seed % (1 << 32)
         key_data = np.asarray(jax.random.key_data(jax.random.key(seed)))
-        return Text(prompt, request.sampling, key_data, min(possible, *(asked or [self.most])))
+        return Text(prompt, request.sampling, key_data, min(possible, self._asked(request)))
+
+    def _asked(self, request: Generation) -> int:
+        """Returns how many tokens an answer may have."""
+        asked = [each for each in (request.max_tokens, getattr(request, "max_completion_tokens", None)) if each]
+        return min(asked, default=self.most)
 
 
 def turns_of(messages: Sequence[ChatMessage]) -> list[Message]:

@@ -21,6 +21,7 @@ from ghost_jax.reporting.plots import ACCENT, LETTER_COLORS, WARM, WIDTH, new_fi
 from ghost_jax.reporting.tables import NONE, losses_of, markdown
 from ghost_jax.runs import run_record
 from ghost_jax.runs.evaluation import Evaluation, interval
+from ghost_jax.runs.metrics import seconds_of
 from ghost_jax.runs.run_record import RunRecord
 from ghost_jax.sweeps.grid import Setting, Sweep
 
@@ -226,14 +227,12 @@ def curve_of(run: RunRecord) -> list[tuple[float, float, float]]:
     Tokens include padding. Seconds are those of updates after the first one, which compiles; evaluations, checkpoints
     and interruptions are not counted.
     """
-    if not all("tokens_per_s" in line for line in run.metrics) or "batch_size" not in run.config:
+    if "batch_size" not in run.config or not run.metrics or "tokens_per_s" not in run.metrics[0]:
         return []
-    tokens, seconds, curve = run.config["batch_size"] * run.config["data"]["seq_len"], 0.0, []  # tokens of an update
-    for before, line in itertools.pairwise(run.metrics):
-        seconds += (line["step"] - before["step"]) * tokens / line["tokens_per_s"]
-        if "val_loss" in line:
-            curve.append((line["step"] * tokens, seconds, line["val_loss"]))
-    return curve
+    tokens = run.config["batch_size"] * run.config["data"]["seq_len"]  # of an update
+    first, *_ = spent = seconds_of(run.metrics, tokens)
+    lines = zip(run.metrics, spent, strict=True)
+    return [(line["step"] * tokens, seconds - first, line["val_loss"]) for line, seconds in lines if "val_loss" in line]
 
 
 def curves(rows: Sequence[Row]) -> Figure | None:

@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: complete or absent, restored into the shardings of the present mesh.
 
 Each holds three items: `params`, `rest` (step, optimizer state, key, skipped updates) and `identity`, a record with a
-checksum that names the model, tokenizer, data and base, the validation losses, and the dtype, shape and checksum of
+checksum that names the model, tokenizer, data and base, and the dtype, shape and checksum of
 each leaf. Parameters are an item of their own, so that an evaluation need not know the optimizer.
 
 A checkpoint is corrupt only where its bytes cannot be decoded or a checksum fails. One that does not match the run is
@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,9 +52,12 @@ def _store_of(path: str) -> dict[str, Any]:
     scheme, _, rest = path.partition(":")
     bucket, _, below = rest.lstrip("/").partition("/")
     if scheme == "gs":
+        # Another server than Google's, which gcsfs finds by this variable, and TensorStore by one of its own.
+        if server := os.environ.get("STORAGE_EMULATOR_HOST"):
+            os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server if "://" in server else f"http://{server}")
         return {"driver": "gcs", "bucket": bucket, "path": below}
     spec = {"driver": "s3", "bucket": bucket, "path": below}
-    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")):
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION", os.environ.get("AWS_DEFAULT_REGION", "us-east-1"))
         spec |= {"endpoint": endpoint, "aws_region": region}
     if "AWS_ACCESS_KEY_ID" in os.environ:
@@ -177,16 +180,13 @@ class Checkpoints:
         """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, identity: dict, losses: Mapping[str, float]) -> None:
-        """Starts saving in the background; the state is copied first, so it may be donated at once.
-
-        `losses` are the validation losses at this step, empty without a validation.
-        """
+    def save(self, state: TrainState, identity: dict) -> None:
+        """Starts saving in the background; the state is copied first, so it may be donated at once."""
         step = int(state.step)
         if step == self.latest:
             return
         items = {item: named_leaves(tree) for item, tree in _items_of(state).items()}
-        record = {"identity": identity, "losses": {name: loss for name, loss in losses.items() if math.isfinite(loss)}}
+        record = {"identity": identity}
         for item, leaves in items.items():
             sums = checksums(list(leaves.values()))  # name -> [dtype, shape, checksum]
             record[item] = {name: [*_kind(leaves[name]), number] for name, number in zip(leaves, sums, strict=True)}

@@ -61,7 +61,7 @@ def _restore_adapted(
     """
     record = read_json(workdir / ADAPTED)
     where, wanted = record.pop("base"), record.pop("params")
-    base_workdir = path_of(where) if "://" in where else workdir / where
+    base_workdir = path_of(where) if "://" in where or Path(where).is_absolute() else workdir / where
     base_step, newest = newest_record(base_workdir)
     if params_of(newest) != wanted:
         raise UserError(

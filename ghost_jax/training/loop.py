@@ -75,9 +75,9 @@ def train(
                     due.append(probe)
                 saves = last or stopping or update % config.save_every == 0
                 if due or saves:  # a state is saved only after its loss is known to be finite
-                    losses = journal.settle(_measured(due, setup.whole(state.params, *frozen)) if due else None)
+                    journal.settle(_measured(due, setup.whole(state.params, *frozen)) if due else None)
                 if saves:
-                    checkpoints.save(state, identity, losses)
+                    checkpoints.save(state, identity)
                     if first_save:
                         # A run whose checkpoints cannot be read ends here, not when it is resumed: once a run it waits
                         # for a write and a read. No device holds the state twice.

@@ -155,7 +155,7 @@ def write_chat(work: Work, folder: str) -> dict:
     model, tokenizer = chat_model(config, prepared), prepared.tokenizer
     state = new_state(transformer.init(model, jax.random.key(SEED)), optax.identity(), jax.random.key(SEED))
     with Checkpoints(files.chat, keep=1) as checkpoints:
-        checkpoints.save(state, identity_of(model, tokenizer.sha256, ""), {})
+        checkpoints.save(state, identity_of(model, tokenizer.sha256, ""))
     tokenizer.save(files.chat / "tokenizer.json")
     run_record.write_finished(files.chat, steps=0)
     files.exported.mkdir()

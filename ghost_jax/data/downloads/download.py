@@ -102,8 +102,9 @@ def _content(path: Path, file: File, suffix: str) -> Iterator[bytes]:
 
 
 def is_verified(place: Path, file: File) -> bool:
-    """Returns whether a place holds the content, plain or in any compression."""
-    paths = (place.with_name(files.stem(place.name) + suffix) for suffix in files.SUFFIXES)
+    """Returns whether a place holds the content, plain or in any compression; CTIBench is read plain alone."""
+    suffixes = ("",) if place.parent.name == "ctibench" else files.SUFFIXES
+    paths = (place.with_name(files.stem(place.name) + suffix) for suffix in suffixes)
     return any(path.is_file() and digest_of(path, file, path.suffix) == file.digest for path in paths)
 
 

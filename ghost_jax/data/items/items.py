@@ -8,6 +8,7 @@ in sets of four with the same four options, each gold once, so that three of the
 import dataclasses
 import itertools
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,8 @@ from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.text.mcq_format import LETTERS
 
 Order = tuple[int, ...]  # order[i] is the new position of original option i
+# Beside letters, the words of an option that names others: "Both A and B", "A, B, and C only", "Options (A) or (B)."
+NAMING = re.compile("above|all|and|answers|are|both|choices|correct|either|neither|nor|of|only|options?|or|true", re.I)
 FORM = 1 / 5  # share of the items; an option set that more of them offer is a form of answers, such as yes and no
 
 
@@ -86,11 +89,28 @@ def parse_order(name: str, k: int) -> Order:
 
 
 def permute(item: Item, order: Sequence[int]) -> Item:
-    """Returns the same item with its options in another order; the gold text stays gold."""
+    """Returns the same item with its options in another order; the gold option stays gold.
+
+    The letters in an option that names others, such as "Both A and B", follow them. Where an option so named names
+    letters itself, such as "A only", the letters are those of statements in the question, and stay.
+    """
     if sorted(order) != list(range(len(item.options))):
         raise ValueError(f"{tuple(order)} is not an order of the {len(item.options)} options of {item.id}")
-    options = tuple(item.options[order.index(position)] for position in range(len(order)))
-    return dataclasses.replace(item, options=options, answer=order[item.answer])
+    letter_of = dict(zip(LETTERS, order_name(order), strict=False))
+    plain = {letter for letter, option in zip(LETTERS, item.options, strict=False) if not _named_in(option)}
+    options = [item.options[order.index(position)] for position in range(len(order))]
+    for place, option in enumerate(options):
+        if (named := _named_in(option)) and named <= plain:
+            options[place] = re.sub(r"\b[A-J]\b", lambda letter: letter_of[letter[0]], option)
+    return dataclasses.replace(item, options=tuple(options), answer=order[item.answer])
+
+
+def _named_in(option: str) -> set[str]:
+    """Returns the letters of other options that an option names, if it says nothing else."""
+    words = re.findall("[A-Za-z]+", option)
+    letters = {word for word in words if word in LETTERS}
+    alone = re.fullmatch("[A-Za-z ,()&/.]+", option) and all(map(NAMING.fullmatch, set(words) - letters))
+    return letters if alone and len(words) > 1 else set()
 
 
 # ---- Dependent items: those of one page, those with the same options, and items connected through others ----
@@ -101,7 +121,7 @@ def components(items: Sequence[Item], *, by_question: bool = False) -> list[str]
 
     The page is the item's url, or its id where that is empty. The option set is the set of its texts, in any order. An
     option set that more than `FORM` of the items offer, and more items than it has options, connects nothing. With
-    `by_question`, the same question connects its items as well.
+    `by_question`, the same words of the question connect its items as well.
     """
     offered = [frozenset(item.options) for item in items]
     times = Counter(offered)
@@ -117,7 +137,7 @@ def components(items: Sequence[Item], *, by_question: bool = False) -> list[str]
         page = item.url or item.id
         smallest(page)
         connecting = [texts] if times[texts] <= max(FORM * len(items), len(item.options)) else []
-        for each in [*connecting, *[" ".join(item.question.casefold().split())] * by_question]:
+        for each in [*connecting, *[" ".join(re.findall(r"\w+", item.question.casefold()))] * by_question]:
             low, high = sorted((smallest(page), smallest(page_of.setdefault(each, page))))
             root[high] = low
     return [smallest(item.url or item.id) for item in items]
@@ -134,7 +154,7 @@ def clusters_of(items: Sequence[Item]) -> list[str] | list[tuple[str, str]]:
     pages_of = defaultdict(set)
     for page, texts in zip(pages, offered, strict=True):
         pages_of[texts].add(page)
-    shared = sum(1 < len(pages_of[texts]) <= FORM * len(items) for texts in offered)
+    shared = sum(1 < len(pages_of[texts]) <= max(FORM * len(items), len(texts)) for texts in offered)
     if shared <= FORM * len(items):
         return pages
     return [(page, "\0".join(sorted(texts))) for page, texts in zip(pages, offered, strict=True)]

@@ -4,7 +4,6 @@ The file has any of the formats of `ghost_jax.data.items.formats`. A part of it 
 `python -m evals.ctibench --items`.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +14,14 @@ from ghost_jax.data.examples import BuildInputs, Question, Rows, rng_of
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256, read_items
 from ghost_jax.data.items.items import Item, components, cyclic_orders, permute
 
-VERSION = 2  # raise it when the same file gives other questions or another split
+VERSION = 3  # raise it when the same file gives other questions or another split
 
-_NAMED = re.compile(r"\b[A-J]\b\W+(?:(?:and|or|nor)\W+)?\b[A-J]\b")  # "Both A and B", "A, B and C", "(A) or (B)"
 SHARES = {"test": 0.2, "validation": 0.1}  # of the questions, at least; the others are of the train split
 
 
 def dataset(inputs: BuildInputs, name: str, path: Path) -> Rows:
     """Writes the questions of a file as items, and returns their rows in the layout of the config."""
     asked = read(name, path, inputs.options.question_group, inputs.options.seed)
-    if fixed := sum(_names_letters(each) for each in asked):
-        inputs.say(f"{name}: {fixed:,} of {len(asked):,} questions keep their order, as options name others by letter")
     inputs.write_items(asked)
     return inputs.render(mcq.build(asked, inputs.options.seed, inputs.options.layout))
 
@@ -35,8 +31,7 @@ def read(name: str, path: Path, group: str, seed: int) -> list[Question]:
 
     Questions with the same value under the key `group` are in one split; without a key, those with the same url. So
     are those with the same question or the same options. A question that is trained on has its options in a cyclic
-    shift drawn by `seed`, so that each letter is the gold one about equally often, unless an option names others by
-    their letter.
+    shift drawn by `seed`, so that each letter is the gold one about equally often.
 
     Raises UserError, which names the place, for an invalid file, for CTIBench, and for fewer than three groups.
     """
@@ -66,12 +61,7 @@ def _splits(groups: Sequence[str]) -> dict[str, str]:
     return dict.fromkeys(drawn, "train") | split_of
 
 
-def _names_letters(item: Item) -> bool:
-    """Returns whether an option names others by their letter ("Both A and B"), which a shift would make false."""
-    return any(_NAMED.search(option) for option in item.options)
-
-
 def _question(name: str, item: Item, split: str, seed: int) -> Question:
-    if split != "test" and not _names_letters(item):
+    if split != "test":
         item = permute(item, rng_of(seed, "shift", name, item.id).choice(cyclic_orders(len(item.options))))
     return Question(**vars(item) | {"id": f"{name}/{item.id}"}, source=name, split=split, evidence="")

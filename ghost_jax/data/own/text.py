@@ -34,7 +34,7 @@ def find(entry: str) -> tuple[str, Path, list[Path], str, list[Path]]:
     Raises UserError where there is no file that can be read.
     """
     named, mark, key = entry.rpartition("#")
-    if not mark or not key or os.path.exists(os.path.expanduser(entry)):
+    if not mark or not key or "/" in key or os.path.exists(os.path.expanduser(entry)):
         named, key = entry, "text"
     path = rows.located(named)
     if path.is_file():
@@ -45,7 +45,7 @@ def find(entry: str) -> tuple[str, Path, list[Path], str, list[Path]]:
         fixed = next((i for i, wild in enumerate(is_wild) if wild), len(parts))
         folder, pattern = Path(*parts[:fixed]), "/".join(parts[fixed:])
         try:
-            matches = sorted(folder.glob(pattern) if pattern else _below(folder))
+            matches = sorted(folder.glob(pattern) if pattern else _below(folder) if folder.is_dir() else ())
         except ValueError as fault:  # "a**"
             raise UserError(f"{entry} is no pattern of files ({fault}). Correct it.") from None
         firsts: dict[str, Path] = {}
@@ -66,9 +66,16 @@ def find(entry: str) -> tuple[str, Path, list[Path], str, list[Path]]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Yields every file below a folder, also behind links to folders, each of which is entered once."""
+    """Yields every file below a folder, also behind links to folders, each of which is entered once.
+
+    Raises OSError for a folder that cannot be read.
+    """
+
+    def stop(fault: OSError) -> None:
+        raise fault
+
     seen = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=stop):
         if (real := os.path.realpath(place)) in seen:
             folders.clear()
             continue
@@ -79,7 +86,12 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def place_of(path: Path, folder: Path) -> str:
     """Returns where a file is in its folder, the same whatever its compression."""
-    return files.stem(path.relative_to(folder).as_posix())
+    return _printable(files.stem(path.relative_to(folder).as_posix()))
+
+
+def _printable(name: str) -> str:
+    """Returns the name of a file without bytes that are not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def read(name: str, folder: Path, paths: Sequence[Path], key: str = "text") -> Iterator[Record]:
@@ -109,7 +121,7 @@ def _page(name: str, folder: Path, path: Path) -> Iterator[Record]:
     if len(data) > files.MAX_LINE:
         raise UserError(f"{path} is longer than {files.MAX_LINE >> 20} MiB. Split the document.")
     text = rows.string({"text": files.decode(data, path)}, "text", str(path)).strip()
-    title = Path(files.stem(path.name)).stem
+    title = _printable(Path(files.stem(path.name)).stem)
     headings = _HEADING.finditer(text) if tables.suffix_of(path) == ".md" else ()
     if heading := next((found for found in headings if found[2]), None):
         title = heading[2].strip()
