@@ -62,6 +62,10 @@ def test_the_models_generated_from_the_api_of_kubernetes_keep_every_field(manife
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="pip install -r requirements-dev.txt")
     whole = manifest(*flags)
     assert models.JobsetV1alpha2JobSet.from_dict(whole).to_dict() == whole
+    _, _, pod = job_of(whole)
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
+    assert ("/dev/shm" in mounts.values()) == (flags == GPU), "NCCL needs more than a container has"
 
 
 def test_exit_codes_that_would_come_again_fail_the_set_and_the_loss_of_a_spot_node_does_not_count(manifest):

@@ -68,6 +68,13 @@ def test_a_run_keeps_adapters_alone_and_loads_as_one_model(adapted, tiny_run):
     np.testing.assert_allclose(lora.merge(grown, trained)["embedding"], params["embedding"], atol=1e-6)
 
 
+def test_adapters_are_trained_and_validated_on_any_mesh(ghost, adapted, tiny_run, tmp_path):
+    workdir = tiny_run.beside_base(tmp_path)
+    ghost.here(*tiny_chat(workdir, *set_all(WITH_LORA | {"mesh.fsdp": 2, "mesh.tensor": 2, "steps": 2})))
+    for here, there in zip(losses_of(workdir), losses_of(adapted), strict=False):
+        assert here["loss"] == pytest.approx(there["loss"], rel=1e-4)
+
+
 def test_a_base_that_is_gone_is_named(adapted, tmp_path):
     alone = shutil.copytree(adapted, tmp_path / "alone")
     base = (alone / json.loads((alone / ADAPTED).read_text())["base"]).resolve()

@@ -45,10 +45,11 @@ class TrainSetup:
         self.lora = None  # the adapters that alone are trained; None where every parameter is
         if config.get("lora", {}).get("rank"):
             self.lora = Lora(config.lora.rank, config.lora.alpha, config.lora.targets, config.base.model.vocab_size)
-            self._merge = jax.jit(self.lora.merge)
         self.abstract = step.abstract_state(self.model.config, self.optimizer, self.lora)
         self.shapes = step.abstract_params(self.model.config)  # of the whole model
         self._placed = shardings(self.shapes, self.mesh)
+        if self.lora:
+            self._merge = jax.jit(self.lora.merge, out_shardings=self._placed)
         self.objective = dict(config.objective) if config.stage == "chat" else step.LM  # weight of each objective
 
     def identity(self, prepared: Prepared, base_workdir: Path) -> dict:
