@@ -238,7 +238,7 @@ def test_a_domain_holds_its_ends_and_nothing_beyond(domain, inside, outside):
         (["objective.letter=1", "data.layout=cloze"], ("objective.letter", "data.layout=cloze")),
         (["objective.letter=1", "data.mixture.mcq=0", "data.mixture.cot=0"], ("objective.letter", "fact_mcq")),
         (["objective.ranking=1"], ("objective.ranking", "rank")),
-        ([f"data.mixture.{name}=0" for name in ("qa", "mcq", "cot", "small_talk")], ("data.mixture from update 0",)),
+        ([f"data.mixture.{name}=0" for name in ("qa", "mcq", "cot", "small_talk")], ("data.mixture after update 0",)),
         (["model.width=256"], ("model.width", "--config.base.model.width")),
         (["data.cot.teacher=http://me:secret@host/v1"], ("data.cot.teacher",)),
         (["data.cot.teacher=http://localhost:1/v1"], ("data.cot.model",)),

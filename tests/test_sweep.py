@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from ml_collections import ConfigDict
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.core.atomic_io import locked
@@ -112,7 +113,7 @@ def test_a_base_that_failed_stops_the_runs_on_it_and_a_run_that_failed_before_st
     def task(name: str, code: int, *written: str) -> Task:
         script = f'[open(path, \'w\').write(\'{{"step": 2, "reason": ""}}\') for path in {written}]; exit({code})'
         (tmp_path / name).mkdir()
-        return Task(name, [sys.executable, "-c", script], tmp_path / name, base)
+        return Task(name, [sys.executable, "-c", script], ConfigDict(), tmp_path / name, base)
 
     base = tmp_path / "base"
     base.mkdir()
