@@ -87,7 +87,7 @@ class Folder:
             runs = [run for run in runs if run.name not in _bases(others) - _bases(runs)]
         for run in runs:
             tokens = run.config["batch_size"] * run.config["data"]["seq_len"]
-            seconds += seconds_of(run.metrics, tokens)[-1]
+            seconds += max(seconds_of(run.metrics, tokens), default=0.0)  # of one that logged nothing
         return CORES * seconds / 3600
 
     def refuse(self, asked: str):

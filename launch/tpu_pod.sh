@@ -15,7 +15,7 @@ usage: launch/tpu_pod.sh --name=NAME --zone=ZONE --type=TYPE [options] -- COMMAN
   --spot              cheap capacity that may be preempted
   --attempts=N        slices to ask for at most, the first included (default: 20)
   --logs=DIR          where the workers' logs are gathered (default: runs/NAME-logs)
-  --keep              do not delete the slice at the end, on Ctrl-C, or when the terminal closes
+  --keep              do not delete the slice at the end, on Ctrl-C, or when the terminal closes; the command goes on there
   --dry_run           print every command and run none
 
 The command runs on every worker from the root of a copy of this checkout, for example
