@@ -10,20 +10,21 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from evals.analysis.predictions import read_predictions
-from evals.analysis.report import asked_in, print_line, report_of, right, show
+from evals.analysis.report import print_line, report_of, right, show
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command, parser_of
 from ghost_jax.core.paths import local_path
 from ghost_jax.data.items.formats import read_items
+from ghost_jax.data.items.items import orders_label
 from ghost_jax.runs.evaluation import Evaluation, PredictionsFile, percent, to_json
 
 
 def show_several(reports: list[Evaluation], console: Console) -> None:
     """Prints several reports on the same items, a row each, and the baselines below them."""
     first = reports[0]
-    ways = {asked_in(report): report for report in reports}
-    one_way = f", {asked_in(first)}" if len(ways) == 1 else ""
+    ways = {orders_label(report.headline.orders): report for report in reports}
+    one_way = f", {orders_label(first.headline.orders)}" if len(ways) == 1 else ""
     print_line(console, f"{first.items.name}: {first.n:,} questions{one_way}")
     doubts = ["sure gold"] * bool(first.without_doubtful_gold)
     asked = ["asked"] * (len(ways) > 1)
@@ -34,7 +35,7 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
         by_length = [report.gold_longest.get(group) for group in ("longest", "not longest")]
         table.add_row(
             report.predictions_file.name,
-            *[asked_in(report) for _ in asked],
+            *[orders_label(report.headline.orders) for _ in asked],
             report.headline.shown(),
             percent(report.balanced_accuracy, digits=2),
             f"{letter} {100 * share:.1f}%",

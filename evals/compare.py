@@ -10,11 +10,12 @@ from rich.text import Text
 import ghost_jax
 from evals.analysis.comparison import compare, p_shown, rows_of
 from evals.analysis.recorded import check_alike, items_of, read_reports
-from evals.analysis.report import asked_in, print_line, right
+from evals.analysis.report import print_line, right
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import escape_controls, make_console
 from ghost_jax.core.errors import command, parser_of
 from ghost_jax.core.paths import local_path
+from ghost_jax.data.items.items import orders_label
 from ghost_jax.reporting.tables import NONE
 from ghost_jax.runs.evaluation import interval, percent, points
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     check_alike(reports)
     items = items_of(reports, flags.items)
     comparison = compare(rows_of(reports, items), items)
-    show(comparison, asked_in(reports[0].evaluation), make_console())
+    show(comparison, orders_label(reports[0].evaluation.headline.orders), make_console())
     if flags.out:
         write_json(flags.out, {"ghost_jax": ghost_jax.__version__} | comparison)
         print(f"written to {flags.out}")

@@ -150,7 +150,7 @@ def ask_run(flags: argparse.Namespace, items: open_answers.TaskItems) -> tuple[l
     mesh = make_mesh()
     model, params, step, tokenizer = load_chat_model(flags.workdir, mesh)
     new_tokens = min(flags.max_tokens or TASK_TOKENS, model.context // 2)
-    generate = Generator(model, params, mesh, batch_size=32, new_tokens=new_tokens, stop_ids=tokenizer.end_ids)
+    generate = Generator(model, params, mesh, batch_size=32, new_tokens=new_tokens, stop_ids=tokenizer.special_ids)
     prompts = [render_prompt(tokenizer, [Message("user", item.prompt)]) for item in items]
     most = model.context - new_tokens
     texts = [tokenizer.decode(ids) for ids in generate([prompt[-most:] for prompt in prompts])]

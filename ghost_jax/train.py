@@ -30,7 +30,7 @@ from ghost_jax.runs import evaluation, plan, run_dir, run_record
 from ghost_jax.runs.logger import Diverged, Journal
 from ghost_jax.text import tokenizer as tokenizer_lib
 from ghost_jax.text.tokenizer import Tokenizer
-from ghost_jax.training.checkpoint import FOLDER, check_place, facts_of
+from ghost_jax.training.checkpoint import check_place, facts_of
 from ghost_jax.training.loading import check_base, load_model, newest_record
 from ghost_jax.training.loop import train
 from ghost_jax.training.setup import TrainSetup, attention_of, mesh_of
@@ -86,7 +86,7 @@ def check_bound(stages: Sequence[Stage]) -> None:
 
 def is_gone(base: Path) -> bool:
     """Returns whether a base is not trained, or its parameters were deleted."""
-    return not (run_record.is_finished(base) and (base / FOLDER).is_dir())
+    return not (run_record.is_finished(base) and newest_record(base)[1])
 
 
 def probe_of(setup: TrainSetup, workdir: Path, tokenizer: Tokenizer) -> Callable[[dict], dict[str, float]] | None:
@@ -181,9 +181,10 @@ def main(argv: Sequence[str]) -> int:
     add("--workdir", type=path_of, metavar="DIR", help="run directory (default: runs/<config>-<preset>)")
     add("--plan", action="store_true", help="prepare the data; print parameters, mesh, mixture, ETA; train nothing")
     config, flags = config_lib.parse(parser, argv)
-    data_folders(flags.data_dir)  # refused where it is wrong, also when all stages are finished
     distributed.start()
     jax_setup.set_up()
+    data_folders(flags.data_dir)  # refused where it is wrong, also when all stages are finished
+    distributed.barrier("the data folder")  # its copy of a store's may take some processes long
     console = make_console()
     distributed.check_same({"config": fingerprint(config_lib.to_json(config))})
     stages = stages_of(config, flags.workdir, flags.base)

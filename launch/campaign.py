@@ -48,7 +48,6 @@ class Part:
 
 
 PARTS = (
-    Part("configs/sweeps/knowledge.py:nano", "facts-nano", 0.8, 0.07),
     Part("configs/sweeps/knowledge.py:mini", "facts-mini", 1.5, 0.2),  # of either setting
     Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
     Part("configs/sweeps/exposure.py:mini", "exposure-mini", 0.0, 0.6),

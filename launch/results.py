@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from evals.analysis.stats import clustered_interval, paired_difference
 from ghost_jax.core.atomic_io import read_json, read_text, write_text
@@ -30,7 +31,7 @@ from ghost_jax.reporting.plots import ACCENT, INK, MUTED, WARM, new_figure
 from ghost_jax.reporting.records import find_runs, read_beside
 from ghost_jax.reporting.summary import parts_of, results_of
 from ghost_jax.reporting.tables import Row, markdown
-from ghost_jax.runs import run_record
+from ghost_jax.runs import run_dir, run_record
 from ghost_jax.runs.evaluation import percent
 from ghost_jax.runs.metrics import seconds_of
 
@@ -97,8 +98,7 @@ class Folder:
 
 def _bases(runs: Sequence[run_record.RunRecord]) -> set[str]:
     """Returns the names of the bases of chat runs."""
-    bases = [run.config["base"] for run in runs if "base" in run.config]
-    return {f"{base['name']}-{base['preset'] or 'full'}" for base in bases}
+    return {run_dir.name_of(ConfigDict(run.config["base"])) for run in runs if "base" in run.config}
 
 
 def pooled(values: Sequence[Interval]) -> Interval:

@@ -7,7 +7,7 @@ usage() {
   cat <<'TEXT'
 usage: launch/tpu_pod.sh --name=NAME --zone=ZONE --type=TYPE [options] -- COMMAND...
 
-  --name=NAME         of the slice and of its request; one that exists is used, and stays at the end
+  --name=NAME         of the slice and of its request; one that exists is used, and stays at the end unless it was lost
   --zone=ZONE         e.g. us-west4-a
   --type=TYPE         accelerator, e.g. v5litepod-16, v5p-128, v6e-16, v4-32
   --project=PROJECT   default: gcloud's own

@@ -91,6 +91,9 @@ def test_a_model_that_refuses_most_questions_is_audited_and_a_comment_is_not(ben
     answers = ["A", "", "I cannot say", "", "", "None of these"]
     found = reading(lines_of(".csv", ["m", "notes"], [(answer, f"A note on {answer}") for answer in answers]))
     assert {name: "".join(each.answers.spelled()) for name, each in found.items()} == {"m": "A-----"}
+    texts = [[text] * 4 for text in ("80", "ssh", "22", "a", "b", "c")]
+    rows = [[*options, answer] for options, answer in zip(texts, answers, strict=True)]
+    assert reading(lines_of(".csv", [*"ABCD", "m"], rows)).keys() == {"m"}, "the others are the options' texts"
 
 
 def test_probabilities_among_all_tokens_are_calibrated_among_the_letters(benchmark, reading):

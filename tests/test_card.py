@@ -94,6 +94,10 @@ def test_the_books_stand_apart_and_a_score_with_the_reader_is_not_the_models():
     configs = {result.dataset_config for result in ModelCard(text).data.eval_results}
     assert configs == {"closed book", "open book, reader model"}
     assert "It was not scored with the book open." in card_text(read_records(RECORDS / "chat_v3-seed0"))
+    own = card_text(scored("chat_v4_raft-seed0", "ctibench-own-1234-model", book="own")).partition(
+        "## Evaluation, own book"
+    )[2]
+    assert "24.9 to 25.1" in own.partition("## Beside")[0]
 
 
 def test_a_card_does_not_publish_the_folders_of_a_user():

@@ -147,6 +147,14 @@ def test_only_the_seed_and_the_machine_make_no_other_row(changed, more, rows, it
     assert len(compared([one, other])["rows"]) == rows
 
 
+def test_two_books_are_not_compared(items, tmp_path):
+    for name in ("one", "two"):
+        index = {"lines": 9, "inputs": [{"source": "notes", "sha256": name * 20}]}
+        write_json(tmp_path / f"{name}.json", report(items, range(60), book="own", book_index=index))
+    with pytest.raises(UserError, match="books"):
+        compared([tmp_path / "one.json", tmp_path / "two.json"], items.path)
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [

@@ -256,6 +256,7 @@ def test_values_outside_of_their_domain_or_that_contradict_each_other_are_refuse
     [
         ("c.base.optim.peek_lr = 1.0", '"base.optim.peak_lr"'),
         ("c.evals.other = {}", "evals.other"),
+        ("del c.evals.ctibench.orders", "evals.ctibench.orders"),
         ("del c.optim.b1", "optim.b1"),
         ("c.stage = 'pretrain'", "A pretrain config has no key"),
         ("c.base = c.base.copy_and_resolve_references()\n    c.base.stage = 'chat'", "base."),

@@ -23,6 +23,7 @@ from ghost_jax.hub.weights import FILE, INDEX
 from ghost_jax.import_model import read_model, write_run
 from ghost_jax.inference.sampling import Sampling
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.server import served
 from ghost_jax.server.served import Model
 from ghost_jax.text.tokenizer import END, ROLES, Tokenizer
 from ghost_jax.training.loading import load_model
@@ -232,14 +233,16 @@ def foreign_base(folder: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", ["base", "chat"])
-def test_an_imported_model_is_served_asked_and_exported_with_its_own_names(tmp_path, kind):
+def test_an_imported_model_is_served_asked_and_exported_with_its_own_names(monkeypatch, tmp_path, kind):
     base, run = foreign_base(tmp_path / "there"), tmp_path / "run"
     tokenizer = base if kind == "base" else base.with_chat_tokens(["hello"])
     make_run(run, dataclasses.replace(V05, vocab_size=tokenizer.vocab_size), tokenizer)
     model = Model.load(run, rows=1, waiting=1, most=8)
-    assert model.ids("hello")[0] == ENDS
-    assert model.begins([ENDS])
+    assert model.ids("hello").tolist() == tokenizer.encode("hello"), "its vocabulary puts nothing in front of a text"
+    assert model.ids("").tolist() == [ENDS]
     assert ENDS in model.stops
+    monkeypatch.setattr(served, "MOST_SLOTS", 96)
+    assert Model.load(run, rows=4, waiting=1, most=8).context == 24 < model.context
 
     if kind == "chat":
         flags = argparse.Namespace(workdir=run, max_new_tokens=24, seed=0, jsonl=False, book="closed")

@@ -31,6 +31,7 @@ def test_an_order_names_the_new_letter_of_each_original_option():
         ("A, B, and C.", "B, C, and D."),
         ("neither (B) nor (C)", "neither (C) nor (D)"),
         ("Only options A & C are correct", "Only options B & D are correct"),
+        ("All of the above except C", "All of the above except D"),
         ("A or E", "A or E"),
         ("C and C++", "C and C++"),
         ("A and a half", "A and a half"),
@@ -42,8 +43,9 @@ def test_the_letters_in_an_option_that_names_others_follow_them(option, moved):
     assert permute(item, cyclic_orders(4)[1]).options == (moved, "one", "two", "three")
 
 
-def test_letters_of_statements_in_the_question_stay():
-    options = ("A only", "B only", "Both A and B", "Neither A nor B")
+@pytest.mark.parametrize("only", ["", " only"])
+def test_letters_of_statements_in_the_question_stay(only):
+    options = (f"A{only}", f"B{only}", "Both A and B", "Neither A nor B")
     moved = permute(Item("1", "A: fire is hot. B: ice is hot. Which is true?", options, answer=0), cyclic_orders(4)[1])
     assert sorted(moved.options) == sorted(options)
 
@@ -87,6 +89,10 @@ def test_an_interval_is_clustered_by_page_and_by_options_too_where_many_items_sh
     assert len(set(pages)) == 28
     assert [sets.count(name) for name in sets[:4]] == [4] * 4
     assert clusters_of([item(number, "abcd", "page") for number in range(4)]) == ["page"] * 4
+    forms = [item(100 + number, "yn") for number in range(30)]
+    found = clusters_of([*sets_of_four, *sets_of_four, *forms])
+    assert found[:2] == [*zip(pages, sets, strict=True)][:2]
+    assert len(set(found[56:])) == len({second for _, second in found[56:]}) == 30, "a form of answers is no set"
 
 
 def test_an_option_set_that_is_a_form_of_answers_connects_nothing():

@@ -47,6 +47,7 @@ NEARLY_NAMED = [
     ("attack", "raw/enterprise-attack-19.1.json"),
     ("capec", "stix-capec.json"),
     ("nvd", "raw/nvdcve-1.1-2020.json.gz"),
+    ("nvd", "raw/nvdcve-2.0-modified.json.gz"),  # of changes to the years' files
     ("cti", "corpus/CTI.jsonl"),
 ]
 PARTS = [("attack", "raw/mobile-attack-15.1.json"), ("nvd", "raw/nvdcve-2.0-2024.json")]

@@ -248,6 +248,7 @@ def test_the_fingerprint_changes_with_everything_that_decides_a_batch(mix, store
             Manifest(datasets={name: splits | {split: dataclasses.replace(counts, sha256="0" * 64)}}).write(tmp_path)
             other = mixture.fingerprint(dataclasses.replace(mix, stores=mix.stores | {name: tmp_path}))
             assert other != found[0], (name, split)
+    assert mixture.fingerprint(dataclasses.replace(mix, stores=mix.stores | {"fact_mcq": tmp_path})) == found[0]
 
 
 def test_validation_batches_have_one_shape_and_are_padded_with_rows_of_no_weight(mix):

@@ -286,6 +286,21 @@ def test_files_below_a_folder_are_read_also_behind_links_and_others_are_named(tm
     assert (table["file"], table["sha256"]) == ("E.JSONL.GZ", artifact_cache.sha256_of(notes / "E.JSONL.GZ"))
 
 
+def test_names_that_are_not_utf8_are_told_apart_and_written_to_the_manifest(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = os.fsencode(tmp_path / "notes")
+    os.mkdir(folder)
+    for name in (b"caf\xe9.md", b"caf\xe8.md"):
+        with open(folder + b"/" + name, "w") as file:
+            file.write(f"About {name}.")
+    assert len(documents(tmp_path / "notes")) == 2
+    os.mkdir(tables := os.fsencode(tmp_path / "tables"))
+    with open(tables + b"/caf\xe9.jsonl", "w") as file:
+        file.write('{"text": "one"}')
+    inputs, _ = corpus.locate([str(tmp_path / "tables")], None, print, stand_in=True)
+    assert corpus.corpus_store(inputs, print) == corpus.corpus_store(inputs, print)
+
+
 def test_rows_of_two_files_with_one_id_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in "ab":

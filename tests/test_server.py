@@ -101,8 +101,7 @@ def error_of(answer: requests.Response) -> dict:
 
 
 def value_of(address: str, name: str) -> float:
-    text = requests.get(f"{address}/metrics", timeout=60).text
-    return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
+    return float(re.search(rf"^{name} (\S+)$", requests.get(f"{address}/metrics", timeout=60).text, re.MULTILINE)[1])
 
 
 def test_every_client_gets_its_own_text_as_if_it_were_alone(model):
@@ -272,6 +271,7 @@ def test_the_reader_alone_answers_with_its_lines():
         assert "KB2871997" in found["lines"][0]["text"]
         other = post(address, asked | {"question": "Which does NOT address pass the hash?"}, "/v1/read").json()
         assert (other["answer"], other["negated"], other["lines"][:1]) == ("B", True, found["lines"][:1])
+        assert post(address, {"question": "Is NOT?", "options": [OPTIONS[0], ""]}, "/v1/read").json()["lines"] == []
         chat = client(address).chat.completions
         content = f"Question: Which mitigation addresses phishing?\n(See A.)\nA) {OPTIONS[0]}\nB: {OPTIONS[1]}\nAnswer:"
         message = chat.create(model="reader", messages=[ASKED | {"content": content}]).choices[0].message

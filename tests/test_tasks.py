@@ -50,6 +50,7 @@ def data(tmp_path_factory):
         {"id": name, "source": "cve", "title": name, "text": f"{name}\nWeakness: {weakness}.\n{text} {vector}"}
         for name, weakness, vector, text in records
     ]
+    lines[-2] |= {"id": "cve/CVE-2024-1001", "title": "A title of its own"}  # the test item
     lines.append({"id": "unlabelled", "source": "cve", "title": "CVE-2021-5555", "text": "No label."})
     write_text(folder / "corpus" / "cve.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     (folder / "raw").mkdir()

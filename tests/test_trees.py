@@ -79,6 +79,11 @@ def test_a_shared_beginning_is_in_a_row_once():
     assert shared_beginning([each.trunk for each in few]).tolist() == [1, 2]
 
 
+def test_long_prompts_have_rows_that_hold_the_longest_and_not_the_whole_context():
+    trees = [tree([1], [2]), tree([1] * 600, [2]), tree([1] * 700, [2, 3])]
+    assert {shape[3] for shape in shapes_of(trees, context=32_768, batch_size=1)} == {256, 1024}
+
+
 def test_a_prompt_over_the_context_is_cropped_at_its_beginning():
     long = tree([1, 2, 3], [4], [5, 6])
     assert [prompts_of(cropped(long, context)) for context in (4, 1)] == [[[2, 3, 4], [2, 3, 5, 6]], [[4], [6]]]

@@ -13,7 +13,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from ghost_jax.core.errors import UserError
 from ghost_jax.hub import gguf
 from ghost_jax.hub.vocabulary import files_of, read_vocabulary
-from ghost_jax.text.tokenizer import BOS, EOS, ROLES, train
+from ghost_jax.text.chat_format import Message, render
+from ghost_jax.text.tokenizer import BOS, EOS, ROLES, load, train
 
 PROMPT = "hello world, 1234 attackers 日本語\n\n"
 
@@ -153,6 +154,25 @@ def test_a_document_of_our_own_base_begins_with_bos_in_exports_and_a_conversatio
         tokenizer.save(tmp_path / "run.json")
         spelled = files_of(json.loads((tmp_path / "run.json").read_text()), tokenizer, 64)["tokenizer.json"]
         assert tokenizers.Tokenizer.from_str(json.dumps(spelled)).encode(PROMPT).ids[0] == first
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_what_tokenizer_config_says_of_bos_holds_for_texts_conversations_and_exports(tmp_path, begins):
+    foreign = foreign_vocabulary()
+    if not begins:
+        first = {"single": "<|endoftext|> $A", "special_tokens": [("<|endoftext|>", 0)]}
+        foreign.post_processor = processors.TemplateProcessing(**first)
+    save_vocabulary(tmp_path, foreign, add_bos_token=begins)
+    base = read_vocabulary(tmp_path, foreign.get_vocab_size())
+    base.with_chat_tokens([]).save(tmp_path / "run.json")
+    chat = load(tmp_path / "run.json")
+    assert base.begins_texts == chat.begins_texts == begins
+    assert (render(chat, [Message("user", "x")])[0][0] == base.bos_id) == begins
+    assert chat.template.text.startswith("{{ bos_token }}") == begins
+    base.save(tmp_path / "run.json")
+    spelled = files_of(json.loads((tmp_path / "run.json").read_text()), base, 64)["tokenizer.json"]
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(spelled))
+    assert theirs.encode(PROMPT).ids == [base.bos_id] * begins + base.encode(PROMPT)
 
 
 def test_a_gguf_file_begins_documents_alone_with_bos_and_types_added_tokens(tmp_path):

@@ -2,7 +2,7 @@
 
     python -m ghost_jax.sweep --config=configs/sweeps/chat36m.py          # or :nano, to try it
 
-The study's base made 60,000 updates of 8,192 tokens. This one makes 2,442 of 4,096; 300 chat updates follow. The rates
+The study's base made 60,000 updates. This one makes 2,442 of 4,096; 300 chat updates follow. The rates
 are higher than the study's, as in the small presets. One seed.
 """
 

@@ -36,6 +36,8 @@ def get_sweep(preset=""):
             "data.validation_records": 128,
             **(NANO_BASE if scale == "nano" else {}),
         }
+        if full.divergence.stop:  # which needs losses over all of them
+            overrides["data.validation_records"] = 100_000
         settings.append(Setting(name, at_preset(f"configs/{name}.py", preset), overrides))
     random = {**settings[-1].overrides, "init_tokens": "random"}
     return Sweep([*settings, Setting("chat_v5-random", at_preset("configs/chat_v5.py", preset), random)])

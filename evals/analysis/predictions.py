@@ -24,6 +24,7 @@ SHAPE = "Give a .tsv, .csv or .jsonl file with a header, or keys, and one row an
 ID_COLUMN = "id"
 GOLD_COLUMNS = ("gt", "gold", "answer")
 SOME = 0.1  # of the rows, more than hold one letter by chance where a column is a comment or a prompt
+MOST = 0.5  # of the rows, more hold a number where columns named by letters are scores and not the options' texts
 ROUNDED = 0.01  # by how much the sum of rounded probabilities may be above 1
 
 Row = tuple[str, dict[str, str]]  # "line 58", and its cells by column
@@ -72,8 +73,8 @@ def read_predictions(path: Path, items: Items, *, column: str | None = None) -> 
     rows = matched(path, rows, items)
     golds = [LETTERS[item.answer] for item in items]
     check_gold(path, rows, items, golds, lambda cell: cell.strip().upper(), column)
-    least = 0.0 if column else SOME
-    sources = [each for each in sources if _share_of_answers(each, rows, k) > least]
+    least = {True: 0.0 if column else MOST, False: 0.0 if column else SOME}  # of scores, of letters
+    sources = [each for each in sources if _share_of_answers(each, rows, k) > least[each.of_scores]]
     if not sources:
         where = f"the column {quoted(column)} has no row with" if column else f"no column has in {SOME:.0%} of its rows"
         raise UserError(
@@ -168,7 +169,7 @@ def matched(path: Path, rows: list[Row], items: Items) -> list[Row]:
     if missing:
         raise UserError(
             f"{path}: {len(missing):,} of {len(ids):,} items have no row, the first of them {quoted(missing[0])}. "
-            "Give each item one row; a missing answer may be empty."
+            "Give each item one row; a missing letter may be empty."
         )
     return [row_of[name] for name in ids]
 

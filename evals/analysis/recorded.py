@@ -40,7 +40,7 @@ class Report:
         """A key that the seeds of one recipe share when they are asked in the same way."""
         if not self.config:
             return str(self.path)
-        asked = [self.evaluation.step, self.evaluation.reader, self.evaluation.layout]
+        asked = [self.evaluation.step, self.evaluation.reader, self.evaluation.layout, _book_of(self.evaluation)]
         return json.dumps([recipe_of(self.config), asked], sort_keys=True)
 
 
@@ -96,9 +96,15 @@ def _asked(report: Evaluation) -> dict[str, str]:
         "items": f"sha256 {report.items.sha256}",
         "numbers of items": f"{report.n:,}",
         "orders": " ".join(report.headline.orders),
-        "books": report.book,
+        "books": _book_of(report),
         "splits": report.split or "all",
     }
+
+
+def _book_of(report: Evaluation) -> str:
+    """Returns the kind of book of a report and, where it was open, the beginnings of its files' hashes."""
+    inputs = report.book_index.inputs if report.book_index else ()
+    return " ".join([report.book, *sorted(each["sha256"][:8] for each in inputs)])
 
 
 def items_of(reports: Sequence[Report], path: Path | None) -> Items:

@@ -15,7 +15,7 @@ from evals.analysis.stats import accuracy_of
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
 from evals.items.ctibench import doubtful
-from ghost_jax.data.items.items import LETTERS, Item, Items, clusters_of, order_name
+from ghost_jax.data.items.items import LETTERS, Item, Items, clusters_of, order_name, orders_label
 from ghost_jax.data.retrieval.mcq_baselines import longest
 from ghost_jax.runs.evaluation import (
     Accuracy,
@@ -243,23 +243,11 @@ def _lines(report: Evaluation) -> list[str]:
     return lines
 
 
-def asked_in(report: Evaluation) -> str:
-    """Returns what the headline is over: "order CBDA", "over 4 orders", or "over all orders" for items that differ."""
-    orders, each = report.headline.orders, report.orders_per_item
-    if len(set(map(len, orders))) > 1:
-        return "over all orders" if each > 1 else "one order"
-    return f"over {each} orders" if each > 1 else _name_of(orders[0])
-
-
-def _name_of(order: str) -> str:
-    return "published order" if order == LETTERS[: len(order)] else f"order {order}"
-
-
 def _accuracies(report: Evaluation) -> Table:
     """The headline, the baselines and the controls; one column of accuracies where one order was asked."""
     several, headline = report.orders_per_item > 1, report.headline
-    first = [_name_of(headline.orders[0])] * several
-    table = Table("accuracy, %", *right(*first, asked_in(report), "95% interval", "gain over it"))
+    first = [orders_label(headline.orders[:1])] * several
+    table = Table("accuracy, %", *right(*first, orders_label(headline.orders), "95% interval", "gain over it"))
 
     def add(name: str | Text, single: float | None, accuracy: float, ends: str = "", gained: str = "") -> None:
         first = ["" if single is None else percent(single, digits=2)] * several

@@ -12,6 +12,7 @@ import numpy as np
 
 from ghost_jax.core.console import Progress
 from ghost_jax.data.packing import pack
+from ghost_jax.inference.generate import power_of_two
 from ghost_jax.parallel.distributed import is_main
 
 # `(batch, at [B, R], targets [B, R, K]) -> log-probabilities [B, R, K]`, see `ghost_jax.training.step.make_predict`
@@ -113,9 +114,9 @@ class _Rows:
 
 
 def _packed(trees: Sequence[Tree], row_len: int, context: int) -> list[_Rows]:
-    """Returns the trees in rows of `row_len` tokens, and those with a longer prompt in rows of the full context."""
-    layout = []
-    for length, longer in ((row_len, False), (context, True)):
+    """Returns the trees in rows of `row_len` tokens, and those with a longer prompt in rows that hold the longest."""
+    layout, longest = [], max((tree.depth for tree in trees), default=0)
+    for length, longer in ((row_len, False), (min(context, power_of_two(longest)), True)):
         held = {number: tree for number, tree in enumerate(trees) if (tree.depth > row_len) == longer}
         if held:
             header = shared_beginning([tree.trunk for tree in held.values()])

@@ -131,8 +131,8 @@ class LexicalReader:
         """
         chosen = int(read.scores().argmax())
         others = [k for k in range(len(read.rows)) if k != chosen and not read.empty[k]]
-        rows = np.concatenate([read.rows[k][:1] for k in others]) if read.negated else read.rows[chosen]
-        return [self.index.passages[row] for row in dict.fromkeys(rows.tolist())]
+        rows = [row for k in others for row in read.rows[k][:1]] if read.negated else read.rows[chosen]
+        return [self.index.passages[row] for row in dict.fromkeys(map(int, rows))]
 
 
 class _IndexReader:

@@ -75,13 +75,18 @@ def vulnerability_baselines(items: Items, data_dir: Path | None, *, label_of: Ca
     """
     ids, keys = _test_items(items, data_dir)
     records, inputs = records_of("cve", data_dir)
-    found = [(each.title.upper(), _HEADER.sub("", each.text), label_of(each.text)) for each in records]
+    found = [(_cve_of(each), _HEADER.sub("", each.text), label_of(each.text)) for each in records]
     labelled = [Labelled(name, _SCORE.sub("", text).strip(), label) for name, text, label in found if label]
     others = [each for each in labelled if each.id not in ids]
     kept = [each for each in others if each.text and copy_key(each.text) not in keys]
     by_id, by_text = len(labelled) - len(others), len(others) - len(kept)
     used = BaselineText(inputs=inputs, records=len(kept), left_out_by_id=by_id, left_out_by_text=by_text)
     return answers(kept, items), used
+
+
+def _cve_of(record: Record) -> str:
+    found = _CVE.search(f"{record.title} {record.id} {record.text}")
+    return found[0].upper() if found else record.id
 
 
 def _test_items(items: Items, data_dir: Path | None) -> tuple[set[str], set[str]]:

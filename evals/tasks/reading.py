@@ -117,10 +117,12 @@ def rows_read(index: Index, items: Sequence[Item], oracles: Sequence[int]) -> di
 def show_run(workdir: Path, console: Console) -> None:
     """Prints the reading in a run's directory."""
     report = evaluation.read(workdir / "evals" / "reading.json", Reading)
-    table = Table("passages", *right("accuracy, % (95% interval)", "gain over closed book, points"), title="reading")
+    columns = right("accuracy, % (95% interval)", "gain over closed book, points", "cropped prompts")
+    table = Table("passages", *columns, title="reading")
     for name in ("closed", "random", "found", "oracle"):
         found = getattr(report, name)
-        table.add_row(name, found.shown(1), evaluation.points(found.gain, found.gain_ci95, 1))
+        gained = evaluation.points(found.gain, found.gain_ci95, 1)
+        table.add_row(name, found.shown(1), gained, f"{found.prompts_cropped:,}")
     console.print(table)
 
 

@@ -216,6 +216,8 @@ def check(config: ConfigDict, prefix: str = "") -> None:
             raise UsageError(f"A {stage} config has no key {prefix}{key}, but this one sets it.{hint}")
         if not known[key].holds(value):
             raise UsageError(f"{prefix}{key} is {str(value)[:200] or 'empty'}; use {known[key]}.")
+    asked = tuple(f"evals.{name}." for name in config.get("evals", ()))
+    needed = [*needed, *(key for key in known if key.startswith(asked))]
     if missing := [f"{prefix}{key}" for key in needed if key not in found]:
         raise UsageError(f"The config lacks {', '.join(missing)}. Make it with common.defaults of configs/common.py.")
 

@@ -149,7 +149,7 @@ def mirror(source: Path, target: Path) -> Path:
     for name in before.keys() - versions:
         (target / name).unlink(missing_ok=True)
     target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target) as scratch:  # several processes of a host may copy at once
+    with tempfile.TemporaryDirectory(dir=target) as scratch:
         partial = Path(scratch, "partial")
         for name in changed:
             (target / name).parent.mkdir(parents=True, exist_ok=True)

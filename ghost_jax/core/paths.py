@@ -5,6 +5,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from ghost_jax.core.atomic_io import locked
 from ghost_jax.core.errors import UsageError, UserError
 from ghost_jax.core.object_store import is_remote, mirror, path_of
 
@@ -42,4 +43,6 @@ def _local(folder: str) -> Path:
     path = path_of(folder)
     if not is_remote(path):
         return path
-    return mirror(path, cache_dir() / "mirrors" / hashlib.sha256(folder.encode()).hexdigest()[:16])
+    place = cache_dir() / "mirrors" / hashlib.sha256(folder.encode()).hexdigest()[:16]
+    with locked(place.with_suffix(".lock"), f"the copy of {folder}"):  # processes of a host start together
+        return mirror(path, place)

@@ -71,7 +71,7 @@ class Input:
             name, sha256 = self.source, artifact_cache.fingerprint(content)
         else:
             (path,) = self.own or [self.path]
-            name = path.relative_to(self.path).as_posix() if self.own else path.name
+            name = text.name_in(path, self.path) if self.own else path.name
             sha256 = artifact_cache.sha256_of(path)
         return {"source": self.source, "file": name, "sha256": sha256, "bytes": self.size} | of_key
 
@@ -114,7 +114,7 @@ def locate(
             raise UserError(
                 f"{what} on this machine. {where}"
                 + (
-                    f" Or leave out {', '.join(out)}: --config.data.sources={kept}, for the base of a chat recipe "
+                    f" Or leave out {', '.join(out)}: --config.data.sources={kept}, of a chat recipe without --base "
                     f"--config.base.data.sources={kept} too, or of a book --book={kept}."
                     if kept
                     else ""

@@ -16,6 +16,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
+from ghost_jax.config.load import SHARED
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.packing import Example, fill, pack
 from ghost_jax.data.storage import artifact_cache
@@ -55,8 +56,12 @@ class Mix:
 
 
 def fingerprint(mix: Mix) -> str:
-    """Returns the hash of the rows of all splits, and of all that decides how and in which order they are mixed."""
-    rows = {name: [each.sha256 for each in counts_of(store, name).values()] for name, store in mix.stores.items()}
+    """Returns the hash of all rows trained and validated on, and of all that decides how and in which order.
+
+    A store that only evaluations read is left out: they may change before a resume.
+    """
+    used = {name: store for name, store in mix.stores.items() if name in (*mix.datasets, *SHARED)}
+    rows = {name: [each.sha256 for each in counts_of(store, name).values()] for name, store in used.items()}
     phases = [(start, sorted(multipliers.items())) for start, multipliers in mix.phases.items()]
     return artifact_cache.fingerprint(
         [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.truncation, mix.loss_norm]

@@ -50,6 +50,7 @@ def card_of(run: RunRecord, exported: dict) -> str:
         exported=exported,
         channel=channel_of(run),
         scores=scores,
+        books=list(dict.fromkeys(["closed", "open", *(score.book for score in scores)])),
         published=tables.published_of(run),
         tables=tables,
         **{each.__name__: each for each in (without_folders, percent, interval)},
@@ -74,8 +75,6 @@ def metadata(run: RunRecord, exported: dict, scores: Sequence[Evaluation]) -> Mo
 def _eval_result(score: Evaluation) -> EvalResult:
     """Returns a score's entry in the model-index, in %. Scores with the book open have another dataset config."""
     value, *ends = (round(100 * each, 2) for each in (score.headline.accuracy, *score.headline.ci95))
-    orders = score.orders_per_item
-    over = f"over {orders} orders of the options" if orders > 1 else "in one order of the options"
     return EvalResult(
         task_type="multiple-choice",
         task_name=f"multiple choice, {score.book} book",
@@ -85,7 +84,7 @@ def _eval_result(score: Evaluation) -> EvalResult:
         dataset_split=score.split or "all",
         dataset_args={"n": score.n, "sha256": score.items.sha256},
         metric_type="accuracy",
-        metric_name=f"accuracy {over}, verdict {score.verdict}",
+        metric_name=f"accuracy, {tables.orders_of(score)}, verdict {score.verdict}",
         metric_value=value,
         metric_args={"ci95": ends},
     )

@@ -6,7 +6,6 @@ word that our vocabulary finds only between blanks (an anchor) is not found in t
 within other words: it reads its pieces, and writes it as usual.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from gguf import GGMLQuantizationType, LlamaFileType, TokenType
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.hub import llama
-from ghost_jax.hub.vocabulary import as_imported
 from ghost_jax.model.attention import rope_frequencies
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.text.tokenizer import END, Tokenizer
@@ -96,9 +94,7 @@ def _add_vocabulary(writer: gguf.GGUFWriter, tokenizer: Tokenizer, vocabulary: M
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
-    # A document of a vocabulary of ours begins with it, a conversation does not; an imported post-processor tells.
-    begins = json.dumps(tokenizer.decode([tokenizer.bos_id])) in json.dumps(as_imported(vocabulary)["post_processor"])
-    writer.add_add_bos_token(not tokenizer.has(END) and (begins or vocabulary["post_processor"] is None))
+    writer.add_add_bos_token(not tokenizer.has(END) and tokenizer.begins_texts)  # a conversation has its own beginning
     if tokenizer.template:
         writer.add_eot_token_id(tokenizer.end_ids[0])
         writer.add_chat_template(tokenizer.template.text)

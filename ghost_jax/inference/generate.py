@@ -26,6 +26,7 @@ SHORTEST = 32  # prompts are padded to at least this many tokens, longer ones to
 # Tokens that a stream reads at once: long chunks, so that the parameters are fetched seldom, and a short tail.
 LONG_CHUNK, CHUNK, TAIL = 192, 64, 8
 SLOTS = 256  # of a stream's first cache
+WARM = 2048  # tokens of a text whose programs are compiled beforehand, at most
 ENDED = -1  # in place of an id, where a row has ended
 
 
@@ -157,11 +158,11 @@ class Generator:
         return shared if same.all() else int(same.argmin())
 
     def warm_up(self) -> None:
-        """Compiles every program that `stream` needs."""
+        """Compiles the programs that `stream` needs for texts of up to `WARM` tokens."""
         self._forget()
         state, key_data, how = self._start([], 1), np.zeros((1, 2), np.uint32), columns([GREEDY])
         cache = Cache.empty(self._config, 1)
-        while (slots := cache.filled.shape[1]) <= self._config.context:
+        while (slots := cache.filled.shape[1]) <= min(self._config.context, WARM):
             cache = self._with_slots(cache, slots + 1)
             for size in (LONG_CHUNK, CHUNK, TAIL):
                 tokens = np.zeros((1, size), np.int32)

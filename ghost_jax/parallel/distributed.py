@@ -92,8 +92,11 @@ def _cluster_arguments() -> dict[str, Any] | None:
 
 
 def is_main() -> bool:
-    """Returns whether this process writes the logs, tables and reports."""
-    return jax.process_index() == 0
+    """Returns whether this process writes the logs, tables and reports.
+
+    It starts no backend: a sweep asks it too, and its runs need the devices.
+    """
+    return distributed.global_state.process_id == 0
 
 
 def part_of_batch(sharding: NamedSharding) -> tuple[int, int]:

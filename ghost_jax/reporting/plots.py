@@ -11,7 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import ghost_jax
-from ghost_jax.reporting.tables import WORDS, answerer_of, asked_of, benchmark_scores, collapsed, published_of
+from ghost_jax.reporting.tables import (
+    WORDS,
+    answerer_of,
+    asked_of,
+    benchmark_scores,
+    collapsed,
+    lm_loss,
+    orders_of,
+    published_of,
+)
 from ghost_jax.runs.evaluation import Evaluation
 from ghost_jax.runs.run_record import RunRecord
 
@@ -63,10 +72,9 @@ def score_pictures(score: Evaluation) -> dict[str, Figure]:
 def loss_picture(run: RunRecord) -> Figure:
     """Draws the training loss, and validation losses where there are any."""
     figure, (axes,) = new_figure(3.6)
-    # Of several objectives only the language model's is in nats a token.
-    metrics = [line | {"loss": line["loss_lm"]} if "loss_lm" in line else line for line in run.metrics]
+    metrics = [line | {"loss": lm_loss(line)} for line in run.metrics]
     for key, (form, color, label) in LOSSES.items():
-        if lines := [line for line in metrics if key in line]:
+        if lines := [line for line in metrics if line.get(key) is not None]:
             axes.plot([line["step"] for line in lines], [line[key] for line in lines], form, color=color, label=label)
     axes.legend(frameon=False)
     _finish(axes, "update", "loss, nats a token", run.name)
@@ -106,8 +114,7 @@ def accuracy_picture(score: Evaluation) -> Figure:
     axes.axvline(100 * score.best_constant, color=INK, linewidth=1, linestyle="--", label="best constant letter")
     axes.invert_yaxis()
     figure.legend(frameon=False, loc="outside lower center")
-    orders = "one order" if score.orders_per_item == 1 else f"{score.orders_per_item} orders"
-    _finish(axes, f"accuracy over {orders}, %", "", f"{score.items.name}, {asked_of(score)}")
+    _finish(axes, f"accuracy, {orders_of(score)}, %", "", f"{score.items.name}, {asked_of(score)}")
     return figure
 
 
@@ -115,9 +122,10 @@ def letter_picture(score: Evaluation) -> Figure:
     """Draws the share of each answered letter."""
     figure, (axes,) = new_figure(3)
     axes.bar(list(score.letter_share), [100 * share for share in score.letter_share.values()], color=ACCENT)
-    axes.axhline(100 / len(score.letter_share), color=WARM, linewidth=1, linestyle="--", label="equal shares")
     axes.set_ylim(0, 100)
-    axes.legend(frameon=False)
+    if len(set(map(len, score.headline.orders))) == 1:  # else a letter that few items have is answered less often
+        axes.axhline(100 / len(score.letter_share), color=WARM, linewidth=1, linestyle="--", label="equal shares")
+        axes.legend(frameon=False)
     _finish(axes, "letter answered", "share of answers, %", f"verdict: {collapsed(score).strip() or score.verdict}")
     return figure
 
@@ -179,7 +187,7 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.invert_yaxis()
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor=WARM, label="in the published order")
-    axes.plot([], [], "o", color=ACCENT, markersize=5, label=f"over {score.orders_per_item} cyclic orders")
+    axes.plot([], [], "o", color=ACCENT, markersize=5, label=orders_of(score))
     constant_lines = {"always C, published order": (score.baselines["always_C"], WARM)}
     constant_lines["best constant letter, all orders"] = score.best_constant, ACCENT
     for name, (accuracy, color) in constant_lines.items():

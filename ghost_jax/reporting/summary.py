@@ -68,7 +68,7 @@ def glance_table(runs: Sequence[RunRecord], beside: Beside) -> list[Row]:
     rebuilt = [each for each in map(tables.published_of, runs) if each.get("accuracy")]
     if rebuilt:
         top = max(rebuilt, key=lambda each: each["accuracy"])
-        rows.append((f"the study's best, {top['run']}", percent(top["accuracy"]), NONE, NONE, "the study"))
+        rows.append((f"the study's {top['run']}", percent(top["accuracy"]), NONE, NONE, "the study"))
     for baseline, name in BASELINES.items():
         if baseline in any_score.baselines:
             published, over = any_score.baselines[baseline], any_score.baselines_over_orders[baseline]

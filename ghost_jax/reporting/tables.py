@@ -1,9 +1,10 @@
 """Run records as tables: the study's result table with our columns beside it."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ghost_jax.data.builders import DATASETS
+from ghost_jax.data.items.items import orders_label
 from ghost_jax.runs.evaluation import COLLAPSED, Evaluation, interval, percent, points
 from ghost_jax.runs.run_record import RunRecord, differences
 
@@ -52,12 +53,18 @@ def notes_of(runs: Sequence[RunRecord]) -> list[str]:
     return notes
 
 
+def lm_loss(line: Mapping) -> float | None:
+    """Returns the training loss of a line of metrics in nats a token; None where a run has other objectives alone."""
+    return line.get("loss_lm", None if any(key.startswith("loss_") for key in line) else line.get("loss"))
+
+
 def losses_of(runs: Sequence[RunRecord]) -> list[str]:
     """Returns how far the validation losses of runs compare; nothing on runs of one recipe."""
     recipes = {recipe_of(run.config) for run in runs if run.config}
     note = (
         "Validation losses are in nats a token of a run's own vocabulary: those of two vocabularies do not compare. "
-        "`val` is of the datasets that a run mixes, `val shared` of the same ones for all chat recipes."
+        "`val` is of the datasets that a run mixes, `val shared` of the same ones for all chat recipes: it compares "
+        "runs with the same `data.layout`, `data.truncation` and `data.qa_sources`."
     )
     return [note] * (len(recipes) > 1)
 
@@ -190,6 +197,11 @@ def collapsed(score: Evaluation) -> str:
 def asked_of(score: Evaluation) -> str:
     """Returns how a score was asked: "closed book", "open book, reader both"."""
     return f"{score.book} book" + (f", reader {score.reader}" if score.book != "closed" else "")
+
+
+def orders_of(score: Evaluation) -> str:
+    """Returns what a score is over: "over 4 orders"."""
+    return orders_label(score.headline.orders)
 
 
 def answerer_of(score: Evaluation) -> str:

@@ -93,7 +93,7 @@ class Journal(contextlib.ExitStack):
             raise Diverged(update, f"The loss of update {update:,} is {values['loss']}: {ENDED}")
         self._progress.advance(1, f"loss {values['loss']:.3f}  lr {lr:.1e}  {tokens / seconds:,.0f} tok/s")
         losses = validate() if validate else {}
-        logged = losses or update % config.log_every == 0 or update == 1
+        logged = losses or update % config.log_every == 0 or update in (1, config.steps)
         if update == 1 or update > self._start + 1:  # the first update of a process compiles: it joins no others' rates
             self._meter.add(tokens=tokens, supervised=values["supervised"], seconds=seconds)
         if logged:

@@ -228,7 +228,7 @@ def _git(*arguments: str) -> str:
         # The repository around an installed package is the user's project, which does not track this file.
         for words in (("ls-files", "--error-unmatch", here.name), arguments):
             command = ["git", "-C", str(here.parent), *words]
-            found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+            found = subprocess.run(command, capture_output=True, timeout=20, check=True).stdout.decode(errors="replace")
     except (OSError, subprocess.SubprocessError):
         return ""
     return found

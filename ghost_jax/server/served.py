@@ -17,6 +17,7 @@ from ghost_jax.data.retrieval.bm25 import Passage
 from ghost_jax.inference.conversation import Turn, fit_turn
 from ghost_jax.inference.engine import Engine, Text
 from ghost_jax.parallel.mesh import make_mesh
+from ghost_jax.runs import run_dir
 from ghost_jax.server.scheduler import Scheduler
 from ghost_jax.server.schemas import ChatMessage, Generation
 from ghost_jax.text import tokenizer as tokenizer_lib
@@ -26,6 +27,7 @@ from ghost_jax.text.tokenizer import Tokenizer
 from ghost_jax.training.loading import load_model
 
 READER = "reader"  # the model name of the lexical reader alone
+MOST_SLOTS = 1 << 16  # tokens that the cache holds, all rows together: one long prompt makes every row as long
 _OPTION = re.compile(r"^\s*\(?([A-Ja-j])[).:]\s+(\S.*)$")
 
 
@@ -80,6 +82,9 @@ class Model:
         config, params, _ = load_model(workdir, mesh)
         if jax.default_backend() == "cpu":
             config = dataclasses.replace(config, dtype="float32")  # a CPU decodes few rows slower in bfloat16
+        if config.generation != "v04" and config.context > (most_context := max(MOST_SLOTS // rows, 1)):
+            run_dir.say(f"a text has at most {most_context:,} tokens; a smaller --batch_size allows more")
+            config = dataclasses.replace(config, context=most_context)
         tokenizer = tokenizer_lib.load(workdir / "tokenizer.json")
         stops = tokenizer.special_ids if tokenizer.template else tokenizer.end_ids
         engine = Engine(config, params, mesh, batch_size=rows, new_tokens=config.context, stop_ids=stops)
@@ -98,14 +103,20 @@ class Model:
         return self.text(turn.prompt, request), turn
 
     def ids(self, prompt: str | Sequence[int]) -> np.ndarray:
-        """Returns a plain prompt's ids behind the one that begins a document. Raises UserError for an unknown id."""
+        """Returns a plain prompt's ids, where `begins` is false behind BOS. Raises UserError for an unknown id."""
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not all(0 <= i < self.tokenizer.vocab_size for i in ids):
             raise UserError(f"A prompt has an id that is not of 0 to {self.tokenizer.vocab_size - 1:,}.")
         return np.array(ids if self.begins(ids) else [self.tokenizer.bos_id, *ids], np.int32)
 
     def begins(self, prompt: str | Sequence[int]) -> bool:
-        """Returns whether a prompt is ids that begin with a special token: a document or a turn of a conversation."""
+        """Returns whether nothing is put in front of a prompt.
+
+        That is so where the vocabulary puts nothing there, and where it is ids that begin with a special token: a
+        document or a turn of a conversation.
+        """
+        if not self.tokenizer.begins_texts:
+            return bool(prompt)
         return not isinstance(prompt, str) and bool(prompt) and prompt[0] in self.tokenizer.special_ids
 
     def text(self, prompt: np.ndarray, request: Generation) -> Text:

@@ -21,7 +21,8 @@ from ghost_jax.core.errors import UserError
 PAD, BOS, EOS, UNK = SPECIALS = ("<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>")
 LEAST_TOKENS = 256 + len(SPECIALS)  # of a vocabulary: one for each byte, and the special tokens
 USER, ASSISTANT, END = ROLES = ("<|ghost_user|>", "<|ghost_assistant|>", "<|ghost_end|>")
-TEMPLATE = "chat_template"  # the entry of an imported vocabulary's post-processor that holds its `Template`
+# Entries of an imported vocabulary's post-processor: its `Template`, and that a conversation in ours begins with BOS.
+TEMPLATE, BOS_IN_CHAT = "chat_template", "bos_in_chat"
 # `chat_format.render` in Jinja.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] not in ('user', 'assistant') %}"
@@ -59,6 +60,7 @@ class Tokenizer:
       vocab_size: number of ids, added tokens included.
       sha256: of the vocabulary's canonical JSON; equal vocabularies have equal hashes.
       bos_id, eos_id: begin and end of a text, whatever the vocabulary calls them.
+      begins_texts: whether a plain text has BOS in front: in ours, and where an imported post-processor puts it there.
       pad_id: fills rows; `eos_id` where the vocabulary has no token for it.
       template: its chat format, ours or the one that it was imported with; None of a base.
       end_ids: what ends an answer: the end of a turn, if there is a chat format, and the end of a text.
@@ -79,11 +81,13 @@ class Tokenizer:
         self._id_of_byte = [self._ids.get(_CHAR_OF_BYTE[byte]) for byte in range(256)]
         # The last post-processor of an imported vocabulary maps our names of begin and end to its own tokens.
         processor = json.loads(backend.post_processor.__getstate__()) if backend.post_processor else {}
-        named = processor.get("processors", [processor])[-1].get("special_tokens", {})
+        *given, last = processor.get("processors", [processor])
+        named = last.get("special_tokens", {})
         self._ids |= {name: token["ids"][0] for name, token in named.items()}
         self.bos_id, self.eos_id = self.id(BOS), self.id(EOS)
         self.pad_id = self.id(PAD) if self.has(PAD) else self.eos_id
-        self.template = self._ours() if self.has(END) else None
+        self.begins_texts = not processor or json.dumps(self.decode([self.bos_id])) in json.dumps(given)
+        self.template = self._ours(BOS_IN_CHAT in named) if self.has(END) else None
         if TEMPLATE in named:
             self.template = Template(**json.loads(named[TEMPLATE]["tokens"][0]))
         stops = self.template.between["assistant "][0][:1] if self.template else []
@@ -133,10 +137,11 @@ class Tokenizer:
         backend.add_tokens([tokenizers.AddedToken(word, single_word=True, normalized=False) for word in anchors])
         return Tokenizer(backend)
 
-    def _ours(self) -> Template:
+    def _ours(self, bos: bool) -> Template:
         opens = {"user": [self.id(USER)], "assistant": [self.id(ASSISTANT)], "": []}
-        ends = {role: [self.id(END)] if role else [] for role in opens}
-        return Template(CHAT_TEMPLATE, {f"{one} {two}": (ends[one] + opens[two], "") for one in ends for two in opens})
+        ends = {role: [self.id(END)] if role else [self.bos_id] * bos for role in opens}
+        between = {f"{one} {two}": (ends[one] + opens[two], "") for one in ends for two in opens}
+        return Template("{{ bos_token }}" * bos + CHAT_TEMPLATE, between)
 
     def save(self, path: Path) -> None:
         """Writes `tokenizer.json` atomically."""

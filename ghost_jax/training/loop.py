@@ -98,9 +98,9 @@ def make_validation(setup: TrainSetup, mix: Mix) -> Measure:
 
     `val_loss` is over the datasets that the mixture holds at any time, each once, whatever its multiplier;
     `val_loss_<name>` is one dataset's. `val_loss_shared` is over those that every chat recipe is prepared with, mixed
-    in or not, so that the losses of two recipes compare. Of a dataset the same `data.validation_records` are read;
-    `val_share` is their share of the mixed datasets' validation records. A dataset without a supervised token in them
-    has no loss.
+    in or not, so that the losses of two recipes with one layout and truncation compare. Of a dataset the same
+    `data.validation_records` are read; `val_share` is their share of the mixed datasets' validation records. A dataset
+    without a supervised token in them has no loss.
     """
     records = setup.config.data.validation_records
     read = {name: mixture.validation_batches(mix, name, batch_size=setup.rows, records=records) for name in mix.stores}

@@ -120,7 +120,8 @@ def make_train_step(
         params, opt_state = optax.tree.where(finite, (params, opt_state), (state.params, state.opt_state))
         skipped = state.skipped + (1 - finite.astype(jnp.int32))
         new = state.replace(step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped)
-        metrics = losses if len(losses) > 2 else {"loss": losses["loss"]}
+        alone = {name: weight for name, weight in objective.items() if weight} == {"lm": 1.0}
+        metrics = {"loss": losses["loss"]} if alone else losses
         metrics |= {"grad_norm": grad_norm, "supervised": jnp.sum(batch["weights"] > 0), "skipped": skipped}
         return new, metrics
 

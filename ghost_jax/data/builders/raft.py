@@ -20,7 +20,7 @@ from ghost_jax.data.retrieval.bm25 import CONTEXT, Index, Passage, shown, terms
 from ghost_jax.text.chat_format import Message
 from ghost_jax.text.mcq_format import with_context
 
-VERSION = 1  # raise it, with rank, when the same questions get other passages
+VERSION = 2  # raise it, with rank, when the same questions get other passages
 
 ORACLE_SHARE = 0.7
 REPLACED_SHARE = 0.2  # the rest carries no context

@@ -17,7 +17,10 @@ from ghost_jax.text.mcq_format import LETTERS
 
 Order = tuple[int, ...]  # order[i] is the new position of original option i
 # Beside letters, the words of an option that names others: "Both A and B", "A, B, and C only", "Options (A) or (B)."
-NAMING = re.compile("above|all|and|answers|are|both|choices|correct|either|neither|nor|of|only|options?|or|true", re.I)
+NAMING = re.compile(
+    "above|all|and|answers|are|both|but|choices|correct|either|except|neither|none|nor|not|of|only|options?|or|the|true",
+    re.IGNORECASE,
+)
 FORM = 1 / 5  # share of the items; an option set that more of them offer is a form of answers, such as yes and no
 
 
@@ -78,6 +81,16 @@ def orders_per_item(names: Sequence[str]) -> int:
     return max(Counter(map(len, names)).values())
 
 
+def orders_label(names: Sequence[str]) -> str:
+    """Returns what a score in the orders of these names is over: "over 4 orders", "over all orders", "order CBDA"."""
+    each = orders_per_item(names)
+    if len(set(map(len, names))) > 1:  # items differ in their number of options
+        return "over all orders" if each > 1 else "one order"
+    if each > 1:
+        return f"over {each} orders"
+    return "published order" if names[0] == LETTERS[: len(names[0])] else f"order {names[0]}"
+
+
 def parse_order(name: str, k: int) -> Order:
     """Returns the order of k options that `order_name` calls `name`. Raises UserError where there is none."""
     if sorted(name) != list(LETTERS[:k]):
@@ -100,17 +113,17 @@ def permute(item: Item, order: Sequence[int]) -> Item:
     plain = {letter for letter, option in zip(LETTERS, item.options, strict=False) if not _named_in(option)}
     options = [item.options[order.index(position)] for position in range(len(order))]
     for place, option in enumerate(options):
-        if (named := _named_in(option)) and named <= plain:
+        if (named := _named_in(option)) and named <= plain and option.strip() not in named:
             options[place] = re.sub(r"\b[A-J]\b", lambda letter: letter_of[letter[0]], option)
     return dataclasses.replace(item, options=tuple(options), answer=order[item.answer])
 
 
 def _named_in(option: str) -> set[str]:
-    """Returns the letters of other options that an option names, if it says nothing else."""
+    """Returns the letters that an option names, if it says nothing else."""
     words = re.findall("[A-Za-z]+", option)
     letters = {word for word in words if word in LETTERS}
     alone = re.fullmatch("[A-Za-z ,()&/.]+", option) and all(map(NAMING.fullmatch, set(words) - letters))
-    return letters if alone and len(words) > 1 else set()
+    return letters if alone else set()
 
 
 # ---- Dependent items: those of one page, those with the same options, and items connected through others ----
@@ -147,14 +160,17 @@ def clusters_of(items: Sequence[Item]) -> list[str] | list[tuple[str, str]]:
     """Returns the cluster of each item for an interval: its page, or its id where it has none.
 
     Where more than `FORM` of the items share their options with an item of another page, as generated questions do, the
-    cluster is a pair, page and option set: `evals.analysis.stats` then clusters by both.
+    cluster is a pair, page and option set: `evals.analysis.stats` then clusters by both. A form of answers, as in
+    `components`, is no set.
     """
     pages = [item.url or item.id for item in items]
     offered = [frozenset(item.options) for item in items]
     pages_of = defaultdict(set)
     for page, texts in zip(pages, offered, strict=True):
         pages_of[texts].add(page)
-    shared = sum(1 < len(pages_of[texts]) <= max(FORM * len(items), len(texts)) for texts in offered)
-    if shared <= FORM * len(items):
+    connects = [1 < len(pages_of[texts]) <= max(FORM * len(items), len(texts)) for texts in offered]
+    if sum(connects) <= FORM * len(items):
         return pages
-    return [(page, "\0".join(sorted(texts))) for page, texts in zip(pages, offered, strict=True)]
+    forms = [len(pages_of[texts]) > 1 and not each for texts, each in zip(offered, connects, strict=True)]
+    sets = ["\0".join(sorted(texts)) for texts in offered]
+    return [(page, page if form else texts) for page, texts, form in zip(pages, sets, forms, strict=True)]

@@ -86,12 +86,17 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def place_of(path: Path, folder: Path) -> str:
     """Returns where a file is in its folder, the same whatever its compression."""
-    return _printable(files.stem(path.relative_to(folder).as_posix()))
+    return files.stem(name_in(path, folder))
+
+
+def name_in(path: Path, folder: Path) -> str:
+    """Returns the place of a file in its folder."""
+    return _printable(path.relative_to(folder).as_posix())
 
 
 def _printable(name: str) -> str:
-    """Returns the name of a file without bytes that are not UTF-8."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """Returns the name of a file with its bytes that are not UTF-8 as escapes, so that two files have two names."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read(name: str, folder: Path, paths: Sequence[Path], key: str = "text") -> Iterator[Record]:

@@ -22,7 +22,7 @@ SOURCES = {
     "attack18": Source(("enterprise-attack-18.1.json",), "attack"),
     "capec": Source(("stix-capec-3.9.json",), "capec"),
     "cwe": Source(("cwec_v4.14.xml",), "cwe"),
-    "nvd": Source(("nvdcve-2.0-*.json",), "nvd"),
+    "nvd": Source(("nvdcve-2.0-[0-9]*.json",), "nvd"),
     "kev": Source(("known_exploited_vulnerabilities.json",), "kev"),
     "exploitdb": Source(("files_exploits.csv",), "exploitdb"),
     "cti": Source(("cti.jsonl",), "jsonl"),
