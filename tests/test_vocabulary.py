@@ -169,6 +169,9 @@ def test_what_tokenizer_config_says_of_bos_holds_for_texts_conversations_and_exp
     assert base.begins_texts == chat.begins_texts == begins
     assert (render(chat, [Message("user", "x")])[0][0] == base.bos_id) == begins
     assert chat.template.text.startswith("{{ bos_token }}") == begins
+    for name, content in files_of(json.loads((tmp_path / "run.json").read_text()), chat, 64).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert read_vocabulary(tmp_path, chat.vocab_size).sha256 == chat.sha256
     base.save(tmp_path / "run.json")
     spelled = files_of(json.loads((tmp_path / "run.json").read_text()), base, 64)["tokenizer.json"]
     theirs = tokenizers.Tokenizer.from_str(json.dumps(spelled))

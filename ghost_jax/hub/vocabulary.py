@@ -13,7 +13,7 @@ from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.hub.chat_template import read_template
 from ghost_jax.text.mcq_format import LETTERS, letter_ids
-from ghost_jax.text.tokenizer import BOS, BOS_IN_CHAT, END, EOS, PAD, TEMPLATE, UNK, Tokenizer
+from ghost_jax.text.tokenizer import BOS, BOS_FIRST, BOS_IN_CHAT, END, EOS, PAD, TEMPLATE, UNK, Tokenizer
 
 PROBE = "Naïve café, 日本語 🙂\n\n\tdef f(x):  return 1234567 # don't\r\n  CVE-2021-44228\u00a0…"
 
@@ -131,7 +131,7 @@ def _extended(backend: tokenizers.Tokenizer, names: Mapping, rows: int, path: Pa
         given = [first] * puts_bos
     if END not in ids and (template := read_template(path.parent, settings, names, backend)):
         entries.append({"id": TEMPLATE, "ids": [0], "tokens": [json.dumps(dataclasses.asdict(template))]})
-    elif END not in ids and puts_bos:
+    elif puts_bos and (END not in ids or str(settings.get("chat_template")).startswith(BOS_FIRST)):  # ours, exported
         entries.append({"id": BOS_IN_CHAT, "ids": [ids[begins]], "tokens": [begins]})
     if given or any(entry["tokens"] != [entry["id"]] for entry in entries):
         last = processors.TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=entries)

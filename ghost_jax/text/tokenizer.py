@@ -23,7 +23,8 @@ LEAST_TOKENS = 256 + len(SPECIALS)  # of a vocabulary: one for each byte, and th
 USER, ASSISTANT, END = ROLES = ("<|ghost_user|>", "<|ghost_assistant|>", "<|ghost_end|>")
 # Entries of an imported vocabulary's post-processor: its `Template`, and that a conversation in ours begins with BOS.
 TEMPLATE, BOS_IN_CHAT = "chat_template", "bos_in_chat"
-# `chat_format.render` in Jinja.
+BOS_FIRST = "{{ bos_token }}"
+# `chat_format.render` in Jinja, without BOS.
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] not in ('user', 'assistant') %}"
     "{{ raise_exception('The roles are user and assistant.') }}{% endif %}"
@@ -141,7 +142,7 @@ class Tokenizer:
         opens = {"user": [self.id(USER)], "assistant": [self.id(ASSISTANT)], "": []}
         ends = {role: [self.id(END)] if role else [self.bos_id] * bos for role in opens}
         between = {f"{one} {two}": (ends[one] + opens[two], "") for one in ends for two in opens}
-        return Template("{{ bos_token }}" * bos + CHAT_TEMPLATE, between)
+        return Template(BOS_FIRST * bos + CHAT_TEMPLATE, between)
 
     def save(self, path: Path) -> None:
         """Writes `tokenizer.json` atomically."""
