@@ -52,6 +52,7 @@ PARTS = (
     Part("configs/sweeps/exposure.py:nano", "exposure-nano", 0.0, 0.25),
     Part("configs/sweeps/exposure.py:mini", "exposure-mini", 0.0, 0.6),
     Part("configs/sweeps/latch.py:mini", "facts-mini", 1.5, 0.2),
+    Part("configs/sweeps/letters.py:mini", "letters-mini", 1.5, 0.4),
     Part("configs/sweeps/recipes.py:mini", "recipes-mini", 2.8, 0.2),
     Part("configs/sweeps/reader.py:mini", "recipes-mini", 1.4, 0.3),
     Part("configs/sweeps/muon.py:nano", "muon-nano", 0.0, 0.17),

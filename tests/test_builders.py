@@ -96,6 +96,20 @@ def test_questions_depend_on_the_seed_alone_and_letters_are_balanced(asked):
     assert all(letters[letter] / letters.total() == pytest.approx(0.25, abs=0.06) for letter in "ABCD")
 
 
+def test_a_matching_question_quotes_the_one_option_that_is_its_answer():
+    text = ". ".join(f"It has {a} words of {b} in lines of {a}" for a in ("plain", "many", "few") for b in "wxyz")
+    records = [Record(f"D{i}", "test", "T", text.replace("It", f"It{chr(97 + i)}"), "", "", ()) for i in range(12)]
+    asked = list(mcq.matching(lambda: records, seed=0))
+    assert asked == list(mcq.matching(lambda: records, seed=0))
+    options = [option.lower() for q in asked for option in q.options]
+    assert len(set(options)) == len(options) > 50
+    for q in asked:
+        form = next(form for form in mcq.MATCHING if q.question == form.format(phrase=q.options[q.answer]))
+        assert form
+        assert q.split == split_of(q.options[q.answer].lower())
+    assert len({q.letter for q in asked}) == 4
+
+
 def test_no_placeholder_is_left_and_every_relation_is_asked(answered):
     odd = Record("x", "test", "The {title} of {subject}", "A {format} string is read. " * 3, "", "", ())
     (conversation,) = qa.build(lambda: [odd], ["test"], per_source=10, seed=0)

@@ -74,6 +74,13 @@ DATASETS = {
         "multiple choice from typed facts of one relation in sets of four, as all sources but cti state them",
         lettered=True,
     ),
+    "matching_mcq": Dataset(
+        "chat",
+        "matching MCQ",
+        "multiple choice that quotes its answer, a phrase of a document to be found among the options",
+        builder="mcq.matching_dataset",
+        lettered=True,
+    ),
     "raft": Dataset("chat", "RAFT MCQ", "the questions of mcq with retrieved passages", lettered=True),
     "rank": Dataset("chat", "ranked MCQ", "the questions of mcq, their options ranked", ranked=True),
     "fact_rank": Dataset(

@@ -1,5 +1,10 @@
-"""Multiple-choice questions of the study: vulnerability class, tactic, acronym; letter alone or with text."""
+"""Multiple choice: the study's questions (vulnerability class, tactic, acronym), and phrases to be found among options.
 
+A question of the second kind needs no knowledge: its answer stands in it. What it teaches is which letter belongs to a
+text, the symbol binding of Robinson et al. (ICLR 2023, arXiv 2210.12353).
+"""
+
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
@@ -15,6 +20,16 @@ PHRASINGS = wordings.read("study_questions")  # relation -> its questions
 COUNTS = {"weakness_class": 1000, "tactic": 655, "expansion": 147}
 LETTER_ONLY_SHARE = 0.7
 OPTIONS = 4
+
+MATCHING = (
+    'Which of these options is "{phrase}", exactly?',
+    "Which option reads {phrase}, word for word?",
+    "Find {phrase} among the options.",
+    "Which letter stands for {phrase} in this list?",
+    "Pick the option that says {phrase} and nothing else.",
+)
+MOST_MATCHING = 40_000  # questions
+PHRASES, LONGEST, SHORTEST = 4, 5, 5  # of a sentence; words of a phrase; characters of a phrase
 
 
 def dataset(inputs: BuildInputs) -> Rows:
@@ -69,6 +84,42 @@ def _question(fact: Fact, record: Record, subject: str, wrong: list[str], split:
         evidence=fact.evidence,
         url=record.url,
     )
+
+
+def matching_dataset(inputs: BuildInputs) -> Rows:
+    """Returns the rows of the questions of `matching`."""
+    return inputs.render(
+        build(matching(inputs.documents, inputs.options.seed), inputs.options.seed, inputs.options.layout)
+    )
+
+
+def matching(documents: Documents, seed: int) -> Iterator[Question]:
+    """Yields questions that quote one of their options; these are phrases of documents, each in one question.
+
+    The phrases are of the first documents, as many as `MOST_MATCHING` questions need.
+    """
+    source_of: dict[str, tuple[str, str]] = {}  # phrase in lower case -> as it stands, and the source of its document
+    for record in documents():
+        if len(source_of) >= MOST_MATCHING * OPTIONS:
+            break
+        rng = rng_of(seed, "phrases", record.source, record.id)
+        for sentence in re.split(r"[.;:\n]", record.text):
+            words = re.findall(r"[A-Za-z][A-Za-z'-]+", sentence)
+            for length in (rng.randint(1, LONGEST) for _ in range(PHRASES) if len(words) > LONGEST):
+                start = rng.randrange(len(words) - length + 1)
+                phrase = " ".join(words[start : start + length])
+                if len(phrase) >= SHORTEST:
+                    source_of.setdefault(phrase.lower(), (phrase, record.source))
+    phrases = sorted(source_of.values())
+    rng_of(seed, "matching").shuffle(phrases)
+    for number in range(min(len(phrases) // OPTIONS, MOST_MATCHING)):
+        rng = rng_of(seed, "question", number)
+        four = phrases[OPTIONS * number : OPTIONS * (number + 1)]
+        answer = rng.randrange(OPTIONS)
+        phrase, source = four[answer]
+        text = rng.choice(MATCHING).format(phrase=phrase)
+        about = {"source": source, "split": split_of(phrase.lower()), "evidence": ""}
+        yield Question(f"matching/{number}", text, tuple(each for each, _ in four), answer, **about)
 
 
 def build(asked: Iterable[Question], seed: int, layout: str) -> Iterator[Conversation]:
