@@ -5,8 +5,8 @@
 
 The table's row: hybrid, 2e-4, killed at step 300 of 2,000 after validation losses of 3.175, 3.285 and 3.403.
 The divergence watch stops this run where three losses in a row rise; at nano it does not, because it counts losses over
-all validation records alone. In the study the rate was set after the step, so
-that the first update ran at the full 2e-4; here it is the schedule's, :saved included.
+all validation records alone. In the study the rate was set after the step, so that the first update ran at the full
+2e-4; here it is the schedule's, :saved included.
 """
 
 from configs import common, pretrain_v05

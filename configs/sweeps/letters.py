@@ -1,6 +1,8 @@
 """What makes the letters follow: chat_letters, and as many updates on the letters of facts alone.
 
-python -m ghost_jax.sweep --config=configs/sweeps/letters.py:mini          # or :nano
+    python -m ghost_jax.sweep --config=configs/sweeps/letters.py:mini          # or :nano
+
+The second setting is the control: what letters reach without questions that quote their answer.
 """
 
 from configs import chat_letters

@@ -73,7 +73,7 @@ def read_predictions(path: Path, items: Items, *, column: str | None = None) -> 
     rows = matched(path, rows, items)
     golds = [LETTERS[item.answer] for item in items]
     check_gold(path, rows, items, golds, lambda cell: cell.strip().upper(), column)
-    least = {True: 0.0 if column else MOST, False: 0.0 if column else SOME}  # of scores, of letters
+    least = {True: 0.0, False: 0.0} if column else {True: MOST, False: SOME}  # of scores, of letters
     sources = [each for each in sources if _share_of_answers(each, rows, k) > least[each.of_scores]]
     if not sources:
         where = f"the column {quoted(column)} has no row with" if column else f"no column has in {SOME:.0%} of its rows"
