@@ -45,7 +45,7 @@ def cache(tmp_path_factory):
 
 CHAT = names_of("chat")
 EMPTY_OF_TEXTS = [name for name in CHAT if name != "small_talk"]
-EMPTY_OF_ONE_WEAKNESS = [name for name in EMPTY_OF_TEXTS if name != "qa"]
+EMPTY_OF_ONE_WEAKNESS = [name for name in EMPTY_OF_TEXTS if name not in ("qa", "matching_mcq")]
 
 
 def prepared(data: Path, config: str, sources: str, mixed: Sequence[str], **options: object):
