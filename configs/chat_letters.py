@@ -4,7 +4,7 @@
 
 For 1,000 updates it asks which letter a quoted phrase has (`matching_mcq`), then facts by letter as well. A model of
 6.9M parameters learns the first in about 900 updates, and not from questions on facts alone.
-Untested: other sizes; a lower rate, or more of `qa`, which would keep more of the facts.
+Untested: other sizes; more seeds than one; a lower rate, or more of `qa`, which would keep more of the facts.
 """
 
 from configs import chat_facts
