@@ -227,7 +227,7 @@ def filled(text: str, records: Path) -> str:
                 return shown(Folder(campaign / folder).found(setting, evaluation, " ".join(key)))
         raise UserError(f"{TEXT} has {asked[0]}. Write a look-up as {{{{FOLDER SETTING EVALUATION KEY}}}}.")
 
-    return re.sub(r"\{\{(.+?)\}\}", look_up, text)
+    return re.sub(r"\{\{(.+?)\}\}", look_up, text, flags=re.DOTALL)  # a look-up may break over lines
 
 
 def results(records: Path = RECORDS) -> str:

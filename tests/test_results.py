@@ -48,7 +48,7 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
     text = "{{items facts known facts}} questions: {{facts known facts headline}}, {{facts known facts cloze.pmi}}"
     figures = "1,156 questions: 26.0 (25.0 to 28.0, 3 seeds), 61.0 (55.0 to 65.0, 3 seeds)"
     assert results.filled(text, records) == figures
-    gain = results.filled("{{facts known ctibench cloze.controls.question swapped.gain}}", records)
+    gain = results.filled("{{facts known ctibench cloze.controls.question\nswapped.gain}}", records)  # over two lines
     assert gain == "10.0 (5.0 to 15.0, 3 seeds)"
     hours = 2 * 8 * 50 * (30 / 2 + 30 / 5) / 3600
     folder = records / "campaign" / "facts"
