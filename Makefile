@@ -46,7 +46,7 @@ record:  ## keep a run's records, not its weights, for RESULTS.md: make record R
 	if [ -d $(RUN)/evals ]; then cp -r $(RUN)/evals $(INTO)/.partial; fi
 	rm -rf $(INTO)/$(RUN_NAME) && mv $(INTO)/.partial $(INTO)/$(RUN_NAME)  # an interrupted copy leaves no record
 
-campaign: .venv/ready  ## run or resume all experiments of RESULTS.md, two days on two cores; CAMPAIGN=DIR holds their runs
+campaign: .venv/ready  ## run or resume all experiments of RESULTS.md, a day and a half on two cores; CAMPAIGN=DIR holds their runs
 	$(BIN)/python -m launch.campaign
 
 results: .venv/ready  ## RESULTS.md from the run records in the repository

@@ -31,7 +31,7 @@ def test_the_table_in_the_repository_is_that_of_its_record_and_the_docs_give_the
 
 def test_no_key_of_the_environment_is_in_a_record_a_log_or_an_export(ghost, tiny_run, tmp_path):
     canary = secrets.token_hex(16)  # drawn: a run records the uncommitted changes of this very file
-    env = dict.fromkeys(("HF_TOKEN", "GHOST_TEACHER_KEY", "WANDB_API_KEY"), canary)
+    env = dict.fromkeys(("GHOST_API_KEY", "GHOST_TEACHER_KEY", "HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY"), canary)
     run, out = tmp_path / "run", tmp_path / "out"
     export = ("ghost_jax.export", f"--workdir={run}", f"--out={out}")
     said = [

@@ -3,7 +3,7 @@
     python -m ghost_jax.sweep --config=configs/sweeps/chat36m.py          # or :nano, to try it
 
 The study's base made 60,000 updates. This one makes 2,442 of 4,096 tokens; 300 chat updates follow. The rates are
-higher than the study's, as in the small presets. One seed.
+higher than the study's, as in the small presets. One seed. As chat_v5 it reads `cti` and `cve` (docs/commands.md).
 """
 
 from ghost_jax.sweeps.grid import Setting, Sweep, at_preset

@@ -1,6 +1,6 @@
 """From publishers' files to stores, each built once and found again while its inputs are unchanged (docs/data.md).
 
-`python -m ghost_jax.data.prepare --config=configs/chat_v5.py` builds the stores of a config; training does the same.
+`python -m ghost_jax.data.prepare --config=configs/chat_v5.py:nano` builds the stores of a config; training does the same.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Prints the first records that a run draws: `python -m ghost_jax.data.show --config=configs/chat_v5.py -n 3`.
+"""Prints the first records that a run draws: `python -m ghost_jax.data.show --config=configs/chat_v5.py:nano -n 3`.
 
 Supervised tokens are green on a terminal and in ⟦brackets⟧ elsewhere. Tokens that are cropped are struck out.
 """

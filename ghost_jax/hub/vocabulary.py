@@ -18,7 +18,7 @@ from ghost_jax.text.tokenizer import BOS, BOS_FIRST, BOS_IN_CHAT, END, EOS, PAD,
 PROBE = "Naïve café, 日本語 🙂\n\n\tdef f(x):  return 1234567 # don't\r\n  CVE-2021-44228\u00a0…"
 
 # The types that each part of a tokenizer.json may have, and the values of their fields under which a text has one list
-# of ids and decodes to itself. Null is the absence of a field. Its post-processor, truncation and padding are not used.
+# of ids and decodes to itself. Null is the absence of a field. Its truncation and padding are not used, of its post-processor only whether it puts BOS in front.
 TYPES = {
     "normalizer": ("NFC",),  # Qwen's: a text in another form is encoded, and decoded, in this one
     "pre_tokenizer": ("ByteLevel", "Digits", "Punctuation", "Split"),

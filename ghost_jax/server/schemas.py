@@ -99,7 +99,7 @@ class ChatRequest(Generation):
 
 
 class CompletionRequest(Generation):
-    """The body of /v1/completions. A prompt may be ids; plain text is read behind the token that begins a document."""
+    """The body of /v1/completions. A prompt may be ids; plain text is read behind BOS where the vocabulary has it."""
 
     prompt: Textual | Ids | Annotated[list[Textual], Prompts] | Annotated[list[Ids], Prompts]
     logprobs: int | None = Field(None, ge=0, le=TOP)
