@@ -1,4 +1,4 @@
-"""The recipe that the evidence favours: questions that their options do not answer, on a base that has read the facts often.
+"""The recipe that the evidence favours: questions that their options do not answer; its base reads the facts often.
 
     python -m ghost_jax.train --config=configs/chat_ours.py          # or :mini, :nano
 

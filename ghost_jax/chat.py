@@ -22,7 +22,17 @@ from rich.console import Console
 from ghost_jax.core import jax_setup
 from ghost_jax.core.atomic_io import without_bom
 from ghost_jax.core.console import escape_controls
-from ghost_jax.core.errors import DONE, FAILED, UsageError, UserError, command, did_you_mean, parser_of, say_error
+from ghost_jax.core.errors import (
+    DONE,
+    FAILED,
+    UsageError,
+    UserError,
+    command,
+    did_you_mean,
+    parser_of,
+    positive,
+    say_error,
+)
 from ghost_jax.core.object_store import path_of
 from ghost_jax.data.corpus import book_corpus, index_store
 from ghost_jax.data.retrieval.bm25 import Index
@@ -187,12 +197,10 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     add("--top_k", type=int, default=0, help="draw from so many tokens (default: 0, all)")
     add("--top_p", type=float, default=1.0, help="draw from so much probability (default: 1)")
     add("--repetition_penalty", type=float, default=1.0, help="1 is none (default: 1)")
-    add("--max_new_tokens", type=int, default=256, metavar="N", help="of an answer (default: 256)")
+    add("--max_new_tokens", type=positive, default=256, metavar="N", help="of an answer (default: 256)")
     add("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     add("--jsonl", action="store_true", help='each input line, a question or {"prompt": …}, gets a JSON object')
     flags = parser.parse_args(argv)
-    if flags.max_new_tokens < 1:
-        raise UsageError(f"--max_new_tokens is {flags.max_new_tokens}; an answer has at least 1.")
     if not 0 <= flags.seed < 1 << 32:
         raise UsageError(f"--seed is {flags.seed}; it must be at least 0 and below 2³².")
     return flags

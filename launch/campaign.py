@@ -163,7 +163,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.list:
         return 0
     if not os.environ.get("GHOST_DATA"):
-        raise UserError("The campaign reads raw/, corpus/ and ctibench/ in $GHOST_DATA, and it is not set. Export it first.")
+        raise UserError("The campaign reads raw/, corpus/ and ctibench/ in $GHOST_DATA, which is not set. Export it.")
     data = data_folders(None)[0].resolve()
     failed, refusal = [], f"Another campaign is at work in {folder}. Wait until it is done, or name another CAMPAIGN."
     with locked(folder / ".lock", refusal=refusal):

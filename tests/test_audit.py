@@ -15,6 +15,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import LETTERS, cyclic_orders, order_name
 from ghost_jax.runs.evaluation import from_json
+from tests.conftest import ROOT
 
 GOLDS = "ABBCDA"
 
@@ -58,6 +59,10 @@ def test_five_published_models_reach_their_published_accuracies(ghost, ghost_dat
     assert all(f"{accuracy:.2f}" in screen for accuracy in published.values())
     assert {report.headline.orders for report in reports.values()} == {("ABCD",)}
     assert round(100 * reports["ChatGPT-4"].balanced_accuracy, 1) == 69.6
+    record = json.loads((ROOT / "evals" / "records" / "published_models.json").read_text())["predictions"]
+    for name, report in reports.items():
+        here, there = report.without_doubtful_gold, from_json(record[name]).without_doubtful_gold
+        assert (here.n, here.accuracy) == (there.n, there.accuracy)
     gemini = reports["Gemini-1.5"]
     assert gemini.no_letter == sum(answer == "-" for answer in gemini.predicted) / 2500 > 0
     assert sum(gemini.letter_share.values()) == pytest.approx(1 - gemini.no_letter)

@@ -125,9 +125,10 @@ def gold_of_page(page, lengths, rng):
     return answer, [f"{page if place == answer else rng.integers(10**9):09}" for place in range(4)]
 
 
-def test_a_clue_of_length_is_found_where_there_are_several_components():
-    assert in_one_order(written(shortest), "position_length") > 0.95
-    assert in_one_order(written(shortest, url="manual"), "position_length") == 0.25
+@pytest.mark.parametrize("url", ["page {}", "manual"])
+def test_a_clue_of_length_is_found_on_many_pages_and_on_one(url):
+    assert in_one_order(written(shortest, url=url), "position_length") > 0.95
+    assert in_one_order(written(gold_of_page, url=url), "position_length_popularity") < 0.4
 
 
 def test_a_clue_of_position_is_found_in_one_order_and_not_over_the_cyclic_orders():

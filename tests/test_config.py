@@ -293,10 +293,21 @@ def test_multipliers_may_change_with_an_update():
 def test_a_run_may_be_resumed_with_other_keys_that_decide_nothing_for_it_or_its_base(tmp_path):
     run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano")[0])
     for group in ("", "base."):
-        free = (f"--config.{group}{key}" for key in ("micro_batch_size=2", "save_every=3", "model.remat=true"))
+        free = (
+            f"--config.{group}{key}" for key in ("micro_batch_size=2", "save_every=3", "model.remat=true", "keep=9")
+        )
         run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano", *free)[0])
+    others = ("evals.ctibench.orders=published", "log_every=7", "online_probe.every=5")
+    run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano", *(f"--config.{key}" for key in others))[0])
     with pytest.raises(UserError, match=r"base\.steps is 100 there and 7 here\."):
         run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano", "--config.base.steps=7")[0])
+    place = tmp_path / "config.json"
+    older = json.loads(place.read_text())
+    assert older["data"]["mixture"].pop("raft") == 0.0  # code that did not have this dataset
+    place.write_text(json.dumps(older))
+    run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano")[0])
+    with pytest.raises(UserError, match=r"data\.mixture\.raft is None there and 1\.0 here\."):
+        run_dir.open_run(tmp_path, parse(f"--config={CHAT}:nano", "--config.data.mixture.raft=1")[0])
 
 
 @pytest.fixture

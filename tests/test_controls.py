@@ -54,6 +54,10 @@ def test_no_question_is_asked_of_an_item_with_the_same_options_or_page_even_in_a
         Item(str(row), f"{row}", (f"{row // 2}", f"{row // 2} not"), 0, f"page {(row + 1) // 2}") for row in range(20)
     ]
     assert all(chain[int(new.question)].url != new.url for new in swapped(chain))
+    # Two thirds are one component of sets of four, whose pages two sets share: none is asked a question of its own set.
+    mixed = [dataclasses.replace(item(row // 4, f"page {row // 4 % 2 * row}"), question=f"{row}") for row in range(40)]
+    mixed += [dataclasses.replace(item(row, ""), question=f"{row}") for row in range(40, 60)]
+    assert all(mixed[int(new.question)].options != new.options for new in swapped(mixed))
 
 
 GOLD = {each.question: each.options[each.answer] for each in ITEMS}

@@ -9,14 +9,14 @@ import pytest
 
 from evals import ctibench
 from evals.answering.evaluate import evaluate
-from evals.answering.letters import prompt_of
+from evals.answering.letters import make_probe, prompt_of
 from evals.items.ctibench import NoItems, find_items
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items, cyclic_orders, permute
 from ghost_jax.runs import evaluation
-from tests.conftest import ROOT, score_of
+from tests.conftest import ROOT, score_of, tiny_chat
 from tests.test_trees import seen_by
 
 ITEMS = [
@@ -106,8 +106,8 @@ def items(tmp_path_factory) -> Items:
     return read_items(write_items(tmp_path_factory.mktemp("items") / "own.jsonl", ITEMS))
 
 
-def knowing(tokenizer, items):
-    """Returns a predict function that finds the question by what a place sees and answers it, any other with A."""
+def knowing(tokenizer, items, otherwise=0):
+    """Returns a predict function that finds the question by what a place sees and answers it, else with a letter."""
     permuted = [permute(item, order) for item in items for order in cyclic_orders(4)]
     answers = {tuple(prompt_of(tokenizer, item)): item.answer for item in permuted}
 
@@ -115,7 +115,8 @@ def knowing(tokenizer, items):
         scores = np.zeros(targets.shape, np.float32)
         for row, places in enumerate(at):
             for read, place in enumerate(places):
-                scores[row, read, answers.get(tuple(seen_by(batch, row, place)), 0) % targets.shape[2]] = 1
+                answer = answers.get(tuple(seen_by(batch, row, place)), otherwise)
+                scores[row, read, answer % targets.shape[2]] = 1
         return scores
 
     return predict
@@ -129,6 +130,24 @@ def test_an_oracle_is_right_everywhere_and_knows_nothing_without_the_question(ti
     controls = {name: control.accuracy for name, control in report.controls.items()}
     assert controls == {"options only": 0.25, "question swapped": 0.25}, "unknown prompts are answered with A"
     assert report.verdict == "knowledge"
+
+
+def test_contextual_calibration_takes_away_what_is_preferred_anyway(tiny, items):
+    knows = knowing(tiny.tokenizer, items, otherwise=3)
+
+    def biased(batch, at, targets):
+        return knows(batch, at, targets) + 3 * (np.arange(targets.shape[2]) == 0)
+
+    without_d = dataclasses.replace(items, items=tuple(item for item in items if item.answer != 3))
+    report, _ = evaluate(biased, tiny.tokenizer, without_d, context=2048)
+    assert (report.headline.accuracy, report.letter_share["A"]) == (0.25, 1)
+    assert report.contextual_calibration.single_order == 1
+
+
+def test_a_probe_of_all_held_out_questions_is_the_score(tiny, tiny_run):
+    probe = make_probe(tiny_run.workdir, tiny.tokenizer, "classic", questions=10**6, context=tiny.config.context)
+    found = probe(tiny.predict)["held_out_accuracy"]
+    assert found == pytest.approx(score_of(tiny_run.workdir)["headline"]["accuracy"])
 
 
 def test_a_prompt_over_the_context_is_counted(tiny, items):
@@ -171,6 +190,19 @@ def test_held_out_questions_do_not_replace_a_report_on_ctibench_and_it_replaces_
     cells = {"Question": "Which?", **{f"Option {letter}": letter for letter in "ABCD"}, "GT": "A", "URL": ""}
     write_text(tmp_path / "ctibench" / "cti-mcq.tsv", "".join("\t".join(row) + "\n" for row in (cells, cells.values())))
     assert ctibench.place_of(ctibench.parse(flags)) == tmp_path / "evals" / "ctibench.json"
+
+
+def test_a_run_is_neither_trained_nor_scored_where_its_data_hold_ctibench(ghost, tiny_run, tmp_path):
+    stores = json.loads((tiny_run.workdir / "data.json").read_text())["stores"]
+    with (ghost.cache / "ghost_jax" / "stores" / stores["mcq"] / "items-train.jsonl").open() as lines:
+        trained = json.loads(next(lines))
+    cells = {"Question": trained["question"], "GT": trained["answer"], "URL": ""}
+    cells |= {f"Option {letter}": trained["options"][letter] for letter in "ABCD"}
+    write_text(tmp_path / "ctibench" / "cti-mcq.tsv", "".join("\t".join(row) + "\n" for row in (cells, cells.values())))
+    data, workdir = f"--data_dir={tmp_path}", tiny_run.beside_base(tmp_path)
+    for command in (tiny_chat(workdir, data), ["evals.ctibench", f"--workdir={tiny_run.workdir}", data]):
+        assert "together with an answer" in ghost.refused_here(*command)
+    assert not (workdir / "metrics.jsonl").exists()
 
 
 def test_without_a_run_no_other_questions_take_the_place_of_ctibench(tiny_run, tmp_path, monkeypatch):

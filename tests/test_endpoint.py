@@ -78,7 +78,9 @@ def refusing_logprobs(body: dict, _: int) -> Answer:
 
 
 def thinking(body: dict, _: int) -> Answer:
-    return completion(f"<think>A) or B)?</think>\n**{right_letter(body)}**", [("<think>", -0.1)])
+    return completion(
+        f"<think>A) or B)?</think>\n**{right_letter(body)}**", [("<think>", -0.1), ("B", -4.0), ("A", -5.0)]
+    )
 
 
 @pytest.mark.parametrize("answer", [by_text, refusing_logprobs, thinking])

@@ -64,7 +64,7 @@ def test_every_fact_is_stated_as_often_as_its_set_and_over_seeds_by_every_number
             assert len({each.object for each in four}) == 4 == len({each.subject for each in four})
             for each in four:
                 stated = sum(text.count(fill(form, each)) for form in set(FORMS[each.relation]))
-                assert stated == count or count == 9, "the end of the stream may lose a few"
+                assert 0 <= count - stated <= 3 * (count == 9), "the end of the stream may lose a few"
                 seen.setdefault(each, []).append(count)
     assert len(seen) == 4 * 12
     assert all(sorted(counts) == [1, 3, 9] for counts in seen.values())

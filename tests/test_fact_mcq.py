@@ -95,6 +95,15 @@ def test_held_out_questions_have_wordings_that_no_train_question_and_no_statemen
     assert not [form for form in held_out if any(form in statement for statement in statements)]
 
 
+def test_a_technique_and_its_sub_techniques_are_in_one_split():
+    splits = [
+        [split_of(f"{name} (T{n}{sub})") for name, sub in (("One", ""), ("One: Two", ".001"))]
+        for n in range(1000, 1060)
+    ]
+    assert all(one == two for one, two in splits)
+    assert {one for one, _ in splits} == set(SPLITS)
+
+
 def test_the_held_out_items_have_no_fact_that_questions_on_other_subjects_show():
     items: list[Question] = []
     options = SimpleNamespace(seed=0, layout="classic")

@@ -79,6 +79,9 @@ def test_reading_asks_about_pages_of_the_corpus_and_the_oracle_is_always_among_w
     assert (report.n, report.oracle_found, report.layout) == (2, 0.5, "cloze")
     assert (report.closed.accuracy, report.found.accuracy, report.oracle.accuracy) == (0, 0.5, 1)
     assert (report.closed.gain, report.found.gain, report.oracle.gain) == (0, 0.5, 1)
+    index = small_reader().index
+    read = reading.rows_read(index, facts.items_of(tmp_path).items[:2], [0, 0])
+    assert all(sorted(rows) != sorted(found) for rows, found in zip(read["random"], read["found"], strict=True))
     assert (report.closed.prompts_cropped, report.oracle.prompts_cropped) == (0, 2)
     evaluation.write(tmp_path / "evals" / "reading.json", report)
     screen = StringIO()

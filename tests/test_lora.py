@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.export import write_model
@@ -71,8 +72,24 @@ def test_a_run_keeps_adapters_alone_and_loads_as_one_model(adapted, tiny_run):
 def test_adapters_are_trained_and_validated_on_any_mesh(ghost, adapted, tiny_run, tmp_path):
     workdir = tiny_run.beside_base(tmp_path)
     ghost.here(*tiny_chat(workdir, *set_all(WITH_LORA | {"mesh.fsdp": 2, "mesh.tensor": 2, "steps": 2})))
-    for here, there in zip(losses_of(workdir), losses_of(adapted), strict=False):
+    for here, there in zip(losses_of(workdir), losses_of(adapted)[:2], strict=True):
         assert here["loss"] == pytest.approx(there["loss"], rel=1e-4)
+
+
+def test_a_run_of_adapters_is_resumed_bit_for_bit(ghost, adapted, tiny_run, tmp_path):
+    workdir = shutil.copytree(adapted, tiny_run.beside_base(tmp_path))
+    (workdir / "status.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    assert "after update 2" in ghost.here(*tiny_chat(workdir, *set_all(WITH_LORA))).stdout
+    assert losses_of(workdir) == losses_of(adapted)
+
+
+@pytest.mark.parametrize("flags", [("--format=peft",), ("--format=gguf", "--dtype=q8_0"), ()])
+def test_the_command_exports_adapters_and_the_whole_with_a_card(ghost, adapted, tmp_path, flags):
+    ghost.here("ghost_jax.export", f"--workdir={adapted}", f"--out={tmp_path / 'out'}", *flags)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    expected = {"--format=peft": "peft", "--format=gguf": "gguf"}.get((*flags, "")[0], "transformers")
+    assert card.data.library_name == expected
 
 
 def test_a_base_that_is_gone_is_named(adapted, tmp_path):

@@ -57,8 +57,10 @@ def test_weights_and_biases_are_named_where_they_are_missing_and_stay_here_offli
     assert not (tmp_path / metrics.FILE).exists()
     monkeypatch.setitem(sys.modules, "wandb", wandb := MagicMock())
     monkeypatch.setenv("GHOST_OFFLINE", "1")
-    with MetricsLog(tmp_path, 0, project="ghost"):
+    with MetricsLog(tmp_path, 0, project="ghost") as written:
         assert wandb.init.call_args.kwargs["mode"] == "offline"
+        written.write(1, loss=2.0)
+    assert wandb.init.return_value.log.call_args.args[0]["loss"] == 2.0
 
 
 def accelerators(kind: str, *peak_bytes: int) -> list:

@@ -5,9 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evals.items.answers import Answers
+from evals.open_book import scoring
 from evals.open_book.scoring import ALL_OF_THEM, Book, both_report
 from ghost_jax.data.items.formats import read_items
 from tests.bench.place import write_book
@@ -134,6 +136,30 @@ def book(data, tmp_path_factory) -> Book:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield Book.open("open", data)
+
+
+def test_weights_are_fitted_on_the_development_split_and_scored_on_the_rest(data, book, monkeypatch):
+    items, fitted_on = read_items(data / "items.jsonl"), []
+    shared = tuple(
+        dataclasses.replace(each, url=items.items[0].url) if row == 2 else each for row, each in enumerate(items)
+    )
+    items = dataclasses.replace(items, items=shared)
+    monkeypatch.setattr(scoring, "CTIBENCH_MCQ_SHA256", items.sha256)
+    monkeypatch.setattr(scoring, "development_split", lambda _: (np.array([0, 1]), np.array([2, 3, 4, 5])))
+    monkeypatch.setattr(scoring, "fitted", lambda reads, _: fitted_on.extend(reads) or scoring.NOTHING_FITTED)
+    reads = book.reader.read_all(items.items)
+    found = [(fit.fitted_on, fit.n) for fit in scoring.fits_of(items, reads)]
+    split = ("development split", 4), ("development split", 3)  # one question shares a page with the split
+    assert found == [("nothing", 6), (ALL_OF_THEM, 6), ("nothing", 4), (ALL_OF_THEM, 4), *split]
+    assert fitted_on == reads[:2]
+
+
+def test_a_book_that_holds_a_question_with_its_answer_is_refused(score, ghost, tmp_path):
+    quoted = f"{ITEMS[0]['question']} The answer is that it {ITEMS[0]['options']['A']}"
+    (tmp_path / "quiz.md").write_text(f"# A quiz\n\n{quoted} " + "And more words that stand in no question. " * 5)
+    paragraph, report = score("--reader=lexical", f"--book={tmp_path / 'quiz.md'}", run=ghost.refused_here)
+    assert ITEMS[0]["id"] in paragraph
+    assert report is None
 
 
 def knows(asked, orders, passages, doing) -> tuple[Answers, int]:

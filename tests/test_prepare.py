@@ -10,11 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ghost_jax.config import load as config_lib
 from ghost_jax.core.console import make_console
+from ghost_jax.data import mixture
+from ghost_jax.data.prepare import prepare
 from ghost_jax.data.show import show
 from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage.artifact_cache import fingerprint
-from tests.conftest import TINY, both_stages, set_all
+from tests.conftest import ROOT, TINY, both_stages, set_all
+from tests.test_ctibench import write_items
 
 CHAT = ["--config=configs/chat_v5.py:nano", *both_stages(TINY)]
 MORE = ("fact_mcq", "raft", "rank", "read")  # datasets that the recipe does not mix in
@@ -58,6 +62,30 @@ def test_stores_are_complete_have_the_content_recorded_for_their_names_and_are_f
     said = ghost.here(*PREPARE, env={"XDG_CACHE_HOME": str(tmp_path)}).stdout
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == times
     assert "building" not in said
+
+
+def test_what_a_config_says_of_its_data_reaches_them(ghost, tmp_path, monkeypatch):
+    for key, value in ghost.environment().items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("GHOST_DATA", raising=False)
+    config = config_lib.load(f"{ROOT}/configs/chat_v5.py:nano")
+    asked = {"cot", "fact_mcq", "mcq", "quiz", "raft"}
+    quiz = [{"question": f"{n}?", "options": {"A": f"is {n}", "B": f"not {n}"}, "answer": "A"} for n in range(20)]
+    config_lib.override_all(config, [("data.questions.quiz", write_items(tmp_path / "quiz.jsonl", quiz))])
+    values = {"seed": 5, "loss_norm": "record_mean", "data.packing": False, "data.truncation": "drop"}
+    values |= {"data.layout": "options_only"} | {f"data.mixture.{name}": 1.0 for name in asked}
+    config.update_from_flattened_dict(TINY | {f"base.{key}": value for key, value in TINY.items()} | values)
+    with config.unlocked():
+        config.data.mixture_schedule = {"3": {"qa": 0.0}}
+    mix = prepare(config, None).mix
+    assert (mix.seed, mix.loss_norm, mix.packing, mix.truncation) == (5, "record_mean", False, "drop")
+    assert {start: multipliers["qa"] for start, multipliers in mix.phases.items()} == {0: 1.0, 3: 0.0}
+    shown = [(name, example["tokens"]) for name, example in mixture.first_examples(mix, 5000)]
+    decode = prepare(config, None).tokenizer.decode
+    texts = {name: [decode(tokens) for each, tokens in shown if each == name] for name in asked}
+    for name, of_dataset in texts.items():  # of the control that is trained without questions
+        assert of_dataset, name
+        assert all("Question:\n" in text for text in of_dataset), name
 
 
 @pytest.mark.slow

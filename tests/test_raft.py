@@ -122,10 +122,11 @@ def test_a_question_whose_evidence_is_not_in_the_index_is_left_out(index):
     assert [q for q, _ in raft.with_passages(asked, index, 0)] == [ASKED[0]]
 
 
-def test_pages_without_an_address_are_found_by_the_evidence_and_a_small_index_gives_fewer_passages():
-    without_address = index_of([page(i, url="") for i in range(40)])
-    found = contexts([question(i, url="") for i in range(40)], without_address)
+def test_pages_without_an_address_are_found_by_source_and_id_and_a_small_index_gives_fewer_passages():
+    pages = [page(i, url="") for i in range(40)]
+    found = contexts([question(i, url=pages[i].page) for i in range(40)], index_of(pages))
     assert {oracle_of(i) in lines for i, lines in enumerate(found) if lines} == {True, False}
+    assert not contexts([question(0, url="")], index_of(pages))
     tiny = index_of([Record("G1", "test", "Gadget 1", question(1).evidence, question(1).url, "")])
     assert {len(lines) for lines in contexts(repeated(1), tiny)} == {0, 1}
 

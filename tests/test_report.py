@@ -14,7 +14,7 @@ import ghost_jax
 from ghost_jax.reporting.plots import accuracy_picture, log_prob_picture, loss_picture, png, study_picture
 from ghost_jax.reporting.records import Beside, find_runs, read_beside
 from ghost_jax.reporting.summary import glance_table, story
-from ghost_jax.reporting.tables import NONE, notes_of
+from ghost_jax.reporting.tables import NONE, notes_of, recipe_of
 from ghost_jax.runs import run_record
 from ghost_jax.runs.evaluation import LetterLogProbs
 from ghost_jax.text.mcq_format import LETTERS
@@ -70,6 +70,11 @@ def test_the_tables_hold_the_figures_of_the_records(report):
     assert row["verdict"] == score["verdict"].replace("collapsed", "COLLAPSED")
     assert (row["steps"], row["val"], row["LR"]) == (f"{last['step']}", f"{last['val_loss']:.3f}", "1e-3")
     assert row["recipe"] == "Q&A x1 + raw MCQ x5 + CoT MCQ x2 + small talk x8 on pretrain_v05"
+    scheduled = {
+        "mixture": {"qa": 1.0, "mcq": 0.0, "raft": 0},
+        "mixture_schedule": {"20": {"qa": 2.0}, "5": {"mcq": 1.0}},
+    }
+    assert recipe_of({"data": scheduled}) == "Q&A x1, x2 + raw MCQ x0, x1"
     study = {"study: run": "chat-v5", "study: steps": "2,000", "study: LR": "5e-5", "study: CTIBench": "34.8%"}
     assert study.items() <= row.items()
     assert {rows["base"][column] for column in rows["base"] if "study" in column or column == "verdict"} == {"—"}

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -251,9 +250,14 @@ def test_a_full_queue_is_refused_and_a_client_that_leaves_frees_its_row(tiny_run
 
 
 def test_a_request_that_takes_too_long_ends_and_a_key_is_asked_for(tiny_run):
-    with running(Served("tiny", loaded(tiny_run), None), key="secret", seconds=1e-6) as address:
-        with pytest.raises(openai.AuthenticationError):
-            client(address, "wrong").models.list()
+    served = Served("tiny", loaded(tiny_run), None)
+    paths = {each.path: each.methods for each in build(served, key="", seconds=1, hosts=()).routes} | {"/x": {"GET"}}
+    with running(served, key="secret", seconds=1e-6) as address:
+        for path, methods in paths.items():
+            for given in ({}, {"Authorization": "Bearer wrong"}):
+                asked = {"headers": given | {"Content-Type": "application/json"}, "timeout": 60}
+                answers = [requests.request(method, address + path, **asked) for method in methods]
+                assert {answer.status_code == 401 for answer in answers} == {path not in ("/", "/health")}, path
         known = client(address, "secret")
         assert known.models.list().data
         scored = {"model": "tiny", "prompt": ["x"], "max_tokens": 1, "logprobs": 1}
@@ -326,12 +330,6 @@ def test_the_page_runs_its_own_script_alone(address):
     assert not re.search(r"""(src|href)=["']?https?:""", answer.text)
 
 
-def test_nothing_to_serve_or_a_host_for_all_without_a_key_is_bad_usage(ghost):
-    public, endless = ("GHOST_API_KEY", "--book=open", "--host=0.0.0.0"), ("--timeout", "--book=open", "--timeout=inf")
-    for named, *flags in (("--workdir",), public, endless):
-        assert named in ghost.refused_here("ghost_jax.serve", *flags, code=2)
-
-
 @pytest.mark.slow
 def test_lm_eval_scores_over_the_socket(address, model, tmp_path):
     texts = ["The actor sent a phishing mail", "A tactic of ATT&CK is a goal."]
@@ -380,21 +378,3 @@ def test_the_page_asks_and_shows_lines_as_text_in_a_real_browser(address):
         assert find("#found .chosen strong").text == "A) Update Software"
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
         assert browser.get_log("browser") == []
-
-
-@pytest.mark.slow
-def test_sigterm_finishes_the_stream_that_runs_and_ends_with_zero(ghost, tiny_run):
-    flags = (f"--workdir={tiny_run.workdir}", "--port=0", "--max_new_tokens=60")
-    process = ghost.start("ghost_jax.serve", *flags, env={"GHOST_API_KEY": "secret"})
-    address = next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+)\.", line)))
-    options = BODY | {"model": tiny_run.workdir.name, "temperature": 1.0, "seed": 3}
-    create = client(address, "secret").chat.completions.create
-    whole = create(**options).choices[0].message.content
-    chunks = create(**options, stream=True)
-    text = next(chunks).choices[0].delta.content or ""
-    process.send_signal(signal.SIGTERM)
-    text += "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-    assert text == whole
-    assert ghost.finish(process).returncode == 0
-    with pytest.raises(requests.ConnectionError):
-        requests.get(f"{address}/health", timeout=5)

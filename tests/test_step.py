@@ -204,16 +204,28 @@ def test_the_evaluation_step_gives_sums_that_add_up():
     assert sum(float(part) for _, part in parts) == float(weight)
 
 
-def test_a_dataset_without_a_supervised_token_has_no_validation_loss(monkeypatch):
-    batch = batch_number(0)
+@pytest.mark.parametrize("several", [False, True])
+def test_validation_losses_are_per_token_of_what_is_mixed_of_what_all_share_and_of_each_dataset(monkeypatch, several):
+    batch, other = batch_number(0), batch_number(1)
     batches = {"qa": [batch], "mine": [batch | {"weights": np.zeros_like(batch["weights"])}], "empty": []}
+    if several:  # one that is mixed alone, and one that is shared alone
+        batches |= {"own": [other | {"weights": other["weights"] * 3}], "mcq": [other, batch]}
     monkeypatch.setattr(mixture, "validation_batches", lambda mix, name, **_: batches[name])
     monkeypatch.setattr(mixture, "validation_size", lambda mix, name: len(batches[name]))
-    mix = SimpleNamespace(stores=list(batches), datasets=list(batches))
+    mix = SimpleNamespace(stores=list(batches), datasets=[name for name in batches if name != "mcq"])
     config, params = ConfigDict({"data": {"validation_records": 9}}), first_state(TINY, ADAMW).params
     setup = SimpleNamespace(config=config, rows=ROWS, model=Transformer(TINY), mesh=one_device(), shapes=params)
     losses = make_validation(setup, mix)(params)
-    assert losses == {"val_loss": pytest.approx(reference().losses[0]), "val_share": 1.0}
+    if not several:
+        assert losses == {"val_loss": pytest.approx(reference().losses[0]), "val_share": 1.0}
+        return
+    sums = [
+        map(float, make_eval_step(Transformer(TINY), params, one_device())(params, each)) for each in (batch, other)
+    ]
+    (first, a), (second, b) = sums
+    means = {"val_loss": (first + 3 * second) / (a + 3 * b), "val_loss_shared": (2 * first + second) / (2 * a + b)}
+    means |= {"val_loss_qa": first / a, "val_loss_own": second / b, "val_loss_mcq": (first + second) / (a + b)}
+    assert losses == pytest.approx(means | {"val_share": 1.0})
 
 
 @needs_eight

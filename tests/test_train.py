@@ -138,7 +138,9 @@ def test_a_rising_validation_loss_stops_the_run_for_good_where_the_config_asks(g
     assert "training " not in again.stdout
 
 
-def test_objectives_probe_trace_and_schedule_are_logged(ghost, tiny_run, tmp_path):
+def test_objectives_probe_trace_and_schedule_are_logged(ghost, tiny_run, tmp_path, monkeypatch):
+    read_back, back = [], Checkpoints.read_back
+    monkeypatch.setattr(Checkpoints, "read_back", lambda *given: read_back.append(given) or back(*given))
     values = {
         "objective.letter": 0.5,
         "objective.ranking": 0.5,
@@ -154,6 +156,7 @@ def test_objectives_probe_trace_and_schedule_are_logged(ghost, tiny_run, tmp_pat
     }
     workdir = tiny_run.beside_base(tmp_path)
     ghost.here(*tiny_chat(workdir, *set_all(values)))
+    assert len(read_back) == 1, "the first save of a run"
     lines = {line["step"]: line for line in losses_of(workdir)}
     for line in lines.values():
         parts = (line["loss_lm"], line["loss_letter"], line["loss_ranking"])

@@ -74,6 +74,7 @@ def mostly_a(share: float, recall: float) -> dict:
         (graded(0.05, ALL_LOW), "chance", "below answering one letter"),
         (graded(0.625, LOW, gain=0.01, **mostly_a(0.625, 1.0)), "knowledge", ""),  # half is known, and A the rest
         (graded(0.26, LOW, gain=0.01, **mostly_a(0.61, 0.61)), "collapsed", "61.0% of the answers are A"),
+        (graded(0.38, LOW, gain=0.01, **mostly_a(0.55, 0.2)), "gain", ""),  # of few options, A is most that is wrong
         (graded(0.31, ALL_LOW, gain=0.01, **mostly_a(0.4, 0.4), no_letter=0.4), "collapsed", "66.7%"),
     ],
 )
@@ -104,6 +105,8 @@ def read_twice(accuracy: float, *, letters: float = 0.25, chance: float = 0.25, 
         (read_twice(0.57), True),
         (read_twice(0.57, gain=None), False),
         (read_twice(0.57, gain=0.0), False),
+        (read_twice(0.57, gain=0.04, baselines_over_orders=OVERLAP), False),
+        (read_twice(0.57, gain=0.06, baselines_over_orders=OVERLAP), True),
         (read_twice(0.34), False),
         (read_twice(0.57, baselines_over_orders=BASELINES | {"word_part_overlap": 0.48}), False),
         (read_twice(0.57, chance=0.5), False),

@@ -172,10 +172,24 @@ def test_what_tokenizer_config_says_of_bos_holds_for_texts_conversations_and_exp
     for name, content in files_of(json.loads((tmp_path / "run.json").read_text()), chat, 64).items():
         (tmp_path / name).write_text(json.dumps(content))
     assert read_vocabulary(tmp_path, chat.vocab_size).sha256 == chat.sha256
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "chat_template.jinja").write_text(settings.pop("chat_template"))  # as newer transformers save it
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert read_vocabulary(tmp_path, chat.vocab_size).sha256 == chat.sha256
     base.save(tmp_path / "run.json")
     spelled = files_of(json.loads((tmp_path / "run.json").read_text()), base, 64)["tokenizer.json"]
     theirs = tokenizers.Tokenizer.from_str(json.dumps(spelled))
     assert theirs.encode(PROMPT).ids == [base.bos_id] * begins + base.encode(PROMPT)
+
+
+def test_a_bos_in_any_script_is_found_in_the_post_processor(tmp_path):
+    name, foreign = "<｜begin▁of▁sentence｜>", foreign_vocabulary()
+    foreign.add_special_tokens([name])
+    first = {"single": f"{name} $A", "special_tokens": [(name, foreign.token_to_id(name))]}
+    foreign.post_processor = processors.TemplateProcessing(**first)
+    save_vocabulary(tmp_path, foreign, bos_token=name)
+    chat = read_vocabulary(tmp_path, foreign.get_vocab_size()).with_chat_tokens([])
+    assert render(chat, [Message("user", "x")])[0][0] == foreign.token_to_id(name)
 
 
 def test_a_gguf_file_begins_documents_alone_with_bos_and_types_added_tokens(tmp_path):

@@ -2,8 +2,8 @@
 
     python -m ghost_jax.sweep --config=configs/sweeps/knowledge.py:mini          # or :nano
 
-The base of `unread` makes as many updates on the pages of CAPEC, CWE and the pack alone, without the 26 wordings of each fact.
-What is right there comes from the pages, from names that fit each other, and from the chat stage.
+The base of `unread` makes as many updates on the pages of CAPEC, CWE and the pack alone, without the 26 wordings of
+each fact. What is right there comes from the pages, from names that fit each other, and from the chat stage.
 """
 
 from ghost_jax.sweeps.grid import Setting, Sweep, at_preset

@@ -3,9 +3,9 @@
     python -m ghost_jax.sweep --config=configs/sweeps/latch.py:mini          # or :nano
 
 Each cell tunes on one set of multiple-choice questions, beside the same questions and answers and small talk: the
-study's (`mcq`) or those that no letter, length, popularity or whole shared word answers (`fact_mcq`). `lm` is the language-model loss alone, `letter` adds the
-cross-entropy over the letters, `ranking` compares the options' texts in place of letters. The first row is chat_facts
-itself, which mixes them.
+study's (`mcq`) or those that no letter, length, popularity or whole shared word answers (`fact_mcq`). `lm` is the
+language-model loss alone, `letter` adds the cross-entropy over the letters, `ranking` compares the options' texts in
+place of letters. The first row is chat_facts itself, which mixes them.
 """
 
 from configs.sweeps import knowledge

@@ -2,11 +2,12 @@
 question.
 
 Each is a conditional logit (`conditional_logit.py`), scored in 5-fold cross-validation: the weights that answer an item
-were fitted on items of other components (`ghost_jax/data/items/items.py`). Where all items are one component,
-nothing is fitted and the options tie.
+were fitted on items of other components (`ghost_jax/data/items/items.py`), or of other option sets where one component
+has more items than a fold should.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
@@ -61,7 +62,10 @@ class _Options:
         self.counts = np.array([len(item.options) for item in items])
         self.real = np.arange(k) < self.counts[:, None]
         self.answer = np.array([item.answer for item in items])
-        self.fold = np.array([_fold_of(name) for name in component])  # [N]
+        sizes = Counter(component)
+        sets = ["\0".join(sorted(item.options)) for item in items]
+        groups = [name if sizes[name] <= len(items) / FOLDS else of for name, of in zip(component, sets, strict=True)]
+        self.fold = np.array([_fold_of(name) for name in groups])  # [N]
         self._lengths = np.array([[len(text or "") for text in offered] for offered in padded], dtype=float)
         self._text = _numbered(text for offered in padded for text in offered).reshape(-1, k)
         self._text_of_component = _numbered(
@@ -124,6 +128,6 @@ def _numbered(names: Iterable[Hashable]) -> np.ndarray:
     return np.array([number_of.setdefault(name, len(number_of)) for name in names])
 
 
-def _fold_of(component: str) -> int:
-    """The fold of a component by a hash of its name: the same one in every process and version of Python."""
-    return int.from_bytes(hashlib.sha256(component.encode()).digest()[:8]) % FOLDS
+def _fold_of(group: str) -> int:
+    """The fold of a group of items by a hash of its name: the same one in every process and version of Python."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) % FOLDS

@@ -5,7 +5,7 @@ from dataclasses import replace
 from ghost_jax.runs.evaluation import COLLAPSED, Accuracy, Evaluation, Readings
 
 ROUNDING = 1e-9  # means of thirds do not cancel to the last bit
-COLLAPSED_SHARE = 0.6  # share of one letter among the answers where it is wrong, above which they are collapsed
+COLLAPSED_SHARE = 0.6  # share of one letter among all answers and where it is wrong, above which they are collapsed
 CONTROLS = ("options only", "question swapped", "trained options-only")
 COMPARE_WORDS = ("question_overlap", "word_part_overlap")
 NEEDED = CONTROLS[:2]  # without these, what the options alone give away is unknown, and the verdict is not "knowledge"
@@ -22,7 +22,7 @@ def judged(report: Evaluation) -> Evaluation:
 def verdict(report: Evaluation) -> str:
     """Returns "collapsed", "chance", "knowledge", "gain" or "shortcut", which docs/scoring.md#verdict defines."""
     low = report.headline.ci95[0] - ROUNDING
-    if _share_where_wrong(report) > COLLAPSED_SHARE:
+    if min(_share_of_letters(report), _share_where_wrong(report)) > COLLAPSED_SHARE:
         return COLLAPSED
     if low <= report.best_constant:
         return "chance"
@@ -40,13 +40,14 @@ def readings_of(report: Evaluation) -> Readings:
 
     They differ where the letters are collapsed or at chance, and cloze is not: its interval is above chance and above
     the baselines that compare words, because a model that copies is no better, and its paired gain over its control,
-    which must have been run, is above zero.
+    which must have been run, is above what shared words add.
     """
     cloze = report.cloze
     letters = Accuracy(accuracy=report.headline.accuracy, ci95=report.headline.ci95)
     words = [report.baselines_over_orders.get(name, 0.0) for name in COMPARE_WORDS]
     above = cloze.found.ci95[0] > max(cloze.chance, *words) + ROUNDING
-    gained = bool(cloze.controls) and all(each.gain_ci95[0] > ROUNDING for each in cloze.controls.values())
+    least = _added_by_overlap(report) + ROUNDING
+    gained = bool(cloze.controls) and all(each.gain_ci95[0] > least for each in cloze.controls.values())
     differs = report.verdict in (COLLAPSED, "chance") and above and gained
     return Readings(letters=letters, cloze=cloze.found, differs=differs)
 
@@ -57,9 +58,8 @@ def words_of(report: Evaluation) -> str:
     low, high = report.headline.ci95
     missing = f" Controls missing: {', '.join(report.controls_missing)}." if report.controls_missing else ""
     if report.verdict == COLLAPSED:
-        letter, share = report.top_letter
-        among_letters = share / max(1 - report.no_letter, ROUNDING)
-        words = f"COLLAPSED to one letter: {among_letters:.1%} of the answers are {letter}; "
+        letter, _ = report.top_letter
+        words = f"COLLAPSED to one letter: {_share_of_letters(report):.1%} of the answers are {letter}; "
         words += f"that letter alone scores {report.baselines_over_orders[f'always_{letter}']:.2%}."
     elif report.verdict == "chance":
         against = "below" if high < report.best_constant else "not told apart from"
@@ -119,6 +119,11 @@ def _added_by_overlap(report: Evaluation) -> float:
     without = "position_length_popularity"
     fitted = report.baselines_over_orders
     return max(0.0, fitted.get(f"{without}_overlap", 0.0) - fitted.get(without, 0.0))
+
+
+def _share_of_letters(report: Evaluation) -> float:
+    """The share of the most frequent letter among the answers that are letters."""
+    return report.top_letter[1] / max(1 - report.no_letter, ROUNDING)
 
 
 def _share_where_wrong(report: Evaluation) -> float:

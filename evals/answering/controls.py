@@ -41,7 +41,8 @@ def swapped(items: Sequence[Item]) -> list[Item]:
     Items are sorted by component (`ghost_jax.data.items.items`) and page, and each has the question of the item that
     is as far on as the largest component is long. That item is never of the same component: of two questions with the
     same options, each would be answered by a wrong option of the other, and the control be below chance. Where one
-    component has more than half of all items, the largest page counts in its place.
+    component has more than half of all items, the distance is the first, from the length of the largest page on, at
+    which the fewest items have the question of one with the same options.
     """
     component = components(items)
     page = [item.url or row for row, item in enumerate(items)]
@@ -49,7 +50,10 @@ def swapped(items: Sequence[Item]) -> list[Item]:
     in_turn = sorted(range(len(items)), key=lambda row: (place[0][component[row]], place[1][page[row]]))
     largest = max(Counter(component).values())
     if largest > len(items) / 2:
-        largest = max(Counter(page).values())
+        sets = {options: number for number, options in enumerate({frozenset(item.options) for item in items})}
+        offered = np.array([sets[frozenset(items[row].options)] for row in in_turn])
+        distances = range(min(max(Counter(page).values()), len(items) - 1), len(items))
+        largest = min(distances, key=lambda distance: int((offered == np.roll(offered, -distance)).sum()))
     further = np.roll(in_turn, -min(largest, len(items) - 1))
     question_of = {row: items[other].question for row, other in zip(in_turn, further, strict=True)}
     return [dataclasses.replace(item, question=question_of[row]) for row, item in enumerate(items)]

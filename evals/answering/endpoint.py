@@ -112,13 +112,16 @@ def prompt_of(case: Item) -> str:
 
 
 def by_logprobs(items: Sequence[Item], orders: Orders, replies: Replies) -> Answers:
-    """Returns the answers by the first token; there is none where no likely token is a letter."""
+    """Returns the answers by the first token; there is none where it is more likely no letter.
+
+    Among 20 alternatives some letter nearly always stands, also where a model thinks first, or refuses in words.
+    """
     scores = [
         np.array([letter_scores(replies[prompt_of(case)], len(case.options)) for case in cases])
         for cases in cases_of(items, orders)
     ]
     answers = Answers.from_log_probs(orders, scores)
-    named = [np.isfinite(each).any(axis=1, keepdims=True) for each in scores]
+    named = [np.exp(each).sum(axis=1, keepdims=True) > 0.5 for each in scores]
     return replace(answers, said=[said * any_named for said, any_named in zip(answers.said, named, strict=True)])
 
 

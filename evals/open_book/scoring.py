@@ -22,13 +22,14 @@ from evals.items.answers import Answers, orders_of
 from evals.items.ctibench import development_split
 from evals.open_book import retrieval
 from evals.open_book.lexical import FEATURES, NOTHING_FITTED, WITH_ALL_OF_THEM, LexicalReader, Read, Weights, answers_of
+from evals.overlap.contamination import check, refuse
 from ghost_jax.data.corpus import book_corpus, index_store
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256
 from ghost_jax.data.items.items import Item, Items, clusters_of
 from ghost_jax.data.retrieval.bm25 import LINE, PARAGRAPH, Index, shown
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.runs import run_dir
-from ghost_jax.runs.evaluation import Accuracy, BookIndex, Evaluation, Fit, points
+from ghost_jax.runs.evaluation import Accuracy, BookIndex, Contamination, Evaluation, Fit, from_json, points
 
 FIGURE = "accuracy, % (95% interval)"
 RIDGE = 30.0  # of the squared weights of standardised features; 10 and 100 were no different on the development split
@@ -56,6 +57,17 @@ class Book:
         sources = tuple(name for name in artifact_cache.manifest(corpus).documents if name != leave_out)
         indexes = [Index.load(index_store(corpus, sources, run_dir.say, words)) for words in (LINE, PARAGRAPH)]
         return cls("open" if named == "open" else "own", corpus, sources, LexicalReader(*indexes))
+
+    def searched(self, items: Items) -> Contamination | None:
+        """Returns what a book of one's own holds of the items; None of the publishers' pages.
+
+        Raises UserError where it holds an item together with its answer.
+        """
+        if self.name == "open":
+            return None
+        result = check(items, [self.corpus], ())
+        refuse(result)
+        return from_json(result | {"not_searched": []}, Contamination)
 
     def described(self) -> BookIndex:
         """Returns the identity of the book: the number of its lines and the files they are from."""
@@ -89,6 +101,7 @@ def lexical_report(items: Items, book: Book, split: str, *, controls: bool) -> t
         book=book.name,
         reader="lexical",
         book_index=book.described(),
+        contamination=book.searched(items),
         split=split,
         fallbacks=sum(not read.known for read in reads),
         retrieval=retrieval.recall(book.reader.index, items.items),

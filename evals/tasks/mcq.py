@@ -57,6 +57,8 @@ def evaluate_run(
     if note:
         run_dir.say(note)
     contamination = contamination_of(items, workdir)
+    if book:
+        book.searched(items)
     items = part_of(items, split)
     layout = read_config(workdir / "config.json")["data"].get("layout", "classic")
     if not book:

@@ -128,28 +128,30 @@ def score(
         micro = task.micro(golds, parsed) if task.micro else None
         return TaskFigure(value=value, ci95=tuple(sorted(ends)), micro=micro, **gain)
 
-    fields, own = {}, None
+    fields, own, collapsed = {}, None, False
     if answers is not None:
         parsed = tuple(task.parse(without_thoughts(text)) for text in answers)
         own, answered = credits_of(parsed), np.array([bool(each) for each in parsed])
         top, count = Counter(filter(None, parsed)).most_common(1)[0] if answered.any() else ("", 0)
         fields = {"headline": figure(parsed), "predicted": parsed, "not_parsed": float(1 - answered.mean())}
         fields |= {"top_answer": top, "top_share": count / max(1, int(answered.sum()))}
+        where_wrong = [each for gold, each in zip(golds, parsed, strict=True) if each and gold != top]
+        collapsed = min(fields["top_share"], where_wrong.count(top) / max(1, len(where_wrong))) > COLLAPSED_SHARE
         fields["parsed_only"] = task.value(own[answered].mean()) if answered.any() else None
     by_name, text = rivals
     baselines = {name: figure(each, own) for name, each in ({CONSTANT: [constant] * len(golds)} | by_name).items()}
-    verdict, words = _verdict(baselines, fields)
+    verdict, words = _verdict(baselines, fields, collapsed)
     fields |= {"ghost_jax": ghost_jax.__version__, "task": task.name, "metric": task.metric, "n": len(items)}
     fields |= {"items": file_of(items), "baselines": baselines, "baseline_text": text, "verdict": verdict}
     return TaskEvaluation(**fields, verdict_text=f"{verdict}: {words}.", **others)
 
 
-def _verdict(baselines: dict[str, TaskFigure], fields: dict) -> tuple[str, str]:
+def _verdict(baselines: dict[str, TaskFigure], fields: dict, collapsed: bool) -> tuple[str, str]:
     """The verdict and its reason, see docs/scoring.md."""
     if not fields:
         return "none", "the baselines alone were scored"
     not_shown = [name for name, each in baselines.items() if each.gain_ci95[0] <= ROUNDING and name != LOOK_UP]
-    if fields["top_share"] > COLLAPSED_SHARE:
+    if collapsed:
         return COLLAPSED, f"{fields['top_share']:.1%} of the parsed answers are {fields['top_answer']}"
     if CONSTANT in not_shown:
         return "chance", "not shown to be better than one answer to every item"

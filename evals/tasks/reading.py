@@ -6,7 +6,6 @@ of `BOOK` in the run's corpus. Search, prompts and answers are those of training
 `cloze`, and letters answer in the others.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from evals.tasks import facts
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import BOOK
+from ghost_jax.data.builders.raft import rows_by_page
 from ghost_jax.data.corpus import index_store
 from ghost_jax.data.items.items import Item, clusters_of
 from ghost_jax.data.retrieval.bm25 import Index, shown
@@ -64,9 +64,7 @@ check_data = facts.check_data  # the questions are the same
 def evaluate_run(predict: Predict, tokenizer: Tokenizer, workdir: Path, data_dir: Path | None, **size: int) -> Reading:
     """Returns the accuracies by what is read. Raises UserError where the run has no question about a page."""
     index = index_of(workdir)
-    rows_of = defaultdict(list)  # by address; "" is that of all passages without one
-    for row, passage in enumerate(index.passages):
-        rows_of[passage.url].append(row)
+    rows_of = rows_by_page(index)
     items = [item for item in facts.items_of(workdir) if item.url in rows_of]
     if not items:
         raise UserError(

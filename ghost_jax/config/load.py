@@ -35,6 +35,7 @@ FREE_KEYS = {
     *("mesh", "micro_batch_size", "save_every", "model.attention", "model.remat"),
     *("base", "base.model.dtype", "vocabulary"),  # a base's own directory has its type; the path of its vocabulary
 }
+MIXTURE = "data.mixture."  # the group in which a dataset with 0 is as one that is absent
 # Fields of its model that a chat config sets itself. All others are those of its base.
 OWN = ("dropout", "dtype", "remat", "scan", "attention")
 
@@ -329,11 +330,11 @@ def mixed(config: ConfigDict) -> set[str]:
 
 
 def decisive(config: Mapping, prefix: str = "") -> dict:
-    """Returns a config without `FREE_KEYS`; `prefix` is its group."""
+    """Returns a config without `FREE_KEYS` and datasets that are not mixed in; `prefix` is its group."""
     return {
         key: decisive(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in config.items()
-        if f"{prefix}{key}" not in FREE_KEYS
+        if f"{prefix}{key}" not in FREE_KEYS and (value or not prefix.endswith(MIXTURE))
     }
 
 

@@ -62,7 +62,8 @@ def fingerprint(mix: Mix) -> str:
     """
     used = {name: store for name, store in mix.stores.items() if name in (*mix.datasets, *SHARED)}
     rows = {name: [each.sha256 for each in counts_of(store, name).values()] for name, store in used.items()}
-    phases = [(start, sorted(multipliers.items())) for start, multipliers in mix.phases.items()]
+    # A dataset that is not mixed in is as good as one that the code does not have.
+    phases = [(start, sorted((n, m) for n, m in multipliers.items() if m)) for start, multipliers in mix.phases.items()]
     return artifact_cache.fingerprint(
         [VERSION, rows, phases, mix.seed, mix.batch_size, mix.seq_len, mix.packing, mix.truncation, mix.loss_norm]
     )

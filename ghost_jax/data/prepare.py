@@ -1,6 +1,6 @@
 """From publishers' files to stores, each built once and found again while its inputs are unchanged (docs/data.md).
 
-`python -m ghost_jax.data.prepare --config=configs/chat_v5.py:nano` builds the stores of a config; training does the same.
+`python -m ghost_jax.data.prepare --config=configs/chat_v5.py:nano` builds the stores of a config, as training does.
 """
 
 import dataclasses
@@ -110,11 +110,12 @@ def _refuse_empty(config: ConfigDict, documents: Path, empty: list[str]) -> None
     if empty:
         wanted = "; ".join(f"{name}: {row_of(name, config).about.format_map(config.data)}" for name in empty)
         here = corpus.few(list(artifact_cache.manifest(documents).documents))
+        scheduled = ", and 0 in data.mixture_schedule" if config.data.mixture_schedule else ""
         raise UserError(
             f"The mixture asks for {', '.join(empty)}, of which there is no training record ({wanted}). There are the "
             f"sources {', '.join(config.data.sources)}, with documents of {here}. Name other sources in "
             "--config.data.sources, or leave the dataset out: "
-            f"{' '.join(f'--config.data.mixture.{name}=0' for name in empty)}."
+            f"{' '.join(f'--config.data.mixture.{name}=0' for name in empty)}{scheduled}."
         )
 
 

@@ -29,15 +29,20 @@ def read_template(folder: Path, settings: Mapping, names: Mapping, backend: toke
 
     `settings` is its tokenizer_config.json; `names` are its special tokens, as `bos_token`.
     """
-    file, text = folder / "chat_template.jinja", settings.get("chat_template")
-    if isinstance(text, list):  # several, each with a name
-        text = next((each["template"] for each in text if each["name"] == "default"), None)
-    text = read_text(file) if file.is_file() else text
+    text = template_text(folder, settings)
     try:
         with _limited():
             return _parts(text, names, backend) if text else None
     except (ValueError, TimeoutError, MemoryError) as why:
         say(f"The chat template in {folder} is not used: {why}. Chat recipes will add role tokens of their own.")
+
+
+def template_text(folder: Path, settings: Mapping) -> str:
+    """Returns the text of a checkpoint's chat template, of its own file first; "" where there is none."""
+    file, text = folder / "chat_template.jinja", settings.get("chat_template")
+    if isinstance(text, list):  # several, each with a name
+        text = next((each["template"] for each in text if each["name"] == "default"), None)
+    return read_text(file) if file.is_file() else text or ""
 
 
 @contextlib.contextmanager

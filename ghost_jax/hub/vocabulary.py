@@ -11,14 +11,15 @@ from tokenizers import pre_tokenizers, processors
 
 from ghost_jax.core.atomic_io import read_text
 from ghost_jax.core.errors import UserError
-from ghost_jax.hub.chat_template import read_template
+from ghost_jax.hub.chat_template import read_template, template_text
 from ghost_jax.text.mcq_format import LETTERS, letter_ids
 from ghost_jax.text.tokenizer import BOS, BOS_FIRST, BOS_IN_CHAT, END, EOS, PAD, TEMPLATE, UNK, Tokenizer
 
 PROBE = "Naïve café, 日本語 🙂\n\n\tdef f(x):  return 1234567 # don't\r\n  CVE-2021-44228\u00a0…"
 
 # The types that each part of a tokenizer.json may have, and the values of their fields under which a text has one list
-# of ids and decodes to itself. Null is the absence of a field. Its truncation and padding are not used, of its post-processor only whether it puts BOS in front.
+# of ids and decodes to itself. Null is the absence of a field. Its truncation and padding are not used, and of its
+# post-processor only whether it puts BOS in front.
 TYPES = {
     "normalizer": ("NFC",),  # Qwen's: a text in another form is encoded, and decoded, in this one
     "pre_tokenizer": ("ByteLevel", "Digits", "Punctuation", "Split"),
@@ -124,14 +125,14 @@ def _extended(backend: tokenizers.Tokenizer, names: Mapping, rows: int, path: Pa
     backend.no_padding()
     entries = [{"id": name, "ids": [ids[token]], "tokens": [token]} for name, token in named.items()]
     given = [backend.post_processor] if backend.post_processor else []
-    puts_bos = any(json.dumps(begins) in each.__getstate__().decode() for each in given)
+    puts_bos = any(json.dumps(begins, ensure_ascii=False) in each.__getstate__().decode() for each in given)
     if settings.get("add_bos_token", puts_bos) != puts_bos:  # which transformers and llama.cpp follow
         puts_bos = not puts_bos
         first = processors.TemplateProcessing(single=f"{begins} $A", special_tokens=[(begins, ids[begins])])
         given = [first] * puts_bos
     if END not in ids and (template := read_template(path.parent, settings, names, backend)):
         entries.append({"id": TEMPLATE, "ids": [0], "tokens": [json.dumps(dataclasses.asdict(template))]})
-    elif puts_bos and (END not in ids or str(settings.get("chat_template")).startswith(BOS_FIRST)):  # ours, exported
+    elif puts_bos and (END not in ids or template_text(path.parent, settings).startswith(BOS_FIRST)):  # ours, exported
         entries.append({"id": BOS_IN_CHAT, "ids": [ids[begins]], "tokens": [begins]})
     if given or any(entry["tokens"] != [entry["id"]] for entry in entries):
         last = processors.TemplateProcessing(single=f"{BOS} $A {EOS}", special_tokens=entries)

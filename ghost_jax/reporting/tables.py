@@ -1,5 +1,6 @@
 """Run records as tables: the study's result table with our columns beside it."""
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 
@@ -64,7 +65,7 @@ def losses_of(runs: Sequence[RunRecord]) -> list[str]:
     note = (
         "Validation losses are in nats a token of a run's own vocabulary: those of two vocabularies do not compare. "
         "`val` is of the datasets that a run mixes, `val shared` of the same ones for all chat recipes: it compares "
-        "runs with the same `data.layout`, `data.truncation` and `data.qa_sources`."
+        "runs with the same `data.layout`, `data.truncation`, `data.qa_sources` and `data.validation_records`."
     )
     return [note] * (len(recipes) > 1)
 
@@ -85,10 +86,15 @@ def recipe_of(config: dict) -> str:
     """Returns a recipe in the study's words: "Q&A x1 + raw MCQ x5 on pretrain_v04"."""
     if "imported" in config:
         return f"imported from {config['imported']['from']}"
-    mixture = {name: multiplier for name, multiplier in config["data"].get("mixture", {}).items() if multiplier > 0}
+    data = {"mixture": {}, "mixture_schedule": {}} | config["data"]  # the oldest records of a base had one dataset
+    phases = [data["mixture"]]
+    for _, changes in sorted(data["mixture_schedule"].items(), key=lambda each: int(each[0])):
+        phases.append(phases[-1] | changes)
+    mixture = {name: [phase.get(name, 0) for phase in phases] for name in phases[-1]}
+    mixture = {name: [each for each, _ in itertools.groupby(found)] for name, found in mixture.items() if any(found)}
     known = [name for name in WORDS if name in mixture] + [name for name in mixture if name not in WORDS]
-    # The oldest records of a base have no mixture: there was one dataset.
-    parts = [" + ".join(f"{WORDS.get(name, name)} x{mixture[name]:g}" for name in known) or WORDS["pretrain"]]
+    shown = {name: "".join(f" x{each:g}," for each in mixture[name]).removesuffix(",") for name in known}
+    parts = [" + ".join(f"{WORDS.get(name, name)}{shown[name]}" for name in known) or WORDS["pretrain"]]
     if base := config.get("base"):
         parts[0] += f" on {base['name']}" + (", imported" if "imported" in base else "")
     if (layout := config["data"].get("layout", "classic")) != "classic":

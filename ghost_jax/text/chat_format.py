@@ -1,7 +1,8 @@
 """The only renderer: messages to ids and a loss mask, for training, evaluation and chat alike.
 
-A conversation is `<|ghost_user|>…<|ghost_end|><|ghost_assistant|>…<|ghost_end|>`, behind BOS where an imported vocabulary
-puts it in front of a text. One with a chat template has that one's tokens instead. The loss is over the assistant's content and its end token.
+A conversation is `<|ghost_user|>…<|ghost_end|><|ghost_assistant|>…<|ghost_end|>`, behind BOS where an imported
+vocabulary puts it in front of a text. One with a chat template has that one's tokens instead. The loss is over the
+assistant's content and its end token.
 """
 
 import dataclasses

@@ -96,7 +96,7 @@ def load_model(workdir: Path, mesh: Mesh, at: int | None = None) -> tuple[ModelC
         )
     if adapters:
         lora, trained = adapters
-        params = jax.jit(lora.merge)(params, trained)
+        params = jax.jit(lora.merge, out_shardings=shardings(params, mesh))(params, trained)
     return dataclasses.replace(model, scan=False), _unstacked(params, mesh) if model.scan else params, step
 
 

@@ -13,7 +13,7 @@ from ghost_jax.data.examples import BuildInputs, Question, Rows
 from ghost_jax.data.storage.text_cleaning import clean, first_sentences, flat
 from ghost_jax.text.mcq_format import LETTERS
 
-VERSION = 2  # raise it when the same questions give other reasons, also by a change of `teacher`
+VERSION = 3  # raise it when the same questions give other reasons, also by a change of `teacher`
 
 SENTENCES, CHARACTERS = 2, 300  # most of a reason
 MOST_READ = 4000  # characters of a reply behind its thoughts; a rambling one is not searched to its end

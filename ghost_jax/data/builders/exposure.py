@@ -21,7 +21,7 @@ from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.wordings import FORMS, QUESTIONS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
-VERSION = 2  # raise it when the same facts give other statements, documents or items
+VERSION = 3  # raise it when the same facts give other statements, documents or items
 
 COUNTS = (10, 30, 100, 300, 1000)  # statements of a fact
 SETS = 50  # of four facts, for each count

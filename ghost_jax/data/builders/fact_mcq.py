@@ -24,7 +24,7 @@ from ghost_jax.data.storage.schema import SPLITS, Fact, split_of
 from ghost_jax.data.wordings import QUESTIONS
 from ghost_jax.text.mcq_format import LETTERS
 
-VERSION = 4  # raise it, with exposure and rank, when the same documents give other questions
+VERSION = 5  # raise it, with exposure and rank, when the same documents give other questions
 
 MOST = 4000  # facts asked a relation, so that none dominates
 CONSIDERED = 3 * MOST  # facts drawn a relation, of which the ones asked remain
@@ -34,9 +34,13 @@ FEWEST = 12  # words of a description that is asked about
 HELD_OUT_FORMS = 2  # wordings of each relation that no question of the train split has, and all other questions have
 NEAR = 12  # a set is completed from so many objects, the nearest in length: options that look alike are harder
 
-# Facts whose two ends stand together in questions on other subjects ("Name (CWE-79)", or a port's other protocol): they
-# are no measure of what was not trained on, and are not among the held-out items.
-LINKED = ("weakness_name", "attack_pattern_name", "port_service")
+# Facts whose two ends stand together in questions on other subjects: "Name (CWE-79)", a port's other protocol, "malware
+# used by APT28" on the software's page, "APT28 used it to …" of another fact. They are no measure of what was not
+# trained on, and are not among the held-out items.
+LINKED = (
+    *("weakness_name", "attack_pattern_name", "port_service"),
+    *("group_software", "group_technique", "software_technique", "campaign_technique"),
+)
 
 _ID = re.compile(r" \([A-Z]+-?[\d.]+\)$")  # behind a name
 _NUMBER = re.compile(r"(?:^|\()(?P<id>CWE-\d+|(?P<technique>T\d{4})(?:\.\d{3})?)\)?$")
@@ -181,7 +185,7 @@ def _read(documents: Documents, seed: int) -> tuple[dict[str, dict[Fact, Questio
                 split = split_of(fact.subject)
                 text = _question(fact, split, turns[relation, subject], seed)
                 of_fact = {"source": record.source, "split": split, "evidence": fact.evidence}
-                found[key] = fact, Question(number, text, (), 0, record.url, **of_fact)
+                found[key] = fact, Question(number, text, (), 0, record.page, **of_fact)
                 turns[relation, subject] += 1
     truths = _Truths([fact for fact, _ in found.values()])
     by_relation: dict[str, dict[Fact, Question]] = defaultdict(dict)

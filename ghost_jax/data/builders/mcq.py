@@ -12,7 +12,7 @@ from ghost_jax.data import wordings
 from ghost_jax.data.examples import BuildInputs, Conversation, Documents, Question, Rows, rng_of
 from ghost_jax.data.storage.schema import Fact, Record, as_asked, split_of
 
-VERSION = 2  # raise it, with cot, raft, rank and own questions, when the same documents give others
+VERSION = 3  # raise it, with cot, raft, rank and own questions, when the same documents give others
 
 PHRASINGS = wordings.read("study_questions")  # relation -> its questions
 # The study's counts. Names of numbers and services of ports are not asked: other datasets state most of those of test
@@ -82,7 +82,7 @@ def _question(fact: Fact, record: Record, subject: str, wrong: list[str], split:
         options=tuple(options),
         answer=answer,
         evidence=fact.evidence,
-        url=record.url,
+        url=record.page,
     )
 
 

@@ -12,7 +12,7 @@ from ghost_jax.data.storage.schema import SPLITS, Record, as_asked, split_of
 from ghost_jax.data.storage.text_cleaning import first_sentences, flat
 from ghost_jax.text.chat_format import Message
 
-VERSION = 2  # raise it when the same documents give other conversations
+VERSION = 3  # raise it when the same documents give other conversations
 
 ABOUT = ("What is {title}?", "Explain {title}.", "Tell me about {title}.", "Describe {title} in a few sentences.")
 FACTS = wordings.read("answers")  # relation -> question and answer

@@ -20,7 +20,7 @@ from ghost_jax.data.retrieval.bm25 import CONTEXT, Index, Passage, shown, terms
 from ghost_jax.text.chat_format import Message
 from ghost_jax.text.mcq_format import with_context
 
-VERSION = 2  # raise it, with rank, when the same questions get other passages
+VERSION = 3  # raise it, with rank, when the same questions get other passages
 
 ORACLE_SHARE = 0.7
 REPLACED_SHARE = 0.2  # the rest carries no context
@@ -53,17 +53,15 @@ def build(asked: Iterable[Question], index: Index, seed: int, layout: str) -> It
 def with_passages(asked: Iterable[Question], index: Index, seed: int) -> Iterator[tuple[Question, list[str]]]:
     """Yields each question with the passages in front of it, as a prompt shows them; a tenth of questions has none.
 
-    The oracle is the passage of the question's page, found by its address, that matches the evidence best. Where it
+    The oracle is the passage of the question's page that matches the evidence best. Where it
     was not retrieved, it replaces the last passage. Where it is replaced itself, every passage of its page and every
     passage with as much of the evidence is removed too. A question whose evidence is not in the index is left out.
     """
     asked = list(asked)
-    rows_of: dict[str, list[int]] = defaultdict(list)  # by address; "" is that of all passages without one
-    for row, passage in enumerate(index.passages):
-        rows_of[passage.url].append(row)
+    rows_of = rows_by_page(index)
     retrieved = index.context([q.question for q in asked]).tolist()
     for q, found in zip(asked, retrieved, strict=True):
-        if not (page := rows_of[q.url]):
+        if not (page := rows_of.get(q.url)):
             continue
         oracle = page[np.argmax(index.scores(q.evidence)[page])]
         if held(index.passages[oracle], q.evidence) < HOLDS:
@@ -78,6 +76,14 @@ def with_passages(asked: Iterable[Question], index: Index, seed: int) -> Iterato
             rows = []
         rng.shuffle(rows)  # the oracle's position must not give it away
         yield q, [shown(index.passages[row]) for row in rows]
+
+
+def rows_by_page(index: Index) -> dict[str, list[int]]:
+    """Returns what questions name their page by, see `Record.page` -> the rows of its passages."""
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for row, passage in enumerate(index.passages):
+        rows_of[passage.url or f"{passage.source}/{passage.page}"].append(row)
+    return rows_of
 
 
 def held(passage: Passage, evidence: str) -> float:

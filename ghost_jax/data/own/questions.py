@@ -14,7 +14,7 @@ from ghost_jax.data.examples import BuildInputs, Question, Rows, rng_of
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256, read_items
 from ghost_jax.data.items.items import Item, components, cyclic_orders, permute
 
-VERSION = 3  # raise it when the same file gives other questions or another split
+VERSION = 4  # raise it when the same file gives other questions or another split
 
 SHARES = {"test": 0.2, "validation": 0.1}  # of the questions, at least; the others are of the train split
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 
 from ghost_jax.data.storage.text_cleaning import first_sentences
 
@@ -44,12 +45,18 @@ class Record:
     license: str  # the publisher's terms, in a few words
     facts: tuple[Fact, ...] = ()  # the typed facts that the document states; one with a blank part is left out
 
+    @property
+    def page(self) -> str:
+        """What questions name their page by: the address, or the source and id of a document without one."""
+        return self.url or f"{self.source}/{self.id}"
+
     def __post_init__(self):
         complete = tuple(f for f in self.facts if f.subject.strip() and f.object.strip() and f.evidence.strip())
         object.__setattr__(self, "facts", complete)
 
 
 SPLITS = ("train", "validation", "test")
+_TECHNIQUE = re.compile(r"\((T\d{4})(?:\.\d{3})?\)$")  # behind a name
 
 
 def as_asked(subject: str) -> str:
@@ -60,9 +67,11 @@ def as_asked(subject: str) -> str:
 def split_of(subject: str) -> str:
     """Returns the split of all questions about `subject`: 80% train, 10% validation, 10% test.
 
-    It is drawn from the subject as asked, so no subject is trained on in one phrasing and tested in another.
+    It is drawn from the subject as asked, so no subject is trained on in one phrasing and tested in another. A
+    technique of ATT&CK and its sub-techniques have one split: they share tactics and much else.
     """
-    return drawn_split(as_asked(subject))
+    technique = _TECHNIQUE.search(subject)
+    return drawn_split(technique[1] if technique else as_asked(subject))
 
 
 def drawn_split(text: str) -> str:
