@@ -51,9 +51,3 @@ def build(config: ModelConfig, std: float = 0.2) -> dict:
     for table in transformer.tables_of(config):
         params[table][config.vocab_size :] = 0.0
     return transformer.stack_blocks(params) if config.scan else params
-
-
-def named(tree) -> dict:
-    """Returns "block_0/attention/out/kernel" -> leaf."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -14,11 +14,11 @@ from ghost_jax.export import write_model
 from ghost_jax.hub.peft import BASE
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.model.lora import Lora
-from ghost_jax.model.transformer import Transformer
+from ghost_jax.model.transformer import Transformer, named_leaves
 from ghost_jax.training.checkpoint import Checkpoints
 from ghost_jax.training.loading import ADAPTED, load_adapted, load_model
 from tests.conftest import losses_of, set_all, tiny_chat
-from tests.models import drawn, named, one_device
+from tests.models import drawn, one_device
 
 SHAPE = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=120, context=32)
 LORA = Lora(rank=3, alpha=6.0, targets="attention|down", old_vocab=117)
@@ -38,7 +38,7 @@ def test_a_kernel_has_the_product_of_its_adapters_added_and_only_chosen_ones_hav
     trained = jax.tree.map(lambda leaf: np.random.default_rng(1).standard_normal(leaf.shape, np.float32), trained)
     merged = LORA.merge(params, trained)
     name = "blocks/attention/out/kernel" if scan else "block_1/attention/out/kernel"
-    parts = trained[name]["a"], trained[name]["b"], named(params)[name], named(merged)[name]
+    parts = trained[name]["a"], trained[name]["b"], named_leaves(params)[name], named_leaves(merged)[name]
     a, b, kernel, added = (part[1] if scan else part for part in parts)  # a [H, K, r], b [r, D]
     np.testing.assert_allclose(added, kernel + 2.0 * np.einsum("hkr,rd->hkd", a, b), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(merged["embedding"][117:120], trained["embedding"]["rows"])
@@ -60,7 +60,7 @@ def test_a_run_keeps_adapters_alone_and_loads_as_one_model(adapted, tiny_run):
     model, params, _ = load_model(adapted, one_device())
     _, grown, (lora, trained), _ = load_adapted(adapted, one_device())
     _, base, _ = load_model(tiny_run.base, one_device())
-    here, there = (named(tree) for tree in (params, base))
+    here, there = (named_leaves(tree) for tree in (params, base))
     changed = np.asarray(here["block_0/attention/qkv/kernel"]) - there["block_0/attention/qkv/kernel"]
     assert np.abs(changed).max() > 0
     assert np.linalg.matrix_rank(changed.reshape(model.width, -1), tol=1e-6) <= 4
@@ -92,7 +92,7 @@ def test_the_command_exports_adapters_and_the_whole_with_a_card(ghost, adapted, 
     assert card.data.library_name == expected
 
 
-def test_a_base_that_is_gone_is_named(adapted, tmp_path):
+def test_a_base_that_is_gone_is_named_leaves(adapted, tmp_path):
     alone = shutil.copytree(adapted, tmp_path / "alone")
     base = (alone / json.loads((alone / ADAPTED).read_text())["base"]).resolve()
     with pytest.raises(UserError, match=base.name):

@@ -12,7 +12,7 @@ import pytest
 from ghost_jax.model import transformer
 from ghost_jax.model.config import SIZES, ModelConfig
 from ghost_jax.model.transformer import Transformer
-from tests.models import abstract, build, drawn, named
+from tests.models import abstract, build, drawn
 
 V05 = ModelConfig(layers=2, width=32, heads=4, mlp_dim=48, vocab_size=100, context=32)  # 100 of 128 rows are real
 V04 = dataclasses.replace(V05, generation="v04")
@@ -226,7 +226,7 @@ def test_each_layer_drops_units_of_its_own(scan, remat):
 def test_kernels_that_write_to_the_residual_stream_start_smaller(config):
     config = dataclasses.replace(config, width=128, mlp_dim=256, head_dim=32)
     params = initial(config, jax.random.key(0))
-    for name, leaf in named(params).items():
+    for name, leaf in transformer.named_leaves(params).items():
         if name.endswith("/kernel"):
             expected = 0.02 / math.sqrt(2 * config.layers) if "/out/" in name or "/down/" in name else 0.02
             assert float(leaf.std()) == pytest.approx(expected, rel=0.05), name

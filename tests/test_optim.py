@@ -11,11 +11,11 @@ import pytest
 
 from ghost_jax.config import load as config_lib
 from ghost_jax.model.config import ModelConfig
-from ghost_jax.model.transformer import stack_blocks, unstack_blocks
+from ghost_jax.model.transformer import named_leaves, stack_blocks, unstack_blocks
 from ghost_jax.training.optimizer import MUON_AXES, MUON_MOMENTUM, MUON_RMS, adamw, muon, schedule
 from ghost_jax.training.setup import TrainSetup
 from tests.conftest import ROOT
-from tests.models import abstract, drawn, named
+from tests.models import abstract, drawn
 
 close = pytest.approx
 
@@ -63,8 +63,8 @@ def updated(optimizer: optax.GradientTransformation, params: dict, *grads: dict)
 def test_weight_decay_moves_kernels_alone(optimizer):
     params = drawn(V05, 1.0)
     direction, _ = updated(optimizer(0.9, 0.95, 0.25, 1.0), params, jax.tree.map(np.zeros_like, params))
-    for path, leaf in named(direction).items():
-        expected = 0.25 * named(params)[path] if path.endswith("kernel") else 0 * leaf
+    for path, leaf in named_leaves(direction).items():
+        expected = 0.25 * named_leaves(params)[path] if path.endswith("kernel") else 0 * leaf
         np.testing.assert_allclose(leaf, expected, rtol=1e-6, err_msg=path)
 
 
@@ -101,7 +101,7 @@ def test_muon_orthogonalizes_each_matrix_and_gives_the_rest_adamws_direction(mod
     params, *grads = (drawn(MODELS[model], 1.0, seed) for seed in range(3))
     direction, _ = updated(muon(0.9, 0.95, **UNDECAYED), *map(stack_blocks, (params, *grads)))
     direction = unstack_blocks(direction)
-    matrices, before, last = (matrices_of(named(each)) for each in (direction, *grads))
+    matrices, before, last = (matrices_of(named_leaves(each)) for each in (direction, *grads))
     assert len([path for path in matrices if "kv/" in path or "/q/" in path]) == 3 * LAYERS
     b = MUON_MOMENTUM
     for path, matrix in matrices.items():
@@ -109,14 +109,14 @@ def test_muon_orthogonalizes_each_matrix_and_gives_the_rest_adamws_direction(mod
         momentum += (1 - b) * last[path] / (1 - b**2)  # Nesterov
         expected = MUON_RMS * math.sqrt(max(matrix.shape)) * newton_schulz(momentum)
         np.testing.assert_allclose(matrix, expected, rtol=0, atol=2e-4, err_msg=path)
-    adamws = named(updated(adamw(0.9, 0.95, **UNDECAYED), params, *grads)[0])
-    for path, leaf in named(direction).items():
+    adamws = named_leaves(updated(adamw(0.9, 0.95, **UNDECAYED), params, *grads)[0])
+    for path, leaf in named_leaves(direction).items():
         if not path.endswith("kernel"):
             np.testing.assert_array_equal(leaf, adamws[path], err_msg=path)
 
 
 def test_every_kernel_has_axes_and_one_without_is_refused():
-    paths = {path for config in MODELS.values() for path in named(abstract(config))}
+    paths = {path for config in MODELS.values() for path in named_leaves(abstract(config))}
     assert {path.split("/")[-2] for path in paths if path.endswith("kernel")} == MUON_AXES.keys()
     params, optimizer = {"block_0": {"adapter": {"kernel": jnp.ones((4, 4))}}}, muon(0.9, 0.95, **UNDECAYED)
     with pytest.raises(ValueError, match="block_0/adapter/kernel"):

@@ -10,12 +10,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ghost_jax.core.errors import UserError
-from ghost_jax.model import transformer
 from ghost_jax.model.config import SIZES, ModelConfig
+from ghost_jax.model.transformer import named_leaves
 from ghost_jax.parallel.mesh import AXES, batch_shards, make_mesh
 from ghost_jax.parallel.sharding_rules import STACKED, shardings, spec_of
+from ghost_jax.training import step
 from ghost_jax.training.optimizer import OPTIMIZERS
-from ghost_jax.training.step import new_state
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs the 8 simulated CPU devices of conftest.py")
 SHARED = ModelConfig(layers=2, width=64, heads=8, mlp_dim=96, vocab_size=200, kv_heads=2, tied=False)
@@ -23,8 +23,7 @@ MESHES = [(1, 1, 1), (8, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (1, 8, 1), (1, 
 
 
 def abstract_state(config: ModelConfig, name: str = "adamw"):
-    optimizer = OPTIMIZERS[name](0.9, 0.95, 0.1, 1.0)
-    return jax.eval_shape(lambda key: new_state(transformer.init(config, key), optimizer, key), jax.random.key(0))
+    return step.abstract_state(config, OPTIMIZERS[name](0.9, 0.95, 0.1, 1.0))
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -32,13 +31,8 @@ def state(request):
     return abstract_state(SIZES[request.param])
 
 
-def leaves(tree):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
 def test_every_leaf_has_a_rule_as_long_as_its_shape(state):
-    for path, leaf in leaves(state):
+    for path, leaf in named_leaves(state).items():
         spec = spec_of(path, leaf)
         assert len(spec) in (0, leaf.ndim), path
         if leaf.ndim - bool(STACKED.search(path)) >= 2:
@@ -58,9 +52,9 @@ def test_every_size_divides_on_every_mesh_and_fsdp_over_eight_holds_an_eighth(st
 @pytest.mark.parametrize("config", [SIZES["nano"], SIZES["v04"], SHARED], ids=["nano", "v04", "shared"])
 def test_moments_are_sharded_as_their_parameters(config, optimizer):
     placed = shardings(abstract_state(config, optimizer), make_mesh(2, 2, 2))
-    params = dict(leaves(placed.params))
+    params = named_leaves(placed.params)
     seen = set()
-    for path, sharding in leaves((placed.opt_state, placed.step, placed.key)):
+    for path, sharding in named_leaves((placed.opt_state, placed.step, placed.key)).items():
         moment, name = re.fullmatch(r"(?:.*/(mu|nu)/)?(.*)", path).groups()
         assert sharding == params[name] if moment else sharding.spec == P(), path
         seen |= {name} if moment else set()
@@ -70,8 +64,8 @@ def test_moments_are_sharded_as_their_parameters(config, optimizer):
 @pytest.mark.parametrize("size", ["nano", "v04"])
 def test_stacked_blocks_are_split_as_each_block_is_and_never_between_layers(size):
     config = SIZES[size]
-    alone = dict(leaves(abstract_state(dataclasses.replace(config, scan=False))))
-    stacked = dict(leaves(abstract_state(dataclasses.replace(config, scan=True))))
+    alone = named_leaves(abstract_state(dataclasses.replace(config, scan=False)))
+    stacked = named_leaves(abstract_state(dataclasses.replace(config, scan=True)))
     assert {path.replace("/block_0/", "/blocks/") for path in alone if "/block_0/" in path} <= stacked.keys()
     for path, leaf in stacked.items():
         one = path.replace("/blocks/", "/block_0/")

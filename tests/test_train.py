@@ -283,16 +283,12 @@ def test_an_unfinished_run_whose_data_changed_keeps_its_records(ghost, tiny_run,
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*.json*")} == before
 
 
-@pytest.mark.parametrize("left", ["nothing", "a folder without checkpoints"])
-def test_a_finished_run_is_shown_without_its_base(ghost, tiny_run, tmp_path, monkeypatch, left):
+def test_a_finished_run_is_shown_beside_a_base_without_checkpoints(ghost, tiny_run, tmp_path, monkeypatch):
     workdir = shutil.copytree(tiny_run.workdir, tmp_path / "chat")
-    base = tmp_path / tiny_run.base.name
-    if left != "nothing":
-        shutil.copytree(tiny_run.base, base, ignore=shutil.ignore_patterns("[0-9]*"))
+    shutil.copytree(tiny_run.base, tmp_path / tiny_run.base.name, ignore=shutil.ignore_patterns("[0-9]*"))
     calls = []
     monkeypatch.setattr("ghost_jax.report.write", lambda *_: calls.append("written"))
     monkeypatch.setattr(distributed, "barrier", calls.append)
     assert "verdict: " in ghost.here(*tiny_chat(workdir)).stdout
-    assert base.exists() == (left != "nothing")
     # Processes begin and end together, however long one of them copies or writes.
     assert calls == ["the data folder", "written", "the report"]
