@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from evals.analysis.predictions import read_predictions
-from evals.analysis.report import print_line, report_of, right, show
+from evals.analysis.report import print_line, report_of, right, show, show_blemishes
 from ghost_jax.core.atomic_io import write_json
 from ghost_jax.core.console import make_console
 from ghost_jax.core.errors import command, parser_of
@@ -24,6 +24,7 @@ def show_several(reports: list[Evaluation], console: Console) -> None:
     """Prints several reports on the same items, a row each, and the baselines below them."""
     first = reports[0]
     ways = {orders_label(report.headline.orders): report for report in reports}
+    show_blemishes(first, console)
     one_way = f", {orders_label(first.headline.orders)}" if len(ways) == 1 else ""
     print_line(console, f"{first.items.name}: {first.n:,} questions{one_way}")
     doubts = ["sure gold"] * bool(first.without_doubtful_gold)

@@ -15,7 +15,7 @@ from ghost_jax.core.atomic_io import write_bytes, write_text
 from ghost_jax.core.errors import UserError, command, parser_of
 from ghost_jax.core.object_store import path_of
 from ghost_jax.reporting import plots, tables
-from ghost_jax.reporting.records import find_runs, read_beside, read_runs
+from ghost_jax.reporting.records import deeper_runs, find_runs, read_beside, read_runs
 from ghost_jax.reporting.summary import SIGNATURE, SIGNED, Part, parts_of, results_of, story
 from ghost_jax.runs.run_record import RunRecord
 
@@ -90,6 +90,8 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
     beside = sorted([*flags.runs.glob("*.json"), *flags.runs.glob("sweeps/*/sweep.json")])
     rows = write(find_runs(flags.runs), flags.out, beside)
+    for each in deeper_runs(flags.runs):
+        print(f"NOTE: the runs in {each} are left out: python -m ghost_jax.report --runs={each} --out=DIR")
     for who, accuracy in rows:
         print(f"{who:{max(len(name) for name, _ in rows)}}  {accuracy}")
     print(flags.out / "index.html")

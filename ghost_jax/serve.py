@@ -88,7 +88,8 @@ def main(argv: Sequence[str]) -> int:
             Served(name, model, reader, note, quotes=guesses and reader is not None),
             key=os.environ.get("GHOST_API_KEY", ""),
             seconds=flags.timeout,
-            hosts=LOOPBACK if flags.host in LOOPBACK else (),
+            # Without a key another site's page must not reach it; behind a proxy it has any name, and a key.
+            hosts=LOOPBACK if flags.host in LOOPBACK and not os.environ.get("GHOST_API_KEY") else (),
         )
         graceful = int(flags.timeout)
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=graceful)

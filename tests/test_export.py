@@ -124,8 +124,13 @@ def test_transformers_reads_the_vocabulary_as_we_do_and_renders_chats_byte_by_by
         prompt = tokenizer.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=True)
         assert prompt == CHAT.decode(render_prompt(CHAT, MESSAGES[:count]))
     assert tokenizer.apply_chat_template(messages)["input_ids"] == ids.tolist()
-    with pytest.raises(Exception, match="The roles are user and assistant"):
-        tokenizer.apply_chat_template([{"role": "system", "content": "Be brief."}], tokenize=False)
+    system = Message("system", "Be brief.")
+    told = [{"role": "system", "content": system.content}, *messages]
+    expected = CHAT.decode(render_prompt(CHAT, [system, *MESSAGES]))
+    assert tokenizer.apply_chat_template(told, tokenize=False, add_generation_prompt=True) == expected
+    for wrong in (told[:1], [*messages, told[0]]):
+        with pytest.raises(Exception, match="The roles are user and assistant"):
+            tokenizer.apply_chat_template(wrong, tokenize=False)
 
 
 GPT2_LAYER = {

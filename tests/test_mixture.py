@@ -179,7 +179,7 @@ def test_an_epoch_has_the_fewest_passes_that_give_each_multiplier(multipliers, c
 def test_a_multiplier_that_is_too_small_for_an_epoch_is_named(mix):
     phases = {0: {"big": 1 / 3, "middle": 1.0}, 5: {"big": 0.001}, 9: {"big": 1.0, "small": 0.004}}
     few = dataclasses.replace(mix, phases=phases)
-    (found,) = (line for line in plan.remarks(few, [], mixture.packing_of(few)) if "mixed in" in line)
+    (found,) = (line for line in plan.remarks(few, [], [mixture.packing_of(few)]) if "mixed in" in line)
     assert "small is mixed in x0.01" in found
 
 

@@ -1,11 +1,14 @@
 """Baselines: answers without a model. Those of overlap compare words with the question; the others do not read it."""
 
 import functools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
+
 from evals.analysis import fitted_baselines
+from evals.analysis.fitted_baselines import TIED
 from evals.items.answers import Answers
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.items import LETTERS, Item, Order
@@ -43,6 +46,31 @@ def baseline_answers(items: Sequence[Item], orders: Sequence[Sequence[Order]]) -
     for name, clues in FITTED.items():
         answers[name] = fitted_baselines.answers(items, orders, **clues)
     return answers
+
+
+def nearest_trained(items: Sequence[Item], trained: Sequence[Item]) -> list[np.ndarray]:
+    """Returns of each item the share [K] of the answer that each option gets by the questions a run was tuned on.
+
+    The score of an option is the similarity of the item's question to the nearest of those whose gold option it is: a
+    model of what is asked about similar names does as well without the fact. Options without such a question have 0.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # not above: it takes a second
+
+    offered = {option for item in items for option in item.options}
+    kept = [each for each in trained if each.options[each.answer] in offered]
+    if not kept:
+        return [np.full(len(item.options), 1 / len(item.options)) for item in items]
+    rows_of = defaultdict(list)  # gold option -> questions
+    for row, each in enumerate(kept):
+        rows_of[each.options[each.answer]].append(row)
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
+    known, shares = vectorizer.fit_transform(each.question for each in kept), []
+    for item in items:
+        similar = (known @ vectorizer.transform([item.question]).T).toarray()[:, 0]
+        scores = np.array([similar[rows_of[option]].max(initial=0.0) for option in item.options])
+        best = scores >= scores.max() - TIED
+        shares.append(best / best.sum())
+    return shares
 
 
 @functools.lru_cache(4)  # an audit of several answers to the same items asks the same of each

@@ -247,7 +247,9 @@ def _scores(path: Path, row: Row, source: _Source, item: Item) -> list[float]:
 def _as_logs(scores: list[np.ndarray]) -> list[np.ndarray]:
     """The logarithms of scores that are probabilities in every row; log-probabilities and logits unchanged.
 
-    Probabilities of letters among all tokens add up to less than 1.
+    Probabilities of letters among all tokens add up to less than 1; in percent each row adds up to 100.
     """
+    if all((each >= 0).all() and abs(each.sum() - 100) < 100 * ROUNDED for row in scores for each in row):
+        scores = [each / 100 for each in scores]
     probable = all((each >= 0).all() and (each.sum(axis=1) < 1 + ROUNDED).all() for each in scores)
     return [np.log(np.maximum(each, np.finfo(float).tiny)) for each in scores] if probable else scores

@@ -15,7 +15,7 @@ from evals.analysis.stats import accuracy_of
 from evals.analysis.verdict import CONTROLS, judged
 from evals.items.answers import Answers
 from evals.items.ctibench import doubtful
-from ghost_jax.data.items.items import LETTERS, Item, Items, clusters_of, order_name, orders_label
+from ghost_jax.data.items.items import LETTERS, Item, Items, blemishes, clusters_of, order_name, orders_label
 from ghost_jax.data.retrieval.mcq_baselines import longest
 from ghost_jax.runs.evaluation import (
     Accuracy,
@@ -33,7 +33,6 @@ from ghost_jax.runs.evaluation import (
 SOURCE_OF_HOST = {"attack.mitre.org": "ATT&CK", "cwe.mitre.org": "CWE", "capec.mitre.org": "CAPEC"}
 DOCUMENTS = "documents"
 BINS = 15  # of confidence, equally wide
-SHOWN_BLEMISHES = 10  # on screen; the report names all
 LOWEST_LOG_PROB = -12.0  # lower values are in the histogram's first bin: e^-12 is 6 in a million
 
 
@@ -133,15 +132,16 @@ def letter_figures(answers: Answers, rows: Sequence[Item]) -> dict:
     recall = [float(each @ credit / each.sum()) if each.any() else None for each in of_gold]
     known = [value for value in recall if value is not None]
     calibration = letter_log_probs = None
-    if answers.log_probs is not None:
+    named = answered.any(axis=1)  # the other cases have no letter, so no confidence in one
+    if answers.log_probs is not None and named.any():
         log_probs = log_softmax(_padded(answers.log_probs, -np.inf), axis=1)  # [C, K]
         sizes = np.repeat([len(item.options) for item in rows], counts)
-        calibration = _calibration(np.exp(log_probs.max(axis=1)), credit, weight)
-        letter_log_probs = _histogram([log_probs[sizes > letter, letter] for letter in range(len(share))])
+        calibration = _calibration(np.exp(log_probs.max(axis=1))[named], credit[named], weight[named])
+        letter_log_probs = _histogram([log_probs[named & (sizes > letter), letter] for letter in range(len(share))])
     return {
         "letter_share": dict(zip(LETTERS, share, strict=False)),
         "letter_spread": max(share) - min(share),
-        "no_letter": float(weight @ ~answered.any(axis=1) / weight.sum()),
+        "no_letter": float(weight @ ~named / weight.sum()),
         "recall": dict(zip(LETTERS, recall, strict=False)),
         "recall_spread": max(known) - min(known),
         "balanced_accuracy": float(np.mean(known)),
@@ -189,13 +189,15 @@ def print_line(console: Console, text: str, style: str = "") -> None:
     console.print(text, style=style, highlight=False, soft_wrap=True)
 
 
+def show_blemishes(report: Evaluation, console: Console) -> None:
+    """Prints the first blemishes of the items, and those that are left out."""
+    for line in blemishes(report.items.file, [*report.items.quirks, *report.items.left_out]):
+        print_line(console, line, "dim")
+
+
 def show(report: Evaluation, console: Console) -> None:
     """Prints the evaluation on one screen."""
-    blemishes = [*report.items.quirks, *report.items.left_out]
-    for blemish in blemishes[:SHOWN_BLEMISHES]:
-        print_line(console, f"{report.items.file}, {blemish}", "dim")
-    if len(blemishes) > SHOWN_BLEMISHES:
-        print_line(console, f"and {len(blemishes) - SHOWN_BLEMISHES:,} more that the report names", "dim")
+    show_blemishes(report, console)
     layout = f", asked as {report.layout}" if report.layout not in (None, "classic") else ""
     print_line(console, f"{report.items.name}: {report.n:,} questions, {report.book} book{layout}")
     console.print(_accuracies(report))

@@ -7,7 +7,8 @@ from ghost_jax.runs.evaluation import COLLAPSED, Accuracy, Evaluation, Readings
 ROUNDING = 1e-9  # means of thirds do not cancel to the last bit
 COLLAPSED_SHARE = 0.6  # share of one letter among all answers and where it is wrong, above which they are collapsed
 CONTROLS = ("options only", "question swapped", "trained options-only")
-COMPARE_WORDS = ("question_overlap", "word_part_overlap")
+NEAREST = "nearest_trained_question"
+COMPARE_TEXTS = ("question_overlap", "word_part_overlap", NEAREST)
 NEEDED = CONTROLS[:2]  # without these, what the options alone give away is unknown, and the verdict is not "knowledge"
 
 
@@ -39,13 +40,13 @@ def readings_of(report: Evaluation) -> Readings:
     """Returns the accuracy by letters and by cloze, and whether they differ.
 
     They differ where the letters are collapsed or at chance, and cloze is not: its interval is above chance and above
-    the baselines that compare words, because a model that copies is no better, and its paired gain over its control,
+    the baselines that compare texts, because a model that copies is no better, and its paired gain over its control,
     which must have been run, is above what shared words add.
     """
     cloze = report.cloze
     letters = Accuracy(accuracy=report.headline.accuracy, ci95=report.headline.ci95)
-    words = [report.baselines_over_orders.get(name, 0.0) for name in COMPARE_WORDS]
-    above = cloze.found.ci95[0] > max(cloze.chance, *words) + ROUNDING
+    texts = [report.baselines_over_orders.get(name, 0.0) for name in COMPARE_TEXTS]
+    above = cloze.found.ci95[0] > max(cloze.chance, *texts) + ROUNDING
     least = _added_by_overlap(report) + ROUNDING
     gained = bool(cloze.controls) and all(each.gain_ci95[0] > least for each in cloze.controls.values())
     differs = report.verdict in (COLLAPSED, "chance") and above and gained

@@ -68,9 +68,9 @@ def ask_all(
       prompts: prompt -> what the file of the replies calls it.
       extra: keys of the requests, which are left out where the server refuses log-probabilities.
     """
-    limit = "max_tokens"
+    limit, fixed = "max_tokens", {"temperature": 0, "seed": 0}
     while True:
-        size = {"temperature": 0, "seed": 0, limit: max_tokens, **extra}
+        size = {**fixed, limit: max_tokens, **extra}
         bodies = [{"model": api.model, "messages": [{"role": "user", "content": each}], **size} for each in prompts]
         missing = api.missing(bodies)
         estimate = sum(len(body["messages"][0]["content"]) for body in missing) // 4  # in English
@@ -86,6 +86,9 @@ def ask_all(
             elif extra and "logprob" in said:
                 extra = {}
                 run_dir.say(f"{api.label} refuses log-probabilities: asking for text alone")
+            elif refused := next((key for key in fixed if key in said), ""):
+                del fixed[refused]
+                run_dir.say(f"{api.label} refuses {refused}: its answers may be drawn, and differ when asked again")
             else:
                 raise
     replies = dict(zip(prompts, found, strict=True))
@@ -98,7 +101,14 @@ def ask_all(
         tokens = f"{used['prompt_tokens']:,} prompt and {used['completion_tokens']:,} reply tokens"
     run_dir.say(f"{counts['asked']:,} requests were made; of all {len(replies):,}: {tokens}")
     host = ", ".join(counts["answered_by"])
-    return replies, EndpointModel(model=api.model, host=host, requests=len(replies), max_tokens=max_tokens, **used)
+    return replies, EndpointModel(
+        model=api.model,
+        host=host,
+        requests=len(replies),
+        max_tokens=max_tokens,
+        drawn="temperature" not in fixed,
+        **used,
+    )
 
 
 def cases_of(items: Sequence[Item], orders: Orders) -> list[list[Item]]:

@@ -4,9 +4,12 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
+from evals.analysis.baselines import nearest_trained
 from evals.analysis.report import show
+from evals.analysis.verdict import NEAREST, judged
 from evals.answering.controls import TRAINED, read_trained_without_questions, trained_without_questions, with_controls
 from evals.answering.evaluate import evaluate, putting
 from evals.answering.letters import lettered
@@ -74,10 +77,27 @@ def evaluate_run(
         of_book = {"passages": book.passages, "book": book.name, "book_index": book.described()} if book else {}
         report, answers = evaluate(predict, tokenizer, items, **how, orders=orders, **of_book)
     report = replace(report, note=note, split=split, contamination=contamination, layout=layout)
+    report = with_nearest_trained(report, items, workdir)
     if options_only:
         control = trained_without_questions(without, workdir, report, answers, items)
         report = with_controls(report, {TRAINED: control})
     return report
+
+
+def with_nearest_trained(report: Evaluation, items: Items, workdir: Path) -> Evaluation:
+    """Returns the report with the baseline that answers by the run's own training questions, see docs/scoring.md.
+
+    It is left out where none of their stores is in the cache.
+    """
+    places = map(artifact_cache.find, run_record.read_data(workdir).stores.values())
+    files = [place / "items-train.jsonl" for place in places if place]
+    trained = [item for file in files if file.is_file() and file.stat().st_size for item in read_items(file)]
+    if not trained:
+        return report
+    shares = nearest_trained(items.items, trained)
+    found = {NEAREST: float(np.mean([share[item.answer] for share, item in zip(shares, items, strict=True)]))}
+    both = {name: getattr(report, name) | found for name in ("baselines", "baselines_over_orders")}
+    return judged(replace(report, **both))
 
 
 def check_data(workdir: Path, data_dir: Path | None) -> None:

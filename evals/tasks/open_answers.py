@@ -79,8 +79,11 @@ def read_task(task: Task, path: Path | None, data_dir: Path | None) -> TaskItems
 
 
 def as_questions(items: TaskItems) -> Items:
-    """Returns the items as questions with their gold answer alone, for the search of training data."""
-    asked = tuple(Item(item.id, item.text, (item.gold,), 0) for item in items)
+    """Returns the items as questions with their gold answer alone, for the search of training data.
+
+    Of several techniques each is an option: a record may have them in any order.
+    """
+    asked = tuple(Item(item.id, item.text, tuple(item.gold.split(", ")), 0) for item in items)
     return Items(items.name, items.path, items.sha256, asked)
 
 

@@ -81,8 +81,9 @@ def _paragraph_of(fault: BaseException) -> str | None:
         return "Stopped on request. Finished work is kept; repeat the same command to resume."
     if any(getattr(each, "errno", None) in _FULL or _NO_SPACE.search(str(each)) for each in chain_of(fault)):
         return (
-            "The disk is full. Free some space, or point --workdir and XDG_CACHE_HOME at a larger disk, and repeat the "
-            "command: it resumes from the last complete checkpoint."
+            "The disk is full. Free some space, or move the run and its base to a larger disk and name the run there "
+            "with --workdir; XDG_CACHE_HOME may name a folder there too. Then repeat the command: it resumes from the "
+            "last complete checkpoint."
         )
     if cause := _of_store(fault):
         reason = " ".join(str(cause).partition("[tensorstore_spec")[0].split())[:300]
@@ -100,8 +101,9 @@ def _paragraph_of(fault: BaseException) -> str | None:
     if isinstance(fault, MemoryError) or "RESOURCE_EXHAUSTED" in str(fault):  # NumPy's and JAX's
         reason = str(fault).partition("\n")[0][:200]
         return (
-            f"The memory is full ({reason}). Lower --config.micro_batch_size, split the model over more devices with "
-            "--config.mesh.fsdp, or train with a lower --config.data.seq_len or a smaller preset in another --workdir."
+            f"The memory is full ({reason}). Lower --batch_size where the command has it. In training lower "
+            "--config.micro_batch_size, split the model over more devices with --config.mesh.fsdp, or take a lower "
+            "--config.data.seq_len or a smaller preset in another --workdir."
         )
     return None
 

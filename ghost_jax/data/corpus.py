@@ -143,7 +143,10 @@ def book_corpus(data_dir: Path | None, say: Say, named: str = "open") -> Path:
         if not (name in SOURCES or is_path(name) or Path(name).exists()):
             raise UsageError(f"--book names {name}: no file or folder, and no source ({', '.join(SOURCES)}).")
     names = [name if name in SOURCES or is_path(name) else f"./{name}" for name in names]
-    return corpus_store(locate(names, data_dir, say, stand_in=False)[0], say)
+    inputs, notes = locate(names, data_dir, say, stand_in=False)
+    for note in notes:
+        say(f"NOTE: {note}")
+    return corpus_store(inputs, say)
 
 
 def _found(names: Sequence[str], folders: Sequence[Path]) -> tuple[dict[str, list[Path]], dict[str, list[str]]]:

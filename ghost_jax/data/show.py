@@ -1,4 +1,4 @@
-"""Prints the first records that a run draws: `python -m ghost_jax.data.show --config=configs/chat_v5.py:nano -n 3`.
+"""Prints records of a run's first epoch: `python -m ghost_jax.data.show --config=configs/chat_v5.py:nano -n 3`.
 
 Supervised tokens are green on a terminal and in ⟦brackets⟧ elsewhere. Tokens that are cropped are struck out.
 """
@@ -48,7 +48,7 @@ def show(example: dict, name: str, tokenizer: Tokenizer, seq_len: int, console: 
 
 @command
 def main(argv: Sequence[str]) -> int:
-    """Prints the first records that a run draws, with the supervised tokens marked."""
+    """Prints records of a run's first epoch, with the supervised tokens marked."""
     parser = parser_of(main)
     parser.add_argument("-n", type=positive, default=3, metavar="N", help="records (default: 3)")
     config, flags = config_lib.parse(parser, argv)

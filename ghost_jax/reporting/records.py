@@ -46,10 +46,17 @@ def find_runs(folder: Path) -> list[Path]:
     configs = [*folder.glob("config.json"), *folder.glob("*/config.json")]
     runs = sorted(path.parent for path in configs if b'"architectures"' not in path.read_bytes())  # else an export
     if not runs:
+        deeper = "".join(f" {each} has some." for each in deeper_runs(folder))
         raise UserError(
-            f"There is no run in {folder}. Train one: python -m ghost_jax.train --config=configs/chat_v5.py:nano."
+            f"There is no run in {folder}.{deeper} Name its folder, or train one: python -m ghost_jax.train "
+            "--config=configs/chat_v5.py:nano."
         )
     return runs
+
+
+def deeper_runs(folder: Path) -> list[Path]:
+    """Returns the folders in `folder` that hold runs, which `find_runs` does not look for."""
+    return sorted({path.parent.parent for path in folder.glob("*/*/config.json")})
 
 
 def read_runs(workdirs: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:

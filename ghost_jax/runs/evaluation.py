@@ -165,6 +165,7 @@ class EndpointModel:
     unanswered: float | None = None  # of the questions and of the controls, in all orders
     requests: int  # equal ones are one
     max_tokens: int
+    drawn: bool = False  # whether the server refuses temperature 0
     prompt_tokens: int | None  # as the server counts; None where it does not
     completion_tokens: int | None
 

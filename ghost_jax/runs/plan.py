@@ -71,7 +71,7 @@ def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:
         f"about {duration(estimated_seconds(config))} for the updates alone",
     ]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    rows = mixture.packing_of(prepared.mix)
+    rows = [mixture.packing_of(prepared.mix, number) for number in range(len(prepared.mix.phases))]
     lines = mixture.shares(prepared.mix, config.steps)
     console.print(table(lines))
     for remark in remarks(prepared.mix, lines, rows):
@@ -98,8 +98,8 @@ def table(lines: Sequence[Share]) -> Table:
     return drawn
 
 
-def remarks(mix: Mix, lines: Sequence[Share], rows: Packing) -> list[str]:
-    """Returns the lines below the table: task share, rows, over-long records, and warnings."""
+def remarks(mix: Mix, lines: Sequence[Share], rows: Sequence[Packing]) -> list[str]:
+    """Returns the lines below the table: task share, rows of each phase, over-long records, and warnings."""
     found = []
     tasks = [line for line in lines if line.name != NO_TASK]
     if len(tasks) < len(lines):
@@ -109,10 +109,12 @@ def remarks(mix: Mix, lines: Sequence[Share], rows: Packing) -> list[str]:
             f"{'WARNING: ' if low else ''}task share (everything but {NO_TASK}): {by_record:.1%} of the records, "
             f"{by_token:.1%} of the supervised tokens{f', below {TASK_SHARE:.0%}' if low else ''}."
         )
-    if mix.packing:
+    for start, of_phase in zip(mix.phases, rows, strict=True) if mix.packing else ():
+        when = f" after update {start:,}" if start else ""
         found.append(
-            f"packing: {rows.share:.1%} of a row's {mix.seq_len} places hold a token; {rows.records_per_row:.2f} "
-            f"records a row, about {rows.records_per_row * mix.batch_size:.0f} an update."
+            f"packing{when}: {of_phase.share:.1%} of a row's {mix.seq_len} places "
+            f"hold a token; {of_phase.records_per_row:.2f} records a row, about "
+            f"{of_phase.records_per_row * mix.batch_size:.0f} an update."
         )
     for multipliers in mix.phases.values():
         copies = copies_of(multipliers)

@@ -23,6 +23,7 @@ from ghost_jax.server.schemas import CompletionRequest, Generation
 from ghost_jax.server.served import Model
 
 Pieces = AsyncIterator[tuple[str, str | None]]  # of a text, each with None, the last with why it ended
+STREAMED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # proxies pass each piece on
 FIRST = Histogram("ghost_first_token_seconds", "Seconds to the first token", registry=REGISTRY)
 
 
@@ -115,7 +116,7 @@ async def respond(answer: Answer, pieces: Pieces, seconds: float) -> Response:
         finally:
             await pieces.aclose()
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(events(), media_type="text/event-stream", headers=STREAMED)
 
 
 def _event(content: dict) -> str:

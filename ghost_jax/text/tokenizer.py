@@ -26,9 +26,13 @@ TEMPLATE, BOS_IN_CHAT = "chat_template", "bos_in_chat"
 BOS_FIRST = "{{ bos_token }}"
 # `chat_format.render` in Jinja, without BOS.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] not in ('user', 'assistant') %}"
-    "{{ raise_exception('The roles are user and assistant.') }}{% endif %}"
-    f"{{{{ '{USER}' if message['role'] == 'user' else '{ASSISTANT}' }}}}{{{{ message['content'] }}}}{{{{ '{END}' }}}}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] == 'system' and messages[1:] and messages[1]['role'] == 'user' %}"
+    "{% elif message['role'] not in ('user', 'assistant') %}"
+    "{{ raise_exception('The roles are user and assistant, and of the first turn system.') }}{% else %}"
+    f"{{{{ '{USER}' if message['role'] == 'user' else '{ASSISTANT}' }}}}"
+    "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}{% endif %}"
+    f"{{{{ message['content'] }}}}{{{{ '{END}' }}}}{{% endif %}}"
     f"{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '{ASSISTANT}' }}}}{{% endif %}}"
 )
 

@@ -48,7 +48,7 @@ DATASETS = {
         "chat",
         "Q&A",
         "questions from templates on documents of data.qa_sources {qa_sources}, "
-        "at most data.qa_per_source={qa_per_source} of each",
+        "about data.qa_per_source={qa_per_source} documents and as many facts of each",
         options=("qa_sources", "qa_per_source"),
         shared=True,
     ),

@@ -1,12 +1,12 @@
 """Exposure: one thousand facts, each stated 10 to 1,000 times in one training set, to measure the effect of repetition.
 
-The facts come in sets of four with the same four options (`fact_mcq`), and all facts of a set are stated equally often,
-so that no option is more frequent than the other three. `data.seed` rotates which sets get which number: over five
-seeds every fact is stated every number of times. All other rows are documents, each once, without the pages that state
-one of the facts in a field or hold both its subject and its object. A page has its own number apart from its title, so
-the page of a subject ("Name (CWE-79)") may still name the object: of ATT&CK, CAPEC and CWE, some 80 of 1,000 facts are
-stated once more in this way. One wording of each relation is in no statement; recall is measured in it and in a
-question of `QUESTIONS` (`evals/tasks/recall.py`).
+The facts come in sets of four with the same four options (`fact_mcq`), and all facts of a set are stated equally often.
+An object may be an option of other sets too, stated more or less often there. `data.seed` rotates which sets get which
+number: over five seeds every fact is stated every number of times. All other rows are documents, each once, without the
+pages that state one of the facts in a field or hold both its subject and its object. A page has its own number apart
+from its title, so the page of a subject ("Name (CWE-79)") may still name the object: of ATT&CK, CAPEC and CWE, some 80
+of 1,000 facts are stated once more in this way. One wording of each relation is in no statement; recall is measured in
+it and in a question of `QUESTIONS` (`evals/tasks/recall.py`).
 """
 
 import itertools
@@ -21,12 +21,15 @@ from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.wordings import FORMS, QUESTIONS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
-VERSION = 3  # raise it when the same facts give other statements, documents or items
+VERSION = 4  # raise it when the same facts give other statements, documents or items
 
 COUNTS = (10, 30, 100, 300, 1000)  # statements of a fact
 SETS = 50  # of four facts, for each count
 LONGEST = 120  # characters of both names of a fact, so that facts cost about the same
-HELD_OUT = 4  # the index of the wording that no statement has; of every relation it ends in the object
+# The index of the wording that no statement has, and no page: the one before it is a publisher's sentence. Of every
+# relation it ends in the object.
+HELD_OUT = 5
+NAMED = ("weakness_name", "attack_pattern_name")  # other statements hold both ends: "Name (CWE-79)"
 
 
 def dataset(inputs: BuildInputs) -> Rows:
@@ -60,7 +63,8 @@ def groups(documents: Documents, seed: int) -> list[tuple[list[Fact], int]]:
     """
     by_relation: dict[str, list[list[Fact]]] = defaultdict(list)
     for four in fact_mcq.sets_of_facts(documents):
-        if all(can_be_rewritten(fact) and len(fact.subject) + len(fact.object) <= LONGEST for fact in four):
+        short = all(can_be_rewritten(fact) and len(fact.subject) + len(fact.object) <= LONGEST for fact in four)
+        if short and four[0].relation not in NAMED:
             by_relation[four[0].relation].append(four)
     rounds = []  # of each relation: as many sets as there are counts, so that its share in every count is the same
     for relation, sets in sorted(by_relation.items()):
@@ -78,7 +82,10 @@ def items(documents: Documents, seed: int) -> Iterator[dict]:
 
     `statement` and `question` end where the object follows; `blank` and `blank_question` are the same about "it".
     """
-    urls = {fact.bare(): record.url for record in documents() for fact in record.facts}
+    pages: dict[Fact, str] = {}  # of the first that states a fact: a set is of its source
+    for record in documents():
+        for fact in record.facts:
+            pages.setdefault(fact.bare(), record.page)
     for number, (four, count) in enumerate(groups(documents, seed)):
         for answer, fact in enumerate(four):
             form, question = FORMS[fact.relation][HELD_OUT], QUESTIONS[fact.relation][-1]
@@ -89,7 +96,7 @@ def items(documents: Documents, seed: int) -> Iterator[dict]:
                 "exposures": count,
                 "options": [each.object for each in four],
                 "answer": answer,
-                "url": urls[fact.bare()],
+                "url": pages[fact.bare()],
                 "statement": _up_to_object(form, fact.subject),
                 "blank": _up_to_object(form, "it"),
                 "question": f"Question: {question.format(subject=fact.subject)} Answer:",

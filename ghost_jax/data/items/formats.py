@@ -35,7 +35,7 @@ class Format:
     question: str | int
     options: tuple[str | int, ...] | str  # the part of each; or of all, an object {"A": …} or a list ["A: …"]
     answer: str | int
-    # id, url: of the item; in objects they may be absent
+    # id, url: of the item; small ones are of a user's own file, and may be absent
     id: str = ""
     url: str = ""
     inside: str = ""  # the key of the list of items, where a file is one object
@@ -71,8 +71,8 @@ _FOUR = ("Option A", "Option B", "Option C", "Option D")
 FORMATS = (
     # xashru/cti-bench
     Format("CTIBench MCQ", (".tsv",), "Question", _FOUR, "GT", url="URL"),
-    # zefang-liu/secqa, as published or as JSON lines
-    Format("SecQA", (".csv", ".jsonl"), "Question", tuple("ABCD"), "Answer"),
+    # zefang-liu/secqa, as published or as JSON lines; your own CSV may have id and url
+    Format("SecQA", (".csv", ".jsonl"), "Question", tuple("ABCD"), "Answer", id="id", url="url"),
     # hendrycks/test
     Format("MMLU", (".csv",), 0, (1, 2, 3, 4), 5),
     # cybermetric/CyberMetric
@@ -138,7 +138,7 @@ def _recognised(path: Path) -> tuple[Format, Iterable[tables.Placed]]:
         return form, ((f"item {number}", record) for number, record in enumerate(first[form.inside], start=1))
     if isinstance(form.question, int):
         return form, ((place, dict(enumerate(cells))) for place, cells in tables.rows(path))
-    return form, tables.read(path, form.parts)
+    return form, tables.read(path, [part for part in form.parts if part not in ("id", "url")])
 
 
 def _item(form: Format, place: str, record: Any, page: str) -> tuple[Item, str]:

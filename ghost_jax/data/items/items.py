@@ -21,6 +21,7 @@ NAMING = re.compile(
     "above|all|and|answers|are|both|but|choices|correct|either|except|neither|none|nor|not|of|only|options?|or|the|true",
     re.IGNORECASE,
 )
+SHOWN_BLEMISHES = 10  # of a file, on screen; a report names all
 FORM = 1 / 5  # share of the items; an option set that more of them offer is a form of answers, such as yes and no
 
 
@@ -54,6 +55,13 @@ class Items:
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self.items)
+
+
+def blemishes(file: str, found: Sequence[str]) -> Iterator[str]:
+    """Yields the first lines to print of the quirks of a file and of what is left out of it, and how many follow."""
+    yield from (f"{file}, {each}" for each in found[:SHOWN_BLEMISHES])
+    if len(found) > SHOWN_BLEMISHES:
+        yield f"and {len(found) - SHOWN_BLEMISHES:,} more such places in {file}"
 
 
 def cyclic_orders(k: int) -> list[Order]:

@@ -4,6 +4,7 @@ messages  {"messages": [{"role": "user", "content": …}, {"role": "assistant", 
           (OpenAI's tuning files: "weight": 0 for "train": false)
 ShareGPT  {"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}, …]}
 Alpaca    {"instruction": …, "input": …, "output": …}
+each      may have "system": …, the first turn
 """
 
 import itertools
@@ -18,7 +19,9 @@ from ghost_jax.data.storage import files, tables
 from ghost_jax.data.storage.schema import drawn_split
 from ghost_jax.text.chat_format import Message
 
-VERSION = 4  # raise it when the same file gives other conversations
+VERSION = 5  # raise it when the same file gives other conversations
+
+UNREAD = ("history", "tools", "functions")  # what an answer may depend on, and no form here holds
 
 ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ("system", "user", "assistant")}
 
@@ -51,6 +54,13 @@ def read(name: str, path: Path) -> Iterator[Conversation]:
 
 def _turns(row: dict, where: str) -> list[Message]:
     """Returns the turns of a row of any form."""
+    if unread := next((key for key in UNREAD if row.get(key)), ""):
+        raise UserError(f'{where}: "{unread}" is not read. Write all turns as "messages", without tools.')
+    system = [Message("system", text)] if (text := rows.string(row, "system", where)) else []
+    return [*system, *_said(row, where)]
+
+
+def _said(row: dict, where: str) -> list[Message]:
     for form, role, content in (("messages", "role", "content"), ("conversations", "from", "value")):
         if form in row:
             turns = row[form]

@@ -5,14 +5,14 @@ The file has any of the formats of `ghost_jax.data.items.formats`. A part of it 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import mcq
 from ghost_jax.data.examples import BuildInputs, Question, Rows, rng_of
 from ghost_jax.data.items.formats import CTIBENCH_MCQ_SHA256, read_items
-from ghost_jax.data.items.items import Item, components, cyclic_orders, permute
+from ghost_jax.data.items.items import Item, blemishes, components, cyclic_orders, permute
 
 VERSION = 4  # raise it when the same file gives other questions or another split
 
@@ -21,12 +21,12 @@ SHARES = {"test": 0.2, "validation": 0.1}  # of the questions, at least; the oth
 
 def dataset(inputs: BuildInputs, name: str, path: Path) -> Rows:
     """Writes the questions of a file as items, and returns their rows in the layout of the config."""
-    asked = read(name, path, inputs.options.question_group, inputs.options.seed)
+    asked = read(name, path, inputs.options.question_group, inputs.options.seed, inputs.say)
     inputs.write_items(asked)
     return inputs.render(mcq.build(asked, inputs.options.seed, inputs.options.layout))
 
 
-def read(name: str, path: Path, group: str, seed: int) -> list[Question]:
+def read(name: str, path: Path, group: str, seed: int, say: Callable[[str], None] = print) -> list[Question]:
     """Returns the questions of a file, each in one split.
 
     Questions with the same value under the key `group` are in one split; without a key, those with the same url. So
@@ -36,6 +36,8 @@ def read(name: str, path: Path, group: str, seed: int) -> list[Question]:
     Raises UserError, which names the place, for an invalid file, for CTIBench, and for fewer than three groups.
     """
     items = read_items(path, page=group)
+    for line in blemishes(path.name, [*items.quirks, *items.left_out]):
+        say(line)
     if items.sha256 == CTIBENCH_MCQ_SHA256:
         raise UserError(f"{path} is CTIBench, which is for scoring only. Leave out data.questions.{name}.")
     groups = components(items.items, by_question=True)

@@ -119,7 +119,9 @@ def _content(path: Path) -> bytes:
     with open_text(path) as stream:
         data = stream.read(MAX_TEXT + 1)
     if len(data) > MAX_TEXT:
-        raise UserError(f"{path} holds more than {MAX_TEXT >> 20} MiB. Fetch the file again.")
+        raise UserError(
+            f"{path} holds more than {MAX_TEXT >> 20} MiB. Write a list as JSON Lines, a row a line, or cut it."
+        )
     return data
 
 
