@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from evals.analysis.baselines import FITTED, baseline_answers, baselines
+from evals.analysis.baselines import FITTED, baseline_answers, baselines, nearest_trained
 from evals.analysis.conditional_logit import fit
 from evals.analysis.fitted_baselines import RIDGE
 from evals.items.answers import orders_of
@@ -145,6 +145,19 @@ def test_items_of_one_page_do_not_answer_one_another_and_no_question_is_read():
     for name in ("position_length", "position_length_popularity"):
         assert in_one_order(asked, name) == in_one_order(items, name)
     assert in_one_order(asked, "position_length_popularity_overlap") > 0.95
+
+
+def test_the_nearest_trained_question_answers_by_names_that_are_alike():
+    trained = [("Buffer Overflow (CWE-1)", 0), ("Path Traversal (CWE-2)", 1), ("Weak Hash (CWE-3)", 0)]
+    asked = [("Heap Overflow (CWE-4)", 0), ("Relative Path Traversal (CWE-5)", 1)]
+    form = "What can {} lead to?"
+    known, new = (
+        [Item("", form.format(name), ("crash", "leak"), gold) for name, gold in each] for each in (trained, asked)
+    )
+    other = Item("", "Who wrote it?", ("nobody", "somebody", "all"), 0)
+    shares = nearest_trained([*new, other], known)
+    assert [share.tolist() for share in shares] == [[1, 0], [0, 1], [1 / 3] * 3]
+    assert nearest_trained([other], known)[0].tolist() == [1 / 3] * 3
 
 
 @pytest.mark.parametrize("url", ["page {}", ""])

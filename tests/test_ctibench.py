@@ -48,6 +48,7 @@ def test_the_report_on_held_out_questions_holds_every_control(ghost, tiny_run, t
     expected = "n book reader headline single_order letter_share recall baselines controls verdict note step machine"
     assert set(expected.split()) <= report.keys()
     assert (report["book"], report["reader"]) == ("closed", "model")
+    assert 0 < report["baselines"]["nearest_trained_question"] < 1
     assert list(report["baselines"])[:5] == [*(f"always_{letter}" for letter in "ABCD"), "longest"]
     assert set(report["controls"]) == {"options only", "question swapped", "trained options-only"}
     found = report["controls"]["trained options-only"]

@@ -1,5 +1,7 @@
 """evals/analysis/report.py: every figure of an evaluation against a computation by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,15 @@ def test_a_constant_letter_is_collapsed_at_exactly_a_quarter():
     assert report.recall == {"A": 0, "B": 0, "C": 1, "D": 0}
     assert (report.letter_spread, report.recall_spread, report.flip_rate) == (1, 1, 1)
     assert report.verdict == "collapsed"
+
+
+def test_a_case_without_a_letter_has_no_confidence_in_one():
+    items, scores = some(2, 4), [np.log([[0.9, 0.05, 0.03, 0.02]]), np.log([[0.4, 0.03, 0.01, 0.01]])]
+    answers = Answers.from_log_probs(orders_of(items.items, "published"), scores)
+    named = replace(answers, said=[answers.said[0], 0 * answers.said[1]])
+    report = report_of(named, items)
+    assert report.no_letter == 0.5
+    assert sum(each.n for each in report.calibration.bins) == 1
 
 
 def test_figures_of_one_order_by_hand():

@@ -83,11 +83,17 @@ def thinking(body: dict, _: int) -> Answer:
     )
 
 
-@pytest.mark.parametrize("answer", [by_text, refusing_logprobs, thinking])
+def refusing_temperature(body: dict, _: int) -> Answer:
+    said = b'{"error": {"message": "Unsupported value: \'temperature\' does not support 0 with this model."}}'
+    return (400, {}, said) if "temperature" in body else by_text(body)
+
+
+@pytest.mark.parametrize("answer", [by_text, refusing_logprobs, refusing_temperature, thinking])
 def test_letters_by_text_where_logprobs_are_absent_refused_or_of_another_token(ghost, items, tmp_path, answer):
     score(ghost, Model(answer), items, tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["headline"]["accuracy"], report["endpoint"]["letters_by"]) == (1.0, "text")
+    assert report["endpoint"].get("drawn", False) == (answer is refusing_temperature)
 
 
 def test_refusals_and_essays_are_no_letter(ghost, items, tmp_path):

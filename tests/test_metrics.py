@@ -192,7 +192,7 @@ def test_a_damaged_line_is_left_out_alone(tmp_path, damaged):
 
 def test_the_simulated_devices_of_a_process_make_no_run_shorter(monkeypatch):
     config = config_lib.load(f"{ROOT}/configs/pretrain_v05.py:nano")
-    monkeypatch.setattr(plan, "measured_flops", lambda dtype: 1e9)
+    monkeypatch.setattr(metrics, "measured_flops", lambda dtype: 1e9)
     together = plan.estimated_seconds(config)
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)

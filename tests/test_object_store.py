@@ -163,7 +163,7 @@ def saved_lines(workdir) -> list[dict]:
 
 
 def test_a_typed_path_is_local_or_in_a_known_store():
-    assert path_of("runs/x") == Path("runs/x")
+    assert (path_of("runs/x"), path_of("~/x")) == (Path("runs/x"), Path.home() / "x")
     for text in ("http://host/x", "s3://", "file:///x", "gs:///x", "s3://b/run*", "s3://b/run[1]", "s3://a:b@c/x", ""):
         with pytest.raises(UsageError, match=text.partition(":")[0] or "empty"):
             path_of(text)

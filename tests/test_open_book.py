@@ -92,7 +92,9 @@ def test_a_book_may_be_ones_own_files(score, tmp_path):
     (tmp_path / "notes").mkdir()
     for name, text in ASKED.items():
         (tmp_path / "notes" / f"{name}.md").write_text(f"# {name}\n\nOverview\n\n{text}")
-    _, report = score("--reader=lexical", f"--book={tmp_path / 'notes'},capec")
+    (tmp_path / "notes" / "scan.pdf").write_bytes(b"%PDF-")
+    result, report = score("--reader=lexical", f"--book={tmp_path / 'notes'},capec")
+    assert ".pdf" in result.stdout, "what is not read is named"
     assert (report["book"], report["headline"]["accuracy"]) == ("own", 1)
     assert report["book_index"]["lines"] > len(ASKED), "those of CAPEC too"
 

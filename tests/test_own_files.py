@@ -134,16 +134,16 @@ def test_each_form_of_conversation_is_read(tmp_path):
         turns(brief, ("system", "In English."), ASKED, ANSWER, ("user", "And?"), ("assistant", "No.", False), id=7),
         {"conversations": [{"from": role, "value": content} for role, content in (brief, *share)]},
         {"instruction": "Add.", "input": "1 + 1", "output": "  2"},
-        {"instruction": "Greet.", "input": "", "output": "Hi"},
+        {"instruction": "Greet.", "input": "", "output": "Hi", "system": "Be brief.", "history": []},
     ]
     read = list(chats.read("mine", lines(tmp_path / "ü b.jsonl", *found, end=b"\r\n\r\n")))
     assert [[turn.content for turn in each.messages] for each in read] == [
         ["Be brief.\n\nIn English.", "What is a port?", "A number.", "And?", "No."],
-        *(["Be brief.", "Hi", "Yes"], ["Add.\n\n1 + 1", "  2"], ["Greet.", "Hi"]),
+        *(["Be brief.", "Hi", "Yes"], ["Add.\n\n1 + 1", "  2"], ["Be brief.", "Greet.", "Hi"]),
     ]
     roles = [[turn.role for turn in each.messages] for each in read]
     pair = ["user", "assistant"]
-    assert roles == [["system", *pair, *pair], ["system", *pair], pair, pair]
+    assert roles == [["system", *pair, *pair], ["system", *pair], pair, ["system", *pair]]
     assert [turn.train for turn in read[0].messages] == [True, True, True, True, False]
     weighed = turns(ASKED, ANSWER, ASKED, ANSWER)
     for turn, weight in zip(weighed["messages"], (0, 0, 0, 1), strict=True):
@@ -182,6 +182,20 @@ def test_questions_that_depend_on_each_other_are_in_one_split(tmp_path):
     assert repeated[-2].split == repeated[-1].split
 
 
+def test_a_csv_has_the_pages_of_its_questions_and_its_blemishes_are_said(tmp_path):
+    rows = [f"What is {n}?,{n},no {n},{'no' if n else '0'},B,q{n},https://a.example/{n // 2}" for n in range(20)]
+    (tmp_path / "quiz.csv").write_text(
+        "\n".join(
+            ["Question,A,B,C,Answer,id,url".replace("C,", "C,D,"), *(row.replace(",B,q", ",other,B,q") for row in rows)]
+        )
+    )
+    said = []
+    found = questions.read("quiz", tmp_path / "quiz.csv", "", 0, said.append)
+    assert [each.id for each in found[:2]] == ["quiz/q0", "quiz/q1"]
+    assert all(one.split == other.split for one, other in zip(found[::2], found[1::2], strict=True))
+    assert any("equal" in line for line in said)
+
+
 def test_questions_that_cannot_be_split_are_refused(tmp_path):
     one_topic = lines(tmp_path / "one.jsonl", *quiz(topic="same"))
     for key in ("topic", "absent"):
@@ -196,7 +210,8 @@ BAD_TEXT = ({"body": "two"}, {"text": 2}, {"text": " "}, {"text": "two", "id": "
 BAD_CHATS = ({"text": "a"}, {"messages": []}, {"messages": [{"role": "user"}]}, turns(ASKED, ANSWER, id="x"))
 BAD_CHATS += (turns(("tool", "a"), ASKED, ANSWER), turns((*ASKED, True), ANSWER), turns(ASKED, (*ANSWER, "no")))
 BAD_CHATS += (turns(ASKED), turns(ASKED, ASKED, ANSWER), turns(ASKED, ANSWER, ("system", "a")), turns(ANSWER))
-BAD_CHATS += (turns(ASKED, (*ANSWER, False)),)
+BAD_CHATS += (turns(ASKED, (*ANSWER, False)), turns(ASKED, ANSWER, tools=[{"name": "search"}]))
+BAD_CHATS += ({"instruction": "And?", "output": "No.", "history": [["What is it?", "A port."]]},)
 BAD_QUIZ = (quiz(1)[0] | {"answer": "D"}, quiz(1)[0] | {"topic": None})
 # kind -> reader, a row, and rows that are invalid behind it
 KINDS = {

@@ -11,8 +11,9 @@ import matplotlib.image
 import pytest
 
 import ghost_jax
+from ghost_jax.core.errors import UserError
 from ghost_jax.reporting.plots import accuracy_picture, log_prob_picture, loss_picture, png, study_picture
-from ghost_jax.reporting.records import Beside, find_runs, read_beside
+from ghost_jax.reporting.records import Beside, deeper_runs, find_runs, read_beside
 from ghost_jax.reporting.summary import glance_table, story
 from ghost_jax.reporting.tables import NONE, notes_of, recipe_of
 from ghost_jax.runs import run_record
@@ -247,6 +248,13 @@ def test_each_part_of_a_benchmark_has_its_baselines():
 def test_a_folder_without_runs_is_refused(ghost, tmp_path):
     assert str(tmp_path) in ghost.refused_here("ghost_jax.report", f"--runs={tmp_path}", f"--out={tmp_path / 'report'}")
     assert not (tmp_path / "report").exists()
+
+
+def test_runs_in_deeper_folders_are_named(tmp_path):
+    shutil.copytree(RECORDS / "chat_v5-seed0", tmp_path / "mine" / "chat")
+    with pytest.raises(UserError, match=str(tmp_path / "mine")):
+        find_runs(tmp_path)
+    assert deeper_runs(tmp_path) == [tmp_path / "mine"]
 
 
 def test_the_results_in_the_repository_are_those_of_its_records():

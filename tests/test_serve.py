@@ -6,7 +6,7 @@ import signal
 import pytest
 import requests
 
-from tests.test_server import BODY, client, post
+from tests.test_server import BODY, client
 
 
 def test_nothing_to_serve_or_a_host_for_all_without_a_key_is_bad_usage(ghost):
@@ -15,13 +15,16 @@ def test_nothing_to_serve_or_a_host_for_all_without_a_key_is_bad_usage(ghost):
         assert named in ghost.refused_here("ghost_jax.serve", *flags, code=2)
 
 
-def test_the_command_serves_a_book_to_this_machine_alone_until_sigterm(ghost, tmp_path):
+@pytest.mark.parametrize("key", ["", "secret"])
+def test_the_command_serves_a_book_under_other_names_with_a_key_alone_until_sigterm(ghost, tmp_path, key):
     (tmp_path / "notes.md").write_text("# Kite\n\nThe kite implant hides its beacon in the printer spooler of a host.")
-    process = ghost.start("ghost_jax.serve", f"--book={tmp_path}", "--port=0")
+    process = ghost.start("ghost_jax.serve", f"--book={tmp_path}", "--port=0", env={"GHOST_API_KEY": key})
     address = next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+)\.", line)))
-    found = post(address, {"question": "Where does kite hide its beacon?", "options": ["spooler", "mail"]}, "/v1/read")
-    assert found.json()["answer"] == "A"
-    assert requests.get(address, headers={"Host": "evil.example"}, timeout=60).status_code == 400
+    asked = {"question": "Where does kite hide its beacon?", "options": ["spooler", "mail"]}
+    known = {"Authorization": f"Bearer {key}"}
+    assert requests.post(f"{address}/v1/read", json=asked, headers=known, timeout=60).json()["answer"] == "A"
+    elsewhere = requests.get(address, headers={"Host": "proxy.example"}, timeout=60)
+    assert elsewhere.status_code == (200 if key else 400)
     process.send_signal(signal.SIGTERM)
     assert ghost.finish(process).returncode == 0
 

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
+from evals.overlap.contamination import Wanted
 from evals.tasks import TASKS, baseline_text, vsp
 from evals.tasks.baseline_text import Labelled
-from evals.tasks.open_answers import read_answers, read_task, score
+from evals.tasks.open_answers import TaskItem, TaskItems, as_questions, read_answers, read_task, score
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.runs.evaluation import TaskEvaluation, read
@@ -121,6 +122,13 @@ def test_no_baseline_learns_from_a_test_item(scored, data):
 )
 def test_keyword_rules_give_the_vector_of_a_description(text, metrics):
     assert vsp.by_rules(text) == f"CVSS:3.1/{metrics}" == TASKS["vsp"].parse(metrics)
+
+
+def test_the_search_of_training_data_finds_techniques_in_any_order():
+    item = TaskItem("S0001", "A downloader that waits on a host and then talks to its server.", "", "T1059, T1071", "")
+    asked = as_questions(TaskItems("ate", "", "", (item,)))
+    found = Wanted(asked.items).found_in(f"{item.text} It uses T1071, T1573 and T1059.")
+    assert found.stems[item.id]
 
 
 @pytest.mark.parametrize(

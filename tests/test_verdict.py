@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from evals.analysis.report import report_of
-from evals.analysis.verdict import CONTROLS, judged, words_of
+from evals.analysis.verdict import CONTROLS, NEAREST, judged, words_of
 from evals.items.answers import Answers
 from ghost_jax.data.items.items import Item, Items
 from ghost_jax.runs.evaluation import Accuracy, Cloze, Control, Evaluation
@@ -109,6 +109,7 @@ def read_twice(accuracy: float, *, letters: float = 0.25, chance: float = 0.25, 
         (read_twice(0.57, gain=0.06, baselines_over_orders=OVERLAP), True),
         (read_twice(0.34), False),
         (read_twice(0.57, baselines_over_orders=BASELINES | {"word_part_overlap": 0.48}), False),
+        (read_twice(0.57, baselines_over_orders=BASELINES | {NEAREST: 0.48}), False),
         (read_twice(0.57, chance=0.5), False),
         (read_twice(0.57, letters=0.35), False),
     ],

@@ -44,9 +44,10 @@ def _show_if_new(show: Callable, raised: "sys.UnraisableHookArgs | threading.Exc
 
 def fast_dtype(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Returns the type in which this machine trains fastest: "bfloat16", or "float32" on a CPU without instructions
-    for it. `cpuinfo` lists a CPU's instructions, on Linux alone.
+    for it and on an NVIDIA GPU before Ampere. `cpuinfo` lists a CPU's instructions, on Linux alone.
     """
     if jax.default_backend() != "cpu":
-        return "bfloat16"
+        capability = getattr(jax.local_devices()[0], "compute_capability", "")
+        return "float32" if re.fullmatch(r"[1-7]\.\d", str(capability)) else "bfloat16"
     flags = set(cpuinfo.read_text(encoding="utf-8").split()) if cpuinfo.is_file() else set()
     return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"

@@ -96,13 +96,16 @@ class Attention(nn.Module):
             k, v = jnp.unstack(project((2, c.kv_heads, c.head_width), INIT_STD, name="kv")(x), axis=2)
         if cos_sin is not None:
             q, k = apply_rope(q, cos_sin), apply_rope(k, cos_sin)
+        by_head = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if at is not None:
-            attended = jax.nn.dot_product_attention(gather_positions(q, at), k, v, mask=mask)
+            none = tuple(each[:, :, :0] for each in by_head)
+            attended = attention_lib.cached_attention(gather_positions(q, at), by_head, none, mask)
         elif past is None:
             attended = kernel_attention(c.attention, q, k, v, mask, self.rows)  # [B, T, H, K]
-        else:
-            new = k.swapaxes(1, 2), v.swapaxes(1, 2)
-            attended = attention_lib.cached_attention(q, past, new, mask)
+        elif past[0].shape[2]:
+            attended, new = attention_lib.cached_attention(q, past, by_head, mask), by_head
+        else:  # a prompt, whose weights for all pairs of tokens would take gigabytes
+            attended, new = attention_lib.causal_attention(q, k, v, None), by_head
         return project((c.width,), INIT_STD / math.sqrt(2 * c.layers), inputs=2, name="out")(attended), new
 
 

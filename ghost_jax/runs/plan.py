@@ -15,7 +15,7 @@ from ghost_jax.data.prepare import Prepared
 from ghost_jax.model.config import ModelConfig
 from ghost_jax.parallel.mesh import batch_shards, micro_batch_rows
 from ghost_jax.runs import run_dir
-from ghost_jax.runs.metrics import measured_flops
+from ghost_jax.runs.metrics import measured_flops, peak_flops
 from ghost_jax.training import setup
 
 EFFICIENCY = 0.4  # share of the measured matrix product that a training step reaches; for estimates only
@@ -46,9 +46,9 @@ def estimated_seconds(config: ConfigDict) -> float:
     """Returns an estimate of the time of a config's updates on the devices of this process."""
     tokens = config.steps * config.batch_size * config.data.seq_len
     work = tokens * ModelConfig(**config.model).flops_per_token(config.data.seq_len)
-    # The simulated devices of a process share its cores.
-    workers = {device.process_index if device.platform == "cpu" else device.id for device in jax.devices()}
-    return work / (measured_flops(config.model.dtype) * len(workers) * EFFICIENCY)
+    devices, dtype = jax.devices(), config.model.dtype
+    # Of an accelerator that is not in the table; one product of a fast one measures little but its start.
+    return work / (EFFICIENCY * (peak_flops(devices, dtype) or measured_flops(dtype) * len(devices)))
 
 
 def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:

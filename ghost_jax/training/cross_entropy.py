@@ -26,17 +26,18 @@ def cross_entropy(
 ) -> jax.Array:
     """Returns the cross-entropy [B, T] float32 in nats of each target. A backward pass computes the logits again.
 
+    The table is rounded within a chunk, so that its gradient is added up over the chunks in its own type.
+
     Args:
       hidden: [B, T, D] in the compute type.
       table: [V, D], whose rows from `vocab_size` on are padding.
       targets: [B, T] int32.
       shards: the parts of B over devices.
     """
-    rows = table.astype(hidden.dtype)
 
     @jax.checkpoint
     def of_chunk(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return _losses(_logits(chunk[0], rows, vocab_size), chunk[1])
+        return _losses(_logits(chunk[0], table.astype(hidden.dtype), vocab_size), chunk[1])
 
     losses = jax.lax.map(of_chunk, _chunks((hidden, targets), shards))
     return _joined(losses, targets.shape)
