@@ -7,6 +7,7 @@ record that is absent is an error:
                                         in percent, and from the lowest to the highest end of their intervals; with
                                         `.gain` behind a control the paired gain over it
     {{items FOLDER SETTING EVALUATION}} how many questions every seed was asked
+    {{baseline FOLDER SETTING EVALUATION NAME}} the accuracy of a baseline over the orders, in percent
     {{readings FOLDER}}                 a table: letters, cloze and ranking of every setting
     {{exposure FOLDER}}                 a table: recall by how often a fact was stated
     {{paired FOLDER OTHER SETTING WAY}} by how many points recall is higher than in the other folder, by fact
@@ -75,6 +76,13 @@ class Folder:
                 self.refuse(f"{setting} {evaluation} {key}")
             values.append((value[figure], *value[ends]))
         return values
+
+    def baseline(self, setting: str, evaluation: str, name: str) -> str:
+        """Returns the accuracy of a baseline, which every seed must have alike."""
+        found = {each["baselines_over_orders"].get(name) for each in self.records(setting, evaluation)}
+        if None in found or len(found) > 1:
+            self.refuse(f"{setting} {evaluation} {name}")
+        return f"{100 * found.pop():.1f}"
 
     def hours(self, setting: str = "") -> float:
         """Returns the core-hours of training of every run and base: between two lines, tokens over tokens a second.
@@ -215,6 +223,8 @@ def filled(text: str, records: Path) -> str:
         match asked[1].split():
             case ["items", folder, setting, evaluation]:
                 return f"{Folder(campaign / folder).records(setting, evaluation)[0]['n']:,}"
+            case ["baseline", folder, setting, evaluation, name]:
+                return Folder(campaign / folder).baseline(setting, evaluation, name)
             case ["readings", folder]:
                 return markdown(readings(Folder(campaign / folder)))
             case ["exposure", folder]:

@@ -24,6 +24,7 @@ def records(tmp_path):
             "n": 1156,
             "headline": accuracy(0.25 + seed / 100, low, high),
             "letter_share": {"A": 0.9, "B": 0.1},
+            "baselines_over_orders": {"longest": 0.25, "own": seed},
             "cloze": {
                 "pmi": accuracy(0.6 + seed / 100, 0.55, 0.65),
                 "ranked": accuracy(0.5, 0.4, 0.6),
@@ -50,6 +51,7 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
     assert results.filled(text, records) == figures
     gain = results.filled("{{facts known ctibench cloze.controls.question\nswapped.gain}}", records)  # over two lines
     assert gain == "10.0 (5.0 to 15.0, 3 seeds)"
+    assert results.filled("{{baseline facts known facts longest}}", records) == "25.0"
     hours = 2 * 8 * 50 * (30 / 2 + 30 / 5) / 3600
     folder = records / "campaign" / "facts"
     for name in ("pretrain_pages-nano", "known-seed0", "other-seed0"):  # other stands on pretrain_pages alone
@@ -70,6 +72,8 @@ def test_a_figure_is_the_mean_over_seeds_with_the_outermost_ends_of_their_interv
         ("nowhere known facts headline", "nowhere"),
         ("facts known", "facts known"),
         ("items facts unknown facts", "unknown"),
+        ("baseline facts known facts shortest", "shortest"),
+        ("baseline facts known facts own", "own"),
         ("facts known facts n", "known facts n"),
         ("facts known facts cloze.pmi.gain", "cloze.pmi.gain"),
         ("readings exposure", "facts"),
