@@ -11,6 +11,7 @@ from evals import ctibench
 from evals.answering.evaluate import evaluate
 from evals.answering.letters import make_probe, prompt_of
 from evals.items.ctibench import NoItems, find_items
+from evals.tasks.mcq import with_nearest_trained
 from ghost_jax.core.atomic_io import write_text
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.formats import read_items
@@ -149,6 +150,14 @@ def test_a_probe_of_all_held_out_questions_is_the_score(tiny, tiny_run):
     probe = make_probe(tiny_run.workdir, tiny.tokenizer, "classic", questions=10**6, context=tiny.config.context)
     found = probe(tiny.predict)["held_out_accuracy"]
     assert found == pytest.approx(score_of(tiny_run.workdir)["headline"]["accuracy"])
+
+
+def test_without_the_stores_of_its_questions_a_run_has_no_baseline_by_them(tiny_run, monkeypatch):
+    report = evaluation.read(tiny_run.workdir / "evals" / "ctibench.json")
+    monkeypatch.setattr("ghost_jax.data.storage.artifact_cache.find", lambda _: None)
+    found = with_nearest_trained(report, read_items(tiny_run.workdir / "heldout.jsonl"), tiny_run.workdir)
+    assert "mcq" in found.note
+    assert found.baselines == report.baselines
 
 
 def test_a_prompt_over_the_context_is_counted(tiny, items):

@@ -12,6 +12,7 @@ from rich.console import Console
 from evals.tasks import recall
 from ghost_jax.core.errors import UserError
 from ghost_jax.data.builders import exposure
+from ghost_jax.data.sources import embedded
 from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.wordings import FORMS, fill
 from ghost_jax.runs import evaluation
@@ -68,6 +69,13 @@ def test_every_fact_is_stated_as_often_as_its_set_and_over_seeds_by_every_number
                 seen.setdefault(each, []).append(count)
     assert len(seen) == 4 * 12
     assert all(sorted(counts) == [1, 3, 9] for counts in seen.values())
+
+
+def test_no_page_of_the_pack_has_the_wording_that_recall_is_measured_in():
+    stated = [(page.text, fact) for page in embedded.read() for fact in page.facts]
+    of_pages = [index for index in (4, 5) for text, fact in stated if fill(FORMS[fact.relation][index], fact) in text]
+    assert set(of_pages) == {4, 5}
+    assert not [fact for text, fact in stated if fill(FORMS[fact.relation][exposure.HELD_OUT], fact) in text]
 
 
 def test_no_statement_and_no_page_has_the_wording_that_recall_is_measured_in(vocabulary):

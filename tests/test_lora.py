@@ -92,7 +92,7 @@ def test_the_command_exports_adapters_and_the_whole_with_a_card(ghost, adapted, 
     assert card.data.library_name == expected
 
 
-def test_a_base_that_is_gone_is_named_leaves(adapted, tmp_path):
+def test_a_base_that_is_gone_is_named(adapted, tmp_path):
     alone = shutil.copytree(adapted, tmp_path / "alone")
     base = (alone / json.loads((alone / ADAPTED).read_text())["base"]).resolve()
     with pytest.raises(UserError, match=base.name):

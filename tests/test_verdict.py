@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from evals.analysis.report import report_of
-from evals.analysis.verdict import CONTROLS, NEAREST, judged, words_of
+from evals.analysis.verdict import CONTROLS, judged, words_of
 from evals.items.answers import Answers
 from ghost_jax.data.items.items import Item, Items
+from ghost_jax.data.retrieval.mcq_baselines import NEAREST
 from ghost_jax.runs.evaluation import Accuracy, Cloze, Control, Evaluation
 
 ITEMS = Items("two questions", "", "", (Item("1", "Which?", ("a", "b"), 0), Item("2", "Which?", ("a", "b"), 1)))

@@ -14,6 +14,7 @@ from ghost_jax.core.errors import UserError
 from ghost_jax.data.items.items import LETTERS, Item, Order
 from ghost_jax.data.retrieval import mcq_baselines
 
+BLOCK = 256  # items whose similarities are held at a time
 # Whether the fit knows how popular texts are, and what they share with the question.
 FITTED = {
     "position_length": {"popularity": False, "overlap": False},
@@ -65,11 +66,13 @@ def nearest_trained(items: Sequence[Item], trained: Sequence[Item]) -> list[np.n
         rows_of[each.options[each.answer]].append(row)
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
     known, shares = vectorizer.fit_transform(each.question for each in kept), []
-    for item in items:
-        similar = (known @ vectorizer.transform([item.question]).T).toarray()[:, 0]
-        scores = np.array([similar[rows_of[option]].max(initial=0.0) for option in item.options])
-        best = scores >= scores.max() - TIED
-        shares.append(best / best.sum())
+    for start in range(0, len(items), BLOCK):  # similarities of all pairs would take gigabytes
+        block = items[start : start + BLOCK]
+        similar = (vectorizer.transform(each.question for each in block) @ known.T).toarray()
+        for item, row in zip(block, similar, strict=True):
+            scores = np.array([row[rows_of[option]].max(initial=0.0) for option in item.options])
+            best = scores >= scores.max() - TIED
+            shares.append(best / best.sum())
     return shares
 
 

@@ -130,4 +130,4 @@ def _numbered(names: Iterable[Hashable]) -> np.ndarray:
 
 def _fold_of(group: str) -> int:
     """The fold of a group of items by a hash of its name: the same one in every process and version of Python."""
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) % FOLDS
+    return int.from_bytes(hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()[:8]) % FOLDS

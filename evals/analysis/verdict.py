@@ -2,12 +2,12 @@
 
 from dataclasses import replace
 
+from ghost_jax.data.retrieval.mcq_baselines import NEAREST
 from ghost_jax.runs.evaluation import COLLAPSED, Accuracy, Evaluation, Readings
 
 ROUNDING = 1e-9  # means of thirds do not cancel to the last bit
 COLLAPSED_SHARE = 0.6  # share of one letter among all answers and where it is wrong, above which they are collapsed
 CONTROLS = ("options only", "question swapped", "trained options-only")
-NEAREST = "nearest_trained_question"
 COMPARE_TEXTS = ("question_overlap", "word_part_overlap", NEAREST)
 NEEDED = CONTROLS[:2]  # without these, what the options alone give away is unknown, and the verdict is not "knowledge"
 

@@ -52,7 +52,8 @@ def swapped(items: Sequence[Item]) -> list[Item]:
     if largest > len(items) / 2:
         sets = {options: number for number, options in enumerate({frozenset(item.options) for item in items})}
         offered = np.array([sets[frozenset(items[row].options)] for row in in_turn])
-        distances = range(min(max(Counter(page).values()), len(items) - 1), len(items))
+        longest = min(max(Counter(page).values()), len(items) - 1)
+        distances = range(longest, max(longest, len(items) - longest) + 1)  # farther on it is the same page again
         largest = min(distances, key=lambda distance: int((offered == np.roll(offered, -distance)).sum()))
     further = np.roll(in_turn, -min(largest, len(items) - 1))
     question_of = {row: items[other].question for row, other in zip(in_turn, further, strict=True)}

@@ -88,7 +88,7 @@ def ask_all(
                 run_dir.say(f"{api.label} refuses log-probabilities: asking for text alone")
             elif refused := next((key for key in fixed if key in said), ""):
                 del fixed[refused]
-                run_dir.say(f"{api.label} refuses {refused}: its answers may be drawn, and differ when asked again")
+                run_dir.say(f"{api.label} refuses {refused} and is asked without: it may answer otherwise another time")
             else:
                 raise
     replies = dict(zip(prompts, found, strict=True))

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from evals.analysis.baselines import nearest_trained
 from evals.analysis.report import show
-from evals.analysis.verdict import NEAREST, judged
+from evals.analysis.verdict import judged
 from evals.answering.controls import TRAINED, read_trained_without_questions, trained_without_questions, with_controls
 from evals.answering.evaluate import evaluate, putting
 from evals.answering.letters import lettered
@@ -20,6 +20,7 @@ from evals.overlap.contamination import HELD_OUT, check, refuse
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items
+from ghost_jax.data.retrieval.mcq_baselines import NEAREST
 from ghost_jax.data.storage import artifact_cache
 from ghost_jax.parallel import distributed
 from ghost_jax.runs import evaluation, run_dir, run_record
@@ -28,6 +29,8 @@ from ghost_jax.text.tokenizer import Tokenizer
 
 FACTS = "facts.jsonl"  # in a run directory: the questions of `fact_mcq` in the splits below, which no run is trained on
 SPLITS_OF_FACTS = ("validation", "test")
+# A dataset whose questions are those of another one
+QUESTIONS_OF = {"cot": "mcq", "raft": "mcq", "rank": "mcq", "fact_rank": "fact_mcq", "read": "fact_mcq"}
 
 
 def evaluate_run(
@@ -85,12 +88,17 @@ def evaluate_run(
 
 
 def with_nearest_trained(report: Evaluation, items: Items, workdir: Path) -> Evaluation:
-    """Returns the report with the baseline that answers by the run's own training questions, see docs/scoring.md.
+    """Returns the report with the baseline that answers by the questions the run was tuned on, see docs/scoring.md.
 
-    It is left out where none of their stores is in the cache.
+    Where a store of theirs is not in the cache, it is left out, and the note says so.
     """
-    places = map(artifact_cache.find, run_record.read_data(workdir).stores.values())
-    files = [place / "items-train.jsonl" for place in places if place]
+    data = run_record.read_data(workdir)
+    mixed = {QUESTIONS_OF.get(share.name, share.name) for share in data.mixture if any(share.multiplier)}
+    places = {name: artifact_cache.find(store) for name, store in data.stores.items() if name in mixed}
+    if missing := [name for name, place in places.items() if not place]:
+        note = f"No baseline by the questions of {', '.join(missing)}, which are not in the cache."
+        return replace(report, note=f"{report.note} {note}".strip())
+    files = [place / "items-train.jsonl" for place in places.values()]
     trained = [item for file in files if file.is_file() and file.stat().st_size for item in read_items(file)]
     if not trained:
         return report

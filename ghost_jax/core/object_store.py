@@ -83,7 +83,7 @@ def path_of(text: str) -> Path:
         raise UsageError("The path of a flag is empty. Name one; a shell variable in it may not be set.")
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return Path(text).expanduser()  # which shells leave as it is behind --flag=
+        return Path(os.path.expanduser(text))  # which shells leave as it is behind --flag=
     if scheme not in PACKAGES or not re.fullmatch(r"[^/*?[@]+(/[^*?[]*)?", rest):
         raise UsageError(
             f"{text} is neither a local path nor gs://BUCKET/… or s3://BUCKET/… without *, ? and [. Name one of these."

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import ghost_jax
+from ghost_jax.data.retrieval.mcq_baselines import NEAREST
 from ghost_jax.reporting.tables import (
     WORDS,
     answerer_of,
@@ -170,7 +171,7 @@ def study_picture(runs: Sequence[RunRecord]) -> Figure | None:
     if not scored or not (study or len(scored) > 1):
         return None
     score = next(iter(scored.values()))
-    baselines = score.baselines.items()
+    baselines = [(name, each) for name, each in score.baselines.items() if name != NEAREST]
     # Accuracy in the published order, accuracy over all orders, interval of the latter.
     rows = {name.replace("_", " "): (each, score.baselines_over_orders[name], None) for name, each in baselines}
     rows |= {f"study: {name}": (each, None, None) for name, each in sorted(study.items(), key=lambda row: row[1])}

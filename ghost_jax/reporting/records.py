@@ -43,20 +43,25 @@ class Beside:
 
 def find_runs(folder: Path) -> list[Path]:
     """Returns the run directories at or below `folder`, by name. Raises UserError where there is none."""
-    configs = [*folder.glob("config.json"), *folder.glob("*/config.json")]
-    runs = sorted(path.parent for path in configs if b'"architectures"' not in path.read_bytes())  # else an export
+    runs = [*_runs_at(folder, "config.json"), *_runs_at(folder, "*/config.json")]
     if not runs:
         deeper = "".join(f" {each} has some." for each in deeper_runs(folder))
         raise UserError(
             f"There is no run in {folder}.{deeper} Name its folder, or train one: python -m ghost_jax.train "
             "--config=configs/chat_v5.py:nano."
         )
-    return runs
+    return sorted(runs)
+
+
+def _runs_at(folder: Path, pattern: str) -> list[Path]:
+    """Returns the run directories whose config has a path of this pattern; others are exports."""
+    return [path.parent for path in folder.glob(pattern) if b'"architectures"' not in path.read_bytes()]
 
 
 def deeper_runs(folder: Path) -> list[Path]:
     """Returns the folders in `folder` that hold runs, which `find_runs` does not look for."""
-    return sorted({path.parent.parent for path in folder.glob("*/*/config.json")})
+    found = {run.parent for run in _runs_at(folder, "*/*/config.json")}
+    return sorted(found - set(_runs_at(folder, "*/config.json")))
 
 
 def read_runs(workdirs: Iterable[Path]) -> tuple[list[RunRecord], list[str]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import ghost_jax
+from ghost_jax.data.retrieval.mcq_baselines import NEAREST
 from ghost_jax.reporting import tables
 from ghost_jax.reporting.records import Beside, runs_compared, sentences_of
 from ghost_jax.reporting.tables import CTIBENCH, NONE, Row
@@ -95,7 +96,9 @@ def story(runs: Sequence[RunRecord], beside: Beside) -> list[tuple[str, str]]:
     if not scores:
         return []
     name, best = _best(scores)
-    unread = {name: each for name, each in best.baselines_over_orders.items() if "overlap" not in name}
+    unread = {
+        name: each for name, each in best.baselines_over_orders.items() if "overlap" not in name and name != NEAREST
+    }
     baseline, accuracy = max(unread.items(), key=lambda each: each[1])
     known = BASELINES.get(baseline, baseline.replace("_", " "))
     rows = [(f"{name}, closed book", _headline(best)), (f"without reading the question: {known}", percent(accuracy))]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ghost_jax.data.builders import DATASETS
 from ghost_jax.data.items.items import orders_label
+from ghost_jax.data.retrieval.mcq_baselines import NEAREST
 from ghost_jax.runs.evaluation import COLLAPSED, Evaluation, interval, percent, points
 from ghost_jax.runs.run_record import RunRecord, differences
 
@@ -49,7 +50,9 @@ def notes_of(runs: Sequence[RunRecord]) -> list[str]:
         if cropped := score.cropping:
             notes.append(f"{name}, {score.items.name}, {asked_of(score)}: {cropped}")
     for score in {(score.items.sha256, score.items.name): score for _, score in scores}.values():
-        baselines = ", ".join(f"{name.replace('_', ' ')} {100 * each:.1f}" for name, each in score.baselines.items())
+        baselines = ", ".join(
+            f"{name.replace('_', ' ')} {100 * each:.1f}" for name, each in score.baselines.items() if name != NEAREST
+        )
         notes.append(f"Without a model, {score.items.name} in the published order, %: {baselines}.")
     return notes
 

@@ -47,8 +47,9 @@ def estimated_seconds(config: ConfigDict) -> float:
     tokens = config.steps * config.batch_size * config.data.seq_len
     work = tokens * ModelConfig(**config.model).flops_per_token(config.data.seq_len)
     devices, dtype = jax.devices(), config.model.dtype
-    # Of an accelerator that is not in the table; one product of a fast one measures little but its start.
-    return work / (EFFICIENCY * (peak_flops(devices, dtype) or measured_flops(dtype) * len(devices)))
+    # The table is of bfloat16. One product on a fast accelerator measures little but its start.
+    peak = peak_flops(devices, dtype) if dtype == "bfloat16" or devices[0].platform == "cpu" else None
+    return work / (EFFICIENCY * (peak or measured_flops(dtype) * len(devices)))
 
 
 def show(config: ConfigDict, prepared: Prepared, console: Console) -> None:

@@ -21,14 +21,14 @@ from ghost_jax.data.storage.schema import Fact, Record
 from ghost_jax.data.wordings import FORMS, QUESTIONS, fill
 from ghost_jax.text.tokenizer import Tokenizer
 
-VERSION = 4  # raise it when the same facts give other statements, documents or items
+VERSION = 5  # raise it when the same facts give other statements, documents or items
 
 COUNTS = (10, 30, 100, 300, 1000)  # statements of a fact
 SETS = 50  # of four facts, for each count
 LONGEST = 120  # characters of both names of a fact, so that facts cost about the same
-# The index of the wording that no statement has, and no page: the one before it is a publisher's sentence. Of every
+# The index of the wording that no statement has, and no page: the two before it are sentences of some. Of every
 # relation it ends in the object.
-HELD_OUT = 5
+HELD_OUT = 6
 NAMED = ("weakness_name", "attack_pattern_name")  # other statements hold both ends: "Name (CWE-79)"
 
 

@@ -49,12 +49,17 @@ class Format:
         return [*filter(None, (self.id, self.url)), self.question, *options, self.answer]
 
     @property
+    def needed(self) -> list[str | int]:
+        """The parts without those that may be absent."""
+        return [part for part in self.parts if part not in ("id", "url")]
+
+    @property
     def shape(self) -> str:
         """What a file of it holds, in words."""
         suffixes = " or ".join(self.suffixes)
         if isinstance(self.question, int):
             return f"{suffixes} with {len(self.parts)} cells a row: question, options, the right letter; no header"
-        named = ", ".join(f"{part} by letter" if part == self.options else str(part) for part in self.parts)
+        named = ", ".join(f"{part} by letter" if part == self.options else str(part) for part in self.needed)
         return f"{suffixes} with {named}" + f", in a list {self.inside}" * bool(self.inside)
 
     def recognises(self, first: Any) -> bool:
@@ -138,7 +143,7 @@ def _recognised(path: Path) -> tuple[Format, Iterable[tables.Placed]]:
         return form, ((f"item {number}", record) for number, record in enumerate(first[form.inside], start=1))
     if isinstance(form.question, int):
         return form, ((place, dict(enumerate(cells))) for place, cells in tables.rows(path))
-    return form, tables.read(path, [part for part in form.parts if part not in ("id", "url")])
+    return form, tables.read(path, form.needed)
 
 
 def _item(form: Format, place: str, record: Any, page: str) -> tuple[Item, str]:
@@ -155,7 +160,7 @@ def _item(form: Format, place: str, record: Any, page: str) -> tuple[Item, str]:
     gold = _text(record, form.answer)
     name, url = (record.get(part) if part else None for part in (form.id, form.url))  # a column may be called ""
     url = _page(record, page) if page else str(url or "")
-    return Item(place if name is None else str(name), question, options, -1, url), gold
+    return Item(str(name) if name not in (None, "") else place, question, options, -1, url), gold
 
 
 def _value(record: dict, part: str | int) -> Any:

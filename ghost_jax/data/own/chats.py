@@ -54,7 +54,7 @@ def read(name: str, path: Path) -> Iterator[Conversation]:
 
 def _turns(row: dict, where: str) -> list[Message]:
     """Returns the turns of a row of any form."""
-    if unread := next((key for key in UNREAD if row.get(key)), ""):
+    if unread := next((key for key in UNREAD if row.get(key) not in (None, "", [], "[]")), ""):
         raise UserError(f'{where}: "{unread}" is not read. Write all turns as "messages", without tools.')
     system = [Message("system", text)] if (text := rows.string(row, "system", where)) else []
     return [*system, *_said(row, where)]

@@ -16,6 +16,7 @@ from ghost_jax.data.items.items import Item
 
 Baseline = Callable[[Item], np.ndarray]
 
+NEAREST = "nearest_trained_question"  # a baseline by what one run was tuned on, and not by the items alone
 RUN = 4  # characters of a word that an inflection of it has, too
 _WORD = re.compile(r"\w+(?:\.\w+)*")  # an id such as T1566.001 is one word
 _FUNCTION_WORDS = frozenset(
