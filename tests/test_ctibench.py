@@ -157,6 +157,7 @@ def test_without_the_stores_of_its_questions_a_run_has_no_baseline_by_them(tiny_
     monkeypatch.setattr("ghost_jax.data.storage.artifact_cache.find", lambda _: None)
     found = with_nearest_trained(report, read_items(tiny_run.workdir / "heldout.jsonl"), tiny_run.workdir)
     assert "mcq" in found.note
+    assert "small_talk" not in found.note
     assert found.baselines == report.baselines
 
 

@@ -17,6 +17,7 @@ from evals.answering.prefix_tree import Predict
 from evals.items.ctibench import NoItems, find_items, part_of
 from evals.open_book.scoring import Book, both_report
 from evals.overlap.contamination import HELD_OUT, check, refuse
+from ghost_jax.config.load import LETTERED, RANKED
 from ghost_jax.core.atomic_io import read_config
 from ghost_jax.data.items.formats import read_items
 from ghost_jax.data.items.items import Items
@@ -92,8 +93,9 @@ def with_nearest_trained(report: Evaluation, items: Items, workdir: Path) -> Eva
 
     Where a store of theirs is not in the cache, it is left out, and the note says so.
     """
-    data = run_record.read_data(workdir)
-    mixed = {QUESTIONS_OF.get(share.name, share.name) for share in data.mixture if any(share.multiplier)}
+    data, own = run_record.read_data(workdir), read_config(workdir / "config.json")["data"].get("questions", {})
+    mixed = {share.name for share in data.mixture if any(share.multiplier)} & {*LETTERED, *RANKED, *own}
+    mixed = {QUESTIONS_OF.get(name, name) for name in mixed}
     places = {name: artifact_cache.find(store) for name, store in data.stores.items() if name in mixed}
     if missing := [name for name, place in places.items() if not place]:
         note = f"No baseline by the questions of {', '.join(missing)}, which are not in the cache."
